@@ -1,0 +1,27 @@
+"""bough: a hypervisor for whole machines.
+
+    import bough
+
+    hv = bough.connect()
+    with hv.run("debian:12", memory="512MiB") as vm:
+        print(vm.exec("uname", "-a").stdout)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bough.client import Hypervisor as Hypervisor
+    from bough.client import Machine as Machine
+    from bough.client import connect as connect
+
+__version__ = "0.1.0"
+__all__ = ["Hypervisor", "Machine", "__version__", "connect"]
+
+
+def __getattr__(name: str) -> Any:
+    # The client is loaded at first use: `bough version` and the service need none of it.
+    if name in ("Hypervisor", "Machine", "connect"):
+        from bough import client
+
+        return getattr(client, name)
+    raise AttributeError(f"module 'bough' has no attribute {name!r}")

@@ -1,0 +1,183 @@
+"""Every on-disk name, once.
+
+    $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root /var/lib/bough
+      lock                                   held by the service, holds its pid
+      service.log
+      incoming/                              whatever is half-made; swept when the service starts
+      images/<digest>/{image.json,disk.raw}
+      labels.json                            label -> digest
+      machines/<id>/
+        machine.json                         the record: spec, state, identity, process
+        disks/<n>.qcow2
+        log/{console.log,qemu.log,exit}
+      host.json                              what was probed of this host, per boot
+
+    $XDG_RUNTIME_DIR/bough/<home>/           default: /run/user/<uid> or /tmp/bough-<uid>; <home> is a
+      api.sock                               hash of BOUGH_HOME, for a socket path holds 107 bytes
+      <machine id>/{qmp,agent,console}.sock
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from bough.errors import HostLacks
+
+
+@dataclass(frozen=True)
+class MachinePaths:
+    root: Path
+    runtime: Path
+
+    @property
+    def record(self) -> Path:
+        return self.root / "machine.json"
+
+    @property
+    def disks(self) -> Path:
+        return self.root / "disks"
+
+    def disk(self, index: int) -> Path:
+        return self.disks / f"{index}.qcow2"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log"
+
+    @property
+    def console_log(self) -> Path:
+        return self.log / "console.log"
+
+    @property
+    def qemu_log(self) -> Path:
+        """QEMU's standard error."""
+        return self.log / "qemu.log"
+
+    @property
+    def exit_status(self) -> Path:
+        """Written by the process that waits for QEMU: its exit status, as a shell gives it."""
+        return self.log / "exit"
+
+    @property
+    def qmp_socket(self) -> Path:
+        return self.runtime / "qmp.sock"
+
+    @property
+    def agent_socket(self) -> Path:
+        return self.runtime / "agent.sock"
+
+    @property
+    def console_socket(self) -> Path:
+        return self.runtime / "console.sock"
+
+
+@dataclass(frozen=True)
+class ImagePaths:
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "image.json"
+
+    @property
+    def disk(self) -> Path:
+        return self.root / "disk.raw"
+
+
+@dataclass(frozen=True)
+class Home:
+    """One BOUGH_HOME and the runtime directory that belongs to it."""
+
+    root: Path
+    runtime: Path
+
+    @classmethod
+    def from_environment(cls) -> Home:
+        return cls.at(os.environ.get("BOUGH_HOME") or _default_home())
+
+    @classmethod
+    def at(cls, root: str | os.PathLike[str]) -> Home:
+        # realpath, not Path.resolve: a home that does not exist yet is fine.
+        path = Path(os.path.realpath(Path(root).expanduser()))
+        name = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
+        return cls(path, _runtime_base() / name)
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "lock"
+
+    @property
+    def service_log(self) -> Path:
+        return self.root / "service.log"
+
+    @property
+    def incoming(self) -> Path:
+        return self.root / "incoming"
+
+    @property
+    def images(self) -> Path:
+        return self.root / "images"
+
+    @property
+    def labels(self) -> Path:
+        return self.root / "labels.json"
+
+    @property
+    def machines(self) -> Path:
+        return self.root / "machines"
+
+    @property
+    def host_facts(self) -> Path:
+        return self.root / "host.json"
+
+    @property
+    def api_socket(self) -> Path:
+        return self.runtime / "api.sock"
+
+    def machine(self, machine_id: str) -> MachinePaths:
+        return MachinePaths(self.machines / machine_id, self.runtime / machine_id)
+
+    def image(self, digest: str) -> ImagePaths:
+        return ImagePaths(self.images / digest)
+
+    def create(self) -> None:
+        """Make the directories; others may pass through (a jailed QEMU does) but not look."""
+        for path in (self.root, self.incoming, self.images, self.machines):
+            path.mkdir(mode=0o711, parents=True, exist_ok=True)
+        make_private_directory(self.runtime.parent)
+        make_private_directory(self.runtime)
+
+
+def make_private_directory(path: Path) -> None:
+    """Create `path` with mode 0700, or refuse one that somebody else made (it may be below /tmp).
+
+    Raises:
+        HostLacks: it is a link, is not ours, or is open to others.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    info = path.lstat()
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o022:
+        raise HostLacks(
+            f"{path} is not a directory that only this user can write to",
+            hint=f"remove {path}, or set XDG_RUNTIME_DIR to a directory of your own",
+        )
+
+
+def _default_home() -> Path:
+    if os.geteuid() == 0 and "XDG_DATA_HOME" not in os.environ:
+        return Path("/var/lib/bough")
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "bough"
+
+
+def _runtime_base() -> Path:
+    uid = os.geteuid()
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    if base is None and Path(f"/run/user/{uid}").is_dir():
+        base = f"/run/user/{uid}"
+    if base is None and uid == 0:
+        base = "/run"
+    return Path(base) / "bough" if base else Path(f"/tmp/bough-{uid}")

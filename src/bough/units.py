@@ -1,0 +1,72 @@
+"""Sizes and times as people write them.
+
+A size is an int of bytes. "512MiB", "2G", "1.5 GiB" and plain "1048576" are understood; K, M, G and T
+without "iB" mean the binary units too, as QEMU and qemu-img take them. A time is a float of seconds:
+"90", "90s", "2m", "1h30m", "1d".
+"""
+
+from __future__ import annotations
+
+import re
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+TIB = 1024 * GIB
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?B)?\s*", re.IGNORECASE)
+_FACTOR = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
+_TIME_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes. Raises ValueError with a sentence that says what was expected."""
+    if isinstance(text, bool) or not isinstance(text, str | int):
+        raise ValueError(f"expected a size like '512MiB', got {text!r}")
+    if isinstance(text, int):
+        if text < 0:
+            raise ValueError(f"a size cannot be negative, got {text}")
+        return text
+    match = _SIZE.fullmatch(text)
+    if match is None or len(text) > 32:
+        raise ValueError(f"expected a size like '512MiB' or '10GiB', got {text[:40]!r}")
+    return int(float(match[1]) * _FACTOR[match[2].upper()])
+
+
+def format_size(size_bytes: int) -> str:
+    """The shortest exact or one-decimal form: 512 MiB, 1.5 GiB, 17 B."""
+    value = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if value == int(value) or unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB" if value != int(value) else f"{value:.0f} TiB"
+
+
+def parse_duration(text: str | float) -> float:
+    """Seconds. Raises ValueError with a sentence that says what was expected."""
+    if isinstance(text, int | float) and not isinstance(text, bool):
+        seconds = float(text)
+    elif isinstance(text, str) and re.fullmatch(r"\d+(\.\d+)?", text.strip()):
+        seconds = float(text)
+    elif isinstance(text, str) and re.fullmatch(rf"(?:{_TIME_PART.pattern})+", text.strip()):
+        seconds = sum(float(number) * _SECONDS[unit] for number, unit in _TIME_PART.findall(text))
+    else:
+        raise ValueError(f"expected a time like '30s' or '2m', got {str(text)[:40]!r}")
+    if not 0 <= seconds < 10 * 365 * 86400:
+        raise ValueError(f"expected a time between 0 and ten years, got {str(text)[:40]!r}")
+    return seconds
+
+
+def format_duration(seconds: float) -> str:
+    """For people: 340 ms, 7.2 s, 3 min 5 s, 2 h 10 min, 4 days."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    if seconds < 86400:
+        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+    return f"{int(seconds // 86400)} days"
