@@ -1,0 +1,350 @@
+"""The use cases. The one place that knows machines, images, QEMU and networks, and introduces
+them to each other; everything above (the service) only carries calls here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from bough.errors import BoughError, Conflict, InUse, NameTaken, NotFound, WrongState
+from bough.images.build import build
+from bough.images.store import ImageManifest, ImageStore
+from bough.machines.disks import create_disks, read_disk_usage
+from bough.machines.events import Events
+from bough.machines.machine import Machine
+from bough.machines.plan import resolve_hardware, resolve_plan
+from bough.machines.record import LIVE, MachineRecord, PortForward, State, new_machine_id, now
+from bough.paths import Home, MachinePaths
+from bough.progress import Progress, Report, ignore_progress
+from bough.qemu.host import read_host_facts
+from bough.spec import MachineSpec, check_against_host, check_name, parse_spec
+from bough.storage import sync_directory
+
+#: How long an ephemeral machine is kept while nobody holds it: for the client to come back after a
+#: restart of the service.
+EPHEMERAL_GRACE_S = 30.0
+
+
+class Hypervisor:
+    """Everything of one BOUGH_HOME. Create, `open()`, use, `close()`."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.events = Events()
+        self.images = ImageStore(home)
+        self._machines: dict[str, Machine] = {}
+        self._reserved_names: set[str] = set()
+        self._creating: dict[str, int] = {}
+        self._holders: dict[str, int] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Sweep what is half-made, read every record, take up every machine that runs."""
+        self.home.create()
+        for stray in self.home.incoming.iterdir():
+            await asyncio.to_thread(_remove_tree, stray)
+        for root in sorted(self.home.machines.iterdir()):
+            paths = self.home.machine(root.name)
+            if paths.record.exists():
+                record = MachineRecord.read(paths)
+                self._machines[record.id] = Machine(record, paths, self.events, self._plan)
+        async with asyncio.TaskGroup() as group:
+            for machine in self._machines.values():
+                group.create_task(machine.adopt())
+        for machine in self._machines.values():
+            if machine.record.ephemeral:
+                self._expire_unless_held(machine.id)
+
+    async def close(self) -> None:
+        """Let go of the machines; they run on."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*(machine.let_go() for machine in self._machines.values()))
+
+    # -- machines -----------------------------------------------------------------------------
+
+    def machines(self) -> list[Machine]:
+        return sorted(self._machines.values(), key=lambda machine: machine.record.created)
+
+    def machine(self, reference: str) -> Machine:
+        """By name, id, or a prefix of an id that only one has (4 or more digits)."""
+        for machine in self._machines.values():
+            if reference in (machine.name, machine.id):
+                return machine
+        found = [m for m in self._machines.values() if len(reference) >= 4 and m.id.startswith(reference)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise Conflict(f"{reference!r} is the beginning of {len(found)} machines' ids", hint="give more")
+        names = [machine.name for machine in self._machines.values()]
+        close = get_close_matches(reference, names, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else "bough list shows them all"
+        raise NotFound(f"no machine is called {reference[:80]!r}", hint=hint, kind="machine", name=reference[:80])
+
+    async def create(
+        self,
+        data: dict[str, Any],
+        *,
+        name: str | None = None,
+        force: bool = False,
+        ephemeral: bool = False,
+        report: Report = ignore_progress,
+    ) -> Machine:
+        """A stopped machine from a spec; its image is built first when it is not here.
+
+        Cancelling, or any error, leaves nothing behind.
+
+        Raises:
+            InvalidSpec, BeyondHost, NameTaken, NotFound (the image), BuildFailed, NoSpace, HostLacks
+        """
+        spec = parse_spec(data)
+        facts = await read_host_facts(self.home)
+        if not force:
+            check_against_host(spec, facts)
+        with self._reserve(name or self._free_name(spec.image)) as reserved:
+            image = await self.image(spec.image, spec.arch, report)
+            with self._using(image.digest):
+                machine = await self._create(spec, reserved, image, ephemeral, report)
+        self.events.emit("created", machine=machine.id, name=machine.name)
+        if ephemeral:
+            self._expire_unless_held(machine.id)
+        return machine
+
+    async def _create(
+        self, spec: MachineSpec, name: str, image: ImageManifest, ephemeral: bool, report: Report
+    ) -> Machine:
+        report(Progress("creating the machine"))
+        hardware = await resolve_hardware(spec, image, self.home)
+        record = MachineRecord(
+            id=new_machine_id(),
+            name=name,
+            spec=spec,
+            image_digest=image.digest,
+            image_agent=image.agent,
+            hardware=hardware,
+            created=now(),
+            ephemeral=ephemeral,
+            ports=[PortForward(**port.model_dump()) for port in spec.ports],
+        )
+        made = MachinePaths(self.home.incoming / record.id, self.home.runtime / record.id)
+        paths = self.home.machine(record.id)
+        try:
+            for directory in (made.root, made.disks, made.log):
+                directory.mkdir(mode=0o711)
+            await create_disks(made, spec, image, self.images.path(image.digest), self.home)
+            record.write(made)
+            made.root.rename(paths.root)
+        except BaseException:
+            _remove_tree(made.root)
+            raise
+        sync_directory(self.home.machines)
+        machine = Machine(record, paths, self.events, self._plan)
+        self._machines[record.id] = machine
+        return machine
+
+    async def _plan(self, record: MachineRecord, paths: MachinePaths) -> Any:
+        image = self.images.resolve(record.image_digest)
+        return await resolve_plan(record, paths, image, self.images.path(image.digest), self.home)
+
+    async def plan(self, machine: Machine) -> Any:
+        """What `start` would start, as data."""
+        return await self._plan(machine.record, machine.paths)
+
+    async def restart(
+        self, machine: Machine, *, deadline_s: float = 60, report: Report = ignore_progress
+    ) -> None:
+        """Stop and start: the guest sees the power go and come back."""
+        await machine.stop(deadline_s=deadline_s, report=report)
+        await machine.start(report)
+
+    def rename(self, machine: Machine, name: str) -> None:
+        if name == machine.name:
+            return
+        with self._reserve(name):
+            machine.rename(name)
+
+    async def delete(self, machine: Machine, *, force: bool = False) -> None:
+        """Its disks too. A running one only with `force`, which pulls its plug.
+
+        Raises:
+            WrongState: it runs and `force` was not given.
+        """
+        if machine.state in LIVE:
+            if not force:
+                raise WrongState(
+                    f"machine '{machine.name}' is {machine.state} and is not deleted while it is",
+                    hint=f"bough stop {machine.name}, or delete it with --force",
+                    machine=machine.name,
+                    state=str(machine.state),
+                )
+            with contextlib.suppress(WrongState):  # it ended by itself meanwhile
+                await machine.stop(force=True)
+        async with machine.transition("being deleted", State.STOPPED, State.FAILED, State.SUSPENDED):
+            grave = self.home.incoming / f"{machine.id}.deleted"
+            machine.paths.root.rename(grave)
+            sync_directory(self.home.machines)
+            del self._machines[machine.id]
+            self.events.emit("deleted", machine=machine.id, name=machine.name)
+            await asyncio.to_thread(_remove_tree, grave)
+            await asyncio.to_thread(_remove_tree, machine.paths.runtime)
+
+    @contextmanager
+    def hold(self, machine: Machine) -> Iterator[None]:
+        """An ephemeral machine lives while somebody is in here."""
+        self._holders[machine.id] = self._holders.get(machine.id, 0) + 1
+        try:
+            yield
+        finally:
+            self._holders[machine.id] -= 1
+            if not self._holders[machine.id]:
+                del self._holders[machine.id]
+                if machine.record.ephemeral and machine.id in self._machines:
+                    self._expire_unless_held(machine.id, grace_s=0)
+
+    def _expire_unless_held(self, machine_id: str, grace_s: float = EPHEMERAL_GRACE_S) -> None:
+        async def expire() -> None:
+            await asyncio.sleep(grace_s)
+            machine = self._machines.get(machine_id)
+            if machine is not None and machine_id not in self._holders:
+                with contextlib.suppress(BoughError):
+                    await self.delete(machine, force=True)
+
+        task = asyncio.create_task(expire(), name=f"expire {machine_id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def describe(self, machine: Machine) -> dict[str, Any]:
+        record = machine.record
+        return {
+            "id": record.id,
+            "name": record.name,
+            "state": str(record.state),
+            "agent": machine.agent_state if record.state in LIVE else "none",
+            "image": record.spec.image,
+            "image_digest": record.image_digest,
+            "created": record.created,
+            "started": record.started if record.state in LIVE else None,
+            "vcpus": record.spec.vcpus,
+            "memory_bytes": record.spec.memory,
+            "disk_bytes": read_disk_usage(machine.paths),
+            "ports": [forward.model_dump() for forward in record.ports],
+            "accelerator": record.accelerator,
+            "hardware": record.hardware.model_dump(),
+            "jail": record.jail,
+            "failure": record.failure.model_dump() if record.failure else None,
+            "first_boot": record.first_boot.model_dump(),
+            "ephemeral": record.ephemeral,
+            "pid": machine.pid,
+            "spec": record.spec.model_dump(mode="json"),
+        }
+
+    async def add_port(self, machine: Machine, forward: PortForward) -> PortForward:
+        return await machine.add_port(forward)
+
+    # -- images -------------------------------------------------------------------------------
+
+    async def image(self, reference: str, arch: str, report: Report) -> ImageManifest:
+        """From the store, or built when it is a known recipe that was never built."""
+        try:
+            return self.images.resolve(reference)
+        except NotFound:
+            return await build(self.images, reference, arch=arch, progress=report)
+
+    async def build_image(
+        self, reference: str, *, arch: str, rebuild: bool, mirror: str | None, report: Report
+    ) -> ImageManifest:
+        return await build(
+            self.images, reference, arch=arch, progress=report, rebuild=rebuild, mirror=mirror
+        )
+
+    def image_users(self) -> dict[str, list[str]]:
+        """digest -> names of the machines whose disks stand on it."""
+        users: dict[str, list[str]] = {digest: ["(a machine being created)"] for digest in self._creating}
+        for machine in self._machines.values():
+            users.setdefault(machine.record.image_digest, []).append(machine.name)
+        return users
+
+    def describe_images(self) -> list[dict[str, Any]]:
+        users = self.image_users()
+        return [
+            {
+                **entry.manifest.model_dump(mode="json"),
+                "labels": list(entry.labels),
+                "disk_bytes": entry.bytes_on_disk,
+                "used_by": users.get(entry.manifest.digest, []),
+            }
+            for entry in self.images.list()
+        ]
+
+    def delete_image(self, reference: str) -> None:
+        manifest = self.images.resolve(reference)
+        used_by = self.image_users().get(manifest.digest)
+        if used_by:
+            raise InUse(
+                f"image {reference} is used by {', '.join(used_by[:5])}",
+                hint="delete those machines first",
+                used_by=used_by,
+            )
+        self.images.delete(reference)
+
+    def prune_images(self) -> list[str]:
+        return self.images.prune(used=set(self.image_users()))
+
+    # -- names --------------------------------------------------------------------------------
+
+    @contextmanager
+    def _reserve(self, name: str) -> Iterator[str]:
+        """`name`, and nobody else's until the block ends."""
+        check_name(name)
+        if name in self._reserved_names or any(m.name == name for m in self._machines.values()):
+            raise NameTaken(
+                f"a machine named '{name}' exists already",
+                hint=f"choose another name, or delete it: bough delete {name}",
+                name=name,
+            )
+        self._reserved_names.add(name)
+        try:
+            yield name
+        finally:
+            self._reserved_names.discard(name)
+
+    @contextmanager
+    def _using(self, digest: str) -> Iterator[None]:
+        """The image is not deleted while a machine on it is being made."""
+        self._creating[digest] = self._creating.get(digest, 0) + 1
+        try:
+            yield
+        finally:
+            self._creating[digest] -= 1
+            if not self._creating[digest]:
+                del self._creating[digest]
+
+    def _free_name(self, image: str) -> str:
+        stem = "".join(c if c.isalnum() else "-" for c in image.lower())[:40].strip("-") or "machine"
+        taken = self._reserved_names | {machine.name for machine in self._machines.values()}
+        number = 1
+        while f"{stem}-{number}" in taken:
+            number += 1
+        return f"{stem}-{number}"
+
+
+def _remove_tree(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        # A jailed QEMU's user may own what is inside; the directories are ours.
+        shutil.rmtree(path, ignore_errors=False, onerror=_make_removable)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _make_removable(function: Any, path: str, error: Any) -> None:
+    if isinstance(error[1], FileNotFoundError):
+        return
+    os.chmod(Path(path).parent, 0o700)
+    function(path)

@@ -1,0 +1,90 @@
+"""The serial console of a running machine: a bounded log, and whoever is attached.
+
+QEMU's chardev takes one client and drops what is printed while none is connected, so the service
+stays connected for as long as the machine runs, whether anybody looks or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+from bough.storage import read_tail
+
+#: The log holds at least this much of the end and at most twice as much, in two files.
+LOG_BYTES = 1024 * 1024
+#: An attached client that does not read loses output beyond this many chunks; the guest never waits for it.
+QUEUE_CHUNKS = 256
+
+
+class Console:
+    def __init__(self, socket: Path, log: Path) -> None:
+        self._socket = socket
+        self._log = log
+        self._attached: set[asyncio.Queue[bytes | None]] = set()
+        self._writer: asyncio.StreamWriter | None = None
+        self._reading: asyncio.Task[None] | None = None
+
+    async def connect(self) -> None:
+        """Raises OSError when QEMU does not listen (any more)."""
+        reader, self._writer = await asyncio.open_unix_connection(str(self._socket))
+        self._reading = asyncio.create_task(self._read(reader), name=f"console {self._log}")
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        size = self._log.stat().st_size if self._log.exists() else 0
+        stream = self._log.open("ab", buffering=0)
+        try:
+            while data := await reader.read(64 * 1024):
+                if size + len(data) > LOG_BYTES:
+                    stream.close()
+                    self._log.replace(self._log.with_suffix(".log.1"))
+                    stream = self._log.open("ab", buffering=0)
+                    size = 0
+                # A full disk of the host must cost log lines, not the machine.
+                with contextlib.suppress(OSError):
+                    size += stream.write(data)
+                for queue in self._attached:
+                    if not queue.full():
+                        queue.put_nowait(data)
+        except ConnectionError:
+            pass
+        finally:
+            stream.close()
+            for queue in self._attached:
+                if queue.full():
+                    queue.get_nowait()
+                queue.put_nowait(None)
+
+    def attach(self) -> asyncio.Queue[bytes | None]:
+        """A queue of what is printed from now on; None when the machine's QEMU is gone."""
+        queue: asyncio.Queue[bytes | None] = asyncio.Queue(QUEUE_CHUNKS)
+        self._attached.add(queue)
+        return queue
+
+    def detach(self, queue: asyncio.Queue[bytes | None]) -> None:
+        self._attached.discard(queue)
+
+    async def write(self, data: bytes) -> None:
+        """Type `data`; waits while the guest does not take it."""
+        if self._writer is None:
+            raise ConnectionError("the console is not connected")
+        self._writer.write(data)
+        await self._writer.drain()
+
+    async def close(self) -> None:
+        """Read what QEMU printed last, then let go. Bounded: half a second."""
+        if self._reading is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self._reading), 0.5)
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read_console(log: Path, limit_bytes: int = 4096) -> str:
+    """The end of the console over both files of the log."""
+    recent = read_tail(log, limit_bytes)
+    missing = limit_bytes - len(recent)
+    return read_tail(log.with_suffix(".log.1"), missing) + recent if missing > 0 else recent

@@ -1,0 +1,539 @@
+"""One machine as the service holds it: the owner of its QEMU, its sockets and its tasks.
+
+Two kinds of calls. A *transition* (start, delete, ...) is exclusive: a second one that comes while
+it runs is refused with what is going on. Everything else waits on the events that the two watchers,
+of the process and of QMP, set. The record on disk is written before a transition is acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from bough.errors import (
+    AgentTimeout,
+    AgentUnavailable,
+    BoughError,
+    Conflict,
+    DeadlineExceeded,
+    GuestRefused,
+    MachineFailed,
+    WrongState,
+)
+from bough.guest.channel import AgentChannel
+from bough.machines.console import Console, read_console
+from bough.machines.events import Events
+from bough.machines.first_boot import set_up_guest
+from bough.machines.ports import PortServer
+from bough.machines.record import LIVE, Failure, MachineRecord, PortForward, State, now
+from bough.paths import MachinePaths
+from bough.progress import Progress, Report, ignore_progress
+from bough.qemu.plan import Plan
+from bough.qemu.process import ExitCause, QemuProcess, find_process, read_exit, start_process
+from bough.qemu.qmp import Qmp
+from bough.storage import read_tail
+
+#: Why QEMU says it shut down when somebody wanted it to (qapi/run-state.json, ShutdownCause).
+_WANTED_SHUTDOWNS = frozenset({"guest-shutdown", "host-qmp-quit", "host-qmp-system-reset", "host-ui"})
+_TAIL_BYTES = 4096
+
+T = TypeVar("T")
+Planner = Callable[[MachineRecord, MachinePaths], Awaitable[Plan]]
+
+
+class Machine:
+    def __init__(self, record: MachineRecord, paths: MachinePaths, events: Events, planner: Planner) -> None:
+        self.record = record
+        self.paths = paths
+        self._events = events
+        self._planner = planner
+        self._transition: str | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._process: QemuProcess | None = None
+        self._qmp: Qmp | None = None
+        self._channel: AgentChannel | None = None
+        self._agent_answers = False
+        self._greeting: asyncio.Task[None] | None = None
+        self._console: Console | None = None
+        self._ports: PortServer | None = None
+        self._stop_asked = False
+        self._shutdown_reason: str | None = None
+        self._panicked = False
+        self._ended = asyncio.Event()
+        self._ended.set()
+        self._ready = asyncio.Event()
+        self._changed = asyncio.Condition()
+
+    # -- what it is ---------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    @property
+    def state(self) -> State:
+        return self.record.state
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    @property
+    def agent_state(self) -> str:
+        if not self.record.image_agent:
+            return "none"
+        return "answering" if self._agent_answers else "silent"
+
+    def console_tail(self) -> str:
+        return read_console(self.paths.console_log, _TAIL_BYTES)
+
+    # -- transitions --------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def transition(self, doing: str, *allowed: State) -> AsyncIterator[None]:
+        """Exclusive; refused at once when the state or another transition forbids it.
+
+        Raises:
+            Conflict: another transition is under way.
+            WrongState: the machine is in none of the `allowed` states.
+        """
+        if self._transition is not None:
+            raise Conflict(
+                f"machine '{self.name}' is {self._transition} just now",
+                hint=f"try again when that is done: bough info {self.name}",
+                machine=self.name,
+            )
+        if allowed and self.state not in allowed:
+            raise self.wrong_state(doing, *allowed)
+        self._transition = doing
+        try:
+            yield
+        finally:
+            self._transition = None
+
+    def wrong_state(self, doing: str, *allowed: State) -> WrongState:
+        wanted = " or ".join(allowed)
+        hints = {
+            State.STOPPED: f"bough start {self.name}",
+            State.FAILED: f"see why with `bough info {self.name}`, then: bough start {self.name}",
+            State.PAUSED: f"bough resume {self.name}",
+            State.RUNNING: f"bough stop {self.name}",
+        }
+        return WrongState(
+            f"machine '{self.name}' is {self.state}; {doing} needs it {wanted}",
+            hint=hints.get(self.state),
+            machine=self.name,
+            state=str(self.state),
+        )
+
+    async def start(self, report: Report = ignore_progress) -> None:
+        """Until its vCPUs run; `wait_ready` waits for the guest. Not interrupted by cancelling."""
+        await asyncio.shield(self._own(self._start(report), "start"))
+
+    async def _start(self, report: Report) -> None:
+        async with self.transition("starting", State.STOPPED, State.FAILED):
+            report(Progress("starting QEMU"))
+            before = self.record.model_copy()
+            self._change(state=State.STARTING, failure=None, started=now())
+            ports = PortServer(self.name, self._dial)
+            try:
+                for forward in self.record.ports:
+                    await ports.listen(forward)
+                plan = await self._planner(self.record, self.paths)
+                process = await start_process(plan, self.paths)
+            except MachineFailed as error:
+                await ports.close()
+                self._fail_to_start(error)
+                raise
+            except BaseException:
+                # Nothing of QEMU is left: the machine is as it was, and the caller is told why.
+                await ports.close()
+                self._change(state=before.state, failure=before.failure, started=before.started)
+                raise
+            self._ports = ports
+            self.record.accelerator = plan.accelerator
+            self.record.jail = process.jail.to_dict()
+            await self._attach(process)
+            self._change(state=State.RUNNING)
+
+    def _fail_to_start(self, error: MachineFailed) -> None:
+        error.message = f"machine '{self.name}' did not start: {error.message}"
+        error.details.setdefault("machine", self.name)
+        error.details.setdefault("console", self.console_tail())
+        failure = Failure(
+            cause=error.message,
+            exit_status=error.details.get("exit_status"),
+            signal=error.details.get("signal"),
+            qemu_stderr=error.details.get("qemu_stderr", ""),
+            console=error.details["console"],
+        )
+        self._change(state=State.FAILED, failure=failure)
+
+    async def adopt(self) -> None:
+        """Find out, at the start of the service, what became of the machine meanwhile."""
+        process = find_process(self.paths)
+        if process is None:
+            if self.state in LIVE:
+                self._settle(read_exit(self.paths), after_restart=True)
+            return
+        try:
+            self._ports = PortServer(self.name, self._dial)
+            await self._attach(process)
+            assert self._qmp is not None
+            status = (await self._qmp.execute("query-status"))["status"]
+        except (BoughError, OSError) as error:
+            # It lives and cannot be talked to: not a machine any more, whatever it computes.
+            process.kill()
+            await self._ended_or(5)
+            self._events.emit("lost", machine=self.id, name=self.name, detail=str(error))
+            return
+        self._stop_asked = self.state is State.STOPPING
+        self._change(state=State.PAUSED if status == "paused" else State.RUNNING)
+        if self._stop_asked:  # the service died while it stopped this one: finish it
+            self._own(self.stop(), "stop")
+        for forward in self.record.ports:
+            with contextlib.suppress(Conflict):
+                await self._ports.listen(forward)
+
+    async def stop(
+        self, *, deadline_s: float = 60, force: bool = False, report: Report = ignore_progress
+    ) -> str:
+        """Ask the guest to power off; after `deadline_s` pull the plug. Returns which it was:
+        "guest" or "power". Goes on when the caller is cancelled."""
+        return await asyncio.shield(self._own(self._stop(deadline_s, force, report), "stop"))
+
+    async def _stop(self, deadline_s: float, force: bool, report: Report) -> str:
+        if self.state not in LIVE:
+            raise self.wrong_state("stopping", State.RUNNING, State.PAUSED)
+        if self.state is State.STARTING:
+            raise Conflict(f"machine '{self.name}' is starting just now", machine=self.name)
+        if self.state is not State.STOPPING or force:
+            paused = self.state is State.PAUSED
+            self._stop_asked = True
+            self._change(state=State.STOPPING)
+            if not force:
+                report(Progress("asking the guest to power off", detail=f"at most {deadline_s:.0f} s"))
+                await self._ask_power_off(paused)
+        if not force and await self._ended_or(deadline_s):
+            return "guest" if self._shutdown_reason != "killed" else "power"
+        if not self._ended.is_set() and self._process is not None:
+            report(Progress("powering off"))
+            self._shutdown_reason = "killed"
+            await self._quit()
+            await self._ended.wait()
+        return "power"
+
+    async def _ask_power_off(self, paused: bool) -> None:
+        with contextlib.suppress(BoughError, OSError):
+            if paused and self._qmp is not None:
+                await self._qmp.execute("cont")
+        if self._channel is not None and self._agent_answers:
+            try:
+                await self._channel.call("power_off", {}, timeout_s=10)
+                return
+            except BoughError:
+                pass  # an agent that cannot: the power button is left
+        with contextlib.suppress(BoughError, OSError):
+            if self._qmp is not None:
+                await self._qmp.execute("system_powerdown")
+
+    async def _quit(self) -> None:
+        """QEMU's own end first: it flushes what the guest was told is written; then SIGKILL."""
+        if self._qmp is not None:
+            with contextlib.suppress(BoughError, OSError, TimeoutError):
+                await asyncio.wait_for(self._qmp.execute("quit"), 2)
+        if not await self._ended_or(5) and self._process is not None:
+            self._process.kill()
+
+    async def pause(self) -> None:
+        async with self.transition("pausing", State.RUNNING):
+            await self._running_qmp().execute("stop")
+            self._change(state=State.PAUSED)
+
+    async def resume(self) -> None:
+        async with self.transition("resuming", State.PAUSED):
+            await self._running_qmp().execute("cont")
+            self._change(state=State.RUNNING)
+
+    def rename(self, name: str) -> None:
+        if self._transition is not None:
+            raise Conflict(f"machine '{self.name}' is {self._transition} just now", machine=self.name)
+        old = self.name
+        self._change(name=name, event=False)
+        self._events.emit("renamed", machine=self.id, name=name, detail=f"from {old}")
+
+    async def let_go(self) -> None:
+        """The service ends, the machine goes on: close what is ours and leave QEMU alone."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._disconnect()
+
+    # -- waiting ------------------------------------------------------------------------------
+
+    async def wait_ready(self, *, timeout_s: float = 120, report: Report = ignore_progress) -> None:
+        """Until the agent answered and the first boot's set-up is done.
+
+        Raises:
+            MachineFailed: it ended meanwhile; carries the end of the console and of QEMU's stderr.
+            AgentTimeout: no answer in time; the machine is left as it is.
+            GuestRefused: a command of the first boot failed; the machine is left running.
+        """
+        if not self.record.image_agent:
+            return
+        report(Progress("waiting for the guest to answer"))
+        started = time.monotonic()
+        if not await self._first_of(timeout_s, self._ready, self._ended):
+            raise AgentTimeout(
+                f"machine '{self.name}' runs, and its agent did not answer within {timeout_s:.0f} s",
+                hint=f"look at its console: bough console {self.name}",
+                machine=self.name,
+                timeout_s=timeout_s,
+                console=self.console_tail(),
+            )
+        if not self._ready.is_set():
+            raise self.ended_error(f"before its agent answered, after {time.monotonic() - started:.1f} s")
+        if self.record.first_boot.error:
+            raise GuestRefused(
+                f"machine '{self.name}' runs, but its first boot did not finish: "
+                f"{self.record.first_boot.error}",
+                hint=f"look inside with `bough shell {self.name}`",
+                machine=self.name,
+            )
+
+    async def wait_stopped(self, *, timeout_s: float) -> None:
+        if not await self._first_of(timeout_s, self._ended):
+            raise DeadlineExceeded(
+                f"machine '{self.name}' is still {self.state} after {timeout_s:.0f} s", machine=self.name
+            )
+
+    def ended_error(self, when: str) -> MachineFailed:
+        failure = self.record.failure
+        cause = failure.cause if failure else "the guest powered off"
+        return MachineFailed(
+            f"machine '{self.name}' stopped {when} ({cause})",
+            hint="the end of its console is above" if self.console_tail() else None,
+            machine=self.name,
+            exit_status=failure.exit_status if failure else None,
+            signal=failure.signal if failure else None,
+            qemu_stderr=failure.qemu_stderr if failure else "",
+            console=self.console_tail(),
+        )
+
+    async def _first_of(self, timeout_s: float | None, *events: asyncio.Event) -> bool:
+        """True when one of the events is set within the time."""
+        waits = [asyncio.create_task(event.wait()) for event in events]
+        try:
+            done, _ = await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            return bool(done)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    async def _ended_or(self, timeout_s: float) -> bool:
+        return await self._first_of(timeout_s, self._ended)
+
+    # -- the guest ----------------------------------------------------------------------------
+
+    async def agent(self) -> AgentChannel:
+        """The channel to an agent that answers.
+
+        Raises:
+            WrongState: the machine does not run.
+            AgentUnavailable: it runs and has no agent, or one that is silent.
+        """
+        if self.state is not State.RUNNING and self.state is not State.STOPPING:
+            raise self.wrong_state("talking to its agent", State.RUNNING)
+        if not self.record.image_agent:
+            raise AgentUnavailable(
+                f"machine '{self.name}' has no agent of ours",
+                hint=f"use its console: bough console {self.name}",
+                machine=self.name,
+            )
+        if self._channel is None or not self._agent_answers:
+            raise AgentUnavailable(
+                f"the agent of machine '{self.name}' does not answer (yet)",
+                hint=f"bough wait {self.name}",
+                machine=self.name,
+                console=self.console_tail(),
+            )
+        return self._channel
+
+    async def _dial(self, guest_port: int) -> Any:
+        return await (await self.agent()).dial(guest_port)
+
+    def console(self) -> Console:
+        if self._console is None:
+            raise self.wrong_state("its console", State.RUNNING)
+        return self._console
+
+    async def add_port(self, forward: PortForward) -> PortForward:
+        if any(known.host_port == forward.host_port for known in self.record.ports if forward.host_port):
+            raise Conflict(
+                f"machine '{self.name}' forwards port {forward.host_port} already", machine=self.name
+            )
+        if self._ports is not None:
+            forward = await self._ports.listen(forward)
+        elif forward.host_port == 0:
+            raise WrongState(
+                f"machine '{self.name}' is {self.state}; any free port can be chosen only while it runs",
+                hint="name a port of the host",
+                machine=self.name,
+            )
+        self._change(ports=[*self.record.ports, forward], event=False)
+        return forward
+
+    async def remove_port(self, host_port: int) -> None:
+        left = [forward for forward in self.record.ports if forward.host_port != host_port]
+        if len(left) == len(self.record.ports):
+            raise WrongState(f"machine '{self.name}' forwards no port {host_port}", machine=self.name)
+        if self._ports is not None:
+            with contextlib.suppress(BoughError):
+                await self._ports.unlisten(host_port)
+        self._change(ports=left, event=False)
+
+    # -- the life of its QEMU -----------------------------------------------------------------
+
+    async def _attach(self, process: QemuProcess) -> None:
+        self._process = process
+        self._stop_asked = self._panicked = self._agent_answers = False
+        self._shutdown_reason = None
+        self._ended.clear()
+        self._ready.clear()
+        self._own(self._watch_process(process), "watch process")
+        self._qmp = await Qmp.connect(self.paths.qmp_socket)
+        self._own(self._watch_qmp(self._qmp), "watch QMP")
+        self._console = Console(self.paths.console_socket, self.paths.console_log)
+        await self._console.connect()
+        if self.record.image_agent:
+            self._channel = await AgentChannel.connect(self.paths.agent_socket, machine=self.name)
+            self._greet()
+        else:
+            self._ready.set()
+
+    def _greet(self) -> None:
+        if self._greeting is not None:
+            self._greeting.cancel()
+        self._greeting = self._own(self._greet_agent(), "greet agent")
+
+    async def _greet_agent(self) -> None:
+        """Say hello until the agent answers, however long the guest takes to boot."""
+        channel = self._channel
+        assert channel is not None
+        try:
+            while not self._agent_answers:
+                with contextlib.suppress(AgentTimeout):
+                    await channel.hello(timeout_s=3600)
+                    self._agent_answers = True
+            self._events.emit("agent-answers", machine=self.id, name=self.name)
+            if not self.record.first_boot.done:
+                result = await set_up_guest(channel, self.record)
+                self._change(first_boot=result, event=False)
+            self._ready.set()
+        except BoughError as error:
+            # The socket ended, or the guest talks nonsense: the machine is judged by its process.
+            self._agent_answers = False
+            self._events.emit("agent-lost", machine=self.id, name=self.name, detail=error.message)
+
+    async def _watch_qmp(self, qmp: Qmp) -> None:
+        async for event in qmp.events():
+            name, data = event["event"], event.get("data", {})
+            if name == "SHUTDOWN":
+                self._shutdown_reason = str(data.get("reason", "unknown"))
+            elif name == "GUEST_PANICKED":
+                self._panicked = True
+            elif name == "STOP" and self.state is State.RUNNING and self._transition is None:
+                self._change(state=State.PAUSED)
+            elif name == "RESUME" and self.state is State.PAUSED and self._transition is None:
+                self._change(state=State.RUNNING)
+            elif name == "BLOCK_IO_ERROR":
+                why = "no space left on the host" if data.get("nospace") else str(data.get("reason", ""))
+                self._events.emit("disk-error", machine=self.id, name=self.name, detail=why)
+            elif name == "VSERPORT_CHANGE" and data.get("id") == "agent":
+                self._agent_port_changed(bool(data.get("open")))
+
+    def _agent_port_changed(self, is_open: bool) -> None:
+        """The guest opened or closed its end: a reboot, an agent that was restarted."""
+        if self._channel is None:
+            return
+        if not is_open:
+            self._agent_answers = False
+            self._ready.clear()
+            self._channel.guest_closed()
+        elif not self._agent_answers and (self._greeting is None or self._greeting.done()):
+            self._greet()
+
+    async def _watch_process(self, process: QemuProcess) -> None:
+        cause = await process.wait()
+        # Everything that QEMU still said is read before the state changes, so that a failure is
+        # told with it.
+        await self._disconnect()
+        self._process = None
+        self._settle(cause, after_restart=False)
+        self._ended.set()
+
+    async def _disconnect(self) -> None:
+        if self._greeting is not None:
+            self._greeting.cancel()
+            self._greeting = None
+        self._agent_answers = False
+        if self._ports is not None:
+            await self._ports.close()
+            self._ports = None
+        for closable in (self._channel, self._console, self._qmp):
+            if closable is not None:
+                with contextlib.suppress(BoughError, OSError):
+                    await closable.close()
+        self._channel = self._console = self._qmp = None
+
+    def _settle(self, cause: ExitCause | None, *, after_restart: bool) -> None:
+        """QEMU is gone: `stopped` when somebody wanted that, `failed` with the cause when not."""
+        wanted = self._stop_asked or self.state is State.STOPPING or self._shutdown_reason in _WANTED_SHUTDOWNS
+        clean = cause is not None and cause.exit_status == 0
+        if not self._panicked and (wanted or clean):
+            self._change(state=State.STOPPED, failure=None)
+            return
+        if self._panicked:
+            text = "the guest's kernel panicked"
+        elif cause is not None:
+            text = cause.text
+        else:
+            text = "its QEMU is gone and nobody saw it end (a power loss, or the host was restarted)"
+        failure = Failure(
+            cause=text,
+            exit_status=cause.exit_status if cause else None,
+            signal=cause.signal if cause else None,
+            qemu_stderr=read_tail(self.paths.qemu_log, _TAIL_BYTES),
+            console=self.console_tail(),
+        )
+        self._change(state=State.FAILED, failure=failure)
+
+    # -- bookkeeping --------------------------------------------------------------------------
+
+    def _running_qmp(self) -> Qmp:
+        if self._qmp is None:
+            raise self.wrong_state("this", State.RUNNING)
+        return self._qmp
+
+    def _own(self, work: Coroutine[Any, Any, T], what: str) -> asyncio.Task[T]:
+        task = asyncio.create_task(work, name=f"{self.name}: {what}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _change(self, *, event: bool = True, **fields: Any) -> None:
+        """Change the record in memory and on disk; the disk first, so that nothing is told too early."""
+        changed = self.record.model_copy(update=fields)
+        changed.write(self.paths)
+        self.record = changed
+        if event and "state" in fields:
+            detail = changed.failure.cause if changed.failure else ""
+            self._events.emit(str(changed.state), machine=self.id, name=self.name, detail=detail)

@@ -1,0 +1,114 @@
+"""What is kept of a machine: machine.json, written whole at every change of state."""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bough.paths import MachinePaths
+from bough.spec import MachineSpec
+from bough.storage import write_atomically
+
+
+class State(StrEnum):
+    STOPPED = "stopped"
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SUSPENDED = "suspended"
+    STOPPING = "stopping"
+    FAILED = "failed"
+
+
+#: States in which a QEMU process belongs to the machine.
+LIVE = frozenset({State.STARTING, State.RUNNING, State.PAUSED, State.STOPPING})
+
+
+class _Kept(BaseModel):
+    # A record of a newer bough may hold more than this one knows; it is not lost by a rewrite.
+    model_config = ConfigDict(extra="allow")
+
+
+class Hardware(_Kept):
+    """Chosen once, when the machine is created, and the same for its whole life: a guest must not
+    find itself on another computer because QEMU was upgraded."""
+
+    arch: str
+    machine_type: str
+    cpu_model: str
+    firmware: str
+    uuid: str
+    mac: str | None
+
+
+class Failure(_Kept):
+    """Why a machine is `failed`."""
+
+    cause: str
+    exit_status: int | None = None
+    signal: str | None = None
+    qemu_stderr: str = ""
+    console: str = ""
+
+
+class PortForward(_Kept):
+    host: str = "127.0.0.1"
+    host_port: int
+    guest_port: int
+
+
+class FirstBoot(_Kept):
+    """How far the first boot's set-up came, and what its commands said."""
+
+    done: bool = False
+    error: str | None = None
+
+
+class MachineRecord(_Kept):
+    version: int = 1
+    id: str
+    name: str
+    spec: MachineSpec
+    image_digest: str
+    image_agent: bool
+    hardware: Hardware
+    created: str
+    started: str | None = None
+    state: State = State.STOPPED
+    ephemeral: bool = False
+    accelerator: str | None = None
+    process: dict[str, Any] | None = None
+    uplink: dict[str, Any] | None = None
+    jail: dict[str, Any] | None = None
+    ports: list[PortForward] = Field(default_factory=list)
+    first_boot: FirstBoot = Field(default_factory=FirstBoot)
+    failure: Failure | None = None
+
+    def write(self, paths: MachinePaths) -> None:
+        write_atomically(paths.record, self.model_dump_json(indent=1).encode() + b"\n")
+
+    @classmethod
+    def read(cls, paths: MachinePaths) -> MachineRecord:
+        return cls.model_validate_json(paths.record.read_bytes())
+
+
+def new_machine_id() -> str:
+    return secrets.token_hex(6)
+
+
+def new_uuid() -> str:
+    return str(uuid.uuid4())
+
+
+def new_mac() -> str:
+    """A random unicast address of QEMU's own prefix."""
+    return "52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,6 @@
+"""`python -m bough.service`: what the first command that needs the service starts."""
+
+from bough.service.run import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Routes -> hypervisor. No logic: what a call means is in hypervisor.py."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from fastapi import FastAPI
+
+from bough import __version__
+from bough.errors import BoughError
+from bough.hypervisor import Hypervisor
+from bough.machines.record import now
+from bough.service import images, machines, streams
+from bough.service.answers import answer_exception
+
+API_VERSION = 1
+
+
+def create_app(hypervisor: Hypervisor, shut_down: Callable[[], None]) -> FastAPI:
+    app = FastAPI(
+        title="bough",
+        version=__version__,
+        summary="Whole machines over QEMU: images, machines and what runs inside them.",
+        openapi_url="/v1/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+    )
+    started = now()
+
+    @app.get("/v1/version")
+    async def version() -> dict[str, object]:
+        return {
+            "version": __version__,
+            "api": API_VERSION,
+            "pid": os.getpid(),
+            "home": str(hypervisor.home.root),
+            "started": started,
+        }
+
+    @app.post("/v1/shutdown")
+    async def shutdown() -> dict[str, bool]:
+        """End the service. Machines go on, and the next service takes them up."""
+        shut_down()
+        return {"stopping": True}
+
+    app.include_router(machines.routes(hypervisor))
+    app.include_router(images.routes(hypervisor))
+    app.include_router(streams.routes(hypervisor))
+    for kind in (BoughError, Exception, *_framework_errors()):
+        app.add_exception_handler(kind, answer_exception)
+    return app
+
+
+def _framework_errors() -> tuple[type[Exception], ...]:
+    from fastapi.exceptions import RequestValidationError
+    from starlette.exceptions import HTTPException
+
+    return (RequestValidationError, HTTPException)

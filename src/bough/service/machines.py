@@ -1,0 +1,202 @@
+"""/v1/machines: what takes one request and one answer."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from bough.hypervisor import Hypervisor
+from bough.machines.console import read_console
+from bough.machines.record import PortForward
+from bough.progress import Report
+from bough.qemu.argv import render_argv
+from bough.service.answers import long_call
+from bough.storage import read_tail
+
+MAX_WAIT_S = 7 * 86400.0
+MAX_LOG_BYTES = 2 * 1024 * 1024
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class CreateRequest(_Body):
+    spec: dict[str, Any]
+    name: str | None = None
+    force: bool = False
+    start: bool = False
+    ephemeral: bool = False
+
+
+class RenameRequest(_Body):
+    name: str
+
+
+class StartRequest(_Body):
+    wait: bool = True
+    timeout_s: float = Field(120, gt=0, le=MAX_WAIT_S)
+
+
+class StopRequest(_Body):
+    deadline_s: float = Field(60, ge=0, le=MAX_WAIT_S)
+    force: bool = False
+
+
+class RestartRequest(_Body):
+    deadline_s: float = Field(60, ge=0, le=MAX_WAIT_S)
+    wait: bool = True
+    timeout_s: float = Field(120, gt=0, le=MAX_WAIT_S)
+
+
+class WaitRequest(_Body):
+    until: Literal["agent", "running", "stopped", "first-boot"] = "agent"
+    timeout_s: float = Field(120, gt=0, le=MAX_WAIT_S)
+
+
+class PortRequest(_Body):
+    guest_port: int = Field(ge=1, le=65535)
+    host_port: int = Field(0, ge=0, le=65535)
+    host: str = "127.0.0.1"
+
+
+def routes(hypervisor: Hypervisor) -> APIRouter:
+    router = APIRouter(prefix="/v1/machines", tags=["machines"])
+
+    @router.get("")
+    async def list_machines() -> list[dict[str, Any]]:
+        return [hypervisor.describe(machine) for machine in hypervisor.machines()]
+
+    @router.post("")
+    async def create_machine(body: CreateRequest, request: Request) -> Response:
+        async def work(report: Report) -> Any:
+            machine = await hypervisor.create(
+                body.spec, name=body.name, force=body.force, ephemeral=body.ephemeral, report=report
+            )
+            if body.start:
+                await machine.start(report)
+            return hypervisor.describe(machine)
+
+        return await long_call(request, work)
+
+    @router.get("/{reference}")
+    async def get_machine(reference: str) -> dict[str, Any]:
+        return hypervisor.describe(hypervisor.machine(reference))
+
+    @router.patch("/{reference}")
+    async def rename_machine(reference: str, body: RenameRequest) -> dict[str, Any]:
+        machine = hypervisor.machine(reference)
+        hypervisor.rename(machine, body.name)
+        return hypervisor.describe(machine)
+
+    @router.delete("/{reference}")
+    async def delete_machine(reference: str, force: bool = False) -> dict[str, bool]:
+        await hypervisor.delete(hypervisor.machine(reference), force=force)
+        return {"deleted": True}
+
+    @router.post("/{reference}/start")
+    async def start_machine(reference: str, body: StartRequest, request: Request) -> Response:
+        machine = hypervisor.machine(reference)
+
+        async def work(report: Report) -> Any:
+            await machine.start(report)
+            if body.wait:
+                await machine.wait_ready(timeout_s=body.timeout_s, report=report)
+            return hypervisor.describe(machine)
+
+        return await long_call(request, work)
+
+    @router.post("/{reference}/stop")
+    async def stop_machine(reference: str, body: StopRequest, request: Request) -> Response:
+        """`how` in the answer: "guest" where it powered itself off, "power" where the plug was pulled."""
+        machine = hypervisor.machine(reference)
+
+        async def work(report: Report) -> Any:
+            how = await machine.stop(deadline_s=body.deadline_s, force=body.force, report=report)
+            return {**hypervisor.describe(machine), "how": how}
+
+        return await long_call(request, work)
+
+    @router.post("/{reference}/restart")
+    async def restart_machine(reference: str, body: RestartRequest, request: Request) -> Response:
+        machine = hypervisor.machine(reference)
+
+        async def work(report: Report) -> Any:
+            await hypervisor.restart(machine, deadline_s=body.deadline_s, report=report)
+            if body.wait:
+                await machine.wait_ready(timeout_s=body.timeout_s, report=report)
+            return hypervisor.describe(machine)
+
+        return await long_call(request, work)
+
+    @router.post("/{reference}/pause")
+    async def pause_machine(reference: str) -> dict[str, Any]:
+        machine = hypervisor.machine(reference)
+        await machine.pause()
+        return hypervisor.describe(machine)
+
+    @router.post("/{reference}/resume")
+    async def resume_machine(reference: str) -> dict[str, Any]:
+        machine = hypervisor.machine(reference)
+        await machine.resume()
+        return hypervisor.describe(machine)
+
+    @router.get("/{reference}/plan")
+    async def get_plan(reference: str) -> dict[str, Any]:
+        """What a start would start, as data and as a command line."""
+        plan = await hypervisor.plan(hypervisor.machine(reference))
+        return {"plan": plan.to_dict(), "argv": render_argv(plan)}
+
+    @router.get("/{reference}/logs", response_class=PlainTextResponse)
+    async def get_logs(
+        reference: str,
+        source: Literal["console", "qemu"] = "console",
+        tail: int = Query(64 * 1024, ge=1, le=MAX_LOG_BYTES),
+    ) -> str:
+        """The last `tail` bytes, as the guest printed them: escape sequences and all."""
+        paths = hypervisor.machine(reference).paths
+        return (
+            read_console(paths.console_log, tail) if source == "console" else read_tail(paths.qemu_log, tail)
+        )
+
+    @router.post("/{reference}/wait")
+    async def wait_machine(reference: str, body: WaitRequest, request: Request) -> Response:
+        machine = hypervisor.machine(reference)
+
+        async def work(report: Report) -> Any:
+            if body.until == "stopped":
+                await machine.wait_stopped(timeout_s=body.timeout_s)
+            else:
+                await machine.wait_ready(timeout_s=body.timeout_s, report=report)
+            return hypervisor.describe(machine)
+
+        return await long_call(request, work)
+
+    @router.post("/{reference}/ping")
+    async def ping_machine(reference: str) -> dict[str, float]:
+        return {"rtt_s": await (await hypervisor.machine(reference).agent()).ping()}
+
+    @router.get("/{reference}/load")
+    async def get_load(reference: str) -> dict[str, Any]:
+        """Memory and load, as the guest itself counts them."""
+        return await (await hypervisor.machine(reference).agent()).call("load", {}, timeout_s=10)
+
+    @router.get("/{reference}/ports")
+    async def list_ports(reference: str) -> list[dict[str, Any]]:
+        return [forward.model_dump() for forward in hypervisor.machine(reference).record.ports]
+
+    @router.post("/{reference}/ports")
+    async def add_port(reference: str, body: PortRequest) -> dict[str, Any]:
+        """Listen on a port of the host (0: any free one) for a port of the guest."""
+        forward = PortForward(host=body.host, host_port=body.host_port, guest_port=body.guest_port)
+        return (await hypervisor.machine(reference).add_port(forward)).model_dump()
+
+    @router.delete("/{reference}/ports/{host_port}")
+    async def remove_port(reference: str, host_port: int) -> dict[str, bool]:
+        await hypervisor.machine(reference).remove_port(host_port)
+        return {"removed": True}
+
+    return router

@@ -1,0 +1,69 @@
+"""Durable writes: what was acknowledged survives kill -9 and a power cut, and nothing is ever half there."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bough.errors import NoSpace
+
+
+@contextmanager
+def no_space_is_told(what: str, where: Path) -> Iterator[None]:
+    """Turn ENOSPC and EDQUOT into NoSpace, which names the file system."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace(
+                f"no space left for {what} below {where}",
+                hint="free some space there (`bough image prune` may help), or set BOUGH_HOME elsewhere",
+                path=str(where),
+            ) from error
+        raise
+
+
+def sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Replace `path` as a whole: temporary file, fsync, rename, fsync of the directory."""
+    with no_space_is_told(path.name, path.parent):
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fchmod(stream.fileno(), mode)
+                os.fsync(stream.fileno())
+            Path(temporary).rename(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
+
+
+def write_json(path: Path, value: Any, *, mode: int = 0o600) -> None:
+    write_atomically(path, json.dumps(value, indent=1).encode() + b"\n", mode=mode)
+
+
+def read_tail(path: Path, limit_bytes: int = 4096) -> str:
+    """The end of a log that a guest or QEMU wrote; "" where there is none. Undecodable bytes are replaced."""
+    try:
+        with path.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - limit_bytes))
+            return stream.read(limit_bytes).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
