@@ -1,0 +1,43 @@
+# bough: `make demo` first. Everything is installed into .venv of this checkout, except the packages
+# that scripts/setup.sh names and asks about.
+BIN := .venv/bin
+export PATH := $(PATH):/usr/sbin:/sbin
+
+.PHONY: help setup demo test unit lint format bench docs clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## install what the host lacks, and bough with all that its tests need into .venv
+	@scripts/setup.sh dev
+
+demo: ## install what the host lacks, then build, run and use a virtual machine
+	@scripts/setup.sh
+	@$(BIN)/python examples/demo.py
+
+test: setup ## all tests, with real virtual machines; ARGS="-k name" for some
+	@$(BIN)/python -m pytest $(ARGS)
+
+unit: setup ## the tests that need no virtual machine
+	@$(BIN)/python -m pytest tests/unit $(ARGS)
+
+lint: setup ## ruff, strict types, directions of imports
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q tests/unit/test_imports.py
+
+format: setup ## put the code into shape
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+bench: setup ## figures, side by side with a peer; ONLY=exec for one of them
+	@$(BIN)/python -m bench $(ONLY)
+
+docs: setup ## write the pages that are made from the code
+	@$(BIN)/python scripts/make_docs.py
+
+clean: ## remove what make made here; machines and images stay
+	rm -rf .venv build dist test-artifacts bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,137 @@
+#!/bin/sh
+# Install what this host lacks for bough, and put bough into .venv of this checkout.
+#
+#   scripts/setup.sh           what `bough` needs
+#   scripts/setup.sh dev       ... and what the tests, the linters and the benchmarks need
+#
+# Says what it will install. Asks before it uses sudo, unless it is root or CI=true. Run again, it
+# changes nothing, in a tenth of a second. PYTHON=/path/to/python3 chooses another Python.
+set -eu
+
+extras=${1:-}
+here=$(cd "$(dirname "$0")/.." && pwd)
+venv=$here/.venv
+PATH=$PATH:/usr/sbin:/sbin
+
+say() { printf '%s\n' "$*" >&2; }
+die() {
+    say "error: $1"
+    [ -z "${2:-}" ] || say "
+hint: $2"
+    exit 1
+}
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# --- which Python ------------------------------------------------------------------------------------
+is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+find_python() {
+    for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
+        if have "$candidate" && is_new_enough "$candidate"; then
+            command -v "$candidate"
+            return
+        fi
+    done
+}
+
+# --- what is missing: one line per Debian package ----------------------------------------------------
+needs() { have "$1" || echo "$2"; }  # a program, and the package that brings it
+
+missing_packages() {
+    case $(uname -m) in
+        x86_64) needs qemu-system-x86_64 qemu-system-x86
+                ls /usr/share/OVMF/OVMF_CODE*.fd >/dev/null 2>&1 || echo ovmf ;;
+        aarch64) needs qemu-system-aarch64 qemu-system-arm
+                 ls /usr/share/AAVMF/AAVMF_CODE*.fd >/dev/null 2>&1 || echo qemu-efi-aarch64 ;;
+    esac
+    needs qemu-img qemu-utils
+    needs mmdebstrap mmdebstrap
+    needs mke2fs e2fsprogs
+    needs sfdisk fdisk
+    needs mcopy mtools
+    needs mkfs.vfat dosfstools
+    needs bwrap bubblewrap
+    needs passt passt
+    needs newuidmap uidmap
+    # Ubuntu brings only its own keys; mmdebstrap checks Debian's packages against Debian's.
+    [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || [ -e /usr/share/keyrings/debian-archive-keyring.pgp ] ||
+        echo debian-archive-keyring
+    python=$(find_python)
+    if [ -z "$python" ]; then
+        echo python3.11-venv
+    elif ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+        "$python" -c 'import sys; print("python3-venv" if sys.executable == "/usr/bin/python3"
+              else "python%d.%d-venv" % sys.version_info[:2])'
+    fi
+    if [ "$extras" = dev ]; then
+        needs ssh openssh-client
+        needs rsync rsync
+    fi
+}
+
+# --- install -----------------------------------------------------------------------------------------
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        env DEBIAN_FRONTEND=noninteractive "$@"
+    else
+        sudo env DEBIAN_FRONTEND=noninteractive "$@"
+    fi
+}
+
+may_use_sudo() {
+    [ "$(id -u)" = 0 ] && return
+    have sudo || die "installing these needs root, and there is no sudo" "as root: apt-get install $*"
+    [ "${CI:-}" = true ] && return
+    [ -t 0 ] || die "installing these needs root, and there is nobody to ask" "sudo apt-get install $*"
+    printf 'Install them with sudo apt-get? [Y/n] ' >&2
+    read -r answer
+    case $answer in '' | [yY]*) ;; *) die "not installed" "sudo apt-get install $*" ;; esac
+}
+
+is_packaged() { [ -n "$(apt-cache policy "$1" 2>/dev/null | grep Candidate: | grep -v '(none)')" ]; }
+
+install_packages() {
+    say "this host lacks: $*"
+    have apt-get || die "only apt is known to this script" \
+        "install these (by the names of your distribution), then run it again; bough doctor has the commands"
+    may_use_sudo "$@"
+    log=$(mktemp)
+    # Package lists of a fresh machine are empty or old.
+    as_root apt-get update -q >"$log" 2>&1 || say "warning: apt-get update failed: $(tail -n 1 "$log")"
+    packaged=
+    for package in "$@"; do
+        # Ubuntu 22.04 has no passt; bough uses QEMU's own user network there.
+        if is_packaged "$package"; then packaged="$packaged $package"; else say "warning: no package $package here"; fi
+    done
+    # shellcheck disable=SC2086  # a list of words
+    as_root apt-get install -q -y --no-install-recommends $packaged >"$log" 2>&1 </dev/null ||
+        { tail -n 20 "$log" >&2; die "apt-get install failed" "the whole output is in $log"; }
+    rm -f "$log"
+    say "installed:$packaged"
+}
+
+missing=$(missing_packages)
+# shellcheck disable=SC2086  # a list of words
+[ -z "$missing" ] || install_packages $missing
+
+# --- the virtual environment -------------------------------------------------------------------------
+python=$(find_python)
+[ -n "$python" ] || die "bough needs Python 3.11 or newer; found $(python3 --version 2>&1)" \
+    "install one and say PYTHON=/path/to/python3 make ..."
+
+# A virtual environment depends on where it is and on its Python; what is in it, on pyproject.toml too.
+made="$here $("$python" -c 'import sys; print(sys.version, sys.base_prefix)')"
+wanted="$made $(cksum <"$here/pyproject.toml")"
+stamp=$venv/.installed-${extras:-run}
+if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+    say "installing bough${extras:+ and what its tests need} into .venv"
+    if [ "$(cat "$venv/.made" 2>/dev/null)" != "$made" ]; then
+        rm -rf "$venv"
+        "$python" -m venv "$venv"
+        printf '%s' "$made" >"$venv/.made"
+    fi
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check --editable "$here${extras:+[$extras]}"
+    printf '%s' "$wanted" >"$stamp"
+    # What is enough for development is enough to run.
+    [ -z "$extras" ] || printf '%s' "$wanted" >"$venv/.installed-run"
+fi
