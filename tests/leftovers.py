@@ -1,0 +1,113 @@
+"""What a BOUGH_HOME has on this host: processes, mounts, sockets, half-made files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bough.paths import Home
+
+
+@dataclass
+class Leftovers:
+    """Only what belongs to no machine that still exists."""
+
+    processes: list[str] = field(default_factory=list)
+    mounts: list[str] = field(default_factory=list)
+    sockets: list[str] = field(default_factory=list)
+    half_made: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return any((self.processes, self.mounts, self.sockets, self.half_made))
+
+    def __str__(self) -> str:
+        return "\n".join(
+            f"left behind: {kind}: {text}" for kind, texts in vars(self).items() for text in texts
+        )
+
+
+def find_leftovers(home: Home, *, service_may_run: bool = True) -> Leftovers:
+    """Look now. Processes are found by the paths of the home in their arguments, environment,
+    working directory and open files, so that those of other homes on the host do not count."""
+    existing = {path.name for path in home.machines.iterdir()} if home.machines.exists() else set()
+    found = Leftovers()
+    for pid, text in _processes_of(home):
+        if any(machine_id in text for machine_id in existing):
+            continue
+        if service_may_run and "bough.service" in text:
+            continue
+        found.processes.append(f"{pid} {text[:300]}")
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    found.mounts = [line for line in mounts if str(home.root) in line or str(home.runtime) in line]
+    if home.runtime.exists():
+        found.sockets = [
+            str(path)
+            for path in home.runtime.rglob("*")
+            if path.relative_to(home.runtime).parts[0] not in existing
+            and not (service_may_run and path == home.api_socket)
+        ]
+    if home.incoming.exists():
+        found.half_made = [str(path) for path in home.incoming.iterdir()]
+    return found
+
+
+def wait_nothing_left(look: Callable[[], Leftovers], timeout_s: float = 10) -> Leftovers:
+    """What is still there after a while: a child that was just reaped needs a moment to vanish."""
+    deadline = time.monotonic() + timeout_s
+    while (found := look()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+def _processes_of(home: Home) -> list[tuple[int, str]]:
+    marks = (str(home.root), str(home.runtime))
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        arguments = _read(process / "cmdline")
+        if arguments == "":
+            continue  # a kernel thread, or one that has ended
+        seen = [arguments, _readlink(process / "cwd"), *_open_files(process)]
+        environment = _read(process / "environ")
+        is_ours = any(mark in text for mark in marks for text in (*seen, environment))
+        # What the tests themselves run has the home in its environment too.
+        if is_ours and int(process.name) not in _own_family() and not _is_test_runner(arguments):
+            found.append((int(process.name), " ".join(text for text in seen if text)))
+    return found
+
+
+def _own_family() -> set[int]:
+    """This process and its ancestors."""
+    family, pid = set(), "self"
+    while pid != "0":
+        status = _read(Path("/proc") / pid / "status")
+        numbers = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+        family.add(int(numbers.get("Pid", "0")))
+        pid = numbers.get("PPid", "0").strip()
+    return family
+
+
+def _is_test_runner(arguments: str) -> bool:
+    return "pytest" in arguments
+
+
+def _open_files(process: Path) -> list[str]:
+    try:
+        return [target for path in (process / "fd").iterdir() if (target := _readlink(path)).startswith("/")]
+    except OSError:
+        return []
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _readlink(path: Path) -> str:
+    try:
+        return str(path.readlink())
+    except OSError:
+        return ""
