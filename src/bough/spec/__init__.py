@@ -1,0 +1,49 @@
+"""What was asked for: data, defaults, validation, TOML. Pure, but for reading a spec file.
+
+    load_toml (toml.py) -> merge with flags -> parse_spec (parse.py) -> MachineSpec (model.py)
+    -> check_against_host (host.py)
+
+Names are loaded at first use: the command line reads TOML and needs no pydantic for it.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bough.spec.fields import parse_name as parse_name
+    from bough.spec.host import HostLimits as HostLimits
+    from bough.spec.host import check_against_host as check_against_host
+    from bough.spec.model import DiskSpec as DiskSpec
+    from bough.spec.model import FileSpec as FileSpec
+    from bough.spec.model import MachineSpec as MachineSpec
+    from bough.spec.model import PortSpec as PortSpec
+    from bough.spec.model import UserSpec as UserSpec
+    from bough.spec.parse import parse_spec as parse_spec
+    from bough.spec.parse import spec_defaults as spec_defaults
+    from bough.spec.parse import spec_schema as spec_schema
+    from bough.spec.toml import load_toml as load_toml
+    from bough.spec.toml import merge as merge
+
+_HOME_OF = {
+    "parse_name": "fields",
+    "HostLimits": "host",
+    "check_against_host": "host",
+    "DiskSpec": "model",
+    "FileSpec": "model",
+    "MachineSpec": "model",
+    "PortSpec": "model",
+    "UserSpec": "model",
+    "parse_spec": "parse",
+    "spec_defaults": "parse",
+    "spec_schema": "parse",
+    "load_toml": "toml",
+    "merge": "toml",
+}
+__all__ = sorted(_HOME_OF)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        from importlib import import_module
+
+        return getattr(import_module(f"bough.spec.{_HOME_OF[name]}"), name)
+    raise AttributeError(f"module 'bough.spec' has no attribute {name!r}")

@@ -1,0 +1,51 @@
+"""Whether this host has what a spec asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bough.errors import BeyondHost
+from bough.spec.model import MachineSpec
+from bough.units import format_size
+
+
+@dataclass(frozen=True)
+class HostLimits:
+    """What there is at most: processors, memory in all, and what is free where the disks are."""
+
+    vcpus: int
+    memory_bytes: int
+    free_disk_bytes: int
+
+
+def check_against_host(spec: MachineSpec, host: HostLimits, *, force: bool = False) -> None:
+    """Refuse what the host cannot really give. A setting that nobody asked for is not held against anybody.
+
+    Raises:
+        BeyondHost: with `problems`, as InvalidSpec has them; never if `force`.
+    """
+    problems = [] if force else _beyond(spec, host)
+    if not problems:
+        return
+    first = problems[0]
+    message = f"{first['place']}: {first['message']}" if len(problems) == 1 else "more than this host has"
+    raise BeyondHost(message, hint="ask for less, or override with --force", problems=problems)
+
+
+def _beyond(spec: MachineSpec, host: HostLimits) -> list[dict[str, str | None]]:
+    found: list[dict[str, str | None]] = []
+
+    def tell(place: str, message: str) -> None:
+        found.append({"place": place, "message": message, "hint": None})
+
+    if "vcpus" in spec.model_fields_set and spec.vcpus > host.vcpus:
+        plural = "processor" if host.vcpus == 1 else "processors"
+        tell("vcpus", f"{spec.vcpus} asked for, the host has {host.vcpus} {plural}")
+    if spec.memory > host.memory_bytes:
+        tell("memory", f"{format_size(spec.memory)} asked for, the host has {format_size(host.memory_bytes)}")
+    wanted = (spec.disk or 0) + sum(disk.size for disk in spec.disks)
+    if wanted > host.free_disk_bytes:
+        place = "disk" if not spec.disks else "disk and disks"
+        free = format_size(host.free_disk_bytes)
+        tell(place, f"{format_size(wanted)} asked for, the host has {free} free")
+    return found

@@ -1,0 +1,180 @@
+"""What a machine is asked to be: frozen data, valid by construction (see `parse_spec`)."""
+
+from __future__ import annotations
+
+import base64
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from bough.spec import fields
+from bough.units import GIB, parse_duration
+
+_SIZE_SCHEMA = WithJsonSchema(
+    {
+        "anyOf": [{"type": "string"}, {"type": "integer"}],
+        "description": "bytes, or a text like '512MiB', '10GiB'",
+    }
+)
+_TEXT = WithJsonSchema({"type": "string"})
+
+Label = Annotated[str, BeforeValidator(fields.label), _TEXT]
+Image = Annotated[str, BeforeValidator(fields.image), _TEXT]
+Architecture = Annotated[
+    str, BeforeValidator(fields.architecture), WithJsonSchema({"enum": list(fields.ARCHITECTURES)})
+]
+Vcpus = Annotated[
+    int,
+    BeforeValidator(fields.vcpus),
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": fields.MOST_VCPUS}),
+]
+Memory = Annotated[int, BeforeValidator(fields.memory), _SIZE_SCHEMA]
+DiskSize = Annotated[int, BeforeValidator(fields.disk_size), _SIZE_SCHEMA]
+CpuModel = Annotated[str, BeforeValidator(fields.cpu_model), _TEXT]
+MachineType = Annotated[str, BeforeValidator(fields.machine_type), _TEXT]
+HostPath = Annotated[str, BeforeValidator(fields.host_path), _TEXT]
+GuestPath = Annotated[str, BeforeValidator(fields.guest_path), _TEXT]
+CommandLine = Annotated[str, BeforeValidator(fields.command_line), _TEXT]
+Clock = Annotated[str, BeforeValidator(fields.clock), _TEXT]
+UserName = Annotated[str, BeforeValidator(fields.user_name), _TEXT]
+GroupName = Annotated[str, BeforeValidator(fields.group_name), _TEXT]
+Owner = Annotated[str, BeforeValidator(fields.owner), _TEXT]
+SshKey = Annotated[str, BeforeValidator(fields.ssh_key), _TEXT]
+Serial = Annotated[str, BeforeValidator(fields.disk_serial), _TEXT]
+Mode = Annotated[str, BeforeValidator(fields.file_mode), _TEXT]
+FileText = Annotated[str, BeforeValidator(fields.file_text), _TEXT]
+FileBase64 = Annotated[str, BeforeValidator(fields.file_base64), _TEXT]
+VariableName = Annotated[str, BeforeValidator(fields.variable_name), _TEXT]
+VariableValue = Annotated[str, BeforeValidator(fields.variable_value), _TEXT]
+ShellCommand = Annotated[str, BeforeValidator(fields.shell_command), _TEXT]
+Address = Annotated[str, BeforeValidator(fields.port_host), _TEXT]
+HostPort = Annotated[
+    int,
+    BeforeValidator(fields.host_port),
+    WithJsonSchema({"type": "integer", "minimum": 0, "maximum": 65535}),
+]
+GuestPort = Annotated[
+    int,
+    BeforeValidator(fields.guest_port),
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 65535}),
+]
+
+
+class Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class DiskSpec(Table):
+    """An extra disk, empty at first; a size alone will do."""
+
+    size: DiskSize
+    serial: Serial | None = Field(
+        default=None, description="what the guest sees in /dev/disk/by-id; default: diskN"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_size(cls, value: Any) -> Any:
+        return {"size": value} if isinstance(value, str | int) and not isinstance(value, bool) else value
+
+
+class UserSpec(Table):
+    """A user that is made in the guest at first boot; a name alone will do."""
+
+    name: UserName
+    ssh_keys: Annotated[tuple[SshKey, ...], Field(strict=False, max_length=64)] = ()
+    sudo: bool = Field(default=False, description="may become root without a password")
+    shell: GuestPath = "/bin/bash"
+    groups: Annotated[tuple[GroupName, ...], Field(strict=False, max_length=64)] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class FileSpec(Table):
+    """A file that is written in the guest at first boot, before the commands run.
+
+    Clients also take `source`, a path on their side, and send its content instead.
+    """
+
+    path: GuestPath
+    content: FileText | None = None
+    content_base64: FileBase64 | None = Field(default=None, description="for bytes that are not text")
+    mode: Mode = "0644"
+    owner: Owner = "root:root"
+
+    @property
+    def data(self) -> bytes:
+        if self.content_base64 is not None:
+            return base64.b64decode(self.content_base64)
+        return (self.content or "").encode()
+
+    @property
+    def mode_bits(self) -> int:
+        return int(self.mode, 8)
+
+
+class PortSpec(Table):
+    """A TCP port of the guest on a port of the host: a table, or a text like "8080:80"."""
+
+    host: Address = "127.0.0.1"
+    host_port: HostPort = Field(default=0, description="0: any free one")
+    guest_port: GuestPort
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return fields.port(value)
+
+
+class MachineSpec(Table):
+    """All that can be said about a machine. Sizes are in bytes."""
+
+    image: Image = Field(description="label, digest, or unique beginning of a digest")
+    arch: Architecture | None = Field(default=None, description="default: the host's")
+    vcpus: Vcpus = 2
+    memory: Memory = 1 * GIB
+    disk: DiskSize | None = Field(
+        default=None, description="of the first disk, grown at first boot; default: the image's"
+    )
+    cpu: CpuModel = Field(default="auto", description="'auto', or a CPU model of QEMU")
+    machine_type: MachineType = Field(
+        default="auto", description="'auto', or a versioned one like pc-q35-7.2"
+    )
+    firmware: Literal["auto", "bios", "uefi"] = "auto"
+    kernel: HostPath | None = Field(
+        default=None, description="a kernel of the host instead of the one on the disk"
+    )
+    initrd: HostPath | None = None
+    cmdline: CommandLine | None = None
+    disks: Annotated[tuple[DiskSpec, ...], Field(strict=False, max_length=16)] = ()
+    uplink: bool = Field(default=True, description="a way out to the network")
+    clock: Clock = Field(default="utc", description="'utc', 'local', or an offset from now like '-7d'")
+    hostname: Label | None = Field(default=None, description="default: the machine's name")
+    users: Annotated[tuple[UserSpec, ...], Field(strict=False, max_length=64)] = ()
+    ssh_keys: Annotated[tuple[SshKey, ...], Field(strict=False, max_length=64)] = Field(
+        default=(), description="of root"
+    )
+    environment: Annotated[dict[VariableName, VariableValue], Field(max_length=256)] = Field(
+        default_factory=dict, description="for every command and login"
+    )
+    files: Annotated[tuple[FileSpec, ...], Field(strict=False, max_length=256)] = ()
+    commands: Annotated[tuple[ShellCommand, ...], Field(strict=False, max_length=256)] = Field(
+        default=(), description="run by root's shell once, at first boot, in order"
+    )
+    accelerator: Literal["auto", "kvm", "tcg"] = "auto"
+    ports: Annotated[tuple[PortSpec, ...], Field(strict=False, max_length=64)] = ()
+
+    @property
+    def clock_offset_s(self) -> float | None:
+        """Seconds from the host's UTC; None for 'utc' and 'local'."""
+        if self.clock in ("utc", "local"):
+            return None
+        seconds = parse_duration(self.clock[1:])
+        return -seconds if self.clock.startswith("-") else seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `parse_spec` makes the same spec of it."""
+        return self.model_dump(mode="json")

@@ -1,0 +1,158 @@
+"""From what was written to a spec: load, merge, validate. Validation finds everything at once and is pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from bough.spec import fields
+from bough.spec.model import MachineSpec
+from bough.spec.problems import IS_MISSING, NO_SUCH_SETTING, Problem, raise_if_any, render_place, translate
+
+
+def parse_spec(data: Mapping[str, Any], place: str = "") -> MachineSpec:
+    """The spec that `data` describes.
+
+    Args:
+        place: where `data` stands in something larger, for the messages: "machines.web".
+
+    Raises:
+        InvalidSpec: with every problem, not only the first; `problems` is a list of
+            {"place": "disks[0].size", "message": ..., "hint": ... or None}.
+    """
+    if not isinstance(data, Mapping):
+        raise_if_any([Problem(place, "expected a table of settings")])
+    found: list[Problem] = []
+    spec: MachineSpec | None = None
+    try:
+        spec = MachineSpec.model_validate(_without_repeated_keys(_without_sources(data)))
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        found += _without_misspelled([translate(one, MachineSpec, place) for one in details])
+    found += [Problem(render_place(at, place), what, hint) for at, what, hint in _find_contradictions(data)]
+    raise_if_any(found)
+    if spec is None:
+        raise AssertionError("a spec without problems and without a value")
+    return spec
+
+
+def spec_defaults() -> dict[str, Any]:
+    """What every setting is when it is left out; None: decided when the machine is made."""
+    spec = MachineSpec(image="debian:12").to_dict()
+    return {name: value for name, value in spec.items() if name != "image"}
+
+
+def spec_schema() -> dict[str, Any]:
+    """JSON Schema of a spec, as TOML files and the API take it."""
+    schema = MachineSpec.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    definitions = schema["$defs"]
+    definitions["PortSpec"] = _or_text(definitions["PortSpec"], "string", "integer")
+    definitions["DiskSpec"] = _or_text(definitions["DiskSpec"], "string", "integer")
+    definitions["UserSpec"] = _or_text(definitions["UserSpec"], "string")
+    return schema
+
+
+def _or_text(schema: dict[str, Any], *types: str) -> dict[str, Any]:
+    return {"anyOf": [schema, *({"type": name} for name in types)]}
+
+
+def _without_misspelled(problems: list[Problem]) -> list[Problem]:
+    """What is missing because its name is misspelled is told once, as misspelled."""
+    meant = {(_table_of(one.place), one.hint) for one in problems if one.message == NO_SUCH_SETTING}
+    return [
+        one
+        for one in problems
+        if one.message != IS_MISSING
+        or (_table_of(one.place), f"did you mean {one.place.rpartition('.')[2]!r}?") not in meant
+    ]
+
+
+def _table_of(place: str) -> str:
+    return place.rpartition(".")[0]
+
+
+Contradiction = tuple[tuple[str | int, ...], str, str | None]
+
+
+def _find_contradictions(data: Mapping[str, Any]) -> Iterator[Contradiction]:
+    """What is wrong between settings. Looks at the raw data, so that it is told along with all the rest."""
+    if data.get("kernel") is None:
+        for name in ("initrd", "cmdline"):
+            if data.get(name) is not None:
+                yield (name,), "means nothing without a kernel of the host", "set kernel, or leave it out"
+    yield from _find_repeated(data, "disks", _serial_of, "this serial")
+    yield from _find_repeated(data, "users", _user_of, "this user")
+    yield from _find_repeated(data, "files", lambda one: one.get("path"), "this path")
+    yield from _find_repeated(data, "ports", _host_port_of, "this port of the host")
+    for index, one in enumerate(_tables(data, "files")):
+        yield from _find_content_problems(index, one)
+
+
+def _find_content_problems(index: int, file: Any) -> Iterator[Contradiction]:
+    if not isinstance(file, Mapping):
+        return
+    given = [name for name in ("content", "content_base64", "source") if file.get(name) is not None]
+    if "source" in given:
+        hint = "send content or content_base64"
+        yield ("files", index, "source"), "a file of the client is read by the client, not the service", hint
+    elif len(given) > 1:
+        yield ("files", index), "expected either content or content_base64, got both", None
+    elif not given:
+        yield ("files", index), "has no content", 'an empty file is content = ""'
+
+
+def _find_repeated(
+    data: Mapping[str, Any], name: str, key_of: Callable[[Any], Any], what: str
+) -> Iterator[Contradiction]:
+    first: dict[Any, int] = {}
+    for index, one in enumerate(_tables(data, name)):
+        try:
+            key = key_of(one)
+            if key is None:
+                continue
+            earlier = first.setdefault(key, index)
+        except (AttributeError, TypeError, KeyError, ValueError):
+            continue  # not of the right kind, which is told elsewhere
+        if earlier != index:
+            yield (name, index), f"{what} is already that of {name}[{earlier}]", None
+
+
+def _serial_of(disk: Any) -> Any:
+    return disk.get("serial")
+
+
+def _user_of(user: Any) -> Any:
+    return user if isinstance(user, str) else user.get("name")
+
+
+def _host_port_of(port: Any) -> Any:
+    table = fields.port(port)
+    number = table.get("host_port", 0)
+    return (fields.port_host(table.get("host", "127.0.0.1")), number) if number else None
+
+
+def _tables(data: Mapping[str, Any], name: str) -> list[Any]:
+    value = data.get(name)
+    return list(value) if isinstance(value, list | tuple) else []
+
+
+def _without_sources(data: Mapping[str, Any]) -> dict[str, Any]:
+    """`source` is told about by `_find_content_problems`; as an unknown setting it would be told twice."""
+    copy = dict(data)
+    if isinstance(copy.get("files"), list | tuple):
+        copy["files"] = [
+            {key: value for key, value in one.items() if key != "source"} if isinstance(one, Mapping) else one
+            for one in copy["files"]
+        ]
+    return copy
+
+
+def _without_repeated_keys(data: dict[str, Any]) -> dict[str, Any]:
+    """The same ssh key twice, from a file and from ~/.ssh, is no mistake of anybody's."""
+    keys = data.get("ssh_keys")
+    if isinstance(keys, list | tuple) and all(isinstance(key, str) for key in keys):
+        data["ssh_keys"] = list(dict.fromkeys(key.strip() for key in keys))
+    return data
