@@ -1,0 +1,226 @@
+"""Plan -> command line of QEMU. Pure; one small function per device.
+
+Everything is explicit (-nodefaults, a versioned machine, a named CPU, block nodes one by one), so that
+a snapshot can be taken up by another process, a later QEMU or another host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from bough.qemu.arch import Architecture, architecture
+from bough.qemu.plan import DiskPlan, Layer, NicPlan, Plan
+
+#: Sockets that are bound by us and passed as descriptors; the numbers are those of `info --plan`.
+DISPLAYED_DESCRIPTORS = {"qmp": 3, "agent": 4, "console": 5, "uplink": 6}
+
+AGENT_PORT = "org.bough.agent"
+
+
+def render_argv(plan: Plan, descriptors: Mapping[str, int] = DISPLAYED_DESCRIPTORS) -> list[str]:
+    """The command line, `plan.qemu` first.
+
+    Args:
+        descriptors: number, in QEMU, of the listening sockets "qmp", "agent" and "console" and, with
+            passt, of the connected socket "uplink".
+    """
+    arch = architecture(plan.arch)
+    parts: list[Sequence[str]] = [
+        [plan.qemu, "-nodefaults", "-no-user-config", "-display", "none"],
+        _sandbox(plan),
+        _identity(plan),
+        _machine(plan, arch),
+        _processors(plan),
+        _memory(plan),
+        _firmware(plan),
+        _direct_boot(plan),
+        _clock(plan),
+        _monitor(descriptors["qmp"]),
+        _console(arch, descriptors["console"]),
+        _agent_port(descriptors["agent"]),
+        *(_disk(disk, number) for number, disk in enumerate(plan.disks)),
+        _nic(plan.nic, descriptors) if plan.nic else [],
+        _entropy(),
+        _clone_notice(plan, arch),
+        _panic_notice(arch),
+    ]
+    return [word for part in parts for word in part]
+
+
+def option(first: str, **values: str | int | None) -> str:
+    """QEMU's key=value syntax; a comma in a value is doubled, None is left out, "_" stands for "-".
+
+    >>> option("guest", name="a,b")
+    'guest,name=a,,b'
+    """
+    words = [first]
+    for key, value in values.items():
+        if value is not None:
+            words.append(f"{key.rstrip('_').replace('_', '-')}={escape(str(value))}")
+    return ",".join(word for word in words if word)
+
+
+def escape(value: str) -> str:
+    return value.replace(",", ",,")
+
+
+def _sandbox(plan: Plan) -> list[str]:
+    if not plan.jail.system_calls:
+        return []
+    denied = dict.fromkeys(("obsolete", "elevateprivileges", "spawn", "resourcecontrol"), "deny")
+    return ["-sandbox", option("on", **denied)]
+
+
+def _identity(plan: Plan) -> list[str]:
+    smbios = option("type=1", manufacturer="bough", product="virtual machine", serial=plan.machine_id)
+    return [
+        *("-name", option(f"guest={escape(plan.name)}", debug_threads="on")),
+        *("-uuid", plan.uuid),
+        *("-smbios", smbios),
+    ]
+
+
+def _machine(plan: Plan, arch: Architecture) -> list[str]:
+    # dump-guest-core, mem-merge: no guest memory in a core file, none shared between guests by KSM.
+    # suppress-vmdesc: device states without the description that nobody reads.
+    options = [
+        plan.machine_type,
+        *arch.machine_options,
+        "memory-backend=ram",
+        "dump-guest-core=off",
+        "mem-merge=off",
+        "suppress-vmdesc=on",
+    ]
+    if plan.firmware.kind == "uefi":
+        options += ["pflash0=firmware-code", "pflash1=firmware-variables"]
+    return ["-machine", ",".join(options), "-boot", "strict=on", "-action", "panic=none"]
+
+
+def _processors(plan: Plan) -> list[str]:
+    accelerator = "tcg,thread=multi" if plan.accelerator == "tcg" else "kvm"
+    topology = option(f"cpus={plan.vcpus}", sockets=1, cores=plan.vcpus, threads=1)
+    return ["-accel", accelerator, "-cpu", plan.cpu_model, "-smp", topology]
+
+
+def _memory(plan: Plan) -> list[str]:
+    return ["-object", option("memory-backend-ram", id="ram", size=plan.memory_bytes, share="off")]
+
+
+def _firmware(plan: Plan) -> list[str]:
+    firmware = plan.firmware
+    if firmware.kind == "bios" or firmware.code is None or firmware.variables is None:
+        return []
+    return [
+        *_file_node("firmware-code", firmware.code, read_only=True, format="raw"),
+        *_file_node("firmware-variables", firmware.variables, read_only=False, format="raw"),
+    ]
+
+
+def _direct_boot(plan: Plan) -> list[str]:
+    boot = plan.direct_boot
+    if boot is None:
+        return []
+    words = ["-kernel", boot.kernel]
+    if boot.initrd is not None:
+        words += ["-initrd", boot.initrd]
+    return words + (["-append", boot.cmdline] if boot.cmdline else [])
+
+
+def _clock(plan: Plan) -> list[str]:
+    return ["-rtc", option(f"base={plan.clock}", clock="host")]
+
+
+def _monitor(descriptor: int) -> list[str]:
+    return [*_socket("qmp", descriptor), "-mon", option("", chardev="qmp", mode="control")]
+
+
+def _console(arch: Architecture, descriptor: int) -> list[str]:
+    return [*_socket("console", descriptor), "-device", option(arch.console, chardev="console")]
+
+
+def _agent_port(descriptor: int) -> list[str]:
+    port = option("virtserialport", id="agent", chardev="agent", name=AGENT_PORT)
+    return [*_socket("agent", descriptor), "-device", "virtio-serial-pci,id=ports", "-device", port]
+
+
+def _socket(name: str, descriptor: int) -> list[str]:
+    return ["-chardev", option("socket", id=name, fd=descriptor, server="on", wait="off")]
+
+
+def _disk(disk: DiskPlan, number: int) -> list[str]:
+    words: list[str] = []
+    below: str | None = None
+    for depth, layer in reversed(list(enumerate(disk.backing))):
+        below = _layer(words, f"{disk.id}-base{depth}", layer, below)
+    words += _file_node(
+        disk.id, disk.path, read_only=disk.read_only, format=disk.format, discard="unmap", backing=below
+    )
+    device = option(
+        "virtio-blk-pci",
+        id=f"{disk.id}-device",
+        drive=disk.id,
+        serial=disk.serial,
+        bootindex=number + 1,
+        write_cache="on",
+    )
+    return [*words, "-device", device]
+
+
+def _layer(words: list[str], node: str, layer: Layer, below: str | None) -> str:
+    words += _file_node(node, layer.path, read_only=True, format=layer.format, backing=below)
+    return node
+
+
+def _file_node(
+    node: str,
+    path: str,
+    *,
+    read_only: bool,
+    format: str,
+    discard: str | None = None,
+    backing: str | None = None,
+) -> list[str]:
+    """A block node over its file's. The host's page cache is used, a guest's flush reaches the disk."""
+    mode = "on" if read_only else "off"
+    file = option(
+        "driver=file",
+        node_name=f"{node}-file",
+        filename=path,
+        read_only=mode,
+        auto_read_only="off",
+        discard=discard,
+        aio="threads",
+    )
+    top = option(
+        f"driver={format}",
+        node_name=node,
+        file=f"{node}-file",
+        read_only=mode,
+        auto_read_only="off",
+        discard=discard,
+        backing=backing,
+    )
+    return ["-blockdev", file, "-blockdev", top]
+
+
+def _nic(nic: NicPlan, descriptors: Mapping[str, int]) -> list[str]:
+    if nic.backend == "passt":
+        address = f"addr.type=fd,addr.str={descriptors['uplink']}"
+        backend = f"{option('stream', id='uplink')},{address}"
+    else:
+        backend = option("user", id="uplink", ipv6="off")
+    # romfile="": no network boot, and no ROM that every start would load.
+    device = option("virtio-net-pci", id="uplink-device", netdev="uplink", mac=nic.mac, romfile="")
+    return ["-netdev", backend, "-device", device]
+
+
+def _entropy() -> list[str]:
+    return ["-object", "rng-builtin,id=entropy", "-device", "virtio-rng-pci,rng=entropy"]
+
+
+def _clone_notice(plan: Plan, arch: Architecture) -> list[str]:
+    return ["-device", option("vmgenid", guid=plan.vmgenid, id="vmgenid")] if arch.has_vmgenid else []
+
+
+def _panic_notice(arch: Architecture) -> list[str]:
+    return ["-device", arch.panic_device] if arch.panic_device else []

@@ -1,0 +1,252 @@
+"""What a QEMU process can see and do: as little as this host lets us take away.
+
+The jail is the boundary around a guest, not QEMU: an emulated guest (TCG) is not isolated by QEMU's own
+promise. `Jail` says what this host can give (`probe_jail` tries it out); `render_jail` wraps a command
+line; `report_jail` says, per machine, what is there and what is not and what that means.
+
+From outside in:
+
+    bubblewrap    own mount, process, network, ipc, uts and cgroup namespaces; a root of read-only system
+                  directories, the machine's disks, the files its disks stand on. As an ordinary user in
+                  a user namespace as well, which is what makes the others possible.
+    setpriv       started by root only: a user that owns nothing else on the host, and no capability, not
+                  even one that could be gained
+    -sandbox on   QEMU's own filter of system calls: no new program, no other user, no obsolete call
+    rlimits       no core file, 1024 open files (set by the waiter, see process.py)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+#: Below these are the programs and libraries of a distribution, and nothing of anybody's.
+_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/gnu/store")
+_SYSTEM_FILES = ("/etc/ld.so.cache",)
+
+#: Capabilities that setpriv needs to give the rest up.
+_TO_DROP_ALL = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP")
+
+#: A range of user ids that no distribution hands out (systemd's UIDS-GIDS.md: "unused"), for the
+#: processes of a service that is root.
+FIRST_UID = 0x7000_0000
+LAST_UID = 0x7FFF_FFFF
+
+
+@dataclass(frozen=True)
+class Jail:
+    """What this host gives; JSON-able. The default is nothing at all.
+
+    Attributes:
+        bwrap: bubblewrap's path when it works here.
+        setpriv: its path, when the service is root.
+        own_proc: a /proc that shows only the jail; where it cannot be mounted there is none.
+        system_calls: QEMU filters its own system calls.
+        groups: directories of cgroup hierarchies in which a group per machine can be made.
+        refused: what the host said to the parts that could not be had, by part.
+    """
+
+    bwrap: str | None = None
+    setpriv: str | None = None
+    own_proc: bool = True
+    system_calls: bool = False
+    groups: tuple[str, ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Jail:
+        """Of `to_dict()`, after JSON. Raises TypeError, KeyError for anything else."""
+        fields = {**data, "groups": tuple(data["groups"])}
+        fields["refused"] = tuple((part, why) for part, why in data["refused"])
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Which files of the host a process may see, and which devices it may use."""
+
+    program: str
+    writable: tuple[str, ...] = ()
+    read_only: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    network: bool = False
+
+
+def machine_uid(machine_id: str, taken: Collection[int] = ()) -> int:
+    """The user id as which a machine's processes run when the service is root.
+
+    Always the same for one machine, so that its disks belong to it.
+    """
+    span = LAST_UID - FIRST_UID + 1
+    start = int.from_bytes(hashlib.sha256(machine_id.encode()).digest()[:8], "big") % span
+    return next(uid for step in range(span) if (uid := FIRST_UID + (start + step) % span) not in taken)
+
+
+def render_jail(jail: Jail, sight: Sight, argv: Sequence[str], *, uid: int | None = None) -> list[str]:
+    """`argv` wrapped in what `jail` has. Pure but for looking at how /bin and /lib are made.
+
+    Args:
+        uid: run as this user; only the service of root can.
+    """
+    inner = list(argv)
+    if jail.setpriv and uid is not None:
+        inner = [*_setpriv(jail.setpriv, uid, sight.devices), *argv]
+    if jail.bwrap is None:
+        return inner
+    return [
+        jail.bwrap,
+        *_namespaces(sight, as_root=uid is not None),
+        *_root_directory(jail, sight),
+        *("--chdir", "/", "--clearenv", "--setenv", "PATH", "/usr/bin:/bin", "--new-session"),
+        *_capabilities(jail, as_root=uid is not None),
+        "--",
+        *inner,
+    ]
+
+
+def _setpriv(program: str, uid: int, devices: Sequence[str]) -> list[str]:
+    groups = sorted({Path(device).stat().st_gid for device in devices} - {0})
+    return [
+        program,
+        f"--reuid={uid}",
+        f"--regid={uid}",
+        f"--groups={','.join(map(str, groups))}" if groups else "--clear-groups",
+        "--bounding-set=-all",
+        "--inh-caps=-all",
+        "--ambient-caps=-all",
+        "--no-new-privs",
+    ]
+
+
+def _namespaces(sight: Sight, *, as_root: bool) -> list[str]:
+    # Root needs no user namespace, and must not have one: its id 0 would be mapped into it.
+    user = [] if as_root else ["--unshare-user"]
+    network = [] if sight.network else ["--unshare-net"]
+    return [*user, "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", *network]
+
+
+def _root_directory(jail: Jail, sight: Sight) -> list[str]:
+    words: list[str] = []
+    for path in _SYSTEM:
+        if Path(path).is_symlink():
+            words += ["--symlink", str(Path(path).readlink()), path]
+        elif Path(path).is_dir():
+            words += ["--ro-bind", path, path]
+    words += ["--proc", "/proc"] if jail.own_proc else []
+    words += ["--dev", "/dev", "--tmpfs", "/tmp"]
+    binds = [("--ro-bind-try", path) for path in (*_SYSTEM_FILES, *_program_directory(sight.program))]
+    binds += [("--dev-bind", path) for path in sight.devices]
+    binds += [("--ro-bind", path) for path in dict.fromkeys(sight.read_only)]
+    binds += [("--bind", path) for path in sight.writable]
+    for directory in _directories_above([path for _, path in binds]):
+        # bubblewrap would make them for root alone, and the program need not run as root.
+        words += ["--perms", "0755", "--dir", directory]
+    return words + [word for bind, path in binds for word in (bind, path, path)]
+
+
+def _directories_above(paths: Sequence[str]) -> list[str]:
+    above = {str(parent) for path in paths for parent in Path(path).parents}
+    return sorted(above - {"/", "/dev"} - set(_SYSTEM))
+
+
+def _program_directory(program: str) -> list[str]:
+    """The tree of a QEMU that is not the distribution's: /opt/qemu for /opt/qemu/bin/qemu-system-x86_64."""
+    real = Path(program).resolve()
+    if any(real.is_relative_to(system) for system in _SYSTEM):
+        return []
+    return [str(real.parent.parent)]
+
+
+def _capabilities(jail: Jail, *, as_root: bool) -> list[str]:
+    kept = _TO_DROP_ALL if as_root and jail.setpriv else ()
+    return ["--cap-drop", "ALL", *(word for name in kept for word in ("--cap-add", name))]
+
+
+@dataclass(frozen=True)
+class JailPart:
+    """`detail` says what it keeps in when it is there, and what it means when it is not."""
+
+    name: str
+    had: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class JailReport:
+    parts: tuple[JailPart, ...]
+
+    @property
+    def complete(self) -> bool:
+        return all(part.had for part in self.parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"complete": self.complete, "parts": [dataclasses.asdict(part) for part in self.parts]}
+
+
+#: name -> (what it does, what it means to be without it)
+_MEANING = {
+    "files": (
+        "sees only system directories, read-only, and its own machine's files",
+        "can read every file that its user can read, and write what its user can write",
+    ),
+    "processes": ("sees no process but its own", "sees the host's processes, and can signal its user's"),
+    "network": (
+        "has no network of its own; its NIC is a socket to a process outside",
+        "can open connections in the host's network, its loopback included",
+    ),
+    "user": (
+        "has no capability, and runs as a user that owns nothing else",
+        "runs as the user who started bough, with what that user may do",
+    ),
+    "system calls": (
+        "cannot start programs or use obsolete system calls",
+        "can use every system call; starting a program is not refused",
+    ),
+    "resources": (
+        "is in a control group of its own",
+        "is in no control group of its own: limits on memory and processor time cannot be set",
+    ),
+}
+
+
+def report_jail(jail: Jail, *, uid: int | None, network: bool = False) -> JailReport:
+    """What is there, and what a missing part means.
+
+    Args:
+        uid: as which the process runs when the service is root.
+        network: it shares the host's network, for QEMU's user network.
+    """
+    confined = jail.bwrap is not None
+    had = {
+        "files": confined,
+        "processes": confined,
+        "network": confined and not network,
+        "user": _has_own_user(jail, uid),
+        "system calls": jail.system_calls,
+        "resources": bool(jail.groups),
+    }
+    refused = dict(jail.refused)
+    if confined and network:
+        refused["network"] = "QEMU's user network needs it; install passt"
+    return JailReport(tuple(_part(name, had[name], refused.get(name)) for name in _MEANING))
+
+
+def _has_own_user(jail: Jail, uid: int | None) -> bool:
+    if os.geteuid() == 0:
+        return jail.setpriv is not None and uid is not None
+    # An ordinary user cannot become another one; in a user namespace with no capability and none of
+    # that user's files it owns nothing that it could reach.
+    return jail.bwrap is not None
+
+
+def _part(name: str, had: bool, why: str | None) -> JailPart:
+    present, absent = _MEANING[name]
+    return JailPart(name, had, present if had else absent + (f" ({why})" if why else ""))

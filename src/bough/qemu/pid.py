@@ -1,0 +1,104 @@
+"""A process of the host, named so that it cannot be mistaken for a later one of the same number."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Pid:
+    """`start` is field 22 of /proc/PID/stat: ticks of the clock from the host's boot to its start."""
+
+    number: int
+    start: int
+
+    @classmethod
+    def of(cls, number: int) -> Pid | None:
+        """None when there is no such process, or only what is left of a dead one (a zombie)."""
+        found = _read_stat(number)
+        return None if found is None or found.state in "ZX" else cls(number, found.start)
+
+    def is_alive(self) -> bool:
+        return Pid.of(self.number) == self
+
+    def kill(self) -> None:
+        """SIGKILL; nothing happens when it is gone."""
+        with self._descriptor() as descriptor, contextlib.suppress(ProcessLookupError):
+            if descriptor is not None:
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+
+    async def wait(self) -> None:
+        """Until it has ended; it need not be a child. Safe to cancel."""
+        with self._descriptor() as descriptor:
+            if descriptor is None:
+                return
+            loop = asyncio.get_running_loop()
+            ended = asyncio.Event()
+            loop.add_reader(descriptor, ended.set)
+            try:
+                await ended.wait()
+            finally:
+                loop.remove_reader(descriptor)
+
+    def children(self) -> list[Pid]:
+        """Those that live now."""
+        numbers = [number for number in _all_numbers() if _parent(number) == self.number]
+        return [pid for number in numbers if (pid := Pid.of(number)) is not None] if self.is_alive() else []
+
+    def innermost(self) -> Pid:
+        """Down the line of only children: from a wrapper to the program that it wraps."""
+        pid = self
+        while len(children := pid.children()) == 1:
+            pid = children[0]
+        return pid
+
+    @contextlib.contextmanager
+    def _descriptor(self) -> Iterator[int | None]:
+        """A pidfd, or None when it is gone."""
+        try:
+            descriptor = os.pidfd_open(self.number)
+        except ProcessLookupError:
+            yield None
+            return
+        try:
+            # Only now can the number not be given to another process.
+            yield descriptor if self.is_alive() else None
+        finally:
+            os.close(descriptor)
+
+
+def read_boot_id() -> str:
+    """Changes when the host boots."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+@dataclass(frozen=True)
+class _Stat:
+    state: str
+    parent: int
+    start: int
+
+
+def _read_stat(number: int) -> _Stat | None:
+    try:
+        text = Path(f"/proc/{number}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The second field is the program's name in parentheses, and may contain any byte.
+    fields = text[text.rindex(b")") + 2 :].split()
+    return _Stat(fields[0].decode(), int(fields[1]), int(fields[19]))
+
+
+def _parent(number: int) -> int | None:
+    found = _read_stat(number)
+    return None if found is None else found.parent
+
+
+def _all_numbers() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]

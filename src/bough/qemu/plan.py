@@ -1,0 +1,110 @@
+"""What will be started, as data: resolved in full, nothing left to QEMU's or the host's defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+from bough.qemu.jail import Jail
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A read-only image file that an overlay stands on."""
+
+    path: str
+    format: Literal["raw", "qcow2"]
+
+
+@dataclass(frozen=True)
+class DiskPlan:
+    """A disk; `backing` lists what its file stands on, nearest first.
+
+    Attributes:
+        id: name of the device and of its top block node, for QMP.
+        serial: what the guest sees in /dev/disk/by-id/virtio-<serial>; 20 bytes at most.
+    """
+
+    id: str
+    path: str
+    serial: str
+    format: Literal["raw", "qcow2"] = "qcow2"
+    backing: tuple[Layer, ...] = ()
+    read_only: bool = False
+
+
+@dataclass(frozen=True)
+class NicPlan:
+    """The uplink. `passt` reaches the host's networks and not its loopback; `user` is QEMU's own,
+    for hosts without passt: slower, and it needs the host's network in the jail."""
+
+    mac: str
+    backend: Literal["passt", "user"]
+
+
+@dataclass(frozen=True)
+class Firmware:
+    """`code` and `variables` are for UEFI; BIOS machines use QEMU's own SeaBIOS."""
+
+    kind: Literal["bios", "uefi"]
+    code: str | None = None
+    variables: str | None = None
+
+
+@dataclass(frozen=True)
+class DirectBoot:
+    """A kernel of the host instead of the one on the disk."""
+
+    kernel: str
+    initrd: str | None = None
+    cmdline: str = ""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the process may take of the host; None: no limit of ours."""
+
+    process_memory_bytes: int | None = None
+    cpu_percent: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Attributes:
+    clock: QEMU's -rtc base: "utc", "localtime", or a point in time (see `resolve_clock`).
+    uid: as which the process runs when the service is root (see `machine_uid`).
+    vmgenid: changes when the machine is cloned or set back, and only then.
+    """
+
+    machine_id: str
+    name: str
+    arch: str
+    qemu: str
+    accelerator: Literal["kvm", "tcg"]
+    machine_type: str
+    cpu_model: str
+    vcpus: int
+    memory_bytes: int
+    uuid: str
+    vmgenid: str
+    disks: tuple[DiskPlan, ...]
+    nic: NicPlan | None = None
+    firmware: Firmware = Firmware("bios")
+    direct_boot: DirectBoot | None = None
+    clock: str = "utc"
+    uid: int | None = None
+    limits: Limits = Limits()
+    jail: Jail = field(default_factory=Jail)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def resolve_clock(setting: str, offset_s: float | None, *, now: datetime | None = None) -> str:
+    """QEMU's -rtc base for "utc", "local", or an offset from now in seconds."""
+    if offset_s is None:
+        return "localtime" if setting == "local" else "utc"
+    moment = (now or datetime.now(UTC)) + timedelta(seconds=offset_s)
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S")

@@ -1,0 +1,413 @@
+"""A QEMU process: started in its jail, watched, taken up again by a later service, ended.
+
+    service ── sh (the waiter; a session of its own) ──┬─ sh ─ bwrap ─ bwrap ─ qemu
+                                                       └─ sh (keeps the end of what QEMU prints)
+
+The waiter outlives the service. It keeps below the machine's log/
+
+    process     boot id of the host, pid and start time of the waiter and of the outermost in the jail
+    lock        locked (flock) while any of the above lives, so that
+                "nothing of it lives" can be said for sure
+    qemu.log    what QEMU printed, 128 KiB at most, and in qemu.log.old the 128 KiB before
+    exit        its exit status, once it has ended
+
+so whatever moment the service is killed at, the next one knows. Sockets are bound here and passed on as
+descriptors: a client can connect before QEMU runs, and QEMU needs no right to make them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bough.errors import BoughError, HostLacks, MachineFailed, WrongState
+from bough.networks.uplink import start_uplink
+from bough.paths import MachinePaths, make_private_directory
+from bough.qemu.argv import render_argv
+from bough.qemu.jail import JailReport, Sight, render_jail, report_jail
+from bough.qemu.pid import Pid, read_boot_id
+from bough.qemu.plan import Plan
+from bough.qemu.qmp import Qmp, QmpLost
+from bough.storage import read_tail
+
+GREETING_TIMEOUT_S = 30.0
+KILL_TIMEOUT_S = 10.0
+STDERR_BYTES = 64 * 1024
+
+_LOG_PART_BYTES = 128 * 1024
+
+# "read < /proc/self/stat" is done by the very shell that it is about: $$ would be the first shell's.
+_WAITER = """
+umask 077; ulimit -c 0; ulimit -n 1024
+dir=$1 part=$2; shift 2
+identify() {
+  read -r me _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ start _ < /proc/self/stat
+}
+identify; waiter="$me $start"
+read -r boot < /proc/sys/kernel/random/boot_id
+{
+  (
+    identify
+    echo "$boot $waiter $me $start" > "$dir/process.new" || exit 125
+    mv -f "$dir/process.new" "$dir/process" || exit 125
+    while [ "$1" != -- ]; do echo 0 > "$1/cgroup.procs" || exit 125; shift; done
+    shift
+    exec "$@"
+  )
+  echo $? > "$dir/exit.new"
+} 2>&1 | {
+  until head -c "$part" > "$dir/qemu.log"; [ "$(wc -c < "$dir/qemu.log")" -lt "$part" ]; do
+    mv -f "$dir/qemu.log" "$dir/qemu.log.old"
+  done
+}
+while [ "$1" != -- ]; do rmdir "$1"; shift; done
+mv -f "$dir/exit.new" "$dir/exit"
+"""
+
+
+@dataclass(frozen=True)
+class ExitCause:
+    """How QEMU ended.
+
+    Attributes:
+        exit_status: None when a signal ended it, or when nobody saw it end.
+        signal: its name, like "SIGKILL".
+        stderr: the end of what it printed: untrusted.
+        text: the above in words, for "machine 'web' stopped: ...".
+    """
+
+    exit_status: int | None
+    signal: str | None
+    stderr: str
+    text: str
+
+
+class QemuProcess:
+    """A QEMU that runs, started by this service or by an earlier one."""
+
+    def __init__(self, pid: Pid, waiter: Pid, paths: MachinePaths, jail: JailReport | None = None) -> None:
+        self._pid = pid
+        self._waiter = waiter
+        self._paths = paths
+        #: What it is locked into; None for one of an earlier service.
+        self.jail = jail
+        self._children: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def pid(self) -> int:
+        """QEMU's own process id, as the host sees it."""
+        return self._pid.number
+
+    def is_alive(self) -> bool:
+        return self._pid.is_alive()
+
+    def kill(self) -> None:
+        """SIGKILL; `wait` then tells the end."""
+        self._pid.kill()
+
+    async def wait(self) -> ExitCause:
+        """Until it has ended and its end is written down. Safe to cancel, and to call more than once."""
+        await self._pid.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(KILL_TIMEOUT_S):
+                await self._waiter.wait()
+        await self._reap()
+        return read_exit(self._paths) or _unseen_end(self._paths)
+
+    async def _reap(self) -> None:
+        """Take the children's exit statuses, so that no zombie stays; they have ended or are about to."""
+        for child in self._children:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(child.wait, KILL_TIMEOUT_S)
+
+
+async def start_process(plan: Plan, paths: MachinePaths) -> QemuProcess:
+    """Start QEMU and wait until its QMP socket answers; its vCPUs run then.
+
+    Cancelling, or any error, leaves no process and no socket behind, only log/.
+
+    Raises:
+        MachineFailed: QEMU ended or did not answer; carries exit_status or signal, and qemu_stderr.
+        WrongState: a process of this machine runs.
+        HostLacks: a program is missing, or the runtime directory is not ours.
+    """
+    paths.log.mkdir(mode=0o700, exist_ok=True)
+    with _locked(paths) as lock:
+        _clear(paths)
+        if plan.uid is not None:
+            _give_disks(paths, plan.uid)
+        with contextlib.ExitStack() as sockets:
+            children: list[subprocess.Popen[bytes]] = []
+            try:
+                waiter = _spawn(plan, paths, lock, sockets, children)
+            except BaseException:
+                for child in children:
+                    child.kill()
+                    child.wait()
+                raise
+    try:
+        await _wait_greeting(plan, paths, waiter)
+        found = _read_process_file(paths)
+        if found is None:
+            raise await _ended_early(plan, paths, waiter)
+    except BaseException:
+        await _end_all(waiter, paths, children)
+        raise
+    process = QemuProcess(found.monitor.innermost(), waiter, paths, _report(plan))
+    process._children = children
+    return process
+
+
+def find_process(paths: MachinePaths) -> QemuProcess | None:
+    """The process of this machine that an earlier service started; None: surely nothing of it lives."""
+    deadline = time.monotonic() + 2
+    while _is_locked(paths):
+        found = _read_process_file(paths)
+        if found is not None and found.monitor.is_alive():
+            return QemuProcess(found.monitor.innermost(), found.waiter, paths)
+        if found is not None and not found.waiter.is_alive() and time.monotonic() > deadline:
+            return None
+        # Started a moment ago and not there yet, or ended a moment ago and still being written down.
+        time.sleep(0.01)
+        if time.monotonic() > deadline + KILL_TIMEOUT_S:
+            raise WrongState(f"something holds {paths.log / 'lock'} and is not QEMU", hint="see lsof")
+    return None
+
+
+def read_exit(paths: MachinePaths) -> ExitCause | None:
+    """How the last process of the machine ended; None when it has not, or nobody saw it."""
+    try:
+        status = int(paths.exit_status.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    stderr = _read_stderr(paths)
+    # The shell's, and bubblewrap's, way to tell a signal.
+    if status > 128 and status - 128 in signal.valid_signals():
+        name = signal.Signals(status - 128).name
+        return ExitCause(None, name, stderr, f"QEMU was killed by {name}")
+    last = stderr.strip().rpartition("\n")[2][:300]
+    because = f": {last}" if status and last else ""
+    return ExitCause(status, None, stderr, f"QEMU exited with {status}{because}")
+
+
+def _unseen_end(paths: MachinePaths) -> ExitCause:
+    return ExitCause(None, None, _read_stderr(paths), "QEMU is gone, and nobody saw it end")
+
+
+def _read_stderr(paths: MachinePaths) -> str:
+    text = read_tail(paths.qemu_log, STDERR_BYTES)
+    if len(text) < STDERR_BYTES // 2:
+        text = read_tail(Path(f"{paths.qemu_log}.old"), STDERR_BYTES // 2) + text
+    return text
+
+
+# -- starting ---------------------------------------------------------------------------------
+
+
+def _spawn(
+    plan: Plan,
+    paths: MachinePaths,
+    lock: int,
+    sockets: contextlib.ExitStack,
+    children: list[subprocess.Popen[bytes]],
+) -> Pid:
+    """The waiter; `sockets` are closed here once they are passed on, `children` are to be reaped."""
+    listeners = {
+        "qmp": paths.qmp_socket,
+        "agent": paths.agent_socket,
+        "console": paths.console_socket,
+    }
+    descriptors = {name: sockets.enter_context(_listen(path)).fileno() for name, path in listeners.items()}
+    if plan.nic is not None and plan.nic.backend == "passt":
+        ours, child = start_uplink(uid=plan.uid)
+        children.append(child)
+        descriptors["uplink"] = sockets.enter_context(ours).fileno()
+    command = render_jail(plan.jail, _sight(plan, paths), render_argv(plan, descriptors), uid=plan.uid)
+    shell = shutil.which("sh")
+    if shell is None:
+        raise HostLacks("no shell (sh) on PATH")
+    child = subprocess.Popen(
+        [shell, "-c", _WAITER, f"bough-{plan.name}", str(paths.log), str(_LOG_PART_BYTES), "--", *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        pass_fds=(*descriptors.values(), lock),
+        start_new_session=True,
+        env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
+    )
+    children.append(child)
+    pid = Pid.of(child.pid)
+    if pid is None:
+        raise MachineFailed("the shell that starts QEMU ended at once", exit_status=child.wait())
+    return pid
+
+
+def _sight(plan: Plan, paths: MachinePaths) -> Sight:
+    """The files of the host that this machine's process needs."""
+    read_only = [layer.path for disk in plan.disks for layer in disk.backing]
+    writable = [str(paths.disks)] if paths.disks.is_dir() else []
+    for disk in plan.disks:
+        if not Path(disk.path).is_relative_to(paths.disks):
+            (read_only if disk.read_only else writable).append(disk.path)
+    firmware, boot = plan.firmware, plan.direct_boot
+    read_only += [firmware.code] if firmware.code else []
+    read_only += [path for path in (boot.kernel, boot.initrd) if path] if boot else []
+    return Sight(
+        program=plan.qemu,
+        writable=tuple(writable),
+        read_only=tuple(read_only),
+        devices=("/dev/kvm",) if plan.accelerator == "kvm" else (),
+        network=_needs_network(plan),
+    )
+
+
+def _needs_network(plan: Plan) -> bool:
+    return plan.nic is not None and plan.nic.backend == "user"
+
+
+def _report(plan: Plan) -> JailReport:
+    return report_jail(plan.jail, uid=plan.uid, network=_needs_network(plan))
+
+
+def _listen(path: Path) -> socket.socket:
+    """A listening socket that only this user can connect to."""
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        # The directory is 0700: nobody else can come between the two calls.
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen(1)
+    except OSError as error:
+        listener.close()
+        raise HostLacks(f"cannot listen at {path}: {error.strerror or error}") from error
+    return listener
+
+
+def _clear(paths: MachinePaths) -> None:
+    """Remove what the last process left; it does not live."""
+    make_private_directory(paths.runtime)
+    sockets = (paths.qmp_socket, paths.agent_socket, paths.console_socket)
+    logs = (paths.qemu_log, Path(f"{paths.qemu_log}.old"), paths.exit_status, paths.log / "process")
+    for path in (*sockets, *logs):
+        path.unlink(missing_ok=True)
+
+
+def _give_disks(paths: MachinePaths, uid: int) -> None:
+    """To the user that QEMU runs as; the directory stays root's, so it can make no files there."""
+    for path in paths.disks.iterdir():
+        if path.is_file() and not path.is_symlink():
+            os.chown(path, uid, uid, follow_symlinks=False)
+
+
+async def _wait_greeting(plan: Plan, paths: MachinePaths, waiter: Pid) -> None:
+    greeting = asyncio.create_task(Qmp.connect(paths.qmp_socket, timeout_s=GREETING_TIMEOUT_S))
+    ended = asyncio.create_task(waiter.wait())
+    try:
+        await asyncio.wait({greeting, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not greeting.done():
+            # It may have greeted and ended in the same moment; either way it is gone.
+            raise await _ended_early(plan, paths, waiter)
+        try:
+            await (await greeting).close()
+        except QmpLost as error:
+            raise await _ended_early(plan, paths, waiter) from error
+    finally:
+        ended.cancel()
+        greeting.cancel()
+        with contextlib.suppress(asyncio.CancelledError, BoughError):
+            await greeting
+
+
+async def _ended_early(plan: Plan, paths: MachinePaths, waiter: Pid) -> MachineFailed:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            await waiter.wait()
+    cause = read_exit(paths)
+    if cause is None:
+        why = f"QEMU did not answer within {GREETING_TIMEOUT_S:g} s"
+        return MachineFailed(why, machine=plan.name, qemu_stderr=_read_stderr(paths))
+    return MachineFailed(
+        cause.text,
+        machine=plan.name,
+        exit_status=cause.exit_status,
+        signal=cause.signal,
+        qemu_stderr=cause.stderr,
+    )
+
+
+async def _end_all(waiter: Pid, paths: MachinePaths, children: list[subprocess.Popen[bytes]]) -> None:
+    """Kill what runs below the waiter, wait for it, and take its sockets away; bounded in time."""
+    deadline = time.monotonic() + KILL_TIMEOUT_S
+    while waiter.is_alive() and time.monotonic() < deadline:
+        found = _read_process_file(paths)
+        if found is not None:
+            # bubblewrap does not take its child along: the innermost one first.
+            found.monitor.innermost().kill()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await waiter.wait()
+    for child in children:
+        if child.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(child.wait, 1)
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+    for path in (paths.qmp_socket, paths.agent_socket, paths.console_socket):
+        path.unlink(missing_ok=True)
+
+
+# -- finding again ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _ProcessFile:
+    waiter: Pid
+    monitor: Pid
+
+
+def _read_process_file(paths: MachinePaths) -> _ProcessFile | None:
+    """None when there is none, or it is of an earlier boot of the host."""
+    try:
+        boot, *numbers = (paths.log / "process").read_text().split()
+        waiter, waiter_start, monitor, monitor_start = map(int, numbers)
+    except (FileNotFoundError, ValueError):
+        return None
+    if boot != read_boot_id():
+        return None
+    return _ProcessFile(Pid(waiter, waiter_start), Pid(monitor, monitor_start))
+
+
+@contextlib.contextmanager
+def _locked(paths: MachinePaths) -> Iterator[int]:
+    """Our own descriptor of the lock; those that a child inherited hold it on."""
+    descriptor = os.open(paths.log / "lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WrongState("a QEMU of this machine runs already", hint="stop it first") from None
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _is_locked(paths: MachinePaths) -> bool:
+    try:
+        with _locked(paths):
+            return False
+    except WrongState:
+        return True
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,193 @@
+"""QMP, QEMU's control protocol: a thin typed layer over the library qemu.qmp.
+
+What it adds: our errors, a bound on everything that QEMU can make us keep (it is hostile), and the
+difference between "you closed it" and "it broke".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError, Runstate
+from qemu.qmp.events import EventListener
+from qemu.qmp.message import Message
+
+from bough.errors import BoughError, DeadlineExceeded, WrongState
+
+#: query-qmp-schema, the longest answer there is, takes some 200 KiB.
+MAX_MESSAGE_BYTES = 2 * 1024 * 1024
+#: Events that nobody has fetched yet; QEMU itself sends the chatty ones once a second at most.
+MAX_EVENTS = 1000
+_CLOSE_TIMEOUT_S = 2.0
+
+# Every failure reaches the caller as an exception; the library's log of it would be a second telling.
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+
+
+class QmpRefused(BoughError):
+    """QEMU understood the command and said no; details: command, error_class."""
+
+    code = "qemu-refused"
+
+
+class QmpLost(BoughError):
+    """The connection broke: QEMU ended, or sent what is not QMP. The command may have been done."""
+
+    code = "qmp-lost"
+
+
+class Qmp:
+    """One connection. QEMU serves one client at a time: a second one waits until the first has gone."""
+
+    def __init__(self, client: QMPClient, listener: _BoundedListener) -> None:
+        self._client = client
+        self._listener = listener
+        self._closing = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._reason = "QEMU closed the connection"
+        self._watcher = asyncio.create_task(self._watch(), name="qmp watcher")
+
+    @classmethod
+    async def connect(cls, path: Path, *, timeout_s: float = 10.0) -> Qmp:
+        """Connect and negotiate. Safe to cancel.
+
+        Raises:
+            QmpLost: nobody listens at `path`, it is no QMP, or no greeting came in time.
+        """
+        client = QMPClient()
+        # An attribute, since the versions of the library differ in how they take it.
+        client.readbuflen = MAX_MESSAGE_BYTES
+        listener = _BoundedListener()
+        # The library's default listener keeps every event for ever.
+        client.events.event_filter = lambda _: False
+        client.register_listener(listener)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await client.connect(str(path))
+        except TimeoutError:
+            raise QmpLost(f"QEMU did not greet within {timeout_s:g} s", hint="see its log") from None
+        except QMPError as error:
+            raise QmpLost(f"no QMP connection at {path}: {error}") from error
+        return cls(client, listener)
+
+    async def execute(self, command: str, /, *, timeout_s: float = 60.0, **arguments: Any) -> Any:
+        """Run a command, and return what QEMU returned: untrusted data.
+
+        Arguments whose names hold a "-" go in as `**{"node-name": "disk0"}`.
+
+        Raises:
+            QmpRefused: QEMU answered with an error; its words are the message.
+            QmpLost: the connection ended first.
+            DeadlineExceeded: no answer; it may still be done.
+            WrongState: this end has been closed.
+        """
+        self._check_open()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._client.execute(command, arguments or None)
+        except TimeoutError:
+            raise DeadlineExceeded(f"QEMU did not answer {command} within {timeout_s:g} s") from None
+        except ExecuteError as error:
+            raise QmpRefused(str(error)[:2000], command=command, error_class=error.error_class) from error
+        except ExecInterruptedError as error:
+            await self._ended.wait()
+            raise self._lost(command) from error
+        except QMPError as error:
+            self._check_open()
+            raise self._lost(command) from error
+
+    async def send_fd(self, name: str, descriptor: int) -> None:
+        """Hand QEMU an open file, to be used as "fd:<name>" (migration) or by netdev and chardev.
+
+        Raises as `execute`; `descriptor` stays open here.
+        """
+        self._check_open()
+        # It rides on a space, which JSON ignores, in front of the command that takes it.
+        self._client.send_fd_scm(descriptor)
+        await self.execute("getfd", fdname=name)
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        """Events in order, each at most to one caller; ends when the connection is closed or lost.
+
+        `lost_because` tells which of the two it was. What QEMU says is untrusted.
+        """
+        while True:
+            event = await self._next_event()
+            if event is None:
+                return
+            yield dict(event)
+
+    @property
+    def lost_because(self) -> str | None:
+        """Why the connection broke; None while it holds, and after `close`."""
+        return self._reason if self._ended.is_set() and not self._closing.is_set() else None
+
+    async def close(self) -> None:
+        """Idempotent; takes 2 s at most, whatever QEMU does. QEMU runs on."""
+        self._closing.set()
+        await asyncio.shield(self._watcher)
+
+    async def _next_event(self) -> Message | None:
+        if not self._listener.empty() or self._ended.is_set():
+            return None if self._listener.empty() else await self._listener.get()
+        get = asyncio.create_task(self._listener.get())
+        ended = asyncio.create_task(self._ended.wait())
+        try:
+            await asyncio.wait({get, ended}, return_when=asyncio.FIRST_COMPLETED)
+            return get.result() if get.done() else None
+        finally:
+            get.cancel()
+            ended.cancel()
+
+    async def _watch(self) -> None:
+        """The only one who disconnects: the library allows it once."""
+        closing = asyncio.create_task(self._closing.wait())
+        try:
+            while not closing.done():
+                changed = asyncio.create_task(self._client.runstate_changed())
+                await asyncio.sleep(0)  # it listens from here on: no change is missed
+                if self._client.runstate is Runstate.RUNNING:
+                    await asyncio.wait({closing, changed}, return_when=asyncio.FIRST_COMPLETED)
+                changed.cancel()
+                if self._client.runstate is not Runstate.RUNNING:
+                    break
+        finally:
+            closing.cancel()
+            await self._disconnect()
+            self._ended.set()
+
+    async def _disconnect(self) -> None:
+        try:
+            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                await self._client.disconnect()
+        except (EOFError, ConnectionError):
+            pass
+        # The library re-raises whatever ended its reader: a message too long is a ValueError,
+        # one nested too deep a RecursionError.
+        except Exception as error:
+            self._reason = f"{type(error).__name__}: {str(error)[:200]}"
+
+    def _check_open(self) -> None:
+        if self._closing.is_set():
+            raise WrongState("the QMP connection has been closed")
+        if self._ended.is_set():
+            raise self._lost(None)
+
+    def _lost(self, command: str | None) -> QmpLost:
+        doing = f" during {command}" if command else ""
+        return QmpLost(f"the connection to QEMU was lost{doing}: {self._reason}", command=command)
+
+
+class _BoundedListener(EventListener):
+    """Keeps at most MAX_EVENTS events, and no history of those that were fetched."""
+
+    async def put(self, event: Message) -> None:
+        if self._queue.qsize() >= MAX_EVENTS:
+            raise ValueError(f"more than {MAX_EVENTS} events that nobody fetched")
+        if not isinstance(event["event"], str) or not isinstance(event.get("data", {}), dict):
+            raise ValueError("a malformed event")
+        await self._queue.put(event)
