@@ -1,0 +1,30 @@
+"""`make bench`, or `make bench ONLY=exec`: figures, side by side with a peer."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from bench.harness import Bench, host_facts
+
+ALL = ("cli", "exec", "copy", "boot", "image")
+
+
+def main() -> None:
+    wanted = sys.argv[1:] or list(ALL)
+    unknown = [name for name in wanted if name not in ALL]
+    if unknown:
+        sys.exit(f"error: no benchmark {', '.join(unknown)}; there are {', '.join(ALL)}")
+    facts = host_facts()
+    for name, fact in facts.items():
+        print(f"{name:>10}: {fact}")
+    bench = Bench()
+    for name in wanted:
+        module = importlib.import_module(f"bench.{name}")
+        print(f"\n== {name}: {module.ABOUT}", flush=True)
+        module.run(bench)
+    print(f"\nwritten to {bench.save(facts)}")
+
+
+if __name__ == "__main__":
+    main()

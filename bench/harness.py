@@ -1,0 +1,138 @@
+"""Ours and a peer, run in turns on the same machine, and the ratio of their medians.
+
+In turns, because a host is never quite quiet: what disturbs one disturbs the other. A benchmark is a
+module with `NAME`, `ABOUT` and `run(bench)`; it calls `bench.in_turns()` for each pair of things that do
+the same job. Less than 1 means that ours is quicker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Seconds of each round."""
+
+    what: str
+    rounds: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rounds)
+
+    def __str__(self) -> str:
+        times = f"{_time(self.median):>9}  ({_time(min(self.rounds))} .. {_time(max(self.rounds))})"
+        return f"{times:<34} {self.what}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    name: str
+    ours: Series
+    peer: Series | None
+
+    @property
+    def ratio(self) -> float | None:
+        return self.ours.median / self.peer.median if self.peer else None
+
+    def __str__(self) -> str:
+        lines = [self.name, f"  ours  {self.ours}"]
+        if self.peer:
+            lines += [f"  peer  {self.peer}", f"  ratio {self.ratio:>9.2f}"]
+        return "\n".join(lines)
+
+
+@dataclass
+class Bench:
+    """What was measured so far; it is printed as it comes."""
+
+    comparisons: list[Comparison] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def in_turns(
+        self, name: str, *, ours: Work, peer: Work | None, what: tuple[str, str], rounds: int, warm_ups: int = 0
+    ) -> Comparison:
+        """Run both `rounds` times, alternating. A work that returns a float has timed itself."""
+        works = [work for work in (ours, peer) if work]
+        times: list[list[float]] = [[] for _ in works]
+        for number in range(warm_ups + rounds):
+            for index, work in enumerate(works):
+                taken = _timed(work)
+                if number >= warm_ups:
+                    times[index].append(taken)
+        comparison = Comparison(
+            name, Series(what[0], times[0]), Series(what[1], times[1]) if len(times) == 2 else None
+        )
+        self.comparisons.append(comparison)
+        print(comparison, flush=True)
+        return comparison
+
+    def note(self, text: str) -> None:
+        """Something that was left out, and why."""
+        self.notes.append(text)
+        print(f"note: {text}", flush=True)
+
+    def save(self, facts: dict[str, str]) -> Path:
+        RESULTS.mkdir(exist_ok=True)
+        path = RESULTS / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
+        measured = [{**asdict(each), "ratio": each.ratio} for each in self.comparisons]
+        path.write_text(json.dumps({"host": facts, "measured": measured, "notes": self.notes}, indent=1) + "\n")
+        return path
+
+
+def host_facts() -> dict[str, str]:
+    """What the figures were seen on."""
+    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.split(":", 1)[1].strip() for line in cpuinfo if line.startswith("model name")]
+    memory_kib = int(Path("/proc/meminfo").read_text().split()[1])
+    return {
+        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "processor": f"{os.cpu_count()} x {models[0] if models else platform.machine()}",
+        "memory": f"{memory_kib / 1024**2:.1f} GiB",
+        "system": f"{platform.freedesktop_os_release().get('PRETTY_NAME', '?')}, Linux {platform.release()}",
+        "qemu": first_line("qemu-system-" + platform.machine(), "--version"),
+        "python": platform.python_version(),
+        "load": f"{os.getloadavg()[0]:.2f} before the first round",
+    }
+
+
+def first_line(*argv: str) -> str:
+    """Of a program's output; "" where there is no such program."""
+    try:
+        output = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return output.splitlines()[0] if output else ""
+
+
+def run_quietly(*argv: str | Path, env: dict[str, str] | None = None) -> None:
+    """A command that must succeed; what it says is shown only when it does not."""
+    done = subprocess.run([str(word) for word in argv], capture_output=True, text=True, check=False, env=env)
+    if done.returncode != 0:
+        print(done.stdout[-2000:], done.stderr[-2000:], file=sys.stderr)
+        raise RuntimeError(f"{argv[0]} ended with {done.returncode}")
+
+
+def _timed(work: Work) -> float:
+    started = time.perf_counter()
+    own = work()
+    return own if isinstance(own, float) else time.perf_counter() - started
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"

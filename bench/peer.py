@@ -1,0 +1,75 @@
+"""The peer of boot and image: plain mmdebstrap, mke2fs and qemu-system, as their manuals show them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.harness import RESULTS, run_quietly
+
+SUITE = "bookworm"
+SIZE = "2G"
+PEER = RESULTS / "peer"
+#: A kernel for virtual machines, systemd, and what makes it a machine one can log in to.
+PACKAGES = "linux-image-cloud-{arch},systemd-sysv,dbus,initramfs-tools,udev,iproute2,openssh-server,python3"
+DEBIAN_ARCH = {"x86_64": "amd64", "aarch64": "arm64"}
+LOGIN_PROMPT = b"login: "
+BOOT_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True)
+class StockImage:
+    disk: Path
+    kernel: Path
+    initrd: Path
+
+
+def build_stock_image(target: Path) -> StockImage:
+    """Debian as mmdebstrap makes it, in an ext4 file system, without a boot loader."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    tree, disk = target / "tree", target / "disk.raw"
+    packages = PACKAGES.format(arch=DEBIAN_ARCH[platform.machine()])
+    run_quietly("mmdebstrap", "--variant=important", f"--include={packages}", SUITE, tree)
+    run_quietly("mke2fs", "-q", "-t", "ext4", "-d", tree, disk, SIZE)
+    boot = tree / "boot"
+    image = StockImage(disk, target / "vmlinuz", target / "initrd.img")
+    shutil.copy(next(boot.glob("vmlinuz-*")), image.kernel)
+    shutil.copy(next(boot.glob("initrd.img-*")), image.initrd)
+    shutil.rmtree(tree)
+    return image
+
+
+def stock_image() -> StockImage:
+    """Built once, and kept until `make clean`."""
+    image = StockImage(PEER / "disk.raw", PEER / "vmlinuz", PEER / "initrd.img")
+    return image if image.initrd.exists() else build_stock_image(PEER)
+
+
+def boot_to_login(image: StockImage, *, accelerator: str, vcpus: int, memory_mib: int) -> float:
+    """Seconds from the start of QEMU to the login prompt on the serial console."""
+    argv = [
+        f"qemu-system-{platform.machine()}", "-accel", accelerator, "-machine", "q35", "-cpu", "max",
+        "-smp", str(vcpus), "-m", str(memory_mib), "-nodefaults", "-display", "none", "-serial", "stdio",
+        "-drive", f"file={image.disk},format=raw,if=virtio,snapshot=on",
+        "-nic", "user,model=virtio-net-pci",
+        "-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", "root=/dev/vda rw console=ttyS0",
+    ]  # fmt: skip
+    started = time.perf_counter()
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as qemu:
+        try:
+            assert qemu.stdout is not None
+            seen = b""
+            while LOGIN_PROMPT not in seen:
+                data = os.read(qemu.stdout.fileno(), 65536)
+                if not data or time.perf_counter() - started > BOOT_TIMEOUT_S:
+                    raise RuntimeError(f"no login prompt: {seen[-500:].decode(errors='replace')}")
+                seen += data
+            return time.perf_counter() - started
+        finally:
+            qemu.kill()

@@ -1,0 +1,106 @@
+"""bough as its user has it: the command in the venv, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bough.paths import Home
+from tests.conftest import MEMORY
+
+BOUGH = Path(sys.executable).parent / "bough"
+
+
+@dataclass(frozen=True)
+class Cli:
+    """The command `bough` with an environment of its own."""
+
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __call__(
+        self, *words: str | Path, stdin: bytes | None = b"", check: bool = True, timeout_s: float = 180
+    ) -> subprocess.CompletedProcess[bytes]:
+        done = subprocess.run(
+            [BOUGH, *map(str, words)],
+            input=stdin,
+            capture_output=True,
+            env=self.env,
+            timeout=timeout_s,
+            check=False,
+        )
+        if check and done.returncode != 0:
+            command = " ".join(["bough", *map(str, words)])
+            pytest.fail(f"{command} ended with {done.returncode}: {done.stderr.decode(errors='replace')}")
+        return done
+
+    @property
+    def env(self) -> dict[str, str]:
+        return os.environ | self.environment
+
+    def text(self, *words: str | Path, **options: Any) -> str:
+        """Standard output, without the last newline."""
+        return self(*words, **options).stdout.decode().rstrip("\n")
+
+    def json(self, *words: str | Path, **options: Any) -> Any:
+        return json.loads(self(*words, "--json", **options).stdout)
+
+    def popen(self, *words: str | Path, **options: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([BOUGH, *map(str, words)], env=self.env, **options)
+
+    def names(self) -> list[str]:
+        return sorted(machine["name"] for machine in self.json("list"))
+
+    def error(self, *words: str | Path, says: str, hint: str | None = None, **options: Any) -> str:
+        """Standard error of a command that must fail: one error that says `says`, one hint, no trace."""
+        before = self.names() if "list" not in words else None
+        done = self(*words, check=False, **options)
+        told = done.stderr.decode()
+        assert done.returncode not in (0, -9), told
+        assert done.stdout == b"", done.stdout
+        assert told.startswith("error: ") or "\nerror: " in told, told
+        assert "Traceback" not in told, told
+        assert says.lower() in told.lower(), told
+        if hint is not None:
+            assert "hint: " in told, told
+            assert hint.lower() in told.partition("hint: ")[2].lower(), told
+        if before is not None:
+            assert self.names() == before, "something was half-made"
+        return told
+
+
+@pytest.fixture(scope="session")
+def cli(bough_home: Home) -> Cli:
+    return Cli()
+
+
+@pytest.fixture(scope="session")
+def box(cli: Cli, debian: str) -> Iterator[str]:
+    """The name of a running machine that all tests here share; they leave it running and as it was."""
+    name = "box"
+    cli("create", debian, "--name", name, "--memory", MEMORY)
+    cli("start", name)
+    yield name
+    cli("delete", name, "--force", check=False)
+
+
+@pytest.fixture
+def gone(cli: Cli) -> Iterator[list[str]]:
+    """Names that the test makes; what is left of them goes at its end."""
+    names: list[str] = []
+    yield names
+    for name in names:
+        cli("delete", name, "--force", check=False)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left(request: pytest.FixtureRequest) -> None:
+    if "bough_home" in request.fixturenames:
+        request.getfixturevalue("nothing_left")

@@ -1,0 +1,172 @@
+"""`bough exec`: what a command gets, what comes back, and what becomes of it."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.acceptance.conftest import Cli
+
+
+def wait_until(holds: Callable[[], bool], timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.1)
+
+
+def runs_in_guest(cli: Cli, box: str, pattern: str) -> bool:
+    return cli("exec", box, "--", "pgrep", "-f", "-x", pattern, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("status", [0, 1, 42, 126, 255])
+def test_the_exit_status_is_passed_through(cli: Cli, box: str, status: int) -> None:
+    assert cli("exec", box, "--", "sh", "-c", f"exit {status}", check=False).returncode == status
+
+
+def test_death_by_a_signal_is_told_as_a_shell_tells_it(cli: Cli, box: str) -> None:
+    assert cli("exec", box, "--", "sh", "-c", "kill -TERM $$", check=False).returncode == 128 + signal.SIGTERM
+
+
+def test_a_command_that_is_not_there(cli: Cli, box: str) -> None:
+    done = cli("exec", box, "--", "no-such-command", check=False)
+    assert done.returncode == 127
+    assert b"no-such-command" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_streams_stay_apart_and_whole(cli: Cli, box: str) -> None:
+    done = cli("exec", box, "--", "sh", "-c", "printf 'out\\0\\377'; printf err >&2")
+    assert done.stdout == b"out\0\377"
+    assert done.stderr == b"err"
+
+
+def test_stdin_from_a_pipe_with_its_end(cli: Cli, box: str) -> None:
+    data = os.urandom(3 * 1024 * 1024 + 1)
+    assert cli("exec", box, "--", "cat", stdin=data).stdout == data
+
+
+def test_a_command_that_does_not_read_its_stdin(cli: Cli, box: str) -> None:
+    assert cli("exec", box, "--", "true", stdin=bytes(8 * 1024 * 1024)).returncode == 0
+
+
+def test_output_comes_while_the_command_runs(cli: Cli, box: str) -> None:
+    process = cli.popen(
+        "exec", box, "--", "sh", "-c", "echo first; read line; echo $line",
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    with process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == b"first\n"
+        process.stdin.write(b"second\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"second\n"
+        process.stdin.close()
+    assert process.returncode == 0
+
+
+def test_environment_directory_and_user(cli: Cli, box: str) -> None:
+    said = cli.text(
+        "exec", "-e", "GREETING=good day", "-w", "/usr/share", "-u", "nobody", box, "--",
+        "sh", "-c", 'echo "$GREETING"; pwd; id -un',
+    )  # fmt: skip
+    assert said.splitlines() == ["good day", "/usr/share", "nobody"]
+
+
+def test_words_are_not_split_or_expanded(cli: Cli, box: str) -> None:
+    words = ["a b", "$HOME", "*", "'", '"', "", "ä\n"]
+    assert cli("exec", box, "--", "printf", "%s\\0", *words).stdout == b"".join(
+        word.encode() + b"\0" for word in words
+    )
+
+
+def test_a_directory_and_a_user_that_are_not_there(cli: Cli, box: str) -> None:
+    cli.error("exec", "-w", "/no/such/place", box, "--", "true", says="/no/such/place")
+    cli.error("exec", "-u", "nosuchuser", box, "--", "true", says="nosuchuser")
+
+
+def test_a_timeout_kills_the_command_in_the_guest(cli: Cli, box: str) -> None:
+    cli.error("exec", "--timeout", "1s", box, "--", "sleep", "3601", says="1 s")
+    wait_until(lambda: not runs_in_guest(cli, box, "sleep 3601"))
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_when_the_client_is_killed_so_is_the_command(cli: Cli, box: str, how: signal.Signals) -> None:
+    script = f"sleep 36{int(how):02} & echo started; wait"
+    with cli.popen("exec", box, "--", "sh", "-c", script, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"started\n"
+        process.send_signal(how)
+    # The whole process group: the background job as well.
+    wait_until(lambda: not runs_in_guest(cli, box, f"sleep 36{int(how):02}"))
+
+
+def test_a_terminal(cli: Cli, box: str) -> None:
+    ours, theirs = pty.openpty()
+    script = "test -t 0 && test -t 1 && stty size && echo TERM=$TERM && read line && echo got $line"
+    process = cli.popen(
+        "exec", "-t", box, "--", "sh", "-c", script, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    with process:
+        seen = read_until(ours, b"TERM=")
+        os.write(ours, b"typed\r")
+        seen += read_until(ours, b"got typed")
+    os.close(ours)
+    assert process.returncode == 0
+    assert b"got typed" in seen
+
+
+def read_until(descriptor: int, mark: bytes) -> bytes:
+    seen = b""
+    while mark not in seen:
+        try:
+            data = os.read(descriptor, 4096)
+        except OSError:  # EIO: the other side of the terminal is closed
+            break
+        if not data:
+            break
+        seen += data
+    assert mark in seen, seen
+    return seen
+
+
+def test_fifty_at_once(cli: Cli, box: str) -> None:
+    processes = [
+        cli.popen("exec", box, "--", "sh", "-c", f"cat; echo {number} >&2; exit {number}",
+                  stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for number in range(50)
+    ]  # fmt: skip
+    for number, process in enumerate(processes):
+        out, err = process.communicate(f"line {number}\n".encode() * 1000, timeout=300)
+        assert (out, err, process.returncode) == (
+            f"line {number}\n".encode() * 1000, f"{number}\n".encode(), number,
+        )  # fmt: skip
+
+
+def test_a_reader_that_stops_reading_gets_everything_later(cli: Cli, box: str) -> None:
+    size = 64 * 1024 * 1024
+    with cli.popen(
+        "exec", box, "--", "head", "-c", str(size), "/dev/zero", stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        first = process.stdout.read(1)
+        # Meanwhile others are served: the stream waits, nobody else does.
+        assert cli.text("exec", box, "--", "echo", "served") == "served"
+        assert len(first + process.stdout.read()) == size
+
+
+def test_of_a_machine_that_is_not_there_or_not_running(
+    cli: Cli, box: str, debian: str, gone: list[str]
+) -> None:
+    cli.error("exec", "bxo", "--", "true", says="bxo", hint="box")
+    gone.append("asleep")
+    cli("create", debian, "--name", "asleep")
+    cli.error("exec", "asleep", "--", "true", says="stopped", hint="bough start asleep")

@@ -1,0 +1,104 @@
+"""bough outside its checkout, for root and for others."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bough.paths import Home
+from tests.acceptance.conftest import Cli
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_version_help_and_completion(cli: Cli) -> None:
+    assert cli.text("version").split()[-1]
+    assert cli.text("--help").count("\n") > 20
+    for shell in ("bash", "zsh", "fish"):
+        assert "bough" in cli.text("completion", shell), shell
+
+
+def test_doctor_names_each_thing_and_proves_accelerators(cli: Cli) -> None:
+    report = cli.json("doctor", check=False)
+    names = {check["name"]: check for check in report["checks"]}
+    assert all(check["ok"] for check in names.values() if check["required"]), names
+    accelerators = {each["name"]: each for each in report["accelerators"]}
+    assert accelerators["tcg"]["usable"]
+    assert accelerators["kvm"]["usable"] or accelerators["kvm"]["detail"]
+
+
+def test_a_wheel_holds_all_that_is_needed(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "-qq", "--no-deps", "--wheel-dir", tmp_path, ROOT]
+    subprocess.run(command, check=True)
+    (wheel,) = tmp_path.glob("bough-*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    wanted = {
+        str(path.relative_to(ROOT / "src"))
+        for path in (ROOT / "src").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert wanted <= names, wanted - names
+    (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
+    assert b"bough = bough.cli.main:main" in zipfile.ZipFile(wheel).read(entry_points)
+
+
+# -- an ordinary user ---------------------------------------------------------------------------------
+
+USER = "bough-test"
+
+
+@pytest.fixture
+def ordinary_user(bough_home: Home, debian: str) -> Iterator[Path]:
+    """A user that the test makes, with a BOUGH_HOME that has the image already."""
+    if os.geteuid() != 0 or shutil.which("useradd") is None:
+        pytest.skip("only root makes users (who runs this as an ordinary user tests that everywhere else)")
+    subprocess.run(["useradd", "--create-home", USER], check=True)
+    place = Path(tempfile.mkdtemp(prefix="bough-test-", dir="/var/tmp"))
+    try:
+        place.chmod(0o711)
+        things = [bough_home.images, bough_home.labels]
+        subprocess.run(["cp", "-a", "--sparse=always", *things, place], check=True)
+        # What runs is a copy too: the checkout and the Python of root may be closed to others.
+        site = next(Path(sys.prefix).glob("lib/python3*/site-packages"))
+        shutil.copytree(site, place / "site", symlinks=True)
+        shutil.copytree(ROOT / "src" / "bough", place / "site" / "bough")
+        subprocess.run(["chown", "-R", f"{USER}:", place], check=True)
+        yield place
+    finally:
+        home = pwd.getpwnam(USER).pw_dir
+        subprocess.run(["userdel", USER], check=True)
+        shutil.rmtree(home, ignore_errors=True)
+        shutil.rmtree(place)
+
+
+def test_everything_works_without_root(ordinary_user: Path) -> None:
+    python = f"/usr/bin/python3.{sys.version_info.minor}"
+    if not Path(python).exists():
+        pytest.skip(f"no {python}: what is installed here cannot be run by another user")
+    script = f"""
+        set -e
+        export BOUGH_HOME={ordinary_user} PYTHONPATH={ordinary_user}/site XDG_RUNTIME_DIR={ordinary_user}/run
+        mkdir -p -m 0700 $XDG_RUNTIME_DIR
+        bough() {{ {python} -m bough.cli.main "$@"; }}
+        trap 'bough delete --force one || true; kill $(cat {ordinary_user}/lock)' EXIT
+        bough create debian:12 --name one --memory 512MiB
+        bough start one
+        bough exec one -- uname -s
+        bough info one --json
+    """
+    done = subprocess.run(
+        ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--init-groups", "env", "-i",
+         f"PATH={os.environ['PATH']}", f"HOME=/home/{USER}", "bash", "-c", script],
+        capture_output=True, text=True, check=False, timeout=300, cwd="/",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Linux\n") or "\nLinux\n" in done.stdout, done.stdout

@@ -1,0 +1,197 @@
+"""A machine's life from the shell: made, started, stopped, kept, renamed, deleted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bough.paths import Home
+from tests.acceptance.conftest import Cli
+from tests.acceptance.test_exec import wait_until
+from tests.conftest import MEMORY
+
+
+def info(cli: Cli, name: str) -> dict[str, object]:
+    found: dict[str, object] = cli.json("info", name)
+    return found
+
+
+def test_what_is_on_the_disk_stays(cli: Cli, debian: str, gone: list[str]) -> None:
+    gone.append("keeper")
+    cli("create", debian, "--name", "keeper", "--memory", MEMORY)
+    assert info(cli, "keeper")["state"] == "stopped"
+    cli("start", "keeper")
+    first_boot = cli.text("exec", "keeper", "--", "cat", "/proc/sys/kernel/random/boot_id")
+    cli("exec", "keeper", "--", "sh", "-c", "echo kept > /root/file && sync")
+    cli("restart", "keeper")
+    assert cli.text("exec", "keeper", "--", "cat", "/root/file") == "kept"
+    assert cli.text("exec", "keeper", "--", "cat", "/proc/sys/kernel/random/boot_id") != first_boot
+    cli("stop", "keeper")
+    assert info(cli, "keeper")["state"] == "stopped"
+    assert info(cli, "keeper")["failure"] is None
+    cli("start", "keeper")
+    assert cli.text("exec", "keeper", "--", "cat", "/root/file") == "kept"
+
+
+def test_a_reboot_and_a_power_off_from_inside(cli: Cli, debian: str, gone: list[str]) -> None:
+    gone.append("inner")
+    cli("run", "--name", "inner", "--memory", MEMORY, debian, "--", "true")
+    cli("start", "inner", check=False)
+    before = cli.text("exec", "inner", "--", "cat", "/proc/sys/kernel/random/boot_id")
+    cli("exec", "inner", "--", "systemctl", "reboot", check=False)
+    wait_until(
+        lambda: (
+            cli("exec", "inner", "--", "cat", "/proc/sys/kernel/random/boot_id", check=False).stdout.strip()
+            not in (b"", before.encode())
+        ),
+        timeout_s=90,
+    )
+    cli("exec", "inner", "--", "systemctl", "poweroff", check=False)
+    cli("wait", "inner", "--until", "stopped", "--timeout", "60s")
+    assert info(cli, "inner")["state"] == "stopped"
+    assert info(cli, "inner")["failure"] is None
+
+
+def test_a_guest_that_will_not_stop_is_powered_off_at_the_deadline(
+    cli: Cli, debian: str, gone: list[str]
+) -> None:
+    gone.append("stubborn")
+    cli("create", debian, "--name", "stubborn", "--memory", MEMORY)
+    cli("start", "stubborn")
+    # A unit that does not end holds up systemd's shutdown for a minute and a half.
+    script = "systemd-run --property=KillMode=none --property=ExecStop='/bin/sleep 300' sleep infinity"
+    cli("exec", "stubborn", "--", "sh", "-c", script)
+    done = cli("stop", "stubborn", "--deadline", "3s")
+    assert b"3 s" in done.stderr
+    assert info(cli, "stubborn")["state"] == "stopped"
+
+
+def test_pause_and_resume(cli: Cli, box: str) -> None:
+    before = cli.text("exec", box, "--", "cat", "/proc/sys/kernel/random/boot_id")
+    cli("pause", box)
+    try:
+        assert info(cli, box)["state"] == "paused"
+        cli.error("pause", box, says="paused")
+        cli.error("exec", box, "--", "true", says="paused", hint=f"bough resume {box}")
+    finally:
+        cli("resume", box)
+    assert cli.text("exec", box, "--", "cat", "/proc/sys/kernel/random/boot_id") == before
+    cli.error("resume", box, says="running")
+
+
+def test_rename(cli: Cli, debian: str, gone: list[str]) -> None:
+    gone += ["before", "after"]
+    cli("create", debian, "--name", "before")
+    machine_id = info(cli, "before")["id"]
+    cli("rename", "before", "after")
+    assert info(cli, "after")["id"] == machine_id
+    cli.error("info", "before", says="before")
+    cli.error("rename", "after", "box box", says="name")
+
+
+def test_delete_refuses_what_runs_and_takes_what_does_not(
+    cli: Cli, box: str, bough_home: Home, debian: str
+) -> None:
+    cli.error("delete", box, says="running", hint="--force")
+    assert cli.text("exec", box, "--", "echo", "alive") == "alive"
+    cli("create", debian, "--name", "short-lived")
+    root = bough_home.machines / str(info(cli, "short-lived")["id"])
+    assert root.is_dir()
+    cli("delete", "short-lived")
+    assert not root.exists()
+    assert "short-lived" not in cli.names()
+
+
+def test_a_machine_is_found_by_name_id_and_beginning_of_id(cli: Cli, box: str) -> None:
+    machine_id = str(info(cli, box)["id"])
+    assert info(cli, machine_id)["name"] == box
+    assert info(cli, machine_id[:6])["name"] == box
+
+
+def test_list_and_info_for_people_and_programs(cli: Cli, box: str) -> None:
+    listed = cli.text("list")
+    assert box in listed
+    assert "running" in listed
+    assert "\x1b" not in listed, "colour in a pipe"
+    told = cli.text("info", box)
+    assert "debian:12" in told
+    assert "\x1b" not in told
+    assert {"id", "name", "state", "image", "vcpus", "memory_bytes", "jail", "accelerator"} <= info(
+        cli, box
+    ).keys()
+
+
+def test_the_plan_is_shown_as_data_and_as_a_command_line(cli: Cli, box: str) -> None:
+    plan = cli.json("info", box, "--plan")
+    assert plan["plan"]["machine_type"].startswith(("pc-q35-", "virt-")), plan["plan"]["machine_type"]
+    assert plan["argv"][0].endswith(("x86_64", "aarch64"))
+    assert "-nodefaults" in plan["argv"]
+    assert "qemu-system" in cli.text("info", box, "--plan")
+
+
+def test_the_console_log(cli: Cli, box: str) -> None:
+    assert "login:" in cli.text("logs", box)
+
+
+def test_events_while_things_happen(cli: Cli, debian: str, gone: list[str]) -> None:
+    gone.append("eventful")
+    with cli.popen("events", "--json", stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        cli("create", debian, "--name", "eventful")
+        cli("delete", "eventful")
+        kinds = []
+        while "deleted" not in kinds:
+            event = json.loads(process.stdout.readline())
+            kinds += [event["kind"]] if event.get("name") == "eventful" else []
+        process.send_signal(signal.SIGINT)
+    assert kinds[0] == "created"
+
+
+def service_pid(bough_home: Home) -> int:
+    return int(bough_home.lock.read_text())
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_machines_outlive_the_service(cli: Cli, box: str, bough_home: Home, how: signal.Signals) -> None:
+    before = info(cli, box)
+    boot = cli.text("exec", box, "--", "cat", "/proc/sys/kernel/random/boot_id")
+    old = service_pid(bough_home)
+    os.kill(old, how)
+    wait_until(lambda: not Path(f"/proc/{old}").exists())
+    after = info(cli, box)
+    assert service_pid(bough_home) != old
+    assert (after["pid"], after["state"], after["started"]) == (before["pid"], "running", before["started"])
+    assert cli.text("exec", box, "--", "cat", "/proc/sys/kernel/random/boot_id") == boot
+
+
+def test_many_first_commands_start_one_service(cli: Cli, box: str, bough_home: Home) -> None:
+    old = service_pid(bough_home)
+    os.kill(old, signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{old}").exists())
+    processes = [cli.popen("list", "--json", stdout=subprocess.PIPE) for _ in range(8)]
+    for process in processes:
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert any(machine["name"] == box for machine in json.loads(out))
+
+
+def test_a_killed_qemu_is_a_failure_with_its_cause(cli: Cli, debian: str, gone: list[str]) -> None:
+    gone.append("victim")
+    cli("create", debian, "--name", "victim", "--memory", MEMORY)
+    cli("start", "victim")
+    pid = info(cli, "victim")["pid"]
+    assert isinstance(pid, int)
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: info(cli, "victim")["state"] == "failed")
+    failure = info(cli, "victim")["failure"]
+    assert isinstance(failure, dict)
+    assert "KILL" in str(failure["signal"]) or failure["exit_status"] == 137, failure
+    assert "login:" in failure["console"]
+    # It is not lost: it starts again.
+    cli("start", "victim")
+    assert cli.text("exec", "victim", "--", "echo", "back") == "back"

@@ -1,0 +1,127 @@
+"""Ports, ssh and what stands on it; the uplink on and off."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.conftest import Cli
+from tests.conftest import MEMORY
+
+
+@pytest.fixture
+def web_server(cli: Cli, box: str) -> Iterator[int]:
+    """The port, in the guest, of a web server on the guest's loopback."""
+    script = "mkdir -p /srv/www && echo hello from inside > /srv/www/index.html"
+    cli("exec", box, "--", "sh", "-c", script)
+    unit = ["systemd-run", "--unit=www", "--working-directory=/srv/www"]
+    cli("exec", box, "--", *unit, "python3", "-m", "http.server", "8000")
+    wait = "until bash -c '</dev/tcp/127.0.0.1/8000'; do sleep 0.2; done"
+    cli("exec", "--timeout", "30s", box, "--", "sh", "-c", wait)
+    yield 8000
+    cli("exec", box, "--", "systemctl", "stop", "www")
+
+
+def test_a_port_of_the_guest_on_the_host(cli: Cli, box: str, web_server: int) -> None:
+    port = cli.json("port", "add", box, f"0:{web_server}")["host_port"]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20) as answer:
+        assert answer.read() == b"hello from inside\n"
+    assert [each["host_port"] for each in cli.json("port", "list", box)] == [port]
+    assert str(port) in cli.text("port", "list", box)
+    cli("port", "remove", box, str(port))
+    assert cli.json("port", "list", box) == []
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def test_a_port_where_nobody_listens_in_the_guest(cli: Cli, box: str) -> None:
+    port = cli.json("port", "add", box, "0:9")["host_port"]
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+            assert connection.recv(1) == b""
+    finally:
+        cli("port", "remove", box, str(port))
+
+
+# -- ssh ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ssh_config(cli: Cli, box: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `bough ssh-config` says, in a file; the key that it names reaches root in the guest."""
+    path = tmp_path_factory.mktemp("ssh") / "config"
+    path.write_text(cli.text("ssh-config", box) + "\n")
+    return path
+
+
+needs = {
+    name: pytest.mark.skipif(shutil.which(name) is None, reason=f"no {name} on this host")
+    for name in ("ssh", "scp", "rsync", "ansible")
+}
+
+
+@needs["ssh"]
+def test_plain_ssh(box: str, ssh_config: Path, cli: Cli) -> None:
+    command = ["ssh", "-F", ssh_config, "-o", "BatchMode=yes", box, "hostname; cat; exit 3"]
+    done = subprocess.run(command, input=b"piped", capture_output=True, check=False, timeout=60, env=cli.env)
+    assert done.returncode == 3, done.stderr
+    assert done.stdout == b"box\npiped"
+
+
+@needs["scp"]
+def test_plain_scp(box: str, ssh_config: Path, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("by scp")
+    command = ["scp", "-q", "-F", ssh_config, tmp_path / "file", f"{box}:/root/by-scp"]
+    subprocess.run(command, check=True, timeout=60, env=cli.env)
+    assert cli.text("exec", box, "--", "cat", "/root/by-scp") == "by scp"
+
+
+@needs["rsync"]
+def test_plain_rsync(box: str, ssh_config: Path, cli: Cli, tmp_path: Path) -> None:
+    if cli("exec", box, "--", "sh", "-c", "command -v rsync", check=False).returncode != 0:
+        pytest.skip("no rsync in the guest")
+    (tmp_path / "file").write_text("by rsync")
+    command = ["rsync", "-a", "-e", f"ssh -F {ssh_config}", tmp_path / "file", f"{box}:/root/by-rsync"]
+    subprocess.run(command, check=True, timeout=60, env=cli.env)
+    assert cli.text("exec", box, "--", "cat", "/root/by-rsync") == "by rsync"
+
+
+@needs["ssh"]
+def test_many_ssh_at_once(box: str, ssh_config: Path, cli: Cli) -> None:
+    command = ["ssh", "-F", ssh_config, "-o", "BatchMode=yes", box, "echo ok"]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, env=cli.env) for _ in range(5)]
+    assert [process.communicate(timeout=120)[0] for process in running] == [b"ok\n"] * 5
+
+
+# -- uplink -------------------------------------------------------------------------------------------
+
+
+def test_the_guest_has_an_address_and_a_route(cli: Cli, box: str) -> None:
+    assert "default via" in cli.text("exec", box, "--", "ip", "route")
+
+
+def test_the_hosts_loopback_is_out_of_reach(cli: Cli, box: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(3)
+        port = server.getsockname()[1]
+        gateway = "ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'"
+        attempt = f'timeout 3 bash -c "</dev/tcp/$a/{port}"'
+        script = f"for a in $({gateway}) 127.0.0.1 10.0.2.2; do {attempt}; done; true"
+        cli("exec", box, "--", "sh", "-c", script)
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def test_without_an_uplink_there_is_no_network(cli: Cli, debian: str, gone: list[str]) -> None:
+    gone.append("island")
+    cli("create", debian, "--name", "island", "--memory", MEMORY, "--no-uplink")
+    cli("start", "island")
+    assert cli.text("exec", "island", "--", "sh", "-c", "ls /sys/class/net") == "lo"
+    # Ports and exec need none: they go through the agent.
+    assert cli.text("exec", "island", "--", "echo", "here") == "here"

@@ -1,0 +1,119 @@
+"""The Python API and the HTTP API, as their users have them."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bough.paths import Home
+from tests.acceptance.conftest import BOUGH, Cli
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def request(home: Home, path: str, method: str = "GET", body: bytes = b"") -> tuple[int, Any]:
+    """One HTTP request over the Unix socket, with nothing of bough in between."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(home.api_socket))
+        head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"
+        connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+        with connection.makefile("rb") as answer:
+            status = int(answer.readline().split()[1])
+            while answer.readline().strip():
+                pass
+            return status, json.loads(answer.read() or b"null")
+
+
+def test_the_python_of_the_readme_runs(cli: Cli, debian: str, tmp_path: Path) -> None:
+    found = blocks(ROOT / "README.md", "python")
+    assert found, "the README shows no Python"
+    before = cli.names()
+    for block in found:
+        subprocess.run([sys.executable, "-c", block], check=True, timeout=180, cwd=tmp_path)
+    assert cli.names() == before
+
+
+def test_the_commands_of_the_quick_start_run(cli: Cli, debian: str, tmp_path: Path) -> None:
+    """Word for word, in one shell per page, with `bough` on the PATH."""
+    script = "\n".join(blocks(ROOT / "docs" / "quickstart.md", "sh"))
+    assert "bough " in script
+    environment = cli.env | {"PATH": f"{BOUGH.parent}:{cli.env['PATH']}"}
+    subprocess.run(
+        ["bash", "-euxc", script], check=True, timeout=600, cwd=tmp_path, env=environment, input=b""
+    )
+    assert cli.names() == [name for name in cli.names() if name in ("box", "bench")]
+
+
+def test_errors_are_exceptions_with_their_fields(cli: Cli, box: str) -> None:
+    import bough
+    from bough.errors import NameTaken, NotFound, WrongState
+
+    hv = bough.connect()
+    with pytest.raises(NotFound) as told:
+        hv.machine("bxo")
+    assert "box" in (told.value.hint or "")
+    with pytest.raises(NameTaken) as taken:
+        hv.create("debian:12", name=box)
+    assert taken.value.name == box
+    with pytest.raises(WrongState):
+        hv.machine(box).resume()
+
+
+def test_openapi_describes_every_call(cli: Cli, box: str, bough_home: Home) -> None:
+    status, document = request(bough_home, "/v1/openapi.json")
+    assert status == 200
+    assert document["openapi"].startswith("3.")
+    paths = document["paths"]
+    for path in ("/v1/version", "/v1/doctor", "/v1/images", "/v1/images/build", "/v1/machines"):
+        assert path in paths, path
+    for call in (
+        "start",
+        "stop",
+        "restart",
+        "pause",
+        "resume",
+        "plan",
+        "logs",
+        "wait",
+        "ping",
+        "ports",
+        "load",
+    ):
+        assert f"/v1/machines/{{reference}}/{call}" in paths, call
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "code"),
+    [
+        ("GET", "/v1/nothing", b"", 404, "not-found"),
+        ("GET", "/v1/machines/absent", b"", 404, "not-found"),
+        ("GET", "/v1/machines/..%2f..%2fetc", b"", 404, "not-found"),
+        ("POST", "/v1/machines", b"{", 422, "invalid-input"),
+        ("POST", "/v1/machines", b'{"spec": 3}', 422, "invalid-input"),
+        ("POST", "/v1/machines", b'{"spec": {}}', 422, "invalid-spec"),
+        ("POST", "/v1/machines/box/stop", b'{"deadline_s": -1}', 422, "invalid-input"),
+        ("DELETE", "/v1/machines/box", b"", 409, "wrong-state"),
+        ("DELETE", "/v1/machines/box/ports/70000", b"", 404, "not-found"),
+    ],
+)
+def test_a_wrong_request_is_answered_with_an_error_of_the_tree(
+    cli: Cli, box: str, bough_home: Home, method: str, path: str, body: bytes, status: int, code: str
+) -> None:
+    got, answer = request(bough_home, path, method, body)
+    assert (got, answer["error"]["code"]) == (status, code), answer
+
+
+def test_the_api_is_for_its_owner_alone(cli: Cli, box: str, bough_home: Home) -> None:
+    assert bough_home.api_socket.stat().st_mode & 0o777 == 0o600
+    assert bough_home.runtime.stat().st_mode & 0o777 == 0o700

@@ -1,0 +1,74 @@
+"""`bough run`: a machine for one command, gone afterwards however it ends."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.acceptance.conftest import Cli
+from tests.acceptance.test_exec import wait_until
+from tests.conftest import MEMORY
+
+
+def test_output_status_and_nothing_afterwards(cli: Cli, debian: str) -> None:
+    before = cli.names()
+    done = cli(
+        "run",
+        "--memory",
+        MEMORY,
+        debian,
+        "--",
+        "sh",
+        "-c",
+        "cat; uname -s; exit 7",
+        stdin=b"in ",
+        check=False,
+    )
+    assert done.returncode == 7, done.stderr
+    assert done.stdout == b"in Linux\n"
+    assert cli.names() == before
+
+
+def test_keep_and_name(cli: Cli, debian: str, gone: list[str]) -> None:
+    gone.append("kept-one")
+    cli("run", "--name", "kept-one", "--memory", MEMORY, debian, "--", "touch", "/root/here")
+    assert "kept-one" in cli.names()
+    if cli.json("info", "kept-one")["state"] == "stopped":
+        cli("start", "kept-one")
+    assert cli("exec", "kept-one", "--", "test", "-e", "/root/here").returncode == 0
+    cli.error("run", "--name", "kept-one", debian, "--", "true", says="kept-one", hint="another name")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_while_it_runs(cli: Cli, debian: str, how: signal.Signals) -> None:
+    before = cli.names()
+    command = ("run", "--memory", MEMORY, debian, "--", "sh", "-c", "echo started; sleep 3600")
+    with cli.popen(*command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"started\n"
+        process.send_signal(how)
+        process.wait(30)
+    if how is signal.SIGINT:
+        assert process.returncode in (130, -signal.SIGINT)
+    wait_until(lambda: cli.names() == before)
+
+
+@pytest.mark.parametrize("after_s", [0.3, 1.5, 4.0])
+def test_interrupted_while_it_starts(cli: Cli, debian: str, after_s: float) -> None:
+    """At whatever moment: these are moments of the creation, of QEMU's start and of the boot."""
+    before = cli.names()
+    with cli.popen("run", "--memory", MEMORY, debian, "--", "true", stderr=subprocess.PIPE) as process:
+        time.sleep(after_s)  # the moment is what is tried here
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=30)
+    assert b"Traceback" not in told
+    wait_until(lambda: cli.names() == before)
+
+
+def test_a_command_that_is_not_there_leaves_nothing(cli: Cli, debian: str) -> None:
+    before = cli.names()
+    assert cli("run", "--memory", MEMORY, debian, "--", "no-such-command", check=False).returncode == 127
+    assert cli.names() == before
