@@ -9,6 +9,7 @@ Names are loaded at first use: the command line reads TOML and needs no pydantic
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bough.spec.fields import check_name as check_name
     from bough.spec.fields import parse_name as parse_name
     from bough.spec.host import HostLimits as HostLimits
     from bough.spec.host import check_against_host as check_against_host
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from bough.spec.toml import merge as merge
 
 _HOME_OF = {
+    "check_name": "fields",
     "parse_name": "fields",
     "HostLimits": "host",
     "check_against_host": "host",

@@ -64,6 +64,9 @@ def parse_name(value: Any) -> str:
     raise InvalidInput(f"expected a name of {wanted}, got {quote(value)}", hint=hint)
 
 
+check_name = parse_name
+
+
 def label(value: Any) -> str:
     try:
         return parse_name(value)

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from bough.errors import BeyondHost
 from bough.spec.model import MachineSpec
 from bough.units import format_size
 
 
+class Limits(Protocol):
+    """What the host has: processors, memory in all, and what is free where the disks are."""
+
+    @property
+    def vcpus(self) -> int: ...
+    @property
+    def memory_bytes(self) -> int: ...
+    @property
+    def free_disk_bytes(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class HostLimits:
-    """What there is at most: processors, memory in all, and what is free where the disks are."""
-
     vcpus: int
     memory_bytes: int
     free_disk_bytes: int
 
 
-def check_against_host(spec: MachineSpec, host: HostLimits, *, force: bool = False) -> None:
+def check_against_host(spec: MachineSpec, host: Limits, *, force: bool = False) -> None:
     """Refuse what the host cannot really give. A setting that nobody asked for is not held against anybody.
 
     Raises:
@@ -32,7 +42,7 @@ def check_against_host(spec: MachineSpec, host: HostLimits, *, force: bool = Fal
     raise BeyondHost(message, hint="ask for less, or override with --force", problems=problems)
 
 
-def _beyond(spec: MachineSpec, host: HostLimits) -> list[dict[str, str | None]]:
+def _beyond(spec: MachineSpec, host: Limits) -> list[dict[str, str | None]]:
     found: list[dict[str, str | None]] = []
 
     def tell(place: str, message: str) -> None:
