@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from bench.harness import Bench
-from bench.machine import IMAGE, a_home, connected
+from bench.machine import a_guest
 from bench.peer import boot_to_login, stock_image
 
 ABOUT = "from a stopped machine to one that answers, against QEMU to the login prompt of a stock image"
@@ -11,27 +14,26 @@ VCPUS, MEMORY_MIB = 2, 1024
 
 
 def run(bench: Bench) -> None:
-    peer_image = stock_image()
-    with a_home() as home, connected(home) as hv:
-        hv.build_image(IMAGE)
-        machine = hv.create(IMAGE, name="bench-boot", vcpus=VCPUS, memory=f"{MEMORY_MIB}MiB")
-        machine.start()
-        accelerator = machine.info().accelerator
-        machine.stop(force=False)
+    image = stock_image()
+    with a_guest("bench-boot", vcpus=VCPUS, memory=f"{MEMORY_MIB}MiB") as (_, machine):
+        accelerator = machine.info().accelerator or "tcg"
+        machine.stop()
 
-        def ours() -> None:
-            machine.start()
-
-        def peer() -> float:
-            # In turns means that only one of them runs.
-            machine.stop()
-            return boot_to_login(peer_image, accelerator=accelerator, vcpus=VCPUS, memory_mib=MEMORY_MIB)
+        def ours() -> float:
+            taken = timed(machine.start)
+            machine.stop()  # in turns means that only one of them runs
+            return taken
 
         bench.in_turns(
             f"cold boot, {accelerator}, {VCPUS} vcpus, {MEMORY_MIB} MiB",
             ours=ours,
-            peer=peer,
-            what=("start of a stopped machine, own boot loader, to an answered ping", "qemu -kernel, to login:"),
+            peer=lambda: boot_to_login(image, accelerator=accelerator, vcpus=VCPUS, memory_mib=MEMORY_MIB),
+            what=("bough: its own boot loader, to an answered ping", "qemu -kernel -initrd, to login:"),
             rounds=5,
         )
-        machine.delete(force=True)
+
+
+def timed(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started

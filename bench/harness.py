@@ -65,7 +65,14 @@ class Bench:
     notes: list[str] = field(default_factory=list)
 
     def in_turns(
-        self, name: str, *, ours: Work, peer: Work | None, what: tuple[str, str], rounds: int, warm_ups: int = 0
+        self,
+        name: str,
+        *,
+        ours: Work,
+        peer: Work | None,
+        what: tuple[str, str],
+        rounds: int,
+        warm_ups: int = 0,
     ) -> Comparison:
         """Run both `rounds` times, alternating. A work that returns a float has timed itself."""
         works = [work for work in (ours, peer) if work]
@@ -91,7 +98,9 @@ class Bench:
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
         measured = [{**asdict(each), "ratio": each.ratio} for each in self.comparisons]
-        path.write_text(json.dumps({"host": facts, "measured": measured, "notes": self.notes}, indent=1) + "\n")
+        path.write_text(
+            json.dumps({"host": facts, "measured": measured, "notes": self.notes}, indent=1) + "\n"
+        )
         return path
 
 

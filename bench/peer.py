@@ -58,7 +58,8 @@ def boot_to_login(image: StockImage, *, accelerator: str, vcpus: int, memory_mib
         "-smp", str(vcpus), "-m", str(memory_mib), "-nodefaults", "-display", "none", "-serial", "stdio",
         "-drive", f"file={image.disk},format=raw,if=virtio,snapshot=on",
         "-nic", "user,model=virtio-net-pci",
-        "-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", "root=/dev/vda rw console=ttyS0",
+        "-kernel", str(image.kernel), "-initrd", str(image.initrd),
+        "-append", "root=/dev/vda rw console=ttyS0",
     ]  # fmt: skip
     started = time.perf_counter()
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as qemu:

@@ -1,0 +1,39 @@
+"""What the benchmarks share of bough: a BOUGH_HOME, the command, a running guest."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import bough
+
+if TYPE_CHECKING:
+    from bough import Hypervisor, Machine
+
+IMAGE = "debian:12"
+BOUGH = Path(sys.executable).parent / "bough"
+
+
+@contextmanager
+def a_guest(name: str, **spec: object) -> Iterator[tuple[Hypervisor, Machine]]:
+    """A running machine of the default home, deleted afterwards."""
+    hypervisor = bough.connect()
+    hypervisor.build_image(IMAGE)
+    machine = hypervisor.create(IMAGE, name=name, **spec)
+    try:
+        machine.start()
+        yield hypervisor, machine
+    finally:
+        machine.delete(force=True)
+
+
+def run_bough(*words: str | Path, home: Path | None = None) -> str:
+    """Standard output of the command; it must succeed."""
+    env = os.environ | ({"BOUGH_HOME": str(home)} if home else {})
+    command = [str(BOUGH), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
