@@ -16,6 +16,9 @@ DISPLAYED_DESCRIPTORS = {"qmp": 3, "agent": 4, "console": 5, "uplink": 6}
 
 AGENT_PORT = "org.bough.agent"
 
+#: QEMU's own filter of system calls, in full.
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
 
 def render_argv(plan: Plan, descriptors: Mapping[str, int] = DISPLAYED_DESCRIPTORS) -> list[str]:
     """The command line, `plan.qemu` first.
@@ -65,10 +68,7 @@ def escape(value: str) -> str:
 
 
 def _sandbox(plan: Plan) -> list[str]:
-    if not plan.jail.system_calls:
-        return []
-    denied = dict.fromkeys(("obsolete", "elevateprivileges", "spawn", "resourcecontrol"), "deny")
-    return ["-sandbox", option("on", **denied)]
+    return ["-sandbox", SANDBOX] if plan.jail.system_calls else []
 
 
 def _identity(plan: Plan) -> list[str]:

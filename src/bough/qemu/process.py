@@ -34,6 +34,7 @@ from bough.errors import BoughError, HostLacks, MachineFailed, WrongState
 from bough.networks.uplink import start_uplink
 from bough.paths import MachinePaths, make_private_directory
 from bough.qemu.argv import render_argv
+from bough.qemu.cgroup import create_groups, remove_groups
 from bough.qemu.jail import JailReport, Sight, render_jail, report_jail
 from bough.qemu.pid import Pid, read_boot_id
 from bough.qemu.plan import Plan
@@ -161,7 +162,7 @@ async def start_process(plan: Plan, paths: MachinePaths) -> QemuProcess:
         if found is None:
             raise await _ended_early(plan, paths, waiter)
     except BaseException:
-        await _end_all(waiter, paths, children)
+        await _end_all(plan, waiter, paths, children)
         raise
     process = QemuProcess(found.monitor.innermost(), waiter, paths, _report(plan))
     process._children = children
@@ -233,11 +234,22 @@ def _spawn(
         children.append(child)
         descriptors["uplink"] = sockets.enter_context(ours).fileno()
     command = render_jail(plan.jail, _sight(plan, paths), render_argv(plan, descriptors), uid=plan.uid)
+    groups = create_groups(plan.jail.groups, plan.machine_id, plan.limits)
     shell = shutil.which("sh")
     if shell is None:
         raise HostLacks("no shell (sh) on PATH")
     child = subprocess.Popen(
-        [shell, "-c", _WAITER, f"bough-{plan.name}", str(paths.log), str(_LOG_PART_BYTES), "--", *command],
+        [
+            shell,
+            "-c",
+            _WAITER,
+            f"bough-{plan.name}",
+            str(paths.log),
+            str(_LOG_PART_BYTES),
+            *groups,
+            "--",
+            *command,
+        ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -346,7 +358,9 @@ async def _ended_early(plan: Plan, paths: MachinePaths, waiter: Pid) -> MachineF
     )
 
 
-async def _end_all(waiter: Pid, paths: MachinePaths, children: list[subprocess.Popen[bytes]]) -> None:
+async def _end_all(
+    plan: Plan, waiter: Pid, paths: MachinePaths, children: list[subprocess.Popen[bytes]]
+) -> None:
     """Kill what runs below the waiter, wait for it, and take its sockets away; bounded in time."""
     deadline = time.monotonic() + KILL_TIMEOUT_S
     while waiter.is_alive() and time.monotonic() < deadline:
@@ -364,6 +378,7 @@ async def _end_all(waiter: Pid, paths: MachinePaths, children: list[subprocess.P
         if child.poll() is None:
             child.kill()
             child.wait()
+    remove_groups(plan.jail.groups, plan.machine_id)
     for path in (paths.qmp_socket, paths.agent_socket, paths.console_socket):
         path.unlink(missing_ok=True)
 

@@ -1,0 +1,112 @@
+"""A control group per machine: a fair share of the processors for each, and a place for limits.
+
+    <hierarchy>/bough/<machine id>/        version 1: one in each of the hierarchies memory, cpu and pids
+    <a delegated group>/bough/<machine id>/  version 2: below the nearest group that is ours to write to
+
+The waiter moves QEMU into them before it starts and removes them when it has ended (see process.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from bough.errors import HostLacks
+from bough.qemu.plan import Limits
+
+_MOUNT = Path("/sys/fs/cgroup")
+_CONTROLLERS = ("memory", "cpu", "pids")
+#: Threads of QEMU: one for each vCPU, and a pool of at most 64 for the disks.
+_MAX_THREADS = 2048
+_CPU_PERIOD_US = 100_000
+
+
+def find_groups() -> tuple[str, ...]:
+    """Directories below which a group for each machine can be made; none where we may not."""
+    if (_MOUNT / "cgroup.controllers").exists():
+        base = _find_delegated()
+        return (str(base),) if base is not None and _prepare_v2(base) else ()
+    bases = [_MOUNT / controller / "bough" for controller in _CONTROLLERS]
+    return tuple(str(base) for base in bases if _can_make(base))
+
+
+def create_groups(bases: tuple[str, ...], machine_id: str, limits: Limits) -> list[str]:
+    """The machine's groups, with its limits set.
+
+    Raises:
+        HostLacks: a group or a limit that was asked for cannot be had.
+    """
+    made = []
+    for base in bases:
+        group = Path(base) / machine_id
+        try:
+            group.mkdir(exist_ok=True)
+            for file, value in _settings(group, limits):
+                (group / file).write_text(value)
+        except OSError as error:
+            raise HostLacks(f"cannot set the limits of a machine at {group}: {error.strerror}") from error
+        made.append(str(group))
+    return made
+
+
+def remove_groups(bases: tuple[str, ...], machine_id: str) -> None:
+    """Those of a machine whose waiter could not do it any more."""
+    for base in bases:
+        with contextlib.suppress(OSError):
+            (Path(base) / machine_id).rmdir()
+
+
+def _settings(group: Path, limits: Limits) -> list[tuple[str, str]]:
+    """Files of `group` and what to write; the names tell the version and the controller."""
+    found = []
+    if (group / "pids.max").exists():
+        found.append(("pids.max", str(_MAX_THREADS)))
+    if limits.process_memory_bytes is not None:
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            if (group / name).exists():
+                found.append((name, str(limits.process_memory_bytes)))
+    if limits.cpu_percent is not None:
+        quota = limits.cpu_percent * _CPU_PERIOD_US // 100
+        if (group / "cpu.max").exists():
+            found.append(("cpu.max", f"{quota} {_CPU_PERIOD_US}"))
+        elif (group / "cpu.cfs_quota_us").exists():
+            found += [("cpu.cfs_period_us", str(_CPU_PERIOD_US)), ("cpu.cfs_quota_us", str(quota))]
+    return found
+
+
+def _can_make(base: Path) -> bool:
+    try:
+        base.mkdir(exist_ok=True)
+    except OSError:
+        return False
+    return os.access(base, os.W_OK)
+
+
+def _find_delegated() -> Path | None:
+    """Nearest above the service's own group (which may have no groups with controllers in it)."""
+    own = next(
+        (line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")),
+        None,
+    )
+    if own is None:
+        return None
+    above = (_MOUNT / own.strip("/")).parents if own != "/" else [_MOUNT]
+    for group in above:
+        if not group.is_relative_to(_MOUNT):
+            break
+        if os.access(group, os.W_OK) and os.access(group / "cgroup.procs", os.W_OK):
+            return group / "bough"
+    return None
+
+
+def _prepare_v2(base: Path) -> bool:
+    """Make `base`, and the controllers that its groups can have available in them."""
+    if not _can_make(base):
+        return False
+    for group in (base.parent, base):
+        for controller in _CONTROLLERS:
+            # One that is not there, or that the parent keeps, is done without.
+            with contextlib.suppress(OSError):
+                (group / "cgroup.subtree_control").write_text(f"+{controller}")
+    return bool((base / "cgroup.subtree_control").read_text().strip())

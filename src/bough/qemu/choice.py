@@ -1,0 +1,148 @@
+"""Machine type, CPU model, accelerator and firmware: from "auto" or a name to what this QEMU has.
+
+They are chosen once, when a machine is created, and named in full: another QEMU, or another host, must
+show the guest the same computer.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from bough.errors import HostLacks, InvalidSpec
+from bough.qemu.arch import Architecture, architecture, version_key
+from bough.qemu.packages import render_fix
+from bough.qemu.probe import Accelerator, QemuFacts
+
+
+def choose_accelerator(wanted: str, accelerators: Mapping[str, Accelerator]) -> Accelerator:
+    """The fastest that works for "auto".
+
+    Raises:
+        HostLacks: the one that was asked for does not work here, or none does.
+    """
+    if wanted == "auto":
+        usable = [found for found in accelerators.values() if found.usable]
+        if usable:
+            return usable[0]
+        said = "; ".join(f"{found.name}: {found.detail}" for found in accelerators.values())
+        raise HostLacks(f"no accelerator works on this host ({said})", hint="bough doctor")
+    found = accelerators[wanted]
+    if not found.usable:
+        raise HostLacks(f"{wanted} does not work on this host: {found.detail}", hint=_instead(wanted))
+    return found
+
+
+def _instead(wanted: str) -> str:
+    return "use accelerator tcg (slower), or auto" if wanted == "kvm" else "bough doctor tells more"
+
+
+def choose_machine_type(wanted: str, facts: QemuFacts, arch: str) -> str:
+    """A versioned type: the newest for "auto", and for the name of a family ("q35", "pc-q35").
+
+    Raises:
+        InvalidSpec: this QEMU has no such type, or bough cannot run it.
+    """
+    row = architecture(arch)
+    known = [name for name in facts.machine_types if _family(name, row) is not None]
+    if wanted in known:
+        return wanted
+    for family in row.machine:
+        if wanted in ("auto", family, family.removeprefix("pc-")):
+            of_family = [name for name in known if _family(name, row) == family]
+            if of_family:
+                return max(of_family, key=version_key)
+    if wanted == "auto":
+        raise HostLacks(
+            f"this QEMU has no machine of the family {row.machine[0]}", hint=render_fix(f"qemu-{arch}")
+        )
+    raise _unknown("machine_type", f"this QEMU has no machine {wanted!r} for {arch}", wanted, known)
+
+
+def _family(name: str, row: Architecture) -> str | None:
+    family, dash, version = name.rpartition("-")
+    # pc-q35-rhel9.4.0 is a version too.
+    if not dash or not any(digit.isdigit() for digit in version):
+        return None
+    return family if family in row.machine else None
+
+
+def choose_cpu_model(wanted: str, facts: QemuFacts, accelerator: Accelerator) -> str:
+    """Raises InvalidSpec when this QEMU does not know the model."""
+    if wanted == "auto":
+        return accelerator.cpu_model
+    model = wanted.partition(",")[0]
+    if model not in facts.cpu_models:
+        raise _unknown("cpu", f"this QEMU knows no CPU model {model!r}", model, facts.cpu_models)
+    return wanted
+
+
+def _unknown(place: str, message: str, wanted: str, known: Iterable[str]) -> InvalidSpec:
+    known = list(known)
+    by_case = {name.lower(): name for name in known}
+    close = get_close_matches(wanted.lower(), by_case, n=1)
+    hint = f"did you mean {by_case[close[0]]!r}?" if close else "'auto' takes the best one"
+    problem = {"place": place, "message": message, "hint": hint}
+    return InvalidSpec(f"{place}: {message}", hint=hint, problems=[problem])
+
+
+@dataclass(frozen=True)
+class FirmwareFiles:
+    """UEFI: code, shared and read-only, and the template of the variables that each machine has a copy of."""
+
+    code: str
+    variables_template: str
+
+
+#: Where distributions describe the firmware they install (QEMU's docs/interop/firmware.json).
+_FIRMWARE_DIRECTORIES = ("/etc/qemu/firmware", "/usr/local/share/qemu/firmware", "/usr/share/qemu/firmware")
+
+
+def find_uefi(arch: str, machine_type: str) -> FirmwareFiles:
+    """The UEFI that this host's distribution prefers, without Secure Boot.
+
+    Raises:
+        HostLacks: none is installed.
+    """
+    for path in _descriptions():
+        try:
+            found = parse_firmware(json.loads(path.read_bytes()), arch, machine_type)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # somebody else's broken file: the next one may do
+        if found and Path(found.code).exists() and Path(found.variables_template).exists():
+            return found
+    raise HostLacks(f"no UEFI firmware for {arch} is installed", hint=render_fix("uefi"))
+
+
+def _descriptions() -> list[Path]:
+    """In the order of their names, whatever the directory: "40-..." goes before "60-..."."""
+    found: dict[str, Path] = {}
+    for directory in _FIRMWARE_DIRECTORIES:
+        for path in Path(directory).glob("*.json"):
+            found.setdefault(path.name, path)
+    return [found[name] for name in sorted(found)]
+
+
+def parse_firmware(description: dict[str, Any], arch: str, machine_type: str) -> FirmwareFiles | None:
+    """None when it is not for such machines, or is more than a plain UEFI in flash.
+
+    Raises KeyError, TypeError for what is no description.
+    """
+    mapping = description["mapping"]
+    features = set(description["features"])
+    plain = not features & {"requires-smm", "secure-boot", "enrolled-keys"}
+    fits = any(
+        target["architecture"] == arch
+        and any(fnmatch.fnmatchcase(machine_type, pattern) for pattern in target["machines"])
+        for target in description["targets"]
+    )
+    if "uefi" not in description["interface-types"] or mapping["device"] != "flash" or not plain or not fits:
+        return None
+    if mapping.get("mode", "split") != "split" or mapping["executable"]["format"] != "raw":
+        return None
+    return FirmwareFiles(mapping["executable"]["filename"], mapping["nvram-template"]["filename"])

@@ -1,0 +1,52 @@
+"""What was found out about this host, kept in $BOUGH_HOME/host.json until something changes.
+
+A fact has a key: whatever it depends on (the host's boot, a program's file, a device). With another key
+it is found out again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from bough.paths import Home
+from bough.qemu.pid import read_boot_id
+from bough.storage import write_json
+
+
+async def cached_fact(
+    home: Home, name: str, files: list[str], find: Callable[[], Awaitable[Any]], *, refresh: bool = False
+) -> Any:
+    """The JSON-able result of `find`, from the cache when nothing it depends on has changed.
+
+    Args:
+        files: programs and devices that it depends on; that they appear or vanish counts as well.
+        refresh: find out again all the same.
+    """
+    key = [read_boot_id(), os.geteuid(), *(_identify(file) for file in files)]
+    known = _read(home).get(name)
+    if not refresh and isinstance(known, dict) and known.get("key") == key:
+        return known["value"]
+    value = await find()
+    # Read again: another fact may have been found meanwhile.
+    write_json(home.host_facts, {**_read(home), name: {"key": key, "value": value}})
+    return value
+
+
+def _identify(file: str) -> list[Any]:
+    try:
+        info = Path(file).stat()
+    except OSError as error:
+        return [file, error.errno]
+    return [file, info.st_mtime_ns, info.st_size, info.st_mode, info.st_uid, info.st_gid]
+
+
+def _read(home: Home) -> dict[str, Any]:
+    try:
+        data = json.loads(home.host_facts.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}

@@ -1,0 +1,43 @@
+"""What installs what, for the package managers of the common distributions."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+_INSTALL = {
+    "apt": "apt-get install {}",
+    "dnf": "dnf install {}",
+    "pacman": "pacman -S {}",
+    "zypper": "zypper install {}",
+}
+
+#: What is needed -> names of its package for apt, dnf, pacman, zypper; None: not packaged there.
+_PACKAGES: dict[str, tuple[str | None, str | None, str | None, str | None]] = {
+    "qemu-x86_64": ("qemu-system-x86", "qemu-system-x86", "qemu-system-x86", "qemu-x86"),
+    "qemu-img": ("qemu-utils", "qemu-img", "qemu-img", "qemu-img"),
+    "uefi": ("ovmf", "edk2-ovmf", "edk2-ovmf", "qemu-ovmf-x86_64"),
+    "mmdebstrap": ("mmdebstrap debian-archive-keyring", "mmdebstrap debian-keyring", None, None),
+    "e2fsprogs": ("e2fsprogs",) * 4,
+    "sfdisk": ("fdisk", "util-linux", "util-linux", "util-linux"),
+    "mtools": ("mtools",) * 4,
+    "bubblewrap": ("bubblewrap",) * 4,
+    "passt": ("passt",) * 4,
+    "setpriv": ("util-linux",) * 4,
+    "newuidmap": ("uidmap", "shadow-utils", "shadow", "shadow"),
+    "python": ("python3", "python3.11", "python", "python311"),
+}
+
+
+def render_fixes(need: str) -> dict[str, str]:
+    """The command that installs `need`, by package manager, where it is packaged."""
+    sudo = "" if os.geteuid() == 0 else "sudo "
+    packages = zip(_INSTALL.items(), _PACKAGES[need], strict=True)
+    return {manager: sudo + command.format(name) for (manager, command), name in packages if name}
+
+
+def render_fix(need: str) -> str:
+    """One line: the command for this host's package manager, or for each of them where it is unknown."""
+    fixes = render_fixes(need)
+    here = {manager: command for manager, command in fixes.items() if shutil.which(manager)}
+    return "install it: " + " | ".join((here or fixes).values())

@@ -1,0 +1,333 @@
+"""What this host's QEMU is and can do: found out by running it, not by looking for files.
+
+/dev/kvm can be there, be allowed, answer every question, and still not run a guest. So an accelerator
+counts as usable only when a probe guest has come to its end on it, in the jail, in a bounded time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from bough.errors import HostLacks
+from bough.paths import Home
+from bough.qemu import probe_guest
+from bough.qemu.arch import Architecture, architecture
+from bough.qemu.argv import SANDBOX
+from bough.qemu.cgroup import find_groups
+from bough.qemu.facts import cached_fact
+from bough.qemu.jail import Jail, Sight, machine_uid, render_jail
+from bough.qemu.packages import render_fix
+from bough.qemu.pid import Pid
+
+OLDEST = (7, 2)
+
+#: A guest that KVM runs takes 0.1 s, one that it emulates a minute. TCG always works, only slowly.
+_GUEST_TIMEOUT_S = {"kvm": 2.0, "tcg": 20.0}
+_QUESTION_TIMEOUT_S = 20.0
+_KVM = "/dev/kvm"
+
+
+@dataclass(frozen=True)
+class QemuBinary:
+    path: str
+    version: tuple[int, ...]
+    arch: str
+
+
+@dataclass(frozen=True)
+class QemuFacts:
+    """What the binary knows: names of its versioned machine types and of its CPU models."""
+
+    machine_types: tuple[str, ...]
+    cpu_models: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """`detail` says in what time the probe guest ran, or why it did not; `cpu_model` is what "auto" means."""
+
+    name: str
+    usable: bool
+    detail: str
+    cpu_model: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def find_qemu(arch: str) -> QemuBinary:
+    """The QEMU for machines of `arch`.
+
+    Raises:
+        HostLacks: there is none, or it is too old; `hint` has the command that installs it.
+    """
+    row = architecture(arch)
+    path = next((found for name in row.qemu if (found := shutil.which(name))), None)
+    if path is None:
+        raise HostLacks(f"QEMU for {arch} ({row.qemu[0]}) is not installed", hint=render_fix(f"qemu-{arch}"))
+    info = Path(path).stat()
+    version = _read_version(path, info.st_mtime_ns)
+    if version < OLDEST:
+        text, oldest = ".".join(map(str, version)), ".".join(map(str, OLDEST))
+        raise HostLacks(
+            f"QEMU at {path} is {text}; {oldest} is the oldest that works", hint=render_fix(f"qemu-{arch}")
+        )
+    return QemuBinary(path, version, arch)
+
+
+@lru_cache(maxsize=8)
+def _read_version(path: str, _: int) -> tuple[int, ...]:
+    try:
+        done = subprocess.run(
+            [path, "--version"], capture_output=True, timeout=_QUESTION_TIMEOUT_S, check=True
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise HostLacks(f"{path} does not start: {error}", hint="install QEMU again") from error
+    return parse_version(done.stdout.decode(errors="replace"))
+
+
+def parse_version(text: str) -> tuple[int, ...]:
+    """Of "QEMU emulator version 7.2.22 (Debian ...)". Raises HostLacks for anything else."""
+    match = re.search(r"version (\d+)\.(\d+)(?:\.(\d+))?", text)
+    if match is None:
+        raise HostLacks(f"this is no QEMU: {text.strip()[:80]!r}", hint="look at what is on PATH")
+    return tuple(int(number) for number in match.groups(default="0"))
+
+
+async def inspect_qemu(qemu: QemuBinary, home: Home) -> QemuFacts:
+    """Raises HostLacks when it does not start."""
+
+    async def find() -> Any:
+        machines, cpus = await _ask(qemu, "tcg", "query-machines", "query-cpu-definitions")
+        return {
+            "machine_types": sorted(entry["name"] for entry in machines if not entry.get("deprecated")),
+            "cpu_models": sorted(entry["name"] for entry in cpus if not entry.get("deprecated")),
+        }
+
+    known = await cached_fact(home, f"qemu-{qemu.arch}", [qemu.path], find)
+    return QemuFacts(tuple(known["machine_types"]), tuple(known["cpu_models"]))
+
+
+async def probe_accelerators(
+    qemu: QemuBinary, jail: Jail, home: Home, *, refresh: bool = False
+) -> dict[str, Accelerator]:
+    """By name, fastest first; found out once per boot of the host (2 s at most, 0.2 s as a rule)."""
+
+    async def find() -> Any:
+        return [(await _probe(name, qemu, jail, home)).to_dict() for name in ("kvm", "tcg")]
+
+    files = [qemu.path, _KVM, jail.bwrap or "bwrap"]
+    known = await cached_fact(home, f"accelerators-{qemu.arch}", files, find, refresh=refresh)
+    return {entry["name"]: Accelerator(**entry) for entry in known}
+
+
+async def _probe(name: str, qemu: QemuBinary, jail: Jail, home: Home) -> Accelerator:
+    row = architecture(qemu.arch)
+    if name == "tcg":
+        return await _run_guest(name, row.tcg_cpu, qemu, jail, home)
+    try:
+        missing = _kvm_missing(qemu, jail)
+        cpus = [] if missing else (await _ask(qemu, "kvm", "query-cpu-definitions"))[0]
+    except HostLacks as error:
+        missing = error.message
+    if missing:
+        return Accelerator(name, False, missing, "")
+    # One that has no processor in full to give gets the oldest, and the guest tells how it fares.
+    return await _run_guest(name, newest_complete_cpu(row, cpus) or row.kvm_cpus[-1], qemu, jail, home)
+
+
+def _kvm_missing(qemu: QemuBinary, jail: Jail) -> str | None:
+    """Why KVM need not be tried at all."""
+    host = os.uname().machine
+    if qemu.arch != host:
+        return f"this host is {host}, not {qemu.arch}"
+    if not Path(_KVM).exists():
+        return f"{_KVM} is not there: no hardware virtualization, or its module is not loaded"
+    if not _may_open_kvm(jail):
+        return f"{_KVM} may not be opened by the user that QEMU runs as"
+    return None
+
+
+def _may_open_kvm(jail: Jail) -> bool:
+    if _probe_uid() is None or jail.setpriv is None:
+        return os.access(_KVM, os.R_OK | os.W_OK)
+    info = Path(_KVM).stat()  # the machine's user is in the device's group, unless that is root's
+    return info.st_mode & 0o006 == 0o006 or (info.st_mode & 0o060 == 0o060 and info.st_gid != 0)
+
+
+def newest_complete_cpu(arch: Architecture, definitions: Sequence[dict[str, Any]]) -> str | None:
+    """The newest named model of which the accelerator has every feature."""
+    complete = {entry["name"] for entry in definitions if entry.get("unavailable-features") == []}
+    return next((name for name in arch.kvm_cpus if name in complete), None)
+
+
+async def _run_guest(name: str, cpu: str, qemu: QemuBinary, jail: Jail, home: Home) -> Accelerator:
+    timeout_s = _GUEST_TIMEOUT_S[name]
+    with tempfile.NamedTemporaryFile(dir=home.incoming, prefix="probe-") as firmware:
+        firmware.write(probe_guest.render_firmware())
+        firmware.flush()
+        Path(firmware.name).chmod(0o644)
+        argv = _render_probe(name, cpu, qemu, firmware.name)
+        devices = (_KVM,) if name == "kvm" else ()
+        sight = Sight(qemu.path, read_only=(firmware.name,), devices=devices)
+        started = asyncio.get_running_loop().time()
+        done = await _run(render_jail(jail, sight, argv, uid=_probe_uid()), timeout_s=timeout_s)
+        took_s = asyncio.get_running_loop().time() - started
+    if done is None:
+        return Accelerator(name, False, _too_slow(name, timeout_s), cpu)
+    if done.status == probe_guest.EXIT_STATUS and probe_guest.TOKEN in done.stdout:
+        return Accelerator(name, True, f"a probe guest ran in {took_s:.2f} s", cpu)
+    last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2][:300]
+    return Accelerator(name, False, f"a probe guest did not run: {last or f'status {done.status}'}", cpu)
+
+
+def _too_slow(name: str, timeout_s: float) -> str:
+    why = f"a probe guest did not finish within {timeout_s:g} s"
+    if name == "kvm" and not re.search(r"\b(vmx|svm)\b", Path("/proc/cpuinfo").read_text()):
+        why += f": {_KVM} is there, but the processor has no hardware virtualization (vmx, svm) below it"
+    return why
+
+
+def _render_probe(accelerator: str, cpu: str, qemu: QemuBinary, firmware: str) -> list[str]:
+    return [
+        *(qemu.path, "-nodefaults", "-no-user-config", "-display", "none"),
+        *("-machine", f"{architecture(qemu.arch).machine[0].removeprefix('pc-')},accel={accelerator}"),
+        *("-cpu", cpu, "-m", "16M", "-bios", firmware),
+        *("-chardev", "stdio,id=token,signal=off", "-device", "isa-debugcon,chardev=token"),
+        *("-device", "isa-debug-exit,iobase=0xf4,iosize=4"),
+    ]
+
+
+def _probe_uid() -> int | None:
+    return machine_uid("probe") if os.geteuid() == 0 else None
+
+
+async def probe_jail(qemu: QemuBinary, home: Home, *, refresh: bool = False) -> Jail:
+    """What of the jail this host gives, tried out with this QEMU; found out once per boot."""
+    bwrap, setpriv = shutil.which("bwrap"), shutil.which("setpriv")
+
+    async def find() -> Any:
+        return (await _try_jails(qemu, bwrap, setpriv if os.geteuid() == 0 else None)).to_dict()
+
+    files = [qemu.path, bwrap or "bwrap", setpriv or "setpriv"]
+    known = Jail.from_dict(await cached_fact(home, f"jail-{qemu.arch}", files, find, refresh=refresh))
+    # Not cached: another cgroup for the service, another answer; and it costs nothing.
+    return dataclasses.replace(known, groups=find_groups())
+
+
+async def _try_jails(qemu: QemuBinary, bwrap: str | None, setpriv: str | None) -> Jail:
+    """The most that works, tried from the strictest on."""
+    refused: dict[str, str] = {}
+    for wrapper in [bwrap, None] if bwrap else [None]:
+        for own_proc in (True, False) if wrapper else (True,):
+            for system_calls in (True, False):
+                jail = Jail(wrapper, setpriv, own_proc, system_calls)
+                why = await _try_jail(qemu, jail)
+                if why is None:
+                    return dataclasses.replace(jail, refused=tuple(_refusals(jail, bwrap, refused).items()))
+                refused.setdefault("bwrap" if wrapper else "setpriv", why)
+                if system_calls:
+                    refused["system calls"] = why
+    raise HostLacks(f"{qemu.path} does not start: {next(iter(refused.values()))}", hint="install QEMU again")
+
+
+async def _try_jail(qemu: QemuBinary, jail: Jail) -> str | None:
+    """None when QEMU starts in it; what was said when not."""
+    sandbox = ["-sandbox", SANDBOX] if jail.system_calls else []
+    argv = [qemu.path, *_QUESTION, *sandbox, "-qmp", "stdio"]
+    uid = _probe_uid() if jail.setpriv else None
+    done = await _run(
+        render_jail(jail, Sight(qemu.path), argv, uid=uid),
+        input_=_render_questions("quit"),
+        timeout_s=_QUESTION_TIMEOUT_S,
+    )
+    if done is None:
+        return "it did not end in time"
+    return None if done.status == 0 else done.stderr.decode(errors="replace").strip()[-300:]
+
+
+def _refusals(jail: Jail, bwrap: str | None, refused: dict[str, str]) -> dict[str, str]:
+    """What to tell about the parts that `jail` lacks."""
+    told = {}
+    if jail.bwrap is None:
+        why = refused.get("bwrap", "") if bwrap else "bubblewrap (bwrap) is not installed"
+        told = dict.fromkeys(("files", "processes", "network"), why)
+        if os.geteuid() != 0:
+            told["user"] = why
+    if os.geteuid() == 0 and jail.setpriv is None:
+        told["user"] = "setpriv is not installed"
+    if not jail.system_calls:
+        told["system calls"] = refused.get("system calls", "")
+    return told
+
+
+# -- asking QEMU ------------------------------------------------------------------------------
+
+_QUESTION = ("-nodefaults", "-no-user-config", "-display", "none", "-machine", "none")
+
+
+async def _ask(qemu: QemuBinary, accelerator: str, *commands: str) -> list[Any]:
+    """Answers of a QEMU without a machine. Raises HostLacks when it does not start."""
+    argv = [qemu.path, *_QUESTION, "-accel", accelerator, "-qmp", "stdio"]
+    done = await _run(argv, input_=_render_questions(*commands, "quit"), timeout_s=_QUESTION_TIMEOUT_S)
+    if done is None or done.status != 0:
+        why = done.stderr.decode(errors="replace").strip()[-300:] if done else "it did not answer"
+        raise HostLacks(f"{qemu.path} does not start with {accelerator}: {why}", hint="bough doctor")
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    # The first answer is to qmp_capabilities.
+    return [answer["return"] for answer in answers if "return" in answer][1 : len(commands) + 1]
+
+
+def _render_questions(*commands: str) -> bytes:
+    return "".join(json.dumps({"execute": name}) for name in ("qmp_capabilities", *commands)).encode()
+
+
+@dataclass(frozen=True)
+class _Done:
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+
+async def _run(argv: Sequence[str], *, timeout_s: float, input_: bytes = b"") -> _Done | None:
+    """None when it was not done in time; nothing of it is left then, nor when cancelled."""
+    # In a session of its own, so that all of it can be killed: bubblewrap leaves its child alive.
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        async with asyncio.timeout(timeout_s):
+            stdout, stderr = await process.communicate(input_)
+    except TimeoutError:
+        return None
+    finally:
+        if process.returncode is None:
+            await _kill(process)
+    return _Done(process.returncode or 0, stdout, stderr)
+
+
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    while process.returncode is None:
+        top = Pid.of(process.pid)
+        if top is not None:
+            top.innermost().kill()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await process.wait()
