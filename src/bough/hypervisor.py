@@ -19,11 +19,12 @@ from bough.images.store import ImageManifest, ImageStore
 from bough.machines.disks import create_disks, read_disk_usage
 from bough.machines.events import Events
 from bough.machines.machine import Machine
-from bough.machines.plan import resolve_hardware, resolve_plan
+from bough.machines.plan import host_arch, install_firmware_variables, resolve_hardware, resolve_plan
 from bough.machines.record import LIVE, MachineRecord, PortForward, State, new_machine_id, now
 from bough.paths import Home, MachinePaths
 from bough.progress import Progress, Report, ignore_progress
 from bough.qemu.host import read_host_facts
+from bough.qemu.plan import Plan
 from bough.spec import MachineSpec, check_against_host, check_name, parse_spec
 from bough.storage import sync_directory
 
@@ -106,8 +107,7 @@ class Hypervisor:
         """
         spec = parse_spec(data)
         facts = await read_host_facts(self.home)
-        if not force:
-            check_against_host(spec, facts)
+        check_against_host(spec, facts, force=force)
         with self._reserve(name or self._free_name(spec.image)) as reserved:
             image = await self.image(spec.image, spec.arch, report)
             with self._using(image.digest):
@@ -121,9 +121,12 @@ class Hypervisor:
         self, spec: MachineSpec, name: str, image: ImageManifest, ephemeral: bool, report: Report
     ) -> Machine:
         report(Progress("creating the machine"))
-        hardware = await resolve_hardware(spec, image, self.home)
+        machine_id = new_machine_id()
+        hardware = await resolve_hardware(
+            spec, image, self.home, machine_id=machine_id, taken_uids=self._taken_uids()
+        )
         record = MachineRecord(
-            id=new_machine_id(),
+            id=machine_id,
             name=name,
             spec=spec,
             image_digest=image.digest,
@@ -139,6 +142,7 @@ class Hypervisor:
             for directory in (made.root, made.disks, made.log):
                 directory.mkdir(mode=0o711)
             await create_disks(made, spec, image, self.images.path(image.digest), self.home)
+            install_firmware_variables(hardware, made.disks)
             record.write(made)
             made.root.rename(paths.root)
         except BaseException:
@@ -149,11 +153,11 @@ class Hypervisor:
         self._machines[record.id] = machine
         return machine
 
-    async def _plan(self, record: MachineRecord, paths: MachinePaths) -> Any:
+    async def _plan(self, record: MachineRecord, paths: MachinePaths) -> Plan:
         image = self.images.resolve(record.image_digest)
-        return await resolve_plan(record, paths, image, self.images.path(image.digest), self.home)
+        return await resolve_plan(record, paths, self.images.path(image.digest), self.home)
 
-    async def plan(self, machine: Machine) -> Any:
+    async def plan(self, machine: Machine) -> Plan:
         """What `start` would start, as data."""
         return await self._plan(machine.record, machine.paths)
 
@@ -250,18 +254,18 @@ class Hypervisor:
 
     # -- images -------------------------------------------------------------------------------
 
-    async def image(self, reference: str, arch: str, report: Report) -> ImageManifest:
+    async def image(self, reference: str, arch: str | None, report: Report) -> ImageManifest:
         """From the store, or built when it is a known recipe that was never built."""
         try:
             return self.images.resolve(reference)
         except NotFound:
-            return await build(self.images, reference, arch=arch, progress=report)
+            return await build(self.images, reference, arch=arch or host_arch(), progress=report)
 
     async def build_image(
-        self, reference: str, *, arch: str, rebuild: bool, mirror: str | None, report: Report
+        self, reference: str, *, arch: str | None, rebuild: bool, mirror: str | None, report: Report
     ) -> ImageManifest:
         return await build(
-            self.images, reference, arch=arch, progress=report, rebuild=rebuild, mirror=mirror
+            self.images, reference, arch=arch or host_arch(), progress=report, rebuild=rebuild, mirror=mirror
         )
 
     def image_users(self) -> dict[str, list[str]]:
@@ -325,6 +329,10 @@ class Hypervisor:
             self._creating[digest] -= 1
             if not self._creating[digest]:
                 del self._creating[digest]
+
+    def _taken_uids(self) -> set[int]:
+        uids = (machine.record.hardware.uid for machine in self._machines.values())
+        return {uid for uid in uids if uid is not None}
 
     def _free_name(self, image: str) -> str:
         stem = "".join(c if c.isalnum() else "-" for c in image.lower())[:40].strip("-") or "machine"

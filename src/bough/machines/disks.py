@@ -44,6 +44,7 @@ async def create_disks(
 
 
 async def _create_qcow2(
+    path: Path, size_bytes: int, *, backing: str | None = None, backing_format: str = ""
 ) -> None:
     program = shutil.which("qemu-img")
     if program is None:

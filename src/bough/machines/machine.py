@@ -159,10 +159,9 @@ class Machine:
                 self._change(state=before.state, failure=before.failure, started=before.started)
                 raise
             self._ports = ports
-            self.record.accelerator = plan.accelerator
-            self.record.jail = process.jail.to_dict()
+            jail = process.jail.to_dict() if process.jail else None
             await self._attach(process)
-            self._change(state=State.RUNNING)
+            self._change(state=State.RUNNING, accelerator=plan.accelerator, jail=jail)
 
     def _fail_to_start(self, error: MachineFailed) -> None:
         error.message = f"machine '{self.name}' did not start: {error.message}"
@@ -182,7 +181,7 @@ class Machine:
         process = find_process(self.paths)
         if process is None:
             if self.state in LIVE:
-                self._settle(read_exit(self.paths), after_restart=True)
+                self._settle(read_exit(self.paths))
             return
         try:
             self._ports = PortServer(self.name, self._dial)
@@ -445,7 +444,7 @@ class Machine:
 
     async def _watch_qmp(self, qmp: Qmp) -> None:
         async for event in qmp.events():
-            name, data = event["event"], event.get("data", {})
+            name, data = str(event.get("event")), event.get("data") or {}
             if name == "SHUTDOWN":
                 self._shutdown_reason = str(data.get("reason", "unknown"))
             elif name == "GUEST_PANICKED":
@@ -477,7 +476,7 @@ class Machine:
         # told with it.
         await self._disconnect()
         self._process = None
-        self._settle(cause, after_restart=False)
+        self._settle(cause)
         self._ended.set()
 
     async def _disconnect(self) -> None:
@@ -494,7 +493,7 @@ class Machine:
                     await closable.close()
         self._channel = self._console = self._qmp = None
 
-    def _settle(self, cause: ExitCause | None, *, after_restart: bool) -> None:
+    def _settle(self, cause: ExitCause | None) -> None:
         """QEMU is gone: `stopped` when somebody wanted that, `failed` with the cause when not."""
         wanted = self._stop_asked or self.state is State.STOPPING or self._shutdown_reason in _WANTED_SHUTDOWNS
         clean = cause is not None and cause.exit_status == 0

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 
 from bough.errors import BoughError, Conflict, NotFound
-from bough.guest.channel import Tunnel
+from bough.guest.session import Tunnel
 from bough.machines.record import PortForward
 
 Dial = Callable[[int], Awaitable[Tunnel]]

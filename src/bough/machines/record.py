@@ -43,7 +43,9 @@ class Hardware(_Kept):
     cpu_model: str
     firmware: str
     uuid: str
+    vmgenid: str
     mac: str | None
+    uid: int | None
 
 
 class Failure(_Kept):

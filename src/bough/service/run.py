@@ -59,6 +59,9 @@ async def serve(home: Home) -> None:
                 lifespan="off",
                 ws="wsproto",
                 ws_max_size=1024 * 1024,
+                # A client whose standard output is blocked cannot answer a ping behind the data.
+                ws_ping_interval=None,
+                timeout_keep_alive=75,
                 log_level="warning",
                 access_log=False,
                 server_header=False,

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.websockets import WebSocketState
 
 from bough.errors import BoughError, DeadlineExceeded, InvalidInput
-from bough.guest.channel import ExecRequest, ExecSession
+from bough.guest.session import ExecRequest, ExecSession
 from bough.hypervisor import Hypervisor
 from bough.machines.console import read_console
 from bough.machines.machine import Machine

@@ -1,0 +1,143 @@
+"""From what was asked for to what is started.
+
+`resolve_hardware` decides once, when a machine is created; `resolve_plan` at each start, with this
+host's QEMU, accelerators and jail.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from bough.errors import InvalidSpec
+from bough.images.store import ImageManifest
+from bough.machines.record import Hardware, MachineRecord, new_mac, new_uuid
+from bough.paths import Home, MachinePaths
+from bough.qemu.choice import choose_accelerator, choose_cpu_model, choose_machine_type, find_uefi
+from bough.qemu.jail import machine_uid
+from bough.qemu.plan import DirectBoot, DiskPlan, Firmware, Layer, NicPlan, Plan, resolve_clock
+from bough.qemu.probe import find_qemu, inspect_qemu, probe_accelerators, probe_jail
+from bough.spec import MachineSpec
+
+FIRMWARE_VARIABLES = "firmware-variables.fd"
+
+
+def host_arch() -> str:
+    return platform.machine()
+
+
+async def resolve_hardware(
+    spec: MachineSpec, image: ImageManifest, home: Home, *, machine_id: str, taken_uids: Collection[int]
+) -> Hardware:
+    """The computer that this machine is for its whole life.
+
+    Raises:
+        InvalidSpec: a CPU model or machine type that this QEMU does not know, a firmware that the
+            image cannot be booted with, a kernel that is not there.
+        HostLacks: no QEMU, an accelerator that was asked for and does not work, no UEFI firmware.
+    """
+    qemu = find_qemu(image.arch)
+    facts = await inspect_qemu(qemu, home)
+    accelerator = choose_accelerator(
+        spec.accelerator, await probe_accelerators(qemu, await probe_jail(qemu, home), home)
+    )
+    machine_type = choose_machine_type(spec.machine_type, facts, image.arch)
+    firmware = _choose_firmware(spec, image)
+    if firmware == "uefi":
+        find_uefi(image.arch, machine_type)  # told now rather than at the first start
+    _check_host_files(spec)
+    return Hardware(
+        arch=image.arch,
+        machine_type=machine_type,
+        cpu_model=choose_cpu_model(spec.cpu, facts, accelerator),
+        firmware=firmware,
+        uuid=new_uuid(),
+        vmgenid=new_uuid(),
+        mac=new_mac() if spec.uplink else None,
+        uid=machine_uid(machine_id, taken_uids) if os.geteuid() == 0 else None,
+    )
+
+
+def _choose_firmware(spec: MachineSpec, image: ImageManifest) -> str:
+    if spec.firmware == "auto":
+        return "bios" if "bios" in image.firmware else image.firmware[0]
+    if spec.firmware not in image.firmware:
+        message = f"{spec.image} boots by {' or '.join(image.firmware)}, not by {spec.firmware}"
+        raise InvalidSpec(f"firmware: {message}", problems=[_problem("firmware", message)])
+    return spec.firmware
+
+
+def _check_host_files(spec: MachineSpec) -> None:
+    problems = [
+        _problem(place, f"{path} is not a file that can be read")
+        for place, path in (("kernel", spec.kernel), ("initrd", spec.initrd))
+        if path is not None and not (Path(path).is_file() and os.access(path, os.R_OK))
+    ]
+    if problems:
+        first = problems[0]
+        raise InvalidSpec(f"{first['place']}: {first['message']}", problems=problems)
+
+
+def _problem(place: str, message: str) -> dict[str, str | None]:
+    return {"place": place, "message": message, "hint": None}
+
+
+def install_firmware_variables(hardware: Hardware, disks: Path) -> None:
+    """A UEFI machine's own copy of the variable store, beside its disks."""
+    if hardware.firmware == "uefi":
+        template = find_uefi(hardware.arch, hardware.machine_type).variables_template
+        shutil.copyfile(template, disks / FIRMWARE_VARIABLES)
+        (disks / FIRMWARE_VARIABLES).chmod(0o600)
+
+
+async def resolve_plan(record: MachineRecord, paths: MachinePaths, backing: Path, home: Home) -> Plan:
+    """What a start would start now. `backing` is the disk of the machine's image."""
+    spec, hardware = record.spec, record.hardware
+    qemu = find_qemu(hardware.arch)
+    jail = await probe_jail(qemu, home)
+    accelerator = choose_accelerator(spec.accelerator, await probe_accelerators(qemu, jail, home))
+    return Plan(
+        machine_id=record.id,
+        name=record.name,
+        arch=hardware.arch,
+        qemu=qemu.path,
+        accelerator="kvm" if accelerator.name == "kvm" else "tcg",
+        machine_type=hardware.machine_type,
+        cpu_model=hardware.cpu_model,
+        vcpus=spec.vcpus,
+        memory_bytes=spec.memory,
+        uuid=hardware.uuid,
+        vmgenid=hardware.vmgenid,
+        disks=_plan_disks(spec, paths, backing),
+        nic=_plan_nic(hardware),
+        firmware=_plan_firmware(hardware, paths),
+        direct_boot=DirectBoot(spec.kernel, spec.initrd, spec.cmdline or "") if spec.kernel else None,
+        clock=resolve_clock(spec.clock, spec.clock_offset_s),
+        uid=hardware.uid,
+        jail=jail,
+    )
+
+
+def _plan_disks(spec: MachineSpec, paths: MachinePaths, backing: Path) -> tuple[DiskPlan, ...]:
+    root = DiskPlan("disk0", str(paths.disk(0)), "disk0", backing=(Layer(str(backing), "raw"),))
+    extra = (
+        DiskPlan(f"disk{number}", str(paths.disk(number)), disk.serial or f"disk{number}")
+        for number, disk in enumerate(spec.disks, start=1)
+    )
+    return (root, *extra)
+
+
+def _plan_nic(hardware: Hardware) -> NicPlan | None:
+    if hardware.mac is None:
+        return None
+    return NicPlan(hardware.mac, "passt" if shutil.which("passt") else "user")
+
+
+def _plan_firmware(hardware: Hardware, paths: MachinePaths) -> Firmware:
+    if hardware.firmware != "uefi":
+        return Firmware("bios")
+    code = find_uefi(hardware.arch, hardware.machine_type).code
+    return Firmware("uefi", code, str(paths.disks / FIRMWARE_VARIABLES))
