@@ -1,0 +1,108 @@
+"""create, start, stop and what else changes a machine's state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from bough.cli.output import progress, show_json
+from bough.cli.service import DURATION, IMAGE, NAME, connect, json_option, machine_path
+from bough.cli.spec import spec_of, spec_options
+
+
+@click.command()
+@click.argument("image", type=IMAGE, required=False)
+@click.option("--name", help="What to call it.")
+@click.option("--start", is_flag=True, help="Start it, too.")
+@spec_options
+@json_option
+def create(image: str | None, name: str | None, start: bool, force: bool, as_json: bool, **given: Any) -> None:
+    """Create a machine from IMAGE (debian:12), stopped. The image is built when it is not here yet.
+
+    The public keys in ~/.ssh may log in as root, unless others are named. A TOML spec says
+    everything that the flags can.
+    """
+    data = spec_of(image, given)
+    if name is None and isinstance(data.get("name"), str):
+        name = data.pop("name")
+    service = connect()
+    with progress() as report:
+        body = {"spec": data, "name": name, "force": force}
+        machine = service.long_call("POST", "/machines", body, progress=report)
+        if start:
+            machine = _start(service, machine["name"], 120, report)
+    show_json(machine) if as_json else print(machine["name"])
+
+
+@click.command()
+@click.argument("name", type=NAME)
+@click.option("--no-wait", is_flag=True, help="Do not wait until it answers.")
+@click.option("--timeout", type=DURATION, default="120s", help="How long to wait; 2m by default.")
+def start(name: str, no_wait: bool, timeout: float) -> None:
+    """Start a machine and wait until it answers."""
+    with progress() as report:
+        _start(connect(), name, timeout, report, wait=not no_wait)
+
+
+def _start(service: Any, name: str, timeout: float, report: Any, *, wait: bool = True) -> Any:
+    body = {"wait": wait, "timeout_s": timeout}
+    return service.long_call("POST", machine_path(name, "start"), body, progress=report)
+
+
+@click.command()
+@click.argument("names", type=NAME, nargs=-1, required=True)
+@click.option("--deadline", type=DURATION, default="60s", help="Then the plug is pulled; 60s by default.")
+@click.option("--force", is_flag=True, help="Pull the plug at once.")
+def stop(names: tuple[str, ...], deadline: float, force: bool) -> None:
+    """Ask a machine to power off; after a deadline pull the plug."""
+    service = connect()
+    with progress() as report:
+        for name in names:
+            body = {"deadline_s": deadline, "force": force}
+            done = service.long_call("POST", machine_path(name, "stop"), body, progress=report)
+            if done.get("how") == "power" and not force:
+                click.echo(f"{name} did not power off within {deadline:.0f} s: its plug was pulled", err=True)
+
+
+@click.command()
+@click.argument("name", type=NAME)
+@click.option("--deadline", type=DURATION, default="60s", help="Then the plug is pulled; 60s by default.")
+@click.option("--timeout", type=DURATION, default="120s", help="How long to wait until it answers.")
+def restart(name: str, deadline: float, timeout: float) -> None:
+    """Stop a machine and start it again."""
+    with progress() as report:
+        body = {"deadline_s": deadline, "timeout_s": timeout}
+        connect().long_call("POST", machine_path(name, "restart"), body, progress=report)
+
+
+@click.command()
+@click.argument("name", type=NAME)
+def pause(name: str) -> None:
+    """Stop a machine's processors; its memory stays."""
+    connect().post(machine_path(name, "pause"))
+
+
+@click.command()
+@click.argument("name", type=NAME)
+def resume(name: str) -> None:
+    """Let a paused machine go on."""
+    connect().post(machine_path(name, "resume"))
+
+
+@click.command()
+@click.argument("name", type=NAME)
+@click.argument("new_name")
+def rename(name: str, new_name: str) -> None:
+    """Give a machine another name."""
+    connect().call("PATCH", machine_path(name), {"name": new_name})
+
+
+@click.command()
+@click.argument("names", type=NAME, nargs=-1, required=True)
+@click.option("--force", is_flag=True, help="Running ones, too: their plug is pulled.")
+def delete(names: tuple[str, ...], force: bool) -> None:
+    """Delete machines and their disks."""
+    service = connect()
+    for name in names:
+        service.call("DELETE", machine_path(name, force=force), timeout=120)

@@ -1,0 +1,159 @@
+"""list, info, logs, wait, events."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from bough.cli.output import ago, clean, progress, show_json, show_table
+from bough.cli.service import DURATION, NAME, connect, json_option, machine_path
+from bough.units import format_size
+
+
+@click.command("list")
+@json_option
+def list_machines(as_json: bool) -> None:
+    """List the machines."""
+    machines = connect().get("/machines")
+    if as_json:
+        show_json(machines)
+        return
+    rows = [
+        [
+            m["name"],
+            m["state"] if m["state"] != "running" or m["agent"] != "silent" else "running (silent)",
+            m["image"],
+            str(m["vcpus"]),
+            format_size(m["memory_bytes"]),
+            format_size(m["disk_bytes"]),
+            ago(m["started"]),
+            " ".join(f"{p['host_port']}:{p['guest_port']}" for p in m["ports"]) or "-",
+        ]
+        for m in machines
+    ]
+    show_table(rows, ["NAME", "STATE", "IMAGE", "VCPUS", "MEMORY", "ON DISK", "UP", "PORTS"])
+
+
+@click.command()
+@click.argument("name", type=NAME)
+@click.option("--plan", is_flag=True, help="What a start would start: data and command line.")
+@json_option
+def info(name: str, plan: bool, as_json: bool) -> None:
+    """Show all about a machine: what it is, where it runs, what it is locked into, why it failed."""
+    service = connect()
+    if plan:
+        _show_plan(service.get(machine_path(name, "plan")), as_json)
+        return
+    machine = service.get(machine_path(name))
+    if as_json:
+        show_json(machine)
+        return
+    hardware = machine["hardware"]
+    rows = [
+        ("name", machine["name"]),
+        ("id", machine["id"]),
+        ("state", machine["state"] + (" (deleted when its client goes)" if machine["ephemeral"] else "")),
+        ("agent", machine["agent"]),
+        ("image", f"{machine['image']}  {machine['image_digest'][:12]}"),
+        ("created", f"{ago(machine['created'])} ago"),
+        ("up", ago(machine["started"])),
+        ("hardware", f"{hardware['machine_type']}, {hardware['cpu_model']}, {hardware['firmware']}"),
+        ("size", f"{machine['vcpus']} vCPUs, {format_size(machine['memory_bytes'])} memory"),
+        ("on disk", format_size(machine["disk_bytes"])),
+        ("accelerator", machine["accelerator"] or "-"),
+        ("pid", str(machine["pid"] or "-")),
+        ("ports", ", ".join(f"{p['host']}:{p['host_port']} -> {p['guest_port']}" for p in machine["ports"]) or "-"),
+    ]
+    for key, value in rows:
+        print(f"{key + ':':13}{value}")
+    _show_jail(machine["jail"])
+    _show_trouble(machine)
+
+
+def _show_plan(plan: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        show_json(plan)
+        return
+    import shlex
+
+    words = plan["argv"]
+    lines = [shlex.quote(words[0])]
+    for word in words[1:]:
+        if word.startswith("-"):
+            lines.append("  " + word)
+        else:
+            lines[-1] += " " + shlex.quote(word)
+    print(" \\\n".join(lines))
+
+
+def _show_jail(jail: dict[str, Any] | None) -> None:
+    if not jail:
+        return
+    missing = [part for part in jail["parts"] if not part["had"]]
+    print(f"{'jail:':13}{'complete' if not missing else 'without ' + ', '.join(p['name'] for p in missing)}")
+    for part in missing:
+        print(f"{'':13}{part['name']}: {part['detail']}")
+
+
+def _show_trouble(machine: dict[str, Any]) -> None:
+    if machine["first_boot"]["error"]:
+        print(f"{'first boot:':13}{clean(machine['first_boot']['error'])}")
+    failure = machine["failure"]
+    if failure:
+        print(f"{'failed:':13}{clean(failure['cause'])}")
+        for key in ("qemu_stderr", "console"):
+            lines = [line for line in clean(failure[key]).split("\n") if line.strip()]
+            for line in lines[-10:]:
+                print(f"  {'qemu' if key == 'qemu_stderr' else key}: {line}")
+
+
+@click.command()
+@click.argument("name", type=NAME)
+@click.option("-f", "--follow", is_flag=True, help="Go on as it prints.")
+@click.option("-n", "--tail", "tail_bytes", type=int, default=65536, help="So many bytes of the end.")
+@click.option("--qemu", is_flag=True, help="QEMU's standard error instead.")
+@click.option("--raw", is_flag=True, help="With the escape sequences that it printed. Harmful ones, too.")
+def logs(name: str, follow: bool, tail_bytes: int, qemu: bool, raw: bool) -> None:
+    """Show what a machine printed on its console."""
+    service = connect()
+    source = "qemu" if qemu else "console"
+    text = service.get(machine_path(name, "logs", source=source, tail=tail_bytes))
+    sys.stdout.write(text if raw else clean(text))
+    sys.stdout.flush()
+    if follow and not qemu:
+        with service.websocket(machine_path(name, "console")) as socket:
+            while isinstance(data := socket.receive(), bytes):
+                text = data.decode(errors="replace")
+                sys.stdout.write(text if raw else clean(text))
+                sys.stdout.flush()
+
+
+@click.command()
+@click.argument("name", type=NAME)
+@click.option("--until", type=click.Choice(["agent", "stopped", "first-boot"]), default="agent")
+@click.option("--timeout", type=DURATION, default="120s", help="2m by default.")
+def wait(name: str, until: str, timeout: float) -> None:
+    """Wait until a machine answers, or has stopped."""
+    with progress() as report:
+        body = {"until": until, "timeout_s": timeout}
+        connect().long_call("POST", machine_path(name, "wait"), body, progress=report)
+
+
+@click.command()
+@click.option("--since", help="A time as the events have it; only what comes by default.")
+@json_option
+def events(since: str | None, as_json: bool) -> None:
+    """Show what happens to machines, as it happens."""
+    import json
+
+    from bough.client.connection import path_of
+
+    with connect().websocket(path_of("events", since=since)) as socket:
+        while isinstance(text := socket.receive(), str):
+            if as_json:
+                print(text, flush=True)
+                continue
+            event = json.loads(text)
+            print(f"{event['time'][11:19]}  {event['name']}  {event['kind']}  {clean(event['detail'])}".rstrip(), flush=True)

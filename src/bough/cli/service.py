@@ -1,0 +1,80 @@
+"""The connection to the service, and names as they are completed on the command line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from bough.client.connection import Connection
+
+
+def connect(*, start: bool = True) -> Connection:
+    """To the service of this BOUGH_HOME, started where none runs."""
+    from bough.client.starting import find_service
+    from bough.paths import Home
+
+    return find_service(Home.from_environment(), start=start)[0]
+
+
+def machine_path(name: str, *parts: str, **query: Any) -> str:
+    from bough.client.connection import path_of
+
+    return path_of("machines", name, *parts, **query)
+
+
+class MachineName(click.ParamType):
+    """The name, id, or beginning of an id of a machine."""
+
+    name = "name"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        from bough.errors import BoughError
+
+        try:
+            machines = connect(start=False).get("/machines")
+        except BoughError:
+            return []
+        return [
+            CompletionItem(m["name"], help=m["state"]) for m in machines if m["name"].startswith(incomplete)
+        ]
+
+
+class ImageName(click.ParamType):
+    """A label or digest of an image."""
+
+    name = "image"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        from bough.errors import BoughError
+
+        try:
+            images = connect(start=False).get("/images")
+        except BoughError:
+            return []
+        return [CompletionItem(label) for i in images for label in i["labels"] if label.startswith(incomplete)]
+
+
+class Duration(click.ParamType):
+    """A time like 30s or 2m, in seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        from bough.units import parse_duration
+
+        try:
+            return parse_duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+NAME = MachineName()
+IMAGE = ImageName()
+DURATION = Duration()
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
