@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -100,12 +99,9 @@ class _Lines:
 def _bar() -> Iterator[Report]:
     # rich takes 50 ms to import: only a call that turned out to be long pays for it.
     shown: list[Any] = []
-    begin = time.monotonic()
 
     def report(step: Progress) -> None:
         if not shown:
-            if time.monotonic() - begin < 0.1 and step.fraction is None and not step.detail and report.__dict__:
-                return
             from rich.console import Console
             from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

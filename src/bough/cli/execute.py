@@ -1,0 +1,201 @@
+"""exec, shell, console: what runs in a machine, with this terminal around it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bough.cli.service import DURATION, NAME, connect, machine_path
+
+if TYPE_CHECKING:
+    from bough.client.connection import Connection
+
+DETACH = b"\x1d"  # Ctrl-]
+
+
+@click.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("-t", "--tty", is_flag=True, help="Give the command a terminal.")
+@click.option("-i", "--interactive", is_flag=True, help="Pass on what is typed, also without -t.")
+@click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="Set it for the command.")
+@click.option("-w", "--workdir", help="Directory in the guest to run it in.")
+@click.option("-u", "--user", help="As whom; root by default.")
+@click.option("--timeout", type=DURATION, help="Then it is killed, and the status is 124.")
+@click.argument("name", type=NAME)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def exec_command(
+    name: str,
+    command: tuple[str, ...],
+    tty: bool,
+    interactive: bool,
+    env: tuple[str, ...],
+    workdir: str | None,
+    user: str | None,
+    timeout: float | None,
+) -> int:
+    """Run COMMAND in a machine, with these standard streams; its exit status is passed on.
+
+    When this client ends, however it does, the command is killed.
+    """
+    if command[0] == "--":
+        command = command[1:]
+    request: dict[str, Any] = {"argv": list(command), "env": dict(map(_variable, env)), "timeout_s": timeout}
+    request |= {"cwd": workdir, "user": user}
+    return run_in(connect(), name, request, tty=tty, interactive=interactive)
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    return name, value if equals else os.environ.get(name, "")
+
+
+@click.command()
+@click.argument("name", type=NAME)
+@click.option("-u", "--user", help="As whom; root by default.")
+def shell(name: str, user: str | None) -> int:
+    """Log in to a machine: the user's login shell on a terminal."""
+    script = 'cd; exec "${SHELL:-/bin/sh}" -l'
+    request = {"argv": ["/bin/sh", "-c", script], "user": user}
+    return run_in(connect(), name, request, tty=sys.stdin.isatty(), interactive=True)
+
+
+def run_in(
+    service: Connection, name: str, request: dict[str, Any], *, tty: bool, interactive: bool = False
+) -> int:
+    """Carry this process' streams to a command and back. Returns the status that the shell should see."""
+    from bough.client.process import Process
+    from bough.errors import GuestRefused
+
+    if tty:
+        request |= {"tty": True, "term": os.environ.get("TERM", "xterm"), **_size()}
+    process = Process(service.websocket(machine_path(name, "exec")), request)
+    with process, _raw_terminal(process if tty else None):
+        if tty or interactive or not sys.stdin.isatty():
+            threading.Thread(target=_pass_stdin, args=(process,), daemon=True).start()
+        else:
+            process.close_stdin()
+        try:
+            for stream, data in process:
+                _write(1 if stream == "stdout" else 2, data)
+        except GuestRefused as error:
+            status = {"ENOENT": 127, "EACCES": 126}.get(str(error.details.get("errno")))
+            if status is None:
+                raise
+            _tell(error)
+            return status
+        return process.wait().shell_code
+
+
+def _tell(error: Any) -> None:
+    from bough.cli.output import show_error
+
+    show_error(error)
+
+
+def _pass_stdin(process: Any) -> None:
+    try:
+        while data := os.read(0, 128 * 1024):
+            process.write(data)
+        process.close_stdin()
+    except OSError:
+        pass  # the command has ended, or our terminal has
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _size() -> dict[str, int]:
+    try:
+        columns, rows = os.get_terminal_size(0)
+    except OSError:
+        return {"rows": 24, "columns": 80}
+    return {"rows": rows or 24, "columns": columns or 80}
+
+
+@contextmanager
+def _raw_terminal(process: Any) -> Iterator[None]:
+    """This terminal passes every key on; restored whatever happens. The guest's follows its size."""
+    if process is None or not os.isatty(0):
+        yield
+        return
+    import signal
+    import termios
+    import tty
+
+    def resized(*_: object) -> None:
+        process.resize(**_size())
+
+    before = termios.tcgetattr(0)
+    handler = signal.signal(signal.SIGWINCH, resized)
+    # Ended by a signal, the terminal must be whole again all the same.
+    previous = {number: signal.signal(number, _leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    tty.setraw(0)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(0, termios.TCSADRAIN, before)
+        signal.signal(signal.SIGWINCH, handler)
+        for number, old in previous.items():
+            signal.signal(number, old)
+
+
+def _leave(number: int, _: object) -> None:
+    sys.exit(128 + number)
+
+
+@click.command()
+@click.argument("name", type=NAME)
+def console(name: str) -> None:
+    """Attach to a machine's serial console; Ctrl-] lets go of it."""
+    service = connect()
+    with service.websocket(machine_path(name, "console", backlog=True)) as socket:
+        print(f"console of {name}; Ctrl-] detaches", file=sys.stderr)
+        with _raw_console():
+            done = threading.Event()
+            threading.Thread(target=_pass_keys, args=(socket, done), daemon=True).start()
+            while not done.is_set():
+                try:
+                    data = socket.receive(0.2)
+                except TimeoutError:
+                    continue
+                if data is None:
+                    break
+                _write(1, data if isinstance(data, bytes) else data.encode())
+    print(file=sys.stderr)
+
+
+def _pass_keys(socket: Any, done: threading.Event) -> None:
+    try:
+        while data := os.read(0, 4096):
+            before, detach, _ = data.partition(DETACH)
+            if before:
+                socket.send(before)
+            if detach:
+                break
+    except Exception:
+        pass  # the console is gone: whoever reads from it tells why
+    done.set()
+
+
+@contextmanager
+def _raw_console() -> Iterator[None]:
+    if not os.isatty(0):
+        yield
+        return
+    import termios
+    import tty
+
+    before = termios.tcgetattr(0)
+    tty.setraw(0)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(0, termios.TCSADRAIN, before)

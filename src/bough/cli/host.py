@@ -1,0 +1,95 @@
+"""doctor, serve, version, completion."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from bough import __version__
+from bough.cli.output import progress, show_json
+from bough.cli.service import connect, json_option
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> int:
+    """Tell what this host has, what it lacks, and the command that installs it.
+
+    An accelerator counts when a probe guest has run on it. Ends with 1 when something is missing
+    that machines cannot do without.
+    """
+    from bough.client.connection import path_of
+
+    with progress() as report:
+        found = connect().long_call("GET", path_of("doctor", probe=True), progress=report)
+    if as_json:
+        show_json(found)
+    else:
+        _show(found)
+    return int(any(check["required"] and not check["ok"] for check in found["checks"]))
+
+
+def _show(found: dict[str, Any]) -> None:
+    for check in found["checks"]:
+        mark = "ok     " if check["ok"] else "MISSING" if check["required"] else "without"
+        print(f"{mark}  {check['name']}: {check['detail']}")
+        if not check["ok"]:
+            for manager, command in check["fixes"].items():
+                print(f"{'':9}{manager}: {command}")
+    print()
+    for accelerator in found["accelerators"]:
+        print(f"{'usable ' if accelerator['usable'] else 'no     '}  {accelerator['name']}: {accelerator['detail']}")
+    print()
+    for part in found["jail"]:
+        print(f"{'had    ' if part['had'] else 'MISSING'}  jail, {part['name']}: {part['detail']}")
+
+
+@click.command()
+@click.option("--unit", is_flag=True, help="Print a systemd user unit and do nothing else.")
+@click.option("--stop", is_flag=True, help="End the service that runs; machines go on.")
+def serve(unit: bool, stop: bool) -> None:
+    """Run the service of this BOUGH_HOME in the foreground. Commands start it by themselves, too."""
+    from bough.paths import Home
+
+    home = Home.from_environment()
+    arguments = [sys.executable, "-m", "bough.service", "--home", str(home.root)]
+    if unit:
+        print(_render_unit(arguments), end="")
+    elif stop:
+        connect(start=False).post("/shutdown")
+    else:
+        os.execv(sys.executable, arguments)
+
+
+def _render_unit(arguments: list[str]) -> str:
+    """Machines outlive it: KillMode=process leaves them alone (systemd.kill(5))."""
+    words = " ".join(f'"{word}"' if " " in word else word for word in arguments)
+    return (
+        "# ~/.config/systemd/user/bough.service; then: systemctl --user enable --now bough\n"
+        "[Unit]\nDescription=bough, virtual machines\n\n"
+        f"[Service]\nExecStart={words}\nKillMode=process\nRestart=on-failure\n\n"
+        "[Install]\nWantedBy=default.target\n"
+    )
+
+
+@click.command()
+@json_option
+def version(as_json: bool) -> None:
+    """Print the version."""
+    show_json({"version": __version__}) if as_json else print(f"bough {__version__}")
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script for a shell: eval "$(bough completion bash)" """
+    from click.shell_completion import get_completion_class
+
+    from bough.cli.main import cli
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    print(kind(cli, {}, "bough", "_BOUGH_COMPLETE").source())
