@@ -1,0 +1,351 @@
+"""The API over its Unix socket: requests on kept connections, long calls with their progress.
+
+Blocking, usable from several threads at once: each request has a connection to itself, idle ones are
+kept for the next. Imported by every command, so it imports little.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import time
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import h11
+
+from bough.errors import BoughError, DeadlineExceeded, ProtocolError, ServiceUnavailable, error_from_dict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from bough.client.websocket import WebSocket
+    from bough.progress import Report
+
+PREFIX = "/v1"
+NDJSON = "application/x-ndjson"
+#: For calls that the service answers at once.
+QUICK_TIMEOUT_S = 60.0
+MAX_ANSWER_BYTES = 256 * 1024 * 1024
+MAX_IDLE = 4
+_READ_BYTES = 64 * 1024
+
+
+class Connection:
+    """Speaks to one service. Made by `connect()`; every method is safe in any thread.
+
+    Raises (all methods):
+        ServiceUnavailable: nothing answers at the socket, or it broke off.
+        DeadlineExceeded: no answer within the call's timeout; the call is cancelled by the service.
+        BoughError: whatever the service answered, as the class that it raised.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._idle: list[_Link] = []
+
+    def get(self, path: str, *, timeout: float | None = QUICK_TIMEOUT_S) -> Any:
+        return self.call("GET", path, timeout=timeout)
+
+    def post(self, path: str, body: Any = None, *, timeout: float | None = QUICK_TIMEOUT_S) -> Any:
+        return self.call("POST", path, body, timeout=timeout)
+
+    def call(
+        self, method: str, path: str, body: Any = None, *, timeout: float | None = QUICK_TIMEOUT_S
+    ) -> Any:
+        """The JSON of the answer; the text where it is text."""
+        with self._exchange(method, path, body, timeout=timeout) as exchange:
+            content = b"".join(exchange.chunks())
+            if exchange.content_type.startswith("application/json"):
+                return _parse_json(content)
+            return content.decode(errors="replace")
+
+    def long_call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        timeout: float | None = None,
+        progress: Report | None = None,
+    ) -> Any:
+        """A call that may take minutes. Leaving it (an exception in `progress`, too) cancels it."""
+        with self._exchange(method, path, body, accept=NDJSON, timeout=timeout) as exchange:
+            for line in exchange.lines():
+                message = _parse_json(line)
+                if "result" in message:
+                    return message["result"]
+                if "error" in message:
+                    raise error_from_dict(message["error"])
+                if progress is not None and "progress" in message:
+                    _report(progress, message["progress"])
+        raise ServiceUnavailable(
+            "the service ended in the middle of a call", hint="see service.log in BOUGH_HOME", path=path
+        )
+
+    def websocket(self, path: str) -> WebSocket:
+        """An open WebSocket; an error that comes instead of it is raised."""
+        from bough.client.websocket import WebSocket
+
+        return WebSocket(self._open(), PREFIX + path)
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
+
+    def _exchange(
+        self,
+        method: str,
+        path: str,
+        body: Any,
+        *,
+        accept: str = "application/json",
+        timeout: float | None,
+    ) -> _Exchange:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        content = b"" if body is None else json.dumps(body).encode()
+        request = h11.Request(
+            method=method,
+            target=PREFIX + path,
+            headers=[
+                ("Host", "bough"),
+                ("Accept", accept),
+                ("Content-Type", "application/json"),
+                ("Content-Length", str(len(content))),
+            ],
+        )
+        while True:
+            link, kept = self._take()
+            link.deadline, link.timeout = deadline, timeout
+            try:
+                response = link.ask(request, content)
+                break
+            except _Stale as error:
+                link.close()
+                # A kept connection that the service closed meanwhile: it never saw this request.
+                if not kept:
+                    raise _lost(error) from error
+            except BaseException:
+                link.close()
+                raise
+        return _Exchange(self, link, response)
+
+    def _take(self) -> tuple[_Link, bool]:
+        while self._idle:
+            try:
+                link = self._idle.pop()
+            except IndexError:  # another thread was quicker
+                break
+            if link.is_quiet():
+                return link, True
+            link.close()
+        return _Link(self._open()), False
+
+    def give_back(self, link: _Link) -> None:
+        if len(self._idle) < MAX_IDLE and link.start_over():
+            self._idle.append(link)
+        else:
+            link.close()
+
+    def _open(self) -> socket.socket:
+        return open_socket(self.path)
+
+
+def open_socket(path: str) -> socket.socket:
+    """Raises: ServiceUnavailable, when nothing listens there."""
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        link.settimeout(QUICK_TIMEOUT_S)
+        link.connect(path)
+        link.settimeout(None)
+    except OSError as error:
+        link.close()
+        raise ServiceUnavailable(
+            f"no service answers at {path} ({os.strerror(error.errno) if error.errno else error})",
+            hint="start it with `bough serve`; its log is service.log in BOUGH_HOME",
+            socket=path,
+        ) from error
+    return link
+
+
+class _Stale(Exception):
+    """The connection ended before a byte of the answer came."""
+
+
+class _Link:
+    """One connection and its HTTP state."""
+
+    def __init__(self, stream: socket.socket) -> None:
+        self.stream = stream
+        self.deadline: float | None = None
+        self.timeout: float | None = None
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=256 * 1024)
+
+    def ask(self, request: h11.Request, content: bytes) -> h11.Response:
+        try:
+            data = self._http.send(request) or b""
+            if content:
+                data += self._http.send(h11.Data(data=content)) or b""
+            data += self._http.send(h11.EndOfMessage()) or b""
+            self._limit()
+            self.stream.sendall(data)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise _Stale(str(error)) from error
+        except TimeoutError:
+            self._out_of_time()
+        event = self.next_event(first=True)
+        if not isinstance(event, h11.Response):
+            raise ProtocolError(f"expected an answer, got {type(event).__name__}")
+        return event
+
+    def next_event(self, *, first: bool = False) -> Any:
+        while True:
+            try:
+                event = self._http.next_event()
+            except h11.RemoteProtocolError as error:
+                if first and not self._http.trailing_data[0]:
+                    raise _Stale(str(error)) from error
+                raise _lost(error) from error
+            if event is not h11.NEED_DATA:
+                if isinstance(event, h11.InformationalResponse):
+                    continue
+                if isinstance(event, h11.ConnectionClosed):
+                    raise (_Stale("closed") if first else _lost(None))
+                return event
+            try:
+                self._limit()
+                data = self.stream.recv(_READ_BYTES)
+            except TimeoutError:
+                self._out_of_time()
+            except OSError as error:
+                raise (_Stale(str(error)) if first else _lost(error)) from error
+            if not data and first and not self._http.trailing_data[0]:
+                raise _Stale("closed")
+            self._http.receive_data(data)
+
+    def _limit(self) -> None:
+        if self.deadline is None:
+            self.stream.settimeout(None)
+            return
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            self._out_of_time()
+        self.stream.settimeout(left)
+
+    def _out_of_time(self) -> NoReturn:
+        raise DeadlineExceeded(
+            f"the service did not answer within {self.timeout:g} s", timeout_s=self.timeout
+        ) from None
+
+    def is_quiet(self) -> bool:
+        """Nothing has come: in particular not the end."""
+        poll = select.poll()
+        poll.register(self.stream, select.POLLIN | select.POLLHUP)
+        return not poll.poll(0)
+
+    def start_over(self) -> bool:
+        if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
+            return False
+        self._http.start_next_cycle()
+        return True
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+class _Exchange:
+    """One request's answer while it is read. Left early, its connection is closed: the call is cancelled."""
+
+    def __init__(self, owner: Connection, link: _Link, response: h11.Response) -> None:
+        self._owner = owner
+        self._link = link
+        self._ended = False
+        headers = {bytes(name).lower(): bytes(value) for name, value in response.headers}
+        self.content_type = headers.get(b"content-type", b"").decode("latin-1")
+        self._status = response.status_code
+
+    def __enter__(self) -> _Exchange:
+        if self._status >= 400:
+            try:
+                content = b"".join(self.chunks())
+            finally:
+                self.__exit__()
+            raise error_of_answer(self._status, content)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._ended:
+            self._owner.give_back(self._link)
+        else:
+            self._link.close()
+
+    def chunks(self) -> Iterator[bytes]:
+        total = 0
+        while True:
+            event = self._link.next_event()
+            if isinstance(event, h11.EndOfMessage):
+                self._ended = True
+                return
+            total += len(event.data)
+            if total > MAX_ANSWER_BYTES:
+                raise ProtocolError(f"the service's answer is larger than {MAX_ANSWER_BYTES} bytes")
+            yield bytes(event.data)
+
+    def lines(self) -> Iterator[bytes]:
+        rest = b""
+        for chunk in self.chunks():
+            *whole, rest = (rest + chunk).split(b"\n")
+            for line in whole:
+                if line.strip():
+                    yield line
+        if rest.strip():
+            yield rest
+
+
+def error_of_answer(status: int, content: bytes) -> BoughError:
+    """The error that an answer of status >= 400 carries."""
+    try:
+        return error_from_dict(json.loads(content)["error"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        text = content[:200].decode(errors="replace").strip()
+        return ProtocolError(f"the service answered with status {status}: {text or 'nothing'}")
+
+
+def path_of(*parts: str, **query: Any) -> str:
+    """Names quoted into a path; query values of None are left out."""
+    from urllib.parse import quote, urlencode
+
+    path = "".join("/" + quote(part, safe="") for part in parts)
+    given = {name: _query_value(value) for name, value in query.items() if value is not None}
+    return f"{path}?{urlencode(given)}" if given else path
+
+
+def _query_value(value: Any) -> str:
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def _parse_json(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise ProtocolError("the service's answer is not JSON") from error
+
+
+def _report(progress: Report, message: Mapping[str, Any]) -> None:
+    from bough.progress import Progress
+
+    progress(
+        Progress(
+            str(message.get("step", "")),
+            message.get("fraction"),
+            str(message.get("detail") or ""),
+        )
+    )
+
+
+def _lost(error: BaseException | None) -> ServiceUnavailable:
+    return ServiceUnavailable(
+        f"the service broke off the connection{f' ({error})' if error else ''}",
+        hint="it may have been restarted: try again; its log is service.log in BOUGH_HOME",
+    )

@@ -1,0 +1,209 @@
+"""A command in a guest, as it runs."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bough.client.websocket import MAX_MESSAGE_BYTES, WebSocket
+from bough.errors import BoughError, ProtocolError, ServiceUnavailable, error_from_dict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+STDIN, STDOUT, STDERR, STATUS, RESIZE, SIGNAL, CLOSE = 0, 1, 2, 3, 4, 5, 255
+_STREAMS = {STDOUT: "stdout", STDERR: "stderr"}
+
+
+class ExitStatus(NamedTuple):
+    """How a command ended: by itself with `code`, or by the signal named `signal`."""
+
+    code: int | None
+    signal: str | None
+
+    @property
+    def shell_code(self) -> int:
+        """As a shell has it in $?: the code, or 128 + the signal's number."""
+        if self.signal is None:
+            return self.code if self.code is not None else 1
+        import signal
+
+        try:
+            return 128 + signal.Signals[self.signal]
+        except KeyError:
+            return 128
+
+
+class Process:
+    """A command that runs in a machine; made by `Machine.spawn`.
+
+    Reading in one thread, writing in another, signals and `close` from any. Closing it before it has
+    ended kills the command with all its process group; so does the end of this program, however it ends.
+    Output that nobody reads makes the command wait, as a full pipe does.
+    """
+
+    def __init__(self, socket: WebSocket, request: dict[str, Any]) -> None:
+        self._socket = socket
+        self._reading = threading.Lock()
+        self._pending: deque[tuple[str, bytes]] = deque()
+        self._status: ExitStatus | None = None
+        self._error: BoughError | None = None
+        try:
+            socket.send_text(json.dumps(request))
+        except BaseException:
+            socket.close()
+            raise
+
+    # -- to the command ---------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """To its standard input. Waits while the command does not read.
+
+        Raises:
+            BrokenPipeError: the command has ended, or has closed its standard input.
+        """
+        view = memoryview(data)
+        for begin in range(0, len(view), MAX_MESSAGE_BYTES):
+            self._send(STDIN, bytes(view[begin : begin + MAX_MESSAGE_BYTES]))
+
+    def close_stdin(self) -> None:
+        """The command reads an end of file. Harmless after its end."""
+        try:
+            self._send(CLOSE, bytes([STDIN]))
+        except BrokenPipeError:
+            pass
+
+    def send_signal(self, name: str) -> None:
+        """To the command's process group: "TERM", "SIGINT". Harmless after its end."""
+        try:
+            self._send(SIGNAL, json.dumps({"name": name.upper().removeprefix("SIG")}).encode())
+        except BrokenPipeError:
+            pass
+
+    def kill(self) -> None:
+        self.send_signal("KILL")
+
+    def resize(self, rows: int, columns: int) -> None:
+        try:
+            self._send(RESIZE, json.dumps({"rows": rows, "columns": columns}).encode())
+        except BrokenPipeError:
+            pass
+
+    def _send(self, channel: int, data: bytes) -> None:
+        try:
+            self._socket.send(bytes([channel]) + data)
+        except ServiceUnavailable as error:
+            raise BrokenPipeError("the command has ended") from error
+
+    # -- from the command -------------------------------------------------------------------------
+
+    def read(self, timeout: float | None = None) -> tuple[str, bytes] | None:
+        """The next output as ("stdout" or "stderr", bytes); None when the command ended and all was read.
+
+        Raises:
+            TimeoutError: nothing came in time.
+            BoughError: it could not be run, or its end is not known.
+        """
+        with self._reading:
+            if self._pending:
+                return self._pending.popleft()
+            return self._receive(timeout)
+
+    def __iter__(self) -> Iterator[tuple[str, bytes]]:
+        while (output := self.read()) is not None:
+            yield output
+
+    def wait(self, timeout: float | None = None) -> ExitStatus:
+        """Until the command has ended. Output that was not read is kept in memory for `read`.
+
+        Raises:
+            TimeoutError: it runs on.
+            BoughError: as `read`.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._reading:
+            while self._status is None:
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                output = self._receive(left)
+                if output is not None:
+                    self._pending.append(output)
+            return self._status
+
+    @property
+    def exit_status(self) -> ExitStatus | None:
+        """None until its end was seen by `read` or `wait`."""
+        return self._status
+
+    def _receive(self, timeout: float | None) -> tuple[str, bytes] | None:
+        while True:
+            if self._error is not None:
+                raise self._error
+            if self._status is not None:
+                return None
+            try:
+                message = self._socket.receive(timeout)
+            except TimeoutError:
+                raise
+            except BoughError as error:
+                self._fail(error)
+                continue
+            if message is None:
+                self._fail(ServiceUnavailable("the service ended before the command did"))
+            elif isinstance(message, str) or not message:
+                self._fail(ProtocolError("the service sent an exec message without a channel"))
+            elif message[0] == STATUS:
+                self._take_status(message[1:])
+            elif message[0] in _STREAMS:
+                return _STREAMS[message[0]], message[1:]
+
+    def _fail(self, error: BoughError) -> None:
+        self._error = error
+        self._socket.close()
+
+    def _take_status(self, content: bytes) -> None:
+        try:
+            status = json.loads(content)
+            error = status.get("error")
+        except (ValueError, AttributeError):
+            self._fail(ProtocolError("the service sent an exit status that cannot be read"))
+            return
+        if error is not None:
+            self._fail(error_from_dict(error))
+        else:
+            self._status = ExitStatus(status.get("exit_code"), status.get("signal"))
+            self._socket.close()
+
+    # -- its end ----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Let go of it; a command that still runs is killed."""
+        self._socket.close()
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def feed(process: Process, data: bytes) -> threading.Thread | None:
+    """Write `data` and the end of file without holding up who reads; a small text at once."""
+    if len(data) <= 32 * 1024:
+        _feed(process, data)
+        return None
+    thread = threading.Thread(target=_feed, args=(process, data), name="bough stdin", daemon=True)
+    thread.start()
+    return thread
+
+
+def _feed(process: Process, data: bytes) -> None:
+    try:
+        process.write(data)
+    except BrokenPipeError:
+        return  # it did not want all of it, as `head` does not
+    process.close_stdin()
+
+

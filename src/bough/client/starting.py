@@ -1,0 +1,190 @@
+"""Find the service of a BOUGH_HOME, or start it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import bough
+from bough.client.connection import Connection
+from bough.errors import ServiceUnavailable
+
+if TYPE_CHECKING:
+    import subprocess
+    from pathlib import Path
+
+    from bough.paths import Home
+
+START_TIMEOUT_S = 60.0
+API_VERSION = 1
+LOG_BYTES = 4 * 1024 * 1024
+_LOG_TAIL_BYTES = 4000
+
+
+def find_service(home: Home, *, start: bool = True) -> tuple[Connection, dict[str, Any]]:
+    """A connection to the service of `home`, and what it says of itself (as GET /v1/version).
+
+    Started where none answers; two clients at once start one. One of another version is replaced
+    while nobody uses it (machines outlive it), and warned about otherwise.
+
+    Raises:
+        ServiceUnavailable: none answers and it may not, or could not, be started.
+    """
+    connection = Connection(str(home.api_socket))
+    try:
+        version = connection.get("/version")
+    except ServiceUnavailable:
+        if not start:
+            raise
+        version = _start_under_lock(home, connection)
+    if version.get("version") != bough.__version__ and start:
+        version = _settle_versions(home, connection, version)
+    return connection, version
+
+
+def _settle_versions(home: Home, connection: Connection, version: dict[str, Any]) -> dict[str, Any]:
+    if version.get("busy") == 0:
+        connection.post("/shutdown")
+        connection.close()
+        _wait_gone(connection)
+        return _start_under_lock(home, connection)
+    if version.get("api") != API_VERSION:
+        raise ServiceUnavailable(
+            f"the service of {home.root} is bough {version.get('version')}, which this {bough.__version__} "
+            "does not understand, and it is in use",
+            hint="when nothing runs through it any more, end it with `bough serve --stop`: machines go on",
+        )
+    import warnings
+
+    warnings.warn(
+        f"the service of {home.root} is bough {version.get('version')}, this is {bough.__version__}; "
+        "`bough serve --stop` ends it, the next command starts the new one, machines go on",
+        stacklevel=3,
+    )
+    return version
+
+
+def _wait_gone(connection: Connection) -> None:
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        try:
+            connection.get("/version", timeout=5)
+        except ServiceUnavailable:
+            return
+        connection.close()
+        time.sleep(0.02)
+
+
+def _start_under_lock(home: Home, connection: Connection) -> dict[str, Any]:
+    import fcntl
+
+    try:
+        home.create()
+    except OSError as error:
+        raise ServiceUnavailable(
+            f"cannot make {error.filename or home.root}: {error.strerror}",
+            hint="set BOUGH_HOME to a directory of your own",
+        ) from error
+    # Closed at the end by the operating system as well: nobody waits for a client that died.
+    lock = os.open(home.runtime / "start.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            return dict(connection.get("/version"))  # another client was quicker
+        except ServiceUnavailable:
+            return _start(home, connection)
+    finally:
+        os.close(lock)
+
+
+def _start(home: Home, connection: Connection) -> dict[str, Any]:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    _bound_log(home.service_log)
+    while True:
+        begin = home.service_log.stat().st_size if home.service_log.exists() else 0
+        process = _spawn(home)
+        version = _wait_answer(connection, process, deadline)
+        if version is not None:
+            return version
+        log = _read_from(home.service_log, begin)
+        # The one before is still on its way out, and holds the home until then.
+        if "another service" not in log or time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    status = process.poll()
+    what = f"it ended with status {status}" if status is not None else "it did not answer in time"
+    if status is None:
+        process.terminate()
+    raise ServiceUnavailable(
+        f"the service of {home.root} could not be started: {what}",
+        hint=f"its log is {home.service_log}; `bough serve` runs it in the foreground",
+        log=log,
+    )
+
+
+def _spawn(home: Home) -> subprocess.Popen[bytes]:
+    import subprocess
+
+    log = os.open(home.service_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "bough.service", "--home", str(home.root)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            env=_environment(),
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise ServiceUnavailable(f"cannot run {sys.executable}: {error.strerror}") from error
+    finally:
+        os.close(log)
+
+
+def _environment() -> dict[str, str]:
+    """Ours; a relative PYTHONPATH is made absolute, for the service works elsewhere."""
+    environment = dict(os.environ)
+    if environment.get("PYTHONPATH"):
+        parts = environment["PYTHONPATH"].split(os.pathsep)
+        environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(part) for part in parts if part)
+    return environment
+
+
+def _wait_answer(
+    connection: Connection, process: subprocess.Popen[bytes], deadline: float
+) -> dict[str, Any] | None:
+    """None when the process has ended or time is up. The process is watched, and outlives us."""
+    while time.monotonic() < deadline:
+        ended = process.poll() is not None
+        try:
+            version = dict(connection.get("/version", timeout=max(0.1, deadline - time.monotonic())))
+        except ServiceUnavailable:
+            if ended:
+                return None
+            time.sleep(0.01)
+            continue
+        # Popen would warn about a child that still runs; this one is meant to.
+        process.returncode = 0
+        return version
+    return None
+
+
+def _bound_log(path: Path) -> None:
+    try:
+        if path.stat().st_size > LOG_BYTES:
+            path.replace(path.with_suffix(".log.1"))
+    except FileNotFoundError:
+        pass
+
+
+def _read_from(path: Path, begin: int) -> str:
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(begin, end - _LOG_TAIL_BYTES))
+            return file.read().decode(errors="replace").strip()
+    except OSError:
+        return ""
