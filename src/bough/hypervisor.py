@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bough.errors import BoughError, Conflict, InUse, NameTaken, NotFound, WrongState
+from bough.images.bootstrap import remove_build
 from bough.images.build import build
 from bough.images.store import ImageManifest, ImageStore
 from bough.machines.disks import create_disks, read_disk_usage
@@ -50,7 +51,7 @@ class Hypervisor:
         """Sweep what is half-made, read every record, take up every machine that runs."""
         self.home.create()
         for stray in self.home.incoming.iterdir():
-            await asyncio.to_thread(_remove_tree, stray)
+            await asyncio.to_thread(remove_build if stray.is_dir() else _remove_tree, stray)
         for root in sorted(self.home.machines.iterdir()):
             paths = self.home.machine(root.name)
             if paths.record.exists():
@@ -298,8 +299,9 @@ class Hypervisor:
             )
         self.images.delete(reference)
 
-    def prune_images(self) -> list[str]:
-        return self.images.prune(used=set(self.image_users()))
+    def prune_images(self) -> dict[str, Any]:
+        deleted, freed_bytes = self.images.prune(used=set(self.image_users()))
+        return {"deleted": deleted, "freed_bytes": freed_bytes}
 
     # -- names --------------------------------------------------------------------------------
 

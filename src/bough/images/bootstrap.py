@@ -1,0 +1,171 @@
+"""Run mmdebstrap and the scripts in debian/, below a user namespace, into a directory.
+
+Everything that wants to be root is root only in there; as real root, mmdebstrap's helper makes mount and
+pid namespaces instead. Nothing is mounted on the host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+from collections import deque
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from bough.errors import BuildFailed, HostLacks, NoSpace
+from bough.guest.install import ENABLED_AS, UNIT_PATH, agent_files
+from bough.images import disk
+from bough.images.recipes import SCRIPTS, Recipe
+from bough.progress import Progress, Report
+
+_OUTPUT_LINES = 40
+_PROGRAMS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "sfdisk": "fdisk", "mformat": "mtools"}
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def check_programs() -> None:
+    """Raises HostLacks, with every program that is missing."""
+    missing = [name for name in _PROGRAMS if shutil.which(name, path=_PATH) is None]
+    if missing:
+        packages = " ".join(sorted({_PROGRAMS[name] for name in missing}))
+        raise HostLacks(
+            f"images are built with {', '.join(missing)}, which this host lacks",
+            hint=f"sudo apt install {packages} (bough doctor has it for other distributions)",
+        )
+
+
+def prepare(work: Path) -> None:
+    """Lay out `work`: the scripts, the agent, and places that the root of the namespace may write to."""
+    shutil.copytree(SCRIPTS, work, dirs_exist_ok=True)
+    agent = work / "agent"
+    for file in agent_files():
+        path = agent / file.path.lstrip("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(file.content)
+        path.chmod(file.mode)
+    link = agent / ENABLED_AS.lstrip("/")
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(UNIT_PATH)
+    (work / "out").mkdir()
+    with (work / "disk.raw").open("wb") as stream:
+        stream.truncate(disk.DISK_BYTES)
+    for path in work.rglob("*"):
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    # Subordinate ids are others to our files; nobody else gets below incoming/<random name>.
+    for path in (work, work / "out"):
+        path.chmod(0o777)
+    (work / "disk.raw").chmod(0o666)
+
+
+async def bootstrap(
+    work: Path, recipe: Recipe, identity: disk.DiskIdentity, mirror: str | None, report: Report
+) -> None:
+    """Fill `work`: the root file system in disk.raw, and boot loaders and lists in out/.
+
+    Cancelling kills whatever runs.
+
+    Raises:
+        BuildFailed: with the step and the end of the output.
+        NoSpace
+    """
+    environment = {
+        "PATH": _PATH,
+        "HOME": str(work),
+        "LC_ALL": "C.UTF-8",
+        "SOURCE_DATE_EPOCH": "0",
+        "BOUGH_SUITE": recipe.suite,
+        "BOUGH_MIRROR": mirror or "",
+        "BOUGH_PACKAGES": ",".join((recipe.kernel, *recipe.packages)),
+        "BOUGH_DISABLED_UNITS": " ".join(recipe.disabled_units),
+        "BOUGH_MASKED_UNITS": " ".join(recipe.masked_units),
+        "BOUGH_GRUB_PACKAGES": " ".join(recipe.grub_packages),
+        "BOUGH_ROOT_UUID": str(identity.root_filesystem),
+        "BOUGH_ROOT_OFFSET": str(disk.ROOT_OFFSET),
+        "BOUGH_ROOT_SIZE": str(disk.ROOT_BYTES),
+    }
+    proxies = ("http_proxy", "https_proxy", "no_proxy")
+    environment |= {name: os.environ[name] for name in proxies if name in os.environ}
+    watch = _Watch(recipe.label, report)
+    process = await asyncio.create_subprocess_exec(
+        *("mmdebstrap", "--unshare-helper", "sh", str(work / "enter.sh"), "sh", "./build.sh"),
+        cwd=work,
+        env=environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        async for line in process.stdout:
+            watch.line(line.decode(errors="replace").rstrip())
+        status = await process.wait()
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await _wait_bounded(process.wait)
+        raise
+    if status != 0:
+        raise watch.failure(status, work)
+
+
+async def _wait_bounded(wait: Callable[[], Awaitable[int]]) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(10):
+            await wait()
+
+
+class _Watch:
+    """Reads what the build prints: where it is, and the end of it for an error."""
+
+    def __init__(self, label: str, report: Report) -> None:
+        self._label = label
+        self._report = report
+        self._step = "preparing"
+        self._last: deque[str] = deque(maxlen=_OUTPUT_LINES)
+
+    def line(self, text: str) -> None:
+        if text.startswith("@step "):
+            self._step = text.removeprefix("@step ")
+            self._report(Progress(f"building {self._label}: {self._step}"))
+            return
+        self._last.append(text[:500])
+        if text.startswith("I: "):
+            self._report(Progress(f"building {self._label}: {self._step}", detail=text[3:].rstrip(".")))
+
+    def failure(self, status: int, work: Path) -> BuildFailed | NoSpace:
+        output = "\n".join(self._last)
+        if "No space left on device" in output:
+            return NoSpace(
+                f"no space left for the build of {self._label} below {work.parent}",
+                hint="it takes about 2.5 GiB while it is built",
+                output=output[-2000:],
+            )
+        unreachable = any(word in output for word in ("Could not resolve", "Could not connect", "Temporary failure"))
+        return BuildFailed(
+            f"the image {self._label} could not be built: {self._step} failed (status {status})",
+            hint="no mirror could be reached: is there a network? --mirror names another"
+            if unreachable
+            else "the end of its output is above; bough doctor tells whether something is missing",
+            image=self._label,
+            step=self._step,
+            output=output[-4000:],
+        )
+
+
+def remove_build(work: Path) -> None:
+    """Also what belongs to subordinate ids, which only the root of a namespace like theirs may remove."""
+    if not work.exists():
+        return
+    try:
+        shutil.rmtree(work)
+    except PermissionError:
+        import subprocess
+
+        inner = ["sh", "-c", 'cd "$1" && find . -mindepth 1 -delete', "sh", str(work)]
+        subprocess.run(["mmdebstrap", "--unshare-helper", *inner], check=False, capture_output=True, timeout=120)
+        shutil.rmtree(work)

@@ -1,0 +1,173 @@
+"""Build an image from packages and put it into the store."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bough.errors import BuildFailed, NoSpace, NotFound
+from bough.images import disk
+from bough.images.bootstrap import bootstrap, check_programs, prepare, remove_build
+from bough.images.recipes import Recipe, recipe_for
+from bough.images.store import ImageManifest, ImageStore
+from bough.progress import Progress, Report, ignore_progress
+from bough.storage import no_space_is_told
+from bough.units import GIB, format_size
+
+#: A build's root file system, its copy on the disk, and room for what packages unpack meanwhile.
+_NEEDED_BYTES = 5 * GIB // 2
+_EFI_LOADER = {"x86_64": "BOOTX64.EFI"}
+
+
+async def build(
+    store: ImageStore,
+    reference: str,
+    *,
+    arch: str,
+    progress: Report = ignore_progress,
+    mirror: str | None = None,
+    rebuild: bool = False,
+) -> ImageManifest:
+    """The image of `reference`, built unless it is here.
+
+    Two builds of the same thing at once: one works, the other waits for it and shares. Cancelled, or
+    after an error, nothing is left but what the sweep of incoming/ takes.
+
+    Raises:
+        NotFound: there is no such recipe.
+        HostLacks, NoSpace, BuildFailed
+    """
+    recipe = recipe_for(reference, arch)
+    asked = _now()
+    async with _only_one(store, reference, progress):
+        known = _known(store, reference)
+        if known is not None and (not rebuild or known.created > asked):
+            return known
+        check_programs()
+        _check_space(store.home.incoming)
+        work = store.home.incoming / f"build-{secrets.token_hex(6)}"
+        work.mkdir(mode=0o711)
+        try:
+            return await _build(store, recipe, work, mirror, progress)
+        finally:
+            await asyncio.to_thread(remove_build, work)
+
+
+async def _build(
+    store: ImageStore, recipe: Recipe, work: Path, mirror: str | None, report: Report
+) -> ImageManifest:
+    report(Progress(f"building {recipe.label}"))
+    identity = disk.DiskIdentity.derive(recipe.digest())
+    with no_space_is_told(f"the build of {recipe.label}", work.parent):
+        await asyncio.to_thread(prepare, work)
+        await bootstrap(work, recipe, identity, mirror, report)
+        report(Progress(f"building {recipe.label}: making it bootable"))
+        try:
+            manifest = await asyncio.to_thread(_assemble, work, recipe, identity)
+        except subprocess.CalledProcessError as error:
+            raise BuildFailed(
+                f"the image {recipe.label} could not be built: {Path(error.cmd[0]).name} failed",
+                image=recipe.label,
+                step="making it bootable",
+                output=str(error.stderr)[-2000:],
+            ) from error
+        made = store.home.incoming / f"image-{secrets.token_hex(6)}"
+        made.mkdir(mode=0o711)
+        try:
+            await asyncio.to_thread(_take_disk, work / "disk.raw", made / "disk.raw")
+            store.add(made, manifest, recipe.label)
+        except BaseException:
+            shutil.rmtree(made, ignore_errors=True)
+            raise
+    return store.resolve(manifest.digest)
+
+
+def _assemble(work: Path, recipe: Recipe, identity: disk.DiskIdentity) -> ImageManifest:
+    out, image = work / "out", work / "disk.raw"
+    epoch = int((out / "epoch").read_text())
+    disk.write_partition_table(image, identity, recipe.arch)
+    disk.write_bios_loader(image, (out / "boot.img").read_bytes(), (out / "core.img").read_bytes())
+    loader = work / "boot.efi"
+    shutil.copyfile(out / "boot.efi", loader)
+    disk.write_esp(image, loader, _EFI_LOADER[recipe.arch], identity.esp.int & 0xFFFFFFFF, epoch)
+    lasting = {
+        "os": recipe.os,
+        "version": recipe.version,
+        "arch": recipe.arch,
+        "firmware": ["bios", "uefi"],
+        "size_bytes": disk.DISK_BYTES,
+        "root_partition": disk.ROOT_PARTITION,
+        "agent": True,
+    }
+    packages = dict(line.split() for line in (out / "packages").read_text().splitlines())
+    return ImageManifest.model_validate(
+        lasting
+        | {
+            "digest": disk.digest_disk(image, json.dumps(lasting, sort_keys=True).encode()),
+            "created": _now(),
+            "label": recipe.label,
+            "recipe": recipe.digest(),
+            "packages": packages,
+        }
+    )
+
+
+def _take_disk(source: Path, target: Path) -> None:
+    """Move it to a directory of ours, and to us where a subordinate id owns it; durably."""
+    source.rename(target)
+    descriptor = os.open(target, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _known(store: ImageStore, label: str) -> ImageManifest | None:
+    try:
+        return store.resolve(label)
+    except NotFound:
+        return None
+
+
+@asynccontextmanager
+async def _only_one(store: ImageStore, label: str, report: Report) -> AsyncIterator[None]:
+    """Others may build it in another process, so it is a lock on a file."""
+    path = store.home.images / f".{label.replace('/', '_')}.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        waiting = False
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not waiting:
+                    report(Progress(f"waiting for another build of {label}"))
+                waiting = True
+                await asyncio.sleep(0.1)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _check_space(where: Path) -> None:
+    stat = os.statvfs(where)
+    free = stat.f_bavail * stat.f_frsize
+    if free < _NEEDED_BYTES:
+        raise NoSpace(
+            f"{where} has {format_size(free)} free, a build takes {format_size(_NEEDED_BYTES)}",
+            hint="free some space, or set BOUGH_HOME elsewhere",
+        )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

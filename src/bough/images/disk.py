@@ -1,0 +1,187 @@
+"""The disk of an image: where its parts are, its partition table, its two boot loaders, its digest.
+
+    LBA 0        protective MBR, with GRUB's boot.img
+    LBA 34       BIOS boot partition: GRUB's core.img, to 1 MiB
+    1 MiB        EFI system partition, FAT16, 16 MiB: EFI/BOOT/BOOTX64.EFI
+    17 MiB       root, ext4, to 1 MiB before the end: the last one, so that a larger disk can be used
+
+Everything is written into a plain file: no loop device, no mount, no privilege. The fields patched into
+GRUB's images are those of its include/grub/i386/pc/boot.h, which is what grub-bios-setup fills in too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import subprocess
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from bough.units import GIB, MIB
+
+SECTOR = 512
+DISK_BYTES = 8 * GIB
+BIOS_BOOT_LBA = 34
+ESP_OFFSET = 1 * MIB
+ESP_BYTES = 16 * MIB
+ROOT_OFFSET = ESP_OFFSET + ESP_BYTES
+ROOT_BYTES = DISK_BYTES - ROOT_OFFSET - MIB
+ROOT_PARTITION = 3
+
+_BIOS_BOOT_TYPE = "21686148-6449-6E6F-744E-656564454649"
+_ESP_TYPE = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
+# "Root partition" of the Discoverable Partitions Specification.
+_ROOT_TYPE = {
+    "x86_64": "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709",
+    "aarch64": "B921B045-1DF0-41C3-AF44-4C6F280D3FAE",
+    "riscv64": "72EC70A6-CF74-40E6-BD49-4BDA08E8F224",
+}
+
+_BOOT_KERNEL_SECTOR = 0x5C
+_BOOT_DRIVE = 0x64
+_BOOT_DRIVE_CHECK = 0x66
+_MBR_CODE_END = 0x1B8
+_BLOCKLIST = SECTOR - 12
+_KERNEL_SEGMENT = 0x820
+
+_CHUNK = MIB
+_ZEROS = bytes(_CHUNK)
+
+
+@dataclass(frozen=True)
+class DiskIdentity:
+    """GUIDs of one recipe's disks: the same for the same recipe, so that a rebuild gives the same bytes."""
+
+    disk: uuid.UUID
+    bios_boot: uuid.UUID
+    esp: uuid.UUID
+    root: uuid.UUID
+    root_filesystem: uuid.UUID
+
+    @classmethod
+    def derive(cls, recipe_digest: str) -> DiskIdentity:
+        names = ("disk", "bios-boot", "esp", "root", "root-filesystem")
+        return cls(*(uuid.uuid5(uuid.NAMESPACE_OID, f"{recipe_digest}/{name}") for name in names))
+
+
+def render_partition_table(identity: DiskIdentity, arch: str) -> str:
+    """The script that sfdisk(8) reads."""
+    lines = [
+        "label: gpt",
+        f"label-id: {identity.disk}",
+        f"first-lba: {BIOS_BOOT_LBA}",
+        "",
+        _render_partition(BIOS_BOOT_LBA, ESP_OFFSET // SECTOR - BIOS_BOOT_LBA, _BIOS_BOOT_TYPE, identity.bios_boot, "bios"),
+        _render_partition(ESP_OFFSET // SECTOR, ESP_BYTES // SECTOR, _ESP_TYPE, identity.esp, "esp"),
+        _render_partition(ROOT_OFFSET // SECTOR, ROOT_BYTES // SECTOR, _ROOT_TYPE[arch], identity.root, "root"),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _render_partition(start: int, size: int, kind: str, guid: uuid.UUID, name: str) -> str:
+    return f'start={start}, size={size}, type={kind}, uuid={guid}, name="{name}"'
+
+
+def patch_boot_image(boot: bytes, mbr: bytes) -> bytes:
+    """The new first sector: GRUB's boot.img, told where core.img is, around the disk's partition table.
+
+    Raises:
+        ValueError: `boot` is not a boot.img.
+    """
+    if len(boot) != SECTOR or boot[510:] != b"\x55\xaa":
+        raise ValueError("boot.img is not a boot sector")
+    sector = bytearray(boot)
+    struct.pack_into("<Q", sector, _BOOT_KERNEL_SECTOR, BIOS_BOOT_LBA)
+    sector[_BOOT_DRIVE] = 0xFF  # boot from the drive that the BIOS names
+    # A jump that is there for floppy drives; some BIOSes name a wrong drive and want it away.
+    sector[_BOOT_DRIVE_CHECK : _BOOT_DRIVE_CHECK + 2] = b"\x90\x90"
+    sector[_MBR_CODE_END:] = mbr[_MBR_CODE_END:SECTOR]
+    return bytes(sector)
+
+
+def patch_core_image(core: bytes) -> bytes:
+    """core.img, told where its own rest is: one run of sectors after its first.
+
+    Raises:
+        ValueError: it does not fit its partition.
+    """
+    room = ESP_OFFSET - BIOS_BOOT_LBA * SECTOR
+    if not SECTOR < len(core) <= room:
+        raise ValueError(f"core.img has {len(core)} bytes, its partition {room}")
+    image = bytearray(core)
+    sectors = -(-len(core) // SECTOR) - 1
+    struct.pack_into("<QHH", image, _BLOCKLIST, BIOS_BOOT_LBA + 1, sectors, _KERNEL_SEGMENT)
+    return bytes(image)
+
+
+def write_partition_table(disk: Path, identity: DiskIdentity, arch: str) -> None:
+    """Raises CalledProcessError; its output says why."""
+    script = render_partition_table(identity, arch)
+    _run(["sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", str(disk)], script, 0)
+
+
+def write_bios_loader(disk: Path, boot: bytes, core: bytes) -> None:
+    """Make a disk that has a partition table start by BIOS."""
+    with disk.open("r+b") as stream:
+        mbr = stream.read(SECTOR)
+        stream.seek(0)
+        stream.write(patch_boot_image(boot, mbr))
+        stream.seek(BIOS_BOOT_LBA * SECTOR)
+        stream.write(patch_core_image(core))
+
+
+def write_esp(disk: Path, loader: Path, name: str, serial: int, epoch_s: int) -> None:
+    """Make the EFI system partition with `loader` as EFI/BOOT/`name`.
+
+    Args:
+        epoch_s: seconds since 1970; the time of everything in it.
+
+    Raises:
+        CalledProcessError: mtools refused; its output says why.
+    """
+    where = f"{disk}@@{ESP_OFFSET}"
+    os.utime(loader, (epoch_s, epoch_s))
+    size = str(ESP_BYTES // SECTOR)
+    _run(["mformat", "-i", where, "-T", size, "-h", "16", "-s", "32", "-N", f"{serial:08x}", "-v", "ESP", "::"], "", epoch_s)
+    _run(["mmd", "-i", where, "::/EFI", "::/EFI/BOOT"], "", epoch_s)
+    _run(["mcopy", "-i", where, "-m", str(loader), f"::/EFI/BOOT/{name}"], "", epoch_s)
+
+
+def _run(argv: list[str], text: str, epoch_s: int) -> None:
+    environment = os.environ | {
+        "SOURCE_DATE_EPOCH": str(epoch_s),
+        "TZ": "UTC",
+        "MTOOLS_SKIP_CHECK": "1",
+        "PATH": f"/usr/sbin:/sbin:{os.environ.get('PATH', '/usr/bin:/bin')}",
+    }
+    subprocess.run(argv, input=text, env=environment, check=True, text=True, capture_output=True, timeout=60)
+
+
+def digest_disk(disk: Path, config: bytes) -> str:
+    """sha256 of `config` and of what `disk` holds, as 64 hexadecimal digits.
+
+    Only chunks of 1 MiB that hold anything but zeros count, each with its place: two copies with their
+    holes elsewhere have one digest, and holes cost no time.
+    """
+    digest = hashlib.sha256(struct.pack("<Q", len(config)) + config)
+    with disk.open("rb", buffering=0) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        digest.update(struct.pack("<Q", size))
+        offset = 0
+        while (offset := _next_data(stream.fileno(), offset)) < size:
+            chunk = os.pread(stream.fileno(), _CHUNK, offset)
+            if chunk != _ZEROS[: len(chunk)]:
+                digest.update(struct.pack("<QQ", offset, len(chunk)))
+                digest.update(chunk)
+            offset += len(chunk)
+    return digest.hexdigest()
+
+
+def _next_data(descriptor: int, offset: int) -> int:
+    """The start of the next chunk that is no hole; a huge number after the last."""
+    try:
+        return os.lseek(descriptor, offset, os.SEEK_DATA) // _CHUNK * _CHUNK
+    except OSError:  # ENXIO: only a hole is left
+        return 1 << 62

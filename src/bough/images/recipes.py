@@ -1,0 +1,80 @@
+"""What can be built from packages, as data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+
+from bough.errors import NotFound
+
+SCRIPTS = Path(__file__).parent / "debian"
+
+#: A small Debian that a person is glad to log in to.
+_PACKAGES = (
+    *("tiny-initramfs", "systemd-sysv", "udev", "dbus", "libpam-systemd", "openssh-server", "python3"),
+    *("iproute2", "iputils-ping", "procps", "curl", "ca-certificates", "sudo", "less", "vim-tiny", "nano"),
+    *("kmod", "fdisk", "e2fsprogs", "netbase", "rsync", "xz-utils", "zstd", "bash-completion"),
+)
+#: Timers that wake an idle machine, and a login prompt on a screen that is not there.
+_DISABLED = (
+    *("apt-daily.timer", "apt-daily-upgrade.timer", "e2scrub_reap.service", "e2scrub_all.timer"),
+    *("fstrim.timer",),
+)
+_MASKED = ("getty@tty1.service",)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Attributes:
+    label: what its images are called: debian:12.
+    kernel: the kernel's package, in Debian's naming of architectures.
+    """
+
+    label: str
+    os: str
+    version: str
+    suite: str
+    arch: str
+    kernel: str
+    packages: tuple[str, ...] = _PACKAGES
+    disabled_units: tuple[str, ...] = _DISABLED
+    masked_units: tuple[str, ...] = _MASKED
+    grub_packages: tuple[str, ...] = ("grub-common", "grub-pc-bin", "grub-efi-amd64-bin")
+
+    def digest(self) -> str:
+        """Of everything that this recipe puts into an image, the packages' versions aside."""
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode())
+        for path in sorted(SCRIPTS.rglob("*")):
+            if path.is_file():
+                digest.update(str(path.relative_to(SCRIPTS)).encode() + b"\0" + path.read_bytes() + b"\0")
+        return digest.hexdigest()
+
+
+_SUITES = {"11": "bullseye", "12": "bookworm", "13": "trixie", "testing": "testing", "sid": "sid"}
+LABELS = tuple(f"debian:{version}" for version in _SUITES)
+
+
+def recipe_for(reference: str, arch: str) -> Recipe:
+    """Raises NotFound, with the nearest label that there is a recipe for, for this architecture."""
+    if reference not in LABELS:
+        close = get_close_matches(reference, LABELS, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"can be built: {', '.join(LABELS)}"
+        raise NotFound(f"no image or recipe is called {reference[:80]!r}", hint=hint, kind="image")
+    if arch != "x86_64":
+        raise NotFound(
+            f"there is no recipe for {reference} on {arch[:40]!r}", hint="can be built: x86_64", kind="image"
+        )
+    version = reference.partition(":")[2]
+    recipe = Recipe(
+        label=reference,
+        os="debian",
+        version=version,
+        suite=_SUITES[version],
+        arch=arch,
+        kernel="linux-image-cloud-amd64",
+    )
+    # From 12 on a package of its own; before, a part of systemd.
+    return recipe if version == "11" else replace(recipe, packages=(*_PACKAGES, "systemd-resolved"))

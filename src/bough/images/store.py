@@ -1,0 +1,147 @@
+"""Images by digest, with labels on top.
+
+    images/<digest>/image.json   the manifest; written last, so that an image that has one is whole
+    images/<digest>/disk.raw     read-only, sparse
+    labels.json                  label -> digest
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from bough.errors import Conflict, NotFound
+from bough.paths import Home
+from bough.storage import sync_directory, write_json
+
+_LEAST_PREFIX = 6
+
+
+class ImageManifest(BaseModel):
+    """What an image is. Attributes:
+
+    digest: sha256 over the disk's bytes and this manifest's lasting part, as hexadecimal digits.
+    size_bytes: of the disk as a guest sees it.
+    firmware: what it boots by, the preferred one first.
+    root_partition: number of the partition that grows with the disk.
+    packages: name -> version of what was installed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    digest: str
+    os: str
+    version: str
+    arch: str
+    firmware: tuple[str, ...]
+    size_bytes: int
+    root_partition: int | None = None
+    agent: bool = False
+    created: str
+    label: str
+    recipe: str
+    packages: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    manifest: ImageManifest
+    labels: tuple[str, ...]
+    bytes_on_disk: int
+
+
+class ImageStore:
+    def __init__(self, home: Home) -> None:
+        self.home = home
+
+    def list(self) -> list[ImageEntry]:
+        """Newest first."""
+        labels = self._labels()
+        entries = [
+            ImageEntry(
+                manifest,
+                tuple(sorted(label for label, digest in labels.items() if digest == manifest.digest)),
+                self.path(manifest.digest).stat().st_blocks * 512,
+            )
+            for manifest in self._manifests()
+        ]
+        return sorted(entries, key=lambda entry: entry.manifest.created, reverse=True)
+
+    def resolve(self, reference: str) -> ImageManifest:
+        """By label, digest, or a beginning of a digest that only one has (6 digits or more).
+
+        Raises:
+            NotFound: with the nearest label.
+            Conflict: more than one digest begins so.
+        """
+        labels = self._labels()
+        digest = labels.get(reference)
+        found = [
+            manifest
+            for manifest in self._manifests()
+            if manifest.digest in (digest, reference)
+            or (len(reference) >= _LEAST_PREFIX and manifest.digest.startswith(reference))
+        ]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise Conflict(f"{reference!r} is the beginning of {len(found)} images' digests", hint="give more")
+        close = get_close_matches(reference, labels, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else "bough image list shows them all"
+        raise NotFound(f"no image is called {reference[:80]!r}", hint=hint, kind="image")
+
+    def path(self, digest: str) -> Path:
+        return self.home.image(digest).disk
+
+    def add(self, made: Path, manifest: ImageManifest, label: str) -> None:
+        """Take over `made`, a directory below incoming/ with a disk.raw in it; `label` is moved to it."""
+        target = self.home.image(manifest.digest)
+        if target.manifest.exists():
+            shutil.rmtree(made)
+        else:
+            (made / target.disk.name).chmod(0o444)
+            made.chmod(0o711)
+            write_json(made / target.manifest.name, manifest.model_dump(mode="json"), mode=0o444)
+            made.rename(target.root)
+            sync_directory(self.home.images)
+        self._write_labels({**self._labels(), label: manifest.digest})
+
+    def delete(self, reference: str) -> None:
+        """The image and every label of it."""
+        digest = self.resolve(reference).digest
+        self._write_labels({label: of for label, of in self._labels().items() if of != digest})
+        self._remove(digest)
+
+    def prune(self, used: set[str]) -> tuple[list[str], int]:
+        """Delete what is neither labelled nor `used`: the digests, and the bytes that are free now."""
+        doomed = [e for e in self.list() if not e.labels and e.manifest.digest not in used]
+        for entry in doomed:
+            self._remove(entry.manifest.digest)
+        return [entry.manifest.digest for entry in doomed], sum(entry.bytes_on_disk for entry in doomed)
+
+    def _remove(self, digest: str) -> None:
+        grave = self.home.incoming / f"{digest}.deleted"
+        self.home.image(digest).root.rename(grave)
+        sync_directory(self.home.images)
+        shutil.rmtree(grave)
+
+    def _manifests(self) -> list[ImageManifest]:
+        found = []
+        for root in self.home.images.iterdir() if self.home.images.is_dir() else ():
+            path = self.home.image(root.name).manifest
+            if path.exists():
+                found.append(ImageManifest.model_validate_json(path.read_bytes()))
+        return found
+
+    def _labels(self) -> dict[str, str]:
+        try:
+            return dict(json.loads(self.home.labels.read_bytes()))
+        except FileNotFoundError:
+            return {}
+
+    def _write_labels(self, labels: dict[str, str]) -> None:
+        write_json(self.home.labels, labels)
