@@ -1,0 +1,53 @@
+"""The public Python API: synchronous, typed, over the service's socket.
+
+import bough
+
+hv = bough.connect()
+with hv.run("debian:12", memory="512MiB") as vm:
+    print(vm.exec("uname", "-a").stdout)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bough.client.copy import CopyResult as CopyResult
+    from bough.client.hypervisor import Hypervisor as Hypervisor
+    from bough.client.hypervisor import connect as connect
+    from bough.client.info import Event as Event
+    from bough.client.info import Failure as Failure
+    from bough.client.info import ImageInfo as ImageInfo
+    from bough.client.info import MachineInfo as MachineInfo
+    from bough.client.info import Port as Port
+    from bough.client.machine import CommandFailed as CommandFailed
+    from bough.client.machine import Completed as Completed
+    from bough.client.machine import Machine as Machine
+    from bough.client.process import ExitStatus as ExitStatus
+    from bough.client.process import Process as Process
+    from bough.client.tunnel import Tunnel as Tunnel
+
+# Loaded at first use: each command of the command line needs only some of it.
+_HOME_OF = {
+    "CommandFailed": "machine",
+    "Completed": "machine",
+    "CopyResult": "copy",
+    "Event": "info",
+    "ExitStatus": "process",
+    "Failure": "info",
+    "Hypervisor": "hypervisor",
+    "ImageInfo": "info",
+    "Machine": "machine",
+    "MachineInfo": "info",
+    "Port": "info",
+    "Process": "process",
+    "Tunnel": "tunnel",
+    "connect": "hypervisor",
+}
+__all__ = sorted(_HOME_OF)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        from importlib import import_module
+
+        return getattr(import_module(f"bough.client.{_HOME_OF[name]}"), name)
+    raise AttributeError(f"module 'bough.client' has no attribute {name!r}")

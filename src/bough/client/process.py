@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -71,26 +72,20 @@ class Process:
 
     def close_stdin(self) -> None:
         """The command reads an end of file. Harmless after its end."""
-        try:
+        with contextlib.suppress(BrokenPipeError):
             self._send(CLOSE, bytes([STDIN]))
-        except BrokenPipeError:
-            pass
 
     def send_signal(self, name: str) -> None:
         """To the command's process group: "TERM", "SIGINT". Harmless after its end."""
-        try:
+        with contextlib.suppress(BrokenPipeError):
             self._send(SIGNAL, json.dumps({"name": name.upper().removeprefix("SIG")}).encode())
-        except BrokenPipeError:
-            pass
 
     def kill(self) -> None:
         self.send_signal("KILL")
 
     def resize(self, rows: int, columns: int) -> None:
-        try:
+        with contextlib.suppress(BrokenPipeError):
             self._send(RESIZE, json.dumps({"rows": rows, "columns": columns}).encode())
-        except BrokenPipeError:
-            pass
 
     def _send(self, channel: int, data: bytes) -> None:
         try:
@@ -205,5 +200,3 @@ def _feed(process: Process, data: bytes) -> None:
     except BrokenPipeError:
         return  # it did not want all of it, as `head` does not
     process.close_stdin()
-
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bough
@@ -13,7 +14,6 @@ from bough.errors import ServiceUnavailable
 
 if TYPE_CHECKING:
     import subprocess
-    from pathlib import Path
 
     from bough.paths import Home
 
@@ -149,7 +149,7 @@ def _environment() -> dict[str, str]:
     environment = dict(os.environ)
     if environment.get("PYTHONPATH"):
         parts = environment["PYTHONPATH"].split(os.pathsep)
-        environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(part) for part in parts if part)
+        environment["PYTHONPATH"] = os.pathsep.join(str(Path.cwd() / part) for part in parts if part)
     return environment
 
 

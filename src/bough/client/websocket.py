@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -89,7 +90,8 @@ class WebSocket:
                 elif isinstance(event, Ping):
                     self._send(event.response())
                 elif isinstance(event, CloseConnection):
-                    return self._answer_close(event)
+                    self._answer_close(event)
+                    return None
             if self._closed:
                 return None
             self._read(deadline)
@@ -138,10 +140,8 @@ class WebSocket:
     def _answer_close(self, event: CloseConnection) -> None:
         if self._frames.state is ConnectionState.REMOTE_CLOSING:
             with self._sending:
-                try:
+                with contextlib.suppress(OSError):
                     self._stream.sendall(self._frames.send(event.response()))
-                except OSError:
-                    pass
         self._closed = True
         self._stream.close()
         if event.code == _CLOSED_WITH_ERROR:
@@ -162,10 +162,8 @@ class WebSocket:
                 pass
             finally:
                 self._sending.release()
-        try:
+        with contextlib.suppress(OSError):
             self._stream.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
         self._stream.close()
 
     def __enter__(self) -> WebSocket:
@@ -181,7 +179,7 @@ def _upgrade(stream: socket.socket, target: str) -> bytes:
     Raises: the error that the service answered with.
     """
     http = h11.Connection(h11.CLIENT, max_incomplete_event_size=256 * 1024)
-    # The key proves to a browser that the other side is no cache (RFC 6455, section 1.3); nobody is between here.
+    # The key proves to a browser that the other side is no cache (RFC 6455, section 1.3); here none is.
     import base64
 
     headers = [

@@ -1,0 +1,230 @@
+"""The hypervisor as a Python program sees it: the service of one BOUGH_HOME."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from bough.client.connection import Connection, path_of
+from bough.client.machine import Machine
+from bough.client.starting import find_service
+from bough.paths import Home
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bough.client.info import Event, ImageInfo
+    from bough.progress import Report
+
+START_TIMEOUT_S = 120.0
+
+
+def connect(home: str | os.PathLike[str] | None = None, *, start: bool = True) -> Hypervisor:
+    """The hypervisor of `home` (default: $BOUGH_HOME, else the user's own).
+
+    Its service is started where none runs and `start` is true; it stays when this program ends.
+
+    Raises:
+        ServiceUnavailable: none answers, and it may not or could not be started; carries its log's end.
+    """
+    place = Home.at(home) if home is not None else Home.from_environment()
+    connection, version = find_service(place, start=start)
+    return Hypervisor(place, connection, version)
+
+
+class Hypervisor:
+    """Made by `connect()`. Usable from several threads at once.
+
+    Every call raises errors of bough.errors, as the service raised them.
+
+    Attributes:
+        home: where its machines and images are.
+        api: the HTTP API itself, for what has no method here.
+    """
+
+    def __init__(self, home: Home, connection: Connection, version: dict[str, Any]) -> None:
+        self.home = home
+        self.api = connection
+        self._version = version
+
+    def __repr__(self) -> str:
+        return f"<bough.Hypervisor {self.home.root}>"
+
+    def version(self) -> dict[str, Any]:
+        """Of the service: version, api, pid, home, started."""
+        return dict(self._version)
+
+    # -- machines ---------------------------------------------------------------------------------
+
+    def run(
+        self,
+        image: str,
+        *,
+        name: str | None = None,
+        keep: bool = False,
+        force: bool = False,
+        timeout: float | None = START_TIMEOUT_S,
+        progress: Report | None = None,
+        **spec: Any,
+    ) -> Machine:
+        """A machine that was created and has answered.
+
+        As a context manager it is deleted at the block's end, with its disks, unless it was named or is
+        to be kept. One that is neither also goes when this program ends, however it ends.
+
+        Args:
+            timeout: seconds for its start, not for building an image that is not there yet.
+            spec: settings as in a spec file: memory="512MiB", vcpus=2, ports=["8080:80"], ...
+
+        Raises:
+            InvalidSpec, BeyondHost, NotFound, NameTaken, BuildFailed, NoSpace, HostLacks: nothing was made.
+            MachineFailed, AgentTimeout: it did not come up; deleted unless it was named or is to be kept.
+        """
+        ephemeral = not keep and name is None
+        machine = self._create({"image": image, **spec}, name, force, ephemeral, None, progress)
+        try:
+            if ephemeral:
+                machine.hold()
+            machine.start(timeout=timeout, progress=progress)
+        except BaseException:
+            if ephemeral:
+                machine.discard()
+            raise
+        return machine
+
+    def create(
+        self,
+        image: str,
+        *,
+        name: str | None = None,
+        force: bool = False,
+        timeout: float | None = None,
+        progress: Report | None = None,
+        **spec: Any,
+    ) -> Machine:
+        """A stopped machine, kept until it is deleted. Its image is built first where it is not there.
+
+        Args:
+            force: also where the spec asks for more than the host has.
+            timeout: seconds; when they are over, nothing was made.
+            spec: settings as in a spec file: memory="512MiB", vcpus=2, ports=["8080:80"], ...
+
+        Raises:
+            InvalidSpec, BeyondHost, NotFound, NameTaken, BuildFailed, NoSpace, HostLacks: nothing was made.
+        """
+        return self._create({"image": image, **spec}, name, force, False, timeout, progress)
+
+    def create_from(
+        self,
+        spec: dict[str, Any],
+        *,
+        name: str | None = None,
+        force: bool = False,
+        ephemeral: bool = False,
+        timeout: float | None = None,
+        progress: Report | None = None,
+    ) -> Machine:
+        """As `create`, from a whole spec: what `bough.spec.load_toml` gives."""
+        return self._create(spec, name, force, ephemeral, timeout, progress)
+
+    def _create(  # noqa: PLR0917 (the two ways to say the same)
+        self,
+        spec: dict[str, Any],
+        name: str | None,
+        force: bool,
+        ephemeral: bool,
+        timeout: float | None,
+        progress: Report | None,
+    ) -> Machine:
+        from bough.client.sources import resolve_sources
+
+        body = {"spec": resolve_sources(spec), "name": name, "force": force, "ephemeral": ephemeral}
+        data = self.api.long_call("POST", "/machines", body, timeout=timeout, progress=progress)
+        return Machine(self.api, data["id"], name=data["name"], ephemeral=ephemeral)
+
+    def machine(self, reference: str) -> Machine:
+        """The machine of that name, id, or unique beginning (4 or more digits) of an id.
+
+        Raises:
+            NotFound: the hint names the nearest.
+        """
+        data = self.api.get(path_of("machines", reference))
+        return Machine(self.api, data["id"], name=data["name"], ephemeral=data.get("ephemeral", False))
+
+    def machines(self) -> list[Machine]:
+        """All, the oldest first."""
+        return [Machine(self.api, data["id"], name=data["name"]) for data in self.api.get("/machines")]
+
+    # -- images -----------------------------------------------------------------------------------
+
+    def images(self) -> list[ImageInfo]:
+        from bough.client.info import ImageInfo
+
+        return [ImageInfo.from_dict(data) for data in self.api.get("/images")]
+
+    def build_image(
+        self,
+        reference: str,
+        *,
+        arch: str | None = None,
+        rebuild: bool = False,
+        mirror: str | None = None,
+        timeout: float | None = None,
+        progress: Report | None = None,
+    ) -> ImageInfo:
+        """Build "debian:12" and the like from packages, unless it is here or `rebuild` is true.
+
+        Raises:
+            NotFound: no such recipe; BuildFailed, HostLacks, NoSpace: nothing half-made is left.
+        """
+        from bough.client.info import ImageInfo
+
+        body = {"ref": reference, "arch": arch, "rebuild": rebuild, "mirror": mirror}
+        answer = self.api.long_call("POST", "/images/build", body, timeout=timeout, progress=progress)
+        return ImageInfo.from_dict(answer)
+
+    def delete_image(self, reference: str) -> None:
+        """Raises: InUse, while machines stand on it."""
+        self.api.call("DELETE", path_of("images", reference))
+
+    def prune_images(self) -> dict[str, Any]:
+        """Delete what no machine stands on and no label names: {"deleted": digests, "freed_bytes"}."""
+        return dict(self.api.post("/images/prune", timeout=None))
+
+    # -- the rest ---------------------------------------------------------------------------------
+
+    def doctor(
+        self, *, probe: bool = True, timeout: float | None = 120.0, progress: Report | None = None
+    ) -> dict[str, Any]:
+        """What the host has and lacks: "checks", "accelerators" (proven by running a guest), "jail"."""
+        path = path_of("doctor", probe=probe)
+        return dict(self.api.long_call("GET", path, timeout=timeout, progress=progress))
+
+    def events(self, since: str | None = None) -> Iterator[Event]:
+        """What happens to machines, as it happens; without end.
+
+        Args:
+            since: ISO 8601; first what happened since then, as far as the service remembers.
+        """
+        import json
+
+        from bough.client.info import Event
+
+        with self.api.websocket(path_of("events", since=since)) as socket:
+            while (message := socket.receive()) is not None:
+                yield Event.from_dict(json.loads(message))
+
+    def shutdown(self) -> None:
+        """End the service. Machines go on; the next command starts a new one that takes them up."""
+        self.api.post("/shutdown")
+        self.api.close()
+
+    def close(self) -> None:
+        """Let go of the service's connections; everything goes on."""
+        self.api.close()
+
+    def __enter__(self) -> Hypervisor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,113 @@
+"""What the service tells about machines, images and the host, as frozen data.
+
+`raw` of each is the whole answer, with what a newer service may have added.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+T = TypeVar("T", bound="_Told")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Told:
+    raw: dict[str, Any]
+
+    @classmethod
+    def from_dict(cls: type[T], data: dict[str, Any]) -> T:
+        known = {field.name for field in fields(cls)} - {"raw"}
+        return cls(raw=data, **{name: value for name, value in data.items() if name in known})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Port(_Told):
+    """A TCP port of the guest on a port of the host."""
+
+    host: str = "127.0.0.1"
+    host_port: int
+    guest_port: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure(_Told):
+    """Why a machine is `failed`: the ends of QEMU's standard error and of the console with it."""
+
+    cause: str
+    exit_status: int | None = None
+    signal: str | None = None
+    qemu_stderr: str = ""
+    console: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineInfo(_Told):
+    """A machine at one moment.
+
+    Attributes:
+        state: stopped, starting, running, paused, suspended, stopping or failed.
+        agent: answering, silent or none.
+        disk_bytes: what its own disks really take on the host.
+        created, started: times in ISO 8601; started is None while it does not run.
+    """
+
+    id: str
+    name: str
+    state: str
+    agent: str = "none"
+    image: str
+    image_digest: str
+    created: str
+    started: str | None = None
+    vcpus: int
+    memory_bytes: int
+    disk_bytes: int = 0
+    ports: tuple[Port, ...] = ()
+    accelerator: str | None = None
+    jail: dict[str, Any] | None = None
+    failure: Failure | None = None
+    first_boot: dict[str, Any] | None = None
+    spec: dict[str, Any]
+    pid: int | None = None
+    ephemeral: bool = False
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> MachineInfo:
+        ports = tuple(Port.from_dict(port) for port in data.get("ports") or ())
+        failure = Failure.from_dict(data["failure"]) if data.get("failure") else None
+        known = {field.name for field in fields(cls)} - {"raw", "ports", "failure"}
+        rest = {name: value for name, value in data.items() if name in known}
+        return cls(raw=data, ports=ports, failure=failure, **rest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageInfo(_Told):
+    """An image in the store.
+
+    Attributes:
+        size_bytes: of the disk, as a machine sees it.
+        disk_bytes: what it really takes on the host.
+        used_by: names of the machines that stand on it.
+    """
+
+    digest: str
+    labels: tuple[str, ...] = ()
+    os: str = ""
+    version: str = ""
+    arch: str = ""
+    size_bytes: int = 0
+    disk_bytes: int = 0
+    created: str = ""
+    used_by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event(_Told):
+    """Something that happened to a machine: `kind` says what ("started"), `time` is ISO 8601."""
+
+    time: str
+    kind: str
+    machine: str
+    name: str
+    detail: str = ""

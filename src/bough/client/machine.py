@@ -1,0 +1,392 @@
+"""A machine as a Python program sees it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, overload
+
+from bough.client.connection import QUICK_TIMEOUT_S, Connection, path_of
+from bough.errors import BoughError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from os import PathLike
+
+    from bough.client.copy import CopyResult
+    from bough.client.hold import Hold
+    from bough.client.info import MachineInfo, Port
+    from bough.client.process import ExitStatus, Process
+    from bough.client.tunnel import Tunnel
+    from bough.progress import Report
+
+#: What a call may take beyond the time that the service itself was given.
+_GRACE_S = 15.0
+Output = TypeVar("Output", str, bytes)
+
+
+class CommandFailed(BoughError):
+    """A command ended with something else than 0, and `check` was asked for.
+
+    details: argv, exit_code or signal, stdout, stderr (their ends, as text).
+    """
+
+    code = "command-failed"
+
+
+class Completed(NamedTuple, Generic[Output]):
+    """A command that has ended: by itself with `exit_code`, or by the signal named `signal`."""
+
+    exit_code: int | None
+    signal: str | None
+    stdout: Output
+    stderr: Output
+
+    @property
+    def ok(self) -> bool:
+        return self.exit_code == 0
+
+
+class Machine:
+    """Made by a Hypervisor. Usable from several threads at once; follows renames (it knows the id).
+
+    Every call raises errors of bough.errors: NotFound when the machine was deleted meanwhile, WrongState
+    when its state does not allow it, AgentUnavailable when it runs and its agent does not answer.
+    """
+
+    def __init__(
+        self, api: Connection, reference: str, *, name: str | None = None, ephemeral: bool = False
+    ) -> None:
+        self._api = api
+        self._reference = reference
+        self._name = name
+        self._ephemeral = ephemeral
+        self._hold: Hold | None = None
+
+    def __repr__(self) -> str:
+        return f"<bough.Machine {self._name or self._reference}>"
+
+    # -- what it is -------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        return self._reference
+
+    @property
+    def name(self) -> str:
+        if self._name is None:
+            self._name = self.info().name
+        return self._name
+
+    @property
+    def state(self) -> str:
+        """Now: stopped, starting, running, paused, suspended, stopping or failed."""
+        return self.info().state
+
+    def info(self) -> MachineInfo:
+        from bough.client.info import MachineInfo
+
+        info = MachineInfo.from_dict(self._api.get(self._path()))
+        self._name = info.name
+        return info
+
+    def plan(self) -> dict[str, Any]:
+        """What a start would start: {"plan": data, "argv": QEMU's command line}."""
+        return dict(self._api.get(self._path("plan")))
+
+    def logs(self, source: Literal["console", "qemu"] = "console", *, tail_bytes: int = 64 * 1024) -> str:
+        """The end of the console, or of QEMU's standard error. As the guest wrote it: not for a terminal."""
+        return str(self._api.get(self._path("logs", source=source, tail=tail_bytes)))
+
+    def load(self) -> dict[str, Any]:
+        """Memory and load, as the guest counts them."""
+        return dict(self._api.get(self._path("load")))
+
+    def ping(self) -> float:
+        """Seconds that the agent took to answer."""
+        return float(self._api.post(self._path("ping"))["rtt_s"])
+
+    # -- its life ---------------------------------------------------------------------------------
+
+    def start(
+        self, *, wait: bool = True, timeout: float | None = 120.0, progress: Report | None = None
+    ) -> None:
+        """Start it; with `wait`, until its agent has answered and the first boot's set-up is done.
+
+        Raises:
+            MachineFailed: its QEMU ended; carries the ends of its stderr and of the console.
+            AgentTimeout: no answer within `timeout` seconds; it is left running to be looked at.
+        """
+        self._long("start", {"wait": wait, **_timeout(timeout)}, timeout, progress)
+
+    def stop(
+        self, *, deadline: float = 60.0, force: bool = False, progress: Report | None = None
+    ) -> Literal["guest", "power"]:
+        """Ask the guest to power off; after `deadline` seconds, or at once with `force`, pull the plug.
+
+        Returns which of the two it was.
+        """
+        answer = self._long("stop", {"deadline_s": deadline, "force": force}, None, progress)
+        return "power" if answer.get("how") == "power" else "guest"
+
+    def restart(
+        self,
+        *,
+        deadline: float = 60.0,
+        wait: bool = True,
+        timeout: float | None = 120.0,
+        progress: Report | None = None,
+    ) -> None:
+        """Stop (see `stop`) and start (see `start`)."""
+        body = {"deadline_s": deadline, "wait": wait, **_timeout(timeout)}
+        self._long("restart", body, None if timeout is None else timeout + deadline, progress)
+
+    def pause(self) -> None:
+        """Its processors stand still; its memory stays."""
+        self._api.post(self._path("pause"))
+
+    def resume(self) -> None:
+        self._api.post(self._path("resume"))
+
+    def rename(self, name: str) -> None:
+        """Raises: NameTaken."""
+        self._name = str(self._api.call("PATCH", self._path(), {"name": name})["name"])
+
+    def delete(self, *, force: bool = False) -> None:
+        """With its disks. Raises WrongState while it runs, unless `force` pulls its plug."""
+        self._api.call("DELETE", self._path(force=force or None), timeout=QUICK_TIMEOUT_S * 2)
+        self._let_go()
+
+    def discard(self) -> None:
+        """Delete it, running or not, if it is still there. Raises nothing that the way out could bring."""
+        try:
+            self.delete(force=True)
+        except BoughError:
+            pass  # gone already, or the service is: it deletes what nobody holds
+        finally:
+            self._let_go()
+
+    def hold(self) -> None:
+        """Keep an ephemeral machine alive for as long as this program runs."""
+        from bough.client.hold import Hold
+
+        self._hold = self._hold or Hold(self._api, self.id)
+
+    def _let_go(self) -> None:
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            hold.release()
+
+    def wait(
+        self,
+        until: Literal["agent", "running", "stopped", "first-boot"] = "agent",
+        *,
+        timeout: float | None = 120.0,
+        progress: Report | None = None,
+    ) -> None:
+        """Until the agent answers, or the machine has stopped.
+
+        Raises:
+            AgentTimeout, DeadlineExceeded: not within `timeout` seconds.
+            MachineFailed: it ended instead.
+        """
+        self._long("wait", {"until": until, **_timeout(timeout)}, timeout, progress)
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._ephemeral:
+            self.discard()
+
+    # -- commands in it ---------------------------------------------------------------------------
+
+    def spawn(
+        self,
+        *argv: str,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        tty: bool = False,
+        rows: int = 24,
+        columns: int = 80,
+        term: str = "xterm",
+        timeout: float | None = None,
+    ) -> Process:
+        """A command that runs on while its streams are read and written.
+
+        Args:
+            user: who runs it; default: root.
+            tty: with a terminal: one stream of output, and Ctrl-C is a character.
+            timeout: seconds; then it is killed and reading raises DeadlineExceeded.
+        """
+        from bough.client.process import Process
+
+        request: dict[str, Any] = {"argv": list(argv)}
+        if tty:
+            request |= {"tty": True, "rows": rows, "columns": columns, "term": term}
+        given = {"env": dict(env) if env else None, "cwd": cwd, "user": user, "timeout_s": timeout}
+        request |= {name: value for name, value in given.items() if value is not None}
+        return Process(self._api.websocket(self._path("exec")), request)
+
+    @overload
+    def exec(
+        self,
+        *argv: str,
+        input: bytes | str | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        timeout: float | None = None,
+        check: bool = False,
+        text: Literal[True] = True,
+    ) -> Completed[str]: ...
+    @overload
+    def exec(
+        self,
+        *argv: str,
+        input: bytes | str | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        timeout: float | None = None,
+        check: bool = False,
+        text: Literal[False],
+    ) -> Completed[bytes]: ...
+    def exec(
+        self,
+        *argv: str,
+        input: bytes | str | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        timeout: float | None = None,
+        check: bool = False,
+        text: bool = True,
+    ) -> Completed[str] | Completed[bytes]:
+        """Run a command to its end. No shell: words are words.
+
+        Args:
+            input: its standard input; without it, an empty one.
+            timeout: seconds; then it is killed.
+            check: raise CommandFailed unless it ends with 0.
+            text: decode its output as UTF-8, what is not becomes U+FFFD; False gives bytes.
+
+        Raises:
+            GuestRefused: no such command, user or directory.
+            DeadlineExceeded: it was killed after `timeout` seconds.
+        """
+        from bough.client.process import feed
+
+        found: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+        with self.spawn(*argv, env=env, cwd=cwd, user=user, timeout=timeout) as process:
+            feed(process, input.encode() if isinstance(input, str) else input or b"")
+            for stream, data in process:
+                found[stream].append(data)
+            status = process.wait()
+        out, err = b"".join(found["stdout"]), b"".join(found["stderr"])
+        if check and status.code != 0:
+            raise _command_failed(self.name, argv, status, out, err)
+        if not text:
+            return Completed(status.code, status.signal, out, err)
+        return Completed(
+            status.code, status.signal, out.decode(errors="replace"), err.decode(errors="replace")
+        )
+
+    def shell(self, script: str, **options: Any) -> Completed[str]:
+        """Run a script by `sh`; options as of `exec`."""
+        done: Completed[str] = self.exec("sh", "-c", script, **options)
+        return done
+
+    # -- files ------------------------------------------------------------------------------------
+
+    def copy_to(
+        self, source: str | PathLike[str], destination: str, *, progress: Report | None = None
+    ) -> CopyResult:
+        """Copy a file or a tree of the host into the guest, as `cp -r` does; see bough.client.copy."""
+        from bough.client.copy import copy_in
+
+        return copy_in(self, source, destination, progress)
+
+    def copy_from(
+        self, source: str, destination: str | PathLike[str], *, progress: Report | None = None
+    ) -> CopyResult:
+        """Copy a file or a tree of the guest to the host, as `cp -r` does; see bough.client.copy."""
+        from bough.client.copy import copy_out
+
+        return copy_out(self, source, destination, progress)
+
+    def read_file(self, path: str, *, max_bytes: int = 64 * 1024 * 1024) -> bytes:
+        """Raises: NotFound, GuestRefused; and when it is larger than `max_bytes`."""
+        from bough.client.copy import read_file
+
+        return read_file(self, path, max_bytes)
+
+    def read_text(self, path: str) -> str:
+        """As UTF-8."""
+        return self.read_file(path).decode()
+
+    def write_file(self, path: str, content: bytes | str, *, mode: int = 0o644) -> None:
+        """Whole or not at all: it is written beside and renamed."""
+        from bough.client.copy import write_file
+
+        write_file(self, path, content.encode() if isinstance(content, str) else content, mode)
+
+    # -- ports ------------------------------------------------------------------------------------
+
+    def ports(self) -> list[Port]:
+        from bough.client.info import Port
+
+        return [Port.from_dict(port) for port in self._api.get(self._path("ports"))]
+
+    def forward(self, guest_port: int, host_port: int = 0, *, host: str = "127.0.0.1") -> Port:
+        """A TCP port of the guest on a port of the host, kept over restarts; 0: any free one.
+
+        Raises:
+            Conflict: the host's port is taken.
+        """
+        from bough.client.info import Port
+
+        body = {"guest_port": guest_port, "host_port": host_port, "host": host}
+        return Port.from_dict(self._api.post(self._path("ports"), body))
+
+    def unforward(self, host_port: int) -> None:
+        self._api.call("DELETE", self._path("ports", str(host_port)))
+
+    def tunnel(self, port: int) -> Tunnel:
+        """One TCP connection to a port inside. Raises GuestRefused when nothing listens there."""
+        from bough.client.tunnel import Tunnel
+
+        return Tunnel(self._api.websocket(self._path("tunnel", port=port)))
+
+    # -- the API ----------------------------------------------------------------------------------
+
+    def _path(self, *parts: str, **query: Any) -> str:
+        return path_of("machines", self._reference, *parts, **query)
+
+    def _long(
+        self, call: str, body: dict[str, Any], timeout: float | None, progress: Report | None
+    ) -> dict[str, Any]:
+        # The service keeps the time and says more when it is over; ours is for one that hangs.
+        limit = None if timeout is None else timeout + _GRACE_S
+        return dict(self._api.long_call("POST", self._path(call), body, timeout=limit, progress=progress))
+
+
+def _timeout(timeout: float | None) -> dict[str, float]:
+    return {"timeout_s": 7 * 86400.0 if timeout is None else timeout}
+
+
+def _command_failed(
+    machine: str, argv: tuple[str, ...], status: ExitStatus, out: bytes, err: bytes
+) -> CommandFailed:
+    code, signal = status
+    how = f"was ended by signal {signal}" if signal else f"ended with {code}"
+    end = err.decode(errors="replace")[-2000:]
+    said = f": {end.strip().splitlines()[-1]}" if end.strip() else ""
+    return CommandFailed(
+        f"{argv[0]} in machine '{machine}' {how}{said}",
+        machine=machine,
+        argv=list(argv),
+        exit_code=code,
+        signal=signal,
+        stdout=out.decode(errors="replace")[-2000:],
+        stderr=end,
+    )
