@@ -1,0 +1,378 @@
+"""The guest agent: one process, one loop, over one virtio-serial port (docs/agent.md).
+
+Runs as root inside of a machine; plain synchronous Python, standard library only, and of that only what
+is cheap to load. It sleeps in epoll without a time limit until something happens: an idle agent costs
+nothing. Whatever may take long is done by a child.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # signal costs what enum costs
+import os
+import select
+import time
+
+from bough.guest import agent_session, wire
+from bough.guest.agent_session import Refused, Session
+
+# What typing has costs an emulated guest 30 ms to load.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Handler = Callable[[int], None]
+
+AGENT_VERSION = "1"
+PORT_NAME = "org.bough.agent"
+MAX_SESSIONS = 256
+_MAX_CALL = 16 * 1024 * 1024
+
+EPOLLIN = select.EPOLLIN
+EPOLLOUT = select.EPOLLOUT
+EPOLLET = select.EPOLLET
+
+
+class Agent:
+    """The loop and the port; sessions and calls live in the modules beside this one.
+
+    Attributes:
+        nonce: of the handshake that holds; 0 before the first.
+        blocked: the host takes nothing at the moment.
+        sessions: what is open, by the id that the host gave it.
+        calls: ids of calls whose answer is awaited.
+    """
+
+    def __init__(self, port: int, *, is_device: bool) -> None:
+        self.port = port
+        self.is_device = is_device
+        self.nonce = 0
+        self.blocked = False
+        self.sessions: dict[int, Session] = {}
+        self.frozen = None  # what holds frozen file systems, see agent_system
+        self._parts: dict[int, list[bytes]] = {}
+        self._reader = wire.FrameReader(wire.SYNC)
+        self._handlers: dict[int, Handler] = {}
+        self._children: dict[int, Callable[[int], None]] = {}
+        self._timers: list[tuple[float, Callable[[], None]]] = []
+        self._stalled: list[Callable[[], None]] = []
+        self._pending: list[bytes] = []
+        self._frame = bytearray(wire.MAX_FRAME)
+        self._frame_view = memoryview(self._frame)
+        self._connected = False
+        self._epoll = select.epoll()
+        self._epoll.register(port, EPOLLIN)
+        os.set_blocking(port, False)
+        self._watch_children()
+
+    # The loop
+
+    def run(self) -> None:
+        """Serve until the port is gone for good."""
+        self._announce()
+        while self.port >= 0:
+            for fd, events in self._epoll.poll(self._until_timer()):
+                if fd == self.port:
+                    self._port_ready(events)
+                else:
+                    handler = self._handlers.get(fd)
+                    if handler is not None:
+                        handler(events)
+            self._run_timers()
+            if self._pending and not self.blocked:
+                self._flush()
+
+    def watch(self, fd: int, events: int, handler: Handler) -> None:
+        if fd in self._handlers:
+            self._epoll.modify(fd, events)
+        else:
+            self._epoll.register(fd, events)
+        self._handlers[fd] = handler
+
+    def unwatch(self, fd: int) -> None:
+        if self._handlers.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def call_later(self, seconds: float, action: Callable[[], None]) -> None:
+        self._timers.append((time.monotonic() + seconds, action))
+
+    def on_exit(self, pid: int, action: Callable[[int], None]) -> None:
+        """Have `action` called with the wait status once the child `pid` ended."""
+        self._children[pid] = action
+
+    def _until_timer(self) -> float | None:
+        if not self._timers:
+            return None
+        return max(0.0, min(at for at, _ in self._timers) - time.monotonic())
+
+    def _run_timers(self) -> None:
+        if not self._timers:
+            return
+        now = time.monotonic()
+        due = [action for at, action in self._timers if at <= now]
+        self._timers = [timer for timer in self._timers if timer[0] > now]
+        for action in due:
+            action()
+
+    def _watch_children(self) -> None:
+        read_end, write_end = os.pipe()
+        os.set_blocking(read_end, False)
+        os.set_blocking(write_end, False)
+        _signal.signal(_signal.SIGCHLD, lambda *_: None)
+        _signal.set_wakeup_fd(write_end)
+
+        def reap(_events: int) -> None:
+            os.read(read_end, 4096)
+            self._reap()
+
+        self.watch(read_end, EPOLLIN, reap)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            action = self._children.pop(pid, None)
+            if action is not None:
+                action(status)
+
+    # The port, outwards
+
+    def send(self, kind: int, session: int = 0, payload: bytes = b"", stream: int = 0) -> None:
+        """Queue a small frame; it leaves before the loop sleeps again."""
+        self._pending.append(wire.pack(kind, self.nonce, session, payload, stream))
+
+    def send_values(self, kind: int, session: int, values: object) -> None:
+        if kind == wire.RESULT:
+            self._pending.extend(wire.pack_parts(kind, self.nonce, session, wire.encode(values)))
+        else:
+            self.send(kind, session, wire.encode(values))
+
+    def send_error(self, session: int, error: BaseException) -> None:
+        code = getattr(error, "errno", None)
+        name = None
+        if code is not None:
+            import errno
+
+            name = errno.errorcode.get(code)
+        text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        filename = getattr(error, "filename", None)
+        if isinstance(filename, (str, bytes)):
+            text = f"{os.fsdecode(filename)}: {text}"
+        self.send_values(wire.ERROR, session, {"message": text[:4000], "errno": name})
+
+    def send_from(self, fd: int, limit: int, session: int, stream: int) -> int:
+        """Read once from `fd` and send it as DATA; how many bytes, 0 at the end.
+
+        Raises:
+            BlockingIOError: nothing there.
+        """
+        if self._pending:
+            self._flush()
+        frame = self._frame
+        head = wire.HEADER_SIZE
+        count = os.readv(fd, (self._frame_view[head : head + min(limit, wire.MAX_PAYLOAD)],))
+        if count == 0:
+            return 0
+        wire.HEADER.pack_into(frame, 0, wire.MARK, wire.DATA, stream, self.nonce, session, count)
+        wire.TRAILER.pack_into(frame, head + count, self.nonce)
+        self._write(self._frame_view[: head + count + wire.TRAILER.size])
+        return count
+
+    def when_writable(self, action: Callable[[], None]) -> None:
+        """Call `action` once when the host takes bytes again."""
+        self._stalled.append(action)
+
+    def _flush(self) -> None:
+        pending, self._pending = self._pending, []
+        # Few writes, as each wakes the host; none longer than what the port takes at once.
+        batch: list[bytes] = []
+        size = 0
+        for at, frame in enumerate(pending):
+            if size + len(frame) > wire.MAX_FRAME:
+                self._write(memoryview(b"".join(batch)))
+                batch, size = [], 0
+                if self.blocked:
+                    self._pending.extend(pending[at:])
+                    return
+            batch.append(frame)
+            size += len(frame)
+        self._write(memoryview(b"".join(batch)))
+
+    def _write(self, data: memoryview) -> None:
+        try:
+            written = os.write(self.port, data)
+        except BlockingIOError:
+            written = 0
+        except OSError:
+            # The host went away (a socket says so here), which the read side will tell.
+            return
+        if written < len(data):
+            self._pending.insert(0, bytes(data[written:]))
+            self._set_blocked(True)
+
+    def _set_blocked(self, blocked: bool) -> None:
+        self.blocked = blocked
+        if self.port >= 0:
+            self._epoll.modify(self.port, EPOLLIN | EPOLLOUT if blocked else EPOLLIN)
+
+    def _port_writable(self) -> None:
+        self._set_blocked(False)
+        self._flush()
+        if not self.blocked:
+            stalled, self._stalled = self._stalled, []
+            for action in stalled:
+                action()
+
+    # The port, inwards
+
+    def _announce(self) -> None:
+        """An agent that replaces another, in a rebooted guest for one, makes the host say hello again."""
+        try:
+            os.write(self.port, wire.SYNC + wire.pack(wire.READY, 0))
+            self._connected = True
+        except OSError:
+            self._connected = not self.is_device
+
+    def _port_ready(self, events: int) -> None:
+        if events & EPOLLOUT and self.blocked:
+            self._port_writable()
+        if not events & ~EPOLLOUT:
+            return
+        try:
+            count = os.readv(self.port, self._reader.pages())
+        except BlockingIOError:
+            count = -1
+        except OSError:
+            count = 0
+        if count == 0:
+            self._disconnected()
+            return
+        if not self._connected:
+            self._connected = True
+            self._epoll.modify(self.port, EPOLLIN)
+        if count > 0:
+            self._reader.added(count)
+            self._handle_frames()
+
+    def _disconnected(self) -> None:
+        """A port without a host reads as ended until one comes, so only changes may wake us."""
+        if not self.is_device:
+            self.close()
+        elif self._connected:
+            self._connected = False
+            self._reset()
+            self._reader.reset()
+            self.nonce = 0
+            self._epoll.modify(self.port, EPOLLIN | EPOLLET)
+
+    def close(self) -> None:
+        self._reset()
+        self.port = -1
+
+    def _reset(self) -> None:
+        """The host that asked for all this is gone: end it."""
+        for session in list(self.sessions.values()):
+            session.abandon()
+        self.sessions.clear()
+        self._parts.clear()
+        self._pending.clear()
+        self._stalled.clear()
+        self.blocked = False
+
+    def _handle_frames(self) -> None:
+        following = self._reader.next
+        while True:
+            frame = following()
+            if frame is None:
+                return
+            kind, stream, nonce, session_id, payload = frame
+            if kind == wire.HELLO:
+                self._hello(nonce, payload)
+            elif nonce != self.nonce or nonce == 0:
+                continue
+            elif kind == wire.PING:
+                self.send(wire.PONG, 0, bytes(payload[:64]))
+            elif kind == wire.CALL:
+                self._call(session_id, stream, payload)
+            elif kind in (wire.EXEC, wire.DIAL):
+                self._open(kind, session_id, payload)
+            else:
+                session = self.sessions.get(session_id)
+                if session is not None:
+                    self._handle(session, kind, stream, payload)
+
+    def _handle(self, session: Session, kind: int, stream: int, payload: memoryview) -> None:
+        try:
+            session.handle(kind, stream, payload)
+        except Exception as error:
+            session.abandon()
+            session.finish({"error": str(error)[:1000]})
+
+    def _hello(self, nonce: int, payload: memoryview) -> None:
+        from bough.guest import agent_facts
+
+        try:
+            token = wire.decode_map(payload).get("token")
+        except wire.WireError:
+            return
+        if nonce != self.nonce:
+            self._reset()
+            self._set_blocked(False)
+            self.nonce = nonce
+        facts = agent_facts.gather()
+        facts.update(
+            token=token, version=wire.VERSION, agent_version=AGENT_VERSION, window=agent_session.INPUT_WINDOW
+        )
+        self._pending.append(wire.SYNC + wire.pack(wire.WELCOME, nonce, 0, wire.encode(facts)))
+
+    def _open(self, kind: int, session_id: int, payload: memoryview) -> None:
+        try:
+            if len(self.sessions) >= MAX_SESSIONS or session_id in self.sessions:
+                raise Refused("the guest has too many sessions open")
+            request = wire.decode_map(payload)
+            opened = agent_session.Command if kind == wire.EXEC else agent_session.Connection
+            self.sessions[session_id] = opened(self, session_id, request)
+        except Exception as error:
+            self.send_error(session_id, error)
+
+    def _call(self, call: int, more: int, payload: memoryview) -> None:
+        parts = self._parts.setdefault(call, [])
+        parts.append(bytes(payload))
+        if more:
+            if sum(map(len, parts)) > _MAX_CALL or len(self._parts) > MAX_SESSIONS:
+                del parts[:]
+            return
+        del self._parts[call]
+        from bough.guest import agent_calls
+
+        try:
+            request = wire.decode_map(b"".join(parts))
+            agent_calls.start(self, call, str(request.get("operation")), _map(request.get("arguments")))
+        except Exception as error:
+            self.send_error(call, error)
+
+
+def _map(value: object) -> dict[str, object]:
+    return value if isinstance(value, dict) else {}
+
+
+def main(arguments: list[str]) -> int:
+    """`--fd N`: serve on an open descriptor until it ends, and end with it. Otherwise: the port."""
+    from bough.guest import agent_port
+
+    if arguments[:1] == ["--fd"]:
+        agent = Agent(int(arguments[1]), is_device=False)
+    else:
+        agent_port.prepare_process()
+        agent = Agent(agent_port.open_port(PORT_NAME), is_device=True)
+
+    def stop(*_: object) -> None:
+        agent.close()
+        raise SystemExit(0)
+
+    _signal.signal(_signal.SIGTERM, stop)
+    agent.run()
+    return 0

@@ -1,0 +1,120 @@
+"""Who a command of the agent's runs as, and the environment that a login would give it."""
+
+# pathlib and contextlib cost an emulated guest 20 ms each to load.
+# ruff: noqa: PTH116, PTH123
+
+from __future__ import annotations
+
+import os
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pwd import struct_passwd
+
+_ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_USER_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
+
+_users: dict[int, struct_passwd] = {}
+_files: dict[str, tuple[int, dict[str, str]]] = {}
+
+
+class Identity:
+    """Who runs a command: `groups` None means as the agent itself."""
+
+    def __init__(self, text: str | None) -> None:
+        """`text`: None for the agent's own user, a name or uid, and perhaps ":" and a group or gid."""
+        import pwd
+
+        self.uid = os.getuid()
+        self.gid = os.getgid()
+        self.groups: list[int] | None = None
+        user, _, group = (text or "").partition(":")
+        if not user:
+            self.entry: struct_passwd | None = _entry_of(self.uid)
+        else:
+            try:
+                self.entry = pwd.getpwnam(user)
+            except KeyError:
+                if not user.isdigit():
+                    raise OSError(2, f"the guest has no user {user!r}") from None
+                self.entry = _entry_of(int(user))
+            uid = int(user) if self.entry is None else self.entry.pw_uid
+            if uid == self.uid and not group:
+                return
+            self.uid = uid
+            self.gid = self._group(group)
+            name = self.entry.pw_name if self.entry is not None else None
+            self.groups = os.getgrouplist(name, self.gid) if name else [self.gid]
+
+    def assume(self) -> None:
+        """Become it, for good."""
+        if self.groups is not None:
+            os.setgroups(self.groups)
+            os.setresgid(self.gid, self.gid, self.gid)
+            os.setresuid(self.uid, self.uid, self.uid)
+
+    def _group(self, group: str) -> int:
+        if not group:
+            return self.entry.pw_gid if self.entry is not None else self.uid
+        if group.isdigit():
+            return int(group)
+        import grp
+
+        try:
+            return grp.getgrnam(group).gr_gid
+        except KeyError:
+            raise OSError(2, f"the guest has no group {group!r}") from None
+
+
+def _entry_of(uid: int) -> struct_passwd | None:
+    entry = _users.get(uid)
+    if entry is None:
+        import pwd
+
+        try:
+            entry = pwd.getpwuid(uid)
+        except KeyError:
+            return None
+        if uid == 0:
+            _users[uid] = entry  # asked for by nearly every command; others may be changed
+    return entry
+
+
+def login_environment(identity: Identity) -> dict[str, str]:
+    """What a login sets, with /etc/environment and the locale."""
+    entry = identity.entry
+    environment = {"PATH": _USER_PATH if identity.uid else _ROOT_PATH}
+    environment.update(_read_settings("/etc/default/locale"))
+    environment.update(_read_settings("/etc/environment"))
+    if entry is not None:
+        environment["HOME"] = entry.pw_dir
+        environment["SHELL"] = entry.pw_shell or "/bin/sh"
+        environment["USER"] = environment["LOGNAME"] = entry.pw_name
+    else:
+        environment["HOME"] = "/"
+    return environment
+
+
+def _read_settings(path: str) -> dict[str, str]:
+    """KEY=value lines, as pam_env takes them; kept until the file changes."""
+    try:
+        changed = os.stat(path).st_mtime_ns
+    except OSError:
+        return {}
+    known = _files.get(path)
+    if known is not None and known[0] == changed:
+        return known[1]
+    settings = {}
+    with open(path, encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            text = line.strip()
+            if text.startswith("export "):
+                text = text[7:].lstrip()
+            key, equals, value = text.partition("=")
+            if equals and key and not key.startswith("#"):
+                if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+                    value = value[1:-1]
+                settings[key.strip()] = value
+    _files[path] = (changed, settings)
+    return settings

@@ -1,0 +1,396 @@
+"""Sessions of the agent: commands and TCP connections, as streams with credit."""
+
+# pathlib and contextlib cost an emulated guest 20 ms each to load.
+# ruff: noqa: SIM105
+
+from __future__ import annotations
+
+import os
+import select
+
+from bough.guest import agent_spawn, wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bough.guest.agent import Agent
+
+# How much of a command's input the host may send ahead of what the command has read.
+INPUT_WINDOW = 512 * 1024
+_MAX_WINDOW = 64 * 1024 * 1024
+# A stream gives way to the others after so many frames.
+_BURST = 8
+# A command that is to end has so long to do it by itself.
+_GRACE_S = 2.0
+
+
+EPOLLIN = select.EPOLLIN
+EPOLLOUT = select.EPOLLOUT
+
+
+class Refused(Exception):
+    """What was asked for cannot be done; told to the host, not a fault of the agent."""
+
+
+class Session:
+    """What Agent asks of a session. Each ends with one ERROR or EXIT frame, then it is forgotten."""
+
+    agent: Agent
+    id: int
+
+    def handle(self, kind: int, stream: int, payload: memoryview) -> None:
+        raise NotImplementedError
+
+    def abandon(self) -> None:
+        """End all of it; no frame may be sent for it any more."""
+        raise NotImplementedError
+
+    def output_ended(self, outlet: Outlet) -> None:
+        raise NotImplementedError
+
+    def input_ended(self) -> None:
+        """The input was closed, at the host's wish or because nobody reads it."""
+
+    def finish(self, values: dict[str, object]) -> None:
+        if self.agent.sessions.get(self.id) is self:
+            del self.agent.sessions[self.id]
+            self.agent.send_values(wire.EXIT, self.id, values)
+
+
+class Outlet:
+    """A descriptor whose bytes go to the host, as far as its credit reaches.
+
+    Attributes:
+        last_bytes: once known, how many bytes may still come before it counts as ended.
+    """
+
+    def __init__(self, session: Session, fd: int, stream: int, credit: int) -> None:
+        os.set_blocking(fd, False)
+        self.session = session
+        self.fd = fd
+        self.stream = stream
+        self.credit = credit
+        self.last_bytes: int | None = None
+        self.watched = False
+        self.resume()
+
+    def resume(self) -> None:
+        """Read when there is something; not called in the middle of being read."""
+        if self.fd >= 0 and not self.watched:
+            self.watched = True
+            self.session.agent.watch(self.fd, EPOLLIN, self.readable)
+
+    def pause(self) -> None:
+        if self.watched:
+            self.watched = False
+            self.session.agent.unwatch(self.fd)
+
+    def add_credit(self, count: int) -> None:
+        self.credit = min(self.credit + count, _MAX_WINDOW)
+        self.resume()
+
+    def drain_until_empty(self) -> None:
+        """What is in the descriptor now is the last that matters."""
+        if self.fd >= 0:
+            self.last_bytes = agent_spawn.bytes_to_read(self.fd)
+            if self.last_bytes == 0:
+                self.end()
+
+    def readable(self, _events: int) -> None:
+        agent = self.session.agent
+        for _ in range(_BURST):
+            limit = self.credit - wire.FRAME_COST
+            if self.last_bytes is not None:
+                limit = min(limit, self.last_bytes)
+            if agent.blocked:
+                self.pause()
+                agent.when_writable(self.resume)
+                return
+            if limit <= 0:
+                self.pause()
+                return
+            try:
+                count = agent.send_from(self.fd, limit, self.session.id, self.stream)
+            except BlockingIOError:
+                return
+            except OSError:
+                count = 0  # a terminal that nobody has open any more, a connection reset
+            if count == 0:
+                self.end()
+                return
+            self.credit -= count + wire.FRAME_COST
+            if self.last_bytes is not None:
+                self.last_bytes -= count
+                if self.last_bytes == 0:
+                    self.end()
+                    return
+
+    def end(self) -> None:
+        if self.fd >= 0:
+            self.close()
+            self.session.output_ended(self)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            self.pause()
+            os.close(self.fd)
+            self.fd = -1
+
+
+class Inlet:
+    """A descriptor that takes bytes from the host; gives credit back as they are taken."""
+
+    def __init__(self, session: Session, fd: int, stream: int, end: Callable[[int], None]) -> None:
+        """`end` is called with the descriptor at the end of the input, before it is closed."""
+        if fd >= 0:
+            os.set_blocking(fd, False)
+        self.session = session
+        self.fd = fd
+        self.stream = stream
+        self._end = end
+        self._queue: list[tuple[memoryview, int]] = []
+        self._taken = 0
+        self._ending = False
+
+    def data(self, payload: memoryview) -> None:
+        cost = len(payload) + wire.FRAME_COST
+        if not self._queue:
+            payload = self._write(payload)
+            if not payload:
+                self._give_credit(cost)
+                return
+            self.session.agent.watch(self.fd, EPOLLOUT, self._writable)
+        self._queue.append((memoryview(bytes(payload)), cost))
+
+    def finish(self) -> None:
+        self._ending = True
+        if not self._queue:
+            self._finished()
+
+    def close(self) -> None:
+        self._queue.clear()
+        if self.fd >= 0:
+            self.session.agent.unwatch(self.fd)
+            os.close(self.fd)
+            self.fd = -1
+
+    def _write(self, payload: memoryview) -> memoryview:
+        """What could not be written; nothing once nobody reads."""
+        if self.fd < 0:
+            return payload[:0]
+        try:
+            return payload[os.write(self.fd, payload) :]
+        except BlockingIOError:
+            return payload
+        except OSError:
+            self.close()
+            self.session.agent.send(wire.STOP, self.session.id, b"", self.stream)
+            self.session.input_ended()
+            return payload[:0]
+
+    def _writable(self, _events: int) -> None:
+        while self._queue:
+            payload, cost = self._queue[0]
+            rest = self._write(payload)
+            if not self._queue:
+                return  # it was closed
+            if rest:
+                self._queue[0] = (rest, cost)
+                return
+            self._queue.pop(0)
+            self._give_credit(cost)
+        self.session.agent.unwatch(self.fd)
+        if self._ending:
+            self._finished()
+
+    def _finished(self) -> None:
+        if self.fd >= 0:
+            self._end(self.fd)
+            self.close()
+            self.session.input_ended()
+
+    def _give_credit(self, cost: int) -> None:
+        self._taken += cost
+        if self._taken >= INPUT_WINDOW // 4:
+            payload = wire.CREDIT_PAYLOAD.pack(self._taken)
+            self._taken = 0
+            self.session.agent.send(wire.CREDIT, self.session.id, payload, self.stream)
+
+
+def _window(request: dict[str, object]) -> int:
+    window = request.get("window")
+    return min(window, _MAX_WINDOW) if isinstance(window, int) else 64 * 1024
+
+
+class Command(Session):
+    """A command, in a session (setsid) of its own."""
+
+    def __init__(self, agent: Agent, session_id: int, request: dict[str, object]) -> None:
+        self.agent = agent
+        self.id = session_id
+        self._status: dict[str, object] | None = None
+        self._grace_over = False
+        self._terminal = bool(request.get("tty"))
+        process = agent_spawn.start(request)
+        self.pid = process.pid
+        agent.on_exit(process.pid, self._exited)
+        agent.send_values(wire.OPENED, session_id, {"pid": process.pid})
+        self._inlet = Inlet(self, process.stdin, wire.STDIN, self._end_of_input)
+        window = _window(request)
+        self._outlets = [Outlet(self, process.stdout, wire.STDOUT, window)]
+        if process.stderr >= 0:
+            self._outlets.append(Outlet(self, process.stderr, wire.STDERR, window))
+
+    def handle(self, kind: int, stream: int, payload: memoryview) -> None:
+        if kind == wire.DATA:
+            self._inlet.data(payload)
+        elif kind == wire.EOF:
+            self._inlet.finish()
+        elif kind == wire.CREDIT:
+            (count,) = wire.CREDIT_PAYLOAD.unpack(payload)
+            for outlet in self._outlets:
+                if outlet.stream == stream:
+                    outlet.add_credit(count)
+        elif kind == wire.SIGNAL:
+            from bough.guest.agent_signals import signal_group
+
+            signal_group(self.pid, bytes(payload).decode("ascii", "replace"))
+        elif kind == wire.RESIZE and self._terminal and self._outlets[0].fd >= 0:
+            agent_spawn.set_terminal_size(self._outlets[0].fd, *wire.SIZE_PAYLOAD.unpack(payload))
+        elif kind == wire.ABORT:
+            self._close()
+            self._kill()
+            if self._status is not None:
+                self.finish(self._status)
+
+    def abandon(self) -> None:
+        self._close()
+        self._kill()
+
+    def output_ended(self, _outlet: Outlet) -> None:
+        self._finish_if_over()
+
+    def _end_of_input(self, fd: int) -> None:
+        if self._terminal:
+            os.write(fd, b"\x04")
+
+    def _exited(self, wait_status: int) -> None:
+        self._status = agent_spawn.describe_exit(wait_status)
+        # A child of it may hold the pipes open for years: what it wrote itself is in them now.
+        for outlet in self._outlets:
+            if not self._terminal:
+                outlet.drain_until_empty()
+            elif outlet.fd >= 0:
+                self._drain_terminal(outlet)
+        self._finish_if_over()
+
+    def _drain_terminal(self, outlet: Outlet) -> None:
+        # The end of a session's leader hangs its terminal up: reads give what is left, then an error.
+        # Where another process opened it again they would block instead, so look once more, later.
+        def look() -> None:
+            if outlet.fd >= 0 and agent_spawn.bytes_to_read(outlet.fd) == 0:
+                outlet.end()
+            elif outlet.fd >= 0:
+                self.agent.call_later(0.1, look)
+
+        self.agent.call_later(0.1, look)
+
+    def _finish_if_over(self) -> None:
+        if self._status is not None and all(outlet.fd < 0 for outlet in self._outlets):
+            self._inlet.close()
+            self.finish(self._status)
+
+    def _close(self) -> None:
+        self._inlet.close()
+        for outlet in self._outlets:
+            outlet.close()
+
+    def _kill(self) -> None:
+        """Hang up, as the end of a login does; what is still there after the grace is killed."""
+        from bough.guest.agent_signals import signal_session
+
+        session = self.pid
+        if not signal_session(session, ("CONT", "HUP", "TERM")):
+            return
+
+        def kill() -> None:
+            # Until none is left, as a process may fork while we look.
+            if signal_session(session, ("KILL",)):
+                self.agent.call_later(0.05, kill)
+
+        self.agent.call_later(_GRACE_S, kill)
+
+
+class Connection(Session):
+    """A TCP connection to a port that is reached from inside of the guest."""
+
+    def __init__(self, agent: Agent, session_id: int, request: dict[str, object]) -> None:
+        from bough.guest import agent_dial
+
+        self.agent = agent
+        self.id = session_id
+        self._window = _window(request)
+        self._inlet: Inlet | None = None
+        self._outlet: Outlet | None = None
+        self._socket, pending = agent_dial.connect(request)
+        if pending:
+            agent.watch(self._socket.fileno(), EPOLLOUT, self._connected)
+        else:
+            self._connected(EPOLLOUT)
+
+    def handle(self, kind: int, stream: int, payload: memoryview) -> None:
+        if kind == wire.ABORT:
+            self.abandon()
+            self.finish({"code": 0})
+        elif self._inlet is None or self._outlet is None:
+            return
+        elif kind == wire.DATA:
+            self._inlet.data(payload)
+        elif kind == wire.EOF:
+            self._inlet.finish()
+        elif kind == wire.CREDIT and stream == wire.STDOUT:
+            self._outlet.add_credit(wire.CREDIT_PAYLOAD.unpack(payload)[0])
+
+    def abandon(self) -> None:
+        self.agent.unwatch(self._socket.fileno())
+        for end in (self._inlet, self._outlet):
+            if end is not None:
+                end.close()
+        self._socket.close()
+
+    def output_ended(self, outlet: Outlet) -> None:
+        self.agent.send(wire.EOF, self.id, b"", outlet.stream)
+        self._finish_if_over()
+
+    def input_ended(self) -> None:
+        self._finish_if_over()
+
+    def _connected(self, _events: int) -> None:
+        fd = self._socket.fileno()
+        self.agent.unwatch(fd)
+        code = self._socket.getsockopt(1, 4)  # SOL_SOCKET, SO_ERROR
+        if code:
+            self._socket.close()
+            del self.agent.sessions[self.id]
+            self.agent.send_error(self.id, OSError(code, os.strerror(code)))
+            return
+        self.agent.send_values(wire.OPENED, self.id, {})
+        self._inlet = Inlet(self, os.dup(fd), wire.STDIN, self._end_of_input)
+        self._outlet = Outlet(self, os.dup(fd), wire.STDOUT, self._window)
+
+    def _end_of_input(self, _fd: int) -> None:
+        try:
+            self._socket.shutdown(1)
+        except OSError:
+            pass  # the other side was quicker
+
+    def _finish_if_over(self) -> None:
+        if (
+            self._inlet is not None
+            and self._inlet.fd < 0
+            and self._outlet is not None
+            and self._outlet.fd < 0
+        ):
+            self.abandon()
+            self.finish({"code": 0})

@@ -1,0 +1,271 @@
+"""How the agent starts commands: as a login would, and as fast as the guest can.
+
+A command of root's is started by posix_spawn, which does not copy the agent's page tables; one of another
+user's by fork, for it has to change its identity first.
+"""
+
+# pathlib and contextlib cost an emulated guest 20 ms each to load.
+# ruff: noqa: PTH112, PTH113, PTH118
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # signal costs what enum costs
+import os
+
+from bough.guest.agent_login import Identity, login_environment
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+_FIONREAD = 0x541B
+_TIOCSWINSZ = 0x5414
+_TIOCSCTTY = 0x540E
+_ENOEXEC = 8
+_SHELL = b"/bin/sh"
+# Python ignores these; a command must not.
+_IGNORED_BY_PYTHON = (_signal.SIGPIPE, _signal.SIGXFSZ)
+
+
+class Process:
+    """A started command: its pid, and our ends of its streams (-1: it has none)."""
+
+    def __init__(self, pid: int, stdin: int, stdout: int, stderr: int) -> None:
+        self.pid = pid
+        self.stdin = stdin
+        self.stdout = stdout
+        self.stderr = stderr
+
+
+def start(request: dict[str, object]) -> Process:
+    """Start what an EXEC frame asks for; OSError (with the command as file name) if it cannot be."""
+    command = _Command(request)
+    if request.get("tty"):
+        command.environment.setdefault("TERM", _text(request, "term") or "xterm-256color")
+        return _start_on_terminal(request, command)
+    return _start_on_pipes(request, command)
+
+
+def _text(request: dict[str, object], key: str) -> str | None:
+    value = request.get(key)
+    return value if isinstance(value, str) else None
+
+
+def _start_on_pipes(request: dict[str, object], command: _Command) -> Process:
+    ours: list[int] = []
+    theirs: list[int] = []
+    try:
+        if request.get("stdin", True):
+            read_end, write_end = os.pipe()
+            ours.append(write_end)
+            theirs.append(read_end)
+        else:
+            theirs.append(os.open("/dev/null", os.O_RDONLY))
+        for _ in range(2):
+            read_end, write_end = os.pipe()
+            ours.append(read_end)
+            theirs.append(write_end)
+        pid = command.launch(theirs, None)
+    except BaseException:
+        for fd in ours:
+            os.close(fd)
+        raise
+    finally:
+        for fd in theirs:
+            os.close(fd)
+    return Process(pid, ours[0] if len(ours) == 3 else -1, ours[-2], ours[-1])
+
+
+def _start_on_terminal(request: dict[str, object], command: _Command) -> Process:
+    master, slave = os.openpty()
+    try:
+        rows, columns = request.get("rows"), request.get("columns")
+        if isinstance(rows, int) and isinstance(columns, int):
+            set_terminal_size(master, rows & 0xFFFF, columns & 0xFFFF)
+        _prepare_terminal(slave, command.identity)
+        pid = command.launch([slave] * 3, os.ttyname(slave))
+        return Process(pid, os.dup(master), master, -1)
+    except BaseException:
+        os.close(master)
+        raise
+    finally:
+        os.close(slave)
+
+
+def _prepare_terminal(slave: int, identity: Identity) -> None:
+    import termios
+
+    attributes = termios.tcgetattr(slave)
+    attributes[0] |= 0x4000  # IUTF8: erase takes a whole character
+    termios.tcsetattr(slave, termios.TCSANOW, attributes)
+    if identity.groups is not None:
+        os.fchown(slave, identity.uid, -1)
+        os.fchmod(slave, 0o620)
+
+
+class _Command:
+    """What is to be started, as whom and where."""
+
+    def __init__(self, request: dict[str, object]) -> None:
+        argv = request.get("argv")
+        if not isinstance(argv, list) or not argv or not argv[0]:
+            raise OSError(22, "there is no command to run")
+        self.argv = [os.fsencode(item) for item in argv]
+        self.identity = Identity(_text(request, "user"))
+        self.environment = login_environment(self.identity)
+        asked = request.get("env")
+        if isinstance(asked, dict):
+            self.environment.update((key, os.fsdecode(value)) for key, value in asked.items())
+        home = self.environment.get("HOME", "/")
+        self.directory = _text(request, "cwd") or (home if os.path.isdir(home) else "/")
+        self.path = self._find(self.argv[0])
+
+    def _find(self, name: bytes) -> bytes:
+        if b"/" in name:
+            return name
+        denied = False
+        for place in os.fsencode(self.environment.get("PATH", "")).split(b":"):
+            path = os.path.join(os.fsencode(self.directory), place, name)
+            if os.access(path, os.X_OK) and not os.path.isdir(path):
+                return path
+            denied = denied or os.path.isfile(path)
+        if denied:
+            raise PermissionError(13, "Permission denied", name)
+        raise FileNotFoundError(2, "no such command in the guest", name)
+
+    def launch(self, stdio: list[int], terminal: str | None) -> int:
+        """Its pid; it leads a session of its own."""
+        _oom_score.set(b"0")
+        try:
+            if self.identity.groups is None and hasattr(os, "posix_spawn"):
+                return self._spawn(stdio, terminal)
+            return self._fork(stdio, terminal)
+        finally:
+            _oom_score.restore()
+
+    def _spawn(self, stdio: list[int], terminal: str | None) -> int:
+        if terminal is None:
+            actions: list[Any] = [(os.POSIX_SPAWN_DUP2, fd, at) for at, fd in enumerate(stdio)]
+        else:
+            # The first terminal that a session leader opens becomes its controlling one.
+            actions = [(os.POSIX_SPAWN_OPEN, 0, terminal, os.O_RDWR, 0)]
+            actions += [(os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)]
+        # posix_spawn knows no working directory, so we go there for a moment: there is one thread only.
+        os.chdir(self.directory)
+        try:
+            try:
+                return self._posix_spawn(self.path, self.argv, actions)
+            except OSError as error:
+                if error.errno != _ENOEXEC:
+                    raise
+                return self._posix_spawn(_SHELL, self._script(), actions)
+        finally:
+            os.chdir("/")
+
+    def _posix_spawn(self, path: bytes, argv: list[bytes], actions: list[Any]) -> int:
+        return os.posix_spawn(
+            path,
+            argv,
+            self.environment,
+            file_actions=actions,
+            setsid=True,
+            setsigmask=(),
+            setsigdef=_IGNORED_BY_PYTHON,
+        )
+
+    def _script(self) -> list[bytes]:
+        """A script without a first line that says what it is for: a shell runs it, as execvp does it."""
+        return [_SHELL, self.path, *self.argv[1:]]
+
+    def _fork(self, stdio: list[int], terminal: str | None) -> int:
+        """As _spawn, as somebody else. What fails in the child is raised here, as it was there."""
+        failure, report = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            self._become(stdio, terminal, report)
+        os.close(report)
+        try:
+            told = os.read(failure, 4096)
+        finally:
+            os.close(failure)
+        if not told:
+            return pid
+        os.waitpid(pid, 0)
+        code, _, what = told.partition(b" ")
+        raise OSError(int(code), os.strerror(int(code)), os.fsdecode(what))
+
+    def _become(self, stdio: list[int], terminal: str | None, report: int) -> NoReturn:
+        what = self.path
+        try:
+            os.setsid()
+            for at, fd in enumerate(stdio):
+                os.dup2(fd, at)
+            if terminal is not None:
+                import fcntl
+
+                fcntl.ioctl(0, _TIOCSCTTY, 0)
+            self.identity.assume()
+            what = os.fsencode(self.directory)
+            os.chdir(self.directory)
+            what = self.path
+            for number in _IGNORED_BY_PYTHON:
+                _signal.signal(number, _signal.SIG_DFL)
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+            try:
+                os.execve(self.path, self.argv, self.environment)
+            except OSError as error:
+                if error.errno != _ENOEXEC:
+                    raise
+                os.execve(_SHELL, self._script(), self.environment)
+        except OSError as error:
+            os.write(report, b"%d %s" % (error.errno or 5, what))
+        finally:
+            os._exit(127)
+
+
+class _OomScore:
+    """The agent is spared when memory runs out; what it starts is not."""
+
+    def __init__(self) -> None:
+        self._own = b"0"
+        self._fd = -1
+        try:
+            self._fd = os.open("/proc/self/oom_score_adj", os.O_RDWR)
+            self._own = os.read(self._fd, 16).strip()
+        except OSError:
+            pass  # no right to write it: then it was not lowered either
+
+    def set(self, score: bytes) -> None:
+        if self._own != b"0":
+            os.pwrite(self._fd, score, 0)
+
+    def restore(self) -> None:
+        self.set(self._own)
+
+
+_oom_score = _OomScore()
+
+
+def describe_exit(wait_status: int) -> dict[str, object]:
+    if os.WIFSIGNALED(wait_status):
+        from bough.guest.agent_signals import signal_name
+
+        return {"signal": signal_name(os.WTERMSIG(wait_status))}
+    return {"code": os.WEXITSTATUS(wait_status)}
+
+
+def bytes_to_read(fd: int) -> int:
+    import fcntl
+
+    try:
+        return int.from_bytes(fcntl.ioctl(fd, _FIONREAD, b"\0\0\0\0"), "little")
+    except OSError:
+        return 0
+
+
+def set_terminal_size(fd: int, rows: int, columns: int) -> None:
+    import fcntl
+    from struct import pack
+
+    fcntl.ioctl(fd, _TIOCSWINSZ, pack("HHHH", rows, columns, 0, 0))

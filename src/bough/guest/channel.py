@@ -1,0 +1,557 @@
+"""The host's side of the agent's port (docs/agent.md).
+
+Every byte that comes is hostile: it can end this channel (ProtocolError), never more than that. What the
+channel holds is bounded: by the credit that each stream was given, by the number of sessions, and by
+senders that wait while much is still to be sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import socket
+import struct
+import termios
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bough.errors import AgentTimeout, AgentUnavailable, BoughError, GuestRefused, ProtocolError
+from bough.guest import wire
+from bough.guest.calls import Call
+from bough.guest.facts import AgentFacts, clean_name, clean_text
+from bough.guest.session import OUTPUT_WINDOW, ExecRequest, ExecSession, Session, Tunnel
+from bough.progress import Report, ignore_progress
+
+MAX_SESSIONS = 256
+MAX_ARGUMENTS = 16 * 1024 * 1024
+_MAX_PINGS = 1000
+_MAX_INPUT_WINDOW = 4 * 1024 * 1024
+# Senders of data wait while more than this is still to be written ...
+_HIGH_WATER = 256 * 1024
+# ... and a guest that reads nothing is not sent more than this of anything else.
+_MAX_QUEUED = 4 * 1024 * 1024
+_BUFFERS_PER_WRITE = 96
+# So many frames of one guest, then the others have their turn.
+_FRAMES_PER_TURN = 64
+_MAX_CALLS = 256
+_READY = wire.SYNC + wire.pack(wire.READY, 0)
+_FIRST_RETRY_S = 0.1
+_LAST_RETRY_S = 1.0
+
+
+class AgentChannel:
+    """One per running machine. Good for nothing before hello() has answered.
+
+    Attributes:
+        lost: set when the socket ended or was closed, by either side; `lost_reason` says why.
+        facts: of the last hello.
+    """
+
+    def __init__(self, sock: socket.socket, *, machine: str) -> None:
+        """Take over a connected socket. For connect() and tests; within a running loop."""
+        sock.setblocking(False)
+        self.machine = machine
+        self.lost = asyncio.Event()
+        self.lost_reason: BoughError | None = None
+        self.facts: AgentFacts | None = None
+        self.input_window = 0
+        self._socket = sock
+        self._loop = asyncio.get_running_loop()
+        self._established = False
+        self._nonce = 0
+        self._token = b""
+        self._welcome: asyncio.Future[AgentFacts] | None = None
+        self._again = asyncio.Event()
+        self._reader = wire.FrameReader(wire.SYNC)
+        self._next_id = 1
+        self._sessions: dict[int, Session] = {}
+        self._calls: dict[int, Call] = {}
+        self._pings: dict[bytes, asyncio.Future[None]] = {}
+        self._urgent: deque[bytes] = deque()
+        self._bulk: deque[bytes] = deque()
+        self._cut: memoryview | None = None
+        self._queued_bytes = 0
+        self._waits_for_room = False
+        self._drained = asyncio.Event()
+        self._loop.add_reader(sock, self._readable)
+
+    @classmethod
+    async def connect(cls, socket_path: Path, *, machine: str) -> AgentChannel:
+        """Connect to the socket of QEMU's character device. AgentUnavailable if nobody listens there."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, os.fspath(socket_path))
+        except BaseException as error:
+            sock.close()
+            if isinstance(error, OSError):
+                text = f"cannot reach the agent's port of machine {machine!r}: {error.strerror}"
+                raise AgentUnavailable(text, machine=machine) from error
+            raise
+        return cls(sock, machine=machine)
+
+    async def hello(self, timeout_s: float) -> AgentFacts:
+        """Greet the agent until it answers; whatever went on before is ended, on both sides.
+
+        Raises:
+            AgentTimeout: no answer in `timeout_s`; the channel can be used to try again.
+            AgentUnavailable, ProtocolError: the channel is lost.
+        """
+        self._check_lost()
+        self._end_all(
+            AgentUnavailable(f"a new session with machine {self.machine!r} began", machine=self.machine)
+        )
+        self._nonce = struct.unpack("<I", os.urandom(4))[0] or 1
+        self._token = os.urandom(16)
+        header = wire.HEADER.pack(wire.MARK, wire.WELCOME, 0, self._nonce, 0, 0)
+        self._reader.reset()
+        self._reader.pattern = wire.SYNC + header[:8]
+        self._welcome = self._loop.create_future()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._greet(self._welcome)
+        except TimeoutError:
+            text = f"the agent of machine {self.machine!r} did not answer in {timeout_s:g} s"
+            raise AgentTimeout(text, machine=self.machine, timeout_s=timeout_s) from None
+        finally:
+            self._welcome = None
+
+    async def ping(self, timeout_s: float = 5) -> float:
+        """Seconds from here to the agent and back. AgentTimeout if longer than `timeout_s`."""
+        self._check_established()
+        if len(self._pings) >= _MAX_PINGS:
+            raise AgentUnavailable(
+                f"the agent of machine {self.machine!r} answers no pings", machine=self.machine
+            )
+        payload = struct.pack("<I", self._new_id())
+        answer = self._pings[payload] = self._loop.create_future()
+        start = self._loop.time()
+        self.send(wire.PING, 0, payload)
+        await asyncio.wait((answer,), timeout=timeout_s)
+        if not answer.done():
+            text = f"the agent of machine {self.machine!r} did not answer a ping in {timeout_s:g} s"
+            raise AgentTimeout(text, machine=self.machine, timeout_s=timeout_s)
+        answer.result()
+        return self._loop.time() - start
+
+    async def exec(self, request: ExecRequest, *, timeout_s: float = 60) -> ExecSession:
+        """Start a command; returns once it runs.
+
+        Raises:
+            GuestRefused: no such command, user or directory; details: errno.
+            AgentTimeout: not started in `timeout_s`; it is aborted then.
+        """
+        values = {
+            "argv": list(request.argv),
+            "env": dict(request.env),
+            "cwd": request.cwd,
+            "user": request.user,
+            "stdin": request.stdin,
+            "window": OUTPUT_WINDOW,
+        }
+        if request.tty:
+            values.update(tty=True, rows=request.rows, columns=request.columns, term=request.term)
+        payload = wire.encode(values)
+        if len(payload) > wire.MAX_PAYLOAD:
+            raise GuestRefused(
+                f"a command and its environment may have {wire.MAX_PAYLOAD} bytes, not {len(payload)}",
+                machine=self.machine,
+                errno="E2BIG",
+            )
+        self._check_established()
+        session = ExecSession(self, self._new_id())
+        await self._open(session, wire.EXEC, payload, timeout_s)
+        return session
+
+    async def dial(self, port: int, host: str = "127.0.0.1", *, timeout_s: float = 60) -> Tunnel:
+        """Connect to a TCP port from inside of the guest. GuestRefused with errno ECONNREFUSED and such."""
+        self._check_established()
+        tunnel = Tunnel(self, self._new_id())
+        payload = wire.encode({"host": host, "port": port, "window": OUTPUT_WINDOW})
+        await self._open(tunnel, wire.DIAL, payload, timeout_s)
+        return tunnel
+
+    async def call(
+        self, operation: str, arguments: Mapping[str, Any], timeout_s: float, report: Report = ignore_progress
+    ) -> dict[str, Any]:
+        """Have the agent do `operation` (docs/agent.md lists them).
+
+        Cancelling it, or its time running out, does not stop the guest.
+
+        Raises:
+            GuestRefused: it failed; details: errno, output where a command was run.
+            AgentTimeout: not done in `timeout_s`.
+        """
+        self._check_established()
+        payload = wire.encode({"operation": operation, "arguments": dict(arguments)})
+        if len(payload) > MAX_ARGUMENTS:
+            raise GuestRefused(
+                f"{operation}: {len(payload)} bytes are too much for one call, at most {MAX_ARGUMENTS}",
+                machine=self.machine,
+            )
+        if len(self._calls) >= _MAX_CALLS:
+            raise AgentUnavailable(
+                f"the agent of machine {self.machine!r} answers no calls", machine=self.machine
+            )
+        call = Call(self._loop, report)
+        call_id = self._new_id()
+        self._calls[call_id] = call
+        try:
+            async with asyncio.timeout(timeout_s):
+                nonce = self._nonce
+                for part in wire.pack_parts(wire.CALL, nonce, call_id, payload):
+                    await self._queue_bulk(part)
+                return await call.answer
+        except TimeoutError:
+            text = f"machine {self.machine!r} did not finish {operation} in {timeout_s:g} s"
+            raise AgentTimeout(text, machine=self.machine, timeout_s=timeout_s) from None
+        finally:
+            # Its answer may still come, and is to be known then.
+            call.abandoned = True
+            if call.answer.done():
+                self._calls.pop(call_id, None)
+
+    def guest_closed(self) -> None:
+        """The guest closed its side of the port (QEMU tells so): what went on has ended."""
+        text = f"the agent of machine {self.machine!r} went away"
+        if self._welcome is None:
+            self._reader.reset()
+            self._reader.pattern = wire.SYNC
+        self._end_all(AgentUnavailable(text, machine=self.machine))
+
+    async def close(self) -> None:
+        """End everything that goes on through the channel; the guest ends it when it notices."""
+        self._lose(
+            AgentUnavailable(f"the channel to machine {self.machine!r} was closed", machine=self.machine)
+        )
+
+    # Outwards
+
+    def send(self, kind: int, session: int, payload: bytes = b"", stream: int = 0) -> None:
+        """Queue a small frame, ahead of all data; nothing happens on a channel that is not established."""
+        if not self._established:
+            return
+        if self._queued_bytes > _MAX_QUEUED:
+            raise AgentUnavailable(
+                f"the agent of machine {self.machine!r} reads nothing", machine=self.machine
+            )
+        self._queue(self._urgent, wire.pack(kind, self._nonce, session, payload, stream))
+
+    async def send_data(self, kind: int, session: int, payload: bytes | memoryview, stream: int) -> None:
+        """Queue a frame behind all others; waits while much is queued."""
+        header = wire.HEADER.pack(wire.MARK, kind, stream, self._nonce, session, len(payload))
+        await self._queue_bulk(b"".join((header, payload, wire.TRAILER.pack(self._nonce))))
+
+    async def _queue_bulk(self, frame: bytes) -> None:
+        nonce = self._nonce
+        await self._wait_drained()
+        if nonce == self._nonce and self._established:
+            self._queue(self._bulk, frame)
+
+    def _queue(self, queue: deque[bytes], frame: bytes) -> None:
+        queue.append(frame)
+        self._queued_bytes += len(frame)
+        if not self._waits_for_room and not self.lost.is_set():
+            self._write_queued()
+
+    async def _wait_drained(self) -> None:
+        while self._queued_bytes > _HIGH_WATER and self._established:
+            self._drained.clear()
+            await self._drained.wait()
+
+    def _write_queued(self) -> None:
+        try:
+            while buffers := self._next_buffers():
+                sent = self._socket.sendmsg(buffers)
+                self._queued_bytes -= sent
+                self._forget_sent(sent)
+        except BlockingIOError:
+            if not self._waits_for_room:
+                self._waits_for_room = True
+                self._loop.add_writer(self._socket, self._write_queued)
+        except OSError as error:
+            self._socket_ended(error)
+            return
+        else:
+            if self._waits_for_room:
+                self._waits_for_room = False
+                self._loop.remove_writer(self._socket)
+        if self._queued_bytes <= _HIGH_WATER // 2:
+            self._drained.set()
+
+    def _next_buffers(self) -> list[bytes | memoryview]:
+        """What to write next: the rest of a frame, then what is urgent, then data."""
+        buffers: list[bytes | memoryview] = [] if self._cut is None else [self._cut]
+        for queue in (self._urgent, self._bulk):
+            for frame in queue:
+                if len(buffers) == _BUFFERS_PER_WRITE:
+                    return buffers
+                buffers.append(frame)
+        return buffers
+
+    def _forget_sent(self, sent: int) -> None:
+        if self._cut is not None:
+            if sent < len(self._cut):
+                self._cut = self._cut[sent:]
+                return
+            sent -= len(self._cut)
+            self._cut = None
+        for queue in (self._urgent, self._bulk):
+            while queue and sent:
+                frame = queue.popleft()
+                if sent < len(frame):
+                    self._cut = memoryview(frame)[sent:]
+                    return
+                sent -= len(frame)
+
+    # The handshake
+
+    async def _greet(self, welcome: asyncio.Future[AgentFacts]) -> AgentFacts:
+        """Send hellos until one is answered.
+
+        A hello that QEMU has not taken (the guest has not opened its port) waits there, and is delivered
+        the moment that the agent starts: more of them would only be more to read. One that was taken and
+        not answered may have fallen into the rest of a frame of before: padding ends such a frame.
+        """
+        delay = _FIRST_RETRY_S
+        self._send_hello(padded=False)
+        while True:
+            self._again.clear()
+            again = self._loop.create_task(self._again.wait())
+            try:
+                await asyncio.wait((welcome, again), timeout=delay, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                again.cancel()
+            if welcome.done():
+                return welcome.result()
+            self._check_lost()
+            if self._again.is_set():
+                self._send_hello(padded=False)
+            elif self._is_taken():
+                self._send_hello(padded=True)
+                delay = min(2 * delay, _LAST_RETRY_S)
+
+    def _send_hello(self, *, padded: bool) -> None:
+        payload = wire.encode({"token": self._token, "version": wire.VERSION})
+        frame = wire.SYNC + wire.pack(wire.HELLO, self._nonce, 0, payload)
+        if padded:
+            frame = wire.PADDING + frame
+        self._queue(self._urgent, frame)
+
+    def _is_taken(self) -> bool:
+        """Whether QEMU has read all that we sent."""
+        if self._queued_bytes:
+            return False
+        with contextlib.suppress(OSError):
+            (unread,) = struct.unpack("i", fcntl.ioctl(self._socket, termios.TIOCOUTQ, b"\0" * 4))
+            return bool(unread == 0)
+        return True
+
+    def _welcomed(self, nonce: int, payload: memoryview) -> None:
+        values = _decode(payload)
+        if nonce != self._nonce or values.get("token") != self._token:
+            raise ProtocolError("an answer to a hello that was not sent")
+        if self._welcome is None or self._welcome.done():
+            return  # we said hello more than once
+        if values.get("version") != wire.VERSION:
+            version = clean_name(str(values.get("version")))
+            text = f"the agent of machine {self.machine!r} speaks version {version} of its protocol"
+            self._welcome.set_exception(
+                AgentUnavailable(text, hint="build its image again", machine=self.machine)
+            )
+            return
+        window = values.get("window")
+        if not isinstance(window, int) or not 0 < window <= _MAX_INPUT_WINDOW:
+            raise ProtocolError("a window that makes no sense")
+        self.input_window = window
+        self.facts = AgentFacts.from_guest(values)
+        self._established = True
+        self._welcome.set_result(self.facts)
+
+    # Inwards
+
+    def _readable(self) -> None:
+        try:
+            count = self._socket.recv_into(self._reader.room())
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._socket_ended(error)
+            return
+        if count == 0:
+            self._socket_ended(None)
+            return
+        self._reader.added(count)
+        if self._welcome is not None and self._reader.holds(_READY):
+            self._again.set()
+        if not self._handle_frames():
+            self._loop.remove_reader(self._socket)
+            self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if self.lost.is_set():
+            return
+        if not self._handle_frames():
+            self._loop.call_soon(self._go_on)
+        elif not self.lost.is_set():
+            self._loop.add_reader(self._socket, self._readable)
+
+    def _handle_frames(self) -> bool:
+        """Whether all were handled, or the channel was lost over them."""
+        try:
+            for _ in range(_FRAMES_PER_TURN):
+                frame = self._reader.next()
+                if frame is None:
+                    if self._established and not self._reader.in_step:
+                        raise ProtocolError("bytes that are no frame")
+                    return True
+                self._handle(*frame)
+        except (ProtocolError, wire.WireError) as error:
+            text = f"the agent of machine {self.machine!r} broke the protocol: {error}"
+            self._lose(ProtocolError(text, machine=self.machine))
+            return True
+        return False
+
+    def _handle(self, kind: int, stream: int, nonce: int, session_id: int, payload: memoryview) -> None:
+        if kind == wire.WELCOME:
+            self._welcomed(nonce, payload)
+        elif kind == wire.READY:
+            self.guest_closed()
+        elif not self._established:
+            return  # of the session before
+        elif nonce != self._nonce:
+            raise ProtocolError("a frame of another session")
+        elif kind == wire.PONG:
+            self._pong(bytes(payload))
+        elif kind in (wire.RESULT, wire.PROGRESS):
+            self._answer(kind, stream, session_id, payload)
+        elif kind == wire.ERROR:
+            self._refused(session_id, payload)
+        elif kind == wire.EXIT:
+            self._session(session_id).exited(_decode(payload))
+            del self._sessions[session_id]
+        else:
+            self._session(session_id).handle(kind, stream, payload)
+
+    def _session(self, session_id: int) -> Session:
+        try:
+            return self._sessions[session_id]
+        except KeyError:
+            raise ProtocolError(f"a frame for session {session_id}, which is not open") from None
+
+    def _pong(self, payload: bytes) -> None:
+        answer = self._pings.pop(payload, None)
+        if answer is None:
+            raise ProtocolError("an answer to a ping that was not sent")
+        if not answer.done():
+            answer.set_result(None)
+
+    def _answer(self, kind: int, stream: int, call_id: int, payload: memoryview) -> None:
+        call = self._calls.get(call_id)
+        if call is None:
+            raise ProtocolError("an answer to a call that was not made")
+        if kind == wire.PROGRESS:
+            call.progress(_decode(payload))
+        elif call.part(payload, more=bool(stream)):
+            del self._calls[call_id]
+
+    def _refused(self, session_id: int, payload: memoryview) -> None:
+        values = _decode(payload)
+        output = clean_text(values.get("output"), 64 * 1024) or None
+        errno = clean_name(values.get("errno")) or None
+        error = GuestRefused(
+            clean_text(values.get("message")), machine=self.machine, errno=errno, output=output
+        )
+        call = self._calls.pop(session_id, None)
+        if call is not None:
+            call.fail(error)
+            return
+        session = self._session(session_id)
+        if session.opened.done() and not session.opened.cancelled():
+            raise ProtocolError("a session that runs was refused")
+        del self._sessions[session_id]
+        session.end(error)
+
+    # Sessions
+
+    async def _open(self, session: Session, kind: int, payload: bytes, timeout_s: float) -> None:
+        if len(self._sessions) >= MAX_SESSIONS:
+            text = f"machine {self.machine!r} has {MAX_SESSIONS} sessions open, no more are possible"
+            raise AgentUnavailable(text, machine=self.machine)
+        self._sessions[session.id] = session
+        self.send(kind, session.id, payload)
+        try:
+            await asyncio.wait((session.opened,), timeout=timeout_s)
+        except asyncio.CancelledError:
+            await session.abort()
+            raise
+        if not session.opened.done():
+            await session.abort()
+            text = f"machine {self.machine!r} did not start it in {timeout_s:g} s"
+            raise AgentTimeout(text, machine=self.machine, timeout_s=timeout_s)
+        session.opened.result()
+
+    def _new_id(self) -> int:
+        while True:
+            new = self._next_id
+            self._next_id = new % 0xFFFFFFFF + 1
+            if new not in self._sessions and new not in self._calls:
+                return new
+
+    def _check_lost(self) -> None:
+        if self.lost.is_set():
+            raise self._reason()
+
+    def _check_established(self) -> None:
+        self._check_lost()
+        if not self._established:
+            text = f"the agent of machine {self.machine!r} does not answer"
+            raise AgentUnavailable(text, machine=self.machine)
+
+    def _reason(self) -> BoughError:
+        return self.lost_reason or AgentUnavailable("the channel is closed", machine=self.machine)
+
+    def _end_all(self, failure: BoughError) -> None:
+        """End what goes on; the socket stays."""
+        self._established = False
+        self._urgent.clear()
+        self._bulk.clear()
+        # The rest of a frame of which a part is sent goes out, so that the guest stays in step.
+        self._queued_bytes = 0 if self._cut is None else len(self._cut)
+        sessions, self._sessions = self._sessions, {}
+        calls, self._calls = self._calls, {}
+        pings, self._pings = self._pings, {}
+        for session in sessions.values():
+            session.end(failure)
+        for call in calls.values():
+            call.fail(failure)
+        for answer in pings.values():
+            if not answer.done():
+                answer.set_exception(failure)
+                answer.exception()
+        self._drained.set()
+        self._again.set()
+
+    def _socket_ended(self, error: OSError | None) -> None:
+        detail = "" if error is None else f": {error.strerror}"
+        text = f"the port of machine {self.machine!r} was closed{detail}"
+        self._lose(AgentUnavailable(text, machine=self.machine))
+
+    def _lose(self, reason: BoughError) -> None:
+        if self.lost.is_set():
+            return
+        self.lost_reason = reason
+        self.lost.set()
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._socket.close()
+        self._cut = None
+        self._end_all(reason)
+
+
+def _decode(payload: memoryview) -> dict[str, object]:
+    return wire.decode_map(payload)

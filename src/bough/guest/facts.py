@@ -1,0 +1,61 @@
+"""What a guest says about itself, made safe to keep and to print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+MAX_TEXT = 4000
+
+
+def clean_text(value: object, limit: int = MAX_TEXT) -> str:
+    """Text from a guest without what would do something to a terminal, cut to `limit` characters."""
+    text = value if isinstance(value, str) else ""
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text[:limit]
+    )
+
+
+def clean_name(value: object) -> str:
+    """As clean_text, for what stands in one line."""
+    return clean_text(value, 255).replace("\n", " ").replace("\t", " ")
+
+
+@dataclass(frozen=True)
+class AgentFacts:
+    """From the agent's answer to a hello; each is what the guest claims, nothing more.
+
+    Attributes:
+        boot_id: changes with each boot of the guest's kernel; a fork keeps its parent's.
+        os_release: ID, VERSION_ID, VERSION_CODENAME and PRETTY_NAME, those that there are.
+        uptime_s: of the guest's kernel.
+    """
+
+    agent_version: str
+    boot_id: str
+    hostname: str
+    kernel: str
+    machine: str
+    os_release: Mapping[str, str] = field(default_factory=dict)
+    first_boot_done: bool = False
+    uptime_s: float = 0.0
+
+    @classmethod
+    def from_guest(cls, values: Mapping[str, object]) -> AgentFacts:
+        release = values.get("os_release")
+        uptime = values.get("uptime_s")
+        names = ("ID", "VERSION_ID", "VERSION_CODENAME", "PRETTY_NAME")
+        return cls(
+            agent_version=clean_name(values.get("agent_version")),
+            boot_id=clean_name(values.get("boot_id")),
+            hostname=clean_name(values.get("hostname")),
+            kernel=clean_name(values.get("kernel")),
+            machine=clean_name(values.get("machine")),
+            os_release={
+                name: clean_name(release[name])
+                for name in names
+                if isinstance(release, dict) and name in release
+            },
+            first_boot_done=values.get("first_boot_done") is True,
+            uptime_s=uptime if isinstance(uptime, float) and 0 <= uptime < 1e12 else 0.0,
+        )

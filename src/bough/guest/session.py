@@ -1,0 +1,261 @@
+"""What is open inside of a guest, seen from the host: commands and TCP connections.
+
+Both are streams with credit: the guest may send so much of a stream and no more until somebody on the
+host has taken it. What one session holds here is therefore bounded, whatever its guest does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from bough.errors import AgentUnavailable, BoughError, ProtocolError
+from bough.guest import wire
+from bough.guest.facts import clean_name
+
+if TYPE_CHECKING:
+    from bough.guest.channel import AgentChannel
+
+OUTPUT_WINDOW = 512 * 1024
+_MAX_CREDIT = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class ExecRequest:
+    """A command to run in a guest, as a login of `user` would.
+
+    Attributes:
+        env: added to what a login sets.
+        cwd: None for the user's home.
+        user: "name", "uid", either with ":group"; None for root.
+        tty: give it a terminal of `rows` and `columns`; stderr is then part of stdout.
+        stdin: False gives it /dev/null.
+    """
+
+    argv: list[str]
+    env: dict[str, str] = field(default_factory=dict)
+    cwd: str | None = None
+    user: str | None = None
+    tty: bool = False
+    rows: int = 24
+    columns: int = 80
+    term: str = "xterm-256color"
+    stdin: bool = True
+
+
+@dataclass(frozen=True)
+class ExitStatus:
+    """One of the three is set: the exit code, the name of the signal ("KILL"), or why it is not known."""
+
+    code: int | None = None
+    signal: str | None = None
+    error: BoughError | None = None
+
+
+class Session:
+    """A session of the channel; made by it, ended by the guest's EXIT or ERROR or with the channel."""
+
+    outputs: tuple[int, ...] = (wire.STDOUT,)
+
+    def __init__(self, channel: AgentChannel, session_id: int) -> None:
+        self._channel = channel
+        self.id = session_id
+        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._chunks: deque[tuple[int, bytes]] = deque()
+        self._allowed = dict.fromkeys(self.outputs, OUTPUT_WINDOW)
+        self._taken = dict.fromkeys(self.outputs, 0)
+        self._ended_outputs: set[int] = set()
+        self._credit = channel.input_window
+        self._input_open = True
+        self._changed = asyncio.Event()
+        self._writable = asyncio.Event()
+        self._over = False
+        self._aborted = False
+        self.failure: BoughError | None = None
+
+    # From the channel
+
+    def handle(self, kind: int, stream: int, payload: memoryview) -> None:
+        """A frame from the guest; ProtocolError if it may not come now."""
+        if kind == wire.DATA:
+            self._data(stream, payload)
+        elif kind == wire.CREDIT and stream == wire.STDIN:
+            self._more_credit(payload)
+        elif kind == wire.STOP and stream == wire.STDIN:
+            self._input_open = False
+            self._writable.set()
+        elif kind == wire.EOF and stream in self._allowed and stream not in self._ended_outputs:
+            self._ended_outputs.add(stream)
+            self._changed.set()
+        elif kind == wire.OPENED and not self.opened.done():
+            self.opened.set_result(None)
+        else:
+            raise ProtocolError(f"frame of kind {kind} where none may be")
+
+    def end(self, failure: BoughError | None) -> None:
+        """No frame comes any more."""
+        self._over = True
+        self._input_open = False
+        self.failure = failure
+        if not self.opened.done():
+            failure = failure or AgentUnavailable("it was aborted")
+            self.opened.set_exception(failure)
+            self.opened.exception()  # it may be that nobody waits any more
+        self._changed.set()
+        self._writable.set()
+
+    def exited(self, values: Mapping[str, object]) -> None:
+        if not self.opened.done() and not self._aborted:
+            raise ProtocolError("a session ended before it began")
+        self.end(None)
+
+    def _data(self, stream: int, payload: memoryview) -> None:
+        cost = len(payload) + wire.FRAME_COST
+        left = self._allowed.get(stream, 0) - cost
+        if left < 0 or not len(payload) or stream in self._ended_outputs or not self.opened.done():
+            raise ProtocolError(f"{len(payload)} bytes of stream {stream} without credit")
+        self._allowed[stream] = left
+        if not self._aborted:
+            self._chunks.append((stream, bytes(payload)))
+            self._changed.set()
+
+    def _more_credit(self, payload: memoryview) -> None:
+        if len(payload) != wire.CREDIT_PAYLOAD.size:
+            raise ProtocolError("a malformed credit")
+        self._credit += wire.CREDIT_PAYLOAD.unpack(payload)[0]
+        if self._credit > _MAX_CREDIT:
+            raise ProtocolError("more credit than anything could use")
+        self._writable.set()
+
+    # For the caller
+
+    async def _next_chunk(self) -> tuple[int, bytes] | None:
+        """The next bytes of any output, None once all has ended."""
+        while not self._chunks:
+            if self._over or self._aborted or len(self._ended_outputs) == len(self.outputs):
+                return None
+            self._changed.clear()
+            await self._changed.wait()
+        stream, data = self._chunks.popleft()
+        self._give_credit(stream, len(data) + wire.FRAME_COST)
+        return stream, data
+
+    def _give_credit(self, stream: int, cost: int) -> None:
+        taken = self._taken[stream] + cost
+        if taken >= OUTPUT_WINDOW // 4 and not self._over:
+            self._allowed[stream] += taken
+            self._channel.send(wire.CREDIT, self.id, wire.CREDIT_PAYLOAD.pack(taken), stream)
+            taken = 0
+        self._taken[stream] = taken
+
+    async def _write(self, data: bytes) -> bool:
+        """Send `data` as the guest takes it; False if the guest does not take any more."""
+        rest = memoryview(data)
+        while rest:
+            while self._credit <= wire.FRAME_COST and self._input_open:
+                self._writable.clear()
+                await self._writable.wait()
+            if not self._input_open:
+                if self.failure is not None:
+                    raise self.failure
+                return False
+            part = rest[: min(wire.MAX_PAYLOAD, self._credit - wire.FRAME_COST)]
+            rest = rest[len(part) :]
+            self._credit -= len(part) + wire.FRAME_COST
+            await self._channel.send_data(wire.DATA, self.id, part, wire.STDIN)
+        return True
+
+    async def _end_input(self) -> None:
+        if self._input_open:
+            self._input_open = False
+            await self._channel.send_data(wire.EOF, self.id, b"", wire.STDIN)
+
+    async def abort(self) -> None:
+        """Have the guest end it, and take no notice of what still comes. Returns at once."""
+        self._chunks.clear()
+        self._input_open = False
+        if not self._over and not self._aborted:
+            self._aborted = True
+            self._channel.send(wire.ABORT, self.id)
+        self._changed.set()
+        self._writable.set()
+
+
+class ExecSession(Session):
+    """A command in a guest. Iterate over it for its output; then `exit` says how it ended."""
+
+    outputs = (wire.STDOUT, wire.STDERR)
+
+    def __init__(self, channel: AgentChannel, session_id: int) -> None:
+        super().__init__(channel, session_id)
+        self.exit = ExitStatus()
+
+    def exited(self, values: Mapping[str, object]) -> None:
+        code, signal = values.get("code"), values.get("signal")
+        if isinstance(code, int) and 0 <= code <= 255:
+            self.exit = ExitStatus(code=code)
+        elif isinstance(signal, str) and signal.isalnum() and len(signal) <= 20:
+            self.exit = ExitStatus(signal=signal)
+        elif "error" in values:
+            self.exit = ExitStatus(error=AgentUnavailable(f"the agent failed: {clean_name(values['error'])}"))
+        else:
+            raise ProtocolError("a malformed exit status")
+        super().exited(values)
+
+    def end(self, failure: BoughError | None) -> None:
+        if failure is not None:
+            self.exit = ExitStatus(error=failure)
+        super().end(failure)
+
+    async def __aiter__(self) -> AsyncIterator[tuple[Literal["stdout", "stderr"], bytes]]:
+        """Output as it comes. Ends when the command has ended and all was given, or when it was aborted."""
+        while (chunk := await self._next_chunk()) is not None:
+            yield ("stdout" if chunk[0] == wire.STDOUT else "stderr"), chunk[1]
+
+    async def write(self, data: bytes) -> None:
+        """To the command's stdin; waits until the guest takes it. What nobody reads any more is dropped.
+
+        Raises:
+            AgentUnavailable: the channel broke.
+        """
+        await self._write(data)
+
+    async def close_stdin(self) -> None:
+        await self._end_input()
+
+    async def resize(self, rows: int, columns: int) -> None:
+        size = wire.SIZE_PAYLOAD.pack(min(max(rows, 0), 0xFFFF), min(max(columns, 0), 0xFFFF))
+        self._send(wire.RESIZE, size)
+
+    async def signal(self, name: str) -> None:
+        """Send a signal ("TERM", "SIGINT", "9") to the command's process group."""
+        self._send(wire.SIGNAL, name.encode("ascii", "replace")[:20])
+
+    def _send(self, kind: int, payload: bytes) -> None:
+        if not self._over and not self._aborted:
+            self._channel.send(kind, self.id, payload)
+
+
+class Tunnel(Session):
+    """A TCP connection inside of a guest. One reader and one writer at a time."""
+
+    async def read(self) -> bytes:
+        """The next bytes; b"" at the end. AgentUnavailable if the channel broke."""
+        chunk = await self._next_chunk()
+        if chunk is None and self.failure is not None:
+            raise self.failure
+        return b"" if chunk is None else chunk[1]
+
+    async def write(self, data: bytes) -> None:
+        """Waits until the guest takes it. BrokenPipeError once the other side takes no more."""
+        if not await self._write(data):
+            raise BrokenPipeError("the connection inside of the guest is closed")
+
+    async def write_eof(self) -> None:
+        await self._end_input()
+
+    async def close(self) -> None:
+        await self.abort()
