@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 
-
 _ROOT_FACTS: dict[str, object] = {}
 FIRST_BOOT_DONE = "/var/lib/bough/first-boot.done"
 

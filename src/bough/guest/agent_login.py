@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pwd import struct_passwd

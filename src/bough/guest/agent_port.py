@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 
-
 _CLASS = "/sys/class/virtio-ports"
 _NETLINK_KOBJECT_UEVENT = 15
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # signal costs what enum costs
 import os
 
-
 _MAX_SIGNAL = 64
 
 

@@ -14,7 +14,6 @@ import os
 
 from bough.guest.agent_login import Identity, login_environment
 
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
