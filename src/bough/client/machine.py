@@ -293,8 +293,7 @@ class Machine:
 
     def shell(self, script: str, **options: Any) -> Completed[str]:
         """Run a script by `sh`; options as of `exec`."""
-        done: Completed[str] = self.exec("sh", "-c", script, **options)
-        return done
+        return self.exec("sh", "-c", script, text=True, **options)
 
     # -- files ------------------------------------------------------------------------------------
 
