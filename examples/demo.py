@@ -1,0 +1,189 @@
+"""The main job, for real: an image is built, a machine runs, works, keeps its file over a restart.
+
+    make demo
+    python examples/demo.py --svg docs/demo.svg      also draw what it printed
+
+The machine is gone afterwards, also when this program is interrupted or killed; the image stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import signal
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+import bough
+from bough.errors import BoughError
+from bough.progress import Progress
+from bough.units import MIB, format_duration, format_size
+
+if TYPE_CHECKING:
+    from bough import Machine
+
+IMAGE = "debian:12"
+MEMORY = "1GiB"
+WIDTH = 100
+
+
+class Story:
+    """Prints each step with the command that does the same in a shell, and how long it took."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.started = time.monotonic()
+
+    @contextmanager
+    def step(self, what: str, command: str) -> Iterator[list[str]]:
+        """Lines that the block appends are shown below the step."""
+        before, seen = time.monotonic(), list[str]()
+        with self._waiting(what):
+            yield seen
+        taken = format_duration(time.monotonic() - before)
+        self.console.print(Text.assemble((f"{taken:>12}", "bold green"), f"  {what}"), highlight=False)
+        if command:
+            self.console.print(Text(f"{'':14}$ {command}", "cyan"), highlight=False)
+        for line in seen:
+            self.console.print(Text(f"{'':14}{line}", "dim"), highlight=False)
+
+    @contextmanager
+    def _waiting(self, what: str) -> Iterator[None]:
+        if self.console.is_terminal and not self.console.record:
+            with self.console.status(what):
+                yield
+        else:
+            yield
+
+    def progress(self, step: Progress) -> None:
+        """Of the build of an image, which is long: every new line of it, where nobody sees a spinner."""
+        if not self.console.is_terminal and step.step != getattr(self, "_told", None):
+            self._told = step.step
+            print(f"{'':14}... {step.step}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--svg", type=Path, help="draw what is printed into this file")
+    options = parser.parse_args()
+    # Ended by any of them, the machine goes all the same.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    drawn = options.svg is not None
+    console = Console(record=drawn, force_terminal=drawn or None, width=WIDTH if drawn else None)
+    story = Story(console)
+    try:
+        with bough.connect() as hypervisor:
+            tell(story, hypervisor)
+    except BoughError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"\nhint: {error.hint}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the machine is deleted", file=sys.stderr)
+        return 130
+    if drawn:
+        console.save_svg(str(options.svg), title="make demo")
+    return 0
+
+
+def tell(story: Story, hypervisor: bough.Hypervisor) -> None:
+    with story.step(
+        f"{IMAGE} is built from packages, or is here already", f"bough image build {IMAGE}"
+    ) as seen:
+        image = hypervisor.build_image(IMAGE, progress=story.progress)
+        seen.append(f"{image.digest[:12]}, {format_size(image.disk_bytes)} on disk")
+    name = f"demo-{secrets.token_hex(2)}"
+    with story.step("a machine is created", f"bough create {IMAGE} --name {name}"):
+        # Ephemeral: the service deletes it when this program is gone, whatever happened to it.
+        spec = {"image": IMAGE, "memory": MEMORY}
+        machine = hypervisor.create_from(spec, name=name, ephemeral=True)
+    try:
+        machine.hold()
+        work(story, machine)
+    finally:
+        machine.discard()
+    story.console.print(f"\nEverything together took {format_duration(time.monotonic() - story.started)}. "
+                        "The machine is deleted, the image stays.", highlight=False)  # fmt: skip
+    story.console.print("Try it yourself: bough run debian:12 (in .venv/bin)", highlight=False)
+
+
+def work(story: Story, machine: Machine) -> None:
+    name = machine.name
+    with story.step("it boots its own kernel and answers", f"bough start {name}") as seen:
+        machine.start()
+        info = machine.info()
+        seen.append(f"accelerator {info.accelerator}, {info.vcpus} vCPUs, {format_size(info.memory_bytes)}")
+    with story.step("a command runs in it", f"bough exec {name} -- uname -a") as seen:
+        seen.append(machine.exec("uname", "-a", check=True).stdout.strip())
+    with story.step("... 20 more, one after the other", f"bough exec {name} -- true") as seen:
+        before = time.monotonic()
+        for _ in range(20):
+            machine.exec("true", check=True)
+        seen.append(f"{(time.monotonic() - before) / 20 * 1000:.0f} ms each")
+    keep_a_file(story, machine)
+    copy_a_file(story, machine)
+    reach_a_port(story, machine)
+    with story.step("it powers off, asked by its guest's own init", f"bough stop {name}"):
+        machine.stop()
+
+
+def keep_a_file(story: Story, machine: Machine) -> None:
+    text = secrets.token_hex(8)
+    with story.step(
+        "a file is written in it", f"bough exec {machine.name} -- sh -c 'echo {text} > /root/kept'"
+    ):
+        machine.shell(f"echo {text} > /root/kept", check=True)
+        boot = machine.read_text("/proc/sys/kernel/random/boot_id")
+    with story.step("it restarts", f"bough restart {machine.name}"):
+        machine.restart()
+    with story.step("the file is still there", f"bough exec {machine.name} -- cat /root/kept") as seen:
+        kept = machine.exec("cat", "/root/kept", check=True).stdout.strip()
+        rebooted = machine.read_text("/proc/sys/kernel/random/boot_id") != boot
+        if kept != text or not rebooted:
+            raise BoughError(f"the file holds {kept!r} instead of {text!r}, rebooted: {rebooted}")
+        seen.append(kept)
+
+
+def copy_a_file(story: Story, machine: Machine) -> None:
+    with tempfile.TemporaryDirectory(prefix="bough-demo-") as directory:
+        source, back = Path(directory) / "source", Path(directory) / "back"
+        source.write_bytes(secrets.token_bytes(32 * MIB))
+        with story.step("32 MiB are copied into it", f"bough cp file {machine.name}:/root/file"):
+            machine.copy_to(source, "/root/file")
+        with story.step("... and out again", f"bough cp {machine.name}:/root/file back") as seen:
+            machine.copy_from("/root/file", back)
+            if back.read_bytes() != source.read_bytes():
+                raise BoughError("what came back is not what was sent")
+            seen.append("byte for byte the same")
+
+
+def reach_a_port(story: Story, machine: Machine) -> None:
+    machine.shell("mkdir -p /srv/www && echo hello from $(hostname) > /srv/www/index.html", check=True)
+    server = machine.spawn("python3", "-m", "http.server", "80", "--directory", "/srv/www")
+    try:
+        machine.shell("until (exec 3<>/dev/tcp/127.0.0.1/80) 2>/dev/null; do sleep 0.1; done".join(
+            ["timeout 60 bash -c '", "'"]), check=True)  # fmt: skip
+        port = machine.forward(80)
+        with story.step(
+            "its web server is reached from this host", f"bough port add {machine.name} 0:80"
+        ) as seen:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port.host_port}/", timeout=30) as answer:
+                seen.append(f"http://127.0.0.1:{port.host_port}/ says: {answer.read().decode().strip()}")
+    finally:
+        server.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
