@@ -22,7 +22,14 @@ class LocalProcess:
     def __init__(self, argv: tuple[str, ...], env: Mapping[str, str]) -> None:
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
-            argv, stdin=pipe, stdout=pipe, stderr=pipe, env={**os.environ, **env}, cwd="/", bufsize=0
+            argv,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            env={**os.environ, **env},
+            cwd="/",
+            bufsize=0,
+            start_new_session=True,
         )
         self._output: queue.Queue[tuple[str, bytes] | None] = queue.Queue(16)
         self._readers = [
@@ -32,6 +39,7 @@ class LocalProcess:
         for reader in self._readers:
             reader.start()
         self._left = 2
+        self._reading = threading.Lock()
 
     def _read(self, name: str, stream: Any) -> None:
         while data := stream.read(64 * 1024):
@@ -49,12 +57,13 @@ class LocalProcess:
         self._process.stdin.close()
 
     def read(self, timeout: float | None = None) -> tuple[str, bytes] | None:
-        while self._left:
-            output = self._output.get(timeout=timeout)
-            if output is not None:
-                return output
-            self._left -= 1
-        return None
+        with self._reading:
+            while self._left:
+                output = self._output.get(timeout=timeout)
+                if output is not None:
+                    return output
+                self._left -= 1
+            return None
 
     def __iter__(self) -> Iterator[tuple[str, bytes]]:
         while (output := self.read()) is not None:
@@ -68,7 +77,7 @@ class LocalProcess:
 
     def close(self) -> None:
         if self._process.poll() is None:
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)
         self.wait()
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             assert stream is not None

@@ -251,13 +251,14 @@ class _Sending:
         self._source = _Source(self._process)
         try:
             self._process.close_stdin()
-            return tarfile.open(
-                fileobj=self._source,  # type: ignore[arg-type]
+            archive: tarfile.TarFile = tarfile.open(  # type: ignore[call-overload]
+                fileobj=self._source,
                 mode="r|",
                 bufsize=_BUFFER,
                 encoding="utf-8",
                 errors="surrogateescape",
             )
+            return archive
         except tarfile.ReadError:
             # Nothing came: the guest says why.
             self._tell()

@@ -6,7 +6,7 @@ import os
 import stat
 import tarfile
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 BLOCK = 512
 _CHUNK = 256 * 1024
@@ -86,7 +86,8 @@ class Packer:
         content = table.encode() + b"\n"
         content += b"\0" * (-len(content) % BLOCK)
         entry.size = len(content) + sum(length for _, length in segments)
-        entry.pax_headers |= {
+        entry.pax_headers = {
+            **entry.pax_headers,
             "GNU.sparse.major": "1",
             "GNU.sparse.minor": "0",
             "GNU.sparse.name": entry.name,
@@ -112,9 +113,9 @@ class Packer:
         # A name that is no UTF-8 has no place in a PAX header; GNU's form takes any bytes.
         try:
             (entry.name + entry.linkname).encode()
-            form = tarfile.PAX_FORMAT
+            form: Literal[1, 2] = 2  # tarfile.PAX_FORMAT
         except UnicodeEncodeError:
-            form = tarfile.GNU_FORMAT
+            form = 1  # tarfile.GNU_FORMAT
             entry.mtime = int(float(entry.pax_headers.get("mtime", entry.mtime)))
         self._stream.write(entry.tobuf(form, "utf-8", "surrogateescape"))
 
@@ -143,7 +144,8 @@ def _set_time(entry: tarfile.TarInfo, mtime_ns: int) -> None:
     seconds, rest = divmod(mtime_ns, 1_000_000_000)
     entry.mtime = seconds
     if rest or seconds < 0:
-        entry.pax_headers["mtime"] = f"{mtime_ns / 1e9:.9f}" if seconds < 0 else f"{seconds}.{rest:09d}"
+        exact = f"{mtime_ns / 1e9:.9f}" if seconds < 0 else f"{seconds}.{rest:09d}"
+        entry.pax_headers = {**entry.pax_headers, "mtime": exact}
 
 
 def _find_segments(descriptor: int, size: int, blocks: int) -> list[tuple[int, int]] | None:
