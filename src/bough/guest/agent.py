@@ -39,7 +39,7 @@ class Agent:
         nonce: of the handshake that holds; 0 before the first.
         blocked: the host takes nothing at the moment.
         sessions: what is open, by the id that the host gave it.
-        calls: ids of calls whose answer is awaited.
+        on_reset: what else ends when the host goes away.
     """
 
     def __init__(self, port: int, *, is_device: bool) -> None:
@@ -48,7 +48,7 @@ class Agent:
         self.nonce = 0
         self.blocked = False
         self.sessions: dict[int, Session] = {}
-        self.frozen = None  # what holds frozen file systems, see agent_system
+        self.on_reset: list[Callable[[], None]] = []
         self._parts: dict[int, list[bytes]] = {}
         self._reader = wire.FrameReader(wire.SYNC)
         self._handlers: dict[int, Handler] = {}
@@ -277,6 +277,9 @@ class Agent:
         for session in list(self.sessions.values()):
             session.abandon()
         self.sessions.clear()
+        on_reset, self.on_reset = self.on_reset, []
+        for action in on_reset:
+            action()
         self._parts.clear()
         self._pending.clear()
         self._stalled.clear()

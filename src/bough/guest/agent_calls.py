@@ -1,13 +1,221 @@
-"""Operations: what the host asks for by name."""
+"""Operations: what the host asks for by name. Those that may take long run in a child (Worker)."""
 
 from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # signal costs what enum costs
+import os
+import select
+from struct import Struct
 
 from bough.guest import wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bough.guest.agent import Agent
 
+    Arguments = dict[str, object]
+    Tell = Callable[[str, float | None, str], None]
 
-def start(agent: Agent, call: int, operation: str, arguments: dict[str, object]) -> None:
-    agent.send_values(wire.ERROR, call, {"message": f"unknown operation {operation[:50]}", "errno": None})
+_MESSAGE = Struct("<BI")
+_QUICK = {
+    "set_clock": "agent_system",
+    "add_entropy": "agent_system",
+    "load": "agent_system",
+    "power_off": "agent_system",
+    "reboot": "agent_system",
+    "thaw": "agent_freeze",
+}
+_SLOW = {
+    "set_identity": "agent_identity",
+    "grow_root": "agent_disk",
+    "first_boot": "agent_first_boot",
+    "freeze": "agent_freeze",
+}
+_workers: dict[str, Worker] = {}
+
+
+class OperationFailed(Exception):
+    """Told to the host with its message; `output` is the end of what a command printed."""
+
+    def __init__(self, message: str, output: str = "") -> None:
+        super().__init__(message)
+        self.output = output
+
+
+def start(agent: Agent, call: int, operation: str, arguments: Arguments) -> None:
+    if operation in _QUICK:
+        function = _load(_QUICK[operation], operation)
+        result = function(agent, call, arguments)
+        if result is not None:
+            agent.send_values(wire.RESULT, call, result)
+    elif operation in _SLOW:
+        worker = _workers.get(operation)
+        if worker is None:
+            worker = _workers[operation] = Worker(agent, operation, arguments)
+            if operation == "freeze":
+                agent.on_reset.append(worker.release)
+        # One that a service asked for which is gone goes on; who asks again gets its answer.
+        worker.answer_to(call)
+    else:
+        message = f"this agent knows no operation {operation[:50]!r}"
+        agent.send_values(wire.ERROR, call, {"message": message, "errno": "ENOSYS"})
+
+
+def _load(module: str, function: str) -> Callable[..., dict[str, object] | None]:
+    __import__("bough.guest." + module)
+    from sys import modules
+
+    loaded: Callable[..., dict[str, object] | None] = getattr(modules["bough.guest." + module], function)
+    return loaded
+
+
+class Worker:
+    """A child that does one operation and reports through a pipe."""
+
+    def __init__(self, agent: Agent, operation: str, arguments: Arguments) -> None:
+        self._agent = agent
+        self._operation = operation
+        self._call = 0
+        self._nonce = 0
+        self._held = b""
+        self._answered = False
+        self.on_end: list[Callable[[], None]] = []
+        self._report, report = os.pipe()
+        # Its other end is ours alone: it ends when we do.
+        hold, self._hold = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self._hold)
+            _work(operation, arguments, report, hold)
+        os.close(report)
+        os.close(hold)
+        agent.watch(self._report, select.EPOLLIN, self._readable)
+
+    def answer_to(self, call: int) -> None:
+        self._call = call
+        self._nonce = self._agent.nonce
+
+    def release(self) -> None:
+        """Tell the child that it is not to hold on any longer (see agent_freeze)."""
+        if self._hold >= 0:
+            os.close(self._hold)
+            self._hold = -1
+
+    def _readable(self, _events: int) -> None:
+        data = os.read(self._report, 65536)
+        if not data:
+            self._ended()
+            return
+        self._held += data
+        while len(self._held) >= _MESSAGE.size:
+            kind, length = _MESSAGE.unpack_from(self._held)
+            end = _MESSAGE.size + length
+            if len(self._held) < end:
+                return
+            self._tell(kind, wire.decode_map(self._held[_MESSAGE.size : end]))
+            self._held = self._held[end:]
+
+    def _tell(self, kind: int, values: dict[str, object]) -> None:
+        if kind != wire.PROGRESS:
+            if self._answered:
+                return
+            self._answered = True
+        if self._nonce == self._agent.nonce:
+            self._agent.send_values(kind, self._call, values)
+
+    def _ended(self) -> None:
+        self._agent.unwatch(self._report)
+        os.close(self._report)
+        self.release()
+        if _workers.get(self._operation) is self:
+            del _workers[self._operation]
+        self._tell(wire.ERROR, {"message": f"{self._operation} was killed", "errno": None})
+        for action in self.on_end:
+            action()
+
+
+def worker_of(operation: str) -> Worker | None:
+    return _workers.get(operation)
+
+
+def _work(operation: str, arguments: Arguments, report: int, hold: int) -> None:
+    """The child's whole life."""
+    try:
+        os.setsid()
+        _signal.set_wakeup_fd(-1)
+        for number in (_signal.SIGCHLD, _signal.SIGTERM):
+            _signal.signal(number, _signal.SIG_DFL)
+
+        def say(kind: int, values: dict[str, object]) -> None:
+            payload = wire.encode(values)
+            os.write(report, _MESSAGE.pack(kind, len(payload)) + payload)
+
+        def tell(step: str, fraction: float | None = None, detail: str = "") -> None:
+            say(wire.PROGRESS, {"step": step, "fraction": fraction, "detail": detail[:200]})
+
+        try:
+            function = _load(_SLOW[operation], operation)
+            if operation == "freeze":
+                function(arguments, lambda values: say(wire.RESULT, values), hold)
+            else:
+                say(wire.RESULT, function(arguments, tell) or {})
+        except OperationFailed as error:
+            say(wire.ERROR, {"message": str(error)[:4000], "errno": None, "output": error.output[-16000:]})
+        except OSError as error:
+            from errno import errorcode
+
+            text = error.strerror or str(error)
+            if error.filename is not None:
+                text = f"{os.fsdecode(error.filename)}: {text}"
+            say(wire.ERROR, {"message": text[:4000], "errno": errorcode.get(error.errno or 0)})
+        except Exception as error:
+            say(wire.ERROR, {"message": f"{type(error).__name__}: {error}"[:4000], "errno": None})
+    finally:
+        os._exit(0)
+
+
+def run(argv: list[str], data: bytes = b"", *, directory: str = "/", tail: int = 65536) -> tuple[int, str]:
+    """Run a program in a worker: its exit status (128 + N for signal N) and the end of what it printed.
+
+    A child of it that lives on and keeps its output open is not waited for.
+    """
+    from bough.guest.agent_spawn import start as start_process
+
+    process = start_process({"argv": argv, "cwd": directory, "stdin": bool(data), "merge": True})
+    if data:
+        os.write(process.stdin, data)
+        os.close(process.stdin)
+    os.set_blocking(process.stdout, False)
+    output = b""
+    status = None
+    while True:
+        select.select([process.stdout], [], [], 0.05)
+        try:
+            chunk = os.read(process.stdout, 65536)
+            if not chunk:
+                break
+            output = (output + chunk)[-tail:]
+        except BlockingIOError:
+            if status is not None:
+                break
+            pid, ended = os.waitpid(process.pid, os.WNOHANG)
+            status = ended if pid else None
+    os.close(process.stdout)
+    if status is None:
+        status = os.waitpid(process.pid, 0)[1]
+    code = 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+    return code, output.decode("utf-8", "replace")
+
+
+def run_or_fail(argv: list[str], data: bytes = b"") -> str:
+    """As run; OperationFailed unless it ends with 0."""
+    code, output = run(argv, data)
+    if code:
+        raise OperationFailed(f"{' '.join(argv)[:200]} ended with {code}", output)
+    return output
+
+
+def list_of_text(value: object) -> list[str]:
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []

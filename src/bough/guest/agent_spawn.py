@@ -61,10 +61,13 @@ def _start_on_pipes(request: dict[str, object], command: _Command) -> Process:
             theirs.append(read_end)
         else:
             theirs.append(os.open("/dev/null", os.O_RDONLY))
-        for _ in range(2):
+        for _ in range(1 if request.get("merge") else 2):
             read_end, write_end = os.pipe()
             ours.append(read_end)
             theirs.append(write_end)
+        if request.get("merge"):
+            pid = command.launch([*theirs, theirs[1]], None)
+            return Process(pid, ours[0] if len(ours) == 2 else -1, ours[-1], -1)
         pid = command.launch(theirs, None)
     except BaseException:
         for fd in ours:

@@ -1,0 +1,108 @@
+"""Operation grow_root: the root file system takes the disk that it was given."""
+
+# pathlib costs an emulated guest 20 ms to load.
+# ruff: noqa: PTH112, PTH113, PTH119, PTH120, PTH123, PTH208
+
+from __future__ import annotations
+
+import os
+
+from bough.guest.agent_calls import OperationFailed, run_or_fail
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bough.guest.agent_calls import Arguments, Tell
+
+_SECTOR = 512
+# Less than this is alignment and the second partition table at the end of the disk.
+_WORTHWHILE = 4 * 1024 * 1024
+
+
+def grow_root(_arguments: Arguments, tell: Tell) -> dict[str, object]:
+    """-> {"grown": bool, "size_bytes": of the root's partition}. Does what is left to do, if anything."""
+    numbers, kind = _root_device()
+    block = os.path.realpath(f"/sys/dev/block/{numbers}")
+    if not os.path.isdir(block):
+        return {"grown": False}  # no block device: nothing to grow
+    device = "/dev/" + os.path.basename(block)
+    grown = False
+    if os.path.isfile(block + "/partition") and _slack(block) >= _WORTHWHILE:
+        tell("growing the root partition", None, device)
+        _grow_partition(block, device)
+        grown = True
+    size = _number(block + "/size") * _SECTOR
+    if _file_system_size(device, kind) + _WORTHWHILE <= size:
+        tell("growing the root file system", None, device)
+        _grow_file_system(device, kind)
+        grown = True
+    return {"grown": grown, "size_bytes": size}
+
+
+def _root_device() -> tuple[str, str]:
+    """("254:3", "ext4")"""
+    with open("/proc/self/mountinfo", "rb", buffering=0) as file:
+        for line in file.read(1 << 20).decode("utf-8", "surrogateescape").splitlines():
+            fields, _, rest = line.partition(" - ")
+            if fields.split()[4] == "/":
+                return fields.split()[2], rest.split()[0]
+    raise OperationFailed("no root file system is mounted")
+
+
+def _number(path: str) -> int:
+    with open(path, "rb", buffering=0) as file:
+        return int(file.read(64))
+
+
+def _slack(block: str) -> int:
+    """Bytes behind the partition; 0 if another one is there."""
+    disk = os.path.dirname(block)
+    start = _number(block + "/start")
+    end = start + _number(block + "/size")
+    for name in os.listdir(disk):
+        path = f"{disk}/{name}"
+        if os.path.isfile(path + "/partition") and _number(path + "/start") > start:
+            return 0
+    return (_number(disk + "/size") - end) * _SECTOR
+
+
+def _grow_partition(block: str, device: str) -> None:
+    disk = "/dev/" + os.path.basename(os.path.dirname(block))
+    number = _number(block + "/partition")
+    lines = []
+    for line in run_or_fail(["sfdisk", "--dump", disk]).splitlines():
+        name, _, rest = line.partition(" : ")
+        if line.startswith("last-lba"):
+            continue  # of the smaller disk
+        if name.strip() == device:
+            # Without a size: all that there is.
+            parts = [part for part in rest.split(",") if not part.strip().startswith("size=")]
+            lines.append(f"{name} : {','.join(parts)}")
+        else:
+            lines.append(line)
+    script = "\n".join(lines).encode() + b"\n"
+    run_or_fail(["sfdisk", "--no-reread", "--no-tell-kernel", "--force", "--quiet", disk], script)
+    # Only this one, as the kernel does not forget partitions in use.
+    run_or_fail(["partx", "--update", "--nr", str(number), disk])
+
+
+def _file_system_size(device: str, kind: str) -> int:
+    """Bytes; 0 where it is not easily seen, so that growing is tried."""
+    if not kind.startswith("ext"):
+        info = os.statvfs("/")
+        return info.f_blocks * info.f_frsize if kind == "btrfs" else 0
+    with open(device, "rb", buffering=0) as file:
+        file.seek(1024)
+        block = file.read(1024)
+    blocks = int.from_bytes(block[4:8], "little") | int.from_bytes(block[0x150:0x154], "little") << 32
+    return blocks * (1024 << int.from_bytes(block[0x18:0x1C], "little"))
+
+
+def _grow_file_system(device: str, kind: str) -> None:
+    commands = {
+        "xfs": ["xfs_growfs", "/"],
+        "btrfs": ["btrfs", "filesystem", "resize", "max", "/"],
+    }
+    if kind.startswith("ext"):
+        run_or_fail(["resize2fs", device])
+    elif kind in commands:
+        run_or_fail(commands[kind])
