@@ -146,6 +146,8 @@ class WebSocket:
         self._stream.close()
         if event.code == _CLOSED_WITH_ERROR:
             raise BoughError(event.reason or "the service ended it with an error")
+        if event.code in (1002, 1003, 1007, 1009):
+            raise ProtocolError(f"what the service sent is no WebSocket: {event.reason}")
         if event.code in (1011, 1012, 1006):
             raise _broken(event.reason)
 
