@@ -33,8 +33,13 @@ def find_leftovers(home: Home, *, service_may_run: bool = True) -> Leftovers:
     working directory and open files, so that those of other homes on the host do not count."""
     existing = {path.name for path in home.machines.iterdir()} if home.machines.exists() else set()
     found = Leftovers()
-    for pid, text in _processes_of(home):
+    uplinks = 0
+    for pid, text in sorted(_processes_of(home), key=lambda each: "/passt " in each[1]):
         if any(machine_id in text for machine_id in existing):
+            uplinks += "qemu-system" in text
+            continue
+        if "/passt " in text and uplinks > 0:
+            uplinks -= 1  # its arguments do not say whose it is; each running machine has at most one
             continue
         if service_may_run and "bough.service" in text:
             continue
@@ -46,6 +51,7 @@ def find_leftovers(home: Home, *, service_may_run: bool = True) -> Leftovers:
             str(path)
             for path in home.runtime.rglob("*")
             if path.relative_to(home.runtime).parts[0] not in existing
+            and path.name != "start.lock"  # kept for the next start, as the lock of the home is
             and not (service_may_run and path == home.api_socket)
         ]
     if home.incoming.exists():
