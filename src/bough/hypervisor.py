@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,7 +87,9 @@ class Hypervisor:
         names = [machine.name for machine in self._machines.values()]
         close = get_close_matches(reference, names, n=1)
         hint = f"did you mean '{close[0]}'?" if close else "bough list shows them all"
-        raise NotFound(f"no machine is called {reference[:80]!r}", hint=hint, kind="machine", name=reference[:80])
+        raise NotFound(
+            f"no machine is called {reference[:80]!r}", hint=hint, kind="machine", name=reference[:80]
+        )
 
     async def create(
         self,
@@ -285,7 +286,7 @@ class Hypervisor:
                 "disk_bytes": entry.bytes_on_disk,
                 "used_by": users.get(entry.manifest.digest, []),
             }
-            for entry in self.images.list()
+            for entry in self.images.entries()
         ]
 
     def delete_image(self, reference: str) -> None:
@@ -356,5 +357,5 @@ def _remove_tree(path: Path) -> None:
 def _make_removable(function: Any, path: str, error: Any) -> None:
     if isinstance(error[1], FileNotFoundError):
         return
-    os.chmod(Path(path).parent, 0o700)
+    Path(path).parent.chmod(0o700)
     function(path)

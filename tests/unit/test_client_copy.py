@@ -170,7 +170,7 @@ def test_a_tree_onto_a_tree_is_merged(copy: Copy, tmp_path: Path) -> None:
         ("file", "clash", (InvalidInput, GuestRefused), "directory"),
     ],
 )
-def test_what_cannot_be(  # noqa: PLR0917
+def test_what_cannot_be(
     copy: Copy, tmp_path: Path, source: str, destination: str, error: type[BoughError], says: str
 ) -> None:
     (tmp_path / "file").touch()

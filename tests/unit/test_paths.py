@@ -13,9 +13,7 @@ def test_two_homes_share_no_socket(tmp_path: Path) -> None:
     assert Home.at(tmp_path / "x" / ".." / "one") == one
 
 
-def test_a_socket_path_fits_however_long_the_home_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_socket_path_fits_however_long_the_home_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/4294967294")
     home = Home.at(tmp_path / ("deep/" * 40) / "home")
     # sockaddr_un.sun_path holds 108 bytes with the NUL

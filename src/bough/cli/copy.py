@@ -19,7 +19,7 @@ def cp(source: str, destination: str) -> None:
     As `cp -a` does: modes, times, links and holes are kept; into a directory that exists, beside
     what is there. - is standard input or output, for one file.
     """
-    import bough
+    from bough.client import connect
     from bough.client.copy import copy_in, copy_out
 
     come, go = _split(source), _split(destination)
@@ -28,7 +28,7 @@ def cp(source: str, destination: str) -> None:
             "one of the two must be on a machine, written NAME:PATH",
             hint="bough cp web:/etc/hosts . copies from machine 'web', bough cp hosts web:/tmp/ to it",
         )
-    with bough.connect() as hypervisor, progress(quiet=not is_fancy()) as report:
+    with connect() as hypervisor, progress(quiet=not is_fancy()) as report:
         if go is not None:
             machine = hypervisor.machine(go[0])
             copy_in(machine, sys.stdin.buffer if source == "-" else source, go[1], report)

@@ -41,7 +41,8 @@ def _show(found: dict[str, Any]) -> None:
                 print(f"{'':9}{manager}: {command}")
     print()
     for accelerator in found["accelerators"]:
-        print(f"{'usable ' if accelerator['usable'] else 'no     '}  {accelerator['name']}: {accelerator['detail']}")
+        mark = "usable " if accelerator["usable"] else "no     "
+        print(f"{mark}  {accelerator['name']}: {accelerator['detail']}")
     print()
     for part in found["jail"]:
         print(f"{'had    ' if part['had'] else 'MISSING'}  jail, {part['name']}: {part['detail']}")

@@ -17,7 +17,9 @@ from bough.cli.spec import spec_of, spec_options
 @click.option("--start", is_flag=True, help="Start it, too.")
 @spec_options
 @json_option
-def create(image: str | None, name: str | None, start: bool, force: bool, as_json: bool, **given: Any) -> None:
+def create(
+    image: str | None, name: str | None, start: bool, force: bool, as_json: bool, **given: Any
+) -> None:
     """Create a machine from IMAGE (debian:12), stopped. The image is built when it is not here yet.
 
     The public keys in ~/.ssh may log in as root, unless others are named. A TOML spec says

@@ -64,7 +64,10 @@ def info(name: str, plan: bool, as_json: bool) -> None:
         ("on disk", format_size(machine["disk_bytes"])),
         ("accelerator", machine["accelerator"] or "-"),
         ("pid", str(machine["pid"] or "-")),
-        ("ports", ", ".join(f"{p['host']}:{p['host_port']} -> {p['guest_port']}" for p in machine["ports"]) or "-"),
+        (
+            "ports",
+            ", ".join(f"{p['host']}:{p['host_port']} -> {p['guest_port']}" for p in machine["ports"]) or "-",
+        ),
     ]
     for key, value in rows:
         print(f"{key + ':':13}{value}")
@@ -156,4 +159,5 @@ def events(since: str | None, as_json: bool) -> None:
                 print(text, flush=True)
                 continue
             event = json.loads(text)
-            print(f"{event['time'][11:19]}  {event['name']}  {event['kind']}  {clean(event['detail'])}".rstrip(), flush=True)
+            words = (event["time"][11:19], event["name"], event["kind"], clean(event["detail"]))
+            print("  ".join(words).rstrip(), flush=True)

@@ -53,12 +53,12 @@ def show_error(error: BoughError) -> None:
     problems = error.details.get("problems")
     if isinstance(problems, list) and len(problems) > 1:
         for problem in problems:
-            hint = f" ({problem['hint']})" if problem.get("hint") else ""
-            lines.append(f"  {problem['place']}: {clean(problem['message'])}{hint}")
+            more = f" ({problem['hint']})" if problem.get("hint") else ""
+            lines.append(f"  {problem['place']}: {clean(problem['message'])}{more}")
     for key, label in _TAILS.items():
         text = clean(str(error.details.get(key) or "")).strip()
         lines += [f"  {label}: {line}" for line in text.split("\n")[-_TAIL_LINES:] if line.strip()]
-    hint = error.hint
+    hint: str | None = error.hint
     if not hint and isinstance(problems, list) and len(problems) == 1:
         hint = problems[0].get("hint")
     if hint:
@@ -118,7 +118,9 @@ def _bar() -> Iterator[Report]:
             shown.append((bar, bar.add_task(step.step, total=None, detail="")))
         bar, task = shown[0]
         total = None if step.fraction is None else 1.0
-        bar.update(task, description=step.step, total=total, completed=step.fraction or 0, detail=step.detail[:60])
+        bar.update(
+            task, description=step.step, total=total, completed=step.fraction or 0, detail=step.detail[:60]
+        )
 
     try:
         yield report

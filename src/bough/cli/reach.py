@@ -57,7 +57,11 @@ def _parse(text: str) -> dict[str, Any]:
     *address, host, guest = text.rsplit(":", 2) if text.count(":") > 1 else text.split(":")
     if not (host.isdecimal() and guest.isdecimal() and text.count(":")):
         raise InvalidInput(f"a forward is HOST:GUEST, two port numbers, like 8080:80, not {text!r}")
-    return {"host": address[0].strip("[]") if address else "127.0.0.1", "host_port": int(host), "guest_port": int(guest)}
+    return {
+        "host": address[0].strip("[]") if address else "127.0.0.1",
+        "host_port": int(host),
+        "guest_port": int(guest),
+    }
 
 
 @click.command()

@@ -52,10 +52,11 @@ def run(
             machine = service.long_call("POST", "/machines", body, progress=report)["id"]
             if ephemeral:
                 hold = service.websocket(machine_path(machine, "hold"))
-            service.long_call(
-                "POST", machine_path(machine, "start"), {"timeout_s": timeout}, progress=report
-            )
-        request = {"argv": list(command) or ["/bin/sh", "-c", 'cd; exec "${SHELL:-/bin/sh}" -l'], "user": as_user}
+            service.long_call("POST", machine_path(machine, "start"), {"timeout_s": timeout}, progress=report)
+        request = {
+            "argv": list(command) or ["/bin/sh", "-c", 'cd; exec "${SHELL:-/bin/sh}" -l'],
+            "user": as_user,
+        }
         terminal = tty or (not command and sys.stdin.isatty())
         status = run_in(service, machine, request, tty=terminal, interactive=interactive or not command)
         done = True

@@ -24,7 +24,7 @@ def machine_path(name: str, *parts: str, **query: Any) -> str:
     return path_of("machines", name, *parts, **query)
 
 
-class MachineName(click.ParamType):
+class MachineName(click.ParamType):  # type: ignore[type-arg]  # generic from 8.2 on
     """The name, id, or beginning of an id of a machine."""
 
     name = "name"
@@ -43,7 +43,7 @@ class MachineName(click.ParamType):
         ]
 
 
-class ImageName(click.ParamType):
+class ImageName(click.ParamType):  # type: ignore[type-arg]
     """A label or digest of an image."""
 
     name = "image"
@@ -57,10 +57,12 @@ class ImageName(click.ParamType):
             images = connect(start=False).get("/images")
         except BoughError:
             return []
-        return [CompletionItem(label) for i in images for label in i["labels"] if label.startswith(incomplete)]
+        return [
+            CompletionItem(label) for i in images for label in i["labels"] if label.startswith(incomplete)
+        ]
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType):  # type: ignore[type-arg]
     """A time like 30s or 2m, in seconds."""
 
     name = "time"

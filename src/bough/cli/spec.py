@@ -43,7 +43,9 @@ def spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options += [click.option(flag, name, *_short(flag), multiple=True, **more) for flag, name, more in _LISTS]
     options += [
         click.option("--no-uplink", is_flag=True, help="No way out to the network."),
-        click.option("--no-ssh-keys", is_flag=True, help="Not the public keys in ~/.ssh, which may log in else."),
+        click.option(
+            "--no-ssh-keys", is_flag=True, help="Not the public keys in ~/.ssh, which may log in else."
+        ),
         click.option("-f", "--file", "spec_file", metavar="TOML", help="A machine spec; flags go before it."),
         click.option("--force", is_flag=True, help="More than this host has, all the same."),
     ]
@@ -111,7 +113,9 @@ def _read_key(text: str) -> str:
     try:
         return path.read_text().strip()
     except OSError as error:
-        raise InvalidInput(f"--ssh-key {text}: {error.strerror}", hint="name a public key, a .pub file") from error
+        raise InvalidInput(
+            f"--ssh-key {text}: {error.strerror}", hint="name a public key, a .pub file"
+        ) from error
 
 
 def _own_keys() -> list[str]:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import bough
+from bough import __version__
 from bough.client.connection import Connection
 from bough.errors import ServiceUnavailable
 
@@ -39,7 +39,7 @@ def find_service(home: Home, *, start: bool = True) -> tuple[Connection, dict[st
         if not start:
             raise
         version = _start_under_lock(home, connection)
-    if version.get("version") != bough.__version__ and start:
+    if version.get("version") != __version__ and start:
         version = _settle_versions(home, connection, version)
     return connection, version
 
@@ -52,14 +52,14 @@ def _settle_versions(home: Home, connection: Connection, version: dict[str, Any]
         return _start_under_lock(home, connection)
     if version.get("api") != API_VERSION:
         raise ServiceUnavailable(
-            f"the service of {home.root} is bough {version.get('version')}, which this {bough.__version__} "
+            f"the service of {home.root} is bough {version.get('version')}, which this {__version__} "
             "does not understand, and it is in use",
             hint="when nothing runs through it any more, end it with `bough serve --stop`: machines go on",
         )
     import warnings
 
     warnings.warn(
-        f"the service of {home.root} is bough {version.get('version')}, this is {bough.__version__}; "
+        f"the service of {home.root} is bough {version.get('version')}, this is {__version__}; "
         "`bough serve --stop` ends it, the next command starts the new one, machines go on",
         stacklevel=3,
     )

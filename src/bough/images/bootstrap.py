@@ -145,7 +145,9 @@ class _Watch:
                 hint="it takes about 2.5 GiB while it is built",
                 output=output[-2000:],
             )
-        unreachable = any(word in output for word in ("Could not resolve", "Could not connect", "Temporary failure"))
+        unreachable = any(
+            word in output for word in ("Could not resolve", "Could not connect", "Temporary failure")
+        )
         return BuildFailed(
             f"the image {self._label} could not be built: {self._step} failed (status {status})",
             hint="no mirror could be reached: is there a network? --mirror names another"
@@ -167,5 +169,7 @@ def remove_build(work: Path) -> None:
         import subprocess
 
         inner = ["sh", "-c", 'cd "$1" && find . -mindepth 1 -delete', "sh", str(work)]
-        subprocess.run(["mmdebstrap", "--unshare-helper", *inner], check=False, capture_output=True, timeout=120)
+        subprocess.run(
+            ["mmdebstrap", "--unshare-helper", *inner], check=False, capture_output=True, timeout=120
+        )
         shutil.rmtree(work)

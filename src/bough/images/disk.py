@@ -73,9 +73,13 @@ def render_partition_table(identity: DiskIdentity, arch: str) -> str:
         f"label-id: {identity.disk}",
         f"first-lba: {BIOS_BOOT_LBA}",
         "",
-        _render_partition(BIOS_BOOT_LBA, ESP_OFFSET // SECTOR - BIOS_BOOT_LBA, _BIOS_BOOT_TYPE, identity.bios_boot, "bios"),
+        _render_partition(
+            BIOS_BOOT_LBA, ESP_OFFSET // SECTOR - BIOS_BOOT_LBA, _BIOS_BOOT_TYPE, identity.bios_boot, "bios"
+        ),
         _render_partition(ESP_OFFSET // SECTOR, ESP_BYTES // SECTOR, _ESP_TYPE, identity.esp, "esp"),
-        _render_partition(ROOT_OFFSET // SECTOR, ROOT_BYTES // SECTOR, _ROOT_TYPE[arch], identity.root, "root"),
+        _render_partition(
+            ROOT_OFFSET // SECTOR, ROOT_BYTES // SECTOR, _ROOT_TYPE[arch], identity.root, "root"
+        ),
     ]
     return "\n".join(lines) + "\n"
 
@@ -144,7 +148,26 @@ def write_esp(disk: Path, loader: Path, name: str, serial: int, epoch_s: int) ->
     where = f"{disk}@@{ESP_OFFSET}"
     os.utime(loader, (epoch_s, epoch_s))
     size = str(ESP_BYTES // SECTOR)
-    _run(["mformat", "-i", where, "-T", size, "-h", "16", "-s", "32", "-N", f"{serial:08x}", "-v", "ESP", "::"], "", epoch_s)
+    _run(
+        [
+            "mformat",
+            "-i",
+            where,
+            "-T",
+            size,
+            "-h",
+            "16",
+            "-s",
+            "32",
+            "-N",
+            f"{serial:08x}",
+            "-v",
+            "ESP",
+            "::",
+        ],
+        "",
+        epoch_s,
+    )
     _run(["mmd", "-i", where, "::/EFI", "::/EFI/BOOT"], "", epoch_s)
     _run(["mcopy", "-i", where, "-m", str(loader), f"::/EFI/BOOT/{name}"], "", epoch_s)
 

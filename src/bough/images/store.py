@@ -1,8 +1,8 @@
 """Images by digest, with labels on top.
 
-    images/<digest>/image.json   the manifest; written last, so that an image that has one is whole
-    images/<digest>/disk.raw     read-only, sparse
-    labels.json                  label -> digest
+images/<digest>/image.json   the manifest; written last, so that an image that has one is whole
+images/<digest>/disk.raw     read-only, sparse
+labels.json                  label -> digest
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class ImageStore:
     def __init__(self, home: Home) -> None:
         self.home = home
 
-    def list(self) -> list[ImageEntry]:
+    def entries(self) -> list[ImageEntry]:
         """Newest first."""
         labels = self._labels()
         entries = [
@@ -89,7 +89,9 @@ class ImageStore:
         if len(found) == 1:
             return found[0]
         if found:
-            raise Conflict(f"{reference!r} is the beginning of {len(found)} images' digests", hint="give more")
+            raise Conflict(
+                f"{reference!r} is the beginning of {len(found)} images' digests", hint="give more"
+            )
         close = get_close_matches(reference, labels, n=1)
         hint = f"did you mean '{close[0]}'?" if close else "bough image list shows them all"
         raise NotFound(f"no image is called {reference[:80]!r}", hint=hint, kind="image")
@@ -118,7 +120,7 @@ class ImageStore:
 
     def prune(self, used: set[str]) -> tuple[list[str], int]:
         """Delete what is neither labelled nor `used`: the digests, and the bytes that are free now."""
-        doomed = [e for e in self.list() if not e.labels and e.manifest.digest not in used]
+        doomed = [e for e in self.entries() if not e.labels and e.manifest.digest not in used]
         for entry in doomed:
             self._remove(entry.manifest.digest)
         return [entry.manifest.digest for entry in doomed], sum(entry.bytes_on_disk for entry in doomed)

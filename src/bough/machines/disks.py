@@ -29,11 +29,9 @@ async def create_disks(
     """
     size = spec.disk or image.size_bytes
     if size < image.size_bytes:
-        problem = {
-            "place": "disk",
-            "message": f"{format_size(size)} is less than the {format_size(image.size_bytes)} of {spec.image}",
-            "hint": "leave it out to take the image's size",
-        }
+        message = f"{format_size(size)} is less than the {format_size(image.size_bytes)} of {spec.image}"
+        hint = "leave it out to take the image's size"
+        problem = {"place": "disk", "message": message, "hint": hint}
         raise InvalidSpec(f"disk: {problem['message']}", problems=[problem])
     final = home.machine(made.root.name)
     relative = os.path.relpath(backing, final.disks)
@@ -70,7 +68,9 @@ async def _create_qcow2(
     if process.returncode != 0:
         text = stderr.decode(errors="replace").strip()[-1000:]
         if "No space left" in text:
-            raise NoSpace(f"no space left for a disk at {path.parent}", hint="bough image prune may free some")
+            raise NoSpace(
+                f"no space left for a disk at {path.parent}", hint="bough image prune may free some"
+            )
         raise BoughError(f"qemu-img could not create a disk: {text}")
     path.chmod(0o600)
     descriptor = os.open(path, os.O_RDONLY)

@@ -495,7 +495,9 @@ class Machine:
 
     def _settle(self, cause: ExitCause | None) -> None:
         """QEMU is gone: `stopped` when somebody wanted that, `failed` with the cause when not."""
-        wanted = self._stop_asked or self.state is State.STOPPING or self._shutdown_reason in _WANTED_SHUTDOWNS
+        wanted = (
+            self._stop_asked or self.state is State.STOPPING or self._shutdown_reason in _WANTED_SHUTDOWNS
+        )
         clean = cause is not None and cause.exit_status == 0
         if not self._panicked and (wanted or clean):
             self._change(state=State.STOPPED, failure=None)

@@ -13,6 +13,7 @@ from bough.hypervisor import Hypervisor
 from bough.machines.record import now
 from bough.service import images, machines, streams
 from bough.service.answers import answer_exception
+from bough.service.usage import Usage
 
 API_VERSION = 1
 
@@ -27,6 +28,7 @@ def create_app(hypervisor: Hypervisor, shut_down: Callable[[], None]) -> FastAPI
         redoc_url=None,
     )
     started = now()
+    usage = Usage(app)
 
     @app.get("/v1/version")
     async def version() -> dict[str, object]:
@@ -36,6 +38,7 @@ def create_app(hypervisor: Hypervisor, shut_down: Callable[[], None]) -> FastAPI
             "pid": os.getpid(),
             "home": str(hypervisor.home.root),
             "started": started,
+            "busy": usage.count,
         }
 
     @app.post("/v1/shutdown")

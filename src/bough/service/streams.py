@@ -28,6 +28,8 @@ from bough.service.answers import as_bough_error, error_response
 
 STDIN, STDOUT, STDERR, STATUS, RESIZE, SIGNAL, CLOSE = 0, 1, 2, 3, 4, 5, 255
 FIRST_MESSAGE_TIMEOUT_S = 30.0
+#: Messages of a client (256 KiB each at most, by ours) that wait for a command that does not read.
+_INBOX_MESSAGES = 16
 BACKLOG_BYTES = 16 * 1024
 #: Close codes 4000-4999 are for applications (RFC 6455, section 7.4.2).
 CLOSED_WITH_ERROR = 4000
@@ -47,6 +49,9 @@ class ExecMessage(BaseModel):
     term: str = "xterm"
     timeout_s: float | None = Field(None, gt=0)
 
+    def request(self) -> ExecRequest:
+        return ExecRequest(**self.model_dump(exclude={"timeout_s"}))
+
 
 def routes(hypervisor: Hypervisor) -> APIRouter:
     router = APIRouter(prefix="/v1")
@@ -57,19 +62,12 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
             machine = hypervisor.machine(reference)
             channel = await machine.agent()
             await socket.accept()
-            message = await _first_message(socket)
-            session = await channel.exec(
-                ExecRequest(
-                    argv=message.argv,
-                    env=message.env,
-                    cwd=message.cwd,
-                    user=message.user,
-                    tty=message.tty,
-                    rows=message.rows,
-                    columns=message.columns,
-                    term=message.term,
-                )
-            )
+            try:
+                message = await _first_message(socket)
+                session = await channel.exec(message.request())
+            except BoughError as error:
+                await _send_status(socket, error=error)
+                return
             await _carry_exec(socket, session, machine, message.timeout_s)
 
     @router.websocket("/machines/{reference}/console")
@@ -154,10 +152,17 @@ async def _carry_exec(
     socket: WebSocket, session: ExecSession, machine: Machine, timeout_s: float | None
 ) -> None:
     """Carry the streams until the command has ended. A client that goes away takes the command with it."""
-    status: dict[str, Any] = {"exit_code": None, "signal": None, "error": None}
+    failure: BoughError | None = None
+    inbox: asyncio.Queue[bytes] = asyncio.Queue(_INBOX_MESSAGES)
 
-    async def inward(message: bytes) -> None:
-        await _handle_exec_message(session, message)
+    async def inward() -> None:
+        # A queue between the socket and the guest: a command that does not read its input must not
+        # keep us from seeing that its client has gone.
+        feeding = asyncio.create_task(_feed(session, inbox))
+        try:
+            await _until_first(_for_each_message(socket, inbox.put), _raise_from(feeding))
+        finally:
+            feeding.cancel()
 
     async def outward() -> None:
         async for stream, data in session:
@@ -165,19 +170,33 @@ async def _carry_exec(
 
     try:
         async with asyncio.timeout(timeout_s):
-            await _until_first(outward(), _for_each_message(socket, inward))
-        status["exit_code"], status["signal"] = session.exit.code, session.exit.signal
+            await _until_first(outward(), inward())
     except TimeoutError:
-        error = DeadlineExceeded(
-            f"the command did not end within {timeout_s:.0f} s and was killed", machine=machine.name
-        )
-        status["error"] = error.to_dict()
+        text = f"the command did not end within {timeout_s:g} s and was killed"
+        failure = DeadlineExceeded(text, machine=machine.name)
     except BoughError as error:
-        status["error"] = error.to_dict()
+        failure = error
     finally:
         await session.abort()
+    ended = session.exit
+    await _send_status(socket, code=ended.code, signal=ended.signal, error=failure or ended.error)
+
+
+async def _send_status(
+    socket: WebSocket, *, code: int | None = None, signal: str | None = None, error: BoughError | None = None
+) -> None:
+    status = {"exit_code": code, "signal": signal, "error": error.to_dict() if error else None}
     if socket.client_state is WebSocketState.CONNECTED:
         await socket.send_bytes(bytes([STATUS]) + json.dumps(status).encode())
+
+
+async def _feed(session: ExecSession, inbox: asyncio.Queue[bytes]) -> None:
+    while True:
+        await _handle_exec_message(session, await inbox.get())
+
+
+async def _raise_from(task: asyncio.Task[None]) -> None:
+    await task
 
 
 async def _handle_exec_message(session: ExecSession, message: bytes) -> None:
@@ -204,7 +223,7 @@ async def _handle_exec_message(session: ExecSession, message: bytes) -> None:
 # -- carrying -----------------------------------------------------------------------------------
 
 
-class _answering:  # noqa: N801 (read like a function where it is used)
+class _answering:
     """Errors of the block go to the client; then the socket is closed."""
 
     def __init__(self, socket: WebSocket) -> None:

@@ -17,5 +17,6 @@ epoch=$(find "$root/usr/share/doc" -maxdepth 2 -name 'changelog*' -printf '%T@\n
 find "$root" -newermt "@$epoch" -exec touch -h -d "@$epoch" {} +
 echo "$epoch" > /mnt/out/epoch
 rm -f "$root"/usr/lib/bough/bough/__pycache__/* "$root"/usr/lib/bough/bough/guest/__pycache__/*
+touch -d "@$epoch" "$root/etc/.updated" "$root/var/.updated"
 PYTHONHASHSEED=0 chroot "$root" python3 -I -S -m compileall -q --invalidation-mode unchecked-hash /usr/lib/bough
 chroot "$root" dpkg-query -W -f '${Package} ${Version}\n' > /mnt/out/packages

@@ -18,6 +18,8 @@ if [ -e "$root/lib/systemd/system/systemd-resolved.service" ]; then
     chroot "$root" systemctl -q enable systemd-resolved.service
 fi
 chroot "$root" systemctl -q disable $BOUGH_DISABLED_UNITS
+mkdir -p "$root/etc/systemd/system-generators"
+for generator in $BOUGH_MASKED_GENERATORS; do ln -sf /dev/null "$root/etc/systemd/system-generators/$generator"; done
 chroot "$root" systemctl -q mask $BOUGH_MASKED_UNITS
 chroot "$root" update-tirfs
 
@@ -30,7 +32,7 @@ sed "s/@ROOT_UUID@/$BOUGH_ROOT_UUID/" /mnt/boot-bios.cfg > "$grub/bios.cfg"
 sed "s/@ROOT_UUID@/$BOUGH_ROOT_UUID/" /mnt/boot-efi.cfg > "$grub/efi.cfg"
 modules="part_gpt ext2 linux normal configfile echo test search search_fs_uuid serial"
 chroot "$root" /tmp/grub/usr/bin/grub-mkimage -d /tmp/grub/usr/lib/grub/i386-pc -O i386-pc \
-    -o /tmp/grub/core.img -c /tmp/grub/bios.cfg -p '(hd0,gpt3)/boot/grub' biosdisk $modules
+    -o /tmp/grub/core.img -c /tmp/grub/bios.cfg -p '(hd0,gpt3)/boot/grub' biosdisk linux16 $modules
 chroot "$root" /tmp/grub/usr/bin/grub-mkimage -d /tmp/grub/usr/lib/grub/x86_64-efi -O x86_64-efi \
     -o /tmp/grub/boot.efi -c /tmp/grub/efi.cfg -p /boot/grub $modules
 cp "$grub/core.img" "$grub/boot.efi" "$grub/usr/lib/grub/i386-pc/boot.img" /mnt/out/

@@ -1,0 +1,140 @@
+"""The command line of QEMU, word for word: what a guest's hardware is must not change by accident."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from bough.qemu.argv import SANDBOX, option, render_argv
+from bough.qemu.jail import Jail
+from bough.qemu.plan import DirectBoot, DiskPlan, Firmware, Layer, NicPlan, Plan
+
+PLAN = Plan(
+    machine_id="0123456789abcdef",
+    name="web",
+    arch="x86_64",
+    qemu="/usr/bin/qemu-system-x86_64",
+    accelerator="tcg",
+    machine_type="pc-q35-7.2",
+    cpu_model="Nehalem",
+    vcpus=2,
+    memory_bytes=1 << 30,
+    uuid="11111111-2222-4333-8444-555555555555",
+    vmgenid="66666666-7777-4888-8999-aaaaaaaaaaaa",
+    disks=(DiskPlan("disk0", "/m/disks/0.qcow2", "root", backing=(Layer("/i/disk.raw", "raw"),)),),
+    nic=NicPlan("52:54:00:00:00:01", "passt"),
+    jail=Jail(system_calls=True),
+)
+
+GOLDEN = f"""
+/usr/bin/qemu-system-x86_64 -nodefaults -no-user-config -display none
+-sandbox {SANDBOX}
+-name guest=web,debug-threads=on
+-uuid 11111111-2222-4333-8444-555555555555
+-smbios type=1,manufacturer=bough,product=bough-virtual-machine,serial=0123456789abcdef
+-machine pc-q35-7.2,vmport=off,smbus=off,sata=off,usb=off,hpet=off,graphics=off,memory-backend=ram,\
+dump-guest-core=off,mem-merge=off,suppress-vmdesc=on
+-boot strict=on
+-action panic=none
+-accel tcg,thread=multi
+-cpu Nehalem
+-smp cpus=2,sockets=1,cores=2,threads=1
+-object memory-backend-ram,id=ram,size=1073741824,share=off
+-rtc base=utc,clock=host
+-chardev socket,id=qmp,fd=3,server=on,wait=off -mon chardev=qmp,mode=control
+-chardev socket,id=console,fd=5,server=on,wait=off -device isa-serial,chardev=console
+-chardev socket,id=agent,fd=4,server=on,wait=off -device virtio-serial-pci,id=ports
+-device virtserialport,id=agent,chardev=agent,name=org.bough.agent
+-blockdev driver=file,node-name=disk0-base0-file,filename=/i/disk.raw,read-only=on,auto-read-only=off,\
+aio=threads
+-blockdev driver=raw,node-name=disk0-base0,file=disk0-base0-file,read-only=on,auto-read-only=off
+-blockdev driver=file,node-name=disk0-file,filename=/m/disks/0.qcow2,read-only=off,auto-read-only=off,\
+discard=unmap,aio=threads
+-blockdev driver=qcow2,node-name=disk0,file=disk0-file,read-only=off,auto-read-only=off,discard=unmap,\
+backing=disk0-base0
+-device virtio-blk-pci,id=disk0-device,drive=disk0,serial=root,bootindex=1,write-cache=on
+-netdev stream,id=uplink,addr.type=fd,addr.str=6
+-device virtio-net-pci,id=uplink-device,netdev=uplink,mac=52:54:00:00:00:01,romfile=
+-object rng-builtin,id=entropy -device virtio-rng-pci,rng=entropy
+-device vmgenid,guid=66666666-7777-4888-8999-aaaaaaaaaaaa,id=vmgenid
+-device pvpanic
+""".replace("bough-virtual-machine", "virtual machine")
+
+
+def words(argv: list[str]) -> str:
+    return " ".join(argv)
+
+
+def test_golden() -> None:
+    assert words(render_argv(PLAN)) == " ".join(GOLDEN.split())
+
+
+def test_descriptors_are_the_callers() -> None:
+    argv = words(render_argv(PLAN, {"qmp": 20, "agent": 21, "console": 22, "uplink": 23}))
+    for expected in ("id=qmp,fd=20", "id=agent,fd=21", "id=console,fd=22", "addr.str=23"):
+        assert expected in argv
+
+
+@pytest.mark.parametrize(
+    ("change", "has", "has_not"),
+    [
+        ({"accelerator": "kvm", "cpu_model": "EPYC"}, ["-accel kvm -cpu EPYC"], ["tcg"]),
+        ({"nic": None}, [], ["netdev", "virtio-net"]),
+        ({"nic": NicPlan("52:54:00:00:00:01", "user")}, ["-netdev user,id=uplink,ipv6=off"], ["stream"]),
+        ({"jail": Jail()}, [], ["-sandbox"]),
+        ({"clock": "2020-02-29T12:00:00"}, ["-rtc base=2020-02-29T12:00:00,clock=host"], []),
+        ({"disks": ()}, [], ["-blockdev"]),
+        (
+            {"direct_boot": DirectBoot("/k", "/i", "console=ttyS0 a=b,c")},
+            ["-kernel /k -initrd /i -append console=ttyS0 a=b,c"],
+            [],
+        ),
+        ({"direct_boot": DirectBoot("/k")}, ["-kernel /k"], ["-initrd", "-append"]),
+        (
+            {"firmware": Firmware("uefi", "/code.fd", "/m/disks/firmware.fd")},
+            [
+                "pflash0=firmware-code,pflash1=firmware-variables",
+                "node-name=firmware-code-file,filename=/code.fd,read-only=on",
+                "node-name=firmware-variables-file,filename=/m/disks/firmware.fd,read-only=off",
+            ],
+            [],
+        ),
+    ],
+)
+def test_a_change_of_plan(change: dict[str, object], has: list[str], has_not: list[str]) -> None:
+    argv = words(render_argv(replace(PLAN, **change)))  # type: ignore[arg-type]
+    assert [word for word in has if word not in argv] == []
+    assert [word for word in has_not if word in argv] == []
+
+
+def test_layers_stand_on_each_other() -> None:
+    layers = (Layer("/s/2.qcow2", "qcow2"), Layer("/i/disk.raw", "raw"))
+    disk = DiskPlan("disk0", "/m/0.qcow2", "root", backing=layers)
+    argv = words(render_argv(replace(PLAN, disks=(disk,))))
+    assert "driver=raw,node-name=disk0-base1,file=disk0-base1-file,read-only=on" in argv
+    assert (
+        "node-name=disk0-base0,file=disk0-base0-file,read-only=on,auto-read-only=off,backing=disk0-base1"
+        in argv
+    )
+    assert "discard=unmap,backing=disk0-base0" in argv
+    assert argv.index("node-name=disk0-base1,") < argv.index("node-name=disk0-base0,")
+
+
+def test_more_disks_boot_later() -> None:
+    disks = (*PLAN.disks, DiskPlan("disk1", "/m/disks/1.qcow2", "data"))
+    argv = words(render_argv(replace(PLAN, disks=disks)))
+    assert "drive=disk0,serial=root,bootindex=1" in argv
+    assert "drive=disk1,serial=data,bootindex=2" in argv
+
+
+@pytest.mark.parametrize("hostile", ["a,share=on", "a,,b", ",", "x=y", "ü\N{SNOWMAN}"])
+def test_a_value_cannot_become_an_option(hostile: str) -> None:
+    argv = render_argv(replace(PLAN, name=hostile))
+    value = argv[argv.index("-name") + 1]
+    assert value == f"guest={hostile.replace(',', ',,')},debug-threads=on"
+
+
+def test_option() -> None:
+    assert option("x", a_b=1, left_out=None, c="p,q") == "x,a-b=1,c=p,,q"
+    assert option("", a=1) == "a=1"

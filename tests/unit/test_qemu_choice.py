@@ -1,0 +1,160 @@
+"""From "auto" or a name to what QEMU has."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from bough.errors import HostLacks, InvalidInput, InvalidSpec
+from bough.qemu import probe_guest
+from bough.qemu.arch import architecture, version_key
+from bough.qemu.choice import (
+    choose_accelerator,
+    choose_cpu_model,
+    choose_machine_type,
+    parse_firmware,
+)
+from bough.qemu.packages import render_fix, render_fixes
+from bough.qemu.plan import resolve_clock
+from bough.qemu.probe import Accelerator, QemuFacts, newest_complete_cpu, parse_version
+
+FACTS = QemuFacts(
+    machine_types=(
+        "microvm",
+        "none",
+        "pc",
+        "pc-i440fx-7.2",
+        "pc-q35-10.0",
+        "pc-q35-7.2",
+        "pc-q35-9.2",
+        "q35",
+    ),
+    cpu_models=("EPYC", "Haswell", "Nehalem", "max"),
+)
+TCG = Accelerator("tcg", True, "ran", "Nehalem")
+KVM = Accelerator("kvm", True, "ran", "EPYC")
+NO_KVM = Accelerator("kvm", False, "/dev/kvm is not there", "")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ("auto", "pc-q35-10.0"),
+        ("q35", "pc-q35-10.0"),
+        ("pc-q35-7.2", "pc-q35-7.2"),
+        ("pc-i440fx", "pc-i440fx-7.2"),
+    ],
+)
+def test_machine_types(wanted: str, expected: str) -> None:
+    assert choose_machine_type(wanted, FACTS, "x86_64") == expected
+
+
+def test_rhel_has_its_own_versions() -> None:
+    facts = QemuFacts(("pc-q35-rhel8.6.0", "pc-q35-rhel9.4.0"), ())
+    assert choose_machine_type("auto", facts, "x86_64") == "pc-q35-rhel9.4.0"
+
+
+@pytest.mark.parametrize("wanted", ["pc-q35-7.3", "microvm", "none", "vax"])
+def test_an_unknown_machine_type_is_one_clear_problem(wanted: str) -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        choose_machine_type(wanted, FACTS, "x86_64")
+    (problem,) = caught.value.problems
+    assert problem["place"] == "machine_type"
+    assert wanted in problem["message"]
+    assert problem["hint"]
+
+
+def test_cpu_models() -> None:
+    assert choose_cpu_model("auto", FACTS, TCG) == "Nehalem"
+    assert choose_cpu_model("auto", FACTS, KVM) == "EPYC"
+    assert choose_cpu_model("Haswell", FACTS, TCG) == "Haswell"
+    with pytest.raises(InvalidSpec) as caught:
+        choose_cpu_model("hasvell", FACTS, TCG)
+    assert "'Haswell'" in caught.value.problems[0]["hint"]
+
+
+def test_accelerators() -> None:
+    assert choose_accelerator("auto", {"kvm": KVM, "tcg": TCG}) is KVM
+    assert choose_accelerator("auto", {"kvm": NO_KVM, "tcg": TCG}) is TCG
+    with pytest.raises(HostLacks, match="not there"):
+        choose_accelerator("kvm", {"kvm": NO_KVM, "tcg": TCG})
+    with pytest.raises(HostLacks):
+        choose_accelerator("auto", {"kvm": NO_KVM})
+
+
+def test_newest_complete_cpu() -> None:
+    row = architecture("x86_64")
+    definitions = [
+        {"name": "SapphireRapids", "unavailable-features": ["amx-tile"]},
+        {"name": "Nehalem", "unavailable-features": []},
+        {"name": "Haswell-noTSX-IBRS", "unavailable-features": []},
+        {"name": "host", "unavailable-features": []},
+    ]
+    assert newest_complete_cpu(row, definitions) == "Haswell-noTSX-IBRS"
+    assert newest_complete_cpu(row, definitions[:1]) is None
+
+
+def test_versions_are_ordered_as_numbers() -> None:
+    assert version_key("pc-q35-10.0") > version_key("pc-q35-9.2")
+    assert parse_version("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)") == (7, 2, 22)
+    assert parse_version("QEMU emulator version 10.0.0") == (10, 0, 0)
+    with pytest.raises(HostLacks):
+        parse_version("busybox")
+
+
+def test_unknown_architecture() -> None:
+    with pytest.raises(InvalidInput, match="vax"):
+        architecture("vax")
+
+
+def description(**changes: object) -> dict[str, object]:
+    return {
+        "interface-types": ["uefi"],
+        "mapping": {
+            "device": "flash",
+            "executable": {"filename": "/code.fd", "format": "raw"},
+            "nvram-template": {"filename": "/vars.fd", "format": "raw"},
+        },
+        "targets": [{"architecture": "x86_64", "machines": ["pc-i440fx-*", "pc-q35-*"]}],
+        "features": ["acpi-s3"],
+        **changes,
+    }
+
+
+def test_firmware_descriptions() -> None:
+    found = parse_firmware(description(), "x86_64", "pc-q35-7.2")
+    assert found is not None
+    assert (found.code, found.variables_template) == ("/code.fd", "/vars.fd")
+    assert parse_firmware(description(), "aarch64", "virt-7.2") is None
+    assert parse_firmware(description(features=["requires-smm"]), "x86_64", "pc-q35-7.2") is None
+    assert parse_firmware(description(**{"interface-types": ["bios"]}), "x86_64", "pc-q35-7.2") is None
+    with pytest.raises(KeyError):
+        parse_firmware({}, "x86_64", "pc-q35-7.2")
+
+
+def test_clock() -> None:
+    now = datetime(2024, 2, 29, 12, 0, tzinfo=UTC)
+    assert resolve_clock("utc", None) == "utc"
+    assert resolve_clock("local", None) == "localtime"
+    assert resolve_clock("-1d", -86400.0, now=now) == "2024-02-28T12:00:00"
+
+
+def test_install_commands() -> None:
+    fixes = render_fixes("qemu-x86_64")
+    assert set(fixes) == {"apt", "dnf", "pacman", "zypper"}
+    assert fixes["apt"].endswith("apt-get install qemu-system-x86")
+    assert "pacman" not in render_fixes("mmdebstrap")
+    assert "install" in render_fix("passt")
+
+
+@pytest.mark.skipif(not (shutil.which("as") and shutil.which("ld")), reason="needs an assembler")
+def test_the_probe_guest_is_its_source(tmp_path: Path) -> None:
+    source = Path(probe_guest.__file__).with_suffix(".S")
+    subprocess.run(["as", "--64", "-o", "guest.o", source], cwd=tmp_path, check=True)
+    link = ["ld", "-N", "-Ttext", "0xffff0000", "--oformat", "binary", "-o", "guest.bin", "guest.o"]
+    subprocess.run(link, cwd=tmp_path, check=True)
+    assert (tmp_path / "guest.bin").read_bytes() == probe_guest.render_firmware()
