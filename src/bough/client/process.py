@@ -20,7 +20,7 @@ _STREAMS = {STDOUT: "stdout", STDERR: "stderr"}
 
 
 class ExitStatus(NamedTuple):
-    """How a command ended: by itself with `code`, or by the signal named `signal`."""
+    """How a command ended: by itself with `code`, or by the signal named `signal`, like "SIGTERM"."""
 
     code: int | None
     signal: str | None
@@ -168,7 +168,9 @@ class Process:
         if error is not None:
             self._fail(error_from_dict(error))
         else:
-            self._status = ExitStatus(status.get("exit_code"), status.get("signal"))
+            signal = status.get("signal")
+            name = None if signal is None else "SIG" + str(signal).upper().removeprefix("SIG")
+            self._status = ExitStatus(status.get("exit_code"), name)
             self._socket.close()
 
     # -- its end ----------------------------------------------------------------------------------
