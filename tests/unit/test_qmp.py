@@ -103,9 +103,11 @@ async def test_a_refusal_carries_qemus_words(path: Path) -> None:
 async def test_events_come_in_order_and_end_when_qemu_does(path: Path) -> None:
     async def session(server: Server) -> None:
         server.send({"event": "STOP", "timestamp": {}})
+        await server.answer(None)
         server.send({"event": "SHUTDOWN", "data": {"reason": "guest-shutdown"}, "timestamp": {}})
 
     async with served(path, session) as qmp:
+        await qmp.execute("quit")
         events = [event async for event in qmp.events()]
         assert [event["event"] for event in events] == ["STOP", "SHUTDOWN"]
         assert events[1]["data"]["reason"] == "guest-shutdown"

@@ -46,7 +46,7 @@ ARCHITECTURES = {
         qemu=("qemu-system-x86_64", "/usr/libexec/qemu-kvm"),
         machine=("pc-q35", "pc-i440fx"),
         machine_options=_PC_OPTIONS,
-        tcg_cpu="Nehalem",
+        tcg_cpu="EPYC,svm=off",
         kvm_cpus=(
             "SapphireRapids",
             "EPYC-Genoa",

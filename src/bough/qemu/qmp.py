@@ -7,6 +7,7 @@ difference between "you closed it" and "it broke".
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -70,7 +71,10 @@ class Qmp:
                 await client.connect(str(path))
         except TimeoutError:
             raise QmpLost(f"QEMU did not greet within {timeout_s:g} s", hint="see its log") from None
-        except QMPError as error:
+        except (QMPError, AssertionError) as error:
+            # The library asserts that a connection it has just made still stands.
+            with contextlib.suppress(Exception):
+                await client.disconnect()
             raise QmpLost(f"no QMP connection at {path}: {error}") from error
         return cls(client, listener)
 
