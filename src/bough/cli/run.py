@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from typing import Any
@@ -12,6 +13,7 @@ from bough.cli.execute import run_in
 from bough.cli.output import progress
 from bough.cli.service import DURATION, IMAGE, connect, machine_path
 from bough.cli.spec import spec_of, spec_options
+from bough.errors import BoughError
 
 
 @click.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
@@ -40,8 +42,12 @@ def run(
 
     Also when it is interrupted, and when this client is killed. --keep and --name keep it, running.
     """
+    from bough.client.hold import Hold
+
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda which, _: sys.exit(128 + which))
+    if command[:1] == ("--",):
+        command = command[1:]
     service = connect()
     ephemeral = not (keep or name)
     data = spec_of(image, given)
@@ -51,7 +57,7 @@ def run(
             body = {"spec": data, "name": name, "force": force, "ephemeral": ephemeral}
             machine = service.long_call("POST", "/machines", body, progress=report)["id"]
             if ephemeral:
-                hold = service.websocket(machine_path(machine, "hold"))
+                hold = Hold(service, machine)
             service.long_call("POST", machine_path(machine, "start"), {"timeout_s": timeout}, progress=report)
         request = {
             "argv": list(command) or ["/bin/sh", "-c", 'cd; exec "${SHELL:-/bin/sh}" -l'],
@@ -65,8 +71,9 @@ def run(
         # A second Ctrl-C must not leave it behind; the service would notice all the same.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if machine is not None and ephemeral:
-            service.call("DELETE", machine_path(machine, force=True), timeout=60)
+            with contextlib.suppress(BoughError):  # gone already, or the service is, which then deletes it
+                service.call("DELETE", machine_path(machine, force=True), timeout=60)
         elif machine is not None and not done and not keep and not name:
             click.echo(f"kept: {machine}", err=True)
         if hold is not None:
-            hold.close()
+            hold.release()
