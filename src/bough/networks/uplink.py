@@ -1,29 +1,32 @@
-"""The way out of a machine: passt, one process per machine, outside of the jail.
+"""The way out of a machine: two processes per machine, outside of its jail.
 
-passt speaks Ethernet over a connected socket whose other end QEMU has, and ends when that end is closed:
-nobody has to end it, and it outlives the service as the machine does.
+    QEMU ── uplink_filter.py ── passt ── sockets of the host
+
+passt speaks Ethernet over a connected socket; the filter keeps what goes to the host's loopback from it.
+Each ends when its neighbour does: nobody has to end them, and they outlive the service as the machine does.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
 import socket
 import subprocess
+import sys
+from pathlib import Path
 
 from bough.errors import HostLacks
+from bough.networks import uplink_filter
 
 
+def start_uplink(*, machine_id: str, uid: int | None) -> tuple[socket.socket, list[subprocess.Popen[bytes]]]:
+    """QEMU's end of the uplink, and the processes at the other end, to be reaped.
 
-def start_uplink(*, uid: int | None) -> tuple[socket.socket, subprocess.Popen[bytes]]:
-    """QEMU's end of the uplink, and the process at the other end.
-
-    The guest gets the host's addresses by DHCP and its resolver; it cannot reach the host's loopback
-    (--no-map-gw), and nothing is forwarded to it: published ports go through the agent.
+    The guest gets the host's addresses by DHCP and its resolver; it cannot reach the host's loopback,
+    and nothing is forwarded to it: published ports go through the agent.
 
     Args:
-        uid: as whom passt runs where we are root; None where we are not.
+        machine_id: for those who look at the list of processes.
+        uid: as whom they run where we are root; None where we are not.
 
     Raises:
         HostLacks: there is no passt, or it cannot be run.
@@ -31,26 +34,43 @@ def start_uplink(*, uid: int | None) -> tuple[socket.socket, subprocess.Popen[by
     program = shutil.which("passt")
     if program is None:
         raise HostLacks("passt is not installed", hint="bough doctor tells the command that installs it")
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    with theirs:
-        argv = [program, "--foreground", "--quiet", "--fd", str(theirs.fileno())]
-        argv += ["--no-map-gw", "-t", "none", "-u", "none"]
-        if uid is not None:
-            argv += ["--runas", f"{uid}:{uid}"]
+    ours, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    outside, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    started: list[subprocess.Popen[bytes]] = []
+    with inside, outside, theirs:
         try:
-            child = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                # It cannot reach syslog from its own jail and says so for every line.
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-            )
+            started.append(_start(_render_passt(program, theirs, uid), theirs))
+            started.append(_start(_render_filter(inside, outside, uid, machine_id), inside, outside))
         except OSError as error:
             ours.close()
-            raise HostLacks(f"{program} cannot be run: {error.strerror}") from error
-    with contextlib.suppress(OSError):
-        os.set_inheritable(ours.fileno(), True)
-    return ours, child
+            for child in started:
+                child.kill()
+                child.wait()
+            raise HostLacks(f"the uplink cannot be started: {error}") from error
+    return ours, started
+
+
+def _render_passt(program: str, end: socket.socket, uid: int | None) -> list[str]:
+    drop = ["--runas", f"{uid}:{uid}"] if uid is not None else []
+    forward_nothing = ["--no-map-gw", "-t", "none", "-u", "none"]
+    return [program, "--foreground", "--quiet", "--fd", str(end.fileno()), *forward_nothing, *drop]
+
+
+def _render_filter(inside: socket.socket, outside: socket.socket, uid: int | None, label: str) -> list[str]:
+    script = Path(uplink_filter.__file__)
+    # -I -S: it starts in 15 ms and reads nothing of the user's.
+    words = [sys.executable, "-I", "-S", str(script), str(inside.fileno()), str(outside.fileno())]
+    return [*words, "-" if uid is None else str(uid), label]
+
+
+def _start(argv: list[str], *ends: socket.socket) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        # passt cannot reach syslog from its own jail, and says so for every line.
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        pass_fds=[end.fileno() for end in ends],
+        start_new_session=True,
+    )

@@ -230,8 +230,8 @@ def _spawn(
     }
     descriptors = {name: sockets.enter_context(_listen(path)).fileno() for name, path in listeners.items()}
     if plan.nic is not None and plan.nic.backend == "passt":
-        ours, child = start_uplink(uid=plan.uid)
-        children.append(child)
+        ours, processes = start_uplink(machine_id=plan.machine_id, uid=plan.uid)
+        children += processes
         descriptors["uplink"] = sockets.enter_context(ours).fileno()
     command = render_jail(plan.jail, _sight(plan, paths), render_argv(plan, descriptors), uid=plan.uid)
     groups = create_groups(plan.jail.groups, plan.machine_id, plan.limits)
