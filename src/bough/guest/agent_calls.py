@@ -52,7 +52,9 @@ def start(agent: Agent, call: int, operation: str, arguments: Arguments) -> None
             agent.send_values(wire.RESULT, call, result)
     elif operation in _SLOW:
         worker = _workers.get(operation)
-        if worker is None:
+        if worker is not None and worker.answered and operation == "freeze":
+            raise OSError(16, "the file systems are frozen")
+        if worker is None or worker.answered:
             worker = _workers[operation] = Worker(agent, operation, arguments)
             if operation == "freeze":
                 agent.on_reset.append(worker.release)
@@ -80,7 +82,7 @@ class Worker:
         self._call = 0
         self._nonce = 0
         self._held = b""
-        self._answered = False
+        self.answered = False
         self.on_end: list[Callable[[], None]] = []
         self._report, report = os.pipe()
         # Its other end is ours alone: it ends when we do.
@@ -119,9 +121,9 @@ class Worker:
 
     def _tell(self, kind: int, values: dict[str, object]) -> None:
         if kind != wire.PROGRESS:
-            if self._answered:
+            if self.answered:
                 return
-            self._answered = True
+            self.answered = True
         if self._nonce == self._agent.nonce:
             self._agent.send_values(kind, self._call, values)
 

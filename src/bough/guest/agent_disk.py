@@ -69,7 +69,9 @@ def _grow_partition(block: str, device: str) -> None:
     disk = "/dev/" + os.path.basename(os.path.dirname(block))
     number = _number(block + "/partition")
     lines = []
-    for line in run_or_fail(["sfdisk", "--dump", disk]).splitlines():
+    # It warns of the larger disk first.
+    table = run_or_fail(["sfdisk", "--dump", disk]).partition("label:")
+    for line in (table[1] + table[2]).splitlines():
         name, _, rest = line.partition(" : ")
         if line.startswith("last-lba"):
             continue  # of the smaller disk

@@ -4,11 +4,12 @@ Each step leaves a mark when it is done and on disk, so that one that was cut of
 """
 
 # pathlib costs an emulated guest 20 ms to load.
-# ruff: noqa: PTH103, PTH110, PTH112, PTH123
+# ruff: noqa: PTH103, PTH110, PTH112, PTH123, PTH208
 
 from __future__ import annotations
 
 import os
+import time
 
 from bough.guest import agent_identity
 from bough.guest.agent_calls import OperationFailed, list_of_text, run, run_or_fail
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from bough.guest.agent_calls import Arguments, Tell
 
+_LONGEST_START_S = 120.0
 _MARKS = "/var/lib/bough/first-boot"
 
 
@@ -130,12 +132,23 @@ def _owner(text: str) -> tuple[int, int]:
     return identity.uid, identity.gid
 
 
+def _wait_system_up() -> None:
+    """Commands expect services and a network; what hangs is not to keep them for ever."""
+    end = time.monotonic() + _LONGEST_START_S
+    # Not with --wait, which needs the message bus, and that may not be up itself.
+    while run(["systemctl", "is-system-running"])[1].strip() in ("initializing", "starting", "offline"):
+        if time.monotonic() > end:
+            return
+        time.sleep(0.5)
+    if os.path.isdir("/run/systemd/netif") and len(os.listdir("/sys/class/net")) > 1:
+        run(["/usr/lib/systemd/systemd-networkd-wait-online", "--any", "--timeout=30"])
+
+
 def _run_commands(commands: list[str], tell: Tell) -> list[dict[str, object]]:
     outputs: list[dict[str, object]] = []
     if commands and os.path.isdir("/run/systemd/system"):
         tell("waiting for the system to be up", None, "")
-        # Commands expect a network and services; a unit that hangs is not to keep them for ever.
-        run(["timeout", "120", "systemctl", "is-system-running", "--wait"])
+        _wait_system_up()
     for at, command in enumerate(commands):
         tell(f"running command {at + 1} of {len(commands)}", at / len(commands), command[:200])
 

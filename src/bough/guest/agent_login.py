@@ -28,6 +28,7 @@ class Identity:
         self.uid = os.getuid()
         self.gid = os.getgid()
         self.groups: list[int] | None = None
+        self._own: tuple[list[int], int, int] = ([], self.gid, self.uid)
         user, _, group = (text or "").partition(":")
         if not user:
             self.entry: struct_passwd | None = _entry_of(self.uid)
@@ -52,6 +53,37 @@ class Identity:
             os.setgroups(self.groups)
             os.setresgid(self.gid, self.gid, self.gid)
             os.setresuid(self.uid, self.uid, self.uid)
+
+    def lend(self) -> None:
+        """Have a child that resets its ids (posix_spawn can) become it at its exec; we stay who we are.
+
+        What is real is the user's then, what is effective and saved is still ours.
+        """
+        if self.groups is not None:
+            self._own = os.getgroups(), os.getgid(), os.getuid()
+            os.setgroups(self.groups)
+            os.setresgid(self.gid, -1, -1)
+            os.setresuid(self.uid, -1, -1)
+
+    def take_back(self) -> None:
+        if self.groups is not None:
+            groups, gid, uid = self._own
+            os.setresuid(uid, -1, -1)
+            os.setresgid(gid, -1, -1)
+            os.setgroups(groups)
+
+    def enter(self, directory: str) -> None:
+        """Go there, if it may."""
+        if self.groups is None:
+            os.chdir(directory)
+            return
+        os.setegid(self.gid)
+        os.seteuid(self.uid)
+        try:
+            os.chdir(directory)
+        finally:
+            os.seteuid(os.getresuid()[2])
+            os.setegid(os.getresgid()[2])
 
     def _group(self, group: str) -> int:
         if not group:
