@@ -24,9 +24,7 @@ class EthernetGuest:
     def __enter__(self) -> EthernetGuest:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._end.close()
 
     def get_address(self) -> None:

@@ -1,0 +1,290 @@
+"""A real QEMU in its jail, as root and as an ordinary user: start, look at it from outside, end, find again.
+
+No disk that boots is needed: the firmware says so on the console, and that is enough of a guest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bough.errors import MachineFailed, WrongState
+from bough.paths import Home, MachinePaths
+from bough.qemu.choice import choose_accelerator, choose_machine_type
+from bough.qemu.jail import Jail, machine_uid
+from bough.qemu.plan import DiskPlan, Layer, NicPlan, Plan
+from bough.qemu.probe import find_qemu, inspect_qemu, probe_accelerators, probe_jail
+from bough.qemu.process import QemuProcess, find_process, read_exit, start_process
+from bough.qemu.qmp import Qmp, QmpRefused
+
+IS_ROOT = os.geteuid() == 0
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Home]:
+    # Not below pytest's own directory: it is closed to the user that QEMU runs as.
+    root = Path(tempfile.mkdtemp(prefix="bough-test-", dir="/var/tmp"))
+    root.chmod(0o711)
+    home = Home.at(root / "home")
+    home.create()
+    image = home.images / "blank.raw"
+    with image.open("wb") as stream:
+        stream.truncate(16 << 20)
+    image.chmod(0o444)
+    yield home
+    assert _processes_with(str(root)) == []
+    shutil.rmtree(root)
+    shutil.rmtree(home.runtime)
+
+
+def _processes_with(word: str) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if word in text:
+            found.append(text[:200])
+    return found
+
+
+@pytest.fixture
+def paths(home: Home, request: pytest.FixtureRequest) -> MachinePaths:
+    found = home.machine(f"{abs(hash(request.node.name)):x}"[:8])
+    found.root.mkdir(mode=0o711)
+    found.disks.mkdir(mode=0o711)
+    return found
+
+
+@pytest.fixture
+async def plan(home: Home, paths: MachinePaths) -> Plan:
+    qemu = find_qemu("x86_64")
+    jail = await probe_jail(qemu, home)
+    image = home.images / "blank.raw"
+    create = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(image), "-F", "raw", str(paths.disk(0))]
+    process = await asyncio.create_subprocess_exec(*create)
+    assert await process.wait() == 0
+    return Plan(
+        machine_id=paths.root.name,
+        name="web",
+        arch="x86_64",
+        qemu=qemu.path,
+        accelerator="tcg",
+        machine_type=choose_machine_type("auto", await inspect_qemu(qemu, home), "x86_64"),
+        cpu_model="Nehalem",
+        vcpus=1,
+        memory_bytes=64 << 20,
+        uuid="11111111-2222-4333-8444-555555555555",
+        vmgenid="66666666-7777-4888-8999-aaaaaaaaaaaa",
+        disks=(DiskPlan("disk0", str(paths.disk(0)), "root", backing=(Layer(str(image), "raw"),)),),
+        uid=machine_uid(paths.root.name) if IS_ROOT else None,
+        jail=jail,
+    )
+
+
+@pytest.fixture
+async def process(plan: Plan, paths: MachinePaths) -> AsyncIterator[QemuProcess]:
+    started = await start_process(plan, paths)
+    yield started
+    started.kill()
+    await started.wait()
+    assert find_process(paths) is None
+
+
+def status(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, value in (line.split(":", 1) for line in lines)}
+
+
+async def test_the_firmware_speaks_on_the_console(process: QemuProcess, paths: MachinePaths) -> None:
+    reader, writer = await asyncio.open_unix_connection(paths.console_socket)
+    said = b""
+    async with asyncio.timeout(30):
+        while b"No bootable device" not in said:
+            said += await reader.read(4096)
+    writer.close()
+
+
+async def test_qmp(process: QemuProcess, paths: MachinePaths) -> None:
+    qmp = await Qmp.connect(paths.qmp_socket)
+    assert (await qmp.execute("query-status"))["status"] == "running"
+    nodes = {node["node-name"]: node for node in await qmp.execute("query-named-block-nodes")}
+    assert nodes["disk0"]["ro"] is False
+    assert nodes["disk0-base0"]["ro"] is True
+    with pytest.raises(QmpRefused, match="nonsense"):
+        await qmp.execute("nonsense")
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        await qmp.send_fd("here", theirs.fileno())
+        await qmp.execute("closefd", fdname="here")
+    await qmp.execute("quit")
+    assert "SHUTDOWN" in [event["event"] async for event in qmp.events()]
+    cause = await process.wait()
+    assert (cause.exit_status, cause.signal) == (0, None)
+
+
+async def test_killed(process: QemuProcess, paths: MachinePaths) -> None:
+    assert process.is_alive()
+    process.kill()
+    cause = await process.wait()
+    assert cause.signal == "SIGKILL"
+    assert not process.is_alive()
+    assert read_exit(paths) == cause
+    assert await process.wait() == cause
+
+
+async def test_found_again(process: QemuProcess, paths: MachinePaths) -> None:
+    found = find_process(paths)
+    assert found is not None
+    assert found.pid == process.pid
+    found.kill()
+    assert (await found.wait()).signal == "SIGKILL"
+    assert find_process(paths) is None
+
+
+async def test_one_at_a_time(process: QemuProcess, plan: Plan, paths: MachinePaths) -> None:
+    with pytest.raises(WrongState):
+        await start_process(plan, paths)
+    assert process.is_alive()
+
+
+async def test_the_jail_from_outside(process: QemuProcess, plan: Plan, paths: MachinePaths) -> None:
+    """What /proc says of it; a host that cannot give a part has it told in the report."""
+    assert process.jail is not None
+    had = {part.name for part in process.jail.parts if part.had}
+    told = status(process.pid)
+    if "system calls" in had:
+        assert told["Seccomp"] == "2"
+    if "user" in had:
+        assert told["NoNewPrivs"] == "1"
+        for kind in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+            assert int(told[kind], 16) == 0, kind
+        uids = {int(uid) for uid in told["Uid"].split()}
+        assert uids == {plan.uid if IS_ROOT else os.getuid()}
+        assert 0 not in uids
+    if "network" in had:
+        interfaces = Path(f"/proc/{process.pid}/net/dev").read_text().splitlines()[2:]
+        assert [line.split(":")[0].strip() for line in interfaces] == ["lo"]
+    if "processes" in had:
+        seen = [path.name for path in Path(f"/proc/{process.pid}/root/proc").glob("[0-9]*")]
+        assert len(seen) <= 2  # its own, and bubblewrap's that reaps it
+    if "files" in had:
+        root = Path(f"/proc/{process.pid}/root")
+        assert not any((root / name).exists() for name in ("root", "home", "run", "etc/passwd", "var/lib"))
+        assert [path.name for path in (root / "var/tmp").iterdir()] == [paths.root.parents[2].name]
+        seen_disk = root / str(paths.disk(0)).lstrip("/")
+        assert seen_disk.exists()
+        assert not (root / str(paths.log).lstrip("/")).exists()
+        assert not (root / str(paths.runtime).lstrip("/")).exists()
+        assert [path.name for path in (root / str(paths.root.parent).lstrip("/")).iterdir()] == [
+            paths.root.name
+        ]
+
+
+async def test_this_host_gives_the_whole_jail_but_for_control_groups(plan: Plan) -> None:
+    if plan.jail.bwrap is None:
+        pytest.skip(f"no bubblewrap that works here: {plan.jail.refused}")
+    assert plan.jail.system_calls
+    assert plan.jail.refused == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"machine_type": "pc-q35-0.1"}, "machine"),
+        ({"cpu_model": "Z80"}, "Z80"),
+        ({"disks": (DiskPlan("disk0", "/nonexistent.qcow2", "root"),)}, "nonexistent"),
+        ({"qemu": "/usr/bin/false"}, "exited with 1"),
+    ],
+)
+async def test_a_qemu_that_dies_at_its_start(
+    plan: Plan, paths: MachinePaths, change: dict[str, object], said: str
+) -> None:
+    with pytest.raises(MachineFailed) as caught:
+        await start_process(replace(plan, **change), paths)  # type: ignore[arg-type]
+    assert caught.value.exit_status == 1
+    assert said in caught.value.message + caught.value.qemu_stderr
+    assert find_process(paths) is None
+    assert list(paths.runtime.iterdir()) == []
+
+
+@pytest.mark.parametrize("delay_s", [0, 0.01, 0.03])
+async def test_a_cancelled_start_leaves_nothing(plan: Plan, paths: MachinePaths, delay_s: float) -> None:
+    task = asyncio.create_task(start_process(plan, paths))
+    await asyncio.sleep(delay_s)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert find_process(paths) is None
+    assert not paths.runtime.exists() or list(paths.runtime.iterdir()) == []
+
+
+async def test_without_a_jail_it_starts_and_says_so(plan: Plan, paths: MachinePaths) -> None:
+    process = await start_process(replace(plan, jail=Jail(), uid=None), paths)
+    assert process.jail is not None
+    assert not process.jail.complete
+    process.kill()
+    await process.wait()
+
+
+@pytest.mark.skipif(not shutil.which("passt"), reason="needs passt")
+async def test_the_uplink_ends_with_it(plan: Plan, paths: MachinePaths) -> None:
+    process = await start_process(replace(plan, nic=NicPlan("52:54:00:12:34:56", "passt")), paths)
+    children = list(process._children)
+    assert len(children) == 3
+    process.kill()
+    await process.wait()
+    assert [child.returncode for child in children if child.returncode is None] == []
+
+
+async def test_it_outlives_who_started_it(plan: Plan, paths: MachinePaths, home: Home) -> None:
+    """Another Python starts the machine and is killed; this one finds it, and is told how it ends."""
+    program = (
+        "import asyncio, os, pickle, sys\n"
+        "from bough.qemu.process import start_process\n"
+        "plan, paths = pickle.load(sys.stdin.buffer)\n"
+        "asyncio.run(start_process(plan, paths))\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    other = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": _source()}
+    )
+    await other.communicate(pickle.dumps((plan, paths)))
+    assert other.returncode == -9
+    process = find_process(paths)
+    assert process is not None
+    qmp = await Qmp.connect(paths.qmp_socket)
+    assert (await qmp.execute("query-status"))["status"] == "running"
+    await qmp.execute("quit")
+    await qmp.close()
+    assert (await process.wait()).exit_status == 0
+
+
+def _source() -> str:
+    import bough
+
+    return str(Path(bough.__file__).parents[1])
+
+
+async def test_accelerators_are_proven(home: Home) -> None:
+    qemu = find_qemu("x86_64")
+    jail = await probe_jail(qemu, home)
+    found = await probe_accelerators(qemu, jail, home, refresh=True)
+    assert found["tcg"].usable
+    assert "ran in" in found["tcg"].detail
+    assert choose_accelerator("auto", found).usable
+    assert found["kvm"].usable or found["kvm"].detail
+    assert await probe_accelerators(qemu, jail, home) == found
+    assert list(home.incoming.iterdir()) == []
