@@ -12,10 +12,17 @@ if TYPE_CHECKING:
 
 def connect(*, start: bool = True) -> Connection:
     """To the service of this BOUGH_HOME, started where none runs."""
+    import warnings
+
     from bough.client.starting import find_service
     from bough.paths import Home
 
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     return find_service(Home.from_environment(), start=start)[0]
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    click.echo(f"warning: {message}", err=True)
 
 
 def machine_path(name: str, *parts: str, **query: Any) -> str:

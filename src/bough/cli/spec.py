@@ -62,9 +62,12 @@ def spec_of(image: str | None, given: dict[str, Any]) -> dict[str, Any]:
     """The spec that a spec file and the flags describe together."""
     data: dict[str, Any] = {}
     if given["spec_file"]:
+        from bough.client.sources import resolve_sources
         from bough.spec import load_toml
 
-        data = dict(load_toml(Path(given["spec_file"])))
+        path = Path(given["spec_file"])
+        # What the file names is relative to the file.
+        data = resolve_sources(load_toml(path), path.absolute().parent)
     for flag, _ in _FLAGS:
         name = flag[2:].replace("-", "_")
         if given[name] is not None:

@@ -148,7 +148,7 @@ def _stat_source(path: str) -> os.stat_result:
     return info
 
 
-def _send_tar(  # noqa: PLR0917 (each is one word of one command)
+def _send_tar(
     machine: Machine,
     pack: Callable[[Packer], None],
     destination: str,

@@ -127,7 +127,7 @@ class Hypervisor:
         """As `create`, from a whole spec: what `bough.spec.load_toml` gives."""
         return self._create(spec, name, force, ephemeral, timeout, progress)
 
-    def _create(  # noqa: PLR0917 (the two ways to say the same)
+    def _create(
         self,
         spec: dict[str, Any],
         name: str | None,

@@ -1,0 +1,84 @@
+"""The reference of the command line, as Markdown, made from the commands themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+
+from bough.cli.main import COMMANDS, cli
+
+_HEAD = """# The command line
+
+Made from the code by `make docs`; `bough COMMAND --help` says the same.
+
+Data goes to standard output, everything else to standard error. Every listing takes `--json`. A size is a
+number with KiB, MiB, GiB or TiB (or of bytes), a time is like `30s`, `2m`, `1h30m`. NAME is a machine's name,
+its id, or the beginning of its id (4 digits or more).
+
+| exit status | means |
+|---|---|
+| 0 | done |
+| 1 | an error: one line, what is known about it, and a hint, on standard error |
+| 2 | a wrong call |
+| 124 | out of time |
+| 130 | interrupted |
+
+`exec`, `run`, `shell` and `ssh` pass on the status of the command: 128 and the signal's number where a signal
+ended it, 127 where there is no such command in the guest, 126 where it cannot be run.
+
+| environment | is |
+|---|---|
+| `BOUGH_HOME` | where machines and images are kept: `~/.local/share/bough`; for root `/var/lib/bough` |
+| `BOUGH_DEBUG` | when set, a mistake of bough's own is shown with all that is known about it |
+| `NO_COLOR` | no colour; there is none either where the output is no terminal |
+"""
+
+
+def render_reference() -> str:
+    """All of docs/cli.md."""
+    parts = [_HEAD, "## Commands\n", _table(COMMANDS), ""]
+    with click.Context(cli, info_name="bough") as context:
+        for name in COMMANDS:
+            command = cli.get_command(context, name)
+            if command is not None:
+                parts += _render(command, f"bough {name}", context)
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _table(commands: dict[str, tuple[str, str, str]]) -> str:
+    rows = [f"| [`{name}`](#bough-{name}) | {text} |" for name, (_, _, text) in commands.items()]
+    return "\n".join(["| command | |", "|---|---|", *rows])
+
+
+def _render(command: click.Command, name: str, parent: click.Context) -> Iterator[str]:
+    context = click.Context(command, info_name=name.rpartition(" ")[2], parent=parent)
+    yield f"## {name}\n" if name.count(" ") == 1 else f"### {name}\n"
+    usage = " ".join(command.collect_usage_pieces(context))
+    yield f"```\n{name} {usage}\n```\n"
+    if command.help:
+        yield _paragraphs(command.help) + "\n"
+    options = [record for record in _options(command, context) if record is not None]
+    if options:
+        yield (
+            "\n".join(["| option | |", "|---|---|", *(f"| `{flag}` | {text} |" for flag, text in options)])
+            + "\n"
+        )
+    if isinstance(command, click.Group):
+        for inner in command.list_commands(context):
+            found = command.get_command(context, inner)
+            if found is not None:
+                yield from _render(found, f"{name} {inner}", context)
+
+
+def _options(command: click.Command, context: click.Context) -> Iterator[tuple[str, str] | None]:
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            record = parameter.get_help_record(context)
+            yield (record[0].replace("|", "\\|"), record[1].replace("|", "\\|")) if record else None
+
+
+def _paragraphs(text: str) -> str:
+    import inspect
+
+    return "\n\n".join(" ".join(block.split()) for block in inspect.cleandoc(text).split("\n\n"))
