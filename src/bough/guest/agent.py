@@ -367,7 +367,9 @@ def main(arguments: list[str]) -> int:
     from bough.guest import agent_port
 
     if arguments[:1] == ["--fd"]:
-        agent = Agent(int(arguments[1]), is_device=False)
+        port = int(arguments[1])
+        os.set_inheritable(port, False)
+        agent = Agent(port, is_device=False)
     else:
         agent_port.prepare_process()
         agent = Agent(agent_port.open_port(PORT_NAME), is_device=True)
