@@ -74,7 +74,7 @@ async def bootstrap(
     """
     environment = {
         "PATH": _PATH,
-        "HOME": str(work),
+        "HOME": "/mnt",
         "LC_ALL": "C.UTF-8",
         "SOURCE_DATE_EPOCH": "0",
         "BOUGH_SUITE": recipe.suite,
@@ -82,6 +82,7 @@ async def bootstrap(
         "BOUGH_PACKAGES": ",".join((recipe.kernel, *recipe.packages)),
         "BOUGH_DISABLED_UNITS": " ".join(recipe.disabled_units),
         "BOUGH_MASKED_UNITS": " ".join(recipe.masked_units),
+        "BOUGH_MASKED_GENERATORS": " ".join(recipe.masked_generators),
         "BOUGH_GRUB_PACKAGES": " ".join(recipe.grub_packages),
         "BOUGH_ROOT_UUID": str(identity.root_filesystem),
         "BOUGH_ROOT_OFFSET": str(disk.ROOT_OFFSET),
@@ -91,10 +92,10 @@ async def bootstrap(
     environment |= {name: os.environ[name] for name in proxies if name in os.environ}
     watch = _Watch(recipe.label, report)
     process = await asyncio.create_subprocess_exec(
-        *("mmdebstrap", "--unshare-helper", "sh", str(work / "enter.sh"), "sh", "./build.sh"),
+        *("mmdebstrap", "--unshare-helper", "sh", "./enter.sh", "sh", "./build.sh"),
         cwd=work,
         env=environment,
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=asyncio.subprocess.PIPE,  # held open: its end ends the build, should this process be killed
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         start_new_session=True,
@@ -168,8 +169,7 @@ def remove_build(work: Path) -> None:
     except PermissionError:
         import subprocess
 
-        inner = ["sh", "-c", 'cd "$1" && find . -mindepth 1 -delete', "sh", str(work)]
-        subprocess.run(
-            ["mmdebstrap", "--unshare-helper", *inner], check=False, capture_output=True, timeout=120
-        )
+        # By its working directory: the way to it may be closed to subordinate ids.
+        argv = ["mmdebstrap", "--unshare-helper", "find", ".", "-mindepth", "1", "-delete"]
+        subprocess.run(argv, cwd=work, check=False, capture_output=True, timeout=120)
         shutil.rmtree(work)

@@ -23,7 +23,16 @@ _DISABLED = (
     *("apt-daily.timer", "apt-daily-upgrade.timer", "e2scrub_reap.service", "e2scrub_all.timer"),
     *("fstrim.timer",),
 )
-_MASKED = ("getty@tty1.service",)
+#: What a virtual machine has no use for; each costs its boot a process or more.
+_MASKED = (
+    *("getty@tty1.service", "systemd-repart.service", "systemd-pstore.service", "systemd-firstboot.service"),
+    *("modprobe@drm.service", "modprobe@efi_pstore.service", "systemd-fsckd.socket", "systemd-fsckd.service"),
+    *("systemd-initctl.socket", "systemd-journald-audit.socket"),
+)
+_MASKED_GENERATORS = (
+    *("systemd-gpt-auto-generator", "systemd-hibernate-resume-generator", "systemd-rc-local-generator"),
+    *("systemd-system-update-generator",),
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ class Recipe:
     packages: tuple[str, ...] = _PACKAGES
     disabled_units: tuple[str, ...] = _DISABLED
     masked_units: tuple[str, ...] = _MASKED
+    masked_generators: tuple[str, ...] = _MASKED_GENERATORS
     grub_packages: tuple[str, ...] = ("grub-common", "grub-pc-bin", "grub-efi-amd64-bin")
 
     def digest(self) -> str:

@@ -3,6 +3,10 @@
 # being the build's. An ordinary user's home may be closed to the subordinate ids that are root in here;
 # a bind mount of "." needs no way through it.
 set -eu
+# Standard input ends when whoever asked for this build is gone, killed too: then nothing here goes on.
+exec 3<&0 </dev/null
+{ cat <&3 >/dev/null; kill -KILL -1; } >/dev/null 2>&1 &
+exec 3<&-
 mount --no-canonicalize --bind . /mnt
 cd /mnt
 exec "$@"
