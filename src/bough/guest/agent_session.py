@@ -231,8 +231,9 @@ class Command(Session):
         self.id = session_id
         self._status: dict[str, object] | None = None
         self._grace_over = False
-        self._terminal = bool(request.get("tty"))
         process = agent_spawn.start(request)
+        # Kept until it ended: a program that closes its streams first would be hung up before its exit.
+        self._terminal = process.terminal
         self.pid = process.pid
         agent.on_exit(process.pid, self._exited)
         agent.send_values(wire.OPENED, session_id, {"pid": process.pid})
@@ -256,8 +257,8 @@ class Command(Session):
             from bough.guest.agent_signals import signal_group
 
             signal_group(self.pid, bytes(payload).decode("ascii", "replace"))
-        elif kind == wire.RESIZE and self._terminal and self._outlets[0].fd >= 0:
-            agent_spawn.set_terminal_size(self._outlets[0].fd, *wire.SIZE_PAYLOAD.unpack(payload))
+        elif kind == wire.RESIZE and self._terminal >= 0:
+            agent_spawn.set_terminal_size(self._terminal, *wire.SIZE_PAYLOAD.unpack(payload))
         elif kind == wire.ABORT:
             self._close()
             self._kill()
@@ -272,14 +273,14 @@ class Command(Session):
         self._finish_if_over()
 
     def _end_of_input(self, fd: int) -> None:
-        if self._terminal:
+        if self._terminal >= 0:
             os.write(fd, b"\x04")
 
     def _exited(self, wait_status: int) -> None:
         self._status = agent_spawn.describe_exit(wait_status)
         # A child of it may hold the pipes open for years: what it wrote itself is in them now.
         for outlet in self._outlets:
-            if not self._terminal:
+            if self._terminal < 0:
                 outlet.drain_until_empty()
             elif outlet.fd >= 0:
                 self._drain_terminal(outlet)
@@ -298,13 +299,16 @@ class Command(Session):
 
     def _finish_if_over(self) -> None:
         if self._status is not None and all(outlet.fd < 0 for outlet in self._outlets):
-            self._inlet.close()
+            self._close()
             self.finish(self._status)
 
     def _close(self) -> None:
         self._inlet.close()
         for outlet in self._outlets:
             outlet.close()
+        if self._terminal >= 0:
+            os.close(self._terminal)
+            self._terminal = -1
 
     def _kill(self) -> None:
         """Hang up, as the end of a login does; what is still there after the grace is killed."""

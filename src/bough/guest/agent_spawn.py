@@ -28,10 +28,14 @@ _IGNORED_BY_PYTHON = (_signal.SIGPIPE, _signal.SIGXFSZ)
 
 
 class Process:
-    """A started command: its pid, and our ends of its streams (-1: it has none)."""
+    """A started command: its pid, and our ends of its streams (-1: it has none).
 
-    def __init__(self, pid: int, stdin: int, stdout: int, stderr: int) -> None:
+    `terminal` is another descriptor of ours for its terminal: the last one to be closed hangs it up.
+    """
+
+    def __init__(self, pid: int, stdin: int, stdout: int, stderr: int, terminal: int = -1) -> None:
         self.pid = pid
+        self.terminal = terminal
         self.stdin = stdin
         self.stdout = stdout
         self.stderr = stderr
@@ -87,7 +91,7 @@ def _start_on_terminal(request: dict[str, object], command: _Command) -> Process
             set_terminal_size(master, rows & 0xFFFF, columns & 0xFFFF)
         _prepare_terminal(slave, command.identity)
         pid = command.launch([slave] * 3, os.ttyname(slave))
-        return Process(pid, os.dup(master), master, -1)
+        return Process(pid, os.dup(master), master, -1, os.dup(master))
     except BaseException:
         os.close(master)
         raise
