@@ -83,8 +83,9 @@ def run_in(
             for stream, data in process:
                 _write(1 if stream == "stdout" else 2, data)
         except GuestRefused as error:
+            # As a shell has it, where it is the command that is not there, not the user or directory.
             status = {"ENOENT": 127, "EACCES": 126}.get(str(error.details.get("errno")))
-            if status is None:
+            if status is None or not error.message.startswith(f"{request['argv'][0]}: "):
                 raise
             _tell(error)
             return status
