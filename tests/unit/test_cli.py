@@ -118,13 +118,13 @@ def spec(tmp_path: Path, *words: str, image: str | None = "debian:12", keys: boo
 def test_every_flag(tmp_path: Path) -> None:
     (tmp_path / "motd").write_text("hello")
     (tmp_path / "motd").chmod(0o600)
-    words = (
-        "--vcpus 2 -m 512MiB --disk 20G --arch x86_64 --cpu Nehalem --machine-type pc-q35-7.2 "
-        "--firmware uefi --kernel /boot/k --initrd /boot/i --cmdline quiet --clock -7d --hostname web --accelerator tcg "
-        "--extra-disk 1G --extra-disk 2G --user bob --env A=1 --env B=x=y --command true "
-        "-p 8080:80 --no-uplink"
-    ).split()  # noqa: SIM905
-    made = spec(tmp_path, *words, "--ssh-key", KEY, "--copy", f"{tmp_path}/motd:/etc/motd")
+    line = """
+        --vcpus 2 -m 512MiB --disk 20G --arch x86_64 --cpu Nehalem --machine-type pc-q35-7.2 --firmware uefi
+        --kernel /boot/k --initrd /boot/i --cmdline quiet --clock -7d --hostname web --accelerator tcg
+        --extra-disk 1G --extra-disk 2G --user bob --env A=1 --env B=x=y --command true -p 8080:80
+        --no-uplink
+    """
+    made = spec(tmp_path, *line.split(), "--ssh-key", KEY, "--copy", f"{tmp_path}/motd:/etc/motd")
     parsed = parse_spec(made)
     assert parsed.environment == {"A": "1", "B": "x=y"}
     assert [disk.size >> 30 for disk in parsed.disks] == [1, 2]

@@ -124,13 +124,18 @@ def _start(home: Home, connection: Connection) -> dict[str, Any]:
     )
 
 
+def command_of(home: Home) -> list[str]:
+    """What runs the service of `home`."""
+    return [sys.executable, "-m", "bough.service", "--home", str(home.root)]
+
+
 def _spawn(home: Home) -> subprocess.Popen[bytes]:
     import subprocess
 
     log = os.open(home.service_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         return subprocess.Popen(
-            [sys.executable, "-m", "bough.service", "--home", str(home.root)],
+            command_of(home),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -1,0 +1,114 @@
+"""Finding and starting the service: one for many clients, and the truth when it does not come up.
+
+What is started is a small program in the service's place, with real processes, sockets and locks.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bough import __version__
+from bough.client import starting
+from bough.client.starting import find_service
+from bough.errors import ServiceUnavailable
+from bough.paths import Home
+
+# Counts its starts, takes the home's lock as the service does, answers anything with its version.
+SERVICE = """
+import fcntl, json, os, socket, sys
+home = sys.argv[1]
+with open(home + "/starts", "a") as starts:
+    starts.write(f"{os.getpid()}\\n")
+lock = open(home + "/lock", "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[2])
+listener.listen()
+while True:
+    connection, _ = listener.accept()
+    connection.recv(65536)
+    body = json.dumps({"version": sys.argv[3], "api": 1, "pid": os.getpid()})
+    head = f"HTTP/1.1 200 OK\\r\\nContent-Type: application/json\\r\\nContent-Length: {len(body)}\\r\\n"
+    connection.sendall((head + "Connection: close\\r\\n\\r\\n" + body).encode())
+    connection.close()
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    place = Home.at(tmp_path / "home")
+    yield place
+    for pid in starts(place):
+        os.kill(pid, signal.SIGKILL)
+
+
+def starts(home: Home) -> list[int]:
+    path = home.root / "starts"
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+def serve_with(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    real = starting.command_of
+
+    def command(home: Home) -> list[str]:
+        return [real(home)[0], "-c", program, str(home.root), str(home.api_socket), __version__]
+
+    monkeypatch.setattr(starting, "command_of", command)
+
+
+def test_many_clients_at_once_start_one(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    serve_with(monkeypatch, SERVICE)
+    found: list[int] = []
+    threads = [threading.Thread(target=lambda: found.append(find_service(home)[1]["pid"])) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert found == starts(home) * 8
+    assert len(starts(home)) == 1
+
+
+def test_one_that_is_there_is_found(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    serve_with(monkeypatch, SERVICE)
+    pid = find_service(home)[1]["pid"]
+    assert find_service(home, start=False)[1]["pid"] == pid
+
+
+def test_one_that_was_killed_is_started_again(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    serve_with(monkeypatch, SERVICE)
+    pid = find_service(home)[1]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    home.api_socket.unlink()  # the real one does it itself, under the home's lock
+    (home.root / "starts").unlink()
+    assert find_service(home)[1]["pid"] != pid
+
+
+def test_none_and_none_wanted(home: Home) -> None:
+    with pytest.raises(ServiceUnavailable) as caught:
+        find_service(home, start=False)
+    assert caught.value.hint
+    assert not home.root.exists()
+
+
+def test_one_that_dies_tells_why(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    serve_with(monkeypatch, "import sys; print('it is too hot', file=sys.stderr); sys.exit(3)")
+    with pytest.raises(ServiceUnavailable, match="ended with status 3") as caught:
+        find_service(home)
+    assert "it is too hot" in caught.value.log
+    assert str(home.service_log) in (caught.value.hint or "")
+
+
+def test_another_version_is_warned_about(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    serve_with(monkeypatch, SERVICE)
+    find_service(home)
+    monkeypatch.setattr(starting, "__version__", "9.9.9")
+    with pytest.warns(UserWarning, match=r"9\.9\.9"):
+        find_service(home)
