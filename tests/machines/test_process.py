@@ -220,7 +220,7 @@ async def test_a_qemu_that_dies_at_its_start(
     assert list(paths.runtime.iterdir()) == []
 
 
-@pytest.mark.parametrize("delay_s", [0, 0.01, 0.03])
+@pytest.mark.parametrize("delay_s", [0, 0.002, 0.004, 0.006, 0.008, 0.01, 0.02, 0.03])
 async def test_a_cancelled_start_leaves_nothing(plan: Plan, paths: MachinePaths, delay_s: float) -> None:
     task = asyncio.create_task(start_process(plan, paths))
     await asyncio.sleep(delay_s)
@@ -229,6 +229,21 @@ async def test_a_cancelled_start_leaves_nothing(plan: Plan, paths: MachinePaths,
         await task
     assert find_process(paths) is None
     assert not paths.runtime.exists() or list(paths.runtime.iterdir()) == []
+
+
+async def test_found_although_its_wrapper_was_killed(
+    process: QemuProcess, plan: Plan, paths: MachinePaths
+) -> None:
+    if plan.jail.bwrap is None:
+        pytest.skip("no wrapper")
+    waiter, monitor = (int(word) for word in (paths.log / "process").read_text().split()[1::2])
+    for pid in (waiter, monitor):
+        os.kill(pid, 9)
+    found = find_process(paths)
+    assert found is not None
+    assert found.pid == process.pid
+    found.kill()
+    assert "nobody saw it end" in (await found.wait()).text
 
 
 async def test_without_a_jail_it_starts_and_says_so(plan: Plan, paths: MachinePaths) -> None:
@@ -259,7 +274,7 @@ async def test_it_outlives_who_started_it(plan: Plan, paths: MachinePaths, home:
         "os.kill(os.getpid(), 9)\n"
     )
     other = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", program, stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": _source()}
+        sys.executable, "-c", program, stdin=subprocess.PIPE, env=_environment()
     )
     await other.communicate(pickle.dumps((plan, paths)))
     assert other.returncode == -9
@@ -272,10 +287,9 @@ async def test_it_outlives_who_started_it(plan: Plan, paths: MachinePaths, home:
     assert (await process.wait()).exit_status == 0
 
 
-def _source() -> str:
-    import bough
-
-    return str(Path(bough.__file__).parents[1])
+def _environment() -> dict[str, str]:
+    """In which another Python finds what this one does."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 async def test_accelerators_are_proven(home: Home) -> None:

@@ -176,8 +176,8 @@ def find_process(paths: MachinePaths) -> QemuProcess | None:
         found = _read_process_file(paths)
         if found is not None and found.monitor.is_alive():
             return QemuProcess(found.monitor.innermost(), found.waiter, paths)
-        if found is not None and not found.waiter.is_alive() and time.monotonic() > deadline:
-            return None
+        if found is not None and (orphans := _orphans(paths, found.waiter)):
+            return QemuProcess(orphans[0].innermost(), found.waiter, paths)
         # Started a moment ago and not there yet, or ended a moment ago and still being written down.
         time.sleep(0.01)
         if time.monotonic() > deadline + KILL_TIMEOUT_S:
@@ -363,14 +363,16 @@ async def _end_all(
 ) -> None:
     """Kill what runs below the waiter, wait for it, and take its sockets away; bounded in time."""
     deadline = time.monotonic() + KILL_TIMEOUT_S
-    while waiter.is_alive() and time.monotonic() < deadline:
+    while (waiter.is_alive() or _is_locked(paths)) and time.monotonic() < deadline:
         found = _read_process_file(paths)
-        if found is not None:
+        if found is not None and found.monitor.is_alive():
             # bubblewrap does not take its child along: the innermost one first.
             found.monitor.innermost().kill()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0.02):
-                await waiter.wait()
+        elif found is not None:
+            # It was just making that child, which is nobody's now.
+            for orphan in _orphans(paths, waiter):
+                orphan.kill()
+        await asyncio.sleep(0.005)
     for child in children:
         if child.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -416,6 +418,25 @@ def _locked(paths: MachinePaths) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _orphans(paths: MachinePaths, waiter: Pid) -> list[Pid]:
+    """What is left in the jail when its outermost process was killed: those that have the lock open and
+    are not the waiter's own shells, which stay in its session."""
+    lock = str(paths.log / "lock")
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            number = int(process.name)
+            is_jailed = os.getsid(number) != waiter.number or _read_name(process) == "bwrap"
+            if is_jailed and any(str(link.readlink()) == lock for link in (process / "fd").iterdir()):
+                pid = Pid.of(number)
+                found += [pid] if pid is not None and number != os.getpid() else []
+    return found
+
+
+def _read_name(process: Path) -> str:
+    return (process / "comm").read_text(errors="replace").strip()
 
 
 def _is_locked(paths: MachinePaths) -> bool:
