@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from bough.cli.output import show_json, show_table
-from bough.cli.service import NAME, connect, json_option, machine_path
-from bough.errors import HostLacks, InvalidInput
+from bough.cli.service import DURATION, NAME, connect, json_option, machine_path
+from bough.errors import GuestRefused, HostLacks, InvalidInput
 
 
 @click.group()
@@ -67,11 +67,12 @@ def _parse(text: str) -> dict[str, Any]:
 @click.command()
 @click.argument("name", type=NAME)
 @click.argument("guest_port", type=click.IntRange(1, 65535))
-def proxy(name: str, guest_port: int) -> None:
+@click.option("--wait", "wait_s", type=DURATION, default="0", help="So long for something to listen there.")
+def proxy(name: str, guest_port: int, wait_s: float) -> None:
     """Carry standard input and output to a TCP port of a machine, as ssh's ProxyCommand wants it."""
     import threading
 
-    with connect().websocket(machine_path(name, "tunnel", port=guest_port)) as socket:
+    with _tunnel(name, guest_port, wait_s) as socket:
 
         def outward() -> None:
             try:
@@ -86,6 +87,20 @@ def proxy(name: str, guest_port: int) -> None:
             view = memoryview(data)
             while view:
                 view = view[os.write(1, view) :]
+
+
+def _tunnel(name: str, guest_port: int, wait_s: float) -> Any:
+    import time
+
+    service, deadline = connect(), time.monotonic() + wait_s
+    while True:
+        try:
+            return service.websocket(machine_path(name, "tunnel", port=guest_port))
+        except GuestRefused:
+            # A machine that was just started answers before its sshd does.
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.2)
 
 
 @click.command("ssh-config")
@@ -106,7 +121,9 @@ def _entry(machine: dict[str, Any]) -> str:
 
     home = Home.from_environment()
     program = Path(sys.argv[0]).absolute()
-    command = f"env BOUGH_HOME={_quote(str(home.root))} {_quote(str(program))} proxy {machine['id']} %p"
+    command = (
+        f"env BOUGH_HOME={_quote(str(home.root))} {_quote(str(program))} proxy --wait 30s {machine['id']} %p"
+    )
     users = machine["spec"]["users"]
     lines = [
         f"Host {machine['name']}",
