@@ -23,6 +23,7 @@ from bough.errors import MachineFailed, WrongState
 from bough.paths import Home, MachinePaths
 from bough.qemu.choice import choose_accelerator, choose_machine_type
 from bough.qemu.jail import Jail, machine_uid
+from bough.qemu.pid import Pid
 from bough.qemu.plan import DiskPlan, Layer, NicPlan, Plan
 from bough.qemu.probe import find_qemu, inspect_qemu, probe_accelerators, probe_jail
 from bough.qemu.process import QemuProcess, find_process, read_exit, start_process
@@ -237,8 +238,11 @@ async def test_found_although_its_wrapper_was_killed(
     if plan.jail.bwrap is None:
         pytest.skip("no wrapper")
     waiter, monitor = (int(word) for word in (paths.log / "process").read_text().split()[1::2])
-    for pid in (waiter, monitor):
-        os.kill(pid, 9)
+    for number in (waiter, monitor):
+        pid = Pid.of(number)
+        assert pid is not None
+        pid.kill()
+        await pid.wait()
     found = find_process(paths)
     assert found is not None
     assert found.pid == process.pid
