@@ -356,6 +356,8 @@ async def test_an_idle_agent_sleeps() -> None:
             status = Path(f"/proc/{agent.process.pid}/status").read_text()
             return int(status.split("\nvoluntary_ctxt_switches:")[1].split()[0])
 
+        await channel.ping()
+        await asyncio.sleep(0.1)  # it answers before it goes to sleep
         before = switches()
         await asyncio.sleep(0.3)
         assert switches() == before

@@ -128,9 +128,10 @@ class AgentChannel:
                 f"the agent of machine {self.machine!r} answers no pings", machine=self.machine
             )
         payload = struct.pack("<I", self._new_id())
-        answer = self._pings[payload] = self._loop.create_future()
         start = self._loop.time()
         self.send(wire.PING, 0, payload)
+        self._check_established()  # sending may have shown that nobody is there
+        answer = self._pings[payload] = self._loop.create_future()
         await asyncio.wait((answer,), timeout=timeout_s)
         if not answer.done():
             text = f"the agent of machine {self.machine!r} did not answer a ping in {timeout_s:g} s"
@@ -235,7 +236,8 @@ class AgentChannel:
         """Queue a small frame, ahead of all data; nothing happens on a channel that is not established."""
         if not self._established:
             return
-        if self._queued_bytes > _MAX_QUEUED:
+        # ABORT and CREDIT are few: one for each session, and for what the guest itself has sent.
+        if self._queued_bytes > _MAX_QUEUED and kind not in (wire.ABORT, wire.CREDIT):
             raise AgentUnavailable(
                 f"the agent of machine {self.machine!r} reads nothing", machine=self.machine
             )
@@ -482,8 +484,9 @@ class AgentChannel:
         if len(self._sessions) >= MAX_SESSIONS:
             text = f"machine {self.machine!r} has {MAX_SESSIONS} sessions open, no more are possible"
             raise AgentUnavailable(text, machine=self.machine)
-        self._sessions[session.id] = session
         self.send(kind, session.id, payload)
+        self._check_established()  # sending may have shown that nobody is there
+        self._sessions[session.id] = session
         try:
             await asyncio.wait((session.opened,), timeout=timeout_s)
         except asyncio.CancelledError:
