@@ -80,7 +80,8 @@ def main() -> int:
     # Ended by any of them, the machine goes all the same.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     drawn = options.svg is not None
-    console = Console(record=drawn, force_terminal=drawn or None, width=WIDTH if drawn else None)
+    width = WIDTH if drawn or not sys.stdout.isatty() else None
+    console = Console(record=drawn, force_terminal=drawn or None, width=width, soft_wrap=not drawn)
     story = Story(console)
     try:
         with bough.connect() as hypervisor:
@@ -159,8 +160,8 @@ def keep_a_file(story: Story, machine: Machine) -> None:
 def copy_a_file(story: Story, machine: Machine) -> None:
     with tempfile.TemporaryDirectory(prefix="bough-demo-") as directory:
         source, back = Path(directory) / "source", Path(directory) / "back"
-        source.write_bytes(secrets.token_bytes(32 * MIB))
-        with story.step("32 MiB are copied into it", f"bough cp file {machine.name}:/root/file"):
+        source.write_bytes(secrets.token_bytes(16 * MIB))
+        with story.step("16 MiB are copied into it", f"bough cp file {machine.name}:/root/file"):
             machine.copy_to(source, "/root/file")
         with story.step("... and out again", f"bough cp {machine.name}:/root/file back") as seen:
             machine.copy_from("/root/file", back)

@@ -13,12 +13,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from bough.errors import BoughError
 from bough.paths import Home
 from tests.leftovers import find_leftovers, wait_nothing_left
 
@@ -104,8 +105,14 @@ def nothing_left(bough_home: Home) -> Iterator[None]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
+    if report.failed and call.excinfo is not None and isinstance(call.excinfo.value, BoughError):
+        error = call.excinfo.value
+        told = [f"hint: {error.hint}", *(f"{name}: {value}" for name, value in error.details.items())]
+        report.sections.append(("what the error knows", "\n".join(told)))
     home = getattr(item, "funcargs", {}).get("bough_home")
     if report.failed and home is not None:
         kept = _keep_artifacts(home, item.nodeid)
