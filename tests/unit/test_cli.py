@@ -70,6 +70,7 @@ def test_a_home_that_cannot_be() -> None:
 
 
 def test_what_the_version_needs_is_little() -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "BOUGH_DEBUG": "1"}
     code = (
         "import sys; sys.argv = ['bough', 'version']\n"
         "from bough.cli.main import main\n"
