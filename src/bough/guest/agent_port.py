@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+
 _CLASS = "/sys/class/virtio-ports"
 _NETLINK_KOBJECT_UEVENT = 15
 
@@ -16,24 +20,39 @@ def open_port(name: str) -> int:
 
     Looks in sysfs, as devtmpfs has the device long before udev makes its link.
     """
+    import _socket
+
     port = _try_port(name)
     if port >= 0:
+        _tell_started(_socket)
         return port
-    import _socket
 
     # The kernel's own word of a new device: no polling, and udev need not run.
     events = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_DGRAM, _NETLINK_KOBJECT_UEVENT)
     events.bind((0, 1))
     _load_driver()
+    port = _try_port(name)
+    _tell_started(_socket)
     while port < 0:
+        try:
+            events.recv(8192)
+        except OSError:
+            pass  # more came than fits: look again
         port = _try_port(name)
-        if port < 0:
-            try:
-                events.recv(8192)
-            except OSError:
-                pass  # more came than fits: look again
     events.close()
     return port
+
+
+def _tell_started(socket: ModuleType) -> None:
+    """Tell systemd, which lets the rest of the boot wait for us, as we need little and then sleep."""
+    address = os.environ.pop("NOTIFY_SOCKET", "")
+    if address:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM, 0)
+        try:
+            sock.sendto(b"READY=1", "\0" + address[1:] if address.startswith("@") else address)
+        except OSError:
+            pass  # it will see that we live
+        sock.close()
 
 
 def _try_port(name: str) -> int:
