@@ -78,9 +78,7 @@ def test_what_the_version_needs_is_little() -> None:
         "heavy = {'rich', 'pydantic', 'asyncio', 'h11', 'wsproto', 'fastapi', 'tarfile'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=env)
 
 
 def test_what_a_client_needs_is_little() -> None:
