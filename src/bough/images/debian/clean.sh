@@ -12,11 +12,14 @@ find "$root/tmp" "$root/var/tmp" "$root/run" "$root/var/cache/apt/archives" "$ro
     -mindepth 1 ! -name partial -delete 2>/dev/null || :
 # Days since 1970 of the last change of a password: today, otherwise.
 sed -i -E 's/^([^:]*:[^:]*):[0-9]+:/\1:19000:/' "$root/etc/shadow"
-# Whatever this build wrote is as old as the newest package.
+# By hash, not by time: it is the same whenever it is made, and python need not look at the sources.
+rm -rf "$root"/usr/lib/bough/bough/__pycache__ "$root"/usr/lib/bough/bough/guest/__pycache__
+PYTHONHASHSEED=0 chroot "$root" python3 -I -S -m compileall -q --invalidation-mode unchecked-hash /usr/lib/bough
+# systemd need not look for what is new in /usr at the first boot.
+: > "$root/etc/.updated"
+: > "$root/var/.updated"
+# Whatever this build wrote is as old as the newest package. Last: it changes directories' times too.
 epoch=$(find "$root/usr/share/doc" -maxdepth 2 -name 'changelog*' -printf '%T@\n' | cut -d. -f1 | sort -n | tail -1)
 find "$root" -newermt "@$epoch" -exec touch -h -d "@$epoch" {} +
 echo "$epoch" > /mnt/out/epoch
-rm -f "$root"/usr/lib/bough/bough/__pycache__/* "$root"/usr/lib/bough/bough/guest/__pycache__/*
-touch -d "@$epoch" "$root/etc/.updated" "$root/var/.updated"
-PYTHONHASHSEED=0 chroot "$root" python3 -I -S -m compileall -q --invalidation-mode unchecked-hash /usr/lib/bough
 chroot "$root" dpkg-query -W -f '${Package} ${Version}\n' > /mnt/out/packages
