@@ -1,0 +1,71 @@
+"""Real builds, from packages: they take minutes and a mirror, and no virtual machine."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bough.images import disk
+from bough.images.build import build
+from bough.images.store import ImageStore
+from bough.paths import Home
+from bough.progress import Progress
+
+pytestmark = pytest.mark.skipif(shutil.which("mmdebstrap") is None, reason="mmdebstrap is not installed")
+
+LABEL = "debian:12"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ImageStore:
+    home = Home(tmp_path / "home", tmp_path / "run" / "home")
+    home.create()
+    return ImageStore(home)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_root(image: Path) -> None:
+    where = f"{image}?offset={disk.ROOT_OFFSET}"
+    subprocess.run(["/usr/sbin/e2fsck", "-fn", where], check=True, capture_output=True)
+
+
+def list_processes() -> str:
+    return subprocess.run(["ps", "-e", "-o", "args"], check=True, capture_output=True, text=True).stdout
+
+
+async def test_twice_the_same_and_nothing_left(store: ImageStore) -> None:
+    first = await build(store, LABEL, arch="x86_64")
+    bytes_of_first = sha256(store.path(first.digest))
+    again = await build(store, LABEL, arch="x86_64")
+    assert again.created == first.created, "it is here: nothing is built"
+    second = await build(store, LABEL, arch="x86_64", rebuild=True)
+    assert second.digest == first.digest
+    assert sha256(store.path(second.digest)) == bytes_of_first
+    assert not list(store.home.incoming.iterdir())
+    check_root(store.path(first.digest))
+
+
+async def test_a_cancelled_build_leaves_nothing(store: ImageStore) -> None:
+    installing = asyncio.Event()
+
+    def report(progress: Progress) -> None:
+        if "installing essential" in progress.detail:
+            installing.set()
+
+    task = asyncio.create_task(build(store, LABEL, arch="x86_64", progress=report))
+    await installing.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not list(store.home.incoming.iterdir())
+    assert not list(store.entries())
+    assert "/mnt/root" not in list_processes()
