@@ -1,10 +1,10 @@
 """bough: a hypervisor for whole machines.
 
-    import bough
+import bough
 
-    hv = bough.connect()
-    with hv.run("debian:12", memory="512MiB") as vm:
-        print(vm.exec("uname", "-a").stdout)
+hv = bough.connect()
+with hv.run("debian:12", memory="512MiB") as vm:
+    print(vm.exec("uname", "-a").stdout)
 """
 
 from typing import TYPE_CHECKING, Any

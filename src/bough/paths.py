@@ -1,20 +1,20 @@
 """Every on-disk name, once.
 
-    $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root /var/lib/bough
-      lock                                   held by the service, holds its pid
-      service.log
-      incoming/                              whatever is half-made; swept when the service starts
-      images/<digest>/{image.json,disk.raw}
-      labels.json                            label -> digest
-      machines/<id>/
-        machine.json                         the record: spec, state, identity, process
-        disks/<n>.qcow2
-        log/{console.log,qemu.log,exit}
-      host.json                              what was probed of this host, per boot
+$BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root /var/lib/bough
+  lock                                   held by the service, holds its pid
+  service.log
+  incoming/                              whatever is half-made; swept when the service starts
+  images/<digest>/{image.json,disk.raw}
+  labels.json                            label -> digest
+  machines/<id>/
+    machine.json                         the record: spec, state, identity, process
+    disks/<n>.qcow2
+    log/{console.log,qemu.log,exit}
+  host.json                              what was probed of this host, per boot
 
-    $XDG_RUNTIME_DIR/bough/<home>/           default: /run/user/<uid> or /tmp/bough-<uid>; <home> is a
-      api.sock                               hash of BOUGH_HOME, for a socket path holds 107 bytes
-      <machine id>/{qmp,agent,console}.sock
+$XDG_RUNTIME_DIR/bough/<home>/           default: /run/user/<uid> or /tmp/bough-<uid>; <home> is a
+  api.sock                               hash of BOUGH_HOME, for a socket path holds 107 bytes
+  <machine id>/{qmp,agent,console}.sock
 """
 
 from __future__ import annotations
