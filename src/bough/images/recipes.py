@@ -33,6 +33,8 @@ _MASKED_GENERATORS = (
     *("systemd-gpt-auto-generator", "systemd-hibernate-resume-generator", "systemd-rc-local-generator"),
     *("systemd-system-update-generator",),
 )
+#: Unpacked to make the boot loader, not installed. The library is what grub-mkimage is linked to.
+_GRUB_PACKAGES = ("grub-common", "grub-pc-bin", "grub-efi-amd64-bin", "libdevmapper1.02.1")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Recipe:
     disabled_units: tuple[str, ...] = _DISABLED
     masked_units: tuple[str, ...] = _MASKED
     masked_generators: tuple[str, ...] = _MASKED_GENERATORS
-    grub_packages: tuple[str, ...] = ("grub-common", "grub-pc-bin", "grub-efi-amd64-bin")
+    grub_packages: tuple[str, ...] = _GRUB_PACKAGES
 
     def digest(self) -> str:
         """Of everything that this recipe puts into an image, the packages' versions aside."""
