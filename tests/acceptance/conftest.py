@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -82,10 +83,20 @@ def cli(bough_home: Home) -> Cli:
 
 
 @pytest.fixture(scope="session")
-def box(cli: Cli, debian: str) -> Iterator[str]:
+def ssh_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A private key whose owner may log in to the shared machine as root."""
+    key = tmp_path_factory.mktemp("ssh") / "key"
+    if shutil.which("ssh-keygen") is None:
+        pytest.skip("no ssh-keygen on this host")
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    return key
+
+
+@pytest.fixture(scope="session")
+def box(cli: Cli, debian: str, ssh_key: Path) -> Iterator[str]:
     """The name of a running machine that all tests here share; they leave it running and as it was."""
     name = "box"
-    cli("create", debian, "--name", name, "--memory", MEMORY)
+    cli("create", debian, "--name", name, "--memory", MEMORY, "--ssh-key", f"{ssh_key}.pub")
     cli("start", name)
     yield name
     cli("delete", name, "--force", check=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import signal
 import subprocess
 import time
@@ -124,9 +125,10 @@ def test_a_terminal(cli: Cli, box: str) -> None:
     assert b"got typed" in seen
 
 
-def read_until(descriptor: int, mark: bytes) -> bytes:
+def read_until(descriptor: int, mark: bytes, timeout_s: float = 30) -> bytes:
+    """Of a terminal, what came until `mark` did."""
     seen = b""
-    while mark not in seen:
+    while mark not in seen and select.select([descriptor], [], [], timeout_s)[0]:
         try:
             data = os.read(descriptor, 4096)
         except OSError:  # EIO: the other side of the terminal is closed

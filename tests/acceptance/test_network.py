@@ -53,10 +53,10 @@ def test_a_port_where_nobody_listens_in_the_guest(cli: Cli, box: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def ssh_config(cli: Cli, box: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `bough ssh-config` says, in a file; the key that it names reaches root in the guest."""
+def ssh_config(cli: Cli, box: str, ssh_key: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `bough ssh-config` says, in a file, and the key that a user has in ~/.ssh."""
     path = tmp_path_factory.mktemp("ssh") / "config"
-    path.write_text(cli.text("ssh-config", box) + "\n")
+    path.write_text(cli.text("ssh-config", box) + f"\nHost *\n    IdentityFile {ssh_key}\n")
     return path
 
 
