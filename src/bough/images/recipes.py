@@ -14,7 +14,17 @@ SCRIPTS = Path(__file__).parent / "debian"
 
 #: A small Debian that a person is glad to log in to.
 _PACKAGES = (
-    *("tiny-initramfs", "systemd-sysv", "udev", "dbus", "libpam-systemd", "openssh-server", "python3"),
+    *(
+        "passwd",
+        "login",
+        "tiny-initramfs",
+        "systemd-sysv",
+        "udev",
+        "dbus",
+        "libpam-systemd",
+        "openssh-server",
+        "python3",
+    ),
     *("iproute2", "iputils-ping", "procps", "curl", "ca-certificates", "sudo", "less", "vim-tiny", "nano"),
     *("kmod", "fdisk", "e2fsprogs", "netbase", "rsync", "xz-utils", "zstd", "bash-completion"),
 )
@@ -34,7 +44,9 @@ _MASKED_GENERATORS = (
     *("systemd-system-update-generator",),
 )
 #: Unpacked to make the boot loader, not installed. The library is what grub-mkimage is linked to.
-_GRUB_PACKAGES = ("grub-common", "grub-pc-bin", "grub-efi-amd64-bin", "libdevmapper1.02.1")
+_GRUB_PACKAGES = (
+    *("grub-common", "grub2-common", "grub-pc-bin", "grub-efi-amd64-bin", "libdevmapper1.02.1"),
+)
 
 
 @dataclass(frozen=True)
