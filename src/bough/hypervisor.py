@@ -25,6 +25,7 @@ from bough.paths import Home, MachinePaths
 from bough.progress import Progress, Report, ignore_progress
 from bough.qemu.host import read_host_facts
 from bough.qemu.plan import Plan
+from bough.qemu.probe import find_qemu
 from bough.spec import MachineSpec, check_against_host, check_name, parse_spec
 from bough.storage import sync_directory
 
@@ -110,6 +111,7 @@ class Hypervisor:
         spec = parse_spec(data)
         facts = await read_host_facts(self.home)
         check_against_host(spec, facts, force=force)
+        find_qemu(spec.arch or facts.arch)  # told before an image is built for minutes
         with self._reserve(name or self._free_name(spec.image)) as reserved:
             image = await self.image(spec.image, spec.arch, report)
             with self._using(image.digest):

@@ -34,7 +34,9 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 def check_programs() -> None:
     """Raises HostLacks, with every program that is missing."""
-    missing = [name for name in _PROGRAMS if shutil.which(name, path=_PATH) is None]
+    # An ordinary user's PATH lacks sbin, where some of them are.
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    missing = [name for name in _PROGRAMS if shutil.which(name, path=path) is None]
     if missing:
         packages = " ".join(sorted({_PROGRAMS[name] for name in missing}))
         raise HostLacks(

@@ -15,7 +15,7 @@ import re
 from typing import Any
 
 from bough.errors import InvalidInput
-from bough.spec.problems import did_you_mean, quote, told
+from bough.spec.problems import nearest, quote, told
 from bough.units import MIB, TIB, format_size, parse_duration, parse_size
 
 LEAST_MEMORY = 64 * MIB
@@ -84,7 +84,10 @@ def architecture(value: Any) -> str:
     name = _ARCHITECTURE_NAMES.get(value.lower(), value.lower()) if isinstance(value, str) else ""
     if name not in ARCHITECTURES:
         known = ", ".join(map(repr, ARCHITECTURES))
-        raise told(f"expected one of {known}, got {quote(value)}", did_you_mean(name, ARCHITECTURES))
+        close = nearest(name, ARCHITECTURES)
+        raise told(
+            f"expected one of {known}, got {quote(value)}", f"did you mean '{close}'?" if close else None
+        )
     return name
 
 
