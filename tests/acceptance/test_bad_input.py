@@ -15,6 +15,7 @@ import pytest
 from bough.paths import Home
 from tests.acceptance.conftest import BOUGH, Cli
 from tests.acceptance.test_exec import wait_until
+from tests.acceptance.test_life import has_ended
 from tests.conftest import MEMORY
 
 
@@ -124,7 +125,7 @@ def end_service(root: Path) -> None:
     if home.api_socket.exists():
         pid = int(home.lock.read_text())
         os.kill(pid, 15)
-        wait_until(lambda: not Path(f"/proc/{pid}").exists())
+        wait_until(lambda: has_ended(pid))
 
 
 def test_no_qemu(fresh: Cli) -> None:
