@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    """The code blocks of a page, also those inside a list."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [textwrap.dedent(block) for _, block in found]
 
 
 def request(home: Home, path: str, method: str = "GET", body: bytes = b"") -> tuple[int, Any]:
@@ -104,7 +107,7 @@ def test_openapi_describes_every_call(cli: Cli, box: str, bough_home: Home) -> N
         ("POST", "/v1/machines", b'{"spec": {}}', 422, "invalid-spec"),
         ("POST", "/v1/machines/box/stop", b'{"deadline_s": -1}', 422, "invalid-input"),
         ("DELETE", "/v1/machines/box", b"", 409, "wrong-state"),
-        ("DELETE", "/v1/machines/box/ports/70000", b"", 404, "not-found"),
+        ("DELETE", "/v1/machines/box/ports/70000", b"", 409, "wrong-state"),
     ],
 )
 def test_a_wrong_request_is_answered_with_an_error_of_the_tree(
