@@ -18,7 +18,7 @@ SPEC = """
 image = "debian:12"
 vcpus = 2
 memory = "640MiB"
-disk = "5GiB"
+disk = "10GiB"
 disks = ["64MiB", {{ size = "32MiB", serial = "scratch" }}]
 clock = "-30d"
 hostname = "workbench"
@@ -71,9 +71,9 @@ def test_processors_memory_and_disks(cli: Cli, bench: str) -> None:
     kib = int(in_guest(cli, bench, "sed -n 's/^MemTotal: *\\([0-9]*\\).*/\\1/p' /proc/meminfo"))
     assert 520 * 1024 < kib <= 640 * 1024
     # The root file system has grown into the disk.
-    assert int(in_guest(cli, bench, "df --output=size -B1 / | tail -n 1")) > 4.5 * 1024**3
+    assert int(in_guest(cli, bench, "df --output=size -B1 / | tail -n 1")) > 9.3 * 1024**3
     sizes = in_guest(cli, bench, "lsblk --nodeps --noheadings --bytes --output size,type | grep disk").split()
-    assert {str(5 * 1024**3), str(64 * 1024**2), str(32 * 1024**2)} <= set(sizes)
+    assert {str(10 * 1024**3), str(64 * 1024**2), str(32 * 1024**2)} <= set(sizes)
     assert in_guest(cli, bench, "ls /dev/disk/by-id | grep scratch")
 
 
@@ -148,7 +148,7 @@ def test_a_machine_id_of_its_own(cli: Cli, box: str, bench: str) -> None:
 
 def test_another_kernel_package_is_what_boots_next(cli: Cli, debian: str, gone: list[str]) -> None:
     gone.append("kernels")
-    cli("create", debian, "--name", "kernels", "--memory", "768MiB", "--disk", "4GiB")
+    cli("create", debian, "--name", "kernels", "--memory", "768MiB")
     cli("start", "kernels")
     before = in_guest(cli, "kernels", "uname -r")
     # The other flavour: generic for a cloud image, and the other way round.
