@@ -138,7 +138,8 @@ def _raw_terminal(process: Any) -> Iterator[None]:
     handler = signal.signal(signal.SIGWINCH, resized)
     # Ended by a signal, the terminal must be whole again all the same.
     previous = {number: signal.signal(number, _leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    tty.setraw(0)
+    # Not TCSAFLUSH, which is the default: what was typed ahead is not to be lost.
+    tty.setraw(0, termios.TCSADRAIN)
     try:
         yield
     finally:
@@ -195,7 +196,8 @@ def _raw_console() -> Iterator[None]:
     import tty
 
     before = termios.tcgetattr(0)
-    tty.setraw(0)
+    # Not TCSAFLUSH, which is the default: what was typed ahead is not to be lost.
+    tty.setraw(0, termios.TCSADRAIN)
     try:
         yield
     finally:
