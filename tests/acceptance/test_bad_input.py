@@ -138,7 +138,7 @@ def test_a_qemu_that_is_too_old(fresh: Cli, tmp_path: Path) -> None:
         old = tmp_path / "bin" / f"qemu-system-{arch}"
         old.write_text("#!/bin/sh\necho QEMU emulator version 6.2.0\n")
         old.chmod(0o755)
-    fresh.error("create", "debian:12", says="6.2", hint="7.2")
+    fresh.error("create", "debian:12", says="7.2 is the oldest", hint="install")
 
 
 def test_no_mmdebstrap(fresh: Cli) -> None:
