@@ -121,7 +121,6 @@ def _nothing_left(request: pytest.FixtureRequest) -> None:
 #: Take a line away as soon as its tests have passed.
 UNPROVEN = (
     "test_guest.py",
-    "test_network.py",
     "test_python.py",
     "test_install.py",
     "test_a_guest_that_never_answers",
