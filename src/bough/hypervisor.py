@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from bough.audit.files import Look
+from bough.audit.store import audit_store
+from bough.audit.sweep import sweep_unfinished_writes
 from bough.errors import BoughError, Conflict, InUse, NameTaken, NotFound, WrongState
 from bough.images.bootstrap import remove_build
 from bough.images.build import build
@@ -23,11 +27,14 @@ from bough.machines.plan import host_arch, install_firmware_variables, resolve_h
 from bough.machines.record import LIVE, MachineRecord, PortForward, State, new_machine_id, now
 from bough.paths import Home, MachinePaths
 from bough.progress import Progress, Report, ignore_progress
+from bough.qemu.cgroup import find_groups
 from bough.qemu.host import read_host_facts
 from bough.qemu.plan import Plan
 from bough.qemu.probe import find_qemu
 from bough.spec import MachineSpec, check_against_host, check_name, parse_spec
 from bough.storage import sync_directory
+
+log = logging.getLogger("bough.hypervisor")
 
 #: How long an ephemeral machine is kept while nobody holds it: for the client to come back after a
 #: restart of the service.
@@ -46,16 +53,24 @@ class Hypervisor:
         self._creating: dict[str, int] = {}
         self._holders: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unreadable: dict[str, str] = {}
+        self._making = 0
 
     async def open(self) -> None:
         """Sweep what is half-made, read every record, take up every machine that runs."""
         self.home.create()
         for stray in self.home.incoming.iterdir():
             await asyncio.to_thread(remove_build if stray.is_dir() else _remove_tree, stray)
+        sweep_unfinished_writes(self.home)
         for root in sorted(self.home.machines.iterdir()):
             paths = self.home.machine(root.name)
-            if paths.record.exists():
+            try:
                 record = MachineRecord.read(paths)
+            except (OSError, ValueError) as error:
+                # One that is damaged must not keep the others from being used.
+                log.error("the record of machine %s cannot be read: %s", root.name, error)
+                self._unreadable[root.name] = str(error)
+            else:
                 self._machines[record.id] = Machine(record, paths, self.events, self._plan)
         async with asyncio.TaskGroup() as group:
             for machine in self._machines.values():
@@ -80,6 +95,12 @@ class Hypervisor:
         for machine in self._machines.values():
             if reference in (machine.name, machine.id):
                 return machine
+        if reference in self._unreadable:
+            raise Conflict(
+                f"the record of machine {reference} cannot be read: {self._unreadable[reference][:300]}",
+                hint="bough doctor --store tells what is safe to do",
+                machine=reference,
+            )
         found = [m for m in self._machines.values() if len(reference) >= 4 and m.id.startswith(reference)]
         if len(found) == 1:
             return found[0]
@@ -112,7 +133,7 @@ class Hypervisor:
         facts = await read_host_facts(self.home)
         check_against_host(spec, facts, force=force)
         find_qemu(spec.arch or facts.arch)  # told before an image is built for minutes
-        with self._reserve(name or self._free_name(spec.image)) as reserved:
+        with self._reserve(name or self._free_name(spec.image)) as reserved, self._half_made():
             image = await self.image(spec.image, spec.arch, report)
             with self._using(image.digest):
                 machine = await self._create(spec, reserved, image, ephemeral, report)
@@ -194,7 +215,12 @@ class Hypervisor:
                 )
             with contextlib.suppress(WrongState):  # it ended by itself meanwhile
                 await machine.stop(force=True)
-        async with machine.transition("being deleted", State.STOPPED, State.FAILED, State.SUSPENDED):
+        states = (State.STOPPED, State.FAILED, State.SUSPENDED)
+        async with machine.transition("being deleted", *states):
+            await self._bury(machine)
+
+    async def _bury(self, machine: Machine) -> None:
+        with self._half_made():
             grave = self.home.incoming / f"{machine.id}.deleted"
             machine.paths.root.rename(grave)
             sync_directory(self.home.machines)
@@ -263,14 +289,17 @@ class Hypervisor:
         try:
             return self.images.resolve(reference)
         except NotFound:
-            return await build(self.images, reference, arch=arch or host_arch(), progress=report)
+            with self._half_made():
+                return await build(self.images, reference, arch=arch or host_arch(), progress=report)
 
     async def build_image(
         self, reference: str, *, arch: str | None, rebuild: bool, mirror: str | None, report: Report
     ) -> ImageManifest:
-        return await build(
-            self.images, reference, arch=arch or host_arch(), progress=report, rebuild=rebuild, mirror=mirror
-        )
+        arch = arch or host_arch()
+        with self._half_made():
+            return await build(
+                self.images, reference, arch=arch, progress=report, rebuild=rebuild, mirror=mirror
+            )
 
     def image_users(self) -> dict[str, list[str]]:
         """digest -> names of the machines whose disks stand on it."""
@@ -305,6 +334,34 @@ class Hypervisor:
     def prune_images(self) -> dict[str, Any]:
         deleted, freed_bytes = self.images.prune(used=set(self.image_users()))
         return {"deleted": deleted, "freed_bytes": freed_bytes}
+
+    # -- the whole home -----------------------------------------------------------------------
+
+    async def audit(self, *, repair: bool, report: Report) -> dict[str, Any]:
+        """Whether everything on disk is as it should be; see audit/."""
+        live = {machine.id for machine in self._machines.values() if machine.state in LIVE}
+        look = Look(self.home, live, making=self._making > 0, group_bases=find_groups())
+        return await audit_store(look, self._keep_still, repair=repair, report=report)
+
+    @asynccontextmanager
+    async def _keep_still(self, machine_id: str) -> AsyncIterator[None]:
+        """The machine is not started, and not deleted, until the block ends.
+
+        Raises:
+            Conflict: it runs, or something else is done with it just now.
+        """
+        states = (State.STOPPED, State.FAILED, State.SUSPENDED)
+        async with self.machine(machine_id).transition("being checked", *states):
+            yield
+
+    @contextmanager
+    def _half_made(self) -> Iterator[None]:
+        """What is in incoming/ until the block ends belongs to it."""
+        self._making += 1
+        try:
+            yield
+        finally:
+            self._making -= 1
 
     # -- names --------------------------------------------------------------------------------
 

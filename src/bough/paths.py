@@ -11,6 +11,7 @@ $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root
     disks/<n>.qcow2
     log/{console.log,qemu.log,exit}
   host.json                              what was probed of this host, per boot
+  lost+found/<time>/                     what `bough doctor --store --repair` moved out of the way
 
 $XDG_RUNTIME_DIR/bough/<home>/           default: /run/user/<uid> or /tmp/bough-<uid>; <home> is a
   api.sock                               hash of BOUGH_HOME, for a socket path holds 107 bytes
@@ -135,8 +136,34 @@ class Home:
         return self.root / "host.json"
 
     @property
+    def snapshots(self) -> Path:
+        return self.root / "snapshots"
+
+    @property
+    def lost_and_found(self) -> Path:
+        return self.root / "lost+found"
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Everything that may be in `root`; `bough doctor --store` calls the rest strays."""
+        logs = [self.service_log, self.service_log.with_suffix(".log.1")]
+        nouns = [self.images, self.labels, self.machines, self.snapshots]
+        rest = [self.lock, self.incoming, self.host_facts, self.lost_and_found]
+        return frozenset(path.name for path in logs + nouns + rest) | {"networks", "projects"}
+
+    @property
     def api_socket(self) -> Path:
         return self.runtime / "api.sock"
+
+    @property
+    def start_lock(self) -> Path:
+        """Held by a client while it starts the service."""
+        return self.runtime / "start.lock"
+
+    @property
+    def runtime_names(self) -> frozenset[str]:
+        """Everything that may be in `runtime`, beside a directory per machine."""
+        return frozenset({self.api_socket.name, self.start_lock.name})
 
     def machine(self, machine_id: str) -> MachinePaths:
         return MachinePaths(self.machines / machine_id, self.runtime / machine_id)

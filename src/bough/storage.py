@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bough.errors import NoSpace
+
+#: The names that tempfile.mkstemp makes of the prefix below.
+_UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}")
 
 
 @contextmanager
@@ -52,6 +56,11 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
             Path(temporary).unlink(missing_ok=True)
             raise
         sync_directory(path.parent)
+
+
+def is_unfinished_write(name: str) -> bool:
+    """Whether a file of this name is what `write_atomically` left when it was killed in the middle."""
+    return _UNFINISHED.fullmatch(name) is not None
 
 
 def write_json(path: Path, value: Any, *, mode: int = 0o600) -> None:

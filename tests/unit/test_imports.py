@@ -27,7 +27,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "images": BOTTOM | {"guest"},  # an image contains the agent
     "machines": BOTTOM | {"guest", "networks", "qemu", "images"},
     "snapshots": BOTTOM | {"guest", "networks", "qemu", "images", "machines"},
-    "hypervisor": BOTTOM | {"guest", "networks", "qemu", "images", "machines", "snapshots"},
+    "audit": BOTTOM | {"guest", "networks", "qemu", "images", "machines", "snapshots"},
+    "hypervisor": BOTTOM | {"guest", "networks", "qemu", "images", "machines", "snapshots", "audit"},
     "service": BOTTOM | {"guest", "networks", "qemu", "images", "machines", "snapshots", "hypervisor"},
     "client": BOTTOM,
     "cli": BOTTOM | {"client"},

@@ -9,20 +9,29 @@ from typing import Any
 import click
 
 from bough import __version__
-from bough.cli.output import progress, show_json
+from bough.cli.output import clean, progress, show_json
 from bough.cli.service import connect, json_option
 
 
 @click.command()
+@click.option("--store", is_flag=True, help="Look at everything in BOUGH_HOME instead of at the host.")
+@click.option("--repair", is_flag=True, help="With --store: do what is safe. Nothing is ever deleted by it.")
 @json_option
-def doctor(as_json: bool) -> int:
+def doctor(store: bool, repair: bool, as_json: bool) -> int:
     """Tell what this host has, what it lacks, and the command that installs it.
 
     An accelerator counts when a probe guest has run on it. Ends with 1 when something is missing
     that machines cannot do without.
+
+    With --store: whether every image, machine, disk and file of BOUGH_HOME is as it should be, and
+    what is safe to do about what is not. Ends with 1 when something is not.
     """
     from bough.client.connection import path_of
 
+    if store:
+        return _doctor_store(repair, as_json)
+    if repair:
+        raise click.UsageError("--repair goes with --store")
     with progress() as report:
         found = connect().long_call("GET", path_of("doctor", probe=True), progress=report)
     if as_json:
@@ -30,6 +39,31 @@ def doctor(as_json: bool) -> int:
     else:
         _show(found)
     return int(any(check["required"] and not check["ok"] for check in found["checks"]))
+
+
+def _doctor_store(repair: bool, as_json: bool) -> int:
+    with progress() as report:
+        body = {"repair": repair}
+        found = connect().long_call("POST", "/doctor/store", body, timeout=None, progress=report)
+    if as_json:
+        show_json(found)
+    else:
+        _show_store(found)
+    return int(not found["clean"])
+
+
+def _show_store(found: dict[str, Any]) -> None:
+    for finding in found["findings"]:
+        mark = "repaired" if finding["repaired"] else "note" if finding["harmless"] else "WRONG"
+        print(f"{mark:9} {finding['kind']}: {clean(finding['problem'])}")
+        print(f"{'':10}{clean(finding['error'] or finding['repaired'] or finding['safe'])}")
+    for skipped in found["skipped"]:
+        print(f"{'skipped':9} {skipped['what']}: {skipped['why']}")
+    wrong = sum(not (each["harmless"] or each["repaired"]) for each in found["findings"])
+    told = "all is as it should be" if found["clean"] else f"{wrong} found that should not be so"
+    print(f"looked at {found['images']} images and {found['machines']} machines: {told}")
+    if any(each["repair"] and not each["repaired"] for each in found["findings"]):
+        print("\nhint: bough doctor --store --repair does what is safe and deletes nothing", file=sys.stderr)
 
 
 def _show(found: dict[str, Any]) -> None:

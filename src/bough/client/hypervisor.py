@@ -200,6 +200,15 @@ class Hypervisor:
         path = path_of("doctor", probe=probe)
         return dict(self.api.long_call("GET", path, timeout=timeout, progress=progress))
 
+    def doctor_store(self, *, repair: bool = False, progress: Report | None = None) -> dict[str, Any]:
+        """Whether everything in BOUGH_HOME is as it should be: "clean", "findings", "skipped".
+
+        Args:
+            repair: do what is safe. Nothing is deleted; what is damaged goes to lost+found/.
+        """
+        body = {"repair": repair}
+        return dict(self.api.long_call("POST", "/doctor/store", body, timeout=None, progress=progress))
+
     def events(self, since: str | None = None) -> Iterator[Event]:
         """What happens to machines, as it happens; without end.
 

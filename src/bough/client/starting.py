@@ -88,7 +88,7 @@ def _start_under_lock(home: Home, connection: Connection) -> dict[str, Any]:
             hint="set BOUGH_HOME to a directory of your own",
         ) from error
     # Closed at the end by the operating system as well: nobody waits for a client that died.
-    lock = os.open(home.runtime / "start.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = os.open(home.start_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from bough.errors import BuildFailed, NoSpace, NotFound
 from bough.images import disk
@@ -25,6 +26,8 @@ from bough.units import GIB, format_size
 
 #: A build's root file system, its copy on the disk, and room for what packages unpack meanwhile.
 _NEEDED_BYTES = 5 * GIB // 2
+#: The part of a manifest that its digest covers, beside the disk.
+_LASTING = ("os", "version", "arch", "firmware", "size_bytes", "root_partition", "agent")
 _EFI_LOADER = {"x86_64": "BOOTX64.EFI"}
 
 
@@ -108,17 +111,28 @@ def _assemble(work: Path, recipe: Recipe, identity: disk.DiskIdentity) -> ImageM
         "root_partition": disk.ROOT_PARTITION,
         "agent": True,
     }
+    assert lasting.keys() == set(_LASTING)
     packages = dict(line.split() for line in (out / "packages").read_text().splitlines())
     return ImageManifest.model_validate(
         lasting
         | {
-            "digest": disk.digest_disk(image, json.dumps(lasting, sort_keys=True).encode()),
+            "digest": _digest(image, lasting),
             "created": _now(),
             "label": recipe.label,
             "recipe": recipe.digest(),
             "packages": packages,
         }
     )
+
+
+def _digest(image: Path, lasting: dict[str, Any]) -> str:
+    return disk.digest_disk(image, json.dumps(lasting, sort_keys=True).encode())
+
+
+def verify_image(manifest: ImageManifest, image: Path) -> bool:
+    """Whether `image` holds what the digest of its manifest says. Reads all of it."""
+    told = manifest.model_dump(mode="json")
+    return _digest(image, {name: told[name] for name in _LASTING}) == manifest.digest
 
 
 def _take_disk(source: Path, target: Path) -> None:

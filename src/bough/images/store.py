@@ -7,6 +7,7 @@ labels.json                  label -> digest
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -135,15 +136,31 @@ class ImageStore:
         found = []
         for root in self.home.images.iterdir() if self.home.images.is_dir() else ():
             path = self.home.image(root.name).manifest
-            if path.exists():
+            # One that is damaged must not keep the others from being used: bough doctor --store tells.
+            with contextlib.suppress(OSError, ValueError):
                 found.append(ImageManifest.model_validate_json(path.read_bytes()))
         return found
+
+    def rewrite_labels(self, old: Path) -> None:
+        """From `old`, as far as it can be read, and from what the images were called when they were made."""
+        here = {manifest.digest for manifest in self._manifests()}
+        try:
+            labels = {label: of for label, of in json.loads(old.read_bytes()).items() if of in here}
+        except (OSError, ValueError, AttributeError):
+            labels = self._original_labels()
+        self._write_labels(labels)
+
+    def _original_labels(self) -> dict[str, str]:
+        manifests = sorted(self._manifests(), key=lambda manifest: manifest.created)
+        return {manifest.label: manifest.digest for manifest in manifests}
 
     def _labels(self) -> dict[str, str]:
         try:
             return dict(json.loads(self.home.labels.read_bytes()))
         except FileNotFoundError:
             return {}
+        except (ValueError, TypeError):
+            return self._original_labels()
 
     def _write_labels(self, labels: dict[str, str]) -> None:
         write_json(self.home.labels, labels)

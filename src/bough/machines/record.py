@@ -96,7 +96,11 @@ class MachineRecord(_Kept):
 
     @classmethod
     def read(cls, paths: MachinePaths) -> MachineRecord:
-        return cls.model_validate_json(paths.record.read_bytes())
+        """Raises OSError, ValueError: it is not there, is damaged, or is another machine's."""
+        record = cls.model_validate_json(paths.record.read_bytes())
+        if record.id != paths.root.name:
+            raise ValueError(f"it is that of machine {record.id[:80]!r}")
+        return record
 
 
 def new_machine_id() -> str:

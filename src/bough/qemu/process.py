@@ -185,6 +185,11 @@ def find_process(paths: MachinePaths) -> QemuProcess | None:
     return None
 
 
+def is_held(paths: MachinePaths) -> bool:
+    """Whether anything of this machine's last process lives; its log/ must be there."""
+    return _is_locked(paths)
+
+
 def read_exit(paths: MachinePaths) -> ExitCause | None:
     """How the last process of the machine ended; None when it has not, or nobody saw it."""
     try:

@@ -1,0 +1,344 @@
+"""Everything that a listing of the home's directories can tell: nothing is started, nothing is changed.
+
+Each noun has a function that yields its findings; AUDITS names them all. It runs within one step of the
+service's loop, so that nothing is made or deleted while it looks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bough.audit.finding import Finding, Repair, Skipped
+from bough.images.store import ImageManifest
+from bough.machines.plan import FIRMWARE_VARIABLES
+from bough.machines.record import MachineRecord
+from bough.paths import Home, MachinePaths
+from bough.qemu.process import is_held
+from bough.storage import is_unfinished_write
+
+_CONSOLE_LOGS = {"console.log", "console.log.1"}
+_PROCESS_LOGS = {"qemu.log", "qemu.log.old", "exit", "exit.new", "process", "process.new", "lock"}
+_MACHINE_LOGS = frozenset(_CONSOLE_LOGS | _PROCESS_LOGS)
+#: A control group this old with no process in it is not one that is just being filled.
+_GROUP_AGE_S = 60.0
+_DISK_NAME = re.compile(r"(\d+)(\.[\w-]+)*\.qcow2")
+_ASIDE = "move it away (--repair moves it to lost+found); nothing of bough uses it"
+
+
+@dataclass
+class Look:
+    """What is looked at, and what only the service knows.
+
+    Attributes:
+        live: ids of machines that have a process.
+        making: something is being made or deleted just now: what is in incoming/ belongs to that.
+        group_bases: directories of control groups below which machines have one each.
+    """
+
+    home: Home
+    live: Collection[str] = ()
+    making: bool = False
+    group_bases: tuple[str, ...] = ()
+    records: dict[str, MachineRecord] = field(default_factory=dict)
+    images: dict[str, ImageManifest] = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+def audit_files(look: Look) -> list[Finding]:
+    return [finding for audit in AUDITS for finding in audit(look)]
+
+
+# -- images -----------------------------------------------------------------------------------
+
+
+def _audit_images(look: Look) -> Iterator[Finding]:
+    home = look.home
+    for root in _entries(home.images):
+        paths = home.image(root.name)
+        if root.name.startswith(".") and root.name.endswith(".lock"):
+            continue
+        if is_unfinished_write(root.name):
+            yield _unfinished(root)
+            continue
+        if not root.is_dir() or root.is_symlink():
+            yield _stray(root)
+            continue
+        yield from _strays(root, {paths.manifest.name, paths.disk.name})
+        yield from _check_mode(root, 0o711)
+        try:
+            manifest = ImageManifest.model_validate_json(paths.manifest.read_bytes())
+            if manifest.digest != root.name:
+                raise ValueError(f"it says that its digest is {manifest.digest[:80]!r}")
+        except (OSError, ValueError) as error:
+            yield Finding(
+                "image-unreadable",
+                paths.manifest,
+                f"the manifest of an image cannot be read: {_first_line(error)}",
+                "machines on it do not start; build it again, or move it away (--repair does) if none does",
+                None if _is_used(home, root.name) else Repair.SET_ASIDE,
+            )
+            continue
+        look.images[manifest.digest] = manifest
+        yield from _audit_image_disk(paths.disk, manifest, look)
+
+
+def _audit_image_disk(disk: Path, manifest: ImageManifest, look: Look) -> Iterator[Finding]:
+    size = disk.stat().st_size if disk.is_file() else None
+    if size != manifest.size_bytes:
+        problem = "has no disk" if size is None else f"has {size} bytes instead of {manifest.size_bytes}"
+        used = _is_used(look.home, manifest.digest)
+        yield Finding(
+            "image-damaged",
+            disk.parent,
+            f"image {manifest.label} {problem}",
+            "put its disk back from a backup: machines stand on it" if used else "build it again",
+            None if used else Repair.SET_ASIDE,
+        )
+        return
+    yield from _check_mode(disk, 0o555)
+
+
+def _audit_labels(look: Look) -> Iterator[Finding]:
+    path = look.home.labels
+    try:
+        labels = dict(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, TypeError) as error:
+        text = "write it again from what the images say of themselves (--repair does, and keeps the old one)"
+        yield Finding(
+            "labels-unreadable",
+            path,
+            f"the labels cannot be read: {_first_line(error)}",
+            text,
+            Repair.LABELS,
+        )
+        return
+    yield from _check_mode(path, 0o600)
+    for label, digest in labels.items():
+        if digest not in look.images:
+            text = "take the label away (--repair does); `bough image build` makes the image again"
+            problem = f"the label {label[:80]!r} names an image that is not here"
+            yield Finding("label-dangling", path, problem, text, Repair.LABELS)
+
+
+def _is_used(home: Home, digest: str) -> bool:
+    """Whether a record speaks of it, even one that is damaged."""
+    needle = digest.encode()
+    for root in _entries(home.machines):
+        try:
+            if needle in home.machine(root.name).record.read_bytes():
+                return True
+        except OSError:
+            continue
+    return False
+
+
+# -- machines ---------------------------------------------------------------------------------
+
+
+def _audit_machines(look: Look) -> Iterator[Finding]:
+    names: dict[str, str] = {}
+    for root in _entries(look.home.machines):
+        if not root.is_dir() or root.is_symlink():
+            yield _stray(root)
+            continue
+        paths = look.home.machine(root.name)
+        try:
+            record = MachineRecord.read(paths)
+        except (OSError, ValueError) as error:
+            yield _unreadable(paths, error)
+            continue
+        look.records[record.id] = record
+        if record.name in names:
+            yield Finding(
+                "name-twice",
+                paths.record,
+                f"two machines are called '{record.name}': {names[record.name]} and {record.id}",
+                f"rename one by its id: bough rename {record.id} ANOTHER",
+                machine=record.id,
+            )
+        names[record.name] = record.id
+        yield from _audit_machine(record, paths, look)
+
+
+def _unreadable(paths: MachinePaths, error: Exception) -> Finding:
+    alive = paths.log.is_dir() and is_held(paths)
+    text = "its disks are whole: repair machine.json by hand, or move all of it away (--repair does)"
+    if alive:
+        text = "its QEMU runs: let the guest power off first"
+    return Finding(
+        "record-unreadable",
+        paths.root,
+        f"the record of machine {paths.root.name} cannot be read: {_first_line(error)}",
+        f"{text}; {paths.disks} can become the disk of another machine",
+        None if alive else Repair.SET_ASIDE,
+        machine=paths.root.name,
+    )
+
+
+def _audit_machine(record: MachineRecord, paths: MachinePaths, look: Look) -> Iterator[Finding]:
+    if record.image_digest not in look.images:
+        yield Finding(
+            "image-missing",
+            paths.record,
+            f"machine '{record.name}' stands on image {record.image_digest[:12]}, which is not here",
+            f"put {look.home.image(record.image_digest).root} back; until then it does not start",
+            machine=record.id,
+        )
+    yield from _strays(paths.root, {paths.record.name, paths.disks.name, paths.log.name}, record.id)
+    yield from _strays(paths.log, _MACHINE_LOGS, record.id)
+    wanted = len(record.spec.disks) + 1
+    for path in _entries(paths.disks):
+        match = _DISK_NAME.fullmatch(path.name)
+        if path.name != FIRMWARE_VARIABLES and (match is None or int(match[1]) >= wanted):
+            yield _stray(path, record.id)
+        else:
+            yield from _check_mode(path, 0o600)
+    for index in range(wanted):
+        if not paths.disk(index).is_file():
+            yield Finding(
+                "disk-missing",
+                paths.disk(index),
+                f"disk {index} of machine '{record.name}' is not there",
+                "put it back from a backup; until then the machine does not start",
+                machine=record.id,
+            )
+    yield from _check_mode(paths.root, 0o711)
+    yield from _check_mode(paths.disks, 0o711)
+    yield from _check_mode(paths.log, 0o711)
+    yield from _check_mode(paths.record, 0o600)
+
+
+# -- what is nobody's ---------------------------------------------------------------------------
+
+
+def _audit_root(look: Look) -> Iterator[Finding]:
+    yield from _strays(look.home.root, look.home.names)
+    for path in (look.home.incoming, look.home.images, look.home.machines):
+        yield from _check_mode(path, 0o711)
+    yield from _check_mode(look.home.root, 0o755)
+
+
+def _audit_incoming(look: Look) -> Iterator[Finding]:
+    if look.making:
+        look.skipped.append(Skipped("incoming/", "something is being made or deleted just now"))
+        return
+    for path in _entries(look.home.incoming):
+        text = "move it away (--repair does); the service sweeps it at its next start"
+        yield Finding("half-made", path, f"{path.name} was never finished", text, Repair.SET_ASIDE)
+
+
+def _audit_runtime(look: Look) -> Iterator[Finding]:
+    home = look.home
+    yield from _check_mode(home.runtime, 0o700)
+    for path in _entries(home.runtime):
+        if path.name in home.runtime_names:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            yield from _audit_machine_runtime(path, look)
+        else:
+            yield _stray(path, remove=_is_socket(path))
+
+
+def _audit_machine_runtime(root: Path, look: Look) -> Iterator[Finding]:
+    if root.name in look.live or (look.making and root.name not in look.records):
+        return
+    for path in _entries(root):
+        if root.name not in look.records:
+            yield _stray(path, remove=_is_socket(path))
+    if root.name not in look.records:
+        yield _stray(root, remove=True)
+
+
+def _audit_groups(look: Look) -> Iterator[Finding]:
+    for base in look.group_bases:
+        for group in _entries(Path(base)):
+            if not group.is_dir() or group.name in look.live or _has_processes(group):
+                continue
+            if time.time() - group.stat().st_mtime < _GROUP_AGE_S:
+                continue
+            problem = f"the control group {group} has no process"
+            text = "remove it (--repair does)"
+            yield Finding("stale-group", group, problem, text, Repair.REMOVE, harmless=True)
+
+
+def _has_processes(group: Path) -> bool:
+    try:
+        return bool((group / "cgroup.procs").read_text().strip())
+    except OSError:
+        return True  # not to be known: left alone
+
+
+AUDITS = (
+    _audit_images,
+    _audit_labels,
+    _audit_machines,
+    _audit_root,
+    _audit_incoming,
+    _audit_runtime,
+    _audit_groups,
+)
+
+
+# -- pieces -------------------------------------------------------------------------------------
+
+
+def _entries(directory: Path) -> list[Path]:
+    try:
+        return sorted(directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _strays(directory: Path, known: Collection[str], machine: str | None = None) -> Iterator[Finding]:
+    for path in _entries(directory):
+        if path.name not in known:
+            yield _unfinished(path) if is_unfinished_write(path.name) else _stray(path, machine)
+
+
+def _stray(path: Path, machine: str | None = None, *, remove: bool = False) -> Finding:
+    repair = Repair.REMOVE if remove else Repair.SET_ASIDE
+    text = "remove it (--repair does)" if remove else _ASIDE
+    return Finding("stray", path, f"{path} belongs to nothing", text, repair, machine)
+
+
+def _unfinished(path: Path) -> Finding:
+    problem = f"{path} is a write that was never finished"
+    text = "remove it (--repair does): what it was to replace is whole"
+    return Finding("half-made", path, problem, text, Repair.REMOVE, harmless=True)
+
+
+def _is_socket(path: Path) -> bool:
+    return stat.S_ISSOCK(path.lstat().st_mode)
+
+
+def _check_mode(path: Path, most: int) -> Iterator[Finding]:
+    """No more is allowed than `most` allows; and it is ours, or a jailed machine's."""
+    try:
+        info = path.lstat()
+    except FileNotFoundError:
+        return
+    mode = stat.S_IMODE(info.st_mode)
+    if not stat.S_ISLNK(info.st_mode) and mode & ~most:
+        wanted = mode & most
+        yield Finding(
+            "mode",
+            path,
+            f"{path} has mode {mode:04o}, which allows more than it should",
+            f"chmod {wanted:04o} {path} (--repair does)",
+            Repair.MODE if info.st_uid == os.geteuid() or os.geteuid() == 0 else None,
+            mode=wanted,
+        )
+
+
+def _first_line(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:200]

@@ -1,0 +1,20 @@
+"""What a kill in the middle of a write left; done when the service starts and before anything is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bough.paths import Home
+from bough.storage import is_unfinished_write
+
+
+def sweep_unfinished_writes(home: Home) -> None:
+    """They were never acknowledged, and what they were to replace is whole."""
+    for directory in (home.root, *_below(home.images), *_below(home.machines)):
+        for path in directory.iterdir():
+            if is_unfinished_write(path.name) and path.is_file() and not path.is_symlink():
+                path.unlink()
+
+
+def _below(directory: Path) -> list[Path]:
+    return [path for path in directory.iterdir() if path.is_dir() and not path.is_symlink()]

@@ -1,0 +1,32 @@
+"""/v1/doctor/store: the whole home, looked at and repaired."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict
+
+from bough.hypervisor import Hypervisor
+from bough.progress import Report
+from bough.service.answers import long_call
+
+
+class AuditRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    repair: bool = False
+
+
+def routes(hypervisor: Hypervisor) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["host"])
+
+    @router.post("/doctor/store")
+    async def audit_store(body: AuditRequest, request: Request) -> Response:
+        """Whether everything on disk is as it should be; with `repair`, what is safe is done about it."""
+
+        async def work(report: Report) -> Any:
+            return await hypervisor.audit(repair=body.repair, report=report)
+
+        return await long_call(request, work)
+
+    return router
