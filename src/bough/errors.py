@@ -3,7 +3,8 @@
     BoughError
     ├── InvalidInput            what was asked for makes no sense
     │   ├── InvalidSpec         ... a machine spec; carries every problem at once
-    │   └── BeyondHost          ... more than this host has; force overrides
+    │   ├── BeyondHost          ... more than this host has; force overrides
+    │   └── BadImage            a disk image is broken, is no disk image, or names files of the host
     ├── NotFound                no machine, image, file of that name
     ├── Conflict                the request is fine, the state of things is not
     │   ├── NameTaken
@@ -16,6 +17,7 @@
     │   └── AgentTimeout        ... within the time given; carries the end of the console
     ├── GuestRefused            the guest was asked and said no (no such file, no such user)
     ├── BuildFailed             an image could not be built; carries the end of the output
+    ├── DownloadFailed          a server did not give the file, or not the one that was asked for
     ├── DeadlineExceeded        any other bounded wait that ran out
     ├── ServiceUnavailable      the service of this BOUGH_HOME cannot be reached or started
     └── ProtocolError           the other side sent what the protocol does not allow
@@ -71,6 +73,12 @@ class InvalidSpec(InvalidInput):
 
 class BeyondHost(InvalidInput):
     code = "beyond-host"
+
+
+class BadImage(InvalidInput):
+    """Nothing of it was kept; details: output (the end of a program's, where one looked)."""
+
+    code = "bad-image"
 
 
 class NotFound(BoughError):
@@ -134,6 +142,13 @@ class BuildFailed(BoughError):
     """details: image, step, output (its end)."""
 
     code = "build-failed"
+
+
+class DownloadFailed(BoughError):
+    """details: url."""
+
+    code = "download-failed"
+    http_status = 502
 
 
 class DeadlineExceeded(BoughError):

@@ -19,6 +19,9 @@ from bough.audit.sweep import sweep_unfinished_writes
 from bough.errors import BoughError, Conflict, InUse, NameTaken, NotFound, WrongState
 from bough.images.bootstrap import remove_build
 from bough.images.build import build
+from bough.images.confined import Confinement
+from bough.images.download import sweep as sweep_downloads
+from bough.images.imports import ImportRequest, import_image
 from bough.images.store import ImageManifest, ImageStore
 from bough.machines.disks import create_disks, read_disk_usage
 from bough.machines.events import Events
@@ -30,8 +33,8 @@ from bough.progress import Progress, Report, ignore_progress
 from bough.qemu.cgroup import find_groups
 from bough.qemu.host import read_host_facts
 from bough.qemu.plan import Plan
-from bough.qemu.probe import find_qemu
-from bough.spec import MachineSpec, check_against_host, check_name, parse_spec
+from bough.qemu.probe import find_qemu, probe_jail
+from bough.spec import MachineSpec, check_against_host, check_name, parse_architecture, parse_spec
 from bough.storage import sync_directory
 
 log = logging.getLogger("bough.hypervisor")
@@ -301,6 +304,20 @@ class Hypervisor:
                 self.images, reference, arch=arch, progress=report, rebuild=rebuild, mirror=mirror
             )
 
+    async def import_image(self, request: dict[str, Any], *, report: Report) -> ImageManifest:
+        """See bough.images.imports; `request` is that of the API."""
+        arch = request.pop("arch")
+        jail = await probe_jail(find_qemu(host_arch()), self.home)
+        asked = ImportRequest(
+            arch=parse_architecture(arch) if arch else host_arch(),
+            arch_given=arch is not None,
+            label=request.pop("name"),
+            checksum=request.pop("sha256"),
+            most_bytes=request.pop("max_size"),
+            **request,
+        )
+        return await import_image(self.images, asked, Confinement(jail), report)
+
     def image_users(self) -> dict[str, list[str]]:
         """digest -> names of the machines whose disks stand on it."""
         users: dict[str, list[str]] = {digest: ["(a machine being created)"] for digest in self._creating}
@@ -332,6 +349,7 @@ class Hypervisor:
         self.images.delete(reference)
 
     def prune_images(self) -> dict[str, Any]:
+        sweep_downloads(self.home.downloads, older_than_s=0)
         deleted, freed_bytes = self.images.prune(used=set(self.image_users()))
         return {"deleted": deleted, "freed_bytes": freed_bytes}
 

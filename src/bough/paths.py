@@ -4,6 +4,7 @@ $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root
   lock                                   held by the service, holds its pid
   service.log
   incoming/                              whatever is half-made; swept when the service starts
+  downloads/<key>.{part,json}            what can be resumed; at most a week old
   images/<digest>/{image.json,disk.raw}
   labels.json                            label -> digest
   machines/<id>/
@@ -118,6 +119,10 @@ class Home:
     @property
     def incoming(self) -> Path:
         return self.root / "incoming"
+
+    @property
+    def downloads(self) -> Path:
+        return self.root / "downloads"
 
     @property
     def images(self) -> Path:

@@ -24,7 +24,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "guest": BOTTOM,
     "networks": BOTTOM,
     "qemu": BOTTOM | {"networks"},  # a process is started together with the sockets of its NICs
-    "images": BOTTOM | {"guest"},  # an image contains the agent
+    # An image contains the agent, and is converted in the jail that QEMU has.
+    "images": BOTTOM | {"guest", "networks", "qemu"},
     "machines": BOTTOM | {"guest", "networks", "qemu", "images"},
     "snapshots": BOTTOM | {"guest", "networks", "qemu", "images", "machines"},
     "audit": BOTTOM | {"guest", "networks", "qemu", "images", "machines", "snapshots"},

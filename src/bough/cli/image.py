@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from bough.cli.output import ago, progress, show_json, show_table
@@ -50,6 +52,42 @@ def build(label: str, arch: str | None, rebuild: bool, mirror: str | None, as_js
     with progress() as report:
         built = service.long_call("POST", "/images/build", body, progress=report)
     show_json(built) if as_json else print(built["digest"][:12])
+
+
+@image.command("import")
+@click.argument("source", metavar="FILE|URL")
+@click.option("--name", metavar="LABEL", help="What to call it; made of the file's name by default.")
+@click.option("--format", metavar="FORMAT", default="auto", help="raw, qcow2, vmdk, vdi, vhdx, ova, iso.")
+@click.option("--arch", help="Processor architecture, where the disk does not tell; the host's by default.")
+@click.option("--firmware", metavar="bios|uefi", default="auto", help="What it boots by.")
+@click.option("--sha256", metavar="DIGITS", help="Of the file; sha512:DIGITS is taken as well.")
+@click.option("--os", default="unknown", help="Which system it is, for lists.")
+@click.option("--disk", metavar="FILE", help="Which one, of an OVA with several.")
+@click.option("--max-size", metavar="SIZE", help="How large it may be as a disk; 2TiB by default.")
+@click.option("--cloud-init", is_flag=True, help="It runs cloud-init, which then gets it our agent.")
+@json_option
+def import_image(source: str, max_size: str | None, as_json: bool, **given: Any) -> None:
+    """Take over a disk image: raw, qcow2, vmdk, vdi, vhdx, OVA or ISO, also in gz, xz, zst or bz2.
+
+    A download that breaks off goes on where it was, when the same command comes again. The file's
+    sha256 is kept with the image, also where none was asked for.
+    """
+    from pathlib import Path
+
+    from bough.errors import InvalidInput
+    from bough.units import parse_size
+
+    if "://" not in source:  # the service works in another directory
+        source = str(Path(source).expanduser().absolute())
+    try:
+        limit = parse_size(max_size) if max_size else None
+    except ValueError as error:
+        raise InvalidInput(f"--max-size: {error}") from None
+    service = connect()
+    with progress() as report:
+        body = {"source": source, "max_size": limit, **given}
+        made = service.long_call("POST", "/images/import", body, progress=report)
+    show_json(made) if as_json else print(f"{made['label']}  {made['digest'][:12]}")
 
 
 @image.command()

@@ -183,6 +183,33 @@ class Hypervisor:
         answer = self.api.long_call("POST", "/images/build", body, timeout=timeout, progress=progress)
         return ImageInfo.from_dict(answer)
 
+    def import_image(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        timeout: float | None = None,
+        progress: Report | None = None,
+        **more: Any,
+    ) -> ImageInfo:
+        """Take over a disk image: a file, or an http(s) address; see `bough image import --help`.
+
+        Args:
+            more: format, arch, firmware, sha256, os, version, disk, max_size (bytes), cloud_init.
+
+        Raises:
+            BadImage, DownloadFailed, NotFound, NoSpace: nothing is left, but what of a download can be
+                resumed.
+        """
+        from bough.client.info import ImageInfo
+
+        place = os.fspath(source)
+        if "://" not in place:
+            place = os.path.abspath(os.path.expanduser(place))  # noqa: PTH100, PTH111 (a str stays one)
+        body = {"source": place, "name": name, **more}
+        answer = self.api.long_call("POST", "/images/import", body, timeout=timeout, progress=progress)
+        return ImageInfo.from_dict(answer)
+
     def delete_image(self, reference: str) -> None:
         """Raises: InUse, while machines stand on it."""
         self.api.call("DELETE", path_of("images", reference))

@@ -13,6 +13,7 @@ import shutil
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -31,6 +32,9 @@ class ImageManifest(BaseModel):
     firmware: what it boots by, the preferred one first.
     root_partition: number of the partition that grows with the disk.
     packages: name -> version of what was installed.
+    media: what it is to a machine: a disk that it starts from, or a CD or floppy to boot.
+    cloud_init: it runs cloud-init, which gives it our agent at its first boot.
+    origin: where an imported image came from: source, sha256, format.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -46,6 +50,9 @@ class ImageManifest(BaseModel):
     label: str
     recipe: str
     packages: dict[str, str] = {}
+    media: Literal["disk", "cdrom", "floppy"] = "disk"
+    cloud_init: bool = False
+    origin: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,21 @@ class BuildRequest(BaseModel):
     mirror: str | None = None
 
 
+class ImportRequestBody(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    source: str
+    name: str | None = None
+    format: str = "auto"
+    arch: str | None = None
+    firmware: str = "auto"
+    sha256: str | None = None
+    os: str = "unknown"
+    version: str = ""
+    disk: str | None = None
+    max_size: int | None = None
+    cloud_init: bool = False
+
+
 def routes(hypervisor: Hypervisor) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["images"])
 
@@ -37,6 +52,16 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
             manifest = await hypervisor.build_image(
                 body.ref, arch=body.arch, rebuild=body.rebuild, mirror=body.mirror, report=report
             )
+            return _described(hypervisor, manifest.digest)
+
+        return await long_call(request, work)
+
+    @router.post("/images/import")
+    async def import_image(body: ImportRequestBody, request: Request) -> Response:
+        """Take over the disk image at `source`: an absolute path on this host, or an http(s) address."""
+
+        async def work(report: Report) -> Any:
+            manifest = await hypervisor.import_image(body.model_dump(), report=report)
             return _described(hypervisor, manifest.digest)
 
         return await long_call(request, work)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bough.spec.fields import check_name as check_name
+    from bough.spec.fields import parse_architecture as parse_architecture
     from bough.spec.fields import parse_name as parse_name
     from bough.spec.host import HostLimits as HostLimits
     from bough.spec.host import check_against_host as check_against_host
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _HOME_OF = {
     "check_name": "fields",
+    "parse_architecture": "fields",
     "parse_name": "fields",
     "HostLimits": "host",
     "check_against_host": "host",

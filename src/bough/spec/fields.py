@@ -14,6 +14,8 @@ import posixpath
 import re
 from typing import Any
 
+from pydantic_core import PydanticCustomError
+
 from bough.errors import InvalidInput
 from bough.spec.problems import nearest, quote, told
 from bough.units import MIB, TIB, format_size, parse_duration, parse_size
@@ -89,6 +91,15 @@ def architecture(value: Any) -> str:
             f"expected one of {known}, got {quote(value)}", f"did you mean '{close}'?" if close else None
         )
     return name
+
+
+def parse_architecture(value: str) -> str:
+    """`architecture`, for what is no part of a spec. Raises InvalidInput."""
+    try:
+        return architecture(value)
+    except PydanticCustomError as error:
+        context = error.context or {}
+        raise InvalidInput(str(context.get("message")), hint=context.get("hint")) from None
 
 
 def vcpus(value: Any) -> int:

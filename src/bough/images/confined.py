@@ -1,0 +1,139 @@
+"""Run a program on bytes that nobody trusts: in the jail that QEMU has, seeing only what it is given."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bough.errors import HostLacks
+from bough.qemu.jail import Jail, Sight, machine_uid, render_jail
+
+#: qemu-img and the decompressors stay far below; one that does not is ended by malloc.
+_MOST_MEMORY_KIB = 4 * 1024 * 1024
+_OUTPUT_BYTES = 16 * 1024
+_LIMITED = 'ulimit -c 0; ulimit -v "$1"; shift; exec "$@"'
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """The jail, and the user id that everything of one import runs as when the service is root.
+
+    Attributes:
+        uid: None unless the service is root.
+    """
+
+    jail: Jail
+    uid: int | None = field(
+        default_factory=lambda: machine_uid(secrets.token_hex(8)) if os.geteuid() == 0 else None
+    )
+
+    def give(self, path: Path) -> None:
+        """Let the confined program read, and where it may, write `path`, a file of ours."""
+        if self.uid is not None and self.jail.setpriv:
+            os.chown(path, self.uid, self.uid, follow_symlinks=False)
+
+    def take_back(self, path: Path) -> None:
+        if self.uid is not None:
+            os.chown(path, os.geteuid(), os.getegid(), follow_symlinks=False)
+
+    def can_read(self, path: Path) -> bool:
+        """Whether it may read a file that is somebody's, who is not asked to change its mode."""
+        return self.uid is None or not self.jail.setpriv or bool(path.stat().st_mode & 0o004)
+
+
+@dataclass(frozen=True)
+class Done:
+    status: int
+    output: str
+
+
+def find_program(name: str) -> str:
+    """Raises HostLacks."""
+    path = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    if path is None:
+        packages = {"qemu-img": "qemu-utils", "xz": "xz-utils", "zstd": "zstd", "mdir": "mtools"}
+        raise HostLacks(
+            f"{name} is not installed",
+            hint=f"sudo apt install {packages.get(name, name)}, or what your distribution calls it",
+        )
+    return path
+
+
+def render_confined(
+    confinement: Confinement,
+    argv: Sequence[str],
+    *,
+    read_only: Sequence[Path] = (),
+    writable: Sequence[Path] = (),
+) -> list[str]:
+    """`argv` in the jail, ending with us."""
+    limited = ["/bin/sh", "-c", _LIMITED, "sh", str(_MOST_MEMORY_KIB), *argv]
+    sight = Sight(argv[0], tuple(map(str, writable)), tuple(map(str, read_only)))
+    words = render_jail(confinement.jail, sight, limited, uid=confinement.uid)
+    if confinement.jail.bwrap is not None:
+        words[1:1] = ["--die-with-parent"]
+    return words
+
+
+async def run_confined(
+    confinement: Confinement,
+    argv: Sequence[str],
+    *,
+    read_only: Sequence[Path] = (),
+    writable: Sequence[Path] = (),
+    stdin: int | None = None,
+    on_output: Callable[[bytes], Awaitable[None]] | None = None,
+) -> Done:
+    """Run it to its end; `Done.output` is the end of what it printed, untrusted. Cancelling kills it.
+
+    Args:
+        stdin: an open file.
+        on_output: is given its standard output as it comes; the program waits for it.
+    """
+    words = render_confined(confinement, argv, read_only=read_only, writable=writable)
+    process = await asyncio.create_subprocess_exec(
+        *words,
+        stdin=asyncio.subprocess.DEVNULL if stdin is None else stdin,
+        limit=512 * 1024,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd="/",
+        start_new_session=True,
+        env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
+    )
+    kept: deque[bytes] = deque()
+
+    async def keep(data: bytes) -> None:
+        kept.append(data)
+        while sum(map(len, kept)) > _OUTPUT_BYTES and len(kept) > 1:
+            kept.popleft()
+
+    async def drain(stream: asyncio.StreamReader | None, take: Callable[[bytes], Awaitable[None]]) -> None:
+        while stream is not None and (data := await stream.read(256 * 1024)):
+            await take(data)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(drain(process.stdout, on_output or keep))
+            group.create_task(drain(process.stderr, keep))
+        status = await process.wait()
+    except BaseExceptionGroup as group_error:
+        await _end(process)
+        raise group_error.exceptions[0] from None
+    except BaseException:
+        await _end(process)
+        raise
+    return Done(status, b"".join(kept).decode(errors="replace").strip()[-4000:])
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()

@@ -1,0 +1,346 @@
+"""Take over a disk image of somebody else's: a file or an address, in any of the usual forms.
+
+    file or http(s)  ->  sha256  ->  unpacked (gz, xz, zst, bz2)  ->  out of its OVA  ->  header checked
+        ->  sparse raw file, by qemu-img in a jail  ->  what it boots by  ->  the store
+
+Each step works below incoming/; whatever happens, that directory goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from bough.errors import BadImage, Conflict, InvalidInput, NotFound
+from bough.images import ova
+from bough.images.confined import Confinement
+from bough.images.contents import Contents, inspect_contents
+from bough.images.convert import check_space, convert, unpack
+from bough.images.disk import digest_disk
+from bough.images.download import STALL_S, download
+from bough.images.formats import (
+    COMPRESSIONS,
+    FORMATS,
+    Header,
+    check_most,
+    detect,
+    is_floppy,
+    read_header,
+)
+from bough.images.store import ImageManifest, ImageStore
+from bough.progress import Progress, Report
+from bough.storage import no_space_is_told
+from bough.units import MIB, format_size
+
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+/:@-]{0,127}")
+_CHECKSUM = re.compile(r"(?:(sha256|sha512):)?([0-9a-f]{64}|[0-9a-f]{128})")
+_ENDINGS = re.compile(r"\.(gz|xz|zst|bz2|raw|img|qcow2|vmdk|vdi|vhdx|ova|iso|tar)$", re.IGNORECASE)
+_FIRMWARE = {"x86_64": ("bios", "uefi"), "i386": ("bios",)}
+#: An archive in an archive in an archive is nobody's disk.
+_MOST_LAYERS = 4
+
+
+@dataclass(frozen=True)
+class ImportRequest:
+    """Attributes:
+    source: an absolute path, or an address of http or https.
+    checksum: "sha256:..." or "sha512:..." of the file as it is there, or the 64 digits alone.
+    disk: which one of an OVA.
+    """
+
+    source: str
+    arch: str
+    label: str | None = None
+    format: str = "auto"
+    firmware: str = "auto"
+    checksum: str | None = None
+    os: str = "unknown"
+    version: str = ""
+    disk: str | None = None
+    most_bytes: int | None = None
+    cloud_init: bool = False
+    arch_given: bool = False
+
+
+async def import_image(
+    store: ImageStore, request: ImportRequest, confinement: Confinement, report: Report
+) -> ImageManifest:
+    """The image, in the store and labelled. Cancelled, or after an error, nothing is left but what of a
+    download can be resumed.
+
+    Raises:
+        BadImage, DownloadFailed, NotFound, InvalidInput, NoSpace, HostLacks
+    """
+    label = _check_request(request)
+    most_bytes = check_most(request.most_bytes)
+    check_space(store.home.incoming)
+    work = store.home.incoming / f"import-{secrets.token_hex(6)}"
+    work.mkdir(mode=0o711)
+    try:
+        with no_space_is_told(f"the image {label}", store.home.root):
+            async with _fetched(request, store.home.downloads, most_bytes, report) as fetched:
+                checksum = await _check_sum(fetched, request.checksum, report)
+                disk, format = await _uncover(fetched, request, work, confinement, most_bytes, report)
+                header = _read(disk, format, most_bytes)
+                made = work / "made"
+                made.mkdir(mode=0o711)
+                await convert(disk, header, made / "disk.raw", confinement, report)
+            contents = await inspect_contents(made / "disk.raw", confinement)
+            manifest = await _describe(made / "disk.raw", header, contents, request, label, checksum, report)
+            await asyncio.to_thread(store.add, made, manifest, label)
+        return store.resolve(manifest.digest)
+    finally:
+        await asyncio.to_thread(shutil.rmtree, work, True)
+
+
+def _check_request(request: ImportRequest) -> str:
+    label = request.label or _label_of(request.source)
+    if not _LABEL.fullmatch(label):
+        raise InvalidInput(
+            f"{label[:80]!r} is no name for an image",
+            hint="letters, digits and . _ + / : @ -, like web:2024; --name gives one",
+        )
+    if request.format not in ("auto", *FORMATS):
+        raise InvalidInput(
+            f"no format is called {request.format[:40]!r}", hint=f"one of: auto, {', '.join(FORMATS)}"
+        )
+    if request.firmware not in ("auto", "bios", "uefi"):
+        raise InvalidInput(f"no firmware is called {request.firmware[:40]!r}", hint="auto, bios or uefi")
+    if request.checksum is not None and not _CHECKSUM.fullmatch(request.checksum.lower()):
+        raise InvalidInput(
+            f"{request.checksum[:80]!r} is no sha256", hint="64 hexadecimal digits; or sha512:<128 digits>"
+        )
+    return label
+
+
+def _label_of(source: str) -> str:
+    name = Path(unquote(urlsplit(source).path) if _is_url(source) else source).name
+    for _ in range(3):
+        name = _ENDINGS.sub("", name)
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-._+")[:128] or "imported"
+
+
+def _is_url(source: str) -> bool:
+    return "://" in source
+
+
+@contextlib.asynccontextmanager
+async def _fetched(
+    request: ImportRequest, downloads: Path, most_bytes: int, report: Report
+) -> AsyncIterator[Path]:
+    if _is_url(request.source):
+        async with download(
+            request.source, downloads, most_bytes=most_bytes, report=report, stall_s=STALL_S
+        ) as path:
+            yield path
+        return
+    path = Path(request.source)
+    if not path.is_absolute():
+        raise InvalidInput(f"{request.source[:200]!r} is no absolute path", hint="or an http(s) address")
+    path = Path(os.path.realpath(path))
+    if not path.exists():
+        raise NotFound(f"there is no file {path}", kind="file")
+    if not path.is_file():
+        raise InvalidInput(f"{path} is no file", hint="a disk can be copied: dd if=/dev/sdX of=disk.raw")
+    if not os.access(path, os.R_OK):
+        raise InvalidInput(f"{path} cannot be read by this user")
+    before = path.stat()
+    yield path
+    after = path.stat()
+    if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
+        raise Conflict(
+            f"{path} was changed while it was being imported", hint="stop what writes to it, and try again"
+        )
+
+
+async def _check_sum(path: Path, wanted: str | None, report: Report) -> str:
+    """The sha256, after `wanted` was found to be right."""
+    match = _CHECKSUM.fullmatch((wanted or "").lower())
+    digits = match[2] if match else None
+    names = {"sha256", "sha512" if digits and len(digits) == 128 else "sha256"}
+    found = await asyncio.to_thread(_digest, path, names, _teller("checking", report))
+    if digits is not None and digits not in found.values():
+        name = "sha512" if len(digits) == 128 else "sha256"
+        raise BadImage(
+            f"the file is another one than was asked for: its {name} is {found[name]}, not {digits}",
+            hint="was it damaged on its way, or is a newer one there?",
+        )
+    return found["sha256"]
+
+
+def _digest(path: Path, names: set[str], tell: Callable[[float], None]) -> dict[str, str]:
+    digests = {name: hashlib.new(name) for name in names}
+    with path.open("rb") as stream:
+        size, done = os.fstat(stream.fileno()).st_size, 0
+        while data := stream.read(4 * MIB):
+            for digest in digests.values():
+                digest.update(data)
+            done += len(data)
+            tell(done / size if size else 1.0)
+    return {name: digest.hexdigest() for name, digest in digests.items()}
+
+
+def _teller(step: str, report: Report) -> Callable[[float], None]:
+    """Progress from another thread."""
+    loop = asyncio.get_running_loop()
+
+    def tell(fraction: float) -> None:
+        loop.call_soon_threadsafe(report, Progress(step, fraction))
+
+    return tell
+
+
+async def _uncover(
+    path: Path,
+    request: ImportRequest,
+    work: Path,
+    confinement: Confinement,
+    most_bytes: int,
+    report: Report,
+) -> tuple[Path, str]:
+    """The disk itself, in a file that the jail may read, and its format."""
+    for layer in range(_MOST_LAYERS):
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            found = _detect(stream, size, request.format)
+            member = ova.find_disk(stream, size, request.disk) if found == "ova" else None
+        target = work / f"layer{layer}"
+        if member is not None:
+            name, tell = member.name, _teller(f"taking {member.name[:60]} out of the OVA", report)
+            await asyncio.to_thread(ova.extract, path, member, target, most_bytes, tell)
+            request = ImportRequest(**{**request.__dict__, "format": "auto", "label": name})
+        elif found in COMPRESSIONS:
+            await unpack(path, found, target, confinement, report, most_bytes=most_bytes)
+        else:
+            return await _private(path, work, confinement, report), found
+        path = target
+    raise BadImage(f"the disk is in more than {_MOST_LAYERS} archives within each other")
+
+
+def _detect(stream: object, size: int, wanted: str) -> str:
+    """What it is; `wanted` is believed only where it does not matter: for raw."""
+    from typing import BinaryIO, cast
+
+    file = cast(BinaryIO, stream)
+    if wanted == "raw":
+        return "raw" if size else detect(file, size)
+    found = detect(file, size)
+    if wanted not in ("auto", found) and found not in COMPRESSIONS:
+        raise BadImage(f"the file is a {found}, not a {wanted}", hint=f"--format {found}, or leave it out")
+    return found
+
+
+async def _private(path: Path, work: Path, confinement: Confinement, report: Report) -> Path:
+    """`path`, or a copy where the user in the jail could not read it and its mode is not ours to change."""
+    if path.parent == work or not confinement.can_read(path):
+        if path.parent != work:
+            report(Progress(f"copying {format_size(path.stat().st_size)}"))
+            target = work / "copy"
+            await asyncio.to_thread(copy_sparse, path, target)
+            path = target
+        confinement.give(path)
+    return path
+
+
+def copy_sparse(source: Path, target: Path) -> None:
+    """A copy that shares its blocks where the file system can, and keeps holes. Blocking."""
+    reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        size = os.fstat(reading).st_size
+        os.ftruncate(writing, size)
+        offset = 0
+        while offset < size:
+            try:
+                offset = os.lseek(reading, offset, os.SEEK_DATA)
+            except OSError:  # ENXIO: only a hole is left
+                break
+            end = os.lseek(reading, offset, os.SEEK_HOLE)
+            while offset < end:
+                data = os.pread(reading, min(4 * MIB, end - offset), offset)
+                if not data:
+                    return
+                offset += os.pwrite(writing, data, offset)
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def _read(disk: Path, format: str, most_bytes: int) -> Header:
+    with disk.open("rb") as stream:
+        return read_header(stream, os.fstat(stream.fileno()).st_size, format, most_bytes=most_bytes)
+
+
+async def _describe(
+    disk: Path,
+    header: Header,
+    contents: Contents,
+    request: ImportRequest,
+    label: str,
+    checksum: str,
+    report: Report,
+) -> ImageManifest:
+    report(Progress("reading what was made"))
+    media = "cdrom" if header.format == "iso" else "disk"
+    if header.format == "raw" and is_floppy(header.size_bytes):
+        media = "floppy"
+    arch = _choose_arch(request, contents)
+    known = _FIRMWARE.get(arch, ("uefi",))
+    found = tuple(name for name in (header.firmware or contents.firmware) if name in known)
+    firmware = found or known if request.firmware == "auto" else (request.firmware,)
+    if media == "floppy" and request.firmware == "auto":
+        firmware = ("bios",)
+    lasting = {
+        "os": request.os,
+        "version": request.version,
+        "arch": arch,
+        "firmware": list(firmware),
+        "size_bytes": header.size_bytes,
+        "agent": False,
+        "media": media,
+        "cloud_init": request.cloud_init,
+    }
+    digest = await asyncio.to_thread(digest_disk, disk, json.dumps(lasting, sort_keys=True).encode())
+    origin = {"source": request.source, "sha256": checksum, "format": header.format}
+    if _is_url(request.source):  # no password or token is kept
+        parts = urlsplit(request.source)
+        origin["source"] = parts._replace(
+            netloc=parts.netloc.rpartition("@")[2], query="", fragment=""
+        ).geturl()
+    return ImageManifest.model_validate(
+        lasting
+        | {
+            "digest": digest,
+            "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "label": label,
+            "recipe": "",
+            "origin": origin,
+        }
+    )
+
+
+def _choose_arch(request: ImportRequest, contents: Contents) -> str:
+    found = contents.architectures
+    if request.arch_given and found and request.arch not in found and not _runs(request.arch, found):
+        raise BadImage(
+            f"the disk boots {' or '.join(sorted(found))}, not {request.arch}",
+            hint=f"--arch {min(found)}, or leave it out",
+        )
+    if not request.arch_given and found and request.arch not in found:
+        return min(found - {"i386"} or found)
+    return request.arch
+
+
+def _runs(arch: str, found: frozenset[str]) -> bool:
+    return arch == "x86_64" and "i386" in found

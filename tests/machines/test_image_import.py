@@ -1,0 +1,318 @@
+# ruff: noqa: ASYNC221 (nothing else runs in these loops)
+"""Imports by the real qemu-img and decompressors, in the real jail. No machine is started."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bough.errors import BadImage, BoughError, DownloadFailed, InvalidInput, NotFound
+from bough.images.confined import Confinement, run_confined
+from bough.images.imports import ImportRequest, import_image
+from bough.images.store import ImageManifest, ImageStore
+from bough.machines.plan import host_arch
+from bough.paths import Home
+from bough.progress import Progress
+from bough.qemu.probe import find_qemu, probe_jail
+from tests.images_samples import FORMATS, MIB, PACKERS, convert, describe, make_disk, make_ova, pack, serve
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Path]:
+    """Not below pytest's tmp_path, which is closed to the user in the jail."""
+    root = Path(tempfile.mkdtemp(prefix="bough-import-", dir="/var/tmp"))
+    root.chmod(0o711)
+    yield root
+    shutil.rmtree(root)
+
+
+@pytest.fixture(scope="module")
+def disk(place: Path) -> Path:
+    return make_disk(place / "disk.raw")
+
+
+class Importer:
+    def __init__(self, home: Home, confinement: Confinement) -> None:
+        self.store = ImageStore(home)
+        self.confinement = confinement
+        self.told: list[Progress] = []
+
+    async def __call__(self, source: Path | str, **more: Any) -> ImageManifest:
+        request = replace(ImportRequest(str(source), host_arch()), **more)
+        return await import_image(self.store, request, self.confinement, self.told.append)
+
+    async def refuses(
+        self, source: Path | str, says: str, kind: type[BoughError] = BadImage, **more: Any
+    ) -> None:
+        before = [entry.manifest.digest for entry in self.store.entries()]
+        with pytest.raises(kind) as caught:
+            await self(source, **more)
+        assert says in str(caught.value), caught.value
+        assert [entry.manifest.digest for entry in self.store.entries()] == before
+        self.nothing_half_made()
+
+    def nothing_half_made(self) -> None:
+        assert list(self.store.home.incoming.iterdir()) == []
+
+
+@pytest.fixture
+async def take(place: Path) -> Iterator[Importer]:
+    root = Path(tempfile.mkdtemp(dir=place))
+    root.chmod(0o711)
+    home = Home.at(root)
+    home.create()
+    yield Importer(home, Confinement(await probe_jail(find_qemu(host_arch()), home)))
+    shutil.rmtree(home.runtime, ignore_errors=True)
+
+
+@pytest.fixture
+async def expected(take: Importer, disk: Path) -> str:
+    return (await take(disk, label="expected")).digest
+
+
+@pytest.mark.parametrize("name", FORMATS)
+async def test_every_format_holds_the_same_disk(
+    take: Importer, disk: Path, expected: str, name: str, tmp_path: Path
+) -> None:
+    image = convert(disk, name, tmp_path / f"web.{name}")
+    manifest = await take(image)
+    assert manifest.digest == expected
+    assert subprocess.run(["cmp", disk, take.store.path(expected)], check=False).returncode == 0
+    assert take.store.path(expected).stat().st_blocks * 512 < 8 * MIB, "it is not sparse"
+    assert any(step.fraction for step in take.told)
+    take.nothing_half_made()
+
+
+@pytest.mark.parametrize("name", PACKERS)
+async def test_every_compression(
+    take: Importer, disk: Path, expected: str, name: str, tmp_path: Path
+) -> None:
+    packed = pack(disk, name, tmp_path / f"web.raw.{name}")
+    assert (await take(packed)).digest == expected
+    whole = packed.read_bytes()
+    packed.write_bytes(whole[: len(whole) * 2 // 3])
+    await take.refuses(packed, "truncated")
+    packed.write_bytes(whole[: len(whole) // 2] + bytes(64) + whole[len(whole) // 2 + 64 :])
+    await take.refuses(packed, "altered")
+    await take.refuses(pack(disk, name, packed), "more than", most_bytes=8 * MIB)
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "raw"])
+@pytest.mark.parametrize("part", [0.0001, 0.02, 0.3, 0.7, 0.97])
+async def test_a_truncated_image_is_refused_or_whole(
+    take: Importer, disk: Path, expected: str, name: str, part: float, tmp_path: Path
+) -> None:
+    image = convert(disk, name, tmp_path / f"web.{name}")
+    os.truncate(image, int(image.stat().st_size * part))
+    try:
+        assert (await take(image, format=FORMATS[name][0])).digest == expected
+    except BadImage:
+        take.nothing_half_made()
+
+
+async def test_an_ova(take: Importer, disk: Path, expected: str, tmp_path: Path) -> None:
+    vmdk = convert(disk, "vmdk-stream", tmp_path / "d.vmdk").read_bytes()
+    good = {"m.ovf": describe("d.vmdk"), "d.vmdk": vmdk}
+    assert (await take(make_ova(tmp_path / "m.ova", good))).digest == expected
+    gz = pack(make_ova(tmp_path / "m.ova", good), "gz", tmp_path / "m.ova.gz")
+    assert (await take(gz)).digest == expected
+    two = {"m.ovf": describe("d.vmdk", "e.vmdk"), "d.vmdk": vmdk, "e.vmdk": vmdk}
+    await take.refuses(make_ova(tmp_path / "2.ova", two), "2 disks")
+    assert (await take(tmp_path / "2.ova", disk="e.vmdk")).digest == expected
+    whole = (tmp_path / "m.ova").read_bytes()
+    (tmp_path / "m.ova").write_bytes(whole[: len(whole) // 2])
+    await take.refuses(tmp_path / "m.ova", "truncated")
+    altered = bytearray(whole)
+    altered[whole.index(vmdk) + len(vmdk) // 2] ^= 1
+    (tmp_path / "m.ova").write_bytes(altered)
+    await take.refuses(tmp_path / "m.ova", "manifest")
+    outside = make_ova(tmp_path / "o.ova", {"m.ovf": describe("../../etc/passwd")})
+    await take.refuses(outside, "outside")
+
+
+async def test_a_reference_to_a_file_of_the_host(take: Importer, tmp_path: Path) -> None:
+    secret = make_disk(tmp_path / "secret.raw", 1)
+    run = ["qemu-img", "create", "-q", "-f"]
+    backed, external = tmp_path / "backed.qcow2", tmp_path / "external.qcow2"
+    subprocess.run([*run, "qcow2", "-b", secret, "-F", "raw", backed], check=True)
+    await take.refuses(backed, "secret.raw")
+    subprocess.run([*run, "qcow2", "-o", f"data_file={secret},data_file_raw=on", external, "1M"], check=True)
+    await take.refuses(external, "data file")
+    subprocess.run([*run, "vmdk", tmp_path / "base.vmdk", "1M"], check=True)
+    subprocess.run(
+        [*run, "vmdk", "-b", tmp_path / "base.vmdk", "-F", "vmdk", tmp_path / "child.vmdk"], check=True
+    )
+    await take.refuses(tmp_path / "child.vmdk", "parent")
+    flat = tmp_path / "flat.vmdk"
+    subprocess.run([*run, "vmdk", "-o", "subformat=monolithicFlat", flat, "1M"], check=True)
+    await take.refuses(flat, "description")
+    embedded = bytearray((tmp_path / "base.vmdk").read_bytes())
+    embedded[12:20] = bytes(8)
+    (tmp_path / "capacity0.vmdk").write_bytes(embedded)
+    await take.refuses(tmp_path / "capacity0.vmdk", "extent")
+
+
+async def test_the_jail_sees_no_file_of_the_host(take: Importer, tmp_path: Path) -> None:
+    """What stands behind the header checks, should one of them be fooled."""
+    secret = make_disk(tmp_path / "secret.raw", 1)
+    backed = tmp_path / "backed.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", secret, "-F", "raw", backed], check=True)
+    backed.chmod(0o644)
+    qemu_img = shutil.which("qemu-img") or "qemu-img"
+    argv = [qemu_img, "convert", "-f", "qcow2", "-O", "raw", str(backed), "/tmp/out"]
+    done = await run_confined(take.confinement, argv, read_only=(backed,))
+    assert done.status != 0
+    assert "No such file" in done.output
+    done = await run_confined(take.confinement, ["/bin/sh", "-c", "ls /etc /root /home; ls /var/tmp; id -u"])
+    assert "passwd" not in done.output
+    assert "bough-import" not in done.output
+
+
+async def test_absurd_sizes(take: Importer, tmp_path: Path) -> None:
+    for format, size in (("qcow2", "4T"), ("vdi", "4T"), ("vhdx", "4T"), ("vmdk", "4T")):
+        image = tmp_path / f"large.{format}"
+        subprocess.run(["qemu-img", "create", "-q", "-f", format, image, size], check=True)
+        await take.refuses(image, "more than the 2 TiB")
+    image = tmp_path / "huge.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "1M"], check=True)
+    with image.open("r+b") as stream:
+        stream.seek(24)
+        stream.write(struct.pack(">Q", (1 << 64) - 1))
+    await take.refuses(image, "2^64 bytes")
+    # A size that the rest of the header does not bear out: QEMU finds another disk than we allowed.
+    with image.open("r+b") as stream:
+        stream.seek(24)
+        stream.write(struct.pack(">Q", 1 << 40))
+    await take.refuses(image, "")
+
+
+async def test_what_is_no_disk(take: Importer, tmp_path: Path) -> None:
+    path = tmp_path / "x.img"
+    for content, says in (
+        (b"", "empty"),
+        (b"<!DOCTYPE html><html>404</html>", "web page"),
+        (b"PK\x03\x04" + bytes(600), "zip"),
+        (b"hello\n" * 300, "no disk image"),
+        (b"QFI\xfb\0\0\0\1" + bytes(200), "version 1"),
+    ):
+        path.write_bytes(content)
+        await take.refuses(path, says)
+    path.write_bytes(b"QFI\xfb\0\0\0\3" + bytes(20))
+    await take.refuses(path, "in the middle of its qcow2 header")
+    await take.refuses(path, "not a vmdk", format="vmdk")
+    await take.refuses(tmp_path / "absent", "no file", NotFound)
+    await take.refuses("ftp://example.org/x", "no address", DownloadFailed)
+    await take.refuses(path, "no name", InvalidInput, label="a b")
+    await take.refuses(path, "no format", InvalidInput, format="vpc")
+
+
+async def test_another_architecture(take: Importer, debian_disk: Path) -> None:
+    await take.refuses(debian_disk, "boots x86_64, not aarch64", arch="aarch64", arch_given=True)
+    manifest = await take(debian_disk, arch="aarch64")
+    assert (manifest.arch, manifest.firmware) == ("x86_64", ("bios", "uefi"))
+
+
+@pytest.fixture
+def debian_disk(place: Path) -> Path:
+    """The partitions and boot loader of a disk for UEFI and BIOS, without what they start."""
+    path = make_disk(place / "uefi.raw", 40)
+    table = "label: gpt\nstart=2048, size=65536, type=U\n"
+    subprocess.run(["/usr/sbin/sfdisk", "-q", path], input=table, text=True, check=True)
+    where = f"{path}@@1M"
+    (place / "x.efi").write_bytes(b"MZ")
+    environment = os.environ | {"MTOOLS_SKIP_CHECK": "1"}
+    for argv in (
+        ["mformat", "-i", where, "-T", "65536", "-h", "16", "-s", "32", "::"],
+        ["mmd", "-i", where, "::/EFI", "::/EFI/BOOT"],
+        ["mcopy", "-i", where, place / "x.efi", "::/EFI/BOOT/BOOTX64.EFI"],
+    ):
+        subprocess.run(argv, check=True, env=environment)
+    return path
+
+
+async def test_checksums(take: Importer, disk: Path, expected: str) -> None:
+    right = (await take(disk)).origin or {}
+    assert (await take(disk, checksum=right["sha256"].upper())).digest == expected
+    await take.refuses(disk, "another one than was asked for", checksum="0" * 64)
+    await take.refuses(disk, "no sha256", InvalidInput, checksum="0" * 63)
+
+
+async def test_cancelled_at_any_moment(take: Importer, disk: Path, tmp_path: Path) -> None:
+    packed = pack(convert(disk, "vmdk", tmp_path / "d.vmdk"), "xz", tmp_path / "d.vmdk.xz")
+    for moment in range(12):
+        task = asyncio.create_task(take(packed))
+        await asyncio.sleep(moment * 0.02)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        take.nothing_half_made()
+
+
+# -- downloads ----------------------------------------------------------------------------------------
+
+
+async def test_a_download(take: Importer, disk: Path, tmp_path: Path) -> None:
+    content = convert(disk, "qcow2", tmp_path / "d.qcow2").read_bytes()
+    with serve(content, redirects=3) as server:
+        manifest = await take(server.url, label="web", os="debian")
+        assert manifest.origin is not None
+        assert manifest.origin["source"] == server.url
+        assert len(manifest.origin["sha256"]) == 64
+    assert list(take.store.home.downloads.iterdir()) == []
+
+
+async def test_a_download_goes_on_where_it_broke_off(
+    take: Importer, disk: Path, expected: str, tmp_path: Path
+) -> None:
+    content = convert(disk, "qcow2", tmp_path / "d.qcow2").read_bytes()
+    with serve(content, break_after=[700_000, 900_000]) as server:
+        assert (await take(server.url)).digest == expected
+        assert server.requests == [None, "bytes=700000-", "bytes=1600000-"]
+    with serve(content, break_after=[700_000], etag=None) as server:
+        assert (await take(server.url)).digest == expected
+        assert server.requests == [None, None], "without a version there is nothing to go on with"
+
+
+async def test_the_next_command_goes_on(take: Importer, disk: Path, expected: str, tmp_path: Path) -> None:
+    content = convert(disk, "qcow2", tmp_path / "d.qcow2").read_bytes()
+    with serve(content, break_after=[500_000, 0, 0, 0, 0]) as server:
+        await take.refuses(server.url, "of 2", DownloadFailed)
+        assert (await take(server.url)).digest == expected
+        assert server.requests[-1] == "bytes=500000-"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"redirects": 99}, "redirects more than 5 times"),
+        ({"redirects": "file:///etc/passwd"}, "no address of http"),
+        ({"status": 404}, "answered 404"),
+        ({"told_length": 5 * 1024 * MIB}, "was changed on the server"),
+        ({"told_length": 10**15}, "more than the 2 TiB"),
+        ({"told_length": 1_000_000}, ""),
+        ({"break_after": [600_000], "changes_to": b"other" * 500_000}, "was changed on the server"),
+    ],
+)
+async def test_a_bad_server(
+    take: Importer, disk: Path, tmp_path: Path, settings: dict[str, Any], says: str
+) -> None:
+    content = convert(disk, "qcow2", tmp_path / "d.qcow2").read_bytes()
+    with serve(content, **settings) as server:
+        await take.refuses(server.url, says, BoughError)
+
+
+async def test_a_server_that_stalls(take: Importer, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bough.images.download.STALL_S", 0.3)
+    monkeypatch.setattr("bough.images.imports.STALL_S", 0.3)
+    with serve(disk.read_bytes(), stall_after=0) as server:
+        await take.refuses(server.url, "could not be downloaded", DownloadFailed)
+        assert len(server.requests) == 4
