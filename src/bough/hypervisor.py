@@ -26,6 +26,7 @@ from bough.images.store import ImageManifest, ImageStore
 from bough.machines.disks import create_disks, read_disk_usage
 from bough.machines.events import Events
 from bough.machines.machine import Machine
+from bough.machines.media import resolve_media
 from bough.machines.plan import host_arch, install_firmware_variables, resolve_hardware, resolve_plan
 from bough.machines.record import LIVE, MachineRecord, PortForward, State, new_machine_id, now
 from bough.paths import Home, MachinePaths
@@ -163,6 +164,7 @@ class Hypervisor:
             created=now(),
             ephemeral=ephemeral,
             ports=[PortForward(**port.model_dump()) for port in spec.ports],
+            media=resolve_media(spec, image, self.images.resolve),
         )
         made = MachinePaths(self.home.incoming / record.id, self.home.runtime / record.id)
         paths = self.home.machine(record.id)
@@ -279,6 +281,7 @@ class Hypervisor:
             "first_boot": record.first_boot.model_dump(),
             "ephemeral": record.ephemeral,
             "pid": machine.pid,
+            "vnc": str(machine.paths.vnc_socket) if machine.pid and record.media.display else None,
             "spec": record.spec.model_dump(mode="json"),
         }
 
@@ -322,7 +325,8 @@ class Hypervisor:
         """digest -> names of the machines whose disks stand on it."""
         users: dict[str, list[str]] = {digest: ["(a machine being created)"] for digest in self._creating}
         for machine in self._machines.values():
-            users.setdefault(machine.record.image_digest, []).append(machine.name)
+            for digest in {machine.record.image_digest, *machine.record.media.digests}:
+                users.setdefault(digest, []).append(machine.name)
         return users
 
     def describe_images(self) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root
 
 $XDG_RUNTIME_DIR/bough/<home>/           default: /run/user/<uid> or /tmp/bough-<uid>; <home> is a
   api.sock                               hash of BOUGH_HOME, for a socket path holds 107 bytes
-  <machine id>/{qmp,agent,console}.sock
+  <machine id>/{qmp,agent,console,vnc}.sock
 """
 
 from __future__ import annotations
@@ -71,6 +71,11 @@ class MachinePaths:
     @property
     def agent_socket(self) -> Path:
         return self.runtime / "agent.sock"
+
+    @property
+    def vnc_socket(self) -> Path:
+        """Ours, not QEMU's: where there is a screen."""
+        return self.runtime / "vnc.sock"
 
     @property
     def console_socket(self) -> Path:

@@ -22,6 +22,9 @@ _FLAGS: list[tuple[str, dict[str, Any]]] = [
     ("--initrd", {"metavar": "FILE", "help": "With --kernel."}),
     ("--cmdline", {"metavar": "TEXT", "help": "With --kernel."}),
     ("--clock", {"metavar": "utc|local|OFFSET", "help": "What time it is there: -7d, +2h."}),
+    ("--cdrom", {"metavar": "IMAGE|FILE", "help": "An ISO in the drive; a file is imported."}),
+    ("--floppy", {"metavar": "IMAGE|FILE", "help": "A floppy in the drive; a file is imported."}),
+    ("--boot", {"metavar": "disk|cdrom|floppy", "help": "What is tried first."}),
     ("--hostname", {"help": "The machine's name by default."}),
     ("--accelerator", {"metavar": "auto|kvm|tcg", "help": "How the processor is virtualized."}),
 ]
@@ -42,6 +45,9 @@ def spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [click.option(flag, *_short(flag), **more) for flag, more in _FLAGS]
     options += [click.option(flag, name, *_short(flag), multiple=True, **more) for flag, name, more in _LISTS]
     options += [
+        click.option(
+            "--display/--no-display", default=None, help="A screen, or none; without our agent it has one."
+        ),
         click.option("--no-uplink", is_flag=True, help="No way out to the network."),
         click.option(
             "--no-ssh-keys", is_flag=True, help="Not the public keys in ~/.ssh, which may log in else."
@@ -77,10 +83,24 @@ def spec_of(image: str | None, given: dict[str, Any]) -> dict[str, Any]:
             data[name] = str(Path(data[name]).expanduser().absolute())
     if image is not None:
         data["image"] = image
+    if given["display"] is not None:
+        data["display"] = given["display"]
+    for name in ("cdrom", "floppy"):
+        if name in data and Path(data[name]).expanduser().is_file():
+            data[name] = _import(Path(data[name]))
     if given["no_uplink"]:
         data["uplink"] = False
     _add_lists(data, given)
     return data
+
+
+def _import(path: Path) -> str:
+    from bough.cli.output import progress
+    from bough.cli.service import connect
+
+    with progress() as report:
+        body = {"source": str(path.expanduser().absolute())}
+        return str(connect().long_call("POST", "/images/import", body, progress=report)["digest"])
 
 
 def _add_lists(data: dict[str, Any], given: dict[str, Any]) -> None:

@@ -61,6 +61,11 @@ class Connection:
                 return _parse_json(content)
             return content.decode(errors="replace")
 
+    def get_bytes(self, path: str, *, timeout: float | None = QUICK_TIMEOUT_S) -> bytes:
+        """The answer as it is."""
+        with self._exchange("GET", path, None, accept="*/*", timeout=timeout) as exchange:
+            return b"".join(exchange.chunks())
+
     def long_call(
         self,
         method: str,

@@ -8,7 +8,7 @@ from bough.client.connection import QUICK_TIMEOUT_S, Connection, path_of
 from bough.errors import BoughError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from os import PathLike
 
     from bough.client.copy import CopyResult
@@ -95,6 +95,18 @@ class Machine:
     def logs(self, source: Literal["console", "qemu"] = "console", *, tail_bytes: int = 64 * 1024) -> str:
         """The end of the console, or of QEMU's standard error. As the guest wrote it: not for a terminal."""
         return str(self._api.get(self._path("logs", source=source, tail=tail_bytes)))
+
+    def screenshot(self) -> bytes:
+        """Its screen, as PNG. Raises WrongState where it has none."""
+        return self._api.get_bytes(self._path("screenshot"))
+
+    def screen_text(self) -> str:
+        """What stands on a PC's screen in text mode. Raises InvalidInput where it shows graphics."""
+        return str(self._api.get(self._path("screenshot", **{"as": "text"})))
+
+    def type(self, text: str = "", *, keys: Sequence[str] = ()) -> None:
+        """Type `text` on its (US) keyboard, then press `keys`: "enter", "ctrl-alt-delete"."""
+        self._api.post(self._path("keys"), {"text": text, "keys": list(keys)}, timeout=600)
 
     def load(self) -> dict[str, Any]:
         """Memory and load, as the guest counts them."""

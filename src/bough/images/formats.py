@@ -64,7 +64,8 @@ _VHDX_METADATA = uuid.UUID("8b7ca206-4790-4b9a-b8fe-575f050f886e")
 _VHDX_PARAMETERS = uuid.UUID("caa16737-fa36-4d43-b3b6-33f0aa44e76b")
 _VHDX_SIZE = uuid.UUID("2fa54224-cd1b-4876-b211-5dbed83bf4b8")
 _VHDX_REGION_TABLES = (0x30000, 0x40000)
-FLOPPY_BYTES = frozenset({163840, 184320, 327680, 368640, 737280, 1228800, 1474560, 1720320, 2949120})
+#: The largest floppy; no disk is so small.
+_FLOPPY_BYTES = 2880 * 1024
 
 
 @dataclass(frozen=True)
@@ -371,7 +372,7 @@ def _read_el_torito(stream: BinaryIO) -> tuple[str, ...]:
 
 
 def is_floppy(size_bytes: int) -> bool:
-    return size_bytes in FLOPPY_BYTES
+    return size_bytes <= _FLOPPY_BYTES
 
 
 def check_most(size_bytes: int | None) -> int:

@@ -27,6 +27,11 @@ async def create_disks(
         InvalidSpec: the root disk is asked to be smaller than the image's.
         NoSpace, HostLacks
     """
+    if image.media != "disk":  # a CD or a floppy: the disk is what a system is installed on
+        if spec.disk:
+            await _create_qcow2(made.disk(0), spec.disk)
+        await _create_extra(made, spec)
+        return
     size = spec.disk or image.size_bytes
     if size < image.size_bytes:
         message = f"{format_size(size)} is less than the {format_size(image.size_bytes)} of {spec.image}"
@@ -36,6 +41,10 @@ async def create_disks(
     final = home.machine(made.root.name)
     relative = os.path.relpath(backing, final.disks)
     await _create_qcow2(made.disk(0), size, backing=relative, backing_format="raw")
+    await _create_extra(made, spec)
+
+
+async def _create_extra(made: MachinePaths, spec: MachineSpec) -> None:
     for number, disk in enumerate(spec.disks, start=1):
         await _create_qcow2(made.disk(number), disk.size)
     sync_directory(made.disks)

@@ -30,6 +30,7 @@ from bough.machines.events import Events
 from bough.machines.first_boot import set_up_guest
 from bough.machines.ports import PortServer
 from bough.machines.record import LIVE, Failure, MachineRecord, PortForward, State, now
+from bough.machines.screen import VncDoor
 from bough.paths import MachinePaths
 from bough.progress import Progress, Report, ignore_progress
 from bough.qemu.plan import Plan
@@ -59,6 +60,7 @@ class Machine:
         self._agent_answers = False
         self._greeting: asyncio.Task[None] | None = None
         self._console: Console | None = None
+        self._door: VncDoor | None = None
         self._ports: PortServer | None = None
         self._stop_asked = False
         self._shutdown_reason: str | None = None
@@ -374,6 +376,22 @@ class Machine:
             raise self.wrong_state("its console", State.RUNNING)
         return self._console
 
+    def screen(self) -> Qmp:
+        """What asks QEMU for pictures and presses keys.
+
+        Raises:
+            WrongState: it does not run, or has no screen.
+        """
+        if self._qmp is None:
+            raise self.wrong_state("its screen", State.RUNNING)
+        if not self.record.media.display:
+            raise WrongState(
+                f"machine '{self.name}' has no screen",
+                hint="a machine gets one when it is created: bough create --display",
+                machine=self.name,
+            )
+        return self._qmp
+
     async def add_port(self, forward: PortForward) -> PortForward:
         if any(known.host_port == forward.host_port for known in self.record.ports if forward.host_port):
             raise Conflict(
@@ -412,6 +430,9 @@ class Machine:
         self._own(self._watch_qmp(self._qmp), "watch QMP")
         self._console = Console(self.paths.console_socket, self.paths.console_log)
         await self._console.connect()
+        if self.record.media.display:
+            self._door = VncDoor(self.paths.vnc_socket, self._qmp)
+            self._door.open()
         if self.record.image_agent:
             self._channel = await AgentChannel.connect(self.paths.agent_socket, machine=self.name)
             self._greet()
@@ -487,11 +508,11 @@ class Machine:
         if self._ports is not None:
             await self._ports.close()
             self._ports = None
-        for closable in (self._channel, self._console, self._qmp):
+        for closable in (self._door, self._channel, self._console, self._qmp):
             if closable is not None:
                 with contextlib.suppress(BoughError, OSError):
                     await closable.close()
-        self._channel = self._console = self._qmp = None
+        self._door = self._channel = self._console = self._qmp = None
 
     def _settle(self, cause: ExitCause | None) -> None:
         """QEMU is gone: `stopped` when somebody wanted that, `failed` with the cause when not."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bough.errors import InvalidSpec
 from bough.images.store import ImageManifest
+from bough.machines.media import boot_index, plan_media
 from bough.machines.record import Hardware, MachineRecord, new_mac, new_uuid
 from bough.paths import Home, MachinePaths
 from bough.qemu.choice import choose_accelerator, choose_cpu_model, choose_machine_type, find_uefi
@@ -111,7 +112,10 @@ async def resolve_plan(record: MachineRecord, paths: MachinePaths, backing: Path
         memory_bytes=spec.memory,
         uuid=hardware.uuid,
         vmgenid=hardware.vmgenid,
-        disks=_plan_disks(spec, paths, backing),
+        disks=_plan_disks(record, paths, backing),
+        media=plan_media(record.media, spec, home),
+        display=record.media.display,
+        boot_index=boot_index(spec, "disk"),
         nic=_plan_nic(hardware),
         firmware=_plan_firmware(hardware, paths),
         direct_boot=DirectBoot(spec.kernel, spec.initrd, spec.cmdline or "") if spec.kernel else None,
@@ -121,13 +125,15 @@ async def resolve_plan(record: MachineRecord, paths: MachinePaths, backing: Path
     )
 
 
-def _plan_disks(spec: MachineSpec, paths: MachinePaths, backing: Path) -> tuple[DiskPlan, ...]:
-    root = DiskPlan("disk0", str(paths.disk(0)), "disk0", backing=(Layer(str(backing), "raw"),))
+def _plan_disks(record: MachineRecord, paths: MachinePaths, backing: Path) -> tuple[DiskPlan, ...]:
+    spec, root = record.spec, record.media.root
+    layers = (Layer(str(backing), "raw"),) if root == "image" else ()
+    first = DiskPlan("disk0", str(paths.disk(0)), "disk0", backing=layers)
     extra = (
         DiskPlan(f"disk{number}", str(paths.disk(number)), disk.serial or f"disk{number}")
         for number, disk in enumerate(spec.disks, start=1)
     )
-    return (root, *extra)
+    return (*([first] if root != "none" else []), *extra)
 
 
 def _plan_nic(hardware: Hardware) -> NicPlan | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bough.machines.media import Media
 from bough.paths import MachinePaths
 from bough.spec import MachineSpec
 from bough.storage import write_atomically
@@ -90,6 +91,7 @@ class MachineRecord(_Kept):
     ports: list[PortForward] = Field(default_factory=list)
     first_boot: FirstBoot = Field(default_factory=FirstBoot)
     failure: Failure | None = None
+    media: Media = Field(default_factory=Media)
 
     def write(self, paths: MachinePaths) -> None:
         write_atomically(paths.record, self.model_dump_json(indent=1).encode() + b"\n")

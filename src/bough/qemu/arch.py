@@ -23,6 +23,8 @@ class Architecture:
         kvm_cpus: candidates for KVM, newest first; the first one that the host can give in full is taken.
         console: the device of the serial console.
         has_vmgenid: a device that tells the guest's kernel that it was cloned.
+        display: screen, keyboard and pointer, for machines that have them. A PC has a keyboard.
+        cd_controller, cd_drive: on which a CD can be booted.
         panic_device: tells us that the guest's kernel panicked; costs one I/O port.
     """
 
@@ -35,6 +37,14 @@ class Architecture:
     console: str
     has_vmgenid: bool
     panic_device: str | None
+    display: tuple[str, ...] = (
+        "virtio-gpu-pci,id=video",
+        "qemu-xhci,id=usb",
+        "usb-kbd,bus=usb.0",
+        "usb-tablet,bus=usb.0",
+    )
+    cd_controller: str = "virtio-scsi-pci"
+    cd_drive: str = "scsi-cd"
 
 
 #: vmport: VMware's backdoor; smbus, sata, usb: nothing is on them; hpet: a slower timer than the rest.
@@ -67,6 +77,9 @@ ARCHITECTURES = {
         console="isa-serial",
         has_vmgenid=True,
         panic_device="pvpanic",
+        display=("VGA,id=video", "qemu-xhci,id=usb", "usb-tablet,bus=usb.0"),
+        cd_controller="ich9-ahci",
+        cd_drive="ide-cd",
     ),
 }
 

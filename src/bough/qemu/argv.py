@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from bough.qemu.arch import Architecture, architecture
-from bough.qemu.plan import DiskPlan, Layer, NicPlan, Plan
+from bough.qemu.plan import DiskPlan, Layer, MediumPlan, NicPlan, Plan
 
 #: Sockets that are bound by us and passed as descriptors; the numbers are those of `info --plan`.
 DISPLAYED_DESCRIPTORS = {"qmp": 3, "agent": 4, "console": 5, "uplink": 6}
-
-AGENT_PORT = "org.bough.agent"
 
 #: QEMU's own filter of system calls, in full.
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -40,8 +38,10 @@ def render_argv(plan: Plan, descriptors: Mapping[str, int] = DISPLAYED_DESCRIPTO
         _clock(plan),
         _monitor(descriptors["qmp"]),
         _console(arch, descriptors["console"]),
-        _agent_port(descriptors["agent"]),
-        *(_disk(disk, number) for number, disk in enumerate(plan.disks)),
+        _agent_port(descriptors["agent"], plan.agent_port),
+        *(_disk(disk, plan.boot_index + number) for number, disk in enumerate(plan.disks)),
+        *(_medium(medium, arch) for medium in plan.media),
+        _display(plan, arch),
         _nic(plan.nic, descriptors) if plan.nic else [],
         _entropy(),
         _clone_notice(plan, arch),
@@ -138,8 +138,8 @@ def _console(arch: Architecture, descriptor: int) -> list[str]:
     return [*_socket("console", descriptor), "-device", option(arch.console, chardev="console")]
 
 
-def _agent_port(descriptor: int) -> list[str]:
-    port = option("virtserialport", id="agent", chardev="agent", name=AGENT_PORT)
+def _agent_port(descriptor: int, name: str) -> list[str]:
+    port = option("virtserialport", id="agent", chardev="agent", name=name)
     return [*_socket("agent", descriptor), "-device", "virtio-serial-pci,id=ports", "-device", port]
 
 
@@ -147,7 +147,7 @@ def _socket(name: str, descriptor: int) -> list[str]:
     return ["-chardev", option("socket", id=name, fd=descriptor, server="on", wait="off")]
 
 
-def _disk(disk: DiskPlan, number: int) -> list[str]:
+def _disk(disk: DiskPlan, boot_index: int) -> list[str]:
     words: list[str] = []
     below: str | None = None
     for depth, layer in reversed(list(enumerate(disk.backing))):
@@ -160,10 +160,31 @@ def _disk(disk: DiskPlan, number: int) -> list[str]:
         id=f"{disk.id}-device",
         drive=disk.id,
         serial=disk.serial,
-        bootindex=number + 1,
+        bootindex=boot_index,
         write_cache="on",
     )
     return [*words, "-device", device]
+
+
+def _medium(medium: MediumPlan, arch: Architecture) -> list[str]:
+    node = _file_node(medium.kind, medium.path, read_only=True, format="raw")
+    if medium.kind == "floppy":
+        controller = option("isa-fdc", id="floppies", bootindexA=medium.boot_index)
+        drive = option("floppy", id="floppy-device", bus="floppies.0", unit=0, drive="floppy")
+    else:
+        # Each guest can read a CD there: AHCI on a PC, virtio elsewhere.
+        controller = f"{arch.cd_controller},id=cds"
+        drive = option(
+            arch.cd_drive, id="cdrom-device", bus="cds.0", drive="cdrom", bootindex=medium.boot_index
+        )
+    return [*node, "-device", controller, "-device", drive]
+
+
+def _display(plan: Plan, arch: Architecture) -> list[str]:
+    """A VNC server that listens nowhere: viewers are handed to it over QMP (add_client)."""
+    if not plan.display:
+        return []
+    return ["-vnc", "none", *(word for device in arch.display for word in ("-device", device))]
 
 
 def _layer(words: list[str], node: str, layer: Layer, below: str | None) -> str:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from bough.qemu.jail import Jail
 
+AGENT_PORT = "org.bough.agent"
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -33,6 +35,15 @@ class DiskPlan:
     format: Literal["raw", "qcow2"] = "qcow2"
     backing: tuple[Layer, ...] = ()
     read_only: bool = False
+
+
+@dataclass(frozen=True)
+class MediumPlan:
+    """A CD or a floppy in its drive: an image file of the store, read-only."""
+
+    kind: Literal["cdrom", "floppy"]
+    path: str
+    boot_index: int
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,9 @@ class Plan:
     """Attributes:
     clock: QEMU's -rtc base: "utc", "localtime", or a point in time (see `resolve_clock`).
     uid: as which the process runs when the service is root (see `machine_uid`).
+    media, display: what a machine has for guests that have no agent of ours.
+    boot_index: of the first disk; the others follow.
+    agent_port: the name, in the guest, of the port that its agent opens.
     vmgenid: changes when the machine is cloned or set back, and only then.
     """
 
@@ -96,6 +110,10 @@ class Plan:
     clock: str = "utc"
     uid: int | None = None
     limits: Limits = Limits()
+    media: tuple[MediumPlan, ...] = ()
+    display: bool = False
+    boot_index: int = 1
+    agent_port: str = AGENT_PORT
     jail: Jail = field(default_factory=Jail)
 
     def to_dict(self) -> dict[str, Any]:

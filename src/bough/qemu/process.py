@@ -274,6 +274,7 @@ def _sight(plan: Plan, paths: MachinePaths) -> Sight:
     """The files of the host that this machine's process needs."""
     read_only = [layer.path for disk in plan.disks for layer in disk.backing]
     writable = [str(paths.disks)] if paths.disks.is_dir() else []
+    read_only += [medium.path for medium in plan.media]
     for disk in plan.disks:
         if not Path(disk.path).is_relative_to(paths.disks):
             (read_only if disk.read_only else writable).append(disk.path)

@@ -114,6 +114,17 @@ class Qmp:
         self._client.send_fd_scm(descriptor)
         await self.execute("getfd", fdname=name)
 
+    async def add_fd(self, number: int, descriptor: int) -> None:
+        """Hand QEMU an open file, to be used as the file /dev/fdset/<number>; see `send_fd`."""
+        self._check_open()
+        self._client.send_fd_scm(descriptor)
+        arguments: dict[str, Any] = {"fdset-id": number}
+        await self.execute("add-fd", **arguments)
+
+    async def remove_fd(self, number: int) -> None:
+        arguments: dict[str, Any] = {"fdset-id": number}
+        await self.execute("remove-fd", **arguments)
+
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """Events in order, each at most to one caller; ends when the connection is closed or lost.
 

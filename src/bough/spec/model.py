@@ -150,6 +150,14 @@ class MachineSpec(Table):
     initrd: HostPath | None = None
     cmdline: CommandLine | None = None
     disks: Annotated[tuple[DiskSpec, ...], Field(strict=False, max_length=16)] = ()
+    cdrom: Image | None = Field(default=None, description="name of an image that is an ISO")
+    floppy: Image | None = Field(default=None, description="name of an image that is a floppy")
+    boot: Literal["auto", "disk", "cdrom", "floppy"] = Field(
+        default="auto", description="what is tried first; 'auto': the disk, the CD, the floppy"
+    )
+    display: bool | None = Field(
+        default=None, description="a screen; default: where the image has no agent of ours"
+    )
     uplink: bool = Field(default=True, description="a way out to the network")
     clock: Clock = Field(default="utc", description="'utc', 'local', or an offset from now like '-7d'")
     hostname: Label | None = Field(default=None, description="default: the machine's name")

@@ -1,0 +1,112 @@
+"""screenshot, type, screen: a machine as one who sits before it has it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bough.cli.output import clean
+from bough.cli.service import NAME, connect, machine_path
+from bough.errors import HostLacks, InvalidInput
+
+#: Viewers that take the path of a socket, and how.
+_VIEWERS = {"vncviewer": "{}", "xtigervncviewer": "{}", "remote-viewer": "vnc+unix://{}"}
+
+
+@click.command()
+@click.argument("name", type=NAME)
+@click.argument("file", required=False, metavar="FILE.png")
+@click.option("--text", is_flag=True, help="Print what stands there, where it is a PC's text mode.")
+def screenshot(name: str, file: str | None, text: bool) -> None:
+    """Write a picture of a machine's screen to FILE.png; to standard output where that is "-"."""
+    service = connect()
+    if text:
+        print(clean(service.get(machine_path(name, "screenshot", **{"as": "text"}))))
+        return
+    if file is None or (file == "-" and sys.stdout.isatty()):
+        raise InvalidInput("where to? name a file", hint=f"bough screenshot {name} {name}.png")
+    picture = service.get_bytes(machine_path(name, "screenshot"))
+    if file == "-":
+        sys.stdout.buffer.write(picture)
+        return
+    try:
+        Path(file).write_bytes(picture)
+    except OSError as error:
+        raise InvalidInput(f"{file}: {error.strerror}") from error
+
+
+@click.command("type")
+@click.argument("name", type=NAME)
+@click.argument("text", required=False, default="")
+@click.option("-k", "--key", "keys", multiple=True, metavar="KEYS", help="enter, esc, f12, ctrl-alt-delete.")
+def type_text(name: str, text: str, keys: tuple[str, ...]) -> None:
+    """Type TEXT on a machine's keyboard (a US one), then press KEYS, one after the other."""
+    connect().post(machine_path(name, "keys"), {"text": text, "keys": list(keys)}, timeout=600)
+
+
+@click.command()
+@click.argument("name", type=NAME)
+@click.option(
+    "--listen", type=click.IntRange(0, 65535), metavar="PORT", help="Let a viewer come to this port."
+)
+@click.option("--print", "only_print", is_flag=True, help="Only print the path of its VNC socket.")
+def screen(name: str, listen: int | None, only_print: bool) -> None:
+    """Show a machine's screen in a viewer (TigerVNC, virt-viewer), or offer it to one by --listen.
+
+    Whoever is on this host can connect to a port; only its user can to the socket.
+    """
+    import os
+    import shutil
+
+    machine = connect().get(machine_path(name))
+    path = machine.get("vnc")
+    if not path:
+        raise InvalidInput(
+            f"machine '{name}' has no screen" if machine["state"] == "running" else f"'{name}' does not run",
+            hint="it gets one by: bough create --display" if machine["state"] == "running" else None,
+        )
+    if only_print:
+        print(path)
+        return
+    if listen is not None:
+        _offer(path, listen)
+        return
+    for viewer, form in _VIEWERS.items():
+        program = shutil.which(viewer)
+        if program is not None:
+            os.execv(program, [program, form.format(path)])
+    raise HostLacks(
+        "no viewer for VNC is installed",
+        hint="sudo apt install tigervnc-viewer; or --listen 5900, and any viewer",
+    )
+
+
+def _offer(path: str, port: int) -> None:
+    """One viewer after the other, until it is interrupted."""
+    import socket
+
+    with socket.create_server(("127.0.0.1", port)) as server:
+        print(f"vnc://127.0.0.1:{server.getsockname()[1]}", flush=True)
+        while True:
+            viewer, _ = server.accept()
+            with viewer, socket.socket(socket.AF_UNIX) as machine:
+                machine.connect(path)
+                _carry(viewer, machine)
+
+
+def _carry(one: Any, other: Any) -> None:
+    import select
+
+    peers = {one: other, other: one}
+    while True:
+        for ready in select.select([one, other], [], [])[0]:
+            try:
+                data = ready.recv(128 * 1024)
+                peers[ready].sendall(data)
+            except OSError:
+                return
+            if not data:
+                return

@@ -1,0 +1,82 @@
+"""What stands in a machine beside its disks: a CD, a floppy, a screen. Decided once, when it is created."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from bough.errors import InvalidSpec
+from bough.images.store import ImageManifest
+from bough.paths import Home
+from bough.qemu.plan import MediumPlan
+from bough.spec import MachineSpec
+
+_BOOT_ORDER = {
+    "auto": ("disk", "cdrom", "floppy"),
+    "disk": ("disk", "cdrom", "floppy"),
+    "cdrom": ("cdrom", "disk", "floppy"),
+    "floppy": ("floppy", "disk", "cdrom"),
+}
+
+
+class Media(BaseModel):
+    """Attributes:
+    root: what the first disk is: an overlay on the image, empty, or not there, where the image is a CD
+        or a floppy and no disk was asked for.
+    cdrom, floppy: digests of images.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    root: Literal["image", "blank", "none"] = "image"
+    cdrom: str | None = None
+    floppy: str | None = None
+    display: bool = False
+
+    @property
+    def digests(self) -> list[str]:
+        return [digest for digest in (self.cdrom, self.floppy) if digest is not None]
+
+
+def resolve_media(spec: MachineSpec, image: ImageManifest, find: Callable[[str], ImageManifest]) -> Media:
+    """Args:
+        find: an image by its name.
+
+    Raises:
+        InvalidSpec: an image that is no CD is to be in the drive; NotFound.
+    """
+    inserted: dict[str, str] = {} if image.media == "disk" else {image.media: image.digest}
+    for kind in ("cdrom", "floppy"):
+        reference = getattr(spec, kind)
+        if reference is None:
+            continue
+        medium = find(reference)
+        if medium.media != kind:
+            message = f"{reference} is a {medium.media}, not a {kind}"
+            problem = {
+                "place": kind,
+                "message": message,
+                "hint": "bough image import takes an ISO as a cdrom",
+            }
+            raise InvalidSpec(f"{kind}: {message}", problems=[problem])
+        inserted[kind] = medium.digest
+    root: Literal["image", "blank", "none"] = "image"
+    if image.media != "disk":
+        root = "blank" if spec.disk else "none"
+    display = not (image.agent or image.cloud_init) if spec.display is None else spec.display
+    return Media(root=root, display=display, **inserted)
+
+
+def boot_index(spec: MachineSpec, kind: str) -> int:
+    """Of the first disk, the CD, the floppy: where QEMU's bootindex begins; further disks come between."""
+    return 1 + 100 * _BOOT_ORDER[spec.boot].index(kind)
+
+
+def plan_media(media: Media, spec: MachineSpec, home: Home) -> tuple[MediumPlan, ...]:
+    kinds: tuple[Literal["cdrom", "floppy"], ...] = ("cdrom", "floppy")
+    return tuple(
+        MediumPlan(kind, str(home.image(digest).disk), boot_index(spec, kind))
+        for kind in kinds
+        if (digest := getattr(media, kind)) is not None
+    )

@@ -1,0 +1,157 @@
+"""Guests that have no agent: booted from CD and floppy, looked at, typed at.."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.conftest import Cli
+from tests.acceptance.test_exec import wait_until
+
+SMALL = ("--memory", "256MiB", "--vcpus", "1")
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("apt-get") is None:
+        pytest.skip("the media are Debian's packages")
+    place = tmp_path_factory.mktemp("media")
+    packages = ["memtest86+", "grub-rescue-pc", "ipxe"]
+    got = subprocess.run(["apt-get", "download", *packages], cwd=place, capture_output=True, check=False)
+    if got.returncode:
+        pytest.skip(f"no packages: {got.stderr.decode(errors='replace')[-300:]}")
+    for package in place.glob("*.deb"):
+        subprocess.run(["dpkg-deb", "-x", package, place / "x"], check=True)
+    return place / "x/usr/lib"
+
+
+@pytest.fixture
+def images(cli: Cli) -> Iterator[list[str]]:
+    names: list[str] = []
+    yield names
+    for name in names:
+        cli("image", "delete", name, check=False)
+
+
+def wait_screen(cli: Cli, name: str, says: str) -> str:
+    def shown() -> bool:
+        return says in cli("screenshot", name, "--text", check=False).stdout.decode()
+
+    wait_until(shown, timeout_s=40)
+    return cli.text("screenshot", name, "--text")
+
+
+def test_a_cd_is_booted_and_typed_at(
+    cli: Cli, media: Path, gone: list[str], images: list[str], tmp_path: Path
+) -> None:
+    gone.append("rescue")
+    images.append("rescue-cd")
+    cli("image", "import", media / "grub-rescue/grub-rescue-cdrom.iso", "--name", "rescue-cd")
+    cli("create", "rescue-cd", "--name", "rescue", *SMALL)
+    cli("start", "rescue")
+    wait_screen(cli, "rescue", "GNU GRUB")
+    assert "GNU GRUB" in cli.text("logs", "rescue"), "the serial console says it too"
+    cli("type", "rescue", "c")
+    wait_screen(cli, "rescue", "grub>")
+    cli("type", "rescue", 'echo "Typed: {a|b}"', "--key", "enter")
+    wait_screen(cli, "rescue", "\nTyped: {a|b}")
+    cli("screenshot", "rescue", tmp_path / "rescue.png")
+    assert (tmp_path / "rescue.png").read_bytes().startswith(b"\x89PNG")
+    cli.error("exec", "rescue", "--", "true", says="no agent", hint="bough console rescue")
+    cli.error("type", "rescue", "--key", "hyper", says="hyper")
+    cli.error("image", "delete", "rescue-cd", says="rescue")
+    # A service that comes later has the screen as well.
+    cli("serve", "--stop")
+    with socket.socket(socket.AF_UNIX) as viewer:
+        viewer.settimeout(10)
+        viewer.connect(cli.text("screen", "rescue", "--print"))
+        assert viewer.recv(12) == b"RFB 003.008\n"
+    cli("stop", "rescue", "--force")
+    cli.error("screenshot", "rescue", tmp_path / "x.png", says="stopped")
+
+
+def test_a_floppy_is_booted(cli: Cli, media: Path, gone: list[str], images: list[str]) -> None:
+    gone.append("floppy")
+    images.append("rescue-floppy")
+    floppy = media / "grub-rescue/grub-rescue-floppy.img"
+    cli("image", "import", floppy, "--format", "raw", "--name", "rescue-floppy")
+    cli("create", "rescue-floppy", "--name", "floppy", *SMALL)
+    cli("start", "floppy")
+    wait_screen(cli, "floppy", "GNU GRUB")
+    cli.error("create", "rescue-floppy", "--cdrom", "rescue-floppy", says="is a floppy, not a cdrom")
+
+
+@pytest.mark.parametrize("firmware", ["bios", "uefi"])
+def test_memtest_by_either_firmware(
+    cli: Cli, media: Path, gone: list[str], images: list[str], tmp_path: Path, firmware: str
+) -> None:
+    gone.append("memtest")
+    images.append("memtest")
+    cli("image", "import", media / "memtest86+/memtest86+x64.iso", "--name", "memtest")
+    # An empty disk is tried first, as where a system is to be installed.
+    cli("create", "memtest", "--name", "memtest", "--disk", "64MiB", "--firmware", firmware, *SMALL)
+    cli("start", "memtest")
+    if firmware == "bios":
+        assert "Testing:" in wait_screen(cli, "memtest", "Testing:")
+        return
+    picture = tmp_path / "memtest.png"
+
+    def shows_memtest() -> bool:
+        # Its blue field takes most of the screen, in graphics.
+        cli("screenshot", "memtest", picture)
+        return b"IHDR" in picture.read_bytes() and _is_blue(picture)
+
+    wait_until(shows_memtest, timeout_s=60)
+    cli.error("screenshot", "memtest", "--text", says="graphics")
+
+
+def _is_blue(picture: Path) -> bool:
+    """Whether most of an 8-bit RGB PNG is a dark blue: PNG specification 12, only filter type by bytes."""
+    import struct
+    import zlib
+
+    data, at, packed = picture.read_bytes(), 8, b""
+    width, height = struct.unpack_from(">II", data, 16)
+    while at < len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        if data[at + 4 : at + 8] == b"IDAT":
+            packed += data[at + 8 : at + 8 + length]
+        at += 12 + length
+    rows = zlib.decompress(packed)
+    stride = len(rows) // height
+    before = bytearray(stride - 1)
+    blue = 0
+    for row in range(height):
+        kind, line = rows[row * stride], bytearray(rows[row * stride + 1 : (row + 1) * stride])
+        _unfilter(kind, line, before)
+        blue += sum(1 for x in range(0, len(line), 24) if line[x] < 60 and line[x + 1] < 60 < line[x + 2])
+        before = line
+    return blue > width * height // 16
+
+
+def _unfilter(kind: int, line: bytearray, before: bytearray) -> None:
+    for i in range(len(line)):
+        left, up = line[i - 3] if i >= 3 else 0, before[i]
+        corner = before[i - 3] if i >= 3 else 0
+        if kind == 4:
+            p = left + up - corner
+            near = min((abs(p - left), 0, left), (abs(p - up), 1, up), (abs(p - corner), 2, corner))[2]
+        else:
+            near = (0, left, up, (left + up) // 2)[kind]
+        line[i] = (line[i] + near) & 255
+
+
+def test_a_cd_in_a_machine_with_a_disk(cli: Cli, debian: str, media: Path, gone: list[str]) -> None:
+    gone.append("both")
+    iso = media / "ipxe/ipxe.iso"
+    cli("create", debian, "--name", "both", "--cdrom", iso, "--boot", "cdrom", "--display", *SMALL)
+    cli("start", "both", "--no-wait")
+    assert "iPXE" in wait_screen(cli, "both", "iPXE")
+    digest = cli.json("info", "both")["spec"]["cdrom"]
+    cli("delete", "both", "--force")
+    cli("image", "delete", digest)
