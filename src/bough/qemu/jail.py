@@ -11,6 +11,8 @@ From outside in:
                   a user namespace as well, which is what makes the others possible.
     setpriv       started by root only: a user that owns nothing else on the host, and no capability, not
                   even one that could be gained
+    --seccomp     a filter of system calls from the first instruction on: no tracing, namespaces, mounts
+                  (see syscalls.py)
     -sandbox on   QEMU's own filter of system calls: no new program, no other user, no obsolete call
     rlimits       no core file, 1024 open files (set by the waiter, see process.py)
 """
@@ -90,11 +92,19 @@ def machine_uid(machine_id: str, taken: Collection[int] = ()) -> int:
     return next(uid for step in range(span) if (uid := FIRST_UID + (start + step) % span) not in taken)
 
 
-def render_jail(jail: Jail, sight: Sight, argv: Sequence[str], *, uid: int | None = None) -> list[str]:
+def render_jail(
+    jail: Jail,
+    sight: Sight,
+    argv: Sequence[str],
+    *,
+    uid: int | None = None,
+    filter_descriptor: int | None = None,
+) -> list[str]:
     """`argv` wrapped in what `jail` has. Pure but for looking at how /bin and /lib are made.
 
     Args:
         uid: run as this user; only the service of root can.
+        filter_descriptor: of the outer filter of system calls (see syscalls.py), in bubblewrap.
     """
     inner = list(argv)
     if jail.setpriv and uid is not None:
@@ -107,6 +117,7 @@ def render_jail(jail: Jail, sight: Sight, argv: Sequence[str], *, uid: int | Non
         *_root_directory(jail, sight),
         *("--chdir", "/", "--clearenv", "--setenv", "PATH", "/usr/bin:/bin", "--new-session"),
         *_capabilities(jail, as_root=uid is not None),
+        *(("--seccomp", str(filter_descriptor)) if filter_descriptor is not None else ()),
         "--",
         *inner,
     ]
@@ -149,7 +160,9 @@ def _root_directory(jail: Jail, sight: Sight) -> list[str]:
     for directory in _directories_above([path for _, path in binds]):
         # bubblewrap would make them for root alone, and the program need not run as root.
         words += ["--perms", "0755", "--dir", directory]
-    return words + [word for bind, path in binds for word in (bind, path, path)]
+    words += [word for bind, path in binds for word in (bind, path, path)]
+    # What bubblewrap made itself is in memory, owned by who started it, and would be a place to write to.
+    return [*words, "--remount-ro", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/"]
 
 
 def _directories_above(paths: Sequence[str]) -> list[str]:

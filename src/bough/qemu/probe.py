@@ -31,6 +31,7 @@ from bough.qemu.facts import cached_fact
 from bough.qemu.jail import Jail, Sight, machine_uid, render_jail
 from bough.qemu.packages import render_fix
 from bough.qemu.pid import Pid
+from bough.qemu.syscalls import open_filter
 
 OLDEST = (7, 2)
 
@@ -249,11 +250,17 @@ async def _try_jail(qemu: QemuBinary, jail: Jail) -> str | None:
     sandbox = ["-sandbox", SANDBOX] if jail.system_calls else []
     argv = [qemu.path, *_QUESTION, *sandbox, "-qmp", "stdio"]
     uid = _probe_uid() if jail.setpriv else None
-    done = await _run(
-        render_jail(jail, Sight(qemu.path), argv, uid=uid),
-        input_=_render_questions("quit"),
-        timeout_s=_QUESTION_TIMEOUT_S,
-    )
+    outer = open_filter() if jail.bwrap and jail.system_calls else None
+    try:
+        done = await _run(
+            render_jail(jail, Sight(qemu.path), argv, uid=uid, filter_descriptor=outer),
+            input_=_render_questions("quit"),
+            timeout_s=_QUESTION_TIMEOUT_S,
+            pass_fds=() if outer is None else (outer,),
+        )
+    finally:
+        if outer is not None:
+            os.close(outer)
     if done is None:
         return "it did not end in time"
     return None if done.status == 0 else done.stderr.decode(errors="replace").strip()[-300:]
@@ -302,7 +309,9 @@ class _Done:
     stderr: bytes
 
 
-async def _run(argv: Sequence[str], *, timeout_s: float, input_: bytes = b"") -> _Done | None:
+async def _run(
+    argv: Sequence[str], *, timeout_s: float, input_: bytes = b"", pass_fds: Sequence[int] = ()
+) -> _Done | None:
     """None when it was not done in time; nothing of it is left then, nor when cancelled."""
     # In a session of its own, so that all of it can be killed: bubblewrap leaves its child alive.
     process = await asyncio.create_subprocess_exec(
@@ -311,6 +320,7 @@ async def _run(argv: Sequence[str], *, timeout_s: float, input_: bytes = b"") ->
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
+        pass_fds=tuple(pass_fds),
     )
     try:
         async with asyncio.timeout(timeout_s):
