@@ -125,3 +125,35 @@ def test_without_an_uplink_there_is_no_network(cli: Cli, debian: str, gone: list
     assert cli.text("exec", "island", "--", "sh", "-c", "ls /sys/class/net") == "lo"
     # Ports and exec need none: they go through the agent.
     assert cli.text("exec", "island", "--", "echo", "here") == "here"
+
+
+def test_an_isolated_machine_has_a_card_that_leads_nowhere(cli: Cli, debian: str, gone: list[str]) -> None:
+    """Nothing is reached through it; ports still go through the agent."""
+    gone.append("cell")
+    cli("create", debian, "--name", "cell", "--memory", MEMORY, "--isolated")
+    cli("start", "cell")
+    inside = ["exec", "cell", "--", "sh", "-c"]
+    # The agent answers before the card's driver is loaded.
+    wait = "until [ $(ls /sys/class/net | wc -w) = 2 ]; do sleep 0.2; done"
+    cli("exec", "--timeout", "60s", *inside[1:], wait)
+    assert "default" not in cli.text(*inside, "ip route; ip -6 route")
+    with socket.create_server(("0.0.0.0", 0)) as server:
+        server.settimeout(1)
+        port = server.getsockname()[1]
+        host = socket.gethostbyname(socket.gethostname())
+        # By hand, too: an address, a route, a neighbour.
+        script = f"""
+            card=$(ls /sys/class/net | grep -v lo)
+            ip address add 10.0.2.15/24 dev $card; ip link set $card up
+            ip route add default via 10.0.2.2
+            ip neighbour replace 10.0.2.2 lladdr 52:55:0a:00:02:02 dev $card
+            for a in {host} 127.0.0.1 10.0.2.2 10.0.2.3 192.0.2.1; do
+                timeout 2 bash -c "</dev/tcp/$a/{port}" && echo reached $a
+            done; true
+        """
+        assert cli.text(*inside, script) == ""
+        with pytest.raises(TimeoutError):
+            server.accept()
+    forwarded = cli.json("port", "add", "cell", "0:22")["host_port"]
+    with socket.create_connection(("127.0.0.1", forwarded), timeout=20) as connection:
+        assert connection.recv(4) == b"SSH-"

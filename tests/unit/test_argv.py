@@ -82,6 +82,11 @@ def test_descriptors_are_the_callers() -> None:
         ({"accelerator": "kvm", "cpu_model": "EPYC"}, ["-accel kvm -cpu EPYC"], ["tcg"]),
         ({"nic": None}, [], ["netdev", "virtio-net"]),
         ({"nic": NicPlan("52:54:00:00:00:01", "user")}, ["-netdev user,id=uplink,ipv6=off"], ["stream"]),
+        (
+            {"nic": NicPlan("52:54:00:00:00:01", "isolated")},
+            ["-netdev hubport,id=uplink,hubid=0"],
+            ["stream", "-netdev user"],
+        ),
         ({"jail": Jail()}, [], ["-sandbox"]),
         ({"clock": "2020-02-29T12:00:00"}, ["-rtc base=2020-02-29T12:00:00,clock=host"], []),
         ({"disks": ()}, [], ["-blockdev"]),

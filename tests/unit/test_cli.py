@@ -121,7 +121,7 @@ def test_every_flag(tmp_path: Path) -> None:
         --vcpus 2 -m 512MiB --disk 20G --arch x86_64 --cpu Nehalem --machine-type pc-q35-7.2 --firmware uefi
         --kernel /boot/k --initrd /boot/i --cmdline quiet --clock -7d --hostname web --accelerator tcg
         --extra-disk 1G --extra-disk 2G --user bob --env A=1 --env B=x=y --command true -p 8080:80
-        --no-uplink
+        --isolated --require-jail --limit cpu=50% --limit disk=1MiB/s
     """
     made = spec(tmp_path, *line.split(), "--ssh-key", KEY, "--copy", f"{tmp_path}/motd:/etc/motd")
     parsed = parse_spec(made)
@@ -130,7 +130,9 @@ def test_every_flag(tmp_path: Path) -> None:
     assert (parsed.files[0].data, parsed.files[0].mode) == (b"hello", "0600")
     assert (parsed.users[0].name, parsed.users[0].ssh_keys) == ("bob", (KEY,))
     assert parsed.ssh_keys == (KEY,)
-    assert not parsed.uplink
+    assert (parsed.uplink, parsed.require_jail) == ("isolated", True)
+    assert (parsed.limits.cpu, parsed.limits.disk) == (50, 1 << 20)
+    assert parse_spec(spec(tmp_path, "--no-uplink")).uplink is False
 
 
 def test_a_file_and_flags(tmp_path: Path) -> None:

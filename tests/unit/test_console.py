@@ -1,5 +1,6 @@
 import asyncio
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,3 +69,27 @@ async def test_the_log_is_bounded_and_keeps_the_end(short: Path, monkeypatch: py
     assert sum(path.stat().st_size for path in files if path.exists()) < 2 * 10_000 + 2 * 65_536
     assert read_console(short / "console.log").endswith("line 4999\r\n")
     assert idle.qsize() <= module.QUEUE_CHUNKS
+
+
+async def test_a_guest_that_prints_without_end_is_held_to_its_rate(short: Path) -> None:
+    async with Chardev(short / "s") as chardev:
+        console = Console(short / "s", short / "console.log", bytes_per_s=50_000)
+        await console.connect()
+        queue = console.attach()
+        writer = await chardev.connected
+
+        async def flood() -> None:
+            while not writer.is_closing():
+                writer.write(b"x" * 100_000)
+                await writer.drain()
+
+        flooding = asyncio.create_task(flood())
+        started = time.monotonic()
+        taken = 0
+        while taken < 200_000:
+            taken += len(await queue.get() or b"")
+        # A second's worth may come at once, and one read is shown before it is waited for.
+        assert time.monotonic() - started >= 200_000 / 50_000 - 2 - 0.1
+        flooding.cancel()
+        writer.close()
+        await console.close()

@@ -65,7 +65,9 @@ def test_everything_and_back() -> None:
         initrd="/boot/initrd.img",
         cmdline="root=/dev/vda1 quiet",
         disks=["10GiB", {"size": "1G", "serial": "scratch"}],
-        uplink=False,
+        uplink="isolated",
+        limits={"memory": "2GiB", "cpu": "150%", "disk": "20MiB/s", "iops": 500, "console": "1MiB"},
+        require_jail=True,
         clock="-7d",
         hostname="web",
         users=["bob", {"name": "eve", "ssh_keys": [KEY], "sudo": True, "groups": ["adm"]}],
@@ -82,6 +84,7 @@ def test_everything_and_back() -> None:
     assert full.arch == "x86_64"
     assert (full.memory, full.disk) == (1536 * MIB, 20 * GIB)
     assert full.clock_offset_s == -7 * 86400
+    assert (full.limits.cpu, full.limits.disk, full.limits.iops) == (150, 20 * MIB, 500)
     assert full.files[1].data == b"\0\1\xff"
     assert full.files[1].mode_bits == 0o755
     assert [(one.host, one.host_port, one.guest_port) for one in full.ports] == [
@@ -138,7 +141,19 @@ def test_one_problem_is_the_message_itself() -> None:
         ({"vcpus": 256}, "vcpus", "1 to 255", None),
         ({"vcpus": True}, "vcpus", "whole number", None),
         ({"vcpus": "2"}, "vcpus", "whole number", None),
-        ({"uplink": "yes"}, "uplink", "expected true or false, got 'yes'", None),
+        ({"uplink": "yes"}, "uplink", "expected true, false or 'isolated', got 'yes'", "did you mean true?"),
+        ({"limits": {"cpu": "0%"}}, "limits.cpu", "expected 1% to 25500%", "100% is one whole processor"),
+        ({"limits": {"cpu": "half"}}, "limits.cpu", "expected a percentage of one processor", None),
+        ({"limits": {"disk": "fast"}}, "limits.disk", "expected an amount per second like '20MiB/s'", None),
+        ({"limits": {"disk": 5}}, "limits.disk", "expected 4KiB/s to 1TiB/s", None),
+        ({"limits": {"iops": 0}}, "limits.iops", "expected a number of operations per second", None),
+        (
+            {"limits": {"memory": "1GiB"}},
+            "limits.memory",
+            "less than the guest's 1 GiB and 256 MiB",
+            "leave it out to take the default",
+        ),
+        ({"limits": {"bandwidth": 1}}, "limits.bandwidth", "no such setting", "known: console"),
         ({"firmware": "efi"}, "firmware", "'auto', 'bios', 'uefi'", "'uefi'"),
         ({"accelerator": "hvf"}, "accelerator", "'auto', 'kvm', 'tcg'", None),
         ({"arch": "sparc"}, "arch", "'x86_64', 'aarch64', 'riscv64'", None),

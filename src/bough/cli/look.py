@@ -62,6 +62,7 @@ def info(name: str, plan: bool, as_json: bool) -> None:
         ("hardware", f"{hardware['machine_type']}, {hardware['cpu_model']}, {hardware['firmware']}"),
         ("size", f"{machine['vcpus']} vCPUs, {format_size(machine['memory_bytes'])} memory"),
         ("on disk", format_size(machine["disk_bytes"])),
+        ("limits", _limits(machine["spec"].get("limits") or {})),
         ("accelerator", machine["accelerator"] or "-"),
         ("pid", str(machine["pid"] or "-")),
         (
@@ -73,6 +74,17 @@ def info(name: str, plan: bool, as_json: bool) -> None:
         print(f"{key + ':':13}{value}")
     _show_jail(machine["jail"])
     _show_trouble(machine)
+
+
+def _limits(limits: dict[str, Any]) -> str:
+    """Those that were asked for, and the console's."""
+    told = []
+    for name, value in limits.items():
+        if value is None:
+            continue
+        text = f"{value}%" if name == "cpu" else str(value) if name == "iops" else format_size(value)
+        told.append(f"{name} {text}" + ("/s" if name in ("disk", "console") else ""))
+    return ", ".join(told) or "-"
 
 
 def _show_plan(plan: dict[str, Any], as_json: bool) -> None:

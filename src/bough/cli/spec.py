@@ -35,6 +35,11 @@ _LISTS: list[tuple[str, str, dict[str, Any]]] = [
     ("--env", "environment", {"metavar": "NAME=VALUE", "help": "For every command and login."}),
     ("--copy", "files", {"metavar": "FILE:PATH", "help": "Written there at first boot."}),
     ("--command", "commands", {"metavar": "SHELL", "help": "Run at first boot, in order."}),
+    (
+        "--limit",
+        "limits",
+        {"metavar": "WHAT=VALUE", "help": "memory=3GiB, cpu=150%, disk=20MiB/s, iops=500, console=1MiB/s."},
+    ),
     ("--port", "ports", {"metavar": "HOST:GUEST", "help": "A port of this host for one of the machine."}),
 ]
 _SHORT = {"--memory": "-m", "--port": "-p"}
@@ -49,6 +54,10 @@ def spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--display/--no-display", default=None, help="A screen, or none; without our agent it has one."
         ),
         click.option("--no-uplink", is_flag=True, help="No way out to the network."),
+        click.option("--isolated", is_flag=True, help="A network card that leads nowhere."),
+        click.option(
+            "--require-jail", is_flag=True, help="Refuse where this host cannot give the whole jail."
+        ),
         click.option(
             "--no-ssh-keys", is_flag=True, help="Not the public keys in ~/.ssh, which may log in else."
         ),
@@ -90,6 +99,10 @@ def spec_of(image: str | None, given: dict[str, Any]) -> dict[str, Any]:
             data[name] = _import(Path(data[name]))
     if given["no_uplink"]:
         data["uplink"] = False
+    if given["isolated"]:
+        data["uplink"] = "isolated"
+    if given["require_jail"]:
+        data["require_jail"] = True
     _add_lists(data, given)
     return data
 
@@ -118,14 +131,15 @@ def _add_lists(data: dict[str, Any], given: dict[str, Any]) -> None:
     for name, values in added.items():
         if values:
             data[name] = [*data.get(name, []), *values]
-    if given["environment"]:
-        data["environment"] = {**data.get("environment", {}), **dict(map(_variable, given["environment"]))}
+    for name, flag in (("environment", "--env"), ("limits", "--limit")):
+        if given[name]:
+            data[name] = {**data.get(name, {}), **dict(_pair(flag, text) for text in given[name])}
 
 
-def _variable(text: str) -> tuple[str, str]:
+def _pair(flag: str, text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise InvalidInput(f"--env takes NAME=VALUE, not {text!r}")
+        raise InvalidInput(f"{flag} takes NAME=VALUE, not {text!r}")
     return name, value
 
 

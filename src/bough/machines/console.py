@@ -8,34 +8,44 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from pathlib import Path
 
 from bough.storage import read_tail
 
 #: The log holds at least this much of the end and at most twice as much, in two files.
 LOG_BYTES = 1024 * 1024
+READ_BYTES = 64 * 1024
 #: An attached client that does not read loses output beyond this many chunks; the guest never waits for it.
 QUEUE_CHUNKS = 256
 
 
 class Console:
-    def __init__(self, socket: Path, log: Path) -> None:
+    """Args:
+    bytes_per_s: a guest that prints more waits, as it would for a slow serial line: neither the
+        service's time nor the host's disk is the guest's to use up.
+    """
+
+    def __init__(self, socket: Path, log: Path, *, bytes_per_s: int = 1024 * 1024) -> None:
         self._socket = socket
         self._log = log
+        self._rate = bytes_per_s
+        self._due = 0.0
+        self._closing = asyncio.Event()
         self._attached: set[asyncio.Queue[bytes | None]] = set()
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
 
     async def connect(self) -> None:
         """Raises OSError when QEMU does not listen (any more)."""
-        reader, self._writer = await asyncio.open_unix_connection(str(self._socket))
+        reader, self._writer = await asyncio.open_unix_connection(str(self._socket), limit=READ_BYTES)
         self._reading = asyncio.create_task(self._read(reader), name=f"console {self._log}")
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         size = self._log.stat().st_size if self._log.exists() else 0
         stream = self._log.open("ab", buffering=0)
         try:
-            while data := await reader.read(64 * 1024):
+            while data := await reader.read(min(READ_BYTES, self._rate)):
                 if size + len(data) > LOG_BYTES:
                     stream.close()
                     self._log.replace(self._log.with_suffix(".log.1"))
@@ -47,6 +57,7 @@ class Console:
                 for queue in self._attached:
                     if not queue.full():
                         queue.put_nowait(data)
+                await self._pace(len(data))
         except ConnectionError:
             pass
         finally:
@@ -55,6 +66,14 @@ class Console:
                 if queue.full():
                     queue.get_nowait()
                 queue.put_nowait(None)
+
+    async def _pace(self, count: int) -> None:
+        """Wait until `count` more bytes are due; bytes of the last second that were not printed count."""
+        now = time.monotonic()
+        self._due = max(self._due, now - 1) + count / self._rate
+        if self._due > now:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), self._due - now)
 
     def attach(self) -> asyncio.Queue[bytes | None]:
         """A queue of what is printed from now on; None when the machine's QEMU is gone."""
@@ -74,6 +93,7 @@ class Console:
 
     async def close(self) -> None:
         """Read what QEMU printed last, then let go. Bounded: half a second."""
+        self._closing.set()
         if self._reading is not None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(self._reading), 0.5)

@@ -428,7 +428,11 @@ class Machine:
         self._own(self._watch_process(process), "watch process")
         self._qmp = await Qmp.connect(self.paths.qmp_socket)
         self._own(self._watch_qmp(self._qmp), "watch QMP")
-        self._console = Console(self.paths.console_socket, self.paths.console_log)
+        self._console = Console(
+            self.paths.console_socket,
+            self.paths.console_log,
+            bytes_per_s=self.record.spec.limits.console,
+        )
         await self._console.connect()
         if self.record.media.display:
             self._door = VncDoor(self.paths.vnc_socket, self._qmp)

@@ -12,16 +12,17 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from bough.errors import InvalidSpec
+from bough.errors import HostLacks, InvalidSpec
 from bough.images.store import ImageManifest
 from bough.machines.media import boot_index, plan_media
 from bough.machines.record import Hardware, MachineRecord, new_mac, new_uuid
 from bough.paths import Home, MachinePaths
 from bough.qemu.choice import choose_accelerator, choose_cpu_model, choose_machine_type, find_uefi
-from bough.qemu.jail import machine_uid
-from bough.qemu.plan import DirectBoot, DiskPlan, Firmware, Layer, NicPlan, Plan, resolve_clock
+from bough.qemu.jail import Jail, machine_uid, report_jail
+from bough.qemu.plan import DirectBoot, DiskPlan, Firmware, Layer, Limits, NicPlan, Plan, resolve_clock
 from bough.qemu.probe import find_qemu, inspect_qemu, probe_accelerators, probe_jail
 from bough.spec import MachineSpec
+from bough.units import GIB
 
 FIRMWARE_VARIABLES = "firmware-variables.fd"
 
@@ -42,9 +43,10 @@ async def resolve_hardware(
     """
     qemu = find_qemu(image.arch)
     facts = await inspect_qemu(qemu, home)
-    accelerator = choose_accelerator(
-        spec.accelerator, await probe_accelerators(qemu, await probe_jail(qemu, home), home)
-    )
+    jail = await probe_jail(qemu, home)
+    uid = machine_uid(machine_id, taken_uids) if os.geteuid() == 0 else None
+    check_jail(spec, jail, uid)
+    accelerator = choose_accelerator(spec.accelerator, await probe_accelerators(qemu, jail, home))
     machine_type = choose_machine_type(spec.machine_type, facts, image.arch)
     firmware = _choose_firmware(spec, image)
     if firmware == "uefi":
@@ -58,7 +60,7 @@ async def resolve_hardware(
         uuid=new_uuid(),
         vmgenid=new_uuid(),
         mac=new_mac() if spec.uplink else None,
-        uid=machine_uid(machine_id, taken_uids) if os.geteuid() == 0 else None,
+        uid=uid,
     )
 
 
@@ -99,6 +101,7 @@ async def resolve_plan(record: MachineRecord, paths: MachinePaths, backing: Path
     spec, hardware = record.spec, record.hardware
     qemu = find_qemu(hardware.arch)
     jail = await probe_jail(qemu, home)
+    check_jail(spec, jail, hardware.uid)
     accelerator = choose_accelerator(spec.accelerator, await probe_accelerators(qemu, jail, home))
     return Plan(
         machine_id=record.id,
@@ -116,11 +119,12 @@ async def resolve_plan(record: MachineRecord, paths: MachinePaths, backing: Path
         media=plan_media(record.media, spec, home),
         display=record.media.display,
         boot_index=boot_index(spec, "disk"),
-        nic=_plan_nic(hardware),
+        nic=_plan_nic(spec, hardware.mac),
         firmware=_plan_firmware(hardware, paths),
         direct_boot=DirectBoot(spec.kernel, spec.initrd, spec.cmdline or "") if spec.kernel else None,
         clock=resolve_clock(spec.clock, spec.clock_offset_s),
         uid=hardware.uid,
+        limits=resolve_limits(spec),
         jail=jail,
     )
 
@@ -136,10 +140,39 @@ def _plan_disks(record: MachineRecord, paths: MachinePaths, backing: Path) -> tu
     return (*([first] if root != "none" else []), *extra)
 
 
-def _plan_nic(hardware: Hardware) -> NicPlan | None:
-    if hardware.mac is None:
+def _plan_nic(spec: MachineSpec, mac: str | None) -> NicPlan | None:
+    if mac is None:
         return None
-    return NicPlan(hardware.mac, "passt" if shutil.which("passt") else "user")
+    if spec.uplink == "isolated":
+        return NicPlan(mac, "isolated")
+    return NicPlan(mac, "passt" if shutil.which("passt") else "user")
+
+
+def resolve_limits(spec: MachineSpec) -> Limits:
+    """Memory is limited in any case: QEMU takes the guest's, up to 1 GiB for translated code, and some."""
+    limits = spec.limits
+    return Limits(
+        process_memory_bytes=limits.memory or spec.memory + spec.memory // 8 + 2 * GIB,
+        cpu_percent=limits.cpu,
+        disk_bytes_per_s=limits.disk,
+        disk_operations_per_s=limits.iops,
+    )
+
+
+def check_jail(spec: MachineSpec, jail: Jail, uid: int | None) -> None:
+    """Raises HostLacks when the spec wants the whole jail and this host cannot give it."""
+    if not spec.require_jail:
+        return
+    nic = _plan_nic(spec, "" if spec.uplink else None)
+    report = report_jail(jail, uid=uid, network=nic is not None and nic.backend == "user")
+    missing = [part for part in report.parts if not part.had]
+    if missing:
+        told = "; ".join(f"{part.name}: it {part.detail}" for part in missing)
+        raise HostLacks(
+            f"this host cannot give the whole jail that was required: {told}",
+            hint="`bough doctor` says what to install; without --require-jail the machine does without",
+            missing=[part.name for part in missing],
+        )
 
 
 def _plan_firmware(hardware: Hardware, paths: MachinePaths) -> Firmware:

@@ -228,6 +228,8 @@ def _nic(nic: NicPlan, descriptors: Mapping[str, int]) -> list[str]:
     if nic.backend == "passt":
         address = f"addr.type=fd,addr.str={descriptors['uplink']}"
         backend = f"{option('stream', id='uplink')},{address}"
+    elif nic.backend == "isolated":
+        backend = option("hubport", id="uplink", hubid=0)
     else:
         backend = option("user", id="uplink", ipv6="off")
     # romfile="": no network boot, and no ROM that every start would load.

@@ -20,6 +20,8 @@ _CONTROLLERS = ("memory", "cpu", "pids")
 #: Threads of QEMU: one for each vCPU, and a pool of at most 64 for the disks.
 _MAX_THREADS = 2048
 _CPU_PERIOD_US = 100_000
+_MEMORY_FILES = ("memory.max", "memory.limit_in_bytes")
+_CPU_FILES = ("cpu.max", "cpu.cfs_quota_us")
 
 
 def find_groups() -> tuple[str, ...]:
@@ -37,17 +39,36 @@ def create_groups(bases: tuple[str, ...], machine_id: str, limits: Limits) -> li
     Raises:
         HostLacks: a group or a limit that was asked for cannot be had.
     """
-    made = []
+    made, set_ = [], set()
     for base in bases:
         group = Path(base) / machine_id
         try:
             group.mkdir(exist_ok=True)
+            set_ |= {file for file, _ in _settings(group, limits)}
             for file, value in _settings(group, limits):
                 (group / file).write_text(value)
         except OSError as error:
             raise HostLacks(f"cannot set the limits of a machine at {group}: {error.strerror}") from error
         made.append(str(group))
+    if limits.cpu_percent is not None and not set_ & set(_CPU_FILES):
+        remove_groups(bases, machine_id)
+        raise HostLacks(
+            "a machine's processor time cannot be limited here: no control group 'cpu' is given to bough",
+            hint="leave limits.cpu out, or run the service as root or as a systemd unit with Delegate=yes",
+        )
     return made
+
+
+def limits_memory(groups: list[str]) -> bool:
+    """Whether one of a machine's `groups` counts its memory."""
+    return any((Path(group) / file).exists() for group in groups for file in _MEMORY_FILES)
+
+
+def add_to_groups(groups: list[str], pid: int) -> None:
+    """A process beside QEMU that works for the machine: its time is the machine's, too."""
+    for group in groups:
+        with contextlib.suppress(ProcessLookupError):
+            (Path(group) / "cgroup.procs").write_text(str(pid))
 
 
 def remove_groups(bases: tuple[str, ...], machine_id: str) -> None:
@@ -63,7 +84,7 @@ def _settings(group: Path, limits: Limits) -> list[tuple[str, str]]:
     if (group / "pids.max").exists():
         found.append(("pids.max", str(_MAX_THREADS)))
     if limits.process_memory_bytes is not None:
-        for name in ("memory.max", "memory.limit_in_bytes"):
+        for name in _MEMORY_FILES:
             if (group / name).exists():
                 found.append((name, str(limits.process_memory_bytes)))
     if limits.cpu_percent is not None:

@@ -49,10 +49,11 @@ class MediumPlan:
 @dataclass(frozen=True)
 class NicPlan:
     """The uplink. `passt` reaches the host's networks and not its loopback; `user` is QEMU's own,
-    for hosts without passt: slower, and it needs the host's network in the jail."""
+    for hosts without passt: slower, and it needs the host's network in the jail. `isolated` leads
+    nowhere: a hub of QEMU's with nothing else at it."""
 
     mac: str
-    backend: Literal["passt", "user"]
+    backend: Literal["passt", "user", "isolated"]
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,17 @@ class DirectBoot:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the process may take of the host; None: no limit of ours."""
+    """What the process may take of the host; None: no limit of ours.
+
+    Attributes:
+        cpu_percent: 100 is one processor.
+        disk_bytes_per_s, disk_operations_per_s: of all disks together, reading and writing.
+    """
 
     process_memory_bytes: int | None = None
     cpu_percent: int | None = None
+    disk_bytes_per_s: int | None = None
+    disk_operations_per_s: int | None = None
 
 
 @dataclass(frozen=True)

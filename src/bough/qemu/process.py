@@ -34,11 +34,12 @@ from bough.errors import BoughError, HostLacks, MachineFailed, WrongState
 from bough.networks.uplink import start_uplink
 from bough.paths import MachinePaths, make_private_directory
 from bough.qemu.argv import render_argv
-from bough.qemu.cgroup import create_groups, remove_groups
+from bough.qemu.cgroup import add_to_groups, create_groups, limits_memory, remove_groups
 from bough.qemu.jail import JailReport, Sight, render_jail, report_jail
 from bough.qemu.pid import Pid, read_boot_id
 from bough.qemu.plan import Plan
 from bough.qemu.qmp import Qmp, QmpLost
+from bough.qemu.syscalls import open_filter
 from bough.storage import read_tail
 
 GREETING_TIMEOUT_S = 30.0
@@ -50,7 +51,7 @@ _LOG_PART_BYTES = 128 * 1024
 # "read < /proc/self/stat" is done by the very shell that it is about: $$ would be the first shell's.
 _WAITER = """
 umask 077; ulimit -c 0; ulimit -n 1024
-dir=$1 part=$2; shift 2
+dir=$1 part=$2 data=$3; shift 3
 identify() {
   read -r me _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ start _ < /proc/self/stat
 }
@@ -63,15 +64,22 @@ read -r boot < /proc/sys/kernel/random/boot_id
     mv -f "$dir/process.new" "$dir/process" || exit 125
     while [ "$1" != -- ]; do echo 0 > "$1/cgroup.procs" || exit 125; shift; done
     shift
+    ulimit -d "$data"
     exec "$@"
   )
   echo $? > "$dir/exit.new"
+  grep -qs 'oom_kill [1-9]' -- "$1/memory.events" "$1/memory.oom_control" "$2/memory.oom_control" &&
+    echo "bough: the host's kernel ended it: it took more memory than limits.memory"
 } 2>&1 | {
   until head -c "$part" > "$dir/qemu.log"; [ "$(wc -c < "$dir/qemu.log")" -lt "$part" ]; do
     mv -f "$dir/qemu.log" "$dir/qemu.log.old"
   done
 }
-while [ "$1" != -- ]; do rmdir "$1"; shift; done
+while [ "$1" != -- ]; do
+  # The uplink's processes are in it, and end a moment after QEMU.
+  for try in 1 2 3 4 5 6 7 8 9 10; do rmdir "$1" && break; sleep 0.1; done
+  shift
+done
 mv -f "$dir/exit.new" "$dir/exit"
 """
 
@@ -155,6 +163,7 @@ async def start_process(plan: Plan, paths: MachinePaths) -> QemuProcess:
                 for child in children:
                     child.kill()
                     child.wait()
+                remove_groups(plan.jail.groups, plan.machine_id)
                 raise
     try:
         await _wait_greeting(plan, paths, waiter)
@@ -197,11 +206,12 @@ def read_exit(paths: MachinePaths) -> ExitCause | None:
     except (FileNotFoundError, ValueError):
         return None
     stderr = _read_stderr(paths)
+    last = stderr.strip().rpartition("\n")[2][:300]
     # The shell's, and bubblewrap's, way to tell a signal.
     if status > 128 and status - 128 in signal.valid_signals():
         name = signal.Signals(status - 128).name
-        return ExitCause(None, name, stderr, f"QEMU was killed by {name}")
-    last = stderr.strip().rpartition("\n")[2][:300]
+        ours = f": {last.removeprefix('bough: ')}" if last.startswith("bough: ") else ""
+        return ExitCause(None, name, stderr, f"QEMU was killed by {name}{ours}")
     because = f": {last}" if status and last else ""
     return ExitCause(status, None, stderr, f"QEMU exited with {status}{because}")
 
@@ -234,12 +244,23 @@ def _spawn(
         "console": paths.console_socket,
     }
     descriptors = {name: sockets.enter_context(_listen(path)).fileno() for name, path in listeners.items()}
+    groups = create_groups(plan.jail.groups, plan.machine_id, plan.limits)
     if plan.nic is not None and plan.nic.backend == "passt":
         ours, processes = start_uplink(machine_id=plan.machine_id, uid=plan.uid)
         children += processes
         descriptors["uplink"] = sockets.enter_context(ours).fileno()
-    command = render_jail(plan.jail, _sight(plan, paths), render_argv(plan, descriptors), uid=plan.uid)
-    groups = create_groups(plan.jail.groups, plan.machine_id, plan.limits)
+        for process in processes:
+            add_to_groups(groups, process.pid)
+    outer = open_filter() if plan.jail.bwrap and plan.jail.system_calls else None
+    if outer is not None:
+        sockets.callback(os.close, outer)
+    command = render_jail(
+        plan.jail,
+        _sight(plan, paths),
+        render_argv(plan, descriptors),
+        uid=plan.uid,
+        filter_descriptor=outer,
+    )
     shell = shutil.which("sh")
     if shell is None:
         raise HostLacks("no shell (sh) on PATH")
@@ -251,6 +272,7 @@ def _spawn(
             f"bough-{plan.name}",
             str(paths.log),
             str(_LOG_PART_BYTES),
+            _data_limit(plan, groups),
             *groups,
             "--",
             *command,
@@ -259,7 +281,7 @@ def _spawn(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         cwd="/",
-        pass_fds=(*descriptors.values(), lock),
+        pass_fds=(*descriptors.values(), lock, *(() if outer is None else (outer,))),
         start_new_session=True,
         env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
     )
@@ -268,6 +290,13 @@ def _spawn(
     if pid is None:
         raise MachineFailed("the shell that starts QEMU ended at once", exit_status=child.wait())
     return pid
+
+
+def _data_limit(plan: Plan, groups: list[str]) -> str:
+    """In KiB, as `ulimit -d` takes it: RLIMIT_DATA counts private writable memory, which is nearly all of
+    QEMU's. For hosts where no control group counts what is really used."""
+    limit = plan.limits.process_memory_bytes
+    return "unlimited" if limit is None or limits_memory(groups) else str(limit // 1024)
 
 
 def _sight(plan: Plan, paths: MachinePaths) -> Sight:
@@ -337,7 +366,9 @@ async def _wait_greeting(plan: Plan, paths: MachinePaths, waiter: Pid) -> None:
             # It may have greeted and ended in the same moment; either way it is gone.
             raise await _ended_early(plan, paths, waiter)
         try:
-            await (await greeting).close()
+            qmp = await greeting
+            await _limit_disks(plan, qmp)
+            await qmp.close()
         except QmpLost as error:
             raise await _ended_early(plan, paths, waiter) from error
     finally:
@@ -345,6 +376,24 @@ async def _wait_greeting(plan: Plan, paths: MachinePaths, waiter: Pid) -> None:
         greeting.cancel()
         with contextlib.suppress(asyncio.CancelledError, BoughError):
             await greeting
+
+
+async def _limit_disks(plan: Plan, qmp: Qmp) -> None:
+    """One group for all disks. By QMP, for it stays with the device when an overlay is put on its disk."""
+    limits = plan.limits
+    if limits.disk_bytes_per_s is None and limits.disk_operations_per_s is None:
+        return
+    nothing = dict.fromkeys(("bps_rd", "bps_wr", "iops_rd", "iops_wr"), 0)
+    for disk in plan.disks:
+        await qmp.execute(
+            "block_set_io_throttle",
+            # The path in QEMU's tree of objects: the name alone is that of the PCI card around the device.
+            id=f"/machine/peripheral/{disk.id}-device/virtio-backend",
+            group="machine",
+            bps=limits.disk_bytes_per_s or 0,
+            iops=limits.disk_operations_per_s or 0,
+            **nothing,
+        )
 
 
 async def _ended_early(plan: Plan, paths: MachinePaths, waiter: Pid) -> MachineFailed:

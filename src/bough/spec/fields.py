@@ -231,6 +231,51 @@ def ssh_key(value: Any) -> str:
     return text
 
 
+def uplink(value: Any) -> bool | str:
+    if isinstance(value, bool) or value == "isolated":
+        return bool(value) if isinstance(value, bool) else "isolated"
+    close = {"on": "true", "yes": "true", "off": "false", "no": "false", "none": "false"}.get(
+        str(value).lower()
+    )
+    raise told(
+        f"expected true, false or 'isolated', got {quote(value)}", f"did you mean {close}?" if close else None
+    )
+
+
+def process_memory(value: Any) -> int:
+    return _bounded_size(value, LEAST_MEMORY, 2 * MOST_MEMORY, "MiB")
+
+
+def cpu_percent(value: Any) -> int:
+    """In percent of one processor, from 150 or "150%"."""
+    text = value.strip().removesuffix("%").strip() if isinstance(value, str) else value
+    if isinstance(text, str) and text.isdigit() and len(text) < 9:
+        text = int(text)
+    if not isinstance(text, int) or isinstance(text, bool):
+        raise told(f"expected a percentage of one processor like '150%', got {quote(value)}")
+    if not 1 <= text <= 100 * MOST_VCPUS:
+        raise told(f"expected 1% to {100 * MOST_VCPUS}%, got {quote(value)}", "100% is one whole processor")
+    return text
+
+
+def byte_rate(value: Any) -> int:
+    """Bytes per second, from a size with or without "/s"."""
+    try:
+        rate = parse_size(value.strip().removesuffix("/s") if isinstance(value, str) else value)
+    except ValueError:
+        raise told(f"expected an amount per second like '20MiB/s', got {quote(value)}") from None
+    if not 4096 <= rate <= TIB:
+        raise told(f"expected 4KiB/s to 1TiB/s, got {quote(value)}")
+    return rate
+
+
+def operation_rate(value: Any) -> int:
+    text = int(value) if isinstance(value, str) and value.isdigit() and len(value) < 12 else value
+    if not isinstance(text, int) or isinstance(text, bool) or not 1 <= text <= 10**9:
+        raise told(f"expected a number of operations per second, got {quote(value)}")
+    return text
+
+
 def disk_serial(value: Any) -> str:
     if not isinstance(value, str) or not _SERIAL.fullmatch(value):
         raise told(f"expected at most 20 letters, digits, '-' and '_', got {quote(value)}")

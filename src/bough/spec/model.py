@@ -60,6 +60,26 @@ GuestPort = Annotated[
 ]
 
 
+_RATE_SCHEMA = WithJsonSchema(
+    {"anyOf": [{"type": "string"}, {"type": "integer"}], "description": "bytes per second, or like '20MiB/s'"}
+)
+Uplink = Annotated[
+    bool | Literal["isolated"],
+    BeforeValidator(fields.uplink),
+    WithJsonSchema({"anyOf": [{"type": "boolean"}, {"const": "isolated"}]}),
+]
+ProcessMemory = Annotated[int, BeforeValidator(fields.process_memory), _SIZE_SCHEMA]
+CpuPercent = Annotated[
+    int,
+    BeforeValidator(fields.cpu_percent),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}], "description": "100: one processor"}),
+]
+ByteRate = Annotated[int, BeforeValidator(fields.byte_rate), _RATE_SCHEMA]
+OperationRate = Annotated[
+    int, BeforeValidator(fields.operation_rate), WithJsonSchema({"type": "integer", "minimum": 1})
+]
+
+
 class Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -129,6 +149,18 @@ class PortSpec(Table):
         return fields.port(value)
 
 
+class LimitsSpec(Table):
+    """What a machine may take of its host, whatever its guest does."""
+
+    memory: ProcessMemory | None = Field(
+        default=None, description="of its process; default: the guest's, an eighth of it and 2 GiB"
+    )
+    cpu: CpuPercent | None = Field(default=None, description="percent of one processor")
+    disk: ByteRate | None = Field(default=None, description="read and written by all its disks, per second")
+    iops: OperationRate | None = Field(default=None, description="of all its disks together, per second")
+    console: ByteRate = Field(default=1 << 20, description="printed on the console, per second")
+
+
 class MachineSpec(Table):
     """All that can be said about a machine. Sizes are in bytes."""
 
@@ -158,7 +190,13 @@ class MachineSpec(Table):
     display: bool | None = Field(
         default=None, description="a screen; default: where the image has no agent of ours"
     )
-    uplink: bool = Field(default=True, description="a way out to the network")
+    uplink: Uplink = Field(
+        default=True, description="a way out to the network; 'isolated': a network card that leads nowhere"
+    )
+    limits: LimitsSpec = Field(default_factory=LimitsSpec)
+    require_jail: bool = Field(
+        default=False, description="refuse to start where a part of the jail is missing"
+    )
     clock: Clock = Field(default="utc", description="'utc', 'local', or an offset from now like '-7d'")
     hostname: Label | None = Field(default=None, description="default: the machine's name")
     users: Annotated[tuple[UserSpec, ...], Field(strict=False, max_length=64)] = ()

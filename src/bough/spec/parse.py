@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from bough.spec import fields
 from bough.spec.model import MachineSpec
 from bough.spec.problems import IS_MISSING, NO_SUCH_SETTING, Problem, raise_if_any, render_place, translate
+from bough.units import MIB, format_size
 
 
 def parse_spec(data: Mapping[str, Any], place: str = "") -> MachineSpec:
@@ -32,6 +33,8 @@ def parse_spec(data: Mapping[str, Any], place: str = "") -> MachineSpec:
         details = error.errors(include_url=False)
         found += _without_misspelled([translate(one, MachineSpec, place) for one in details])
     found += [Problem(render_place(at, place), what, hint) for at, what, hint in _find_contradictions(data)]
+    if spec is not None:
+        found += _find_too_little(spec, place)
     raise_if_any(found)
     if spec is None:
         raise AssertionError("a spec without problems and without a value")
@@ -89,6 +92,16 @@ def _find_contradictions(data: Mapping[str, Any]) -> Iterator[Contradiction]:
     yield from _find_repeated(data, "ports", _host_port_of, "this port of the host")
     for index, one in enumerate(_tables(data, "files")):
         yield from _find_content_problems(index, one)
+
+
+def _find_too_little(spec: MachineSpec, place: str) -> Iterator[Problem]:
+    """QEMU itself needs some memory beside the guest's."""
+    limit, least = spec.limits.memory, spec.memory + 256 * MIB
+    if limit is not None and limit < least:
+        what = (
+            f"{format_size(limit)} is less than the guest's {format_size(spec.memory)} and 256 MiB for QEMU"
+        )
+        yield Problem(render_place(("limits", "memory"), place), what, "leave it out to take the default")
 
 
 def _find_content_problems(index: int, file: Any) -> Iterator[Contradiction]:

@@ -180,10 +180,10 @@ def _settings_at(model: type[BaseModel], parts: Sequence[str | int]) -> list[str
 
 
 def _tables(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
-    """The settings of `model` that are lists of tables, with what stands in them."""
+    """The settings of `model` that are tables, or lists of them, with what stands in them."""
     found: dict[str, type[BaseModel]] = {}
     for name, field in model.model_fields.items():
-        for argument in getattr(field.annotation, "__args__", ()):
+        for argument in (field.annotation, *getattr(field.annotation, "__args__", ())):
             if isinstance(argument, type) and issubclass(argument, BaseModel):
                 found[name] = argument
     return found
