@@ -6,6 +6,7 @@
     │   ├── BeyondHost          ... more than this host has; force overrides
     │   └── BadImage            a disk image is broken, is no disk image, or names files of the host
     ├── NotFound                no machine, image, file of that name
+    ├── Unauthorized            the API over TCP was asked without its token
     ├── Conflict                the request is fine, the state of things is not
     │   ├── NameTaken
     │   ├── WrongState          a running machine was to be deleted, a stopped one paused
@@ -86,6 +87,11 @@ class NotFound(BoughError):
     http_status = 404
 
 
+class Unauthorized(BoughError):
+    code = "unauthorized"
+    http_status = 401
+
+
 class Conflict(BoughError):
     code = "conflict"
     http_status = 409
@@ -121,7 +127,7 @@ class MachineFailed(BoughError):
 
 class AgentUnavailable(BoughError):
     code = "agent-unavailable"
-    http_status = 503
+    http_status = 409
 
 
 class AgentTimeout(AgentUnavailable):

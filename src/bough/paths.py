@@ -3,6 +3,7 @@
 $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root /var/lib/bough
   lock                                   held by the service, holds its pid
   service.log
+  token                                  for the API over TCP, mode 0600; made by `bough serve --listen`
   incoming/                              whatever is half-made; swept when the service starts
   downloads/<key>.{part,json}            what can be resumed; at most a week old
   images/<digest>/{image.json,disk.raw}
@@ -122,6 +123,10 @@ class Home:
         return self.root / "service.log"
 
     @property
+    def token(self) -> Path:
+        return self.root / "token"
+
+    @property
     def incoming(self) -> Path:
         return self.root / "incoming"
 
@@ -158,7 +163,7 @@ class Home:
         """Everything that may be in `root`; `bough doctor --store` calls the rest strays."""
         logs = [self.service_log, self.service_log.with_suffix(".log.1")]
         nouns = [self.images, self.labels, self.machines, self.snapshots]
-        rest = [self.lock, self.incoming, self.host_facts, self.lost_and_found]
+        rest = [self.lock, self.token, self.incoming, self.host_facts, self.lost_and_found]
         return frozenset(path.name for path in logs + nouns + rest) | {"networks", "projects"}
 
     @property

@@ -85,12 +85,16 @@ def _show(found: dict[str, Any]) -> None:
 @click.command()
 @click.option("--unit", is_flag=True, help="Print a systemd user unit and do nothing else.")
 @click.option("--stop", is_flag=True, help="End the service that runs; machines go on.")
-def serve(unit: bool, stop: bool) -> None:
+@click.option(
+    "--listen", metavar="ADDRESS:PORT", help="Serve TCP too, to who sends the token in BOUGH_HOME/token."
+)
+def serve(unit: bool, stop: bool, listen: str | None) -> None:
     """Run the service of this BOUGH_HOME in the foreground. Commands start it by themselves, too."""
     from bough.paths import Home
 
     home = Home.from_environment()
     arguments = [sys.executable, "-m", "bough.service", "--home", str(home.root)]
+    arguments += ["--listen", listen] if listen else []
     if unit:
         print(_render_unit(arguments), end="")
     elif stop:

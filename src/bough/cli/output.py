@@ -36,7 +36,10 @@ def clean(text: str) -> str:
     """
     import re
 
-    text = re.sub(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_].*?(?:\x07|\x1b\\|$)|\x1b[ -/]*[0-~]?", "", text)
+    # Nothing here is looked at twice: a guest can print megabytes of beginnings that do not end.
+    text = re.sub(
+        r"\x1b(?:\[[0-?]*[ -/]*[@-~]?|[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[ -/]*[0-~]?)", "", text
+    )
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return "".join(
         c for c in text if c in "\n\t" or (c >= " " and not "\x7f" <= c <= "\x9f" and c not in _BIDI)

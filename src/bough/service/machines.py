@@ -14,6 +14,7 @@ from bough.machines.record import PortForward
 from bough.progress import Report
 from bough.qemu.argv import render_argv
 from bough.service.answers import long_call
+from bough.spec.model import Address
 from bough.storage import read_tail
 
 MAX_WAIT_S = 7 * 86400.0
@@ -60,7 +61,7 @@ class WaitRequest(_Body):
 class PortRequest(_Body):
     guest_port: int = Field(ge=1, le=65535)
     host_port: int = Field(0, ge=0, le=65535)
-    host: str = "127.0.0.1"
+    host: Address = "127.0.0.1"
 
 
 def routes(hypervisor: Hypervisor) -> APIRouter:

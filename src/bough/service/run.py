@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -19,6 +22,7 @@ from bough.errors import BoughError, Conflict
 from bough.hypervisor import Hypervisor
 from bough.paths import Home
 from bough.service.app import create_app
+from bough.service.gate import Gate, bind_tcp, is_loopback, read_token, url_of
 
 log = logging.getLogger("bough.service")
 
@@ -30,11 +34,12 @@ LOG_BYTES = 4 * 1024 * 1024
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bough.service", description=__doc__)
     parser.add_argument("--home", help="BOUGH_HOME to serve")
+    parser.add_argument("--listen", metavar="ADDRESS:PORT", help="serve TCP too, to who has the token")
     options = parser.parse_args(arguments)
     home = Home.at(options.home) if options.home else Home.from_environment()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        asyncio.run(serve(home))
+        asyncio.run(serve(home, options.listen))
     except BoughError as error:
         print(f"error: {error.message}", file=sys.stderr)
         if error.hint:
@@ -42,8 +47,11 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(1)
 
 
-async def serve(home: Home) -> None:
+async def serve(home: Home, listen: str | None = None) -> None:
     """Until SIGTERM, SIGINT or POST /v1/shutdown. Machines go on.
+
+    Args:
+        listen: address and port to serve over TCP as well, with the home's token.
 
     Raises:
         Conflict: another service serves this BOUGH_HOME.
@@ -53,30 +61,64 @@ async def serve(home: Home) -> None:
     try:
         hypervisor = Hypervisor(home)
         listener = _bind(home.api_socket)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                create_app(hypervisor, lambda: setattr(server, "should_exit", True)),
-                lifespan="off",
-                ws="wsproto",
-                ws_max_size=1024 * 1024,
-                # A client whose standard output is blocked cannot answer a ping behind the data.
-                ws_ping_interval=None,
-                timeout_keep_alive=75,
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
-            )
-        )
+        app = create_app(hypervisor, lambda: setattr(server, "should_exit", True))
+        server = _Server(_configure(app))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)
+        beyond = _bind_beyond(home, listen) if listen else None
         await hypervisor.open()
         log.info("serving %s on %s", home.root, home.api_socket)
         try:
-            await server.serve(sockets=[listener])
+            async with asyncio.TaskGroup() as group:
+                over_tcp = _serve_tcp(home, app, beyond, group) if beyond else None
+                await server.serve(sockets=[listener])
+                if over_tcp is not None:
+                    over_tcp.should_exit = True
         finally:
             home.api_socket.unlink(missing_ok=True)
             await hypervisor.close()
     finally:
         os.close(lock)
+
+
+class _Server(uvicorn.Server):
+    """One of two, so that signals are ours; and uvicorn's way raises them again at its end, before ours."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _configure(app: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        lifespan="off",
+        ws="wsproto",
+        ws_max_size=1024 * 1024,
+        # A client whose standard output is blocked cannot answer a ping behind the data.
+        ws_ping_interval=None,
+        timeout_keep_alive=75,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
+    )
+
+
+def _bind_beyond(home: Home, listen: str) -> tuple[socket.socket, str]:
+    """A TCP socket and the token it wants."""
+    return bind_tcp(listen), read_token(home.token)
+
+
+def _serve_tcp(home: Home, app: Any, beyond: tuple[socket.socket, str], group: asyncio.TaskGroup) -> _Server:
+    listener, token = beyond
+    server = _Server(_configure(Gate(app, token)))
+    group.create_task(server.serve(sockets=[listener]), name="serve TCP")
+    log.info("serving %s, with the token in %s", url_of(listener), home.token)
+    if not is_loopback(listener):
+        log.warning("%s is not this host's loopback, and nothing is encrypted there", url_of(listener))
+    return server
 
 
 def _take_lock(home: Home) -> int:
