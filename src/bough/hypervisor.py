@@ -9,6 +9,7 @@ import logging
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,30 @@ from typing import Any
 from bough.audit.files import Look
 from bough.audit.store import audit_store
 from bough.audit.sweep import sweep_unfinished_writes
-from bough.errors import BoughError, Conflict, InUse, NameTaken, NotFound, WrongState
+from bough.errors import (
+    BoughError,
+    BuildFailed,
+    Conflict,
+    GuestRefused,
+    InUse,
+    InvalidInput,
+    NameTaken,
+    NotFound,
+    WrongState,
+)
 from bough.images.bootstrap import remove_build
-from bough.images.build import build
+from bough.images.build import build, build_recipe
 from bough.images.confined import Confinement
 from bough.images.download import sweep as sweep_downloads
 from bough.images.imports import ImportRequest, import_image
+from bough.images.layers import CLEAN_SCRIPT, flatten, layer_key, parse_packages
+from bough.images.recipes import LABELS, recipe_for
 from bough.images.store import ImageManifest, ImageStore
 from bough.machines.disks import create_disks, read_disk_usage
 from bough.machines.events import Events
+from bough.machines.first_boot import run_script
 from bough.machines.machine import Machine
-from bough.machines.media import resolve_media
+from bough.machines.media import create_seed, resolve_media
 from bough.machines.plan import host_arch, install_firmware_variables, resolve_hardware, resolve_plan
 from bough.machines.record import LIVE, MachineRecord, PortForward, State, new_machine_id, now
 from bough.paths import Home, MachinePaths
@@ -35,7 +49,15 @@ from bough.qemu.cgroup import find_groups
 from bough.qemu.host import read_host_facts
 from bough.qemu.plan import Plan
 from bough.qemu.probe import find_qemu, probe_jail
-from bough.spec import MachineSpec, check_against_host, check_name, parse_architecture, parse_spec
+from bough.spec import (
+    MachineSpec,
+    RecipeSpec,
+    check_against_host,
+    check_name,
+    parse_architecture,
+    parse_recipe,
+    parse_spec,
+)
 from bough.storage import sync_directory
 
 log = logging.getLogger("bough.hypervisor")
@@ -159,7 +181,7 @@ class Hypervisor:
             name=name,
             spec=spec,
             image_digest=image.digest,
-            image_agent=image.agent,
+            image_agent=image.agent or image.cloud_init,
             hardware=hardware,
             created=now(),
             ephemeral=ephemeral,
@@ -173,6 +195,8 @@ class Hypervisor:
                 directory.mkdir(mode=0o711)
             await create_disks(made, spec, image, self.images.path(image.digest), self.home)
             install_firmware_variables(hardware, made.disks)
+            if record.media.seed:
+                await asyncio.to_thread(create_seed, made.disks, record)
             record.write(made)
             made.root.rename(paths.root)
         except BaseException:
@@ -306,6 +330,84 @@ class Hypervisor:
             return await build(
                 self.images, reference, arch=arch, progress=report, rebuild=rebuild, mirror=mirror
             )
+
+    async def build_recipe(
+        self, data: dict[str, Any], *, label: str, rebuild: bool, mirror: str | None, report: Report
+    ) -> ImageManifest:
+        """The image that a recipe (see bough.spec.RecipeSpec) describes, from as much as is here already.
+
+        Raises:
+            InvalidSpec, BuildFailed (with what its command printed), and as `create` and `build_image`.
+        """
+        recipe = parse_recipe(data)
+        label = recipe.label or label
+        if label in LABELS:
+            raise InvalidInput(f"{label} is bough's own", hint='give it another name: label = "web"')
+        if recipe.is_debian:
+            packages = recipe_for(recipe.base, host_arch())
+            packages = replace(
+                packages,
+                label=label,
+                packages=tuple(dict.fromkeys((*packages.packages, *recipe.packages))),
+                kernel=recipe.kernel or packages.kernel,
+                agent=recipe.agent,
+                cloud_init=recipe.cloud_init,
+            )
+            rebuild_packages = rebuild and not recipe.needs_machine
+            base = await build_recipe(
+                self.images, packages, label=None, progress=report, mirror=mirror, rebuild=rebuild_packages
+            )
+        else:
+            base = await self.image(recipe.base, None, report)
+        if not recipe.needs_machine:
+            self.images.label(base.digest, label)
+            return base
+        key = layer_key(base.digest, recipe.model_dump(mode="json", exclude={"label"}))
+        known = None if rebuild else self.images.find_recipe(key)
+        if known is not None:
+            self.images.label(known.digest, label)
+            return known
+        with self._using(base.digest):
+            return await self._build_layer(recipe, base, key, label, report)
+
+    async def _build_layer(
+        self, recipe: RecipeSpec, base: ImageManifest, key: str, label: str, report: Report
+    ) -> ImageManifest:
+        spec = {
+            **recipe.model_dump(mode="json", include={"users", "files", "environment", "commands"}),
+            **{"image": base.digest, "disk": recipe.size, "hostname": recipe.hostname or base.os},
+        }
+        if recipe.packages and not recipe.is_debian:
+            install = f"apt-get -q install -y --no-install-recommends {' '.join(recipe.packages)}"
+            commands = ["apt-get -q update", f"DEBIAN_FRONTEND=noninteractive {install}"]
+            spec["commands"] = [*commands, *spec["commands"]]
+        machine = await self.create(spec, name=f"build-{key[:12]}", force=True, report=report)
+        try:
+            await machine.start(report)
+            try:
+                await machine.wait_ready(timeout_s=300, report=report)
+            except GuestRefused as error:
+                raise BuildFailed(
+                    f"the image {label} could not be built: {machine.record.first_boot.error}",
+                    image=label,
+                ) from error
+            report(Progress("cleaning up"))
+            output = await run_script(await machine.agent(), CLEAN_SCRIPT)
+            await machine.stop(deadline_s=60)
+            jail = await probe_jail(find_qemu(base.arch), self.home)
+            return await flatten(
+                self.images,
+                base,
+                machine.paths.disk(0),
+                recipe.size or base.size_bytes,
+                key=key,
+                label=label,
+                packages=parse_packages(output),
+                confinement=Confinement(jail),
+                report=report,
+            )
+        finally:
+            await asyncio.shield(self.delete(machine, force=True))
 
     async def import_image(self, request: dict[str, Any], *, report: Report) -> ImageManifest:
         """See bough.images.imports; `request` is that of the API."""

@@ -18,6 +18,7 @@ from bough.audit.files import Look
 from bough.audit.store import audit_store
 from bough.audit.sweep import sweep_unfinished_writes
 from bough.errors import WrongState
+from bough.images.disk import digest_image
 from bough.images.store import ImageManifest, ImageStore
 from bough.machines.record import Hardware, MachineRecord
 from bough.paths import Home, MachinePaths
@@ -63,10 +64,7 @@ def _manifest(digest: str) -> ImageManifest:
 
 
 def _digest(disk: Path) -> str:
-    from bough.images.build import _LASTING, _digest
-
-    told = _manifest("").model_dump(mode="json")
-    return _digest(disk, {name: told[name] for name in _LASTING})
+    return digest_image(disk, _manifest("").model_dump(mode="json"))
 
 
 def _add_machine(home: Home, machine_id: str, name: str, digest: str) -> MachinePaths:

@@ -40,18 +40,37 @@ def list_images(as_json: bool) -> None:
 
 
 @image.command()
-@click.argument("label")
+@click.argument("label", metavar="LABEL|RECIPE.toml")
 @click.option("--arch", help="Processor architecture; the host's by default.")
 @click.option("--rebuild", is_flag=True, help="Build it again, from today's packages.")
 @click.option("--mirror", metavar="URL", help="A Debian mirror instead of the default one.")
 @json_option
 def build(label: str, arch: str | None, rebuild: bool, mirror: str | None, as_json: bool) -> None:
-    """Build an image from packages: debian:11, debian:12, debian:13, debian:testing, debian:sid."""
-    body = {"ref": label, "arch": arch, "rebuild": rebuild, "mirror": mirror}
+    """Build an image from packages: debian:11, debian:12, debian:13, debian:testing, debian:sid.
+
+    Or from a recipe: a file like ./web.toml, which names a base and what is added to it.
+    """
+    body: dict[str, Any] = {"ref": label, "arch": arch, "rebuild": rebuild, "mirror": mirror}
+    path = "/images/build"
+    if label.endswith(".toml"):
+        path, body = "/images/recipe", _recipe(label, rebuild, mirror)
     service = connect()
     with progress() as report:
-        built = service.long_call("POST", "/images/build", body, progress=report)
+        built = service.long_call("POST", path, body, progress=report)
     show_json(built) if as_json else print(built["digest"][:12])
+
+
+def _recipe(file: str, rebuild: bool, mirror: str | None) -> dict[str, Any]:
+    from pathlib import Path
+
+    from bough.client.sources import resolve_sources
+    from bough.spec import load_toml
+
+    path = Path(file).expanduser()
+    recipe = load_toml(path)
+    sources = resolve_sources({"files": recipe.get("files", [])}, path.absolute().parent)
+    recipe = {**recipe, **(sources if "files" in recipe else {})}
+    return {"recipe": recipe, "label": path.stem, "rebuild": rebuild, "mirror": mirror}
 
 
 @image.command("import")

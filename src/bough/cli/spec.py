@@ -53,6 +53,7 @@ def spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--display/--no-display", default=None, help="A screen, or none; without our agent it has one."
         ),
+        click.option("--user-data", metavar="FILE", help="For an image that runs cloud-init."),
         click.option("--no-uplink", is_flag=True, help="No way out to the network."),
         click.option("--isolated", is_flag=True, help="A network card that leads nowhere."),
         click.option(
@@ -92,11 +93,7 @@ def spec_of(image: str | None, given: dict[str, Any]) -> dict[str, Any]:
             data[name] = str(Path(data[name]).expanduser().absolute())
     if image is not None:
         data["image"] = image
-    if given["display"] is not None:
-        data["display"] = given["display"]
-    for name in ("cdrom", "floppy"):
-        if name in data and Path(data[name]).expanduser().is_file():
-            data[name] = _import(Path(data[name]))
+    _add_media(data, given)
     if given["no_uplink"]:
         data["uplink"] = False
     if given["isolated"]:
@@ -105,6 +102,19 @@ def spec_of(image: str | None, given: dict[str, Any]) -> dict[str, Any]:
         data["require_jail"] = True
     _add_lists(data, given)
     return data
+
+
+def _add_media(data: dict[str, Any], given: dict[str, Any]) -> None:
+    if given["display"] is not None:
+        data["display"] = given["display"]
+    for name in ("cdrom", "floppy"):
+        if name in data and Path(data[name]).expanduser().is_file():
+            data[name] = _import(Path(data[name]))
+    if given["user_data"] is not None:
+        try:
+            data["user_data"] = Path(given["user_data"]).expanduser().read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidInput(f"--user-data {given['user_data']}: {error}") from error
 
 
 def _import(path: Path) -> str:

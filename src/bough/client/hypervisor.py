@@ -183,6 +183,30 @@ class Hypervisor:
         answer = self.api.long_call("POST", "/images/build", body, timeout=timeout, progress=progress)
         return ImageInfo.from_dict(answer)
 
+    def build_recipe(
+        self,
+        recipe: dict[str, Any],
+        *,
+        label: str,
+        rebuild: bool = False,
+        mirror: str | None = None,
+        timeout: float | None = None,
+        progress: Report | None = None,
+    ) -> ImageInfo:
+        """Build what a recipe describes: a base, packages, files, users, commands (docs/images.md).
+
+        Raises:
+            InvalidSpec: with every problem; BuildFailed: with what a command printed. Nothing is kept.
+        """
+        from bough.client.info import ImageInfo
+        from bough.client.sources import resolve_sources
+
+        if "files" in recipe:
+            recipe = {**recipe, **resolve_sources({"files": recipe["files"]})}
+        body = {"recipe": recipe, "label": label, "rebuild": rebuild, "mirror": mirror}
+        answer = self.api.long_call("POST", "/images/recipe", body, timeout=timeout, progress=progress)
+        return ImageInfo.from_dict(answer)
+
     def import_image(
         self,
         source: str | os.PathLike[str],

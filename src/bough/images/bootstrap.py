@@ -45,18 +45,20 @@ def check_programs() -> None:
         )
 
 
-def prepare(work: Path) -> None:
+def prepare(work: Path, *, with_agent: bool = True) -> None:
     """Lay out `work`: the scripts, the agent, and places that the root of the namespace may write to."""
     shutil.copytree(SCRIPTS, work, dirs_exist_ok=True)
     agent = work / "agent"
-    for file in agent_files():
+    agent.mkdir()
+    for file in agent_files() if with_agent else ():
         path = agent / file.path.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(file.content)
         path.chmod(file.mode)
-    link = agent / ENABLED_AS.lstrip("/")
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.symlink_to(UNIT_PATH)
+    if with_agent:
+        link = agent / ENABLED_AS.lstrip("/")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(UNIT_PATH)
     (work / "out").mkdir()
     with (work / "disk.raw").open("wb") as stream:
         stream.truncate(disk.DISK_BYTES)

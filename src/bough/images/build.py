@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import json
 import os
 import secrets
 import shutil
@@ -13,7 +12,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from bough.errors import BuildFailed, NoSpace, NotFound
 from bough.images import disk
@@ -26,8 +24,6 @@ from bough.units import GIB, format_size
 
 #: A build's root file system, its copy on the disk, and room for what packages unpack meanwhile.
 _NEEDED_BYTES = 5 * GIB // 2
-#: The part of a manifest that its digest covers, beside the disk.
-_LASTING = ("os", "version", "arch", "firmware", "size_bytes", "root_partition", "agent")
 _EFI_LOADER = {"x86_64": "BOOTX64.EFI"}
 
 
@@ -50,9 +46,24 @@ async def build(
         HostLacks, NoSpace, BuildFailed
     """
     recipe = recipe_for(reference, arch)
+    return await build_recipe(
+        store, recipe, label=reference, progress=progress, mirror=mirror, rebuild=rebuild
+    )
+
+
+async def build_recipe(
+    store: ImageStore,
+    recipe: Recipe,
+    *,
+    label: str | None,
+    progress: Report = ignore_progress,
+    mirror: str | None = None,
+    rebuild: bool = False,
+) -> ImageManifest:
+    """As `build`. Without a label it is found again by its recipe, until images are pruned."""
     asked = _now()
-    async with _only_one(store, reference, progress):
-        known = _known(store, reference)
+    async with _only_one(store, label or recipe.digest()[:20], progress):
+        known = _known(store, label) if label else store.find_recipe(recipe.digest())
         if known is not None and (not rebuild or known.created > asked):
             return known
         check_programs()
@@ -60,18 +71,18 @@ async def build(
         work = store.home.incoming / f"build-{secrets.token_hex(6)}"
         work.mkdir(mode=0o711)
         try:
-            return await _build(store, recipe, work, mirror, progress)
+            return await _build(store, recipe, label, work, mirror, progress)
         finally:
             await asyncio.to_thread(remove_build, work)
 
 
 async def _build(
-    store: ImageStore, recipe: Recipe, work: Path, mirror: str | None, report: Report
+    store: ImageStore, recipe: Recipe, label: str | None, work: Path, mirror: str | None, report: Report
 ) -> ImageManifest:
     report(Progress(f"building {recipe.label}"))
     identity = disk.DiskIdentity.derive(recipe.digest())
     with no_space_is_told(f"the build of {recipe.label}", work.parent):
-        await asyncio.to_thread(prepare, work)
+        await asyncio.to_thread(prepare, work, with_agent=recipe.agent)
         await bootstrap(work, recipe, identity, mirror, report)
         report(Progress(f"building {recipe.label}: making it bootable"))
         try:
@@ -87,7 +98,7 @@ async def _build(
         made.mkdir(mode=0o711)
         try:
             await asyncio.to_thread(_take_disk, work / "disk.raw", made / "disk.raw")
-            store.add(made, manifest, recipe.label)
+            store.add(made, manifest, label)
         except BaseException:
             shutil.rmtree(made, ignore_errors=True)
             raise
@@ -109,14 +120,14 @@ def _assemble(work: Path, recipe: Recipe, identity: disk.DiskIdentity) -> ImageM
         "firmware": ["bios", "uefi"],
         "size_bytes": disk.DISK_BYTES,
         "root_partition": disk.ROOT_PARTITION,
-        "agent": True,
+        "agent": recipe.agent,
+        "cloud_init": recipe.cloud_init,
     }
-    assert lasting.keys() == set(_LASTING)
     packages = dict(line.split() for line in (out / "packages").read_text().splitlines())
     return ImageManifest.model_validate(
         lasting
         | {
-            "digest": _digest(image, lasting),
+            "digest": disk.digest_image(image, lasting),
             "created": _now(),
             "label": recipe.label,
             "recipe": recipe.digest(),
@@ -125,14 +136,9 @@ def _assemble(work: Path, recipe: Recipe, identity: disk.DiskIdentity) -> ImageM
     )
 
 
-def _digest(image: Path, lasting: dict[str, Any]) -> str:
-    return disk.digest_disk(image, json.dumps(lasting, sort_keys=True).encode())
-
-
 def verify_image(manifest: ImageManifest, image: Path) -> bool:
     """Whether `image` holds what the digest of its manifest says. Reads all of it."""
-    told = manifest.model_dump(mode="json")
-    return _digest(image, {name: told[name] for name in _LASTING}) == manifest.digest
+    return disk.digest_image(image, manifest.model_dump(mode="json")) == manifest.digest
 
 
 def _take_disk(source: Path, target: Path) -> None:

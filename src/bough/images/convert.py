@@ -61,7 +61,7 @@ async def convert(
     if done.status != 0:
         raise _refused(done, format, target)
     confinement.take_back(target)
-    await asyncio.to_thread(_sync, target, header.size_bytes)
+    await asyncio.to_thread(sync_image, target, header.size_bytes)
 
 
 async def _check(qemu_img: str, source: Path, format: str, confinement: Confinement) -> None:
@@ -111,7 +111,7 @@ def _refused(done: Done, format: str, path: Path, heard: bytes = b"") -> BoughEr
     )
 
 
-def _sync(path: Path, size_bytes: int) -> None:
+def sync_image(path: Path, size_bytes: int) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         info = os.fstat(descriptor)

@@ -12,12 +12,15 @@ GRUB's images are those of its include/grub/i386/pc/boot.h, which is what grub-b
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import struct
 import subprocess
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bough.units import GIB, MIB
 
@@ -180,6 +183,23 @@ def _run(argv: list[str], text: str, epoch_s: int) -> None:
         "PATH": f"/usr/sbin:/sbin:{os.environ.get('PATH', '/usr/bin:/bin')}",
     }
     subprocess.run(argv, input=text, env=environment, check=True, text=True, capture_output=True, timeout=60)
+
+
+#: The part of a manifest that its image's digest covers, beside the disk.
+_LASTING = ("os", "version", "arch", "firmware", "size_bytes", "root_partition", "agent")
+#: ... and what is part of it only where it is not the default.
+_LASTING_TOO = {"media": "disk", "cloud_init": False}
+
+
+def digest_image(disk: Path, manifest: Mapping[str, Any]) -> str:
+    """The digest of an image with this disk and manifest (as JSON has it). Reads all of the disk."""
+    lasting = {name: manifest.get(name) for name in _LASTING}
+    lasting |= {
+        name: manifest[name]
+        for name, default in _LASTING_TOO.items()
+        if manifest.get(name, default) != default
+    }
+    return digest_disk(disk, json.dumps(lasting, sort_keys=True).encode())
 
 
 def digest_disk(disk: Path, config: bytes) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import json
 import os
 import re
 import secrets
@@ -27,7 +26,7 @@ from bough.images import ova
 from bough.images.confined import Confinement
 from bough.images.contents import Contents, inspect_contents
 from bough.images.convert import check_space, convert, unpack
-from bough.images.disk import digest_disk
+from bough.images.disk import digest_image
 from bough.images.download import STALL_S, download
 from bough.images.formats import (
     COMPRESSIONS,
@@ -243,8 +242,9 @@ def _detect(stream: object, size: int, wanted: str) -> str:
 
 async def _private(path: Path, work: Path, confinement: Confinement, report: Report) -> Path:
     """`path`, or a copy where the user in the jail could not read it and its mode is not ours to change."""
-    if path.parent == work or not confinement.can_read(path):
-        if path.parent != work:
+    ours = path.parent == work or (path.suffix == ".part" and path.parent == work.parents[1] / "downloads")
+    if ours or not confinement.can_read(path):
+        if not ours:
             report(Progress(f"copying {format_size(path.stat().st_size)}"))
             target = work / "copy"
             await asyncio.to_thread(copy_sparse, path, target)
@@ -311,7 +311,7 @@ async def _describe(
         "media": media,
         "cloud_init": request.cloud_init,
     }
-    digest = await asyncio.to_thread(digest_disk, disk, json.dumps(lasting, sort_keys=True).encode())
+    digest = await asyncio.to_thread(digest_image, disk, lasting)
     origin = {"source": request.source, "sha256": checksum, "format": header.format}
     if _is_url(request.source):  # no password or token is kept
         parts = urlsplit(request.source)

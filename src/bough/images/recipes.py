@@ -54,6 +54,7 @@ class Recipe:
     """Attributes:
     label: what its images are called: debian:12.
     kernel: the kernel's package, in Debian's naming of architectures.
+    agent: it contains the guest agent.
     """
 
     label: str
@@ -67,6 +68,8 @@ class Recipe:
     masked_units: tuple[str, ...] = _MASKED
     masked_generators: tuple[str, ...] = _MASKED_GENERATORS
     grub_packages: tuple[str, ...] = _GRUB_PACKAGES
+    agent: bool = True
+    cloud_init: bool = False
 
     def digest(self) -> str:
         """Of everything that this recipe puts into an image, the packages' versions aside."""

@@ -104,10 +104,18 @@ class ImageStore:
         hint = f"did you mean '{close[0]}'?" if close else "bough image list shows them all"
         raise NotFound(f"no image is called {reference[:80]!r}", hint=hint, kind="image")
 
+    def find_recipe(self, key: str) -> ImageManifest | None:
+        """The newest image that was made by the recipe of this digest."""
+        found = [manifest for manifest in self._manifests() if key and manifest.recipe == key]
+        return max(found, key=lambda manifest: manifest.created, default=None)
+
+    def label(self, digest: str, label: str) -> None:
+        self._write_labels({**self._labels(), label: digest})
+
     def path(self, digest: str) -> Path:
         return self.home.image(digest).disk
 
-    def add(self, made: Path, manifest: ImageManifest, label: str) -> None:
+    def add(self, made: Path, manifest: ImageManifest, label: str | None) -> None:
         """Take over `made`, a directory below incoming/ with a disk.raw in it; `label` is moved to it."""
         target = self.home.image(manifest.digest)
         if target.manifest.exists():
@@ -118,7 +126,8 @@ class ImageStore:
             write_json(made / target.manifest.name, manifest.model_dump(mode="json"), mode=0o444)
             made.rename(target.root)
             sync_directory(self.home.images)
-        self._write_labels({**self._labels(), label: manifest.digest})
+        if label is not None:
+            self.label(manifest.digest, label)
 
     def delete(self, reference: str) -> None:
         """The image and every label of it."""

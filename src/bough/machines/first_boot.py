@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from typing import Any
 
 from bough.errors import BoughError, GuestRefused
 from bough.guest.channel import AgentChannel
+from bough.guest.session import ExecRequest
 from bough.machines.record import FirstBoot, MachineRecord
 
 #: Commands of the first boot may install packages in an emulated guest.
 COMMANDS_TIMEOUT_S = 3600.0
+CLOUD_INIT_TIMEOUT_S = 1800.0
 
 
 async def set_up_guest(channel: AgentChannel, record: MachineRecord) -> FirstBoot:
@@ -23,11 +26,35 @@ async def set_up_guest(channel: AgentChannel, record: MachineRecord) -> FirstBoo
         AgentUnavailable: it went away in the middle; call again when it answers.
     """
     try:
+        if record.media.seed:
+            await _wait_cloud_init(channel)
         await channel.call("grow_root", {}, timeout_s=120)
         await channel.call("first_boot", render_first_boot(record), timeout_s=COMMANDS_TIMEOUT_S)
     except GuestRefused as error:
         return FirstBoot(done=True, error=_explain(error))
     return FirstBoot(done=True)
+
+
+async def run_script(channel: AgentChannel, script: str, *, timeout_s: float = 300) -> str:
+    """What a shell script printed in the guest: untrusted, its first MiB."""
+    session = await channel.exec(ExecRequest(["/bin/sh", "-c", script], stdin=False))
+    heard = bytearray()
+    async with asyncio.timeout(timeout_s):
+        async for stream, data in session:
+            if stream == "stdout":
+                heard += data[: 1024 * 1024 - len(heard)]
+    return heard.decode(errors="replace")
+
+
+async def _wait_cloud_init(channel: AgentChannel) -> None:
+    """Until it has set up the guest: both of us at once would be in each other's way."""
+    session = await channel.exec(ExecRequest(["cloud-init", "status", "--wait"], stdin=False))
+    try:
+        async with asyncio.timeout(CLOUD_INIT_TIMEOUT_S):
+            async for _ in session:
+                pass
+    except TimeoutError:
+        await session.abort()
 
 
 def render_first_boot(record: MachineRecord) -> dict[str, Any]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from bough.errors import InvalidSpec
 from bough.images.store import ImageManifest
 from bough.paths import Home
-from bough.qemu.plan import MediumPlan
+from bough.qemu.plan import DiskPlan, MediumPlan
 from bough.spec import MachineSpec
 
+if TYPE_CHECKING:
+    from bough.machines.record import MachineRecord
+
+SEED = "seed.iso"
 _BOOT_ORDER = {
     "auto": ("disk", "cdrom", "floppy"),
     "disk": ("disk", "cdrom", "floppy"),
@@ -26,6 +31,7 @@ class Media(BaseModel):
     root: what the first disk is: an overlay on the image, empty, or not there, where the image is a CD
         or a floppy and no disk was asked for.
     cdrom, floppy: digests of images.
+    seed: it tells cloud-init who the machine is.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -33,6 +39,7 @@ class Media(BaseModel):
     cdrom: str | None = None
     floppy: str | None = None
     display: bool = False
+    seed: bool = False
 
     @property
     def digests(self) -> list[str]:
@@ -61,11 +68,42 @@ def resolve_media(spec: MachineSpec, image: ImageManifest, find: Callable[[str],
             }
             raise InvalidSpec(f"{kind}: {message}", problems=[problem])
         inserted[kind] = medium.digest
+    if spec.user_data is not None and not image.cloud_init:
+        message = f"{spec.image} is not known to run cloud-init, which would read it"
+        hint = "if it does, import it with --cloud-init; if not: files, users, commands"
+        problem = {"place": "user_data", "message": message, "hint": hint}
+        raise InvalidSpec(f"user_data: {message}", hint=hint, problems=[problem])
     root: Literal["image", "blank", "none"] = "image"
     if image.media != "disk":
         root = "blank" if spec.disk else "none"
     display = not (image.agent or image.cloud_init) if spec.display is None else spec.display
-    return Media(root=root, display=display, **inserted)
+    return Media(root=root, display=display, seed=image.cloud_init, **inserted)
+
+
+def create_seed(directory: Path, record: MachineRecord) -> None:
+    """The NoCloud seed of a machine whose image runs cloud-init. Blocking."""
+    from bough.images.seed import (
+        NO_USER_DATA,
+        render_agent_hook,
+        render_meta_data,
+        render_network,
+        write_seed,
+    )
+
+    spec = record.spec
+    texts = {
+        "meta-data": render_meta_data(record.id, spec.hostname or record.name, spec.ssh_keys),
+        "user-data": spec.user_data or NO_USER_DATA,
+        "vendor-data": render_agent_hook(),
+        "network-config": render_network(record.hardware.mac),
+    }
+    write_seed(directory / SEED, texts)
+
+
+def plan_seed(media: Media, disks: Path) -> tuple[DiskPlan, ...]:
+    if not media.seed:
+        return ()
+    return (DiskPlan("seed", str(disks / SEED), "cidata", format="raw", read_only=True),)
 
 
 def boot_index(spec: MachineSpec, kind: str) -> int:

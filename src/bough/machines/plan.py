@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bough.errors import HostLacks, InvalidSpec
 from bough.images.store import ImageManifest
-from bough.machines.media import boot_index, plan_media
+from bough.machines.media import boot_index, plan_media, plan_seed
 from bough.machines.record import Hardware, MachineRecord, new_mac, new_uuid
 from bough.paths import Home, MachinePaths
 from bough.qemu.choice import choose_accelerator, choose_cpu_model, choose_machine_type, find_uefi
@@ -115,7 +115,7 @@ async def resolve_plan(record: MachineRecord, paths: MachinePaths, backing: Path
         memory_bytes=spec.memory,
         uuid=hardware.uuid,
         vmgenid=hardware.vmgenid,
-        disks=_plan_disks(record, paths, backing),
+        disks=(*_plan_disks(record, paths, backing), *plan_seed(record.media, paths.disks)),
         media=plan_media(record.media, spec, home),
         display=record.media.display,
         boot_index=boot_index(spec, "disk"),

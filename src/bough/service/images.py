@@ -22,6 +22,14 @@ class BuildRequest(BaseModel):
     mirror: str | None = None
 
 
+class RecipeRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    recipe: dict[str, Any]
+    label: str
+    rebuild: bool = False
+    mirror: str | None = None
+
+
 class ImportRequestBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
     source: str
@@ -51,6 +59,18 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
         async def work(report: Report) -> Any:
             manifest = await hypervisor.build_image(
                 body.ref, arch=body.arch, rebuild=body.rebuild, mirror=body.mirror, report=report
+            )
+            return _described(hypervisor, manifest.digest)
+
+        return await long_call(request, work)
+
+    @router.post("/images/recipe")
+    async def build_recipe(body: RecipeRequest, request: Request) -> Response:
+        """Build what a recipe describes; `label` is for a recipe that has none."""
+
+        async def work(report: Report) -> Any:
+            manifest = await hypervisor.build_recipe(
+                body.recipe, label=body.label, rebuild=body.rebuild, mirror=body.mirror, report=report
             )
             return _described(hypervisor, manifest.digest)
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from bough.spec.parse import parse_spec as parse_spec
     from bough.spec.parse import spec_defaults as spec_defaults
     from bough.spec.parse import spec_schema as spec_schema
+    from bough.spec.recipe import RecipeSpec as RecipeSpec
+    from bough.spec.recipe import parse_recipe as parse_recipe
     from bough.spec.toml import load_toml as load_toml
     from bough.spec.toml import merge as merge
 
@@ -39,6 +41,8 @@ _HOME_OF = {
     "parse_spec": "parse",
     "spec_defaults": "parse",
     "spec_schema": "parse",
+    "RecipeSpec": "recipe",
+    "parse_recipe": "recipe",
     "load_toml": "toml",
     "merge": "toml",
 }

@@ -210,6 +210,9 @@ class MachineSpec(Table):
     commands: Annotated[tuple[ShellCommand, ...], Field(strict=False, max_length=256)] = Field(
         default=(), description="run by root's shell once, at first boot, in order"
     )
+    user_data: FileText | None = Field(
+        default=None, description="cloud-init's user-data, for images that run it"
+    )
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
     ports: Annotated[tuple[PortSpec, ...], Field(strict=False, max_length=64)] = ()
 

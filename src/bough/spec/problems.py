@@ -49,6 +49,11 @@ OTHER_NAMES = {
     "os": "image",
     "permissions": "mode",
     "src": "source",
+    "userdata": "user_data",
+    "cloud_init": "user_data",
+    "iso": "cdrom",
+    "vga": "display",
+    "graphics": "display",
     "dst": "path",
 }
 

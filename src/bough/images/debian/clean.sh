@@ -13,8 +13,10 @@ find "$root/tmp" "$root/var/tmp" "$root/run" "$root/var/cache/apt/archives" "$ro
 # Days since 1970 of the last change of a password: today, otherwise.
 sed -i -E 's/^([^:]*:[^:]*):[0-9]+:/\1:19000:/' "$root/etc/shadow"
 # By hash, not by time: it is the same whenever it is made, and python need not look at the sources.
+[ ! -e "$root/usr/lib/bough" ] || {
 rm -rf "$root"/usr/lib/bough/bough/__pycache__ "$root"/usr/lib/bough/bough/guest/__pycache__
 PYTHONHASHSEED=0 chroot "$root" python3 -I -S -m compileall -q --invalidation-mode unchecked-hash /usr/lib/bough
+}
 # systemd need not look for what is new in /usr at the first boot.
 : > "$root/etc/.updated"
 : > "$root/var/.updated"

@@ -1,0 +1,119 @@
+"""An image upon an image: what a machine made of its disk, flattened into the store.
+
+The machine is thrown away; how it is run is not known here (see hypervisor.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bough.errors import BuildFailed
+from bough.images.confined import Confinement, find_program, run_confined
+from bough.images.convert import sync_image
+from bough.images.disk import digest_image
+from bough.images.store import ImageManifest, ImageStore
+from bough.progress import Progress, Report
+from bough.storage import no_space_is_told
+
+#: Leaves nothing in the guest that makes one machine out of it; what the agent has done at the first boot
+#: is forgotten, so that each machine of the image has a first boot of its own.
+CLEAN_SCRIPT = r"""
+set -u
+rm -rf /var/lib/bough /etc/ssh/ssh_host_* /var/lib/systemd/random-seed
+rm -rf /var/lib/cloud/* /var/lib/dhcp/* /var/lib/apt/lists/* /root/.ssh/authorized_keys
+[ ! -x /usr/bin/apt-get ] || apt-get -q clean >/dev/null 2>&1
+find /var/log -type f -exec truncate -s 0 {} +
+rm -rf /var/log/journal/* /tmp/* /var/tmp/*
+: > /etc/machine-id
+rm -f /var/lib/dbus/machine-id
+sync
+fstrim / >/dev/null 2>&1
+dpkg-query -W -f '${Package} ${Version}\n' 2>/dev/null
+exit 0
+"""
+
+
+def layer_key(base_digest: str, recipe: dict[str, object]) -> str:
+    """Of a base and all that is done to it: the same key, the same image."""
+    text = json.dumps([base_digest, recipe, CLEAN_SCRIPT], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+async def flatten(
+    store: ImageStore,
+    base: ImageManifest,
+    overlay: Path,
+    size_bytes: int,
+    *,
+    key: str,
+    label: str,
+    packages: dict[str, str],
+    confinement: Confinement,
+    report: Report,
+) -> ImageManifest:
+    """The disk that `overlay` (qcow2, on the base's) is, as an image. Its QEMU has ended.
+
+    Raises:
+        BuildFailed, NoSpace
+    """
+    report(Progress("writing the image"))
+    made = store.home.incoming / f"layer-{secrets.token_hex(6)}"
+    made.mkdir(mode=0o711)
+    try:
+        with no_space_is_told(f"the image {label}", store.home.root):
+            disk = made / "disk.raw"
+            with disk.open("xb") as stream:
+                os.ftruncate(stream.fileno(), size_bytes)
+            for path in (disk, overlay):
+                confinement.give(path)
+            done = await run_confined(
+                confinement,
+                [
+                    *(find_program("qemu-img"), "convert", "-n", "--target-is-zero", "-f", "qcow2"),
+                    *("-O", "raw", str(overlay), str(disk)),
+                ],
+                # The guest's QEMU could write the overlay's header: it names what it likes, and finds this.
+                read_only=(overlay, store.path(base.digest)),
+                writable=(disk,),
+            )
+            if done.status != 0:
+                raise BuildFailed(f"the image {label} could not be written", output=done.output, image=label)
+            confinement.take_back(disk)
+            await asyncio.to_thread(sync_image, disk, size_bytes)
+            lasting = {
+                **{
+                    name: getattr(base, name) for name in ("os", "version", "arch", "root_partition", "agent")
+                },
+                "firmware": list(base.firmware),
+                "size_bytes": size_bytes,
+                "cloud_init": base.cloud_init,
+            }
+            digest = await asyncio.to_thread(digest_image, disk, lasting)
+            manifest = ImageManifest.model_validate(
+                {
+                    **lasting,
+                    "digest": digest,
+                    "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                    "label": label,
+                    "recipe": key,
+                    "packages": packages or base.packages,
+                    "origin": {"base": base.digest},
+                }
+            )
+            store.add(made, manifest, label)
+        return store.resolve(manifest.digest)
+    finally:
+        await asyncio.to_thread(shutil.rmtree, made, True)
+
+
+def parse_packages(output: str) -> dict[str, str]:
+    """What dpkg-query printed in a guest, which is hostile: bounded, and only what looks like it."""
+    pairs = (line.split() for line in output[: 1024 * 1024].splitlines())
+    return {pair[0][:100]: pair[1][:100] for pair in pairs if len(pair) == 2}

@@ -1,0 +1,98 @@
+"""Images by recipe, layers upon them, and an image with cloud-init up to a machine that answers."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bough.paths import Home
+from tests.acceptance.conftest import Cli
+from tests.images_samples import serve
+
+
+@pytest.fixture
+def images(cli: Cli) -> Iterator[list[str]]:
+    names: list[str] = []
+    yield names
+    for name in reversed(names):
+        cli("image", "delete", name, check=False)
+    cli("image", "prune")
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_layers_upon_an_image(cli: Cli, debian: str, images: list[str], tmp_path: Path) -> None:
+    images += ["web", "more"]
+    (tmp_path / "page").write_text("hello\n")
+    # Upon the image that is here already, by its digest: this test is not about mmdebstrap.
+    digest = cli.text("image", "build", debian)
+    web = write(
+        tmp_path / "web.toml",
+        f'base = "{digest}"\nsize = "9GiB"\ncommands = ["tr a-z A-Z < /srv/page > /srv/PAGE"]\n'
+        '[[files]]\npath = "/srv/page"\nsource = "page"\n[[users]]\nname = "joe"\n',
+    )
+    first = cli.text("image", "build", web)
+    assert cli.text("image", "build", web, timeout_s=5) == first, "nothing has changed"
+    more = write(tmp_path / "more.toml", 'base = "web"\ncommands = ["cat /srv/* > /srv/all"]\n')
+    cli("image", "build", more)
+    script = "cat /srv/all; id -un joe; df --output=size -BG / | tail -1; cat /etc/hostname"
+    told = cli.text("run", "--memory", "512MiB", "more", "--", "sh", "-c", script).split()
+    assert told[:3] == ["HELLO", "hello", "joe"]
+    assert told[3] == "9G"
+    ids = {cli.text("run", "--memory", "512MiB", "web", "--", "cat", "/etc/machine-id") for _ in range(2)}
+    assert len(ids) == 2, "two machines of one image are two machines"
+
+    before = cli.text("image", "list")
+    failing = write(
+        tmp_path / "failing.toml", 'base = "web"\ncommands = ["echo so far; ls /nowhere; exit 3"]\n'
+    )
+    assert "/nowhere" in cli.error("image", "build", failing, says="failing"), "its output is missing"
+    wrong = write(tmp_path / "wrong.toml", 'base = "web"\ncomands = []\nkernel = "linux-image-amd64"\n')
+    told_wrong = cli.error("image", "build", wrong, says="comands")
+    assert "kernel" in told_wrong
+    cli.error("image", "build", tmp_path / "absent.toml", says="absent.toml")
+    assert cli.text("image", "list").splitlines()[0] == before.splitlines()[0]
+    assert "failing" not in cli.text("image", "list")
+
+
+def test_a_cloud_image_end_to_end(
+    cli: Cli, bough_home: Home, images: list[str], gone: list[str], tmp_path: Path
+) -> None:
+    images += ["source", "cloud"]
+    recipe = write(
+        tmp_path / "source.toml",
+        'base = "debian:12"\npackages = ["cloud-init"]\nagent = false\ncloud_init = true\n',
+    )
+    built = cli.json("image", "build", recipe)
+    assert not built["agent"]
+    assert "cloud-init" in built["packages"]
+    qcow2 = tmp_path / "cloud.qcow2"
+    disk = bough_home.image(built["digest"]).disk
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", disk, qcow2], check=True)
+    content = qcow2.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    with serve(content, break_after=[50_000_000]) as server:
+        cli.error("image", "import", server.url, "--sha256", "0" * 64, "--name", "cloud", says="another one")
+        cli("image", "import", server.url, "--sha256", sha256, "--name", "cloud", "--cloud-init")
+    gone.append("cloudy")
+    user_data = write(
+        tmp_path / "user-data",
+        "#cloud-config\nwrite_files:\n- path: /root/from-user\n  content: mine\nruncmd:\n- touch /root/ran\n",
+    )
+    cli("create", "cloud", "--name", "cloudy", "--memory", "768MiB", "--disk", "10GiB",
+        "--user-data", user_data, "--user", "joe")  # fmt: skip
+    cli("start", "cloudy", "--timeout", "170s")
+    script = "cat /root/from-user; echo; ls /root/ran; hostname; id -un joe; cloud-init status"
+    told = cli.text("exec", "cloudy", "--", "sh", "-c", script).splitlines()
+    assert told[:4] == ["mine", "/root/ran", "cloudy", "joe"]
+    assert "done" in told[4]
+    cli("restart", "cloudy")
+    assert cli.text("exec", "cloudy", "--", "echo", "again") == "again"
+    cli.error("create", "debian:12", "--user-data", user_data, says="cloud-init", hint="--cloud-init")
