@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
@@ -36,6 +36,7 @@ from bough.images.imports import ImportRequest, import_image
 from bough.images.layers import CLEAN_SCRIPT, flatten, layer_key, parse_packages
 from bough.images.recipes import LABELS, recipe_for
 from bough.images.store import ImageManifest, ImageStore
+from bough.machines.autostart import start_machines
 from bough.machines.disks import create_disks, read_disk_usage
 from bough.machines.events import Events
 from bough.machines.first_boot import run_script
@@ -104,6 +105,7 @@ class Hypervisor:
         for machine in self._machines.values():
             if machine.record.ephemeral:
                 self._expire_unless_held(machine.id)
+        self._own(start_machines(self.machines(), self.events), "autostart")
 
     async def close(self) -> None:
         """Let go of the machines; they run on."""
@@ -249,6 +251,7 @@ class Hypervisor:
             await self._bury(machine)
 
     async def _bury(self, machine: Machine) -> None:
+        machine.cancel_restart()
         with self._half_made():
             grave = self.home.incoming / f"{machine.id}.deleted"
             machine.paths.root.rename(grave)
@@ -279,7 +282,10 @@ class Hypervisor:
                 with contextlib.suppress(BoughError):
                     await self.delete(machine, force=True)
 
-        task = asyncio.create_task(expire(), name=f"expire {machine_id}")
+        self._own(expire(), f"expire {machine_id}")
+
+    def _own(self, work: Coroutine[Any, Any, None], what: str) -> None:
+        task = asyncio.create_task(work, name=what)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -301,6 +307,7 @@ class Hypervisor:
             "accelerator": record.accelerator,
             "hardware": record.hardware.model_dump(),
             "jail": record.jail,
+            "restarts": record.restarts.model_dump(),
             "failure": record.failure.model_dump() if record.failure else None,
             "first_boot": record.first_boot.model_dump(),
             "ephemeral": record.ephemeral,
@@ -421,7 +428,8 @@ class Hypervisor:
             most_bytes=request.pop("max_size"),
             **request,
         )
-        return await import_image(self.images, asked, Confinement(jail), report)
+        with self._half_made():
+            return await import_image(self.images, asked, Confinement(jail), report)
 
     def image_users(self) -> dict[str, list[str]]:
         """digest -> names of the machines whose disks stand on it."""

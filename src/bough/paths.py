@@ -163,7 +163,7 @@ class Home:
         """Everything that may be in `root`; `bough doctor --store` calls the rest strays."""
         logs = [self.service_log, self.service_log.with_suffix(".log.1")]
         nouns = [self.images, self.labels, self.machines, self.snapshots]
-        rest = [self.lock, self.token, self.incoming, self.host_facts, self.lost_and_found]
+        rest = [self.lock, self.token, self.incoming, self.downloads, self.host_facts, self.lost_and_found]
         return frozenset(path.name for path in logs + nouns + rest) | {"networks", "projects"}
 
     @property

@@ -185,24 +185,25 @@ def _unreadable(paths: MachinePaths, error: Exception) -> Finding:
 
 
 def _audit_machine(record: MachineRecord, paths: MachinePaths, look: Look) -> Iterator[Finding]:
-    if record.image_digest not in look.images:
-        yield Finding(
-            "image-missing",
-            paths.record,
-            f"machine '{record.name}' stands on image {record.image_digest[:12]}, which is not here",
-            f"put {look.home.image(record.image_digest).root} back; until then it does not start",
-            machine=record.id,
-        )
+    for digest in (record.image_digest, *record.media.digests):
+        if digest not in look.images:
+            yield Finding(
+                "image-missing",
+                paths.record,
+                f"machine '{record.name}' stands on image {digest[:12]}, which is not here",
+                f"put {look.home.image(digest).root} back; until then it does not start",
+                machine=record.id,
+            )
     yield from _strays(paths.root, {paths.record.name, paths.disks.name, paths.log.name}, record.id)
     yield from _strays(paths.log, _MACHINE_LOGS, record.id)
-    wanted = len(record.spec.disks) + 1
+    wanted = disk_numbers(record)
     for path in _entries(paths.disks):
         match = _DISK_NAME.fullmatch(path.name)
-        if path.name != FIRMWARE_VARIABLES and (match is None or int(match[1]) >= wanted):
+        if path.name != FIRMWARE_VARIABLES and (match is None or int(match[1]) not in wanted):
             yield _stray(path, record.id)
         else:
             yield from _check_mode(path, 0o600)
-    for index in range(wanted):
+    for index in wanted:
         if not paths.disk(index).is_file():
             yield Finding(
                 "disk-missing",
@@ -215,6 +216,11 @@ def _audit_machine(record: MachineRecord, paths: MachinePaths, look: Look) -> It
     yield from _check_mode(paths.disks, 0o711)
     yield from _check_mode(paths.log, 0o711)
     yield from _check_mode(paths.record, 0o600)
+
+
+def disk_numbers(record: MachineRecord) -> range:
+    """Of the disks that it must have."""
+    return range(1 if record.media.root == "none" else 0, len(record.spec.disks) + 1)
 
 
 # -- what is nobody's ---------------------------------------------------------------------------

@@ -82,6 +82,9 @@ def _show(found: dict[str, Any]) -> None:
         print(f"{'had    ' if part['had'] else 'MISSING'}  jail, {part['name']}: {part['detail']}")
 
 
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+=:@%$")
+
+
 @click.command()
 @click.option("--unit", is_flag=True, help="Print a systemd user unit and do nothing else.")
 @click.option("--stop", is_flag=True, help="End the service that runs; machines go on.")
@@ -105,13 +108,21 @@ def serve(unit: bool, stop: bool, listen: str | None) -> None:
 
 def _render_unit(arguments: list[str]) -> str:
     """Machines outlive it: KillMode=process leaves them alone (systemd.kill(5))."""
-    words = " ".join(f'"{word}"' if " " in word else word for word in arguments)
+    words = " ".join(_quote_for_unit(word) for word in arguments)
     return (
-        "# ~/.config/systemd/user/bough.service; then: systemctl --user enable --now bough\n"
+        "# ~/.config/systemd/user/bough.service; then:\n"
+        "#   systemctl --user enable --now bough && loginctl enable-linger\n"
+        "# After an upgrade: systemctl --user restart bough. Machines run on meanwhile.\n"
         "[Unit]\nDescription=bough, virtual machines\n\n"
-        f"[Service]\nExecStart={words}\nKillMode=process\nRestart=on-failure\n\n"
+        f"[Service]\nExecStart={words}\nKillMode=process\nRestart=on-failure\nRestartSec=1\n\n"
         "[Install]\nWantedBy=default.target\n"
     )
+
+
+def _quote_for_unit(word: str) -> str:
+    """systemd.service(5), "Command lines": specifiers, variables, quotes and backslashes mean themselves."""
+    text = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return f'"{text}"' if set(word) - _PLAIN else text
 
 
 @click.command()

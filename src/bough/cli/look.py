@@ -72,6 +72,7 @@ def info(name: str, plan: bool, as_json: bool) -> None:
     ]
     for key, value in rows:
         print(f"{key + ':':13}{value}")
+    _show_policy(machine)
     _show_jail(machine["jail"])
     _show_trouble(machine)
 
@@ -110,6 +111,18 @@ def _show_jail(jail: dict[str, Any] | None) -> None:
     print(f"{'jail:':13}{'complete' if not missing else 'without ' + ', '.join(p['name'] for p in missing)}")
     for part in missing:
         print(f"{'':13}{part['name']}: {part['detail']}")
+
+
+def _show_policy(machine: dict[str, Any]) -> None:
+    if machine["spec"].get("autostart"):
+        print(f"{'autostart:':13}when the service starts")
+    restarts = machine.get("restarts") or {}
+    if machine["spec"].get("restart") == "on-failure":
+        done = f", {restarts['count']} in a row" if restarts.get("count") else ""
+        at = f", the next at {restarts['next'][11:19]} UTC" if restarts.get("next") else ""
+        print(f"{'restart:':13}on failure{done}{at}")
+    if restarts.get("cause") and not machine["failure"]:
+        print(f"{'failed once:':13}{clean(restarts['cause'])}")
 
 
 def _show_trouble(machine: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ _FLAGS: list[tuple[str, dict[str, Any]]] = [
     ("--floppy", {"metavar": "IMAGE|FILE", "help": "A floppy in the drive; a file is imported."}),
     ("--boot", {"metavar": "disk|cdrom|floppy", "help": "What is tried first."}),
     ("--hostname", {"help": "The machine's name by default."}),
+    ("--restart", {"metavar": "no|on-failure", "help": "Whether it is started again when it failed."}),
     ("--accelerator", {"metavar": "auto|kvm|tcg", "help": "How the processor is virtualized."}),
 ]
 _LISTS: list[tuple[str, str, dict[str, Any]]] = [
@@ -54,6 +55,7 @@ def spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--display/--no-display", default=None, help="A screen, or none; without our agent it has one."
         ),
         click.option("--user-data", metavar="FILE", help="For an image that runs cloud-init."),
+        click.option("--autostart", is_flag=True, help="Start it when the service starts."),
         click.option("--no-uplink", is_flag=True, help="No way out to the network."),
         click.option("--isolated", is_flag=True, help="A network card that leads nowhere."),
         click.option(
@@ -98,8 +100,7 @@ def spec_of(image: str | None, given: dict[str, Any]) -> dict[str, Any]:
         data["uplink"] = False
     if given["isolated"]:
         data["uplink"] = "isolated"
-    if given["require_jail"]:
-        data["require_jail"] = True
+    data.update({name: True for name in ("require_jail", "autostart") if given[name]})
     _add_lists(data, given)
     return data
 

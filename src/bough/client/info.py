@@ -67,6 +67,7 @@ class MachineInfo(_Told):
     accelerator: str | None = None
     jail: dict[str, Any] | None = None
     failure: Failure | None = None
+    restarts: dict[str, Any] | None = None
     first_boot: dict[str, Any] | None = None
     spec: dict[str, Any]
     pid: int | None = None

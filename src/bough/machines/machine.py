@@ -29,10 +29,12 @@ from bough.machines.console import Console, read_console
 from bough.machines.events import Events
 from bough.machines.first_boot import set_up_guest
 from bough.machines.ports import PortServer
-from bough.machines.record import LIVE, Failure, MachineRecord, PortForward, State, now
+from bough.machines.record import LIVE, Failure, MachineRecord, PortForward, Restarts, State, now
+from bough.machines.restart import Restarter
 from bough.machines.screen import VncDoor
 from bough.paths import MachinePaths
 from bough.progress import Progress, Report, ignore_progress
+from bough.qemu.pid import read_boot_id
 from bough.qemu.plan import Plan
 from bough.qemu.process import ExitCause, QemuProcess, find_process, read_exit, start_process
 from bough.qemu.qmp import Qmp
@@ -62,6 +64,7 @@ class Machine:
         self._console: Console | None = None
         self._door: VncDoor | None = None
         self._ports: PortServer | None = None
+        self._restarter = Restarter(self)
         self._stop_asked = False
         self._shutdown_reason: str | None = None
         self._panicked = False
@@ -136,15 +139,28 @@ class Machine:
             state=str(self.state),
         )
 
-    async def start(self, report: Report = ignore_progress) -> None:
-        """Until its vCPUs run; `wait_ready` waits for the guest. Not interrupted by cancelling."""
-        await asyncio.shield(self._own(self._start(report), "start"))
+    async def start(self, report: Report = ignore_progress, *, by_policy: bool = False) -> None:
+        """Until its vCPUs run; `wait_ready` waits for the guest. Not interrupted by cancelling.
 
-    async def _start(self, report: Report) -> None:
+        Args:
+            by_policy: it failed and is started again; the count of that goes on.
+        """
+        await asyncio.shield(self._own(self._start(report, by_policy), "start"))
+
+    async def _start(self, report: Report, by_policy: bool) -> None:
         async with self.transition("starting", State.STOPPED, State.FAILED):
             report(Progress("starting QEMU"))
             before = self.record.model_copy()
-            self._change(state=State.STARTING, failure=None, started=now())
+            if by_policy:
+                restarts = self.record.restarts.model_copy(update={"next": None})
+            else:
+                self._restarter.cancel()
+                # What it failed of is still told when it runs again.
+                failed = self.record.failure
+                restarts = Restarts(cause=failed.cause if failed else None)
+            self._change(
+                state=State.STARTING, failure=None, started=now(), restarts=restarts, stopped_in_boot=None
+            )
             ports = PortServer(self.name, self._dial)
             try:
                 for forward in self.record.ports:
@@ -180,10 +196,16 @@ class Machine:
 
     async def adopt(self) -> None:
         """Find out, at the start of the service, what became of the machine meanwhile."""
-        process = find_process(self.paths)
+        try:
+            process = find_process(self.paths)
+        except (BoughError, OSError) as error:
+            self._give_up(f"its QEMU cannot be found again: {error}")
+            return
         if process is None:
             if self.state in LIVE:
-                self._settle(read_exit(self.paths))
+                self._settle(read_exit(self.paths), seen=False)
+            else:
+                self._restarter.take_up()
             return
         try:
             self._ports = PortServer(self.name, self._dial)
@@ -212,6 +234,11 @@ class Machine:
         return await asyncio.shield(self._own(self._stop(deadline_s, force, report), "stop"))
 
     async def _stop(self, deadline_s: float, force: bool, report: Report) -> str:
+        if self._restarter.is_pending and self.state is State.FAILED:
+            async with self.transition("being stopped", State.FAILED):
+                self._restarter.cancel()
+                self._change(state=State.STOPPED, restarts=Restarts(), stopped_in_boot=read_boot_id())
+            return "power"
         if self.state not in LIVE:
             raise self.wrong_state("stopping", State.RUNNING, State.PAUSED)
         if self.state is State.STARTING:
@@ -270,6 +297,15 @@ class Machine:
         old = self.name
         self._change(name=name, event=False)
         self._events.emit("renamed", machine=self.id, name=name, detail=f"from {old}")
+
+    def keep_restarts(self, restarts: Restarts, *, detail: str | None = None) -> None:
+        """Write down what the policy has done, and tell it."""
+        self._change(restarts=restarts, event=False)
+        if detail is not None:
+            self._events.emit("restarting", machine=self.id, name=self.name, detail=detail)
+
+    def cancel_restart(self) -> None:
+        self._restarter.cancel()
 
     async def let_go(self) -> None:
         """The service ends, the machine goes on: close what is ours and leave QEMU alone."""
@@ -501,7 +537,7 @@ class Machine:
         # told with it.
         await self._disconnect()
         self._process = None
-        self._settle(cause)
+        self._settle(cause, seen=True)
         self._ended.set()
 
     async def _disconnect(self) -> None:
@@ -518,14 +554,19 @@ class Machine:
                     await closable.close()
         self._door = self._channel = self._console = self._qmp = None
 
-    def _settle(self, cause: ExitCause | None) -> None:
-        """QEMU is gone: `stopped` when somebody wanted that, `failed` with the cause when not."""
+    def _settle(self, cause: ExitCause | None, *, seen: bool) -> None:
+        """QEMU is gone: `stopped` when somebody wanted that, `failed` with the cause when not.
+
+        Args:
+            seen: we were there. When not, it may have ended because the host did.
+        """
         wanted = (
             self._stop_asked or self.state is State.STOPPING or self._shutdown_reason in _WANTED_SHUTDOWNS
         )
         clean = cause is not None and cause.exit_status == 0
         if not self._panicked and (wanted or clean):
-            self._change(state=State.STOPPED, failure=None)
+            boot = read_boot_id() if seen or self.state is State.STOPPING else None
+            self._change(state=State.STOPPED, failure=None, restarts=Restarts(), stopped_in_boot=boot)
             return
         if self._panicked:
             text = "the guest's kernel panicked"
@@ -533,6 +574,9 @@ class Machine:
             text = cause.text
         else:
             text = "its QEMU is gone and nobody saw it end (a power loss, or the host was restarted)"
+        self._give_up(text, cause)
+
+    def _give_up(self, text: str, cause: ExitCause | None = None) -> None:
         failure = Failure(
             cause=text,
             exit_status=cause.exit_status if cause else None,
@@ -541,6 +585,7 @@ class Machine:
             console=self.console_tail(),
         )
         self._change(state=State.FAILED, failure=failure)
+        self._restarter.after_failure()
 
     # -- bookkeeping --------------------------------------------------------------------------
 
@@ -548,6 +593,10 @@ class Machine:
         if self._qmp is None:
             raise self.wrong_state("this", State.RUNNING)
         return self._qmp
+
+    def own(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
+        """Run beside everything else, until it ends or the service lets the machine go."""
+        return self._own(work, what)
 
     def _own(self, work: Coroutine[Any, Any, T], what: str) -> asyncio.Task[T]:
         task = asyncio.create_task(work, name=f"{self.name}: {what}")

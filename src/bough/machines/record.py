@@ -59,6 +59,14 @@ class Failure(_Kept):
     console: str = ""
 
 
+class Restarts(_Kept):
+    """Starts after failures, by the machine's policy: how many in a row, when the next is, and why."""
+
+    count: int = 0
+    next: str | None = None
+    cause: str | None = None
+
+
 class PortForward(_Kept):
     host: str = "127.0.0.1"
     host_port: int
@@ -92,6 +100,9 @@ class MachineRecord(_Kept):
     first_boot: FirstBoot = Field(default_factory=FirstBoot)
     failure: Failure | None = None
     media: Media = Field(default_factory=Media)
+    restarts: Restarts = Field(default_factory=Restarts)
+    #: Boot of the host in which somebody stopped it, or it powered itself off: no autostart in that one.
+    stopped_in_boot: str | None = None
 
     def write(self, paths: MachinePaths) -> None:
         write_atomically(paths.record, self.model_dump_json(indent=1).encode() + b"\n")

@@ -215,6 +215,10 @@ class MachineSpec(Table):
     )
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
     ports: Annotated[tuple[PortSpec, ...], Field(strict=False, max_length=64)] = ()
+    restart: Literal["no", "on-failure"] = Field(
+        default="no", description="'on-failure': started again when its QEMU ended by itself"
+    )
+    autostart: bool = Field(default=False, description="started when the service starts")
 
     @property
     def clock_offset_s(self) -> float | None:

@@ -1,0 +1,46 @@
+"""Machines that are started when the service starts.
+
+Not those that somebody stopped, or that powered themselves off, since the host booted: a service may be
+started by any command, many times a day.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from bough.errors import BoughError
+from bough.machines.events import Events
+from bough.machines.machine import Machine
+from bough.machines.record import State
+from bough.qemu.pid import read_boot_id
+
+log = logging.getLogger("bough.machines")
+
+#: More at once would all be slower: a booting guest takes a core.
+AT_ONCE = 2
+
+
+async def start_machines(machines: Sequence[Machine], events: Events) -> None:
+    """Those of `machines` that want it, in order. One that does not start keeps no other from it."""
+    turn = asyncio.Semaphore(AT_ONCE)
+    boot = read_boot_id()
+
+    async def start(machine: Machine) -> None:
+        async with turn:
+            if not _is_wanted(machine, boot):
+                return
+            try:
+                await machine.start()
+            except (BoughError, OSError) as error:
+                log.error("machine %s was to be started and did not start: %s", machine.name, error)
+                events.emit("autostart-failed", machine=machine.id, name=machine.name, detail=str(error))
+
+    await asyncio.gather(*(start(machine) for machine in machines if _is_wanted(machine, boot)))
+
+
+def _is_wanted(machine: Machine, boot: str) -> bool:
+    record = machine.record
+    rests = record.state in (State.STOPPED, State.FAILED)
+    return record.spec.autostart and rests and record.stopped_in_boot != boot
