@@ -3,7 +3,7 @@
 BIN := .venv/bin
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help setup demo test unit lint format bench docs clean
+.PHONY: help setup demo test unit fuzz lint format bench docs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -21,6 +21,11 @@ test: setup ## all tests, with real virtual machines; ARGS="-k name" for some
 
 unit: setup ## the tests that need no virtual machine
 	@$(BIN)/python -m pytest tests/unit $(ARGS)
+
+fuzz: setup ## look for bytes of a guest that break something; TARGETS="wire" SECONDS=600
+	@$(BIN)/python -m pip install -qq atheris
+	@$(BIN)/python -m tests.fuzz $(or $(TARGETS),wire values channel uplink terminal archive) \
+		--seconds $(or $(SECONDS),60)
 
 lint: setup ## ruff, strict types, directions of imports
 	@$(BIN)/ruff check .

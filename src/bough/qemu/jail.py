@@ -225,7 +225,7 @@ _MEANING = {
     ),
     "resources": (
         "is in a control group of its own",
-        "is in no control group of its own: limits on memory and processor time cannot be set",
+        "is in no control group of its own: its memory is limited coarsely, its processor time not at all",
     ),
 }
 

@@ -47,11 +47,13 @@ KILL_TIMEOUT_S = 10.0
 STDERR_BYTES = 64 * 1024
 
 _LOG_PART_BYTES = 128 * 1024
+#: Address space that QEMU reserves beside its memory: 1.7 GiB as a rule, more with many processors.
+_RESERVED_BYTES = 4 << 30
 
 # "read < /proc/self/stat" is done by the very shell that it is about: $$ would be the first shell's.
 _WAITER = """
 umask 077; ulimit -c 0; ulimit -n 1024
-dir=$1 part=$2 data=$3; shift 3
+dir=$1 part=$2 space=$3; shift 3
 identify() {
   read -r me _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ start _ < /proc/self/stat
 }
@@ -64,7 +66,7 @@ read -r boot < /proc/sys/kernel/random/boot_id
     mv -f "$dir/process.new" "$dir/process" || exit 125
     while [ "$1" != -- ]; do echo 0 > "$1/cgroup.procs" || exit 125; shift; done
     shift
-    ulimit -d "$data"
+    ulimit -v "$space"
     exec "$@"
   )
   echo $? > "$dir/exit.new"
@@ -76,8 +78,11 @@ read -r boot < /proc/sys/kernel/random/boot_id
   done
 }
 while [ "$1" != -- ]; do
-  # The uplink's processes are in it, and end a moment after QEMU.
-  for try in 1 2 3 4 5 6 7 8 9 10; do rmdir "$1" && break; sleep 0.1; done
+  # What is left in it is the uplink, which waits for our copies of its socket to be closed.
+  for try in 1 2 3 4 5 6 7 8 9 10; do
+    while read -r left; do kill -9 "$left"; done < "$1/cgroup.procs"
+    rmdir "$1" && break; sleep 0.02
+  done
   shift
 done
 mv -f "$dir/exit.new" "$dir/exit"
@@ -272,7 +277,7 @@ def _spawn(
             f"bough-{plan.name}",
             str(paths.log),
             str(_LOG_PART_BYTES),
-            _data_limit(plan, groups),
+            _address_space(plan, groups),
             *groups,
             "--",
             *command,
@@ -292,11 +297,17 @@ def _spawn(
     return pid
 
 
-def _data_limit(plan: Plan, groups: list[str]) -> str:
-    """In KiB, as `ulimit -d` takes it: RLIMIT_DATA counts private writable memory, which is nearly all of
-    QEMU's. For hosts where no control group counts what is really used."""
+def _address_space(plan: Plan, groups: list[str]) -> str:
+    """In KiB, as `ulimit -v` takes it; for hosts where no control group counts what is really used.
+
+    Coarse, for much of what QEMU reserves it never uses: stacks of its threads, heaps, translated code. Not
+    RLIMIT_DATA: the kernel does not count memory that is reserved first and made writable by mmap over it,
+    which is how QEMU takes a guest's.
+    """
     limit = plan.limits.process_memory_bytes
-    return "unlimited" if limit is None or limits_memory(groups) else str(limit // 1024)
+    if limit is None or limits_memory(groups):
+        return "unlimited"
+    return str((limit + _RESERVED_BYTES) // 1024)
 
 
 def _sight(plan: Plan, paths: MachinePaths) -> Sight:

@@ -1,0 +1,17 @@
+"""One target under atheris; started by `python -m tests.fuzz`, which says what it is given."""
+
+from __future__ import annotations
+
+import sys
+
+import atheris  # type: ignore[import-not-found]  # not in the dev extra: there is none for every Python
+
+with atheris.instrument_imports(
+    include=["bough.guest", "bough.networks", "bough.client.unpack", "bough.cli.output"]
+):
+    from tests.fuzz.targets import TARGETS
+
+if __name__ == "__main__":
+    name = sys.argv.pop(1)
+    atheris.Setup(sys.argv, TARGETS[name])
+    atheris.Fuzz()

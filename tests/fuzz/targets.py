@@ -1,0 +1,251 @@
+"""Each target takes bytes, does with them what bough does with a guest's, and holds what must always hold.
+
+`python -m tests.fuzz wire --seconds 60` looks for bytes that reach new code (coverage-guided, by atheris) and
+keeps them in cases/wire.txt; tests/unit/test_fuzz.py runs all that was kept, and makes up more by hypothesis.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import os
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from bough.cli.output import clean
+from bough.client.unpack import Unpacker, parse_name, to_bytes
+from bough.errors import BoughError
+from bough.guest import wire
+from bough.networks.uplink_filter import MAX_FRAME_BYTES, Sieve, is_allowed
+
+Frame = tuple[int, int, int, int, bytes]
+
+
+class Script:
+    """Bytes read as decisions; zeros when they are used up."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    @property
+    def is_over(self) -> bool:
+        return self._at >= len(self._data)
+
+    def byte(self) -> int:
+        return (self.take(1) or b"\0")[0]
+
+    def take(self, count: int) -> bytes:
+        taken = self._data[self._at : self._at + count]
+        self._at += count
+        return taken
+
+
+def _stream(script: Script) -> bytes:
+    """Frames, parts of frames and anything else, as a guest could write them to its port."""
+    parts = [wire.SYNC + wire.pack(wire.READY, 0)] if script.byte() % 4 else []
+    while not script.is_over:
+        choice = script.byte() % 8
+        if choice == 0:
+            parts.append(script.take(script.byte()))
+        elif choice == 1:
+            parts.append(wire.SYNC)
+        else:
+            payload = script.take(script.byte()) * (300 if choice == 7 else 1)
+            frame = wire.pack(
+                1 + script.byte() % (wire.LAST_KIND + 2),
+                script.byte() % 3,
+                script.byte() % 5,
+                payload[: wire.MAX_PAYLOAD],
+                script.byte() % 4,
+            )
+            cut = script.byte() if choice == 2 else len(frame)
+            parts.append(frame[:cut])
+    return b"".join(parts)
+
+
+def _frames(data: bytes, sizes: Iterator[int]) -> list[Frame]:
+    reader, found = wire.FrameReader(wire.SYNC), []
+    rest = memoryview(data)
+    while rest:
+        room = reader.room()
+        assert 0 < len(room) <= wire._CAPACITY
+        part = rest[: min(len(room), next(sizes))]
+        room[: len(part)] = part
+        reader.added(len(part))
+        rest = rest[len(part) :]
+        while (frame := reader.next()) is not None:
+            kind, stream, nonce, session, payload = frame
+            assert 0 < kind <= wire.LAST_KIND
+            assert len(payload) <= wire.MAX_PAYLOAD
+            found.append((kind, stream, nonce, session, bytes(payload)))
+    return found
+
+
+def fuzz_wire(data: bytes) -> None:
+    """However the bytes are cut, the same frames come of them; each was written whole."""
+    stream = _stream(Script(data))
+    sizes = iter(lambda: 1 + (data[len(stream) % len(data)] if data else 1), 0)
+    whole = _frames(stream, iter(lambda: wire._CAPACITY, 0))
+    assert _frames(stream, sizes) == whole
+    for kind, channel, nonce, session, payload in whole:
+        assert wire.pack(kind, nonce, session, payload, channel) in stream
+
+
+def fuzz_values(data: bytes) -> None:
+    """A value, or refused; what was taken comes back the same."""
+    try:
+        value = wire.decode(data)
+    except wire.WireError:
+        return
+    with contextlib.suppress(wire.WireError):  # numbers of 64 bits and a sign
+        again = wire.decode(wire.encode(value))
+        assert repr(again) == repr(value)
+
+
+def fuzz_channel(data: bytes) -> None:
+    """What was asked of a guest ends, with a result or with an error of ours."""
+    asyncio.run(_attack(Script(data)))
+
+
+async def _attack(script: Script) -> None:
+    from tests.unit.test_agent_hostile import running
+
+    async with running() as (channel, guest, session):
+        call = asyncio.create_task(channel.call("load", {}, 5))
+        ping = asyncio.create_task(channel.ping())
+        await asyncio.sleep(0)
+        with contextlib.suppress(OSError):
+            while not script.is_over:
+                choice, session_id = script.byte() % 8, script.byte() % 4
+                payload = script.take(script.byte())
+                if choice == 0:
+                    await guest.send(payload)
+                    continue
+                if choice == 1:  # of a session before this one, or nobody's
+                    await guest.send(
+                        wire.pack(wire.DATA, guest.nonce ^ script.byte(), session_id, payload, 1)
+                    )
+                    continue
+                if choice == 2:
+                    payload = wire.encode({"code": script.byte(), "message": payload, "signal": "TERM"})
+                await guest.tell(1 + script.byte() % wire.LAST_KIND, session_id, payload, script.byte() % 4)
+                await asyncio.sleep(0)
+        await channel.close()
+        results = await asyncio.gather(call, ping, return_exceptions=True)
+        assert all(isinstance(result, (dict, float, BoughError)) for result in results), results
+        async for _ in session:
+            pass
+        ended = session.exit
+        assert (ended.code, ended.signal, ended.error) != (None, None, None)
+
+
+def fuzz_uplink(data: bytes) -> None:
+    """Nothing to the host itself gets through, however the stream is cut."""
+    script = Script(data)
+    parts = []
+    while not script.is_over:
+        if script.byte() % 4 == 0:
+            parts.append(script.take(script.byte()))
+            continue
+        kind = (b"\x08\x00", b"\x86\xdd", b"\x08\x06", b"\x81\x00")[script.byte() % 4]
+        frame = bytes(12) + kind + script.take(script.byte())
+        parts.append(len(frame).to_bytes(4, "big") + frame)
+    stream = b"".join(parts)
+    cut = len(stream) // 2
+    sieves = Sieve(), Sieve()
+    try:
+        whole = sieves[0].feed(stream)
+        assert sieves[1].feed(stream[:cut]) + sieves[1].feed(stream[cut:]) == whole
+    except ValueError:
+        return
+    at = 0
+    while at < len(whole):
+        length = int.from_bytes(whole[at : at + 4], "big")
+        assert length <= MAX_FRAME_BYTES
+        frame = whole[at + 4 : at + 4 + length]
+        assert is_allowed(memoryview(frame))
+        if frame[12:14] == b"\x08\x00":
+            assert frame[30] not in (0, 127)
+        at += 4 + length
+
+
+def fuzz_terminal(data: bytes) -> None:
+    """What is left of a console's bytes does nothing to a terminal, in time that grows with their number."""
+    for text in (data.decode(errors="replace"), data.decode("latin-1")):
+        shown = clean(text)
+        assert all(c in "\n\t" or (c >= " " and not "\x7f" <= c <= "\x9f") for c in shown)
+        assert len(shown) <= len(text)
+
+
+def fuzz_archive(data: bytes) -> None:
+    """Nothing of an archive goes outside of the directory where it is unpacked, and no device is made."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as top:
+        outside, inside = Path(top, "outside"), Path(top, "inside")
+        outside.mkdir()
+        inside.mkdir()
+        (outside / "file").write_text("as it was")
+        _unpack(_archive(Script(data), outside), inside)
+        assert [path.name for path in outside.iterdir()] == ["file"]
+        assert (outside / "file").read_text() == "as it was"
+        assert sorted(path.name for path in Path(top).iterdir()) == ["inside", "outside"]
+        for path in inside.rglob("*"):
+            assert path.is_symlink() or path.is_file() or path.is_dir()
+            assert path.is_symlink() or not path.stat().st_mode & 0o6000
+
+
+def _archive(script: Script, outside: Path) -> bytes:
+    """A tar stream whose names, links and kinds are the fuzzer's, some of its bytes too."""
+    names = [
+        "a",
+        "b",
+        "a/b",
+        "..",
+        "../outside/file",
+        "/etc/x",
+        ".",
+        "a/../../outside/x",
+        "a//b",
+        "b/file",
+        "",
+    ]
+    names += [str(outside), str(outside / "file"), "../outside"]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for _ in range(1 + script.byte() % 8):
+            member = tarfile.TarInfo(names[script.byte() % len(names)])
+            member.type = b"0125345671"[script.byte() % 10 : script.byte() % 10 + 1] or b"0"
+            member.linkname = names[script.byte() % len(names)]
+            member.mode = script.byte() * 16
+            content = script.take(script.byte() % 64)
+            member.size = len(content) if member.type == b"0" else 0
+            archive.addfile(member, io.BytesIO(content) if member.size else None)
+    raw = bytearray(buffer.getvalue())
+    while not script.is_over:
+        at = script.byte() * 256 + script.byte()
+        raw[at % len(raw)] = script.byte()
+    return bytes(raw)
+
+
+def _unpack(data: bytes, inside: Path) -> None:
+    with contextlib.suppress(BoughError, OSError, tarfile.TarError, ValueError, EOFError):
+        with (
+            tarfile.open(fileobj=io.BytesIO(data), mode="r|") as archive,
+            Unpacker(os.fsencode(inside)) as unpacker,
+        ):
+            for member in archive:
+                unpacker.extract(archive, member, parse_name(to_bytes(member.name)))
+            unpacker.finish()
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "wire": fuzz_wire,
+    "values": fuzz_values,
+    "channel": fuzz_channel,
+    "uplink": fuzz_uplink,
+    "terminal": fuzz_terminal,
+    "archive": fuzz_archive,
+}
