@@ -96,6 +96,24 @@ def test_the_hosts_loopback_is_out_of_reach_of_udp() -> None:
             server.recv(100)
 
 
+@needs_route
+@pytest.mark.parametrize("address", ["neighbour", "255.255.255.255", "224.0.0.251", "gateway"])
+def test_another_machines_uplink_is_out_of_reach(address: str) -> None:
+    """Whatever one sends to the other's address or to all: the other's card sees none of it."""
+    with uplink() as (guest, _), uplink() as (neighbour, _):
+        guest.get_address()
+        neighbour.get_address()
+        places = {"neighbour": neighbour.address, "gateway": guest.gateway}
+        mark = b"from the machine next door"
+        for port in (7, 53, 68, 30000):
+            guest.send_udp(places.get(address, address), port, mark)
+        seen = []
+        with contextlib.suppress(TimeoutError):
+            while True:
+                seen.append(neighbour._receive(1))
+        assert not any(mark in frame for frame in seen)
+
+
 @pytest.mark.skipif(UID is None, reason="only root changes its user")
 def test_its_processes_run_as_the_machines_user() -> None:
     with uplink() as (guest, processes):
