@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,9 +76,27 @@ def ordinary_user(bough_home: Home, debian: str) -> Iterator[Path]:
         yield place
     finally:
         home = pwd.getpwnam(USER).pw_dir
+        _wait_ended(USER)
         subprocess.run(["userdel", USER], check=True)
         shutil.rmtree(home, ignore_errors=True)
         shutil.rmtree(place)
+
+
+def _wait_ended(user: str) -> None:
+    """userdel refuses while the service, asked to end a moment ago, is still there."""
+    uid = pwd.getpwnam(user).pw_uid
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and any(
+        _uid_of(process) == uid for process in Path("/proc").glob("[0-9]*")
+    ):
+        time.sleep(0.05)
+
+
+def _uid_of(process: Path) -> int | None:
+    try:
+        return process.stat().st_uid
+    except FileNotFoundError:
+        return None
 
 
 def test_everything_works_without_root(ordinary_user: Path) -> None:
@@ -88,7 +107,7 @@ def test_everything_works_without_root(ordinary_user: Path) -> None:
         set -e
         export BOUGH_HOME={ordinary_user} PYTHONPATH={ordinary_user}/site XDG_RUNTIME_DIR={ordinary_user}/run
         mkdir -p -m 0700 $XDG_RUNTIME_DIR
-        bough() {{ {python} -m bough.cli.main "$@"; }}
+        bough() {{ {python} -m bough "$@"; }}
         trap 'bough delete --force one || true; kill $(cat {ordinary_user}/lock)' EXIT
         bough create debian:12 --name one --memory 512MiB
         bough start one

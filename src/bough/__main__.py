@@ -1,0 +1,5 @@
+"""`python -m bough`: the command, also where its script is not on PATH."""
+
+from bough.cli.main import main
+
+main()
