@@ -18,7 +18,7 @@ NAME = "bench-copy"
 
 def run(bench: Bench) -> None:
     with (
-        a_guest(NAME, disk="4GiB"),
+        a_guest(NAME),
         a_kept_connection(NAME) as ssh,
         tempfile.TemporaryDirectory(prefix="bough-bench-", dir="/var/tmp") as directory,
     ):

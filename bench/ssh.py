@@ -30,7 +30,12 @@ def a_kept_connection(machine: str) -> Iterator[Ssh]:
     with tempfile.TemporaryDirectory(prefix="bough-bench-") as directory:
         config = Path(directory) / "config"
         config.write_text(run_bough("ssh-config", machine))
-        options = ("-F", str(config), "-o", f"ControlPath={directory}/control", "-o", "ControlMaster=auto",
+        key = Path(directory) / "key"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+        authorize = "mkdir -p -m 0700 /root/.ssh && printf '%s\\n' \"$1\" >> /root/.ssh/authorized_keys"
+        public = Path(f"{key}.pub").read_text().strip()
+        run_bough("exec", machine, "--", "sh", "-c", authorize, "sh", public)
+        options = ("-F", str(config), "-i", str(key), "-o", f"ControlPath={directory}/control", "-o", "ControlMaster=auto",
                    "-o", "ControlPersist=600", "-o", "LogLevel=ERROR")  # fmt: skip
         ssh = Ssh(options, machine)
         ssh.run("true")

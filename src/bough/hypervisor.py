@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import shutil
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -37,10 +38,10 @@ from bough.images.layers import CLEAN_SCRIPT, flatten, layer_key, parse_packages
 from bough.images.recipes import LABELS, recipe_for
 from bough.images.store import ImageManifest, ImageStore
 from bough.machines.autostart import start_machines
-from bough.machines.disks import create_disks, read_disk_usage
+from bough.machines.disks import create_disks, first_disks, read_disk_usage, remove_strays
 from bough.machines.events import Events
 from bough.machines.first_boot import run_script
-from bough.machines.machine import Machine
+from bough.machines.machine import Machine, SavedState
 from bough.machines.media import create_seed, resolve_media
 from bough.machines.plan import host_arch, install_firmware_variables, resolve_hardware, resolve_plan
 from bough.machines.record import LIVE, MachineRecord, PortForward, State, new_machine_id, now
@@ -50,6 +51,8 @@ from bough.qemu.cgroup import find_groups
 from bough.qemu.host import read_host_facts
 from bough.qemu.plan import Plan
 from bough.qemu.probe import find_qemu, probe_jail
+from bough.snapshots.store import SnapshotManifest
+from bough.snapshots.tree import Identity, SnapshotTree
 from bough.spec import (
     MachineSpec,
     RecipeSpec,
@@ -66,6 +69,8 @@ log = logging.getLogger("bough.hypervisor")
 #: How long an ephemeral machine is kept while nobody holds it: for the client to come back after a
 #: restart of the service.
 EPHEMERAL_GRACE_S = 30.0
+#: More of them at once only wait for each other.
+_FORKS_AT_ONCE = max(2, os.cpu_count() or 2)
 
 
 class Hypervisor:
@@ -75,6 +80,7 @@ class Hypervisor:
         self.home = home
         self.events = Events()
         self.images = ImageStore(home)
+        self.snapshots = SnapshotTree(home)
         self._machines: dict[str, Machine] = {}
         self._reserved_names: set[str] = set()
         self._creating: dict[str, int] = {}
@@ -86,6 +92,7 @@ class Hypervisor:
     async def open(self) -> None:
         """Sweep what is half-made, read every record, take up every machine that runs."""
         self.home.create()
+        self.snapshots.store.open()
         for stray in self.home.incoming.iterdir():
             await asyncio.to_thread(remove_build if stray.is_dir() else _remove_tree, stray)
         sweep_unfinished_writes(self.home)
@@ -98,10 +105,16 @@ class Hypervisor:
                 log.error("the record of machine %s cannot be read: %s", root.name, error)
                 self._unreadable[root.name] = str(error)
             else:
+                if not record.disks:  # of a bough that knew no snapshots
+                    image_bytes = self.images.resolve(record.image_digest).size_bytes
+                    record.disks = first_disks(record, self.home, image_bytes)
                 self._machines[record.id] = Machine(record, paths, self.events, self._plan)
         async with asyncio.TaskGroup() as group:
             for machine in self._machines.values():
                 group.create_task(machine.adopt())
+        for machine in self._machines.values():
+            remove_strays(machine.paths, machine.record)
+        self.snapshots.collect(self._records())
         for machine in self._machines.values():
             if machine.record.ephemeral:
                 self._expire_unless_held(machine.id)
@@ -111,6 +124,7 @@ class Hypervisor:
         """Let go of the machines; they run on."""
         for task in list(self._tasks):
             task.cancel()
+        await self.snapshots.close()
         await asyncio.gather(*(machine.let_go() for machine in self._machines.values()))
 
     # -- machines -----------------------------------------------------------------------------
@@ -195,7 +209,7 @@ class Hypervisor:
         try:
             for directory in (made.root, made.disks, made.log):
                 directory.mkdir(mode=0o711)
-            await create_disks(made, spec, image, self.images.path(image.digest), self.home)
+            record.disks = await create_disks(made, record, image, self.home)
             install_firmware_variables(hardware, made.disks)
             if record.media.seed:
                 await asyncio.to_thread(create_seed, made.disks, record)
@@ -210,8 +224,7 @@ class Hypervisor:
         return machine
 
     async def _plan(self, record: MachineRecord, paths: MachinePaths) -> Plan:
-        image = self.images.resolve(record.image_digest)
-        return await resolve_plan(record, paths, self.images.path(image.digest), self.home)
+        return await resolve_plan(record, paths, self.home)
 
     async def plan(self, machine: Machine) -> Plan:
         """What `start` would start, as data."""
@@ -260,6 +273,153 @@ class Hypervisor:
             self.events.emit("deleted", machine=machine.id, name=machine.name)
             await asyncio.to_thread(_remove_tree, grave)
             await asyncio.to_thread(_remove_tree, machine.paths.runtime)
+            self.snapshots.collect(self._records())
+
+    # -- snapshots and forks --------------------------------------------------------------------
+
+    async def snapshot(
+        self,
+        machine: Machine,
+        *,
+        label: str | None = None,
+        message: str = "",
+        memory: bool = True,
+        report: Report = ignore_progress,
+    ) -> SnapshotManifest:
+        """See SnapshotTree.take."""
+        if label is not None:
+            check_name(label)
+        manifest = await self.snapshots.take(
+            machine, label=label, message=message, memory=memory, report=report
+        )
+        self.events.emit("snapshotted", machine=machine.id, name=machine.name, detail=manifest.id)
+        return manifest
+
+    def delete_snapshot(self, reference: str) -> None:
+        self.snapshots.delete(self.snapshots.store.resolve(reference), self._records())
+
+    async def restore(
+        self, machine: Machine, reference: str, *, keep: bool = False, report: Report = ignore_progress
+    ) -> None:
+        """Put a machine back in place; running again where the snapshot has memory.
+
+        Args:
+            keep: snapshot it first, as it is.
+        """
+        manifest = self.snapshots.store.resolve(reference)
+        saved = await self.snapshots.saved_state(manifest)
+        if keep:
+            await self.snapshot(machine, message=f"before a restore to {manifest.id}", report=report)
+        if machine.state in LIVE:
+            await machine.stop(force=True)
+        report(Progress("restoring"))
+        await self.snapshots.put_back(machine, manifest)
+        self.snapshots.collect(self._records())
+        if saved is not None:
+            await machine.start(report, saved=saved)
+            await machine.wait_ready(report=report)
+        self.events.emit("restored", machine=machine.id, name=machine.name, detail=manifest.id)
+
+    async def fork(
+        self,
+        reference: str,
+        names: list[str | None],
+        *,
+        identity: Identity = "new",
+        cold: bool = False,
+        ephemeral: bool = False,
+        wait: bool = True,
+        timeout_s: float = 120,
+        report: Report = ignore_progress,
+    ) -> list[Machine | BoughError]:
+        """New machines from a machine, running or not, or from a snapshot; one for each of `names`.
+
+        Each works or fails by itself. From what runs they run, and have answered, unless `cold`.
+
+        Args:
+            names: None chooses one.
+            cold: from the disks alone; they are stopped.
+
+        Raises:
+            NotFound, WrongState, ...: the source cannot be forked; nothing was made.
+        """
+        source = self._find_machine(reference)
+        if source is None:
+            manifest = self.snapshots.store.resolve(reference)
+        else:
+            manifest = await self.snapshots.take(source, memory=not cold, keep=False, report=report)
+        report(Progress("forking"))
+        try:
+            saved = None if cold else await self.snapshots.saved_state(manifest)
+            limit = asyncio.Semaphore(_FORKS_AT_ONCE)
+
+            async def one(name: str | None) -> Machine | BoughError:
+                async with limit:
+                    try:
+                        machine = await self._fork(manifest, name, saved, identity, ephemeral)
+                        if saved is not None and wait:
+                            await machine.wait_ready(timeout_s=timeout_s)
+                        return machine
+                    except BoughError as error:
+                        return error
+
+            return list(await asyncio.gather(*(one(name) for name in names)))
+        finally:
+            if source is not None:
+                self.snapshots.forget(manifest)
+                self.snapshots.collect(self._records())
+
+    async def _fork(
+        self,
+        manifest: SnapshotManifest,
+        name: str | None,
+        saved: SavedState | None,
+        identity: Identity,
+        ephemeral: bool,
+    ) -> Machine:
+        with self._reserve(name or self._free_name(manifest.machine_name)) as reserved:
+            machine_id = new_machine_id()
+            record = self.snapshots.fork_record(
+                manifest,
+                machine_id=machine_id,
+                name=reserved,
+                taken_uids=self._taken_uids(),
+                identity=identity,
+                ephemeral=ephemeral,
+            )
+            made = MachinePaths(self.home.incoming / machine_id, self.home.runtime / machine_id)
+            paths = self.home.machine(machine_id)
+            try:
+                await asyncio.to_thread(self.snapshots.make_files, record, manifest, made)
+                made.root.rename(paths.root)
+            except BaseException:
+                _remove_tree(made.root)
+                raise
+            sync_directory(self.home.machines)
+            machine = Machine(record, paths, self.events, self._plan)
+            self._machines[machine_id] = machine
+        self.events.emit("forked", machine=machine.id, name=machine.name, detail=f"from {manifest.id}")
+        if ephemeral:
+            self._expire_unless_held(machine.id)
+        if saved is not None:
+            try:
+                await machine.start(saved=saved)
+            except BaseException:
+                with contextlib.suppress(BoughError):
+                    await self.delete(machine, force=True)
+                raise
+        return machine
+
+    def _find_machine(self, reference: str) -> Machine | None:
+        try:
+            return self.machine(reference)
+        except NotFound:
+            if not self.snapshots.store.knows(reference):
+                raise
+            return None
+
+    def _records(self) -> list[MachineRecord]:
+        return [machine.record for machine in self._machines.values()]
 
     @contextmanager
     def hold(self, machine: Machine) -> Iterator[None]:
@@ -311,6 +471,8 @@ class Hypervisor:
             "failure": record.failure.model_dump() if record.failure else None,
             "first_boot": record.first_boot.model_dump(),
             "ephemeral": record.ephemeral,
+            "snapshot": record.snapshot,
+            "forked_from": record.forked_from,
             "pid": machine.pid,
             "vnc": str(machine.paths.vnc_socket) if machine.pid and record.media.display else None,
             "spec": record.spec.model_dump(mode="json"),
@@ -437,6 +599,8 @@ class Hypervisor:
         for machine in self._machines.values():
             for digest in {machine.record.image_digest, *machine.record.media.digests}:
                 users.setdefault(digest, []).append(machine.name)
+        for digest, user in self.snapshots.store.images_in_use():
+            users.setdefault(digest, []).append(user)
         return users
 
     def describe_images(self) -> list[dict[str, Any]]:
@@ -457,7 +621,7 @@ class Hypervisor:
         if used_by:
             raise InUse(
                 f"image {reference} is used by {', '.join(used_by[:5])}",
-                hint="delete those machines first",
+                hint="delete those first",
                 used_by=used_by,
             )
         self.images.delete(reference)

@@ -8,9 +8,14 @@ $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root
   downloads/<key>.{part,json}            what can be resumed; at most a week old
   images/<digest>/{image.json,disk.raw}
   labels.json                            label -> digest
+  snapshots/<id>/
+    snapshot.json                        the manifest; written last
+    disks/<n>.qcow2                      what the machine wrote before it; read-only
+    overlays/<n>.qcow2                   an empty overlay on each of them, which a fork copies
+    memory, extents, devices             of a running machine
   machines/<id>/
     machine.json                         the record: spec, state, identity, process
-    disks/<n>.qcow2
+    disks/<n>.qcow2, disks/<n>-<id>.qcow2  the second after a snapshot: the overlay that it began
     log/{console.log,qemu.log,exit}
   host.json                              what was probed of this host, per boot
   lost+found/<time>/                     what `bough doctor --store --repair` moved out of the way
@@ -97,6 +102,43 @@ class ImagePaths:
 
 
 @dataclass(frozen=True)
+class SnapshotPaths:
+    """As deep below BOUGH_HOME as a machine: what a disk says of its backing file holds in both."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "snapshot.json"
+
+    @property
+    def disks(self) -> Path:
+        return self.root / "disks"
+
+    def disk(self, index: int) -> Path:
+        return self.disks / f"{index}.qcow2"
+
+    @property
+    def overlays(self) -> Path:
+        return self.root / "overlays"
+
+    def overlay(self, index: int) -> Path:
+        return self.overlays / f"{index}.qcow2"
+
+    @property
+    def memory(self) -> Path:
+        return self.root / "memory"
+
+    @property
+    def extents(self) -> Path:
+        return self.root / "extents"
+
+    @property
+    def devices(self) -> Path:
+        return self.root / "devices"
+
+
+@dataclass(frozen=True)
 class Home:
     """One BOUGH_HOME and the runtime directory that belongs to it."""
 
@@ -147,6 +189,10 @@ class Home:
         return self.root / "machines"
 
     @property
+    def snapshots(self) -> Path:
+        return self.root / "snapshots"
+
+    @property
     def host_facts(self) -> Path:
         return self.root / "host.json"
 
@@ -186,9 +232,12 @@ class Home:
     def image(self, digest: str) -> ImagePaths:
         return ImagePaths(self.images / digest)
 
+    def snapshot(self, snapshot_id: str) -> SnapshotPaths:
+        return SnapshotPaths(self.snapshots / snapshot_id)
+
     def create(self) -> None:
         """Make the directories; others may pass through (a jailed QEMU does) but not look."""
-        for path in (self.root, self.incoming, self.images, self.machines):
+        for path in (self.root, self.incoming, self.images, self.machines, self.snapshots):
             path.mkdir(mode=0o711, parents=True, exist_ok=True)
         make_private_directory(self.runtime.parent)
         make_private_directory(self.runtime)

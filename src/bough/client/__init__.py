@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from bough.client.machine import Machine as Machine
     from bough.client.process import ExitStatus as ExitStatus
     from bough.client.process import Process as Process
+    from bough.client.snapshot import Fork as Fork
+    from bough.client.snapshot import Snapshot as Snapshot
     from bough.client.tunnel import Tunnel as Tunnel
 
 # Loaded at first use: each command of the command line needs only some of it.
@@ -33,12 +35,15 @@ _HOME_OF = {
     "Event": "info",
     "ExitStatus": "process",
     "Failure": "info",
+    "Fork": "snapshot",
     "Hypervisor": "hypervisor",
     "ImageInfo": "info",
     "Machine": "machine",
     "MachineInfo": "info",
     "Port": "info",
     "Process": "process",
+    "Snapshot": "snapshot",
+    "SnapshotInfo": "info",
     "Tunnel": "tunnel",
     "connect": "hypervisor",
 }

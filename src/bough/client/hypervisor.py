@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bough.client.info import Event, ImageInfo
+    from bough.client.snapshot import Snapshot
     from bough.progress import Report
 
 START_TIMEOUT_S = 120.0
@@ -154,6 +155,21 @@ class Hypervisor:
     def machines(self) -> list[Machine]:
         """All, the oldest first."""
         return [Machine(self.api, data["id"], name=data["name"]) for data in self.api.get("/machines")]
+
+    # -- snapshots --------------------------------------------------------------------------------
+
+    def snapshots(self) -> list[Snapshot]:
+        """All, the oldest first."""
+        from bough.client.snapshot import Snapshot
+
+        return [Snapshot(self.api, data["id"], label=data["label"]) for data in self.api.get("/snapshots")]
+
+    def snapshot(self, reference: str) -> Snapshot:
+        """By label, id, or unique beginning (4 or more digits) of an id. Raises NotFound."""
+        from bough.client.snapshot import Snapshot
+
+        data = self.api.get(path_of("snapshots", reference))
+        return Snapshot(self.api, data["id"], label=data["label"])
 
     # -- images -----------------------------------------------------------------------------------
 

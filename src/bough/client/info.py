@@ -104,6 +104,33 @@ class ImageInfo(_Told):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SnapshotInfo(_Told):
+    """A point in a machine's life.
+
+    Attributes:
+        machine, machine_name: whose, and what it was called then.
+        parent: the snapshot before it on its machine's way.
+        consistency: "memory": of a running machine, with its memory; "stopped": of one that was off;
+            "frozen": disks of a running one, whose file systems stood still; "crash": ... did not.
+        memory: None, or size_bytes, stored_bytes and base of its memory.
+        pause_ms: for how long the machine stood still, as QEMU's control protocol shows it.
+        disk_bytes: what it takes on the host.
+    """
+
+    id: str
+    label: str | None = None
+    message: str = ""
+    created: str
+    machine: str
+    machine_name: str
+    parent: str | None = None
+    consistency: str
+    memory: dict[str, Any] | None = None
+    pause_ms: float | None = None
+    disk_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Event(_Told):
     """Something that happened to a machine: `kind` says what ("started"), `time` is ISO 8601."""
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bough.client.hold import Hold
     from bough.client.info import MachineInfo, Port
     from bough.client.process import ExitStatus, Process
+    from bough.client.snapshot import Snapshot
     from bough.client.tunnel import Tunnel
     from bough.progress import Report
 
@@ -208,6 +209,78 @@ class Machine:
     def __exit__(self, *_: object) -> None:
         if self._ephemeral:
             self.discard()
+
+    # -- branches of it ---------------------------------------------------------------------------
+
+    def snapshot(
+        self,
+        label: str | None = None,
+        *,
+        message: str = "",
+        memory: bool = True,
+        timeout: float | None = None,
+        progress: Report | None = None,
+    ) -> Snapshot:
+        """An immutable point in its life; it runs on after a pause of some ms.
+
+        Args:
+            memory: of a running machine, with what it is doing; otherwise its disks alone.
+
+        Raises:
+            NameTaken: the label; NoSpace, HostLacks, Conflict, MachineFailed: nothing was changed.
+        """
+        from bough.client.snapshot import Snapshot
+
+        body = {"machine": self._reference, "label": label, "message": message, "memory": memory}
+        data = self._api.long_call("POST", "/snapshots", body, timeout=timeout, progress=progress)
+        return Snapshot(self._api, data["id"], label=data["label"])
+
+    def restore(
+        self, snapshot: Snapshot | str, *, keep: bool = False, progress: Report | None = None
+    ) -> None:
+        """Put it back to what it was; with `keep`, what it is now is snapshotted first."""
+        reference = snapshot if isinstance(snapshot, str) else snapshot.id
+        self._long("restore", {"snapshot": reference, "keep": keep}, None, progress)
+
+    @overload
+    def fork(
+        self,
+        name: str | None = None,
+        *,
+        count: None = None,
+        identity: Literal["new", "keep"] = "new",
+        cold: bool = False,
+        ephemeral: bool = False,
+        timeout: float = 120.0,
+        progress: Report | None = None,
+    ) -> Machine: ...
+    @overload
+    def fork(
+        self,
+        name: str | None = None,
+        *,
+        count: int,
+        identity: Literal["new", "keep"] = "new",
+        cold: bool = False,
+        ephemeral: bool = False,
+        timeout: float = 120.0,
+        progress: Report | None = None,
+    ) -> list[Machine]: ...
+    def fork(
+        self,
+        name: str | None = None,
+        *,
+        count: int | None = None,
+        identity: Literal["new", "keep"] = "new",
+        cold: bool = False,
+        ephemeral: bool = False,
+        timeout: float = 120.0,
+        progress: Report | None = None,
+    ) -> Machine | list[Machine]:
+        """A new machine that goes on from where this one is, which runs on; see Snapshot.fork."""
+        from bough.client.snapshot import fork
+
+        return fork(self._api, self.id, name, count, identity, cold, ephemeral, timeout, progress)
 
     # -- commands in it ---------------------------------------------------------------------------
 

@@ -26,12 +26,15 @@ _QUICK = {
     "power_off": "agent_system",
     "reboot": "agent_system",
     "thaw": "agent_freeze",
+    "prepare": "agent_become",
+    "become": "agent_become",
 }
 _SLOW = {
     "set_identity": "agent_identity",
     "grow_root": "agent_disk",
     "first_boot": "agent_first_boot",
     "freeze": "agent_freeze",
+    "settle": "agent_become",
 }
 _workers: dict[str, Worker] = {}
 

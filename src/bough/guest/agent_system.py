@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     Arguments = dict[str, object]
 
-_RNDADDENTROPY = 0x40085203
-_RNDRESEEDCRNG = 0x5207
 # systemd takes these (SIGRTMIN+4 and +5 of the C library) as start poweroff.target, reboot.target.
 _SYSTEMD_SIGNALS = {"poweroff": 38, "reboot": 39}
 
@@ -34,19 +32,12 @@ def set_clock(_agent: Agent, _call: int, arguments: Arguments) -> dict[str, obje
 
 def add_entropy(_agent: Agent, _call: int, arguments: Arguments) -> dict[str, object]:
     """{"data": up to 512 bytes that nobody else knows}: into the pool; the generator starts anew."""
-    import fcntl
-    from struct import pack
+    from bough.guest.agent_become import stir
 
     data = arguments.get("data")
     if not isinstance(data, bytes) or not 0 < len(data) <= 512:
         raise OSError(22, "expected 1 to 512 bytes")
-    padded = data + bytes(-len(data) % 4)
-    device = os.open("/dev/urandom", os.O_WRONLY)
-    try:
-        fcntl.ioctl(device, _RNDADDENTROPY, pack("ii", 8 * len(data), len(padded)) + padded)
-        fcntl.ioctl(device, _RNDRESEEDCRNG, 0)
-    finally:
-        os.close(device)
+    stir(data)
     return {}
 
 

@@ -6,76 +6,79 @@ import asyncio
 import os
 import shutil
 from pathlib import Path
+from typing import Literal
 
 from bough.errors import BoughError, HostLacks, InvalidSpec, NoSpace
 from bough.images.store import ImageManifest
+from bough.machines.record import MachineDisk, MachineRecord
 from bough.paths import Home, MachinePaths
-from bough.spec import MachineSpec
 from bough.storage import sync_directory
 from bough.units import format_size
 
 
 async def create_disks(
-    made: MachinePaths, spec: MachineSpec, image: ImageManifest, backing: Path, home: Home
-) -> None:
+    made: MachinePaths, record: MachineRecord, image: ImageManifest, home: Home
+) -> list[MachineDisk]:
     """Below `made`, which is moved to its final place afterwards.
-
-    The overlay names its backing file relative to where it will be, so that a whole BOUGH_HOME can
-    be moved.
 
     Raises:
         InvalidSpec: the root disk is asked to be smaller than the image's.
         NoSpace, HostLacks
     """
-    if image.media != "disk":  # a CD or a floppy: the disk is what a system is installed on
-        if spec.disk:
-            await _create_qcow2(made.disk(0), spec.disk)
-        await _create_extra(made, spec)
-        return
-    size = spec.disk or image.size_bytes
-    if size < image.size_bytes:
-        message = f"{format_size(size)} is less than the {format_size(image.size_bytes)} of {spec.image}"
+    size = record.spec.disk or image.size_bytes
+    if record.media.root == "image" and size < image.size_bytes:
+        message = f"{format_size(size)} is less than the {format_size(image.size_bytes)} of {record.spec.image}"
         hint = "leave it out to take the image's size"
         problem = {"place": "disk", "message": message, "hint": hint}
         raise InvalidSpec(f"disk: {problem['message']}", problems=[problem])
-    final = home.machine(made.root.name)
-    relative = os.path.relpath(backing, final.disks)
-    await _create_qcow2(made.disk(0), size, backing=relative, backing_format="raw")
-    await _create_extra(made, spec)
-
-
-async def _create_extra(made: MachinePaths, spec: MachineSpec) -> None:
-    for number, disk in enumerate(spec.disks, start=1):
-        await _create_qcow2(made.disk(number), disk.size)
+    disks = first_disks(record, home, image.size_bytes)
+    for disk in disks:
+        await create_disk(made.disks / disk.file, disk.size_bytes, disk.layers[0] if disk.layers else None)
     sync_directory(made.disks)
+    return disks
 
 
-async def _create_qcow2(
-    path: Path, size_bytes: int, *, backing: str | None = None, backing_format: str = ""
-) -> None:
-    program = shutil.which("qemu-img")
-    if program is None:
-        raise HostLacks("qemu-img is not installed", hint="bough doctor tells the command that installs it")
-    arguments = [program, "create", "-q", "-f", "qcow2"]
+def first_disks(record: MachineRecord, home: Home, image_bytes: int = 0) -> list[MachineDisk]:
+    """The disks of a machine before its first snapshot."""
+    spec, kind = record.spec, record.media.root
+    layers = [str(home.image(record.image_digest).disk.relative_to(home.root))] if kind == "image" else []
+    root = MachineDisk(file="0.qcow2", size_bytes=spec.disk or image_bytes, layers=layers)
+    extra = (
+        MachineDisk(file=f"{number}.qcow2", size_bytes=disk.size)
+        for number, disk in enumerate(spec.disks, start=1)
+    )
+    return [*([] if kind == "none" else [root]), *extra]
+
+
+def layer_format(path: str) -> Literal["raw", "qcow2"]:
+    return "qcow2" if path.endswith(".qcow2") else "raw"
+
+
+def remove_strays(paths: MachinePaths, record: MachineRecord) -> None:
+    """Files of disks that the machine does not have: what a snapshot left that was interrupted."""
+    if not record.disks or not paths.disks.is_dir():
+        return
+    known = {disk.file for disk in record.disks} | {disk.file for disk in record.disks_before or ()}
+    for path in paths.disks.glob("*.qcow2"):
+        if path.name not in known:
+            path.unlink()
+
+
+async def create_disk(path: Path, size_bytes: int, backing: str | None = None) -> None:
+    """An empty disk, or an empty overlay on `backing`, a path relative to BOUGH_HOME.
+
+    `path` is, or will be, three levels below BOUGH_HOME, as the disks of machines and snapshots are; the
+    backing file is named relative to that, so that a whole BOUGH_HOME can be moved.
+
+    Raises:
+        NoSpace, HostLacks
+    """
+    arguments = ["create", "-q", "-f", "qcow2"]
     if backing is not None:
         # -u: the relative name is right only in the final place.
-        arguments += ["-u", "-b", backing, "-F", backing_format]
-    process = await asyncio.create_subprocess_exec(
-        *arguments,
-        str(path),
-        str(size_bytes),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        _, stderr = await process.communicate()
-    except asyncio.CancelledError:
-        process.kill()
-        await process.wait()
-        raise
-    if process.returncode != 0:
-        text = stderr.decode(errors="replace").strip()[-1000:]
+        arguments += ["-u", "-b", f"../../../{backing}", "-F", layer_format(backing)]
+    status, text = await _run_qemu_img(*arguments, str(path), str(size_bytes))
+    if status != 0:
         if "No space left" in text:
             raise NoSpace(
                 f"no space left for a disk at {path.parent}", hint="bough image prune may free some"
@@ -87,6 +90,34 @@ async def _create_qcow2(
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+async def check_disk(path: Path) -> None:
+    """Raises BoughError when qemu-img finds the qcow2 file inconsistent; leaks are no damage."""
+    status, text = await _run_qemu_img("check", "-q", "-f", "qcow2", "-U", str(path))
+    if status not in (0, 3):
+        raise BoughError(f"{path} is damaged: {text}")
+
+
+async def _run_qemu_img(*arguments: str) -> tuple[int, str]:
+    """Its exit status, and the end of what it printed as errors."""
+    program = shutil.which("qemu-img")
+    if program is None:
+        raise HostLacks("qemu-img is not installed", hint="bough doctor tells the command that installs it")
+    process = await asyncio.create_subprocess_exec(
+        program,
+        *arguments,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        _, stderr = await process.communicate()
+    except asyncio.CancelledError:
+        process.kill()
+        await process.wait()
+        raise
+    return process.returncode or 0, stderr.decode(errors="replace").strip()[-1000:]
 
 
 def read_disk_usage(paths: MachinePaths) -> int:

@@ -12,6 +12,8 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from bough.errors import (
@@ -28,6 +30,7 @@ from bough.guest.channel import AgentChannel
 from bough.machines.console import Console, read_console
 from bough.machines.events import Events
 from bough.machines.first_boot import set_up_guest
+from bough.machines.identity import explain, give_identity, settle_identity
 from bough.machines.ports import PortServer
 from bough.machines.record import LIVE, Failure, MachineRecord, PortForward, Restarts, State, now
 from bough.machines.restart import Restarter
@@ -38,14 +41,24 @@ from bough.qemu.pid import read_boot_id
 from bough.qemu.plan import Plan
 from bough.qemu.process import ExitCause, QemuProcess, find_process, read_exit, start_process
 from bough.qemu.qmp import Qmp
+from bough.qemu.ram import Template, open_memory
 from bough.storage import read_tail
 
 #: Why QEMU says it shut down when somebody wanted it to (qapi/run-state.json, ShutdownCause).
 _WANTED_SHUTDOWNS = frozenset({"guest-shutdown", "host-qmp-quit", "host-qmp-system-reset", "host-ui"})
 _TAIL_BYTES = 4096
+_LOAD_POLL_S = 0.002
 
 T = TypeVar("T")
 Planner = Callable[[MachineRecord, MachinePaths], Awaitable[Plan]]
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """What a machine goes on from instead of booting."""
+
+    memory: Template
+    devices: bytes
 
 
 class Machine:
@@ -139,15 +152,22 @@ class Machine:
             state=str(self.state),
         )
 
-    async def start(self, report: Report = ignore_progress, *, by_policy: bool = False) -> None:
+    async def start(
+        self,
+        report: Report = ignore_progress,
+        *,
+        by_policy: bool = False,
+        saved: SavedState | None = None,
+    ) -> None:
         """Until its vCPUs run; `wait_ready` waits for the guest. Not interrupted by cancelling.
 
         Args:
             by_policy: it failed and is started again; the count of that goes on.
+            saved: go on from there instead of booting.
         """
-        await asyncio.shield(self._own(self._start(report, by_policy), "start"))
+        await asyncio.shield(self._own(self._start(report, by_policy, saved), "start"))
 
-    async def _start(self, report: Report, by_policy: bool) -> None:
+    async def _start(self, report: Report, by_policy: bool, saved: SavedState | None) -> None:
         async with self.transition("starting", State.STOPPED, State.FAILED):
             report(Progress("starting QEMU"))
             before = self.record.model_copy()
@@ -166,7 +186,11 @@ class Machine:
                 for forward in self.record.ports:
                     await ports.listen(forward)
                 plan = await self._planner(self.record, self.paths)
-                process = await start_process(plan, self.paths)
+                if saved is None:
+                    process = await start_process(plan, self.paths)
+                else:
+                    plan = replace(plan, from_template=True)
+                    process = await start_process(plan, self.paths, memory=saved.memory.fileno())
             except MachineFailed as error:
                 await ports.close()
                 self._fail_to_start(error)
@@ -179,7 +203,31 @@ class Machine:
             self._ports = ports
             jail = process.jail.to_dict() if process.jail else None
             await self._attach(process)
+            if saved is not None:
+                await self._load(saved)
             self._change(state=State.RUNNING, accelerator=plan.accelerator, jail=jail)
+
+    async def _load(self, saved: SavedState) -> None:
+        """Let QEMU take up the state of the devices, and the vCPUs run.
+
+        Raises:
+            MachineFailed: it cannot; its QEMU is ended.
+        """
+        assert self._qmp is not None
+        try:
+            with open_memory(saved.devices) as descriptor:
+                await self._qmp.send_fd("devices", descriptor)
+                await self._qmp.execute("migrate-incoming", uri="fd:devices")
+            while (await self._qmp.execute("query-status"))["status"] == "inmigrate":
+                await asyncio.sleep(_LOAD_POLL_S)
+            await self._qmp.execute("cont")
+        except BoughError as error:
+            if self._process is not None:
+                self._process.kill()
+            await self._ended_or(5)
+            failure = self.ended_error("while it took up its saved state")
+            self._change(state=State.FAILED)
+            raise failure from error
 
     def _fail_to_start(self, error: MachineFailed) -> None:
         error.message = f"machine '{self.name}' did not start: {error.message}"
@@ -202,6 +250,8 @@ class Machine:
             self._give_up(f"its QEMU cannot be found again: {error}")
             return
         if process is None:
+            if self.record.disks_before is not None:
+                self._change(disks_before=None, event=False)
             if self.state in LIVE:
                 self._settle(read_exit(self.paths), seen=False)
             else:
@@ -212,6 +262,7 @@ class Machine:
             await self._attach(process)
             assert self._qmp is not None
             status = (await self._qmp.execute("query-status"))["status"]
+            await self._finish_snapshot(self._qmp)
         except (BoughError, OSError) as error:
             # It lives and cannot be talked to: not a machine any more, whatever it computes.
             process.kill()
@@ -225,6 +276,20 @@ class Machine:
         for forward in self.record.ports:
             with contextlib.suppress(Conflict):
                 await self._ports.listen(forward)
+
+    async def _finish_snapshot(self, qmp: Qmp) -> None:
+        """The service died while it took a snapshot: which disks does QEMU write?"""
+        before = self.record.disks_before
+        if before is None:
+            return
+        files = {
+            Path(device["inserted"]["file"]).name
+            for device in await qmp.execute("query-block")
+            if device.get("inserted")
+        }
+        switched = all(disk.file in files for disk in self.record.disks)
+        disks = self.record.disks if switched else before
+        self._change(disks=disks, disks_before=None, event=False)
 
     async def stop(
         self, *, deadline_s: float = 60, force: bool = False, report: Report = ignore_progress
@@ -494,6 +559,8 @@ class Machine:
                     await channel.hello(timeout_s=3600)
                     self._agent_answers = True
             self._events.emit("agent-answers", machine=self.id, name=self.name)
+            if self.record.identity != "known":
+                await self._tell_identity(channel)
             if not self.record.first_boot.done:
                 result = await set_up_guest(channel, self.record)
                 self._change(first_boot=result, event=False)
@@ -502,6 +569,24 @@ class Machine:
             # The socket ended, or the guest talks nonsense: the machine is judged by its process.
             self._agent_answers = False
             self._events.emit("agent-lost", machine=self.id, name=self.name, detail=error.message)
+
+    async def _tell_identity(self, channel: AgentChannel) -> None:
+        """A guest that went on from a snapshot is not ready before it knows who and when it is."""
+        try:
+            await give_identity(channel, self.record)
+        except GuestRefused as error:
+            failed = self.record.first_boot.model_copy(update={"error": explain(error)})
+            self._change(identity="known", first_boot=failed, event=False)
+            return
+        if self.record.identity == "new":
+            self._own(self._settle_identity(channel), "settle identity")
+        else:
+            self._change(identity="known", event=False)
+
+    async def _settle_identity(self, channel: AgentChannel) -> None:
+        with contextlib.suppress(BoughError):  # one that dies before is told again at its next boot
+            await settle_identity(channel)
+            self._change(identity="known", mac_before=None, event=False)
 
     async def _watch_qmp(self, qmp: Qmp) -> None:
         async for event in qmp.events():
@@ -588,6 +673,22 @@ class Machine:
         self._restarter.after_failure()
 
     # -- bookkeeping --------------------------------------------------------------------------
+
+    def change(self, **fields: Any) -> None:
+        """Change the record; for those who hold a transition."""
+        self._change(event=False, **fields)
+
+    def own(self, work: Coroutine[Any, Any, T], what: str) -> asyncio.Task[T]:
+        """A task that ends when the service lets go of the machine, and not when a caller goes away."""
+        return self._own(work, what)
+
+    def channel(self) -> AgentChannel | None:
+        """To an agent that answers, if there is one."""
+        return self._channel if self._agent_answers else None
+
+    def qmp(self) -> Qmp:
+        """Raises WrongState when it does not run."""
+        return self._running_qmp()
 
     def _running_qmp(self) -> Qmp:
         if self._qmp is None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bough.errors import HostLacks, InvalidSpec
 from bough.images.store import ImageManifest
+from bough.machines.disks import layer_format
 from bough.machines.media import boot_index, plan_media, plan_seed
 from bough.machines.record import Hardware, MachineRecord, new_mac, new_uuid
 from bough.paths import Home, MachinePaths
@@ -96,8 +97,8 @@ def install_firmware_variables(hardware: Hardware, disks: Path) -> None:
         (disks / FIRMWARE_VARIABLES).chmod(0o600)
 
 
-async def resolve_plan(record: MachineRecord, paths: MachinePaths, backing: Path, home: Home) -> Plan:
-    """What a start would start now. `backing` is the disk of the machine's image."""
+async def resolve_plan(record: MachineRecord, paths: MachinePaths, home: Home) -> Plan:
+    """What a start would start now."""
     spec, hardware = record.spec, record.hardware
     qemu = find_qemu(hardware.arch)
     jail = await probe_jail(qemu, home)
@@ -115,7 +116,7 @@ async def resolve_plan(record: MachineRecord, paths: MachinePaths, backing: Path
         memory_bytes=spec.memory,
         uuid=hardware.uuid,
         vmgenid=hardware.vmgenid,
-        disks=(*_plan_disks(record, paths, backing), *plan_seed(record.media, paths.disks)),
+        disks=(*_plan_disks(record, paths, home), *plan_seed(record.media, paths.disks)),
         media=plan_media(record.media, spec, home),
         display=record.media.display,
         boot_index=boot_index(spec, "disk"),
@@ -129,15 +130,19 @@ async def resolve_plan(record: MachineRecord, paths: MachinePaths, backing: Path
     )
 
 
-def _plan_disks(record: MachineRecord, paths: MachinePaths, backing: Path) -> tuple[DiskPlan, ...]:
-    spec, root = record.spec, record.media.root
-    layers = (Layer(str(backing), "raw"),) if root == "image" else ()
-    first = DiskPlan("disk0", str(paths.disk(0)), "disk0", backing=layers)
-    extra = (
-        DiskPlan(f"disk{number}", str(paths.disk(number)), disk.serial or f"disk{number}")
-        for number, disk in enumerate(spec.disks, start=1)
+def _plan_disks(record: MachineRecord, paths: MachinePaths, home: Home) -> tuple[DiskPlan, ...]:
+    extra = [disk.serial for disk in record.spec.disks]
+    serials = extra if record.media.root == "none" else ["disk0", *extra]
+    first = 1 if record.media.root == "none" else 0
+    return tuple(
+        DiskPlan(
+            f"disk{number}",
+            str(paths.disks / disk.file),
+            serial or f"disk{number}",
+            backing=tuple(Layer(str(home.root / layer), layer_format(layer)) for layer in disk.layers),
+        )
+        for number, (disk, serial) in enumerate(zip(record.disks, serials, strict=True), start=first)
     )
-    return (*([first] if root != "none" else []), *extra)
 
 
 def _plan_nic(spec: MachineSpec, mac: str | None) -> NicPlan | None:

@@ -6,7 +6,7 @@ import secrets
 import uuid
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -73,6 +73,19 @@ class PortForward(_Kept):
     guest_port: int
 
 
+class MachineDisk(_Kept):
+    """A disk of a machine: the file that it writes, and what that stands on.
+
+    Attributes:
+        file: name below the machine's disks/.
+        layers: read-only files below it, relative to BOUGH_HOME, nearest first.
+    """
+
+    file: str
+    size_bytes: int
+    layers: list[str] = Field(default_factory=list)
+
+
 class FirstBoot(_Kept):
     """How far the first boot's set-up came, and what its commands said."""
 
@@ -103,6 +116,15 @@ class MachineRecord(_Kept):
     restarts: Restarts = Field(default_factory=Restarts)
     #: Boot of the host in which somebody stopped it, or it powered itself off: no autostart in that one.
     stopped_in_boot: str | None = None
+    disks: list[MachineDisk] = Field(default_factory=list)
+    #: While a snapshot is taken: the disks of before, in case that QEMU never came to the switch.
+    disks_before: list[MachineDisk] | None = None
+    #: The last snapshot on its way: taken of it, restored to, or forked from.
+    snapshot: str | None = None
+    forked_from: str | None = None
+    #: What the guest is still to be told: all that it is ("new"), or what time it is ("clock").
+    identity: Literal["known", "clock", "new"] = "known"
+    mac_before: str | None = None
 
     def write(self, paths: MachinePaths) -> None:
         write_atomically(paths.record, self.model_dump_json(indent=1).encode() + b"\n")

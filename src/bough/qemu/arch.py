@@ -25,6 +25,7 @@ class Architecture:
         has_vmgenid: a device that tells the guest's kernel that it was cloned.
         display: screen, keyboard and pointer, for machines that have them. A PC has a keyboard.
         cd_controller, cd_drive: on which a CD can be booted.
+        ram_start: guest-physical address of its RAM.
         panic_device: tells us that the guest's kernel panicked; costs one I/O port.
     """
 
@@ -45,6 +46,7 @@ class Architecture:
     )
     cd_controller: str = "virtio-scsi-pci"
     cd_drive: str = "scsi-cd"
+    ram_start: int = 0
 
 
 #: vmport: VMware's backdoor; smbus, sata, usb: nothing is on them; hpet: a slower timer than the rest.

@@ -12,7 +12,7 @@ from bough.qemu.arch import Architecture, architecture
 from bough.qemu.plan import DiskPlan, Layer, MediumPlan, NicPlan, Plan
 
 #: Sockets that are bound by us and passed as descriptors; the numbers are those of `info --plan`.
-DISPLAYED_DESCRIPTORS = {"qmp": 3, "agent": 4, "console": 5, "uplink": 6}
+DISPLAYED_DESCRIPTORS = {"qmp": 3, "agent": 4, "console": 5, "uplink": 6, "memory": 7}
 
 #: QEMU's own filter of system calls, in full.
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -23,7 +23,7 @@ def render_argv(plan: Plan, descriptors: Mapping[str, int] = DISPLAYED_DESCRIPTO
 
     Args:
         descriptors: number, in QEMU, of the listening sockets "qmp", "agent" and "console" and, with
-            passt, of the connected socket "uplink".
+            passt, of the connected socket "uplink", and, from a template, of its "memory".
     """
     arch = architecture(plan.arch)
     parts: list[Sequence[str]] = [
@@ -32,7 +32,8 @@ def render_argv(plan: Plan, descriptors: Mapping[str, int] = DISPLAYED_DESCRIPTO
         _identity(plan),
         _machine(plan, arch),
         _processors(plan),
-        _memory(plan),
+        _memory(plan, descriptors),
+        _incoming(plan),
         _firmware(plan),
         _direct_boot(plan),
         _clock(plan),
@@ -102,8 +103,29 @@ def _processors(plan: Plan) -> list[str]:
     return ["-accel", accelerator, "-cpu", plan.cpu_model, "-smp", topology]
 
 
-def _memory(plan: Plan) -> list[str]:
-    return ["-object", option("memory-backend-ram", id="ram", size=plan.memory_bytes, share="off")]
+def _memory(plan: Plan, descriptors: Mapping[str, int]) -> list[str]:
+    if plan.from_template:
+        # What is not written comes from the template, what is written is private to the process. By
+        # descriptor, for the file is sealed and has no name (see ram.py).
+        path = f"/proc/self/fd/{descriptors['memory']}"
+        backend = option(
+            "memory-backend-file",
+            id="ram",
+            size=plan.memory_bytes,
+            mem_path=path,
+            share="off",
+            prealloc="off",
+        )
+    else:
+        backend = option("memory-backend-ram", id="ram", size=plan.memory_bytes, share="off")
+    return ["-object", backend]
+
+
+def _incoming(plan: Plan) -> list[str]:
+    """The state of devices is all that comes in: it has no configuration section, as a migration has."""
+    if not plan.from_template:
+        return []
+    return ["-incoming", "defer", "-S", "-global", "migration.send-configuration=off"]
 
 
 def _firmware(plan: Plan) -> list[str]:

@@ -93,6 +93,8 @@ class Limits:
 class Plan:
     """Attributes:
     clock: QEMU's -rtc base: "utc", "localtime", or a point in time (see `resolve_clock`).
+    from_template: goes on from a snapshot: RAM is mapped over a memory file that is passed in, and QEMU
+        waits for the state of its devices.
     uid: as which the process runs when the service is root (see `machine_uid`).
     media, display: what a machine has for guests that have no agent of ours.
     boot_index: of the first disk; the others follow.
@@ -122,6 +124,7 @@ class Plan:
     display: bool = False
     boot_index: int = 1
     agent_port: str = AGENT_PORT
+    from_template: bool = False
     jail: Jail = field(default_factory=Jail)
 
     def to_dict(self) -> dict[str, Any]:

@@ -145,8 +145,12 @@ class QemuProcess:
                 await asyncio.to_thread(child.wait, KILL_TIMEOUT_S)
 
 
-async def start_process(plan: Plan, paths: MachinePaths) -> QemuProcess:
-    """Start QEMU and wait until its QMP socket answers; its vCPUs run then.
+async def start_process(plan: Plan, paths: MachinePaths, *, memory: int | None = None) -> QemuProcess:
+    """Start QEMU and wait until its QMP socket answers; its vCPUs run then, unless it goes on from a
+    template: then it waits for the state of its devices.
+
+    Args:
+        memory: descriptor of the memory file that a plan `from_template` needs.
 
     Cancelling, or any error, leaves no process and no socket behind, only log/.
 
@@ -163,7 +167,7 @@ async def start_process(plan: Plan, paths: MachinePaths) -> QemuProcess:
         with contextlib.ExitStack() as sockets:
             children: list[subprocess.Popen[bytes]] = []
             try:
-                waiter = _spawn(plan, paths, lock, sockets, children)
+                waiter = _spawn(plan, paths, lock, memory, sockets, children)
             except BaseException:
                 for child in children:
                     child.kill()
@@ -239,6 +243,7 @@ def _spawn(
     plan: Plan,
     paths: MachinePaths,
     lock: int,
+    memory: int | None,
     sockets: contextlib.ExitStack,
     children: list[subprocess.Popen[bytes]],
 ) -> Pid:
@@ -254,6 +259,8 @@ def _spawn(
         ours, processes = start_uplink(machine_id=plan.machine_id, uid=plan.uid)
         children += processes
         descriptors["uplink"] = sockets.enter_context(ours).fileno()
+    if memory is not None:
+        descriptors["memory"] = memory
         for process in processes:
             add_to_groups(groups, process.pid)
     outer = open_filter() if plan.jail.bwrap and plan.jail.system_calls else None

@@ -115,7 +115,10 @@ class Qmp:
         await self.execute("getfd", fdname=name)
 
     async def add_fd(self, number: int, descriptor: int) -> None:
-        """Hand QEMU an open file, to be used as the file /dev/fdset/<number>; see `send_fd`."""
+        """Hand QEMU an open file, to be used as the file /dev/fdset/<number>; see `send_fd`.
+
+        QEMU takes it for a name only if it was opened as QEMU would open that.
+        """
         self._check_open()
         self._client.send_fd_scm(descriptor)
         arguments: dict[str, Any] = {"fdset-id": number}

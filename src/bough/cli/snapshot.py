@@ -1,0 +1,184 @@
+"""snapshot, fork, restore: branches of machines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from bough.cli.output import progress, show_error, show_json, show_table
+from bough.cli.service import DURATION, NAME, connect, json_option, machine_path
+from bough.client.connection import path_of
+from bough.errors import error_from_dict
+from bough.units import format_size
+
+
+@click.group()
+def snapshot() -> None:
+    """Take, list and delete snapshots of machines."""
+
+
+@snapshot.command("create")
+@click.argument("name", type=NAME)
+@click.option("--as", "label", help="A label to find it by.")
+@click.option("-m", "--message", default="", help="What it is for.")
+@click.option("--disks-only", is_flag=True, help="Without the memory of a running machine.")
+@json_option
+def create_snapshot(name: str, label: str | None, message: str, disks_only: bool, as_json: bool) -> None:
+    """Take a snapshot of a machine. A running one runs on, after a pause of some ms."""
+    with progress() as report:
+        body = {"machine": name, "label": label, "message": message, "memory": not disks_only}
+        taken = connect().long_call("POST", "/snapshots", body, timeout=None, progress=report)
+    if as_json:
+        show_json(taken)
+        return
+    print(taken["label"] or taken["id"])
+    if taken.get("pause_ms") is not None:
+        click.echo(f"{name} stood still for {taken['pause_ms']:.0f} ms", err=True)
+
+
+@snapshot.command("list")
+@click.argument("name", type=NAME, required=False)
+@json_option
+def list_snapshots(name: str | None, as_json: bool) -> None:
+    """List the snapshots, those of one machine alone if NAME is given."""
+    found = _snapshots(name)
+    if as_json:
+        show_json(found)
+        return
+    rows = [
+        [
+            one["id"],
+            one["label"] or "",
+            one["machine_name"],
+            one["created"][:19].replace("T", " "),
+            one["consistency"],
+            format_size(one["disk_bytes"]),
+            one["message"].partition("\n")[0][:40],
+        ]
+        for one in found
+    ]
+    show_table(rows, ["ID", "LABEL", "MACHINE", "CREATED", "STATE", "SIZE", "MESSAGE"])
+
+
+@snapshot.command("tree")
+@click.argument("name", type=NAME, required=False)
+def show_tree(name: str | None) -> None:
+    """Show snapshots as a tree, with the machines that went on from each."""
+    service = connect()
+    found = _snapshots(name)
+    machines = service.get("/machines")
+    known = {one["id"] for one in found}
+    children: dict[str | None, list[dict[str, Any]]] = {}
+    for one in found:
+        children.setdefault(one["parent"] if one["parent"] in known else None, []).append(one)
+    _print_tree(None, children, machines, "")
+
+
+def _print_tree(
+    parent: str | None, children: dict[str | None, list[dict[str, Any]]], machines: list[Any], indent: str
+) -> None:
+    below: list[tuple[str, str | None]] = [
+        (
+            f"{one['label'] or one['id']}  ({one['machine_name']}, {one['created'][:16].replace('T', ' ')})",
+            one["id"],
+        )
+        for one in children.get(parent, [])
+    ]
+    if parent is not None:
+        below += [(f"* {m['name']}  {m['state']}", None) for m in machines if m.get("snapshot") == parent]
+    for number, (text, snapshot_id) in enumerate(below):
+        last = number == len(below) - 1
+        print(f"{indent}{'└─ ' if last else '├─ '}{text}")
+        if snapshot_id is not None:
+            _print_tree(snapshot_id, children, machines, indent + ("   " if last else "│  "))
+
+
+def _snapshots(name: str | None) -> list[dict[str, Any]]:
+    service = connect()
+    found = list(service.get("/snapshots"))
+    if name is None:
+        return found
+    machine = service.get(machine_path(name))
+    return [one for one in found if one["machine"] == machine["id"]]
+
+
+@snapshot.command("info")
+@click.argument("reference")
+def snapshot_info(reference: str) -> None:
+    """Show all about a snapshot, as JSON."""
+    show_json(connect().get(path_of("snapshots", reference)))
+
+
+@snapshot.command("verify")
+@click.argument("references", nargs=-1, required=True)
+def verify_snapshot(references: tuple[str, ...]) -> None:
+    """Read all of a snapshot and compare its checksums."""
+    service = connect()
+    with progress() as report:
+        for reference in references:
+            path = path_of("snapshots", reference, "verify")
+            service.long_call("POST", path, {}, timeout=None, progress=report)
+
+
+@snapshot.command("delete")
+@click.argument("references", nargs=-1, required=True)
+def delete_snapshot(references: tuple[str, ...]) -> None:
+    """Delete snapshots. Machines and other snapshots keep what they stand on."""
+    service = connect()
+    for reference in references:
+        service.call("DELETE", path_of("snapshots", reference))
+
+
+@click.command()
+@click.argument("source")
+@click.argument("names", nargs=-1)
+@click.option("--count", type=click.IntRange(1, 1000), help="How many; as many as NAMES by default.")
+@click.option(
+    "--identity",
+    type=click.Choice(["new", "keep"]),
+    default="new",
+    help="keep: it takes itself for its parent.",
+)
+@click.option("--cold", is_flag=True, help="From the disks alone; stopped.")
+@click.option("--timeout", type=DURATION, default="120s", help="For each to answer.")
+@json_option
+def fork(
+    source: str,
+    names: tuple[str, ...],
+    count: int | None,
+    identity: str,
+    cold: bool,
+    timeout: float,
+    as_json: bool,
+) -> int:
+    """Make new machines that go on from SOURCE: a machine, running or not, or a snapshot."""
+    body = {
+        "source": source,
+        "names": list(names),
+        "count": count,
+        "identity": identity,
+        "cold": cold,
+        "timeout_s": timeout,
+    }
+    with progress() as report:
+        made = connect().long_call("POST", "/forks", body, timeout=None, progress=report)
+    if as_json:
+        show_json(made)
+    for one in made:
+        if "error" in one:
+            show_error(error_from_dict(one["error"]))
+        elif not as_json:
+            print(one["machine"]["name"])
+    return 1 if any("error" in one for one in made) else 0
+
+
+@click.command()
+@click.argument("name", type=NAME)
+@click.argument("snapshot")
+@click.option("--keep", is_flag=True, help="Snapshot it first, as it is now.")
+def restore(name: str, snapshot: str, keep: bool) -> None:
+    """Put a machine back in place to what it was at a snapshot."""
+    with progress() as report:
+        body = {"snapshot": snapshot, "keep": keep}
+        connect().long_call("POST", machine_path(name, "restore"), body, timeout=None, progress=report)

@@ -1,0 +1,162 @@
+"""A snapshot as a Python program sees it, and what makes machines of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+
+from bough.client.connection import Connection, path_of
+from bough.client.machine import Machine
+from bough.errors import BoughError, error_from_dict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bough.client.info import SnapshotInfo
+    from bough.progress import Report
+
+Identity = Literal["new", "keep"]
+FORK_TIMEOUT_S = 120.0
+
+
+class Fork(NamedTuple):
+    """One of many forks: the machine, or why there is none."""
+
+    machine: Machine | None
+    error: BoughError | None
+
+
+class Snapshot:
+    """Made by a Hypervisor or a Machine. Immutable; usable from several threads at once."""
+
+    def __init__(self, api: Connection, snapshot_id: str, *, label: str | None = None) -> None:
+        self._api = api
+        self.id = snapshot_id
+        self.label = label
+
+    def __repr__(self) -> str:
+        return f"<bough.Snapshot {self.label or self.id}>"
+
+    def info(self) -> SnapshotInfo:
+        from bough.client.info import SnapshotInfo
+
+        return SnapshotInfo.from_dict(self._api.get(path_of("snapshots", self.id)))
+
+    def verify(self, *, timeout: float | None = None) -> None:
+        """Read all of it and compare checksums. Raises BoughError "snapshot-damaged"."""
+        self._api.long_call("POST", path_of("snapshots", self.id, "verify"), {}, timeout=timeout)
+
+    def delete(self) -> None:
+        """Forks and other snapshots keep what they stand on."""
+        self._api.call("DELETE", path_of("snapshots", self.id))
+
+    @overload
+    def fork(
+        self,
+        name: str | None = None,
+        *,
+        count: None = None,
+        identity: Identity = "new",
+        cold: bool = False,
+        ephemeral: bool = False,
+        timeout: float = FORK_TIMEOUT_S,
+        progress: Report | None = None,
+    ) -> Machine: ...
+    @overload
+    def fork(
+        self,
+        name: str | None = None,
+        *,
+        count: int,
+        identity: Identity = "new",
+        cold: bool = False,
+        ephemeral: bool = False,
+        timeout: float = FORK_TIMEOUT_S,
+        progress: Report | None = None,
+    ) -> list[Machine]: ...
+    def fork(
+        self,
+        name: str | None = None,
+        *,
+        count: int | None = None,
+        identity: Identity = "new",
+        cold: bool = False,
+        ephemeral: bool = False,
+        timeout: float = FORK_TIMEOUT_S,
+        progress: Report | None = None,
+    ) -> Machine | list[Machine]:
+        """A new machine that goes on from here; with `count` as many, in a list.
+
+        Args:
+            name: of the one; those of many are chosen.
+            identity: "keep": it takes itself for its parent (host name, keys, MAC address).
+            cold: from the disks alone: stopped.
+            ephemeral: deleted when its `with` block or this program ends.
+
+        Raises:
+            BoughError: of the first that failed; the others stay (see `fork_each`).
+        """
+        return fork(self._api, self.id, name, count, identity, cold, ephemeral, timeout, progress)
+
+
+def fork(
+    api: Connection,
+    source: str,
+    name: str | None,
+    count: int | None,
+    identity: Identity,
+    cold: bool,
+    ephemeral: bool,
+    timeout: float,
+    progress: Report | None,
+) -> Machine | list[Machine]:
+    made = fork_each(
+        api,
+        source,
+        names=[name] if name else [],
+        count=count or 1,
+        identity=identity,
+        cold=cold,
+        ephemeral=ephemeral,
+        timeout=timeout,
+        progress=progress,
+    )
+    for one in made:
+        if one.error is not None:
+            raise one.error
+    machines = [one.machine for one in made if one.machine is not None]
+    return machines if count is not None else machines[0]
+
+
+def fork_each(
+    api: Connection,
+    source: str,
+    *,
+    names: Sequence[str] = (),
+    count: int | None = None,
+    identity: Identity = "new",
+    cold: bool = False,
+    ephemeral: bool = False,
+    timeout: float = FORK_TIMEOUT_S,
+    progress: Report | None = None,
+) -> list[Fork]:
+    """Each works or fails by itself; raises only when the source cannot be forked."""
+    body: dict[str, Any] = {
+        "source": source,
+        "names": list(names),
+        "count": count,
+        "identity": identity,
+        "cold": cold,
+        "ephemeral": ephemeral,
+        "timeout_s": timeout,
+    }
+    answer = api.long_call("POST", "/forks", body, timeout=timeout + 60, progress=progress)
+    return [_fork(api, one, ephemeral) for one in answer]
+
+
+def _fork(api: Connection, data: dict[str, Any], ephemeral: bool) -> Fork:
+    if "error" in data:
+        return Fork(None, error_from_dict(data["error"]))
+    machine = Machine(api, data["machine"]["id"], name=data["machine"]["name"], ephemeral=ephemeral)
+    if ephemeral:
+        machine.hold()
+    return Fork(machine, None)

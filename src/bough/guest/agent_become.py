@@ -1,0 +1,144 @@
+"""Operations of a guest that went on from a snapshot: prepare, become, settle.
+
+become runs in the agent itself and starts no program, as every millisecond of it counts; it writes
+without waiting for the disk, which settle does.
+"""
+
+# pathlib and contextlib cost an emulated guest 20 ms each to load.
+# ruff: noqa: PTH104, PTH108, PTH112, PTH123, PTH208, SIM105
+
+from __future__ import annotations
+
+import _socket
+import fcntl
+import os
+import time
+from struct import pack
+
+from bough.guest.agent_calls import run
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bough.guest.agent import Agent
+    from bough.guest.agent_calls import Arguments, Tell
+
+_RNDADDENTROPY = 0x40085203
+_RNDRESEEDCRNG = 0x5207
+_SIOCSIFHWADDR = 0x8924
+_SIGHUP = 1
+_HOST_KEY = "/etc/ssh/ssh_host_{}_key"
+_KINDS = ("ed25519", "ecdsa")
+
+
+def prepare(_agent: Agent, _call: int, _arguments: Arguments) -> dict[str, object]:
+    """Nothing but that this module is loaded."""
+    return {}
+
+
+def become(_agent: Agent, _call: int, arguments: Arguments) -> dict[str, object]:
+    """{"unix_ns", "entropy"}, and for somebody new {"hostname", "machine_id", "host_keys": {kind: [private,
+    public]}, "mac_from", "mac"}.
+    """
+    # The randomness first: what comes after may draw on it.
+    entropy = arguments.get("entropy")
+    if isinstance(entropy, bytes) and entropy:
+        stir(entropy)
+    now = arguments.get("unix_ns")
+    if isinstance(now, int):
+        time.clock_settime_ns(time.CLOCK_REALTIME, now)
+    machine_id = arguments.get("machine_id")
+    if isinstance(machine_id, str) and len(machine_id) == 32 and machine_id.isalnum():
+        _replace("/etc/machine-id", machine_id + "\n", 0o444)
+    hostname = arguments.get("hostname")
+    if isinstance(hostname, str):
+        _set_hostname(hostname)
+    keys = arguments.get("host_keys")
+    if isinstance(keys, dict) and os.path.isdir("/etc/ssh"):
+        _set_host_keys(keys)
+    mac_from, mac = arguments.get("mac_from"), arguments.get("mac")
+    if isinstance(mac_from, str) and isinstance(mac, str):
+        _set_mac(mac_from, mac)
+    return {}
+
+
+def settle(_arguments: Arguments, _tell: Tell) -> dict[str, object]:
+    """What became is on the disk; sshd, where it runs, has its new keys, the network its new lease."""
+    try:
+        with open("/run/sshd.pid", "rb", buffering=0) as file:
+            os.kill(int(file.read(20)), _SIGHUP)
+    except (OSError, ValueError):
+        pass  # none runs: the next one reads the new keys
+    if os.path.isdir("/run/systemd/netif/links"):
+        names = [name for name in os.listdir("/sys/class/net") if name != "lo"]
+        if names:
+            run(["networkctl", "renew", *names])
+    os.sync()
+    return {}
+
+
+def stir(entropy: bytes) -> None:
+    """Into the pool, and the generator starts anew."""
+    padded = entropy + bytes(-len(entropy) % 4)
+    device = os.open("/dev/urandom", os.O_WRONLY)
+    try:
+        fcntl.ioctl(device, _RNDADDENTROPY, pack("ii", 8 * len(entropy), len(padded)) + padded)
+        fcntl.ioctl(device, _RNDRESEEDCRNG, 0)
+    finally:
+        os.close(device)
+
+
+def _set_hostname(name: str) -> None:
+    label = name.replace(".", "-").replace("-", "")
+    if not label.isascii() or not label.isalnum() or len(name) > 64:
+        raise OSError(22, f"{name[:80]!r} cannot be a host name")
+    old = _socket.gethostname()
+    _socket.sethostname(name)
+    _replace("/etc/hostname", name + "\n", 0o644)
+    try:
+        with open("/etc/hosts", "rb", buffering=0) as file:
+            hosts = file.read(1 << 20).decode("utf-8", "surrogateescape")
+    except FileNotFoundError:
+        return
+    lines = [line for line in hosts.splitlines() if not line.startswith("127.0.1.1")]
+    short = name.partition(".")[0]
+    lines.insert(1, f"127.0.1.1 {name}" if short == name else f"127.0.1.1 {name} {short}")
+    if old != name:
+        _replace("/etc/hosts", "\n".join(lines) + "\n", 0o644)
+
+
+def _set_host_keys(keys: dict[str, object]) -> None:
+    for kind in _KINDS:
+        pair = keys.get(kind)
+        if isinstance(pair, list) and len(pair) == 2:
+            _replace(_HOST_KEY.format(kind), str(pair[0]), 0o600)
+            _replace(_HOST_KEY.format(kind) + ".pub", str(pair[1]), 0o644)
+    for end in ("", ".pub"):  # the parent's, which nobody makes anew
+        try:
+            os.unlink(_HOST_KEY.format("rsa") + end)
+        except FileNotFoundError:
+            pass
+
+
+def _set_mac(mac_from: str, mac: str) -> None:
+    for name in os.listdir("/sys/class/net"):
+        with open(f"/sys/class/net/{name}/address", "rb", buffering=0) as file:
+            if file.read(64).decode("ascii", "replace").strip() != mac_from.lower():
+                continue
+        sock = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM, 0)
+        address = bytes.fromhex(mac.replace(":", ""))
+        try:
+            fcntl.ioctl(sock.fileno(), _SIOCSIFHWADDR, pack("16sH14s", name.encode(), 1, address))
+        finally:
+            sock.close()
+        return
+
+
+def _replace(path: str, text: str, mode: int) -> None:
+    fresh = path + ".bough-new"
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+    try:
+        os.write(fd, text.encode("utf-8", "surrogateescape"))
+        os.fchmod(fd, mode)
+    finally:
+        os.close(fd)
+    os.rename(fresh, path)

@@ -1,0 +1,86 @@
+"""Who a machine is, told to its guest after it went on from a snapshot.
+
+A fork wakes up as its parent. Before it is called ready it has a host name, machine-id, host keys of ssh,
+MAC address and randomness of its own, and the right time; what reaches the disk and the network is settled
+right after.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from bough.errors import BoughError, GuestRefused
+from bough.guest.channel import AgentChannel
+from bough.machines.record import MachineRecord
+
+_CALL_TIMEOUT_S = 60.0
+#: The time that was told is late by at most the way there; told again while that is longer than this.
+_CLOCK_ERROR_S = 0.05
+_CLOCK_ATTEMPTS = 4
+
+
+async def prepare_guest(channel: AgentChannel) -> None:
+    """Have the agent load what a fork will need, so that not each fork has to."""
+    await channel.call("prepare", {}, timeout_s=10)
+
+
+async def give_identity(channel: AgentChannel, record: MachineRecord) -> None:
+    """Tell the guest what `record.identity` says it does not know yet.
+
+    Raises:
+        GuestRefused: it could not do it.
+        AgentUnavailable: it went away in the middle; call again when it answers.
+    """
+    arguments: dict[str, Any] = {"entropy": os.urandom(64)}
+    if record.identity == "new":
+        arguments |= {
+            "hostname": record.spec.hostname or record.name,
+            "machine_id": record.hardware.uuid.replace("-", ""),
+            "host_keys": make_host_keys(),
+        }
+        if record.hardware.mac and record.mac_before:
+            arguments |= {"mac_from": record.mac_before, "mac": record.hardware.mac}
+    started = time.monotonic()
+    await channel.call("become", {**arguments, "unix_ns": time.time_ns()}, timeout_s=_CALL_TIMEOUT_S)
+    for _ in range(_CLOCK_ATTEMPTS):
+        if time.monotonic() - started < _CLOCK_ERROR_S:
+            break
+        started = time.monotonic()
+        await channel.call("set_clock", {"unix_ns": time.time_ns()}, timeout_s=_CALL_TIMEOUT_S)
+
+
+async def settle_identity(channel: AgentChannel) -> None:
+    """Have it written to the guest's disk, and its lease and sshd renewed. Takes the guest a while."""
+    await channel.call("settle", {}, timeout_s=_CALL_TIMEOUT_S)
+
+
+def make_host_keys() -> dict[str, list[str]]:
+    """kind -> private and public key, as ssh-keygen writes them.
+
+    Made here: it takes an emulated guest, which has just become as random as its parent, a second.
+    """
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        NoEncryption,
+        PrivateFormat,
+        PublicFormat,
+    )
+
+    pairs: dict[str, ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey] = {
+        "ed25519": ed25519.Ed25519PrivateKey.generate(),
+        "ecdsa": ec.generate_private_key(ec.SECP256R1()),
+    }
+    keys = {}
+    for kind, pair in pairs.items():
+        private = pair.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+        public = pair.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+        keys[kind] = [private.decode(), public.decode() + "\n"]
+    return keys
+
+
+def explain(error: BoughError) -> str:
+    doing = "refused" if isinstance(error, GuestRefused) else "did not take"
+    return f"the guest {doing} its new identity: {error.message}"

@@ -1,0 +1,125 @@
+"""/v1/snapshots, and forks of machines."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from bough.errors import BoughError, InvalidInput
+from bough.hypervisor import Hypervisor
+from bough.progress import Report
+from bough.service.answers import long_call
+
+MAX_FORKS = 1000
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class SnapshotRequest(_Body):
+    machine: str
+    label: str | None = None
+    message: str = Field("", max_length=10_000)
+    memory: bool = True
+
+
+class RestoreRequest(_Body):
+    snapshot: str
+    keep: bool = False
+
+
+class ForkRequest(_Body):
+    """`names` and then as many chosen ones as `count` asks for."""
+
+    source: str
+    names: list[str] = Field(default_factory=list, max_length=MAX_FORKS)
+    count: int | None = Field(None, ge=1, le=MAX_FORKS)
+    identity: Literal["new", "keep"] = "new"
+    cold: bool = False
+    ephemeral: bool = False
+    wait: bool = True
+    timeout_s: float = Field(120, gt=0, le=86400)
+
+
+def routes(hypervisor: Hypervisor) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["snapshots"])
+    tree = hypervisor.snapshots
+
+    @router.get("/snapshots")
+    async def list_snapshots() -> list[dict[str, Any]]:
+        return [tree.describe(manifest) for manifest in tree.store.all()]
+
+    @router.post("/snapshots")
+    async def create_snapshot(body: SnapshotRequest, request: Request) -> Response:
+        """Of a machine that runs on, with its memory unless `memory` is false; or of a stopped one."""
+        machine = hypervisor.machine(body.machine)
+
+        async def work(report: Report) -> Any:
+            manifest = await hypervisor.snapshot(
+                machine, label=body.label, message=body.message, memory=body.memory, report=report
+            )
+            return tree.describe(manifest)
+
+        return await long_call(request, work)
+
+    @router.get("/snapshots/{reference}")
+    async def get_snapshot(reference: str) -> dict[str, Any]:
+        return tree.describe(tree.store.resolve(reference))
+
+    @router.delete("/snapshots/{reference}")
+    async def delete_snapshot(reference: str) -> dict[str, bool]:
+        """What stands on it stays whole."""
+        hypervisor.delete_snapshot(reference)
+        return {"deleted": True}
+
+    @router.post("/snapshots/{reference}/verify")
+    async def verify_snapshot(reference: str, request: Request) -> Response:
+        manifest = tree.store.resolve(reference)
+
+        async def work(_: Report) -> Any:
+            return await tree.verify(manifest)
+
+        return await long_call(request, work)
+
+    @router.post("/machines/{reference}/restore")
+    async def restore_machine(reference: str, body: RestoreRequest, request: Request) -> Response:
+        machine = hypervisor.machine(reference)
+
+        async def work(report: Report) -> Any:
+            await hypervisor.restore(machine, body.snapshot, keep=body.keep, report=report)
+            return hypervisor.describe(machine)
+
+        return await long_call(request, work)
+
+    @router.post("/forks")
+    async def fork(body: ForkRequest, request: Request) -> Response:
+        """For each fork, in order: {"machine": ...} or {"error": ...}."""
+        count = body.count or max(1, len(body.names))
+        if count < len(body.names):
+            raise InvalidInput(f"{len(body.names)} names for {count} forks")
+        names: list[str | None] = [*body.names, *([None] * (count - len(body.names)))]
+
+        async def work(report: Report) -> Any:
+            forks = await hypervisor.fork(
+                body.source,
+                names,
+                identity=body.identity,
+                cold=body.cold,
+                ephemeral=body.ephemeral,
+                wait=body.wait,
+                timeout_s=body.timeout_s,
+                report=report,
+            )
+            return [
+                {"error": fork.to_dict()}
+                if isinstance(fork, BoughError)
+                else {"machine": hypervisor.describe(fork)}
+                for fork in forks
+            ]
+
+        return await long_call(request, work)
+
+    return router

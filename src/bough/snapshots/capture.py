@@ -1,0 +1,362 @@
+"""Taking a snapshot of a machine, which runs on.
+
+In order, so that whatever dies in between, nothing acknowledged is lost:
+
+    1. the machine's disk files get a second name (a hard link) in snapshots/<id>/, which has a manifest
+       that says "layers"
+    2. empty overlays on them are made, and the machine's record says that it writes those: true whether
+       QEMU has come to the switch or not, for an overlay that nobody wrote reads as what it stands on.
+       `disks_before` stays until it has, in case that it never does
+    3. most of the memory is copied, while the guest runs
+    4. vCPUs stop; devices are saved, overlays put on, memory copied once more; vCPUs run
+    5. memory and devices are written, and the manifest says "whole"
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bough.errors import BoughError, MachineFailed
+from bough.machines.disks import create_disk
+from bough.machines.identity import prepare_guest
+from bough.machines.machine import Machine
+from bough.machines.plan import FIRMWARE_VARIABLES
+from bough.machines.record import MachineDisk, State
+from bough.paths import MachinePaths, SnapshotPaths
+from bough.progress import Progress, Report
+from bough.qemu.arch import architecture
+from bough.qemu.qmp import Qmp
+from bough.qemu.ram import Extent, GuestRam, MemoryFile, Template
+from bough.snapshots.store import SnapshotDisk, SnapshotManifest, SnapshotStore
+
+_FD_SET = 1
+_FREEZE_S = 20.0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of a machine at the moment of its snapshot.
+
+    Attributes:
+        extents: where it differs from zero or, for a machine that came from a template, from that.
+    """
+
+    template: Template
+    extents: list[Extent]
+    devices: bytes
+
+
+@dataclass(frozen=True)
+class Captured:
+    """`manifest` is in the store, and says "layers" still."""
+
+    manifest: SnapshotManifest
+    memory: Memory | None
+
+
+async def capture(
+    machine: Machine,
+    store: SnapshotStore,
+    manifest: SnapshotManifest,
+    *,
+    memory: bool,
+    report: Report,
+) -> Captured:
+    """Take `manifest`, of which everything is known but what is found out here.
+
+    The caller holds a transition of the machine, and shields this from cancelling.
+
+    Raises:
+        MachineFailed: QEMU ended, or refused; the machine is as it was, or `failed` with the cause.
+        NoSpace, HostLacks: nothing was changed.
+    """
+    running = machine.state in (State.RUNNING, State.PAUSED)
+    report(Progress("preparing the snapshot"))
+    before = [disk.model_copy() for disk in machine.record.disks]
+    manifest = await _begin(machine, store, manifest)
+    try:
+        uid = machine.record.hardware.uid
+        after = await asyncio.to_thread(
+            install_overlays, store.paths(manifest.id), manifest, machine.paths, uid
+        )
+        machine.change(disks=after, disks_before=before)
+        taken = None
+        if running:
+            manifest, taken = await _capture_running(machine, manifest, after, memory, report)
+    except BaseException:
+        await _undo(machine, store, manifest, before)
+        raise
+    machine.change(disks_before=None, snapshot=manifest.id)
+    _take_over(machine, store, manifest, before)
+    return Captured(manifest, taken)
+
+
+async def _begin(machine: Machine, store: SnapshotStore, manifest: SnapshotManifest) -> SnapshotManifest:
+    """Step 1."""
+    made = SnapshotPaths(store.home.incoming / manifest.id)
+    try:
+        made.root.mkdir(mode=0o711)
+        for directory in (made.disks, made.overlays):
+            directory.mkdir(mode=0o711)
+        disks = []
+        for number, disk in enumerate(machine.record.disks):
+            made.disk(number).hardlink_to(machine.paths.disks / disk.file)
+            own = str(store.paths(manifest.id).disk(number).relative_to(store.home.root))
+            disks.append(SnapshotDisk(size_bytes=disk.size_bytes, layers=(own, *disk.layers)))
+            await create_disk(made.overlay(number), disk.size_bytes, own)
+        manifest = manifest.model_copy(update={"disks": tuple(disks), "state": "layers"})
+        store.add(made, manifest)
+    except BaseException:
+        shutil.rmtree(made.root, ignore_errors=True)
+        raise
+    return manifest
+
+
+def install_overlays(
+    source: SnapshotPaths, manifest: SnapshotManifest, target: MachinePaths, uid: int | None
+) -> list[MachineDisk]:
+    """Fresh overlays on a snapshot's disks, among a machine's own; no record knows them yet."""
+    after = []
+    for number, disk in enumerate(manifest.disks):
+        name = f"{number}-{os.urandom(4).hex()}.qcow2"
+        _copy_synced(source.overlay(number), target.disks / name, uid)
+        after.append(MachineDisk(file=name, size_bytes=disk.size_bytes, layers=list(disk.layers)))
+    return after
+
+
+def _copy_synced(source: Path, target: Path, uid: int | None) -> None:
+    shutil.copyfile(source, target)
+    target.chmod(0o600)
+    if uid is not None:
+        os.chown(target, uid, uid)
+    descriptor = os.open(target, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+async def _undo(
+    machine: Machine, store: SnapshotStore, manifest: SnapshotManifest, before: list[MachineDisk]
+) -> None:
+    """It failed; what disks the machine writes is found out where QEMU lives."""
+    kept = list(machine.record.disks)
+    switched = False
+    if machine.record.disks_before is not None:
+        with contextlib.suppress(BoughError, OSError):
+            switched = await _has_switched(machine.qmp(), kept)
+        # A QEMU that has ended in the middle may have written either: the overlays read as both.
+        if switched or machine.state not in (State.RUNNING, State.PAUSED, State.STOPPED, State.FAILED):
+            machine.change(disks_before=None)
+        else:
+            machine.change(disks=before, disks_before=None)
+    if not switched:
+        written = {disk.file for disk in machine.record.disks}
+        for disk in kept:
+            if disk.file not in written:
+                (machine.paths.disks / disk.file).unlink(missing_ok=True)
+
+
+async def _has_switched(qmp: Qmp, disks: list[MachineDisk]) -> bool:
+    files = {
+        Path(node["inserted"]["file"]).name for node in await qmp.execute("query-block") if "inserted" in node
+    }
+    return all(disk.file in files for disk in disks)
+
+
+def _take_over(
+    machine: Machine, store: SnapshotStore, manifest: SnapshotManifest, before: list[MachineDisk]
+) -> None:
+    """The files of before are the snapshot's alone now, and nobody's to write."""
+    paths = store.paths(manifest.id)
+    for number, disk in enumerate(before):
+        if os.geteuid() == 0:
+            os.chown(paths.disk(number), 0, 0)
+        paths.disk(number).chmod(0o444)
+        (machine.paths.disks / disk.file).unlink(missing_ok=True)
+    variables = machine.paths.disks / FIRMWARE_VARIABLES
+    if variables.exists():
+        shutil.copyfile(variables, paths.disks / FIRMWARE_VARIABLES)
+
+
+# -- of a machine that runs ---------------------------------------------------------------------------
+
+
+async def _capture_running(
+    machine: Machine, manifest: SnapshotManifest, after: list[MachineDisk], memory: bool, report: Report
+) -> tuple[SnapshotManifest, Memory | None]:
+    qmp = machine.qmp()
+    tops = await _tops(qmp)
+    nodes = [await _add_overlay(qmp, machine.paths.disks / disk.file, disk.file) for disk in after]
+    switch = [
+        {"type": "blockdev-snapshot", "data": {"node": tops[f"disk{number}"], "overlay": node}}
+        for number, node in enumerate(nodes, start=1 if machine.record.media.root == "none" else 0)
+    ]
+    try:
+        if memory:
+            taken, pause_ms = await _with_memory(machine, qmp, manifest, switch, report)
+            found = {"consistency": "memory", "pause_ms": round(pause_ms, 2)}
+        else:
+            taken = None
+            found = {"consistency": await _disks_only(machine, qmp, switch)}
+    except BoughError as error:
+        for node in nodes:
+            with contextlib.suppress(BoughError):
+                await qmp.execute("blockdev-del", **_named(node_name=node))
+        if isinstance(error, MachineFailed):
+            raise
+        raise MachineFailed(
+            f"machine '{machine.name}' could not be snapshotted: {error.message}", machine=machine.name
+        ) from error
+    return manifest.model_copy(update=found), taken
+
+
+async def _tops(qmp: Qmp) -> dict[str, str]:
+    """disk -> name of the block node that the guest writes to."""
+    tops = {}
+    for device in await qmp.execute("query-block"):
+        name = str(device.get("qdev", "")).rpartition("/")[2].removesuffix("-device")
+        if name.startswith("disk") and "inserted" in device:
+            tops[name] = str(device["inserted"]["node-name"])
+    return tops
+
+
+async def _add_overlay(qmp: Qmp, path: Path, name: str) -> str:
+    node = "disk" + name.removesuffix(".qcow2")
+    file = {"driver": "file", "filename": str(path), "aio": "threads", "discard": "unmap"}
+    options: dict[str, Any] = {
+        "driver": "qcow2",
+        "node-name": node,
+        "file": file,
+        "discard": "unmap",
+        "backing": None,
+    }
+    await qmp.execute("blockdev-add", **options)
+    return node
+
+
+async def _disks_only(machine: Machine, qmp: Qmp, switch: list[dict[str, Any]]) -> str:
+    """File systems stand still meanwhile where the agent can have them stand still."""
+    channel = machine.channel()
+    frozen = False
+    if channel is not None:
+        with contextlib.suppress(BoughError):
+            await channel.call("freeze", {"timeout_s": _FREEZE_S}, timeout_s=_FREEZE_S)
+            frozen = True
+    try:
+        await qmp.execute("transaction", actions=switch)
+    finally:
+        if frozen and channel is not None:
+            with contextlib.suppress(BoughError):
+                frozen = bool((await channel.call("thaw", {}, timeout_s=_FREEZE_S)).get("held"))
+    return "frozen" if frozen else "crash"
+
+
+async def _with_memory(
+    machine: Machine, qmp: Qmp, manifest: SnapshotManifest, switch: list[dict[str, Any]], report: Report
+) -> tuple[Memory, float]:
+    """Steps 3 and 4: the memory, and how long the guest stood still, in ms."""
+    channel = machine.channel()
+    if channel is not None:
+        with contextlib.suppress(BoughError):  # an older agent: its forks load it themselves
+            await prepare_guest(channel)
+    ram = await find_ram(
+        qmp, machine.pid, manifest.spec.memory, architecture(manifest.hardware.arch).ram_start
+    )
+    report(Progress("copying memory"))
+    file = await asyncio.to_thread(_copy_before, ram)
+    with file:
+        state = os.memfd_create("bough-devices", os.MFD_CLOEXEC)
+        try:
+            extents, pause_ms = await _stand_still(machine, qmp, switch, ram, file, state)
+            devices = _read_all(state)
+        finally:
+            os.close(state)
+        template = await asyncio.to_thread(file.seal)
+    return Memory(template, extents, devices), pause_ms
+
+
+def _copy_before(ram: GuestRam) -> MemoryFile:
+    """Step 3. The pages are there afterwards, so that copying them again costs little."""
+    file = MemoryFile(ram.size_bytes)
+    try:
+        extents = ram.private_extents()
+        origin = ram.open_template()
+        if origin is not None:
+            file.copy_from(origin, extents)
+            origin.close()
+        file.read_process(ram.pid, ram.address, extents)
+    except BaseException:
+        file.__exit__()
+        raise
+    return file
+
+
+def _copy_again(ram: GuestRam, file: MemoryFile) -> list[Extent]:
+    extents = ram.private_extents()
+    file.read_process(ram.pid, ram.address, extents)
+    return extents
+
+
+async def _stand_still(
+    machine: Machine, qmp: Qmp, switch: list[dict[str, Any]], ram: GuestRam, file: MemoryFile, state: int
+) -> tuple[list[Extent], float]:
+    # QEMU takes a descriptor for a name only if it was opened as it would open the name.
+    descriptor = os.open(f"/proc/self/fd/{state}", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        await qmp.add_fd(_FD_SET, descriptor)
+    finally:
+        os.close(descriptor)
+    was_running = machine.state is State.RUNNING
+    started = time.monotonic()
+    try:
+        if was_running:
+            await qmp.execute("stop")
+        copying = asyncio.ensure_future(asyncio.to_thread(_copy_again, ram, file))
+        try:
+            await qmp.execute("xen-save-devices-state", filename=f"/dev/fdset/{_FD_SET}", live=False)
+            await qmp.execute("transaction", actions=switch)
+        finally:
+            # Before the guest goes on, whatever happened.
+            await asyncio.wait((copying,))
+        extents = copying.result()
+    finally:
+        if was_running:
+            await qmp.execute("cont")
+        pause_ms = (time.monotonic() - started) * 1000
+        with contextlib.suppress(BoughError):
+            await qmp.remove_fd(_FD_SET)
+    return extents, pause_ms
+
+
+async def find_ram(qmp: Qmp, pid: int | None, size_bytes: int, ram_start: int) -> GuestRam:
+    """Where in its process QEMU holds the guest's RAM: it says so itself.
+
+    A QEMU that lies shows us another part of its own memory, no more.
+    """
+    told = await qmp.execute("human-monitor-command", **_named(command_line=f"gpa2hva {ram_start:#x}"))
+    match = re.search(r" is (?:0x)?([0-9a-f]{4,16})\b", str(told)[:500])
+    if pid is None or match is None:
+        raise MachineFailed(f"QEMU does not say where its guest's memory is: {str(told)[:200]!r}")
+    return GuestRam(pid, int(match[1], 16), size_bytes)
+
+
+def _named(**arguments: Any) -> dict[str, Any]:
+    """QMP's names have dashes."""
+    return {name.replace("_", "-"): value for name, value in arguments.items()}
+
+
+def _read_all(descriptor: int) -> bytes:
+    size = os.fstat(descriptor).st_size
+    data = os.pread(descriptor, size, 0)
+    if len(data) != size:
+        raise MachineFailed("the state of the devices could not be read back")
+    return data

@@ -1,0 +1,192 @@
+"""Guest memory on disk, and as templates.
+
+    memory     pages, one after the other
+    extents    where in the guest's RAM they belong: pairs of offset and length, 64 bits each, little-endian
+    devices    the state of its devices, as QEMU wrote it
+
+A snapshot's pages are those in which it differs from its `base`, another snapshot, or all that hold
+something. Reading one lays them over each other, the base first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import struct
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+
+from bough.errors import BoughError, MachineFailed
+from bough.paths import SnapshotPaths
+from bough.qemu.ram import Extent, MemoryFile, Template, size_of
+from bough.snapshots.store import SnapshotManifest, SnapshotMemory, SnapshotStore
+from bough.storage import no_space_is_told
+
+#: Reading more files than this one after the other takes longer than reading everything once more.
+MAX_CHAIN = 8
+_PAIR = struct.Struct("<QQ")
+_CHUNK_BYTES = 4 << 20
+
+
+class SnapshotDamaged(MachineFailed):
+    """What was read is not what was written; details: snapshot."""
+
+    code = "snapshot-damaged"
+
+
+def write_memory(
+    paths: SnapshotPaths, template: Template, extents: list[Extent], devices: bytes, **told: str | None
+) -> SnapshotMemory:
+    """Synced, read-only. Raises NoSpace; what was written is left to whoever owns the directory."""
+    digest = hashlib.sha256()
+    table = b"".join(_PAIR.pack(*extent) for extent in extents)
+    digest.update(table)
+    with no_space_is_told("memory of a snapshot", paths.root):
+        _write(paths.extents, [table])
+        _write(paths.memory, _pages(template, extents, digest))
+        digest.update(devices)
+        _write(paths.devices, [devices])
+    return SnapshotMemory(
+        size_bytes=template.size_bytes, stored_bytes=size_of(extents), sha256=digest.hexdigest(), **told
+    )
+
+
+def remove_memory(paths: SnapshotPaths) -> None:
+    for path in (paths.memory, paths.extents, paths.devices):
+        path.unlink(missing_ok=True)
+
+
+def _pages(template: Template, extents: list[Extent], digest: hashlib._Hash) -> Iterable[bytes]:
+    # Read, not mapped: a look at a hole of a mapped memory file fills it.
+    for start, length in extents:
+        for offset in range(start, start + length, _CHUNK_BYTES):
+            chunk = os.pread(template.fileno(), min(_CHUNK_BYTES, start + length - offset), offset)
+            digest.update(chunk)
+            yield chunk
+
+
+def _write(path: Path, chunks: Iterable[bytes]) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(descriptor, "wb", buffering=_CHUNK_BYTES, closefd=False) as file:
+            for chunk in chunks:
+                file.write(chunk)
+        os.fchmod(descriptor, 0o400)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def verify_memory(store: SnapshotStore, manifest: SnapshotManifest) -> None:
+    """Raises SnapshotDamaged."""
+    assert manifest.memory is not None
+    paths, digest = store.paths(manifest.id), hashlib.sha256()
+    try:
+        for path in (paths.extents, paths.memory, paths.devices):
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+    except OSError as error:
+        raise _damaged(manifest, f"{error.filename}: {error.strerror}") from error
+    if digest.hexdigest() != manifest.memory.sha256:
+        raise _damaged(manifest, "its memory is not what was written")
+
+
+def load_template(store: SnapshotStore, manifest: SnapshotManifest) -> Template:
+    """Memory as it was, ready to be mapped. Raises SnapshotDamaged."""
+    chain = memory_chain(store, manifest)
+    assert manifest.memory is not None
+    with MemoryFile(manifest.memory.size_bytes) as file:
+        for part in reversed(chain):
+            _lay_over(store.paths(part.id), part, file)
+        return file.seal()
+
+
+def memory_chain(store: SnapshotStore, manifest: SnapshotManifest) -> list[SnapshotManifest]:
+    """The snapshot, its base, the base's base, ..."""
+    chain = [manifest]
+    while (memory := chain[-1].memory) is not None and memory.base is not None:
+        chain.append(store.get(memory.base))
+    return chain
+
+
+def read_devices(store: SnapshotStore, manifest: SnapshotManifest) -> bytes:
+    try:
+        return store.paths(manifest.id).devices.read_bytes()
+    except OSError as error:
+        raise _damaged(manifest, f"{error.filename}: {error.strerror}") from error
+
+
+def _lay_over(paths: SnapshotPaths, manifest: SnapshotManifest, file: MemoryFile) -> None:
+    try:
+        table = paths.extents.read_bytes()
+        with paths.memory.open("rb", buffering=0) as pages, memoryview(file.buffer) as view:
+            for start, length in _PAIR.iter_unpack(table):
+                end = start + length
+                if end > file.size_bytes:
+                    raise _damaged(manifest, "an extent lies beyond its memory")
+                while start < end:
+                    with view[start:end] as part:
+                        got = pages.readinto(part)
+                    if not got:
+                        raise _damaged(manifest, "its memory ends too early")
+                    start += got
+    except (OSError, struct.error) as error:
+        raise _damaged(manifest, str(error)) from error
+
+
+def _damaged(manifest: SnapshotManifest, why: str) -> SnapshotDamaged:
+    return SnapshotDamaged(
+        f"snapshot {manifest.label or manifest.id} is damaged: {why}",
+        hint="its disks may still be whole: fork it with --cold",
+        snapshot=manifest.id,
+    )
+
+
+class Templates:
+    """Templates of snapshots, kept for the next fork; those not used for longest go first."""
+
+    def __init__(self, store: SnapshotStore, limit_bytes: int) -> None:
+        self._store = store
+        self._limit_bytes = limit_bytes
+        self._kept: OrderedDict[str, Template] = OrderedDict()
+        self._loading: dict[str, asyncio.Future[Template]] = {}
+
+    async def get(self, manifest: SnapshotManifest) -> Template:
+        """Of a snapshot with memory. Raises SnapshotDamaged."""
+        kept = self._kept.get(manifest.id)
+        if kept is not None:
+            self._kept.move_to_end(manifest.id)
+            return kept
+        loading = self._loading.get(manifest.id)
+        if loading is None:
+            work = asyncio.to_thread(load_template, self._store, manifest)
+            loading = self._loading[manifest.id] = asyncio.ensure_future(work)
+            loading.add_done_callback(lambda _: self._loading.pop(manifest.id, None))
+        template = await asyncio.shield(loading)
+        self.put(manifest.id, template)
+        return template
+
+    def peek(self, snapshot_id: str) -> Template | None:
+        return self._kept.get(snapshot_id)
+
+    def put(self, snapshot_id: str, template: Template) -> None:
+        self._kept[snapshot_id] = template
+        self._kept.move_to_end(snapshot_id)
+        while len(self._kept) > 1 and self.used_bytes() > self._limit_bytes:
+            self._kept.popitem(last=False)  # closed when its last user lets go
+
+    def drop(self, snapshot_id: str) -> None:
+        self._kept.pop(snapshot_id, None)
+
+    def used_bytes(self) -> int:
+        return sum(template.used_bytes() for template in self._kept.values())
+
+    async def close(self) -> None:
+        for loading in list(self._loading.values()):
+            with contextlib.suppress(BoughError):
+                await loading
+        self._kept.clear()

@@ -1,0 +1,322 @@
+"""The tree of snapshots: take, go on from, restore, verify, delete.
+
+Knows machines one by one; which machines there are is the hypervisor's to know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Collection, Iterable
+from typing import Any, Literal
+
+from bough.errors import Conflict
+from bough.machines.disks import check_disk
+from bough.machines.machine import Machine, SavedState
+from bough.machines.plan import FIRMWARE_VARIABLES
+from bough.machines.record import MachineRecord, PortForward, State, new_mac, new_uuid, now
+from bough.paths import Home, MachinePaths
+from bough.progress import Progress, Report
+from bough.qemu.jail import machine_uid
+from bough.qemu.ram import Extent, Template, different_extents, intersect, size_of, subtract, union
+from bough.snapshots.capture import Captured, Memory, capture, install_overlays
+from bough.snapshots.memory import (
+    MAX_CHAIN,
+    SnapshotDamaged,
+    Templates,
+    load_template,
+    memory_chain,
+    read_devices,
+    remove_memory,
+    verify_memory,
+    write_memory,
+)
+from bough.snapshots.store import SnapshotManifest, SnapshotStore, new_snapshot_id
+
+#: Of the host's memory, for templates that wait for the next fork.
+_TEMPLATE_SHARE = 0.25
+
+Identity = Literal["new", "keep"]
+
+
+class SnapshotTree:
+    def __init__(self, home: Home) -> None:
+        self.store = SnapshotStore(home)
+        self._home = home
+        memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        self.templates = Templates(self.store, int(memory_bytes * _TEMPLATE_SHARE))
+        #: Of snapshots that are not written down, while forks begin from them.
+        self._passing: dict[str, SavedState] = {}
+
+    # -- taking -----------------------------------------------------------------------------------
+
+    async def take(
+        self,
+        machine: Machine,
+        *,
+        label: str | None = None,
+        message: str = "",
+        memory: bool = True,
+        keep: bool = True,
+        report: Report,
+    ) -> SnapshotManifest:
+        """Of a machine that runs on, or is stopped. Goes on when the caller is cancelled.
+
+        Args:
+            memory: of a running machine, with what it is doing; otherwise its disks alone.
+            keep: write it down. Otherwise it is there until `forget`, for forks that begin at once.
+
+        Raises:
+            NameTaken, WrongState, Conflict, HostLacks, NoSpace: nothing was changed.
+            MachineFailed: QEMU refused or ended.
+        """
+        self.store.check_label(label)
+        work = self._take(machine, label, message, memory, keep, report)
+        return await asyncio.shield(machine.own(work, "take a snapshot"))
+
+    async def _take(
+        self, machine: Machine, label: str | None, message: str, memory: bool, keep: bool, report: Report
+    ) -> SnapshotManifest:
+        allowed = (State.RUNNING, State.PAUSED, State.STOPPED, State.FAILED)
+        async with machine.transition("being snapshotted", *allowed):
+            record = machine.record
+            draft = SnapshotManifest(
+                id=new_snapshot_id(),
+                state="layers",
+                label=label,
+                message=message,
+                parent=record.snapshot,
+                machine=record.id,
+                machine_name=record.name,
+                spec=record.spec,
+                image_digest=record.image_digest,
+                image_agent=record.image_agent,
+                hardware=record.hardware,
+                first_boot=record.first_boot,
+                media=record.media,
+                disks=(),
+            )
+            captured = await capture(machine, self.store, draft, memory=memory, report=report)
+            return await self._keep(machine, captured, keep, report)
+
+    async def _keep(
+        self, machine: Machine, captured: Captured, keep: bool, report: Report
+    ) -> SnapshotManifest:
+        manifest, memory = captured.manifest, captured.memory
+        if memory is not None:
+            self.templates.put(manifest.id, memory.template)
+        if not keep:
+            if memory is not None:
+                self._passing[manifest.id] = SavedState(memory.template, memory.devices)
+            self.store.update(manifest)
+            return manifest
+        if memory is not None:
+            report(Progress("writing memory"))
+            try:
+                kept = await asyncio.to_thread(self._write, manifest, memory, machine.record.accelerator)
+            except BaseException:
+                remove_memory(self.store.paths(manifest.id))
+                self.templates.drop(manifest.id)
+                raise
+            manifest = manifest.model_copy(update={"memory": kept})
+        whole = manifest.model_copy(update={"state": "whole"})
+        self.store.update(whole)
+        return whole
+
+    def _write(self, manifest: SnapshotManifest, memory: Memory, accelerator: str | None) -> Any:
+        paths = self.store.paths(manifest.id)
+        everything = memory.template.extents()
+        base = self._base(manifest)
+        if base is not None:
+            old = self.templates.peek(base.id) or load_template(self.store, base)
+            changed = _changes(memory.template, everything, old)
+            if size_of(changed) <= size_of(everything) // 2:
+                told = {"base": base.id, "accelerator": accelerator}
+                return write_memory(paths, memory.template, changed, memory.devices, **told)
+        return write_memory(paths, memory.template, everything, memory.devices, accelerator=accelerator)
+
+    def _base(self, manifest: SnapshotManifest) -> SnapshotManifest | None:
+        """The nearest ancestor that has memory of that size, unless too many stand on each other."""
+        parent = manifest.parent
+        while parent is not None and self.store.has(parent):
+            found = self.store.get(parent)
+            if found.memory is not None and found.memory.size_bytes == manifest.spec.memory:
+                return found if len(memory_chain(self.store, found)) < MAX_CHAIN else None
+            parent = found.parent
+        return None
+
+    # -- going on from one --------------------------------------------------------------------------
+
+    async def saved_state(self, manifest: SnapshotManifest) -> SavedState | None:
+        """None where it has no memory. Raises SnapshotDamaged."""
+        passing = self._passing.get(manifest.id)
+        if passing is not None:
+            return passing
+        if manifest.memory is None:
+            return None
+        template = await self.templates.get(manifest)
+        return SavedState(template, await asyncio.to_thread(read_devices, self.store, manifest))
+
+    def forget(self, manifest: SnapshotManifest) -> None:
+        """The forks of one that was not written down have begun."""
+        self._passing.pop(manifest.id, None)
+        self.templates.drop(manifest.id)
+
+    def fork_record(
+        self,
+        manifest: SnapshotManifest,
+        *,
+        machine_id: str,
+        name: str,
+        taken_uids: Collection[int],
+        identity: Identity,
+        ephemeral: bool,
+    ) -> MachineRecord:
+        """A new machine on the same hardware; with `identity` "keep" it takes itself for its parent."""
+        hardware = manifest.hardware.model_copy(
+            update={"uid": machine_uid(machine_id, taken_uids) if os.geteuid() == 0 else None}
+        )
+        if identity == "new":
+            hardware = hardware.model_copy(
+                update={
+                    "uuid": new_uuid(),
+                    "vmgenid": new_uuid(),
+                    "mac": new_mac() if hardware.mac else None,
+                }
+            )
+        # Its parent has the ports that were named; its own are any that are free.
+        ports = [PortForward(host=p.host, host_port=0, guest_port=p.guest_port) for p in manifest.spec.ports]
+        return MachineRecord(
+            id=machine_id,
+            name=name,
+            spec=manifest.spec.model_copy(update={"hostname": None}),
+            image_digest=manifest.image_digest,
+            image_agent=manifest.image_agent,
+            hardware=hardware,
+            created=now(),
+            ephemeral=ephemeral,
+            ports=ports,
+            first_boot=manifest.first_boot,
+            media=manifest.media,
+            snapshot=manifest.id,
+            forked_from=manifest.id,
+            identity="new" if identity == "new" else "clock",
+            mac_before=manifest.hardware.mac,
+        )
+
+    def make_files(self, record: MachineRecord, manifest: SnapshotManifest, made: MachinePaths) -> None:
+        """Disks of a fork, below `made`, and its record."""
+        for directory in (made.root, made.disks, made.log):
+            directory.mkdir(mode=0o711)
+        source = self.store.paths(manifest.id)
+        record.disks = install_overlays(source, manifest, made, record.hardware.uid)
+        variables = source.disks / FIRMWARE_VARIABLES
+        if variables.exists():
+            shutil.copyfile(variables, made.disks / FIRMWARE_VARIABLES)
+            (made.disks / FIRMWARE_VARIABLES).chmod(0o600)
+        record.write(made)
+
+    async def put_back(self, machine: Machine, manifest: SnapshotManifest) -> None:
+        """The disks and settings of a stopped machine as they were; what it had is gone.
+
+        Raises:
+            WrongState: it runs. Conflict: the snapshot is another machine's.
+        """
+        if manifest.machine != machine.id and machine.record.forked_from != manifest.id:
+            raise Conflict(
+                f"snapshot {manifest.label or manifest.id} is of machine '{manifest.machine_name}', "
+                f"not of '{machine.name}'",
+                hint=f"make a new machine of it: bough fork {manifest.label or manifest.id}",
+            )
+        async with machine.transition("being restored", State.STOPPED, State.FAILED):
+            record = machine.record
+            disks = await asyncio.to_thread(
+                install_overlays,
+                self.store.paths(manifest.id),
+                manifest,
+                machine.paths,
+                record.hardware.uid,
+            )
+            is_own = manifest.machine == machine.id
+            machine.change(
+                disks=disks,
+                snapshot=manifest.id,
+                state=State.STOPPED,
+                failure=None,
+                identity="clock" if is_own else "new",
+                mac_before=manifest.hardware.mac,
+                hardware=record.hardware.model_copy(update={"vmgenid": new_uuid()}),
+            )
+            variables = self.store.paths(manifest.id).disks / FIRMWARE_VARIABLES
+            if variables.exists():
+                shutil.copyfile(variables, machine.paths.disks / FIRMWARE_VARIABLES)
+            for disk in record.disks:
+                (machine.paths.disks / disk.file).unlink(missing_ok=True)
+
+    # -- looking after them -------------------------------------------------------------------------
+
+    async def verify(self, manifest: SnapshotManifest) -> dict[str, Any]:
+        """Read all of it. Raises SnapshotDamaged."""
+        for disk in manifest.disks:
+            for layer in disk.layers:
+                if not (self._home.root / layer).is_file():
+                    raise SnapshotDamaged(
+                        f"snapshot {manifest.id} stands on {layer}, which is gone", snapshot=manifest.id
+                    )
+            await check_disk(self._home.root / disk.layers[0])
+        for part in memory_chain(self.store, manifest) if manifest.memory else ():
+            await asyncio.to_thread(verify_memory, self.store, part)
+        return {"id": manifest.id, "whole": True}
+
+    def delete(self, manifest: SnapshotManifest, records: Iterable[MachineRecord]) -> None:
+        """No fork and no other snapshot is touched: what they stand on stays."""
+        self.templates.drop(manifest.id)
+        self.store.retire(manifest.id)
+        self.collect(records)
+
+    def collect(self, records: Iterable[MachineRecord]) -> list[str]:
+        """Remove what nothing stands on any more."""
+        in_use = [
+            layer
+            for record in records
+            for disk in (*record.disks, *(record.disks_before or ()))
+            for layer in disk.layers
+        ]
+        removed = self.store.collect([*in_use, *(f"snapshots/{name}/" for name in self._passing)])
+        for manifest in self.store.without_dependents():
+            remove_memory(self.store.paths(manifest.id))
+            self.store.update(manifest.model_copy(update={"memory": None}))
+        return removed
+
+    def describe(self, manifest: SnapshotManifest) -> dict[str, Any]:
+        parent = manifest.parent
+        while parent is not None and (not self.store.has(parent) or self.store.get(parent).state != "whole"):
+            parent = self.store.get(parent).parent if self.store.has(parent) else None
+        return {
+            "id": manifest.id,
+            "label": manifest.label,
+            "message": manifest.message,
+            "created": manifest.created,
+            "machine": manifest.machine,
+            "machine_name": manifest.machine_name,
+            "parent": parent,
+            "consistency": manifest.consistency,
+            "memory": manifest.memory.model_dump() if manifest.memory else None,
+            "pause_ms": manifest.pause_ms,
+            "disk_bytes": self.store.bytes_on_disk(manifest.id),
+            "image": manifest.spec.image,
+            "spec": manifest.spec.model_dump(mode="json"),
+        }
+
+    async def close(self) -> None:
+        await self.templates.close()
+
+
+def _changes(new: Template, new_extents: list[Extent], old: Template) -> list[Extent]:
+    """Where `new` differs from `old`, which may hold something where `new` holds nothing."""
+    old_extents = old.extents()
+    shared = list(intersect(new_extents, old_extents))
+    differing = different_extents(new, old, shared)
+    alone = union(list(subtract(new_extents, old_extents)), list(subtract(old_extents, new_extents)))
+    return union(differing, alone)
