@@ -35,7 +35,8 @@ def a_kept_connection(machine: str) -> Iterator[Ssh]:
         authorize = "mkdir -p -m 0700 /root/.ssh && printf '%s\\n' \"$1\" >> /root/.ssh/authorized_keys"
         public = Path(f"{key}.pub").read_text().strip()
         run_bough("exec", machine, "--", "sh", "-c", authorize, "sh", public)
-        options = ("-F", str(config), "-i", str(key), "-o", f"ControlPath={directory}/control", "-o", "ControlMaster=auto",
+        options = ("-F", str(config), "-i", str(key), "-o",
+                   f"ControlPath={directory}/control", "-o", "ControlMaster=auto",
                    "-o", "ControlPersist=600", "-o", "LogLevel=ERROR")  # fmt: skip
         ssh = Ssh(options, machine)
         ssh.run("true")

@@ -189,10 +189,6 @@ class Home:
         return self.root / "machines"
 
     @property
-    def snapshots(self) -> Path:
-        return self.root / "snapshots"
-
-    @property
     def host_facts(self) -> Path:
         return self.root / "host.json"
 

@@ -27,7 +27,9 @@ async def create_disks(
     """
     size = record.spec.disk or image.size_bytes
     if record.media.root == "image" and size < image.size_bytes:
-        message = f"{format_size(size)} is less than the {format_size(image.size_bytes)} of {record.spec.image}"
+        message = (
+            f"{format_size(size)} is less than the {format_size(image.size_bytes)} of {record.spec.image}"
+        )
         hint = "leave it out to take the image's size"
         problem = {"place": "disk", "message": message, "hint": hint}
         raise InvalidSpec(f"disk: {problem['message']}", problems=[problem])

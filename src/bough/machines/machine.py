@@ -218,7 +218,7 @@ class Machine:
             with open_memory(saved.devices) as descriptor:
                 await self._qmp.send_fd("devices", descriptor)
                 await self._qmp.execute("migrate-incoming", uri="fd:devices")
-            while (await self._qmp.execute("query-status"))["status"] == "inmigrate":
+            while (await self._qmp.execute("query-status"))["status"] == "inmigrate":  # noqa: ASYNC110
                 await asyncio.sleep(_LOAD_POLL_S)
             await self._qmp.execute("cont")
         except BoughError as error:

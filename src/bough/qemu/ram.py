@@ -166,7 +166,7 @@ class GuestRam:
         position, end = self.address // PAGE_BYTES * 8, (self.address + self.size_bytes) // PAGE_BYTES * 8
         start = position
         try:
-            with open(f"/proc/{self.pid}/pagemap", "rb", buffering=0) as pagemap:
+            with Path(f"/proc/{self.pid}/pagemap").open("rb", buffering=0) as pagemap:
                 while position < end:
                     data = os.pread(pagemap.fileno(), min(_PAGEMAP_CHUNK_BYTES, end - position), position)
                     if not data:
@@ -237,8 +237,8 @@ def subtract(extents: Iterable[Extent], holes: Iterable[Extent]) -> Iterator[Ext
     """`extents` without `holes`; both ascending."""
     rest = iter(holes)
     hole = next(rest, None)
-    for start, length in extents:
-        end = start + length
+    for begin, length in extents:
+        start, end = begin, begin + length
         while hole is not None and hole[0] + hole[1] <= start:
             hole = next(rest, None)
         while hole is not None and hole[0] < end:
@@ -279,11 +279,12 @@ def _append(extents: list[Extent], start: int, length: int) -> None:
 def _batches(extents: Iterable[Extent]) -> Iterator[list[Extent]]:
     batch: list[Extent] = []
     held = 0
-    for start, length in extents:
-        while length:
-            part = min(length, _BYTES_PER_CALL - held)
+    for begin, length in extents:
+        start, end = begin, begin + length
+        while start < end:
+            part = min(end - start, _BYTES_PER_CALL - held)
             batch.append((start, part))
-            start, length, held = start + part, length - part, held + part
+            start, held = start + part, held + part
             if held == _BYTES_PER_CALL or len(batch) == _VECTORS_PER_CALL:
                 yield batch
                 batch, held = [], 0

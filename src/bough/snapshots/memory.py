@@ -124,8 +124,8 @@ def _lay_over(paths: SnapshotPaths, manifest: SnapshotManifest, file: MemoryFile
     try:
         table = paths.extents.read_bytes()
         with paths.memory.open("rb", buffering=0) as pages, memoryview(file.buffer) as view:
-            for start, length in _PAIR.iter_unpack(table):
-                end = start + length
+            for begin, length in _PAIR.iter_unpack(table):
+                start, end = begin, begin + length
                 if end > file.size_bytes:
                     raise _damaged(manifest, "an extent lies beyond its memory")
                 while start < end:
