@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bough.client import Hypervisor as Hypervisor
     from bough.client import Machine as Machine
+    from bough.client import Snapshot as Snapshot
     from bough.client import connect as connect
 
 __version__ = "0.1.0"
-__all__ = ["Hypervisor", "Machine", "__version__", "connect"]
+__all__ = ["Hypervisor", "Machine", "Snapshot", "__version__", "connect"]
 
 
 def __getattr__(name: str) -> Any:
     # The client is loaded at first use: `bough version` and the service need none of it.
-    if name in ("Hypervisor", "Machine", "connect"):
+    if name in ("Hypervisor", "Machine", "Snapshot", "connect"):
         from bough import client
 
         return getattr(client, name)

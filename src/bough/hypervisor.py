@@ -307,6 +307,7 @@ class Hypervisor:
             keep: snapshot it first, as it is.
         """
         manifest = self.snapshots.store.resolve(reference)
+        self.snapshots.check_own(machine, manifest)
         saved = await self.snapshots.saved_state(manifest)
         if keep:
             await self.snapshot(machine, message=f"before a restore to {manifest.id}", report=report)

@@ -48,6 +48,8 @@ from bough.storage import read_tail
 _WANTED_SHUTDOWNS = frozenset({"guest-shutdown", "host-qmp-quit", "host-qmp-system-reset", "host-ui"})
 _TAIL_BYTES = 4096
 _LOAD_POLL_S = 0.002
+#: How long a command waits for the agent of a machine that an earlier service started.
+_TAKEN_UP_S = 3.0
 
 T = TypeVar("T")
 Planner = Callable[[MachineRecord, MachinePaths], Awaitable[Plan]]
@@ -81,6 +83,7 @@ class Machine:
         self._stop_asked = False
         self._shutdown_reason: str | None = None
         self._panicked = False
+        self._taken_up = False
         self._ended = asyncio.Event()
         self._ended.set()
         self._ready = asyncio.Event()
@@ -260,6 +263,7 @@ class Machine:
         try:
             self._ports = PortServer(self.name, self._dial)
             await self._attach(process)
+            self._taken_up = True
             assert self._qmp is not None
             status = (await self._qmp.execute("query-status"))["status"]
             await self._finish_snapshot(self._qmp)
@@ -460,6 +464,9 @@ class Machine:
                 hint=f"use its console: bough console {self.name}",
                 machine=self.name,
             )
+        if not self._agent_answers and self._taken_up:
+            # A service that has just started has not said hello to a guest that has long been ready.
+            await self._first_of(_TAKEN_UP_S, self._ready, self._ended)
         if self._channel is None or not self._agent_answers:
             raise AgentUnavailable(
                 f"the agent of machine '{self.name}' does not answer (yet)",
@@ -522,7 +529,7 @@ class Machine:
 
     async def _attach(self, process: QemuProcess) -> None:
         self._process = process
-        self._stop_asked = self._panicked = self._agent_answers = False
+        self._stop_asked = self._panicked = self._agent_answers = self._taken_up = False
         self._shutdown_reason = None
         self._ended.clear()
         self._ready.clear()

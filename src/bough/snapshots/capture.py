@@ -223,9 +223,9 @@ async def _tops(qmp: Qmp) -> dict[str, str]:
     """disk -> name of the block node that the guest writes to."""
     tops = {}
     for device in await qmp.execute("query-block"):
-        name = str(device.get("qdev", "")).rpartition("/")[2].removesuffix("-device")
-        if name.startswith("disk") and "inserted" in device:
-            tops[name] = str(device["inserted"]["node-name"])
+        match = re.search(r"/(disk\d+)-device\b", str(device.get("qdev", ""))[:200])
+        if match is not None and "inserted" in device:
+            tops[match[1]] = str(device["inserted"]["node-name"])
     return tops
 
 

@@ -217,18 +217,22 @@ class SnapshotTree:
             (made.disks / FIRMWARE_VARIABLES).chmod(0o600)
         record.write(made)
 
-    async def put_back(self, machine: Machine, manifest: SnapshotManifest) -> None:
-        """The disks and settings of a stopped machine as they were; what it had is gone.
-
-        Raises:
-            WrongState: it runs. Conflict: the snapshot is another machine's.
-        """
+    def check_own(self, machine: Machine, manifest: SnapshotManifest) -> None:
+        """Raises Conflict when the machine cannot be put back to it."""
         if manifest.machine != machine.id and machine.record.forked_from != manifest.id:
             raise Conflict(
                 f"snapshot {manifest.label or manifest.id} is of machine '{manifest.machine_name}', "
                 f"not of '{machine.name}'",
                 hint=f"make a new machine of it: bough fork {manifest.label or manifest.id}",
             )
+
+    async def put_back(self, machine: Machine, manifest: SnapshotManifest) -> None:
+        """The disks and settings of a stopped machine as they were; what it had is gone.
+
+        Raises:
+            WrongState: it runs. Conflict: the snapshot is another machine's.
+        """
+        self.check_own(machine, manifest)
         async with machine.transition("being restored", State.STOPPED, State.FAILED):
             record = machine.record
             disks = await asyncio.to_thread(

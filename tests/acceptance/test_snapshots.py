@@ -1,0 +1,209 @@
+"""Snapshots and forks of running machines, as their users make them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+import bough
+from bough.errors import Conflict, NameTaken, NotFound
+from tests.acceptance.conftest import Cli
+from tests.conftest import MEMORY
+
+
+@pytest.fixture(scope="module")
+def origin(hv: bough.Hypervisor, debian: str) -> Iterator[bough.Machine]:
+    """A running machine that the tests here branch, and leave running."""
+    machine = hv.create(debian, name="origin", memory=MEMORY)
+    machine.start()
+    machine.write_file("/root/word", "before")
+    # A process whose memory tells whether it went on or began anew.
+    machine.shell(
+        "setsid sh -c 'n=0; while :; do n=$((n+1)); echo $n > /run/count; sleep 0.5; done' >/dev/null 2>&1 &"
+    )
+    yield machine
+    machine.delete(force=True)
+
+
+@pytest.fixture(scope="module")
+def snapshot(origin: bough.Machine) -> bough.Snapshot:
+    return origin.snapshot("ready", message="booted")
+
+
+@pytest.fixture
+def forks(hv: bough.Hypervisor) -> Iterator[list[bough.Machine]]:
+    made: list[bough.Machine] = []
+    yield made
+    for machine in made:
+        machine.discard()
+
+
+def test_the_machine_runs_on(origin: bough.Machine, snapshot: bough.Snapshot) -> None:
+    info = snapshot.info()
+    assert info.consistency == "memory"
+    assert info.machine_name == "origin"
+    before = int(origin.read_text("/run/count"))
+    origin.shell("echo after >> /root/log; sync")
+    time.sleep(1.2)  # for the process inside to count on
+    assert int(origin.read_text("/run/count")) > before
+    assert origin.state == "running"
+    snapshot.verify()
+
+
+def test_a_fork_goes_on_with_its_processes_and_is_somebody_else(
+    origin: bough.Machine, snapshot: bough.Snapshot, forks: list[bough.Machine]
+) -> None:
+    origin.write_file("/root/word", "later")
+    fork = snapshot.fork("other")
+    forks.append(fork)
+    assert fork.read_text("/root/word") == "before"
+    count = int(fork.read_text("/run/count"))
+    assert count > 0
+    assert fork.exec("hostname").stdout.strip() == "other"
+    for path in ("/etc/machine-id", "/etc/ssh/ssh_host_ed25519_key.pub"):
+        assert fork.read_text(path) != origin.read_text(path), path
+    address = "cat /sys/class/net/e*/address"
+    assert fork.shell(address).stdout != origin.shell(address).stdout
+    # What either writes is its own.
+    fork.write_file("/root/mine", "x")
+    with pytest.raises(NotFound):
+        origin.read_text("/root/mine")
+
+
+def test_the_time_is_right(snapshot: bough.Snapshot, forks: list[bough.Machine]) -> None:
+    fork = snapshot.fork()
+    forks.append(fork)
+    told = int(fork.exec("date", "+%s%N").stdout)
+    assert abs(told - time.time_ns()) < 1_000_000_000
+
+
+def test_forks_are_random_each_in_its_own_way(snapshot: bough.Snapshot, forks: list[bough.Machine]) -> None:
+    made = snapshot.fork(count=3)
+    forks.extend(made)
+    names = {fork.name for fork in made}
+    bytes_of = {fork.shell("head -c 32 /dev/urandom | od -An -tx1").stdout for fork in made}
+    keys = {fork.read_text("/etc/ssh/ssh_host_ed25519_key.pub") for fork in made}
+    assert len(names) == len(bytes_of) == len(keys) == len(made)
+
+
+def test_a_fork_of_a_fork_of_what_runs(origin: bough.Machine, forks: list[bough.Machine]) -> None:
+    child = origin.fork("child")
+    forks.append(child)
+    child.write_file("/root/word", "child")
+    child.shell("mount -t tmpfs none /mnt; echo memory > /mnt/only")
+    grandchild = child.fork("grandchild")
+    forks.append(grandchild)
+    child.delete(force=True)
+    assert grandchild.read_text("/root/word") == "child"
+    assert grandchild.read_text("/mnt/only") == "memory\n"
+
+
+def test_a_fork_keeps_its_disk_over_a_restart(snapshot: bough.Snapshot, forks: list[bough.Machine]) -> None:
+    fork = snapshot.fork("restarts")
+    forks.append(fork)
+    fork.shell("echo kept > /root/kept; sync")
+    identity = fork.read_text("/etc/machine-id")
+    fork.restart()
+    assert fork.read_text("/root/kept") == "kept\n"
+    assert fork.read_text("/root/word") == "before"
+    assert fork.read_text("/etc/machine-id") == identity
+    assert fork.exec("hostname").stdout.strip() == "restarts"
+
+
+def test_identity_keep(snapshot: bough.Snapshot, origin: bough.Machine, forks: list[bough.Machine]) -> None:
+    fork = snapshot.fork("twin", identity="keep")
+    forks.append(fork)
+    assert fork.exec("hostname").stdout.strip() == "origin"
+    assert fork.read_text("/etc/machine-id") == origin.read_text("/etc/machine-id")
+
+
+def test_restore_in_place(origin: bough.Machine, forks: list[bough.Machine]) -> None:
+    machine = origin.fork("restored")
+    forks.append(machine)
+    machine.write_file("/root/word", "good")
+    machine.snapshot("good")
+    machine.write_file("/root/word", "bad")
+    machine.restore("good")
+    assert machine.state == "running"
+    assert machine.read_text("/root/word") == "good"
+    assert machine.exec("hostname").stdout.strip() == "restored"
+    with pytest.raises(Conflict):
+        origin.restore("good")
+    assert origin.exec("true").ok, "it was refused, and yet not left alone"
+
+
+def test_of_a_stopped_machine(hv: bough.Hypervisor, debian: str, forks: list[bough.Machine]) -> None:
+    machine = hv.create(debian, name="off", memory=MEMORY)
+    forks.append(machine)
+    snapshot = machine.snapshot("off-1")
+    assert snapshot.info().consistency == "stopped"
+    fork = snapshot.fork("off-fork")
+    forks.append(fork)
+    assert fork.state == "stopped"
+    fork.start()
+    assert fork.exec("hostname").stdout.strip() == "off-fork"
+    machine.delete()
+    snapshot.verify()
+    snapshot.delete()
+    assert fork.exec("true").ok
+
+
+def test_deleting_one_in_the_middle_breaks_no_other(
+    origin: bough.Machine, hv: bough.Hypervisor, forks: list[bough.Machine]
+) -> None:
+    machine = origin.fork("line")
+    forks.append(machine)
+    points = []
+    for number in range(3):
+        machine.write_file("/root/number", str(number))
+        points.append(machine.snapshot(f"line-{number}"))
+    points[1].delete()
+    assert "line-1" not in {snapshot.label for snapshot in hv.snapshots()}
+    points[2].verify()
+    for number in (0, 2):
+        fork = points[number].fork()
+        forks.append(fork)
+        assert fork.read_text("/root/number") == str(number)
+    machine.delete(force=True)
+    for number in (0, 2):
+        points[number].delete()
+    assert forks[-1].exec("cat", "/root/number").stdout == "2"
+
+
+def test_after_the_service_was_killed(
+    hv: bough.Hypervisor, snapshot: bough.Snapshot, forks: list[bough.Machine], cli: Cli
+) -> None:
+    import os
+    import signal
+
+    forks.append(snapshot.fork("outlives"))
+    os.kill(hv.version()["pid"], signal.SIGKILL)
+    fresh = bough.connect()
+    machine = fresh.machine("outlives")
+    assert machine.exec("hostname").stdout.strip() == "outlives"
+    assert fresh.snapshot("ready").fork("again", ephemeral=True).exec("true").ok
+    again = machine.fork("of-outlives")
+    forks.append(again)
+    assert again.read_text("/root/word") == "before"
+
+
+def test_from_the_shell(cli: Cli, origin: bough.Machine, gone: list[str]) -> None:
+    gone += ["shell-a", "shell-b"]
+    cli("snapshot", "create", "origin", "--as", "shell-point", "-m", "for the shell")
+    assert "for the shell" in cli.text("snapshot", "list")
+    assert cli.text("fork", "shell-point", "shell-a", "shell-b").split() == ["shell-a", "shell-b"]
+    assert cli.text("exec", "shell-b", "--", "hostname") == "shell-b"
+    assert "shell-a" in cli.text("snapshot", "tree")
+    cli.error("fork", "shell-point", "shell-a", says="exists already")
+    cli.error("fork", "shell-pint", says="no machine is called", hint="")
+    cli.error("snapshot", "create", "origin", "--as", "shell-point", says="exists already")
+    cli("snapshot", "delete", "shell-point")
+    assert cli.text("exec", "shell-a", "--", "cat", "/root/word")
+
+
+def test_a_label_is_one_snapshots(origin: bough.Machine, snapshot: bough.Snapshot) -> None:
+    with pytest.raises(NameTaken):
+        origin.snapshot("ready")
+    assert origin.exec("true").ok
