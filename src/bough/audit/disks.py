@@ -16,7 +16,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from bough.audit.files import disk_numbers
+from bough.audit.files import disk_files
 from bough.audit.finding import Finding, Repair, Skipped
 from bough.errors import BoughError, Conflict, HostLacks
 from bough.images.build import verify_image
@@ -38,7 +38,7 @@ async def audit_disks(
 ) -> tuple[list[Finding], list[Skipped]]:
     """Of one machine. With `repair`, clusters that nothing uses are given back."""
     paths = home.machine(record.id)
-    disks = [path for index in disk_numbers(record) if (path := paths.disk(index)).is_file()]
+    disks = [path for name in disk_files(record) if (path := paths.disks / name).is_file()]
     findings = [finding for disk in disks for finding in _audit_chain(disk, record, home)]
     broken = {finding.path for finding in findings}
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import stat
 import time
 from collections.abc import Collection, Iterator
@@ -21,6 +20,7 @@ from bough.machines.plan import FIRMWARE_VARIABLES
 from bough.machines.record import MachineRecord
 from bough.paths import Home, MachinePaths
 from bough.qemu.process import is_held
+from bough.snapshots.store import SnapshotManifest
 from bough.storage import is_unfinished_write
 
 _CONSOLE_LOGS = {"console.log", "console.log.1"}
@@ -28,7 +28,6 @@ _PROCESS_LOGS = {"qemu.log", "qemu.log.old", "exit", "exit.new", "process", "pro
 _MACHINE_LOGS = frozenset(_CONSOLE_LOGS | _PROCESS_LOGS)
 #: A control group this old with no process in it is not one that is just being filled.
 _GROUP_AGE_S = 60.0
-_DISK_NAME = re.compile(r"(\d+)(\.[\w-]+)*\.qcow2")
 _ASIDE = "move it away (--repair moves it to lost+found); nothing of bough uses it"
 
 
@@ -196,19 +195,19 @@ def _audit_machine(record: MachineRecord, paths: MachinePaths, look: Look) -> It
             )
     yield from _strays(paths.root, {paths.record.name, paths.disks.name, paths.log.name}, record.id)
     yield from _strays(paths.log, _MACHINE_LOGS, record.id)
-    wanted = disk_numbers(record)
+    wanted = disk_files(record)
+    known = {*wanted, FIRMWARE_VARIABLES, *(disk.file for disk in record.disks_before or ())}
     for path in _entries(paths.disks):
-        match = _DISK_NAME.fullmatch(path.name)
-        if path.name != FIRMWARE_VARIABLES and (match is None or int(match[1]) not in wanted):
+        if path.name not in known and path.suffix != ".iso":
             yield _stray(path, record.id)
         else:
             yield from _check_mode(path, 0o600)
-    for index in wanted:
-        if not paths.disk(index).is_file():
+    for name in wanted:
+        if not (paths.disks / name).is_file():
             yield Finding(
                 "disk-missing",
-                paths.disk(index),
-                f"disk {index} of machine '{record.name}' is not there",
+                paths.disks / name,
+                f"disk {name} of machine '{record.name}' is not there",
                 "put it back from a backup; until then the machine does not start",
                 machine=record.id,
             )
@@ -218,9 +217,47 @@ def _audit_machine(record: MachineRecord, paths: MachinePaths, look: Look) -> It
     yield from _check_mode(paths.record, 0o600)
 
 
-def disk_numbers(record: MachineRecord) -> range:
+def disk_files(record: MachineRecord) -> list[str]:
     """Of the disks that it must have."""
-    return range(1 if record.media.root == "none" else 0, len(record.spec.disks) + 1)
+    if record.disks:
+        return [disk.file for disk in record.disks]
+    first = 1 if record.media.root == "none" else 0
+    return [f"{number}.qcow2" for number in range(first, len(record.spec.disks) + 1)]
+
+
+# -- snapshots --------------------------------------------------------------------------------
+
+
+def _audit_snapshots(look: Look) -> Iterator[Finding]:
+    """Whether each has all that its manifest speaks of; `bough snapshot verify` reads it, too."""
+    home = look.home
+    for root in _entries(home.snapshots):
+        paths = home.snapshot(root.name)
+        try:
+            manifest = SnapshotManifest.model_validate_json(paths.manifest.read_bytes())
+        except (OSError, ValueError) as error:
+            yield Finding(
+                "snapshot-unreadable",
+                root,
+                f"the manifest of snapshot {root.name} cannot be read: {_first_line(error)}",
+                "what stands on its disks still starts; put snapshot.json back from a backup",
+            )
+            continue
+        names = {paths.manifest.name, paths.disks.name, paths.overlays.name}
+        memory = (paths.memory, paths.extents, paths.devices)
+        if manifest.memory is not None:
+            names |= {path.name for path in memory}
+        yield from _strays(root, names)
+        wanted = [home.root / layer for disk in manifest.disks for layer in disk.layers]
+        for path in [*wanted, *(memory if manifest.memory is not None else ())]:
+            if not path.is_file():
+                yield Finding(
+                    "snapshot-damaged",
+                    path,
+                    f"snapshot {manifest.label or manifest.id} of '{manifest.machine_name}' needs {path}, "
+                    "which is not there",
+                    "put it back from a backup; what stands on it does not start until then",
+                )
 
 
 # -- what is nobody's ---------------------------------------------------------------------------
@@ -287,6 +324,7 @@ AUDITS = (
     _audit_images,
     _audit_labels,
     _audit_machines,
+    _audit_snapshots,
     _audit_root,
     _audit_incoming,
     _audit_runtime,

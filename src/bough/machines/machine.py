@@ -702,10 +702,6 @@ class Machine:
             raise self.wrong_state("this", State.RUNNING)
         return self._qmp
 
-    def own(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]:
-        """Run beside everything else, until it ends or the service lets the machine go."""
-        return self._own(work, what)
-
     def _own(self, work: Coroutine[Any, Any, T], what: str) -> asyncio.Task[T]:
         task = asyncio.create_task(work, name=f"{self.name}: {what}")
         self._tasks.add(task)

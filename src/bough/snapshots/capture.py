@@ -28,7 +28,6 @@ from bough.errors import BoughError, MachineFailed
 from bough.machines.disks import create_disk
 from bough.machines.identity import prepare_guest
 from bough.machines.machine import Machine
-from bough.machines.plan import FIRMWARE_VARIABLES
 from bough.machines.record import MachineDisk, State
 from bough.paths import MachinePaths, SnapshotPaths
 from bough.progress import Progress, Report
@@ -182,9 +181,15 @@ def _take_over(
             os.chown(paths.disk(number), 0, 0)
         paths.disk(number).chmod(0o444)
         (machine.paths.disks / disk.file).unlink(missing_ok=True)
-    variables = machine.paths.disks / FIRMWARE_VARIABLES
-    if variables.exists():
-        shutil.copyfile(variables, paths.disks / FIRMWARE_VARIABLES)
+    copy_companions(machine.paths.disks, paths.disks)
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """What lies beside the disks of a machine: the variables of its firmware, its seed."""
+    for path in source.iterdir():
+        if path.suffix != ".qcow2" and path.is_file() and not path.is_symlink():
+            shutil.copyfile(path, target / path.name)
+            (target / path.name).chmod(0o600)
 
 
 # -- of a machine that runs ---------------------------------------------------------------------------

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from collections.abc import Collection, Iterable
 from typing import Any, Literal
 
 from bough.errors import Conflict
 from bough.machines.disks import check_disk
 from bough.machines.machine import Machine, SavedState
-from bough.machines.plan import FIRMWARE_VARIABLES
 from bough.machines.record import MachineRecord, PortForward, State, new_mac, new_uuid, now
 from bough.paths import Home, MachinePaths
 from bough.progress import Progress, Report
 from bough.qemu.jail import machine_uid
 from bough.qemu.ram import Extent, Template, different_extents, intersect, size_of, subtract, union
-from bough.snapshots.capture import Captured, Memory, capture, install_overlays
+from bough.snapshots.capture import Captured, Memory, capture, copy_companions, install_overlays
 from bough.snapshots.memory import (
     MAX_CHAIN,
     SnapshotDamaged,
@@ -211,10 +209,7 @@ class SnapshotTree:
             directory.mkdir(mode=0o711)
         source = self.store.paths(manifest.id)
         record.disks = install_overlays(source, manifest, made, record.hardware.uid)
-        variables = source.disks / FIRMWARE_VARIABLES
-        if variables.exists():
-            shutil.copyfile(variables, made.disks / FIRMWARE_VARIABLES)
-            (made.disks / FIRMWARE_VARIABLES).chmod(0o600)
+        copy_companions(source.disks, made.disks)
         record.write(made)
 
     def check_own(self, machine: Machine, manifest: SnapshotManifest) -> None:
@@ -252,9 +247,7 @@ class SnapshotTree:
                 mac_before=manifest.hardware.mac,
                 hardware=record.hardware.model_copy(update={"vmgenid": new_uuid()}),
             )
-            variables = self.store.paths(manifest.id).disks / FIRMWARE_VARIABLES
-            if variables.exists():
-                shutil.copyfile(variables, machine.paths.disks / FIRMWARE_VARIABLES)
+            copy_companions(self.store.paths(manifest.id).disks, machine.paths.disks)
             for disk in record.disks:
                 (machine.paths.disks / disk.file).unlink(missing_ok=True)
 
