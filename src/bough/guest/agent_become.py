@@ -48,7 +48,7 @@ def become(_agent: Agent, _call: int, arguments: Arguments) -> dict[str, object]
         time.clock_settime_ns(time.CLOCK_REALTIME, now)
     machine_id = arguments.get("machine_id")
     if isinstance(machine_id, str) and len(machine_id) == 32 and machine_id.isalnum():
-        _replace("/etc/machine-id", machine_id + "\n", 0o444)
+        _set_machine_id(machine_id)
     hostname = arguments.get("hostname")
     if isinstance(hostname, str):
         _set_hostname(hostname)
@@ -85,6 +85,18 @@ def stir(entropy: bytes) -> None:
         fcntl.ioctl(device, _RNDRESEEDCRNG, 0)
     finally:
         os.close(device)
+
+
+def _set_machine_id(machine_id: str) -> None:
+    try:
+        _replace("/etc/machine-id", machine_id + "\n", 0o444)
+    except OSError as error:
+        if error.errno != 16:
+            raise
+        # A first boot that is not over: systemd has its own mounted there until it writes it to the disk.
+        words = ["umount", "-l", "/etc/machine-id"]
+        os.waitpid(os.posix_spawn("/bin/umount", words, dict(os.environ)), 0)
+        _replace("/etc/machine-id", machine_id + "\n", 0o444)
 
 
 def _set_hostname(name: str) -> None:
