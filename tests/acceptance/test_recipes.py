@@ -11,6 +11,7 @@ import pytest
 
 from bough.paths import Home
 from tests.acceptance.conftest import Cli
+from tests.acceptance.test_exec import wait_until
 from tests.images_samples import serve
 
 
@@ -96,3 +97,28 @@ def test_a_cloud_image_end_to_end(
     cli("restart", "cloudy")
     assert cli.text("exec", "cloudy", "--", "echo", "again") == "again"
     cli.error("create", "debian:12", "--user-data", user_data, says="cloud-init", hint="--cloud-init")
+
+
+def test_a_guest_with_qemu_guest_agent(cli: Cli, images: list[str], gone: list[str], tmp_path: Path) -> None:
+    images.append("foreign")
+    gone.append("foreign")
+    recipe = write(
+        tmp_path / "foreign.toml",
+        'base = "debian:12"\npackages = ["qemu-guest-agent"]\nagent = false\n',
+    )
+    cli("image", "build", recipe)
+    cli("create", "foreign", "--name", "foreign", "--memory", "512MiB")
+    cli("start", "foreign")
+    wait_until(lambda: cli.json("info", "foreign")["agent"] == "qemu-guest-agent", timeout_s=90)
+    done = cli("exec", "foreign", "--", "sh", "-c", "echo out; echo err >&2; pwd; exit 3", check=False)
+    assert (done.returncode, done.stderr) == (3, b"err\n")
+    assert done.stdout.startswith(b"out\n")
+    assert cli.text("exec", "-u", "nobody", "foreign", "--", "id", "-un") == "nobody"
+    (tmp_path / "file").write_bytes(bytes(range(256)) * 4096)
+    cli("cp", tmp_path / "file", "foreign:/root/file")
+    cli("cp", "foreign:/root/file", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == (tmp_path / "file").read_bytes()
+    cli.error("exec", "-t", "foreign", "--", "sh", says="terminal", hint="console")
+    assert "GRUB" in cli.text("screenshot", "foreign", "--text") or cli("screenshot", "foreign", "-").stdout
+    cli("stop", "foreign", "--deadline", "40s")
+    assert cli.json("info", "foreign")["state"] == "stopped"

@@ -8,6 +8,7 @@ from typing import Any
 
 from bough.errors import BoughError, GuestRefused
 from bough.guest.channel import AgentChannel
+from bough.guest.qga import QgaChannel
 from bough.guest.session import ExecRequest
 from bough.machines.record import FirstBoot, MachineRecord
 
@@ -35,7 +36,7 @@ async def set_up_guest(channel: AgentChannel, record: MachineRecord) -> FirstBoo
     return FirstBoot(done=True)
 
 
-async def run_script(channel: AgentChannel, script: str, *, timeout_s: float = 300) -> str:
+async def run_script(channel: AgentChannel | QgaChannel, script: str, *, timeout_s: float = 300) -> str:
     """What a shell script printed in the guest: untrusted, its first MiB."""
     session = await channel.exec(ExecRequest(["/bin/sh", "-c", script], stdin=False))
     heard = bytearray()

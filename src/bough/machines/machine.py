@@ -27,6 +27,7 @@ from bough.errors import (
     WrongState,
 )
 from bough.guest.channel import AgentChannel
+from bough.guest.qga import QgaChannel
 from bough.machines.console import Console, read_console
 from bough.machines.events import Events
 from bough.machines.first_boot import set_up_guest
@@ -73,7 +74,7 @@ class Machine:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._process: QemuProcess | None = None
         self._qmp: Qmp | None = None
-        self._channel: AgentChannel | None = None
+        self._channel: AgentChannel | QgaChannel | None = None
         self._agent_answers = False
         self._greeting: asyncio.Task[None] | None = None
         self._console: Console | None = None
@@ -110,7 +111,7 @@ class Machine:
     @property
     def agent_state(self) -> str:
         if not self.record.image_agent:
-            return "none"
+            return "qemu-guest-agent" if self._agent_answers else "none"
         return "answering" if self._agent_answers else "silent"
 
     def console_tail(self) -> str:
@@ -449,7 +450,7 @@ class Machine:
 
     # -- the guest ----------------------------------------------------------------------------
 
-    async def agent(self) -> AgentChannel:
+    async def agent(self) -> AgentChannel | QgaChannel:
         """The channel to an agent that answers.
 
         Raises:
@@ -458,9 +459,9 @@ class Machine:
         """
         if self.state is not State.RUNNING and self.state is not State.STOPPING:
             raise self.wrong_state("talking to its agent", State.RUNNING)
-        if not self.record.image_agent:
+        if not self.record.image_agent and not self._agent_answers:
             raise AgentUnavailable(
-                f"machine '{self.name}' has no agent of ours",
+                f"machine '{self.name}' has no agent of ours, and no qemu-guest-agent answers",
                 hint=f"use its console: bough console {self.name}",
                 machine=self.name,
             )
@@ -550,6 +551,8 @@ class Machine:
             self._greet()
         else:
             self._ready.set()
+            self._channel = await QgaChannel.connect(self.paths.agent_socket, machine=self.name)
+            self._greet()
 
     def _greet(self) -> None:
         if self._greeting is not None:
@@ -566,9 +569,9 @@ class Machine:
                     await channel.hello(timeout_s=3600)
                     self._agent_answers = True
             self._events.emit("agent-answers", machine=self.id, name=self.name)
-            if self.record.identity != "known":
+            if isinstance(channel, AgentChannel) and self.record.identity != "known":
                 await self._tell_identity(channel)
-            if not self.record.first_boot.done:
+            if not self.record.first_boot.done and isinstance(channel, AgentChannel):
                 result = await set_up_guest(channel, self.record)
                 self._change(first_boot=result, event=False)
             self._ready.set()
@@ -618,7 +621,8 @@ class Machine:
             return
         if not is_open:
             self._agent_answers = False
-            self._ready.clear()
+            if self.record.image_agent:
+                self._ready.clear()
             self._channel.guest_closed()
         elif not self._agent_answers and (self._greeting is None or self._greeting.done()):
             self._greet()
@@ -690,8 +694,8 @@ class Machine:
         return self._own(work, what)
 
     def channel(self) -> AgentChannel | None:
-        """To an agent that answers, if there is one."""
-        return self._channel if self._agent_answers else None
+        """To an agent of ours that answers, if there is one."""
+        return self._channel if self._agent_answers and isinstance(self._channel, AgentChannel) else None
 
     def qmp(self) -> Qmp:
         """Raises WrongState when it does not run."""

@@ -13,6 +13,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from bough.errors import HostLacks, InvalidSpec
+from bough.guest.qga import PORT as QGA_PORT
 from bough.images.store import ImageManifest
 from bough.machines.disks import layer_format
 from bough.machines.media import boot_index, plan_media, plan_seed
@@ -20,7 +21,17 @@ from bough.machines.record import Hardware, MachineRecord, new_mac, new_uuid
 from bough.paths import Home, MachinePaths
 from bough.qemu.choice import choose_accelerator, choose_cpu_model, choose_machine_type, find_uefi
 from bough.qemu.jail import Jail, machine_uid, report_jail
-from bough.qemu.plan import DirectBoot, DiskPlan, Firmware, Layer, Limits, NicPlan, Plan, resolve_clock
+from bough.qemu.plan import (
+    AGENT_PORT,
+    DirectBoot,
+    DiskPlan,
+    Firmware,
+    Layer,
+    Limits,
+    NicPlan,
+    Plan,
+    resolve_clock,
+)
 from bough.qemu.probe import find_qemu, inspect_qemu, probe_accelerators, probe_jail
 from bough.spec import MachineSpec
 from bough.units import GIB
@@ -117,6 +128,7 @@ async def resolve_plan(record: MachineRecord, paths: MachinePaths, home: Home) -
         uuid=hardware.uuid,
         vmgenid=hardware.vmgenid,
         disks=(*_plan_disks(record, paths, home), *plan_seed(record.media, paths.disks)),
+        agent_port=AGENT_PORT if record.image_agent else QGA_PORT,
         media=plan_media(record.media, spec, home),
         display=record.media.display,
         boot_index=boot_index(spec, "disk"),

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.websockets import WebSocketState
 
 from bough.errors import BoughError, DeadlineExceeded, InvalidInput
+from bough.guest.qga import QgaExec
 from bough.guest.session import ExecRequest, ExecSession
 from bough.hypervisor import Hypervisor
 from bough.machines.console import read_console
@@ -149,7 +150,7 @@ async def _first_message(socket: WebSocket) -> ExecMessage:
 
 
 async def _carry_exec(
-    socket: WebSocket, session: ExecSession, machine: Machine, timeout_s: float | None
+    socket: WebSocket, session: ExecSession | QgaExec, machine: Machine, timeout_s: float | None
 ) -> None:
     """Carry the streams until the command has ended. A client that goes away takes the command with it."""
     failure: BoughError | None = None
@@ -190,7 +191,7 @@ async def _send_status(
         await socket.send_bytes(bytes([STATUS]) + json.dumps(status).encode())
 
 
-async def _feed(session: ExecSession, inbox: asyncio.Queue[bytes]) -> None:
+async def _feed(session: ExecSession | QgaExec, inbox: asyncio.Queue[bytes]) -> None:
     while True:
         await _handle_exec_message(session, await inbox.get())
 
@@ -199,7 +200,7 @@ async def _raise_from(task: asyncio.Task[None]) -> None:
     await task
 
 
-async def _handle_exec_message(session: ExecSession, message: bytes) -> None:
+async def _handle_exec_message(session: ExecSession | QgaExec, message: bytes) -> None:
     if not message:
         raise InvalidInput("an exec message without a channel")
     channel, data = message[0], message[1:]

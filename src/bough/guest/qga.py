@@ -1,0 +1,271 @@
+"""qemu-guest-agent, for guests that have it instead of ours: QEMU's docs/interop/qemu-ga-ref.
+
+JSON lines over the same port under another name. It runs one request after the other, gives a command's
+output only when the command has ended (16 MiB of it), and knows no terminals and no TCP: what it lacks is
+said. Every byte that comes is hostile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from bough.errors import AgentTimeout, AgentUnavailable, BoughError, GuestRefused, ProtocolError
+from bough.guest.facts import clean_text
+from bough.guest.session import ExecRequest, ExitStatus
+from bough.progress import Report, ignore_progress
+
+PORT = "org.qemu.guest_agent.0"
+#: Base64 of 16 MiB, twice, and some JSON around it.
+_MOST_LINE_BYTES = 48 * 1024 * 1024
+MOST_INPUT_BYTES = 12 * 1024 * 1024
+_SYNC_EVERY_S = 2.0
+_POLL_S = (0.01, 0.02, 0.05, 0.1, 0.2)
+
+
+class QgaChannel:
+    """As much of AgentChannel as this agent can do. One request at a time; others wait.
+
+    Attributes:
+        lost: set when the socket ended or was closed.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, machine: str) -> None:
+        self.machine = machine
+        self.lost = asyncio.Event()
+        self._reader = reader
+        self._writer = writer
+        self._turn = asyncio.Lock()
+        self._commands: frozenset[str] = frozenset()
+
+    @classmethod
+    async def connect(cls, socket_path: Path, *, machine: str) -> QgaChannel:
+        try:
+            reader, writer = await asyncio.open_unix_connection(
+                os.fspath(socket_path), limit=_MOST_LINE_BYTES
+            )
+        except OSError as error:
+            text = f"cannot reach the agent's port of machine {machine!r}: {error.strerror}"
+            raise AgentUnavailable(text, machine=machine) from error
+        return cls(reader, writer, machine)
+
+    async def hello(self, timeout_s: float) -> None:
+        """Ask until it answers.
+
+        Raises:
+            AgentTimeout: no answer in time.
+            AgentUnavailable, ProtocolError: the channel is lost.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            with contextlib.suppress(AgentTimeout):
+                async with self._turn:
+                    await self._sync(_SYNC_EVERY_S)
+                info = await self.ask("guest-info", timeout_s=10)
+                commands = info.get("supported_commands", []) if isinstance(info, dict) else []
+                self._commands = frozenset(
+                    str(command.get("name"))
+                    for command in commands[:500]
+                    if isinstance(command, dict) and command.get("enabled")
+                )
+                return
+        raise AgentTimeout(f"no agent of machine {self.machine!r} answered in {timeout_s:g} s")
+
+    async def _sync(self, timeout_s: float) -> None:
+        """Whatever was on its way before is dropped: the answer comes after a byte that no JSON has."""
+        number = secrets.randbelow(1 << 31)
+        request = {"execute": "guest-sync-delimited", "arguments": {"id": number}}
+        self._writer.write(b"\xff" + json.dumps(request).encode() + b"\n")
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    line = (await self._line()).rpartition(b"\xff")[2]
+                    with contextlib.suppress(ValueError):
+                        answer = json.loads(line)
+                        if isinstance(answer, dict) and answer.get("return") == number:
+                            return
+        except TimeoutError:
+            raise AgentTimeout("no answer", machine=self.machine) from None
+
+    async def _line(self) -> bytes:
+        try:
+            line = await self._reader.readuntil(b"\n")
+        except (asyncio.IncompleteReadError, OSError):
+            self.lost.set()
+            raise AgentUnavailable(f"the agent's port of machine {self.machine!r} was closed") from None
+        except (asyncio.LimitOverrunError, ValueError):
+            await self.close()
+            raise ProtocolError("the guest's agent sent a line without end") from None
+        return line
+
+    async def ask(self, command: str, *, timeout_s: float = 30, **arguments: Any) -> Any:
+        """Raises: GuestRefused with the agent's words; AgentTimeout, AgentUnavailable."""
+        if self._commands and command not in self._commands:
+            raise GuestRefused(f"the agent of machine {self.machine!r} cannot do {command}")
+        request = {"execute": command, **({"arguments": arguments} if arguments else {})}
+        async with self._turn:
+            self._writer.write(json.dumps(request).encode() + b"\n")
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._writer.drain()
+                    answer = json.loads((await self._line()).lstrip(b"\xff"))
+            except TimeoutError:
+                with contextlib.suppress(BoughError):
+                    await self._sync(1)  # its answer must not be taken for the next one's
+                raise AgentTimeout(
+                    f"the agent of machine {self.machine!r} did not answer {command} in {timeout_s:g} s",
+                    machine=self.machine,
+                ) from None
+            except (ValueError, RecursionError):
+                raise ProtocolError("the guest's agent sent what is no JSON") from None
+        if not isinstance(answer, dict):
+            raise ProtocolError("the guest's agent sent what is no answer")
+        if "return" in answer:
+            return answer["return"]
+        error = answer.get("error")
+        said = error.get("desc", "") if isinstance(error, dict) else ""
+        raise GuestRefused(clean_text(said, 500) or f"{command} failed", machine=self.machine)
+
+    async def ping(self, timeout_s: float = 5) -> float:
+        start = time.monotonic()
+        await self.ask("guest-ping", timeout_s=timeout_s)
+        return time.monotonic() - start
+
+    async def call(
+        self, operation: str, arguments: Mapping[str, Any], timeout_s: float, report: Report = ignore_progress
+    ) -> dict[str, Any]:
+        """The operations of docs/agent.md that this agent has something for."""
+        if operation == "power_off":
+            # It answers nothing when it does it.
+            with contextlib.suppress(AgentTimeout, AgentUnavailable):
+                await self.ask("guest-shutdown", timeout_s=2, mode="powerdown")
+            return {}
+        if operation == "set_clock" and isinstance(arguments.get("unix_ns"), int):
+            await self.ask("guest-set-time", timeout_s=timeout_s, time=arguments["unix_ns"])
+            return {}
+        if operation in ("freeze", "thaw"):
+            return {"count": await self.ask(f"guest-fsfreeze-{operation}", timeout_s=timeout_s)}
+        raise self._lacks(operation)
+
+    async def exec(self, request: ExecRequest, *, timeout_s: float = 60) -> QgaExec:
+        if request.tty:
+            raise self._lacks("a terminal", hint=f"bough console {self.machine}")
+        return QgaExec(self, request)
+
+    async def dial(self, port: int, host: str = "127.0.0.1", *, timeout_s: float = 60) -> Any:
+        raise self._lacks("connections to its ports")
+
+    def _lacks(self, what: str, hint: str | None = None) -> GuestRefused:
+        return GuestRefused(
+            f"machine '{self.machine}' has qemu-guest-agent, which has nothing for {what}",
+            hint=hint,
+            machine=self.machine,
+        )
+
+    def guest_closed(self) -> None:
+        """The guest's end of the port is closed: greet again."""
+
+    async def close(self) -> None:
+        self.lost.set()
+        self._writer.close()
+
+
+class QgaExec:
+    """A command: it starts when its input has ended, and its output comes when it has."""
+
+    def __init__(self, channel: QgaChannel, request: ExecRequest) -> None:
+        self.exit = ExitStatus()
+        self._channel = channel
+        self._request = request
+        self._input = bytearray()
+        self._input_ended = asyncio.Event()
+        self._aborted = False
+        if not request.stdin:
+            self._input_ended.set()
+
+    async def write(self, data: bytes) -> None:
+        if len(self._input) + len(data) > MOST_INPUT_BYTES:
+            raise GuestRefused(
+                "qemu-guest-agent takes at most 12 MiB of input", machine=self._channel.machine
+            )
+        self._input += data
+
+    async def close_stdin(self) -> None:
+        self._input_ended.set()
+
+    async def resize(self, rows: int, columns: int) -> None:
+        pass
+
+    async def signal(self, name: str) -> None:
+        raise self._channel._lacks("signals")
+
+    async def abort(self) -> None:
+        """Its output is not waited for any more; the command runs on: this agent cannot end one."""
+        self._aborted = True
+        self._input_ended.set()
+
+    async def __aiter__(self) -> AsyncIterator[tuple[Literal["stdout", "stderr"], bytes]]:
+        await self._input_ended.wait()
+        if self._aborted:
+            return
+        try:
+            status = await self._run()
+        except BoughError as error:
+            self.exit = ExitStatus(error=error)
+            return
+        if isinstance(status.get("signal"), int):
+            import signal
+
+            number = status["signal"]
+            known = number in {one.value for one in signal.Signals}
+            self.exit = ExitStatus(
+                signal=signal.Signals(number).name.removeprefix("SIG") if known else "KILL"
+            )
+        else:
+            self.exit = ExitStatus(code=int(status.get("exitcode", 255)) & 255)
+        if status.get("out-truncated") or status.get("err-truncated"):
+            self.exit = ExitStatus(
+                error=GuestRefused("qemu-guest-agent gave only the first 16 MiB of the output")
+            )
+        names: tuple[Literal["stdout", "stderr"], ...] = ("stdout", "stderr")
+        for name in names:
+            with contextlib.suppress(ValueError, TypeError):
+                if data := base64.b64decode(status.get(f"{name[3:]}-data", "")):
+                    yield name, data
+
+    async def _run(self) -> dict[str, Any]:
+        argv = _render_argv(self._request)
+        arguments: dict[str, Any] = {"path": argv[0], "arg": argv[1:], "capture-output": True}
+        if self._input:
+            arguments["input-data"] = base64.b64encode(bytes(self._input)).decode()
+        if self._request.env:
+            arguments["env"] = [f"{name}={value}" for name, value in self._request.env.items()]
+        started = await self._channel.ask("guest-exec", **arguments)
+        pid = started.get("pid") if isinstance(started, dict) else None
+        if not isinstance(pid, int):
+            raise ProtocolError("the guest's agent started something without a number")
+        for attempt in range(1 << 31):
+            status = await self._channel.ask("guest-exec-status", pid=pid)
+            if not isinstance(status, dict):
+                break
+            if status.get("exited") or self._aborted:
+                return status
+            await asyncio.sleep(_POLL_S[min(attempt, len(_POLL_S) - 1)])
+        raise ProtocolError("the guest's agent told no status")
+
+
+def _render_argv(request: ExecRequest) -> list[str]:
+    argv = list(request.argv)
+    if request.user not in (None, "root", "0"):
+        argv = ["runuser", "-u", str(request.user), "--", *argv]
+    if request.cwd is not None:
+        argv = ["/bin/sh", "-c", 'cd "$1" || exit 126; shift; exec "$@"', "sh", request.cwd, *argv]
+    return argv
