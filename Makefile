@@ -3,7 +3,7 @@
 BIN := .venv/bin
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help setup demo test unit fuzz lint format bench docs clean
+.PHONY: help setup demo test unit fuzz lint format torture bench docs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -36,6 +36,9 @@ lint: setup ## ruff, strict types, directions of imports
 format: setup ## put the code into shape
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
+
+torture: setup ## kill things at random moments for SECONDS=600, and look whether anything is lost
+	@$(BIN)/python -m tests.torture --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
 
 bench: setup ## figures, side by side with a peer; ONLY=exec for one of them
 	@$(BIN)/python -m bench $(ONLY)

@@ -17,7 +17,7 @@ from typing import Any
 
 from bough.audit.files import Look
 from bough.audit.store import audit_store
-from bough.audit.sweep import sweep_unfinished_writes
+from bough.audit.sweep import sweep_runtime, sweep_unfinished_writes
 from bough.errors import (
     BoughError,
     BuildFailed,
@@ -96,6 +96,7 @@ class Hypervisor:
         for stray in self.home.incoming.iterdir():
             await asyncio.to_thread(remove_build if stray.is_dir() else _remove_tree, stray)
         sweep_unfinished_writes(self.home)
+        sweep_runtime(self.home)
         for root in sorted(self.home.machines.iterdir()):
             paths = self.home.machine(root.name)
             try:

@@ -16,5 +16,15 @@ def sweep_unfinished_writes(home: Home) -> None:
                 path.unlink()
 
 
+def sweep_runtime(home: Home) -> None:
+    """Sockets of machines that are not here any more: of a delete that was killed in its middle."""
+    machines = {path.name for path in home.machines.iterdir()}
+    for root in _below(home.runtime):
+        if root.name not in machines and all(path.is_socket() for path in root.iterdir()):
+            for path in root.iterdir():
+                path.unlink()
+            root.rmdir()
+
+
 def _below(directory: Path) -> list[Path]:
     return [path for path in directory.iterdir() if path.is_dir() and not path.is_symlink()]

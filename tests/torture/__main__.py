@@ -1,0 +1,78 @@
+"""python -m tests.torture --seconds 600 --seed 1: kill things at random moments for as long as told."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import bough
+from bough.errors import BoughError
+from bough.paths import Home
+from tests.torture.moments import IMAGE, Torture
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--moments", type=int, default=10**9, help="end after so many")
+    parser.add_argument("--quiet", action="store_true")
+    options = parser.parse_args()
+    seed = secrets.randbelow(10**6) if options.seed is None else options.seed
+    root = Path(tempfile.mkdtemp(prefix="bough-torture-", dir="/var/tmp"))
+    root.chmod(0o711)
+    home = Home.at(root / "home")
+    home.create()
+    cache = os.environ.get("BOUGH_TEST_CACHE")
+    if cache:
+        things = [f"{cache}/images", f"{cache}/labels.json"]
+        subprocess.run(["cp", "--archive", "--sparse=always", *things, home.root], check=True)
+    print(f"seed {seed}, home {home.root}", flush=True)
+    torture = Torture(
+        home, seed, say=(lambda _: None) if options.quiet else lambda text: print(text, flush=True)
+    )
+    try:
+        client = bough.connect(home.root)
+        client.build_image(IMAGE)
+        for image in client.images():  # of a cache: an image takes time to be compared with its digest
+            if IMAGE not in image.labels:
+                client.delete_image(image.digest)
+        end = time.monotonic() + options.seconds
+        while time.monotonic() < end and torture.report.moments.total() < options.moments:
+            torture.moment()
+    finally:
+        clean(home, root, keep=bool(torture.report.losses))
+    print(torture.report)
+    return int(bool(torture.report.losses))
+
+
+def _nothing(_: str) -> None:
+    pass
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def clean(home: Home, root: Path, *, keep: bool) -> None:
+    client = bough.connect(home.root)
+    for machine in client.machines():
+        try:
+            machine.delete(force=True)
+        except BoughError as error:
+            print(f"{machine.name} could not be deleted: {error.message}", file=sys.stderr)
+    client.shutdown()
+    if not keep:
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.rmtree(home.runtime, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,22 @@
+"""A minute of `make torture`, in a home of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from bough.paths import Home
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_nothing_is_lost(bough_home: Home, debian: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.torture", "--seconds", "45", "--seed", "20"],
+        env=os.environ | {"BOUGH_TEST_CACHE": str(bough_home.root)},
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
+    print(done.stdout)
