@@ -15,8 +15,6 @@ import os
 import time
 from struct import pack
 
-from bough.guest.agent_calls import run
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bough.guest.agent import Agent
@@ -62,16 +60,15 @@ def become(_agent: Agent, _call: int, arguments: Arguments) -> dict[str, object]
 
 
 def settle(_arguments: Arguments, _tell: Tell) -> dict[str, object]:
-    """What became is on the disk; sshd, where it runs, has its new keys, the network its new lease."""
+    """What became is on the disk, and sshd, where it runs, has its new keys.
+
+    The lease needs nothing: the uplink of each machine gives the same address to whoever asks.
+    """
     try:
         with open("/run/sshd.pid", "rb", buffering=0) as file:
             os.kill(int(file.read(20)), _SIGHUP)
     except (OSError, ValueError):
         pass  # none runs: the next one reads the new keys
-    if os.path.isdir("/run/systemd/netif/links"):
-        names = [name for name in os.listdir("/sys/class/net") if name != "lo"]
-        if names:
-            run(["networkctl", "renew", *names])
     os.sync()
     return {}
 

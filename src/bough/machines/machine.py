@@ -52,6 +52,9 @@ _LOAD_POLL_S = 0.002
 #: How long a command waits for the agent of a machine that an earlier service started.
 _TAKEN_UP_S = 3.0
 
+_SETTLE_AFTER_S = 3.0
+_settling = asyncio.Semaphore(1)
+
 T = TypeVar("T")
 Planner = Callable[[MachineRecord, MachinePaths], Awaitable[Plan]]
 
@@ -594,9 +597,12 @@ class Machine:
             self._change(identity="known", event=False)
 
     async def _settle_identity(self, channel: AgentChannel) -> None:
-        with contextlib.suppress(BoughError):  # one that dies before is told again at its next boot
-            await settle_identity(channel)
-            self._change(identity="known", mac_before=None, event=False)
+        # Later, and one machine after the other: it would cost those that are being forked just now.
+        await asyncio.sleep(_SETTLE_AFTER_S)
+        async with _settling:
+            with contextlib.suppress(BoughError):  # one that dies before is told again at its next boot
+                await settle_identity(channel)
+                self._change(identity="known", mac_before=None, event=False)
 
     async def _watch_qmp(self, qmp: Qmp) -> None:
         async for event in qmp.events():
