@@ -29,7 +29,9 @@ _KINDS = ("ed25519", "ecdsa")
 
 
 def prepare(_agent: Agent, _call: int, _arguments: Arguments) -> dict[str, object]:
-    """Nothing but that this module is loaded."""
+    """What a fork uses first is loaded: this module, the clock, commands."""
+    __import__("bough.guest.agent_system")
+    __import__("bough.guest.agent_spawn")
     return {}
 
 
