@@ -23,8 +23,15 @@ _TIOCSWINSZ = 0x5414
 _TIOCSCTTY = 0x540E
 _ENOEXEC = 8
 _SHELL = b"/bin/sh"
-# Python ignores these; a command must not.
-_IGNORED_BY_PYTHON = (_signal.SIGPIPE, _signal.SIGXFSZ)
+# A command must ignore none of these. Python ignores the first two, the others who started the agent perhaps.
+_PERHAPS_IGNORED = (
+    _signal.SIGPIPE,
+    _signal.SIGXFSZ,
+    _signal.SIGHUP,
+    _signal.SIGINT,
+    _signal.SIGQUIT,
+    _signal.SIGTERM,
+)
 
 
 class Process:
@@ -180,7 +187,7 @@ class _Command:
             setsid=True,
             resetids=self.identity.groups is not None,
             setsigmask=(),
-            setsigdef=_IGNORED_BY_PYTHON,
+            setsigdef=_PERHAPS_IGNORED,
         )
 
     def _script(self) -> list[bytes]:
@@ -218,7 +225,7 @@ class _Command:
             what = os.fsencode(self.directory)
             os.chdir(self.directory)
             what = self.path
-            for number in _IGNORED_BY_PYTHON:
+            for number in _PERHAPS_IGNORED:
                 _signal.signal(number, _signal.SIG_DFL)
             _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
             try:
