@@ -207,3 +207,12 @@ def test_a_label_is_one_snapshots(origin: bough.Machine, snapshot: bough.Snapsho
     with pytest.raises(NameTaken):
         origin.snapshot("ready")
     assert origin.exec("true").ok
+
+
+def test_a_machine_without_a_network(hv: bough.Hypervisor, debian: str, forks: list[bough.Machine]) -> None:
+    machine = hv.create(debian, name="offline", memory=MEMORY, uplink=False)
+    forks.append(machine)
+    machine.start()
+    fork = machine.fork("offline-fork")
+    forks.append(fork)
+    assert fork.exec("hostname").stdout.strip() == "offline-fork"

@@ -37,28 +37,31 @@ def prepare(_agent: Agent, _call: int, _arguments: Arguments) -> dict[str, objec
 
 def become(_agent: Agent, _call: int, arguments: Arguments) -> dict[str, object]:
     """{"unix_ns", "entropy"}, and for somebody new {"hostname", "machine_id", "host_keys": {kind: [private,
-    public]}, "mac_from", "mac"}.
+    public]}, "mac_from", "mac"} -> {"took_ns"}; the clock is set to unix_ns and what it took.
     """
+    began = time.monotonic_ns()
     # The randomness first: what comes after may draw on it.
     entropy = arguments.get("entropy")
     if isinstance(entropy, bytes) and entropy:
         stir(entropy)
-    now = arguments.get("unix_ns")
-    if isinstance(now, int):
-        time.clock_settime_ns(time.CLOCK_REALTIME, now)
-    machine_id = arguments.get("machine_id")
-    if isinstance(machine_id, str) and len(machine_id) == 32 and machine_id.isalnum():
-        _set_machine_id(machine_id)
-    hostname = arguments.get("hostname")
-    if isinstance(hostname, str):
-        _set_hostname(hostname)
     keys = arguments.get("host_keys")
     if isinstance(keys, dict) and os.path.isdir("/etc/ssh"):
         _set_host_keys(keys)
+    machine_id = arguments.get("machine_id")
+    if isinstance(machine_id, str) and len(machine_id) == 32 and machine_id.isalnum():
+        _set_machine_id(machine_id)
+    # Each of the following wakes services of the guest, which would be in the way of the rest.
+    hostname = arguments.get("hostname")
+    if isinstance(hostname, str):
+        _set_hostname(hostname)
     mac_from, mac = arguments.get("mac_from"), arguments.get("mac")
     if isinstance(mac_from, str) and isinstance(mac, str):
         _set_mac(mac_from, mac)
-    return {}
+    took = time.monotonic_ns() - began
+    now = arguments.get("unix_ns")
+    if isinstance(now, int):
+        time.clock_settime_ns(time.CLOCK_REALTIME, now + took)
+    return {"took_ns": took}
 
 
 def settle(_arguments: Arguments, _tell: Tell) -> dict[str, object]:

@@ -259,10 +259,10 @@ def _spawn(
         ours, processes = start_uplink(machine_id=plan.machine_id, uid=plan.uid)
         children += processes
         descriptors["uplink"] = sockets.enter_context(ours).fileno()
-    if memory is not None:
-        descriptors["memory"] = memory
         for process in processes:
             add_to_groups(groups, process.pid)
+    if memory is not None:
+        descriptors["memory"] = memory
     outer = open_filter() if plan.jail.bwrap and plan.jail.system_calls else None
     if outer is not None:
         sockets.callback(os.close, outer)
