@@ -218,8 +218,9 @@ async def test_terminal(channel: AgentChannel) -> None:
     await session.write(b"stty size\n")
     await read_until(session, b"44 111")
     # What the keys of a terminal do is done by the guest's.
-    await session.write(b"sleep 1000\n")
-    await read_until(session, b"sleep 1000")
+    # Its own word, not the echo of what was typed: it is in the foreground then, where Ctrl-C goes.
+    await session.write(b"sh -c 'echo begun$((1+1)); exec sleep 1000'\n")
+    await read_until(session, b"begun2")
     await session.write(b"\x03echo $?; exit 7\n")
     assert (await finish(session))[2] == ExitStatus(7)
 
