@@ -69,6 +69,7 @@ log = logging.getLogger("bough.hypervisor")
 #: How long an ephemeral machine is kept while nobody holds it: for the client to come back after a
 #: restart of the service.
 EPHEMERAL_GRACE_S = 30.0
+_EXPIRE_AGAIN_S = 1.0
 #: More of them at once only wait for each other.
 _FORKS_AT_ONCE = max(2, os.cpu_count() or 2)
 
@@ -115,6 +116,7 @@ class Hypervisor:
                 group.create_task(machine.adopt())
         for machine in self._machines.values():
             remove_strays(machine.paths, machine.record)
+        self.snapshots.settle()
         self.snapshots.collect(self._records())
         for machine in self._machines.values():
             if machine.record.ephemeral:
@@ -234,9 +236,14 @@ class Hypervisor:
     async def restart(
         self, machine: Machine, *, deadline_s: float = 60, report: Report = ignore_progress
     ) -> None:
-        """Stop and start: the guest sees the power go and come back."""
-        await machine.stop(deadline_s=deadline_s, report=report)
-        await machine.start(report)
+        """Stop and start: the guest sees the power go and come back. Goes on when the caller is cancelled."""
+
+        async def work() -> None:
+            with machine.claim("being restarted"):
+                await machine.stop(deadline_s=deadline_s, report=report)
+                await machine.start(report)
+
+        await asyncio.shield(machine.own(work(), "restart"))
 
     def rename(self, machine: Machine, name: str) -> None:
         if name == machine.name:
@@ -250,19 +257,20 @@ class Hypervisor:
         Raises:
             WrongState: it runs and `force` was not given.
         """
-        if machine.state in LIVE:
-            if not force:
-                raise WrongState(
-                    f"machine '{machine.name}' is {machine.state} and is not deleted while it is",
-                    hint=f"bough stop {machine.name}, or delete it with --force",
-                    machine=machine.name,
-                    state=str(machine.state),
-                )
-            with contextlib.suppress(WrongState):  # it ended by itself meanwhile
-                await machine.stop(force=True)
-        states = (State.STOPPED, State.FAILED, State.SUSPENDED)
-        async with machine.transition("being deleted", *states):
-            await self._bury(machine)
+        with machine.claim("being deleted"):
+            if machine.state in LIVE:
+                if not force:
+                    raise WrongState(
+                        f"machine '{machine.name}' is {machine.state} and is not deleted while it is",
+                        hint=f"bough stop {machine.name}, or delete it with --force",
+                        machine=machine.name,
+                        state=str(machine.state),
+                    )
+                with contextlib.suppress(WrongState):  # it ended by itself meanwhile
+                    await machine.stop(force=True)
+            states = (State.STOPPED, State.FAILED, State.SUSPENDED)
+            async with machine.transition("being deleted", *states):
+                await self._bury(machine)
 
     async def _bury(self, machine: Machine) -> None:
         machine.cancel_restart()
@@ -271,6 +279,7 @@ class Hypervisor:
             machine.paths.root.rename(grave)
             sync_directory(self.home.machines)
             del self._machines[machine.id]
+            machine.bury()
             self.events.emit("deleted", machine=machine.id, name=machine.name)
             await asyncio.to_thread(_remove_tree, grave)
             await asyncio.to_thread(_remove_tree, machine.paths.runtime)
@@ -290,11 +299,16 @@ class Hypervisor:
         """See SnapshotTree.take."""
         if label is not None:
             check_name(label)
-        manifest = await self.snapshots.take(
-            machine, label=label, message=message, memory=memory, report=report
-        )
+        manifest = await self._take(machine, label=label, message=message, memory=memory, report=report)
         self.events.emit("snapshotted", machine=machine.id, name=machine.name, detail=manifest.id)
         return manifest
+
+    async def _take(self, machine: Machine, **options: Any) -> SnapshotManifest:
+        try:
+            return await self.snapshots.take(machine, **options)
+        except BaseException:
+            self.snapshots.collect(self._records())  # what is there of it, and nothing stands on
+            raise
 
     def delete_snapshot(self, reference: str) -> None:
         self.snapshots.delete(self.snapshots.store.resolve(reference), self._records())
@@ -302,23 +316,33 @@ class Hypervisor:
     async def restore(
         self, machine: Machine, reference: str, *, keep: bool = False, report: Report = ignore_progress
     ) -> None:
-        """Put a machine back in place; running again where the snapshot has memory.
+        """Put a machine back in place; running again where the snapshot has memory. Goes on when the
+        caller is cancelled.
 
         Args:
             keep: snapshot it first, as it is.
         """
         manifest = self.snapshots.store.resolve(reference)
         self.snapshots.check_own(machine, manifest)
-        saved = await self.snapshots.saved_state(manifest)
-        if keep:
-            await self.snapshot(machine, message=f"before a restore to {manifest.id}", report=report)
-        if machine.state in LIVE:
-            await machine.stop(force=True)
-        report(Progress("restoring"))
-        await self.snapshots.put_back(machine, manifest)
-        self.snapshots.collect(self._records())
-        if saved is not None:
-            await machine.start(report, saved=saved)
+
+        async def work() -> None:
+            with machine.claim("being restored"), self.snapshots.using(manifest):
+                saved = await self.snapshots.saved_state(manifest)
+                if keep:
+                    message = f"before a restore to {manifest.id}"
+                    await self.snapshot(machine, message=message, report=report)
+                if machine.state in LIVE:
+                    await machine.stop(force=True)
+                report(Progress("restoring"))
+                await self.snapshots.put_back(machine, manifest)
+                if saved is not None:
+                    await machine.start(report, saved=saved)
+
+        try:
+            await asyncio.shield(machine.own(work(), "restore"))
+        finally:
+            self.snapshots.collect(self._records())
+        if machine.state is State.RUNNING:
             await machine.wait_ready(report=report)
         self.events.emit("restored", machine=machine.id, name=machine.name, detail=manifest.id)
 
@@ -349,27 +373,28 @@ class Hypervisor:
         if source is None:
             manifest = self.snapshots.store.resolve(reference)
         else:
-            manifest = await self.snapshots.take(source, memory=not cold, keep=False, report=report)
+            manifest = await self._take(source, memory=not cold, keep=False, report=report)
         report(Progress("forking"))
         try:
-            saved = None if cold else await self.snapshots.saved_state(manifest)
-            limit = asyncio.Semaphore(_FORKS_AT_ONCE)
+            with self.snapshots.using(manifest):
+                saved = None if cold else await self.snapshots.saved_state(manifest)
+                limit = asyncio.Semaphore(_FORKS_AT_ONCE)
 
-            async def one(name: str | None) -> Machine | BoughError:
-                async with limit:
-                    try:
-                        machine = await self._fork(manifest, name, saved, identity, ephemeral)
-                        if saved is not None and wait:
-                            await machine.wait_ready(timeout_s=timeout_s)
-                        return machine
-                    except BoughError as error:
-                        return error
+                async def one(name: str | None) -> Machine | BoughError:
+                    async with limit:
+                        try:
+                            machine = await self._fork(manifest, name, saved, identity, ephemeral)
+                            if saved is not None and wait:
+                                await machine.wait_ready(timeout_s=timeout_s)
+                            return machine
+                        except BoughError as error:
+                            return error
 
-            return list(await asyncio.gather(*(one(name) for name in names)))
+                return list(await asyncio.gather(*(one(name) for name in names)))
         finally:
             if source is not None:
                 self.snapshots.forget(manifest)
-                self.snapshots.collect(self._records())
+            self.snapshots.collect(self._records())
 
     async def _fork(
         self,
@@ -438,11 +463,15 @@ class Hypervisor:
 
     def _expire_unless_held(self, machine_id: str, grace_s: float = EPHEMERAL_GRACE_S) -> None:
         async def expire() -> None:
-            await asyncio.sleep(grace_s)
-            machine = self._machines.get(machine_id)
-            if machine is not None and machine_id not in self._holders:
-                with contextlib.suppress(BoughError):
+            pause_s = grace_s
+            while True:
+                await asyncio.sleep(pause_s)
+                machine = self._machines.get(machine_id)
+                if machine is None or machine_id in self._holders:
+                    return
+                with contextlib.suppress(NotFound, Conflict):  # it is being snapshotted, say: afterwards
                     await self.delete(machine, force=True)
+                pause_s = _EXPIRE_AGAIN_S
 
         self._own(expire(), f"expire {machine_id}")
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import bough
 from bough.errors import BoughError
 from bough.paths import Home
-from tests.torture.moments import IMAGE, Torture
+from tests.torture.moments import Torture
+from tests.torture.operations import IMAGE
 
 
 def main() -> int:
@@ -23,6 +24,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--moments", type=int, default=10**9, help="end after so many")
+    parser.add_argument("--only", default=None, help="one kind of operation: snapshot, fork, ...")
     parser.add_argument("--quiet", action="store_true")
     options = parser.parse_args()
     seed = secrets.randbelow(10**6) if options.seed is None else options.seed
@@ -44,21 +46,15 @@ def main() -> int:
         for image in client.images():  # of a cache: an image takes time to be compared with its digest
             if IMAGE not in image.labels:
                 client.delete_image(image.digest)
+        torture.prepare()
         end = time.monotonic() + options.seconds
         while time.monotonic() < end and torture.report.moments.total() < options.moments:
-            torture.moment()
+            torture.moment(options.only)
+        torture.finish()
     finally:
         clean(home, root, keep=bool(torture.report.losses))
     print(torture.report)
     return int(bool(torture.report.losses))
-
-
-def _nothing(_: str) -> None:
-    pass
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
 
 
 def clean(home: Home, root: Path, *, keep: bool) -> None:
@@ -68,6 +64,8 @@ def clean(home: Home, root: Path, *, keep: bool) -> None:
             machine.delete(force=True)
         except BoughError as error:
             print(f"{machine.name} could not be deleted: {error.message}", file=sys.stderr)
+    for snapshot in client.snapshots():
+        snapshot.delete()
     client.shutdown()
     if not keep:
         shutil.rmtree(root, ignore_errors=True)

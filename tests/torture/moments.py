@@ -6,42 +6,29 @@ client comes, and everything must be as it was before the operation or as it sho
 
 from __future__ import annotations
 
-import contextlib
-import os
 import random
-import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import bough
 from bough.client.info import MachineInfo
 from bough.errors import BoughError
 from bough.paths import Home
 from tests.leftovers import find_leftovers, wait_nothing_left
+from tests.torture.files import PLACE, PREPARE, Files, compare, read_files
+from tests.torture.operations import IMAGE, KINDS, SEED, WORKER, Operation, Scene
+from tests.torture.processes import kill, qemus, service_pid
 
-IMAGE = "debian:12"
-SMALL: dict[str, Any] = {"memory": "128MiB", "vcpus": 1, "uplink": False}
-MOST_MACHINES = 5
 VICTIMS = ("service", "qemu", "both")
 SETTLED = {"stopped", "running", "paused", "failed"}
 SETTLE_TIMEOUT_S = 30.0
-#: Killed before QEMU was there, a machine is failed with that as its cause, or where it was.
-ALLOWED = {
-    "start": ("running", "failed", "stopped"),
-    "restart": ("running", "failed", "stopped"),
-    "stop": ("stopped",),
-    "pause": ("paused",),
-    "resume": ("running",),
-}
-#: Acknowledged, and its QEMU not killed: it is so.
-WANTED = {"start": "running", "restart": "running", "stop": "stopped", "pause": "paused", "resume": "running"}
-
-Known = dict[str, MachineInfo]
+OPERATION_TIMEOUT_S = 90.0
+#: A snapshot is forked after one in so many moments.
+FORK_EVERY = 4
+_LIST_FILES = f'mountpoint -q {PLACE} && cd {PLACE} && grep -r "" . 2>/dev/null; true'
 
 
 @dataclass
@@ -49,28 +36,15 @@ class Report:
     moments: Counter[str] = field(default_factory=Counter)
     losses: list[str] = field(default_factory=list)
     leaks: int = 0
+    files: int = 0
+    forks: int = 0
 
     def __str__(self) -> str:
         rows = [f"{count:5}  {what}" for what, count in sorted(self.moments.items())]
-        total = f"{self.moments.total()} moments of death, "
+        total = f"{self.moments.total()} moments of death, {self.files} files looked for on disks, "
+        total += f"{self.forks} forks of snapshots, "
         total += f"{self.leaks} disks with clusters that nothing uses (harmless), {len(self.losses)} losses"
         return "\n".join([*rows, total, *self.losses])
-
-
-@dataclass
-class Operation:
-    """What is done to `target` (None: a new machine); `allowed` are the states it may be in afterwards."""
-
-    kind: str
-    target: str | None
-    run: Callable[[bough.Hypervisor], object]
-    typical_s: float
-    allowed: tuple[str, ...] = ()
-    #: It runs in the end when nothing was killed but the service.
-    wanted: str | None = None
-    new_name: str | None = None
-    acknowledged: bool = False
-    error: BaseException | None = None
 
 
 class Torture:
@@ -80,22 +54,37 @@ class Torture:
         self.report = Report()
         self._say = say
         self._serial = 0
+        self._files: dict[str, Files] = {}
+        self._snapshot_files: dict[str, Files] = {}
+        #: What was read from the disk of a machine since it last ran.
+        self._looked_at: dict[str, Files] = {}
+
+    def prepare(self) -> None:
+        """A worker that has booted, and a snapshot of it."""
+        client = bough.connect(self.home.root)
+        worker = client.create(IMAGE, name="worker", **WORKER)
+        worker.start()
+        worker.shell(PREPARE, check=True)
+        snapshot = worker.snapshot(SEED)
+        self._files[worker.id] = self._snapshot_files[snapshot.id] = {}
 
     # -- one moment -----------------------------------------------------------------------------
 
     def moment(self, kind: str | None = None, victim: str | None = None) -> None:
         client = bough.connect(self.home.root)
-        before = {info.id: info for info in (machine.info() for machine in client.machines())}
+        before = self._look(client)
+        if not before.answering():
+            before = self._add_worker(client, before)
         operation = self._choose(before, kind)
         victim = victim or self.random.choice(VICTIMS)
-        delay_s = self.random.uniform(0, operation.typical_s * 1.3)
-        what = f"{operation.kind}, {victim} killed"
+        delay_s = self.random.uniform(0, operation.kind.typical_s * 1.3)
+        what = f"{operation.kind.name}, {victim} killed"
         self._say(f"{what} after {delay_s * 1000:.0f} ms")
         thread = threading.Thread(target=self._perform, args=(operation,), daemon=True)
         thread.start()
         time.sleep(delay_s)
         killed = self._kill(victim, operation, before)
-        thread.join(90)
+        thread.join(OPERATION_TIMEOUT_S)
         self.report.moments[what] += 1
         client = bough.connect(self.home.root)
         where = f"{what} after {delay_s * 1000:.0f} ms (operation: {operation.error or 'done'})"
@@ -106,78 +95,122 @@ class Torture:
         except BoughError as error:
             self._lose(where, f"the service says {error.message}")
 
+    def _add_worker(self, client: bough.Hypervisor, scene: Scene) -> Scene:
+        """One that answers, so that it can be told to write; where all have died so far."""
+        for machine_id in scene.of_state("running", "paused"):
+            client.machine(machine_id).stop(force=True)
+        (seed,) = (one for one in scene.snapshots.values() if one.label == SEED)
+        self._serial += 1
+        worker = client.snapshot(seed.id).fork(f"worker-{self._serial}")
+        self._files[worker.id] = self._snapshot_files[seed.id]
+        return self._look(client)
+
     def _perform(self, operation: Operation) -> None:
         try:
-            operation.run(bough.connect(self.home.root))
+            operation.kind.run(bough.connect(self.home.root), operation)
             operation.acknowledged = True
-        except BoughError as error:
-            operation.error = error
-        except OSError as error:
+        except (BoughError, OSError) as error:
             operation.error = error
 
-    def _kill(self, victim: str, operation: Operation, before: Known) -> set[str]:
-        """Ids of machines whose QEMU was killed."""
+    def _kill(self, victim: str, operation: Operation, before: Scene) -> set[str]:
+        """Ids of machines whose QEMU was killed: the target's, a new machine's, or any."""
         killed = set()
         if victim in ("service", "both"):
             kill(service_pid(self.home))
         if victim in ("qemu", "both"):
             running = qemus(self.home)
-            own = operation.target if operation.target in running else None
-            chosen = own or (self.random.choice(sorted(running)) if running else None)
+            new = [machine for machine in running if machine not in before.machines]
+            own = operation.machine if operation.machine in running and not new else None
+            chosen = own or (self.random.choice(sorted(new or running)) if running else None)
             if chosen is not None and kill(running[chosen]):
                 killed.add(chosen)
         return killed
 
+    def _choose(self, scene: Scene, name: str | None) -> Operation:
+        possible = [
+            (kind, targets)
+            for kind in KINDS
+            if name in (None, kind.name) and (targets := kind.targets(scene))
+        ]
+        (kind, targets), *_ = self.random.choices(possible, [kind.weight for kind, _ in possible])
+        self._serial += 1
+        return Operation(kind, self.random.choice(targets), f"m{self._serial}-{self.random.randrange(10**6)}")
+
     # -- what must be true ----------------------------------------------------------------------
 
+    def _look(self, client: bough.Hypervisor) -> Scene:
+        machines = {info.id: info for info in (machine.info() for machine in client.machines())}
+        snapshots = {info.id: info for info in (snapshot.info() for snapshot in client.snapshots())}
+        return Scene(machines, snapshots, dict(self._files), dict(self._snapshot_files))
+
     def _check(
-        self, client: bough.Hypervisor, before: Known, operation: Operation, killed: set[str], where: str
+        self, client: bough.Hypervisor, before: Scene, operation: Operation, killed: set[str], where: str
     ) -> None:
-        after = self._settle(client, where)
-        for machine_id, was in before.items():
-            now = after.get(machine_id)
-            if now is None:
-                if operation.kind != "delete" or operation.target != machine_id:
-                    self._lose(where, f"machine {was.name} is gone")
-                continue
-            mine = operation.target == machine_id
-            names = {was.name, operation.new_name} if mine and operation.new_name else {was.name}
-            if now.name not in names:
-                self._lose(where, f"{was.name} is called {now.name}")
-            states = {was.state, *operation.allowed} if mine else {was.state}
-            if machine_id in killed:
-                states |= {"failed"}
-                if was.state == "failed" and not mine:
-                    self._lose(where, "a failed machine had a QEMU")
-            if now.state not in states:
-                self._lose(where, f"{was.name} was {was.state} and is {now.state}: {now.failure}")
-            if now.state == "failed" and not (now.failure and now.failure.cause):
-                self._lose(where, f"{was.name} failed without a cause")
-        self._check_acknowledged(before, after, operation, killed, where)
+        self._settle(client, where)
+        after = self._look(client)
+        for machine_id, was in before.machines.items():
+            self._check_machine(was, after.machines.get(machine_id), operation, killed, where)
+        self._check_new(before, after, operation, killed, where)
+        self._check_snapshots(before, after, operation, where)
+        self._remember(before, after, operation)
+        self._check_files(client, after, operation, where)
         self._check_store(client, where)
+        if self.random.randrange(FORK_EVERY) == 0:
+            self._check_fork(client, self.random.choice(sorted(after.snapshots)), where)
 
-    def _check_acknowledged(
-        self, before: Known, after: Known, operation: Operation, killed: set[str], where: str
+    def _check_machine(
+        self, was: MachineInfo, now: MachineInfo | None, operation: Operation, killed: set[str], where: str
     ) -> None:
-        new = [after[machine_id] for machine_id in after.keys() - before.keys()]
-        if len(new) > (operation.kind == "create"):
-            self._lose(where, f"machines out of nothing: {[info.name for info in new]}")
-        if any(info.name != operation.new_name or info.state != "stopped" for info in new):
-            self._lose(where, f"a new machine is not what was asked for: {new[0].name}, {new[0].state}")
-        if not operation.acknowledged:
+        mine, kind = operation.machine == was.id, operation.kind
+        if now is None:
+            if not (mine and kind.removes):
+                self._lose(where, f"machine {was.name} is gone")
             return
-        now = after.get(operation.target or "")
-        lost = {
-            "create": not new,
-            "delete": now is not None,
-            "rename": now is None or now.name != operation.new_name,
-        }.get(operation.kind, False)
-        if operation.wanted and operation.target not in killed:
-            lost = now is None or now.state != operation.wanted
-        if lost:
-            self._lose(where, f"the {operation.kind} was acknowledged and is undone")
+        names = {was.name, operation.name} if mine and kind.renames else {was.name}
+        if now.name not in names:
+            self._lose(where, f"{was.name} is called {now.name}")
+        states = {was.state, *(kind.allowed if mine else ())} | ({"failed"} if was.id in killed else set())
+        if now.state not in states:
+            self._lose(where, f"{was.name} was {was.state} and is {now.state}: {now.failure}")
+        if now.state == "failed" and not (now.failure and now.failure.cause):
+            self._lose(where, f"{was.name} failed without a cause")
+        if mine and operation.acknowledged:
+            undone = kind.removes or (kind.renames and now.name != operation.name)
+            if kind.wanted and was.id not in killed:
+                undone |= now.state != kind.wanted
+            if undone:
+                self._lose(where, f"the {kind.name} was acknowledged and is undone")
 
-    def _settle(self, client: bough.Hypervisor, where: str) -> Known:
+    def _check_new(
+        self, before: Scene, after: Scene, operation: Operation, killed: set[str], where: str
+    ) -> None:
+        new = [after.machines[machine_id] for machine_id in after.machines.keys() - before.machines.keys()]
+        makes = operation.kind.makes == "machine"
+        if len(new) > makes:
+            self._lose(where, f"machines out of nothing: {[info.name for info in new]}")
+        for info in new:
+            states = {*operation.kind.new_states} | ({"failed"} if info.id in killed else set())
+            if info.name != operation.name or info.state not in states:
+                self._lose(where, f"a new machine is not what was asked for: {info.name}, {info.state}")
+            if info.state == "failed" and not (info.failure and info.failure.cause):
+                self._lose(where, f"{info.name} failed without a cause")
+        if makes and operation.acknowledged and not new:
+            self._lose(where, f"the {operation.kind.name} was acknowledged and is undone")
+
+    def _check_snapshots(self, before: Scene, after: Scene, operation: Operation, where: str) -> None:
+        removed = operation.snapshot if operation.kind.removes else None
+        for snapshot_id in before.snapshots.keys() - after.snapshots.keys() - {removed}:
+            self._lose(where, f"snapshot {before.snapshots[snapshot_id].label} is gone")
+        if removed in after.snapshots and operation.acknowledged:
+            self._lose(where, "a deleted snapshot is there again")
+        new = [after.snapshots[one].label for one in after.snapshots.keys() - before.snapshots.keys()]
+        makes = operation.kind.makes == "snapshot"
+        if new not in ([], [operation.name] if makes else []):
+            self._lose(where, f"snapshots out of nothing: {new}")
+        if makes and operation.acknowledged and not new:
+            self._lose(where, "the snapshot was acknowledged and is not there")
+
+    def _settle(self, client: bough.Hypervisor, where: str) -> None:
         deadline = time.monotonic() + SETTLE_TIMEOUT_S
         while True:
             infos = [machine.info() for machine in client.machines()]
@@ -186,101 +219,124 @@ class Torture:
             running = qemus(self.home)
             noticed = all((info.state in ("running", "paused")) == (info.id in running) for info in infos)
             if set(states.values()) <= SETTLED and noticed:
-                break
+                return
             if time.monotonic() > deadline:
                 self._lose(where, f"not settled after {SETTLE_TIMEOUT_S:g} s: {states}, QEMUs {running}")
-                break
+                return
             time.sleep(0.05)
-        return {info.id: info for info in infos}
 
     def _check_store(self, client: bough.Hypervisor, where: str) -> None:
         left = wait_nothing_left(lambda: find_leftovers(self.home))
         if left:
             self._lose(where, str(left))
-        found = client.doctor_store()
-        for finding in found["findings"]:
+        leaks = 0
+        for finding in client.doctor_store()["findings"]:
             if finding["kind"] == "disk-leaks":
-                self.report.leaks += 1
+                leaks += 1
             elif not finding["harmless"]:
                 self._lose(where, f"doctor --store: {finding['kind']}: {finding['problem']}")
-        if self.report.leaks:
+        if leaks:
+            self.report.leaks += leaks
             client.doctor_store(repair=True)
 
     def _lose(self, where: str, what: str) -> None:
         self._say(f"LOST: {where}: {what}")
         self.report.losses.append(f"{where}: {what}")
 
-    # -- operations -----------------------------------------------------------------------------
+    # -- files ----------------------------------------------------------------------------------
 
-    def _choose(self, before: Known, kind: str | None) -> Operation:
-        by_state: dict[str, list[str]] = {}
-        for info in before.values():
-            by_state.setdefault(info.state, []).append(info.id)
-        resting = by_state.get("stopped", []) + by_state.get("failed", [])
-        running = by_state.get("running", [])
-        possible = {
-            "create": [None] if len(before) < MOST_MACHINES else [],
-            "start": resting if len(running) < 2 else [],
-            "stop": running,
-            "pause": running,
-            "resume": by_state.get("paused", []),
-            "rename": list(before),
-            "delete": resting if len(before) > 1 else [],
-            "restart": running,
+    def _remember(self, before: Scene, after: Scene, operation: Operation) -> None:
+        """What guests were told by now."""
+        source = before.files.get(
+            operation.machine or "", before.snapshot_files.get(operation.snapshot or "")
+        )
+        if source is not None:
+            for machine_id in after.machines.keys() - before.machines.keys():
+                self._files[machine_id] = source
+            for snapshot_id in after.snapshots.keys() - before.snapshots.keys():
+                self._snapshot_files[snapshot_id] = source
+        target = operation.machine
+        if operation.kind.writes and operation.acknowledged and target is not None:
+            self._files[target] = {**self._files[target], operation.name: operation.name}
+        if operation.kind.name == "restore" and target in self._files:
+            then = self._snapshot_files.get(operation.target[1], {})
+            if operation.acknowledged:
+                self._files[target] = then
+            else:  # either of the two
+                both = self._files[target].items() & then.items()
+                self._files[target] = dict(both)
+        self._files = {one: files for one, files in self._files.items() if one in after.machines}
+        self._snapshot_files = {
+            one: files for one, files in self._snapshot_files.items() if one in after.snapshots
         }
-        kinds = [each for each, targets in possible.items() if targets and kind in (None, each)]
-        chosen = self.random.choice(kinds or ["create"])
-        return self._operation(chosen, self.random.choice(possible[chosen] or [None]))
 
-    def _operation(self, kind: str, target: str | None) -> Operation:
-        self._serial += 1
-        name = f"m{self._serial}-{self.random.randrange(10**6)}"
-        reference = target or ""
-        works: dict[str, tuple[Callable[[bough.Hypervisor], object], float]] = {
-            "create": (lambda hv: hv.create(IMAGE, name=name, **SMALL), 0.12),
-            "start": (lambda hv: hv.machine(reference).start(wait=False), 0.35),
-            "stop": (lambda hv: hv.machine(reference).stop(force=True), 0.1),
-            "restart": (lambda hv: hv.machine(reference).restart(deadline=0, wait=False), 0.5),
-            "pause": (lambda hv: hv.machine(reference).pause(), 0.01),
-            "resume": (lambda hv: hv.machine(reference).resume(), 0.01),
-            "rename": (lambda hv: hv.machine(reference).rename(name), 0.015),
-            "delete": (lambda hv: hv.machine(reference).delete(), 0.03),
-        }
-        work, typical_s = works[kind]
-        new_name = name if kind in ("create", "rename") else None
-        return Operation(kind, target, work, typical_s, ALLOWED.get(kind, ()), WANTED.get(kind), new_name)
+    def _check_files(self, client: bough.Hypervisor, after: Scene, operation: Operation, where: str) -> None:
+        for machine_id, wanted in self._files.items():
+            info = after.machines[machine_id]
+            if info.state in ("running", "paused"):
+                self._looked_at.pop(machine_id, None)
+            elif self._looked_at.get(machine_id) is not wanted:
+                self._check_disk(machine_id, wanted, f"{info.name}, {info.state}", where)
+        if operation.machine in self._files and after.machines[operation.machine].agent == "answering":
+            self._check_inside(client, operation.machine, where)
 
+    def _check_disk(self, machine_id: str, wanted: Files, name: str, where: str) -> None:
+        try:
+            found = read_files(self.home, machine_id, self.home.root.parent)
+        except RuntimeError as error:
+            self._lose(where, f"the disk of {name}: {error}")
+            return
+        self._looked_at[machine_id] = wanted
+        self.report.files += len(wanted)
+        for loss in compare(wanted, found, name):
+            self._lose(where, loss)
 
-# -- processes --------------------------------------------------------------------------------------
+    def _check_inside(self, client: bough.Hypervisor, machine_id: str, where: str) -> None:
+        self._compare_inside(client.machine(machine_id), self._files[machine_id], where)
 
+    def _compare_inside(self, machine: bough.Machine, wanted: Files, where: str) -> None:
+        done = machine.shell(_LIST_FILES)
+        found = dict(line[2:].split(":", 1) for line in done.stdout.splitlines() if ":" in line)
+        if wanted and not found:
+            return  # it has just booted, and not mounted it yet
+        self.report.files += len(wanted)
+        for loss in compare(wanted, found, f"{machine.name}, which runs"):
+            self._lose(where, loss)
 
-def service_pid(home: Home) -> int:
-    try:
-        return int(home.lock.read_text())
-    except (OSError, ValueError):
-        return 0
+    # -- everything still works ---------------------------------------------------------------------
 
+    def _check_fork(self, client: bough.Hypervisor, snapshot_id: str, where: str) -> None:
+        snapshot = client.snapshot(snapshot_id)
+        with snapshot.fork(f"try-{snapshot_id}", ephemeral=True) as fork:
+            self.report.forks += 1
+            info = fork.info()
+            wanted = self._snapshot_files.get(snapshot_id)
+            if wanted is not None and info.agent == "answering":
+                self._compare_inside(fork, wanted, where)
 
-def kill(pid: int) -> bool:
-    with contextlib.suppress(ProcessLookupError):
-        if pid > 0:
-            os.kill(pid, signal.SIGKILL)
-            return True
-    return False
-
-
-def qemus(home: Home) -> dict[str, int]:
-    """Machine id -> pid of its QEMU, for those of this home that live."""
-    found = {}
-    mark = f"{home.machines}/".encode()
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            arguments = (process / "cmdline").read_bytes()
-            name = (process / "comm").read_text()
-            if mark in arguments and name.startswith("qemu-system") and _lives(process):
-                found[arguments.split(mark, 1)[1][:12].decode()] = int(process.name)
-    return found
-
-
-def _lives(process: Path) -> bool:
-    return (process / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    def finish(self) -> None:
+        """Every machine starts or says why not, every snapshot is whole and forks, every file is there."""
+        client = bough.connect(self.home.root)
+        for machine in client.machines():
+            try:
+                if machine.state in ("stopped", "failed"):
+                    machine.start(wait=machine.id in self._files)
+                if machine.id in self._files and machine.state == "running":
+                    machine.wait()
+                    machine.shell(
+                        f"for try in $(seq 100); do mountpoint -q {PLACE} && break; sleep 0.1; done"
+                    )
+                    self._check_inside(client, machine.id, "at the end")
+                machine.stop(force=True)
+            except BoughError as error:
+                self._lose("at the end", f"{machine.name} does not start: {error.message}")
+        for snapshot in client.snapshots():
+            try:
+                snapshot.verify()
+                self._check_fork(client, snapshot.id, "at the end")
+            except BoughError as error:
+                self._lose("at the end", f"snapshot {snapshot.label} does not fork: {error.message}")
+        after = self._look(client)
+        for machine_id, wanted in self._files.items():
+            self._check_disk(machine_id, wanted, after.machines[machine_id].name, "at the end")
+        self._check_store(client, "at the end")

@@ -10,7 +10,7 @@ from bough.storage import is_unfinished_write
 
 def sweep_unfinished_writes(home: Home) -> None:
     """They were never acknowledged, and what they were to replace is whole."""
-    for directory in (home.root, *_below(home.images), *_below(home.machines)):
+    for directory in (home.root, *_below(home.images), *_below(home.machines), *_below(home.snapshots)):
         for path in directory.iterdir():
             if is_unfinished_write(path.name) and path.is_file() and not path.is_symlink():
                 path.unlink()

@@ -1,17 +1,19 @@
 """One machine as the service holds it: the owner of its QEMU, its sockets and its tasks.
 
 Two kinds of calls. A *transition* (start, delete, ...) is exclusive: a second one that comes while
-it runs is refused with what is going on. Everything else waits on the events that the two watchers,
-of the process and of QMP, set. The record on disk is written before a transition is acknowledged.
+it runs is refused with what is going on; a *claim* makes one of several. Everything else waits on the
+events that the two watchers, of the process and of QMP, set. The record on disk is written before a
+transition is acknowledged; what QEMU has done by itself is so, though the disk be full (`_note`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +26,7 @@ from bough.errors import (
     DeadlineExceeded,
     GuestRefused,
     MachineFailed,
+    NoSpace,
     WrongState,
 )
 from bough.guest.channel import AgentChannel
@@ -36,6 +39,7 @@ from bough.machines.ports import PortServer
 from bough.machines.record import LIVE, Failure, MachineRecord, PortForward, Restarts, State, now
 from bough.machines.restart import Restarter
 from bough.machines.screen import VncDoor
+from bough.machines.turns import Turns
 from bough.paths import MachinePaths
 from bough.progress import Progress, Report, ignore_progress
 from bough.qemu.pid import read_boot_id
@@ -44,6 +48,8 @@ from bough.qemu.process import ExitCause, QemuProcess, find_process, read_exit, 
 from bough.qemu.qmp import Qmp
 from bough.qemu.ram import Template, open_memory
 from bough.storage import read_tail
+
+log = logging.getLogger("bough.machines")
 
 #: Why QEMU says it shut down when somebody wanted it to (qapi/run-state.json, ShutdownCause).
 _WANTED_SHUTDOWNS = frozenset({"guest-shutdown", "host-qmp-quit", "host-qmp-system-reset", "host-ui"})
@@ -73,7 +79,7 @@ class Machine:
         self.paths = paths
         self._events = events
         self._planner = planner
-        self._transition: str | None = None
+        self._turns = Turns(self)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._process: QemuProcess | None = None
         self._qmp: Qmp | None = None
@@ -122,27 +128,17 @@ class Machine:
 
     # -- transitions --------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def transition(self, doing: str, *allowed: State) -> AsyncIterator[None]:
-        """Exclusive; refused at once when the state or another transition forbids it.
+    def transition(self, doing: str, *allowed: State) -> AbstractAsyncContextManager[None]:
+        """Exclusive; see Turns."""
+        return self._turns.transition(doing, *allowed)
 
-        Raises:
-            Conflict: another transition is under way.
-            WrongState: the machine is in none of the `allowed` states.
-        """
-        if self._transition is not None:
-            raise Conflict(
-                f"machine '{self.name}' is {self._transition} just now",
-                hint=f"try again when that is done: bough info {self.name}",
-                machine=self.name,
-            )
-        if allowed and self.state not in allowed:
-            raise self.wrong_state(doing, *allowed)
-        self._transition = doing
-        try:
-            yield
-        finally:
-            self._transition = None
+    def claim(self, doing: str) -> AbstractContextManager[None]:
+        """All that the block does is one transition; see Turns."""
+        return self._turns.claim(doing)
+
+    def bury(self) -> None:
+        """It is deleted: whoever still holds this object is told so."""
+        self._turns.end()
 
     def wrong_state(self, doing: str, *allowed: State) -> WrongState:
         wanted = " or ".join(allowed)
@@ -205,14 +201,14 @@ class Machine:
             except BaseException:
                 # Nothing of QEMU is left: the machine is as it was, and the caller is told why.
                 await ports.close()
-                self._change(state=before.state, failure=before.failure, started=before.started)
+                self._note(state=before.state, failure=before.failure, started=before.started)
                 raise
             self._ports = ports
             jail = process.jail.to_dict() if process.jail else None
             await self._attach(process)
             if saved is not None:
                 await self._load(saved)
-            self._change(state=State.RUNNING, accelerator=plan.accelerator, jail=jail)
+            self._note(state=State.RUNNING, accelerator=plan.accelerator, jail=jail)
 
     async def _load(self, saved: SavedState) -> None:
         """Let QEMU take up the state of the devices, and the vCPUs run.
@@ -233,7 +229,7 @@ class Machine:
                 self._process.kill()
             await self._ended_or(5)
             failure = self.ended_error("while it took up its saved state")
-            self._change(state=State.FAILED)
+            self._note(state=State.FAILED)
             raise failure from error
 
     def _fail_to_start(self, error: MachineFailed) -> None:
@@ -247,7 +243,7 @@ class Machine:
             qemu_stderr=error.details.get("qemu_stderr", ""),
             console=error.details["console"],
         )
-        self._change(state=State.FAILED, failure=failure)
+        self._note(state=State.FAILED, failure=failure)
 
     async def adopt(self) -> None:
         """Find out, at the start of the service, what became of the machine meanwhile."""
@@ -278,7 +274,7 @@ class Machine:
             self._events.emit("lost", machine=self.id, name=self.name, detail=str(error))
             return
         self._stop_asked = self.state is State.STOPPING
-        self._change(state=State.PAUSED if status == "paused" else State.RUNNING)
+        self._note(state=State.PAUSED if status == "paused" else State.RUNNING)
         if self._stop_asked:  # the service died while it stopped this one: finish it
             self._own(self.stop(), "stop")
         for forward in self.record.ports:
@@ -307,10 +303,11 @@ class Machine:
         return await asyncio.shield(self._own(self._stop(deadline_s, force, report), "stop"))
 
     async def _stop(self, deadline_s: float, force: bool, report: Report) -> str:
+        self._turns.check()  # STOPPING is no transition: a second one who stops it waits, or forces it
         if self._restarter.is_pending and self.state is State.FAILED:
             async with self.transition("being stopped", State.FAILED):
                 self._restarter.cancel()
-                self._change(state=State.STOPPED, restarts=Restarts(), stopped_in_boot=read_boot_id())
+                self._note(state=State.STOPPED, restarts=Restarts(), stopped_in_boot=read_boot_id())
             return "power"
         if self.state not in LIVE:
             raise self.wrong_state("stopping", State.RUNNING, State.PAUSED)
@@ -319,7 +316,7 @@ class Machine:
         if self.state is not State.STOPPING or force:
             paused = self.state is State.PAUSED
             self._stop_asked = True
-            self._change(state=State.STOPPING)
+            self._note(state=State.STOPPING)
             if not force:
                 report(Progress("asking the guest to power off", detail=f"at most {deadline_s:.0f} s"))
                 await self._ask_power_off(paused)
@@ -357,16 +354,15 @@ class Machine:
     async def pause(self) -> None:
         async with self.transition("pausing", State.RUNNING):
             await self._running_qmp().execute("stop")
-            self._change(state=State.PAUSED)
+            self._note(state=State.PAUSED)
 
     async def resume(self) -> None:
         async with self.transition("resuming", State.PAUSED):
             await self._running_qmp().execute("cont")
-            self._change(state=State.RUNNING)
+            self._note(state=State.RUNNING)
 
     def rename(self, name: str) -> None:
-        if self._transition is not None:
-            raise Conflict(f"machine '{self.name}' is {self._transition} just now", machine=self.name)
+        self._turns.check()
         old = self.name
         self._change(name=name, event=False)
         self._events.emit("renamed", machine=self.id, name=name, detail=f"from {old}")
@@ -611,10 +607,10 @@ class Machine:
                 self._shutdown_reason = str(data.get("reason", "unknown"))
             elif name == "GUEST_PANICKED":
                 self._panicked = True
-            elif name == "STOP" and self.state is State.RUNNING and self._transition is None:
-                self._change(state=State.PAUSED)
-            elif name == "RESUME" and self.state is State.PAUSED and self._transition is None:
-                self._change(state=State.RUNNING)
+            elif name == "STOP" and self.state is State.RUNNING and self._turns.is_free:
+                self._note(state=State.PAUSED)
+            elif name == "RESUME" and self.state is State.PAUSED and self._turns.is_free:
+                self._note(state=State.RUNNING)
             elif name == "BLOCK_IO_ERROR":
                 why = "no space left on the host" if data.get("nospace") else str(data.get("reason", ""))
                 self._events.emit("disk-error", machine=self.id, name=self.name, detail=why)
@@ -668,7 +664,7 @@ class Machine:
         clean = cause is not None and cause.exit_status == 0
         if not self._panicked and (wanted or clean):
             boot = read_boot_id() if seen or self.state is State.STOPPING else None
-            self._change(state=State.STOPPED, failure=None, restarts=Restarts(), stopped_in_boot=boot)
+            self._note(state=State.STOPPED, failure=None, restarts=Restarts(), stopped_in_boot=boot)
             return
         if self._panicked:
             text = "the guest's kernel panicked"
@@ -686,7 +682,7 @@ class Machine:
             qemu_stderr=read_tail(self.paths.qemu_log, _TAIL_BYTES),
             console=self.console_tail(),
         )
-        self._change(state=State.FAILED, failure=failure)
+        self._note(state=State.FAILED, failure=failure)
         self._restarter.after_failure()
 
     # -- bookkeeping --------------------------------------------------------------------------
@@ -722,6 +718,19 @@ class Machine:
         """Change the record in memory and on disk; the disk first, so that nothing is told too early."""
         changed = self.record.model_copy(update=fields)
         changed.write(self.paths)
+        self._take(changed, event=event, **fields)
+
+    def _note(self, **fields: Any) -> None:
+        """What has happened to QEMU is so, even if there is no space to write it down: the next change
+        writes it, or the next service finds it out again."""
+        changed = self.record.model_copy(update=fields)
+        try:
+            changed.write(self.paths)
+        except (NoSpace, OSError) as error:
+            log.error("machine %s is %s, and that cannot be written: %s", self.id, changed.state, error)
+        self._take(changed, event=True, **fields)
+
+    def _take(self, changed: MachineRecord, *, event: bool, **fields: Any) -> None:
         self.record = changed
         if event and "state" in fields:
             detail = changed.failure.cause if changed.failure else ""

@@ -19,12 +19,13 @@ import contextlib
 import os
 import re
 import shutil
+import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bough.errors import BoughError, MachineFailed
+from bough.errors import BoughError, MachineFailed, NoSpace
 from bough.machines.disks import create_disk
 from bough.machines.identity import prepare_guest
 from bough.machines.machine import Machine
@@ -35,6 +36,7 @@ from bough.qemu.arch import architecture
 from bough.qemu.qmp import Qmp
 from bough.qemu.ram import Extent, GuestRam, MemoryFile, Template
 from bough.snapshots.store import SnapshotDisk, SnapshotManifest, SnapshotStore
+from bough.storage import no_space_is_told, sync_directory
 
 _FD_SET = 1
 _FREEZE_S = 20.0
@@ -86,7 +88,11 @@ async def capture(
         after = await asyncio.to_thread(
             install_overlays, store.paths(manifest.id), manifest, machine.paths, uid
         )
-        machine.change(disks=after, disks_before=before)
+        try:
+            machine.change(disks=after, disks_before=before)
+        except BaseException:
+            _remove(machine.paths, after)
+            raise
         taken = None
         if running:
             manifest, taken = await _capture_running(machine, manifest, after, memory, report)
@@ -102,32 +108,47 @@ async def _begin(machine: Machine, store: SnapshotStore, manifest: SnapshotManif
     """Step 1."""
     made = SnapshotPaths(store.home.incoming / manifest.id)
     try:
-        made.root.mkdir(mode=0o711)
-        for directory in (made.disks, made.overlays):
-            directory.mkdir(mode=0o711)
-        disks = []
-        for number, disk in enumerate(machine.record.disks):
-            made.disk(number).hardlink_to(machine.paths.disks / disk.file)
-            own = str(store.paths(manifest.id).disk(number).relative_to(store.home.root))
-            disks.append(SnapshotDisk(size_bytes=disk.size_bytes, layers=(own, *disk.layers)))
-            await create_disk(made.overlay(number), disk.size_bytes, own)
-        manifest = manifest.model_copy(update={"disks": tuple(disks), "state": "layers"})
-        store.add(made, manifest)
+        with no_space_is_told("a snapshot", store.home.root):
+            disks = await _make_layers(machine, store, manifest, made)
+            manifest = manifest.model_copy(update={"disks": tuple(disks), "state": "layers"})
+            store.add(made, manifest)
     except BaseException:
         shutil.rmtree(made.root, ignore_errors=True)
         raise
     return manifest
 
 
+async def _make_layers(
+    machine: Machine, store: SnapshotStore, manifest: SnapshotManifest, made: SnapshotPaths
+) -> list[SnapshotDisk]:
+    for directory in (made.root, made.disks, made.overlays):
+        directory.mkdir(mode=0o711)
+    disks = []
+    for number, disk in enumerate(machine.record.disks):
+        made.disk(number).hardlink_to(machine.paths.disks / disk.file)
+        own = str(store.paths(manifest.id).disk(number).relative_to(store.home.root))
+        disks.append(SnapshotDisk(size_bytes=disk.size_bytes, layers=(own, *disk.layers)))
+        await create_disk(made.overlay(number), disk.size_bytes, own)
+    for directory in (made.disks, made.overlays):
+        sync_directory(directory)
+    return disks
+
+
 def install_overlays(
     source: SnapshotPaths, manifest: SnapshotManifest, target: MachinePaths, uid: int | None
 ) -> list[MachineDisk]:
     """Fresh overlays on a snapshot's disks, among a machine's own; no record knows them yet."""
-    after = []
-    for number, disk in enumerate(manifest.disks):
-        name = f"{number}-{os.urandom(4).hex()}.qcow2"
-        _copy_synced(source.overlay(number), target.disks / name, uid)
-        after.append(MachineDisk(file=name, size_bytes=disk.size_bytes, layers=list(disk.layers)))
+    after: list[MachineDisk] = []
+    try:
+        for number, disk in enumerate(manifest.disks):
+            name = f"{number}-{os.urandom(4).hex()}.qcow2"
+            after.append(MachineDisk(file=name, size_bytes=disk.size_bytes, layers=list(disk.layers)))
+            with no_space_is_told("an overlay", target.disks):
+                _copy_synced(source.overlay(number), target.disks / name, uid)
+        sync_directory(target.disks)
+    except BaseException:
+        _remove(target, after)
+        raise
     return after
 
 
@@ -146,22 +167,26 @@ def _copy_synced(source: Path, target: Path, uid: int | None) -> None:
 async def _undo(
     machine: Machine, store: SnapshotStore, manifest: SnapshotManifest, before: list[MachineDisk]
 ) -> None:
-    """It failed; what disks the machine writes is found out where QEMU lives."""
-    kept = list(machine.record.disks)
-    switched = False
-    if machine.record.disks_before is not None:
-        with contextlib.suppress(BoughError, OSError):
-            switched = await _has_switched(machine.qmp(), kept)
-        # A QEMU that has ended in the middle may have written either: the overlays read as both.
-        if switched or machine.state not in (State.RUNNING, State.PAUSED, State.STOPPED, State.FAILED):
-            machine.change(disks_before=None)
-        else:
-            machine.change(disks=before, disks_before=None)
-    if not switched:
-        written = {disk.file for disk in machine.record.disks}
-        for disk in kept:
-            if disk.file not in written:
-                (machine.paths.disks / disk.file).unlink(missing_ok=True)
+    """It failed. The machine goes on with its disks of before only where QEMU itself says that it writes
+    those: one that has ended may have written the overlays, which otherwise read as what they stand on."""
+    if machine.record.disks_before is None:
+        return  # it never came to the record
+    kept = machine.record.disks
+    try:
+        switched = await _has_switched(machine.qmp(), kept)
+    except (BoughError, OSError):
+        switched = True
+    with contextlib.suppress(NoSpace):  # the record of before is as true
+        machine.change(disks=kept if switched else before, disks_before=None)
+    if switched:
+        _take_over(machine, store, manifest, before)
+    else:
+        _remove(machine.paths, kept)
+
+
+def _remove(paths: MachinePaths, disks: list[MachineDisk]) -> None:
+    for disk in disks:
+        (paths.disks / disk.file).unlink(missing_ok=True)
 
 
 async def _has_switched(qmp: Qmp, disks: list[MachineDisk]) -> bool:
@@ -176,12 +201,19 @@ def _take_over(
 ) -> None:
     """The files of before are the snapshot's alone now, and nobody's to write."""
     paths = store.paths(manifest.id)
-    for number, disk in enumerate(before):
-        if os.geteuid() == 0:
-            os.chown(paths.disk(number), 0, 0)
-        paths.disk(number).chmod(0o444)
-        (machine.paths.disks / disk.file).unlink(missing_ok=True)
+    _remove(machine.paths, before)
+    for number in range(len(before)):
+        take_over_layer(paths.disk(number))
     copy_companions(machine.paths.disks, paths.disks)
+
+
+def take_over_layer(path: Path) -> None:
+    """Read-only, and the service's; unless a machine has a name of its own for it, and writes it."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.lstat().st_nlink == 1 and stat.S_IMODE(path.lstat().st_mode) != 0o444:
+            if os.geteuid() == 0:
+                os.chown(path, 0, 0)
+            path.chmod(0o444)
 
 
 def copy_companions(source: Path, target: Path) -> None:

@@ -109,6 +109,8 @@ def memory_chain(store: SnapshotStore, manifest: SnapshotManifest) -> list[Snaps
     """The snapshot, its base, the base's base, ..."""
     chain = [manifest]
     while (memory := chain[-1].memory) is not None and memory.base is not None:
+        if not store.has(memory.base):
+            raise _damaged(manifest, f"the manifest of {memory.base}, on which its memory stands, is gone")
         chain.append(store.get(memory.base))
     return chain
 

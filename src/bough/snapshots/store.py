@@ -7,6 +7,7 @@ longer be seen or forked, and `collect` removes it when nothing needs it any mor
 
 from __future__ import annotations
 
+import logging
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,8 @@ from bough.machines.record import FirstBoot, Hardware, now
 from bough.paths import Home, SnapshotPaths
 from bough.spec import MachineSpec
 from bough.storage import sync_directory, write_json
+
+log = logging.getLogger("bough.snapshots")
 
 _LEAST_PREFIX = 4
 
@@ -94,12 +97,18 @@ class SnapshotStore:
     def __init__(self, home: Home) -> None:
         self.home = home
         self._manifests: dict[str, SnapshotManifest] = {}
+        #: Ids of those whose manifest is damaged: nobody knows what they stand on, so all layers stay.
+        self._unreadable: set[str] = set()
 
     def open(self) -> None:
         for root in self.home.snapshots.iterdir():
-            path = self.home.snapshot(root.name).manifest
-            if path.exists():
-                self._manifests[root.name] = SnapshotManifest.model_validate_json(path.read_bytes())
+            try:
+                content = self.home.snapshot(root.name).manifest.read_bytes()
+                self._manifests[root.name] = SnapshotManifest.model_validate_json(content)
+            except (OSError, ValueError) as error:
+                # One that is damaged must not keep the others from being used.
+                log.error("the manifest of snapshot %s cannot be read: %s", root.name, error)
+                self._unreadable.add(root.name)
 
     def paths(self, snapshot_id: str) -> SnapshotPaths:
         return self.home.snapshot(snapshot_id)
@@ -108,6 +117,10 @@ class SnapshotStore:
         """Those that can be used, the oldest first."""
         whole = (manifest for manifest in self._manifests.values() if manifest.state == "whole")
         return sorted(whole, key=lambda manifest: manifest.created)
+
+    def every(self) -> list[SnapshotManifest]:
+        """Also those of which only layers are left."""
+        return list(self._manifests.values())
 
     def get(self, snapshot_id: str) -> SnapshotManifest:
         """Also one of which only layers are left."""
@@ -188,6 +201,8 @@ class SnapshotStore:
         """
         in_use = set(layers_in_use)
         removed: list[str] = []
+        if self._unreadable:
+            return removed
         while doomed := [m.id for m in self._manifests.values() if not self._is_needed(m, in_use)]:
             for snapshot_id in doomed:
                 self._remove(snapshot_id)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from bough.errors import Conflict
@@ -18,7 +20,14 @@ from bough.paths import Home, MachinePaths
 from bough.progress import Progress, Report
 from bough.qemu.jail import machine_uid
 from bough.qemu.ram import Extent, Template, different_extents, intersect, size_of, subtract, union
-from bough.snapshots.capture import Captured, Memory, capture, copy_companions, install_overlays
+from bough.snapshots.capture import (
+    Captured,
+    Memory,
+    capture,
+    copy_companions,
+    install_overlays,
+    take_over_layer,
+)
 from bough.snapshots.memory import (
     MAX_CHAIN,
     SnapshotDamaged,
@@ -31,6 +40,7 @@ from bough.snapshots.memory import (
     write_memory,
 )
 from bough.snapshots.store import SnapshotManifest, SnapshotStore, new_snapshot_id
+from bough.storage import no_space_is_told, sync_directory
 
 #: Of the host's memory, for templates that wait for the next fork.
 _TEMPLATE_SHARE = 0.25
@@ -46,6 +56,8 @@ class SnapshotTree:
         self.templates = Templates(self.store, int(memory_bytes * _TEMPLATE_SHARE))
         #: Of snapshots that are not written down, while forks begin from them.
         self._passing: dict[str, SavedState] = {}
+        #: Snapshots that something is being made of: how often.
+        self._used: Counter[str] = Counter()
 
     # -- taking -----------------------------------------------------------------------------------
 
@@ -109,17 +121,18 @@ class SnapshotTree:
                 self._passing[manifest.id] = SavedState(memory.template, memory.devices)
             self.store.update(manifest)
             return manifest
-        if memory is not None:
-            report(Progress("writing memory"))
-            try:
+        try:
+            if memory is not None:
+                report(Progress("writing memory"))
                 kept = await asyncio.to_thread(self._write, manifest, memory, machine.record.accelerator)
-            except BaseException:
-                remove_memory(self.store.paths(manifest.id))
-                self.templates.drop(manifest.id)
-                raise
-            manifest = manifest.model_copy(update={"memory": kept})
-        whole = manifest.model_copy(update={"state": "whole"})
-        self.store.update(whole)
+                manifest = manifest.model_copy(update={"memory": kept})
+            whole = manifest.model_copy(update={"state": "whole"})
+            self.store.update(whole)
+        except BaseException:
+            # Not listed, and nobody's; its layers stay for as long as the machine stands on them.
+            remove_memory(self.store.paths(manifest.id))
+            self.templates.drop(manifest.id)
+            raise
         return whole
 
     def _write(self, manifest: SnapshotManifest, memory: Memory, accelerator: str | None) -> Any:
@@ -155,6 +168,15 @@ class SnapshotTree:
             return None
         template = await self.templates.get(manifest)
         return SavedState(template, await asyncio.to_thread(read_devices, self.store, manifest))
+
+    @contextmanager
+    def using(self, manifest: SnapshotManifest) -> Iterator[None]:
+        """Its layers and its memory stay until the block ends, though it be deleted meanwhile."""
+        self._used[manifest.id] += 1
+        try:
+            yield
+        finally:
+            self._used[manifest.id] -= 1
 
     def forget(self, manifest: SnapshotManifest) -> None:
         """The forks of one that was not written down have begun."""
@@ -205,12 +227,13 @@ class SnapshotTree:
 
     def make_files(self, record: MachineRecord, manifest: SnapshotManifest, made: MachinePaths) -> None:
         """Disks of a fork, below `made`, and its record."""
-        for directory in (made.root, made.disks, made.log):
-            directory.mkdir(mode=0o711)
-        source = self.store.paths(manifest.id)
-        record.disks = install_overlays(source, manifest, made, record.hardware.uid)
-        copy_companions(source.disks, made.disks)
-        record.write(made)
+        with no_space_is_told("a fork", self._home.root):
+            for directory in (made.root, made.disks, made.log):
+                directory.mkdir(mode=0o711)
+            source = self.store.paths(manifest.id)
+            record.disks = install_overlays(source, manifest, made, record.hardware.uid)
+            copy_companions(source.disks, made.disks)
+            record.write(made)
 
     def check_own(self, machine: Machine, manifest: SnapshotManifest) -> None:
         """Raises Conflict when the machine cannot be put back to it."""
@@ -248,6 +271,7 @@ class SnapshotTree:
                 hardware=record.hardware.model_copy(update={"vmgenid": new_uuid()}),
             )
             copy_companions(self.store.paths(manifest.id).disks, machine.paths.disks)
+            sync_directory(machine.paths.disks)
             for disk in record.disks:
                 (machine.paths.disks / disk.file).unlink(missing_ok=True)
 
@@ -266,6 +290,16 @@ class SnapshotTree:
             await asyncio.to_thread(verify_memory, self.store, part)
         return {"id": manifest.id, "whole": True}
 
+    def settle(self) -> None:
+        """At the start of the service: take over the layers of a snapshot that was interrupted.
+
+        The strays of machines are gone already, so a layer of one name is nobody's to write any more.
+        """
+        for manifest in self.store.every():
+            paths = self.store.paths(manifest.id)
+            for number in range(len(manifest.disks)):
+                take_over_layer(paths.disk(number))
+
     def delete(self, manifest: SnapshotManifest, records: Iterable[MachineRecord]) -> None:
         """No fork and no other snapshot is touched: what they stand on stays."""
         self.templates.drop(manifest.id)
@@ -280,8 +314,11 @@ class SnapshotTree:
             for disk in (*record.disks, *(record.disks_before or ()))
             for layer in disk.layers
         ]
-        removed = self.store.collect([*in_use, *(f"snapshots/{name}/" for name in self._passing)])
+        used = {*self._passing, *(name for name, count in self._used.items() if count)}
+        removed = self.store.collect([*in_use, *(f"snapshots/{name}/" for name in used)])
         for manifest in self.store.without_dependents():
+            if manifest.id in used:
+                continue
             remove_memory(self.store.paths(manifest.id))
             self.store.update(manifest.model_copy(update={"memory": None}))
         return removed

@@ -1,0 +1,97 @@
+"""Whose turn it is with a machine: one transition at a time, and one caller for several in a row.
+
+Of two who want opposite things at once one wins, and the other is told what is going on: nobody waits in
+a line for a machine that will be another one when it is his turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from typing import Protocol
+
+from bough.errors import Conflict, NotFound, WrongState
+from bough.machines.record import State
+
+#: The claims under which the running task works. Tasks that it makes inherit them; a claim that is over
+#: opens nothing, for no other one is the same object.
+_held: ContextVar[tuple[object, ...]] = ContextVar("held", default=())
+
+
+class Named(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def state(self) -> State: ...
+    def wrong_state(self, doing: str, *allowed: State) -> WrongState: ...
+
+
+class Turns:
+    def __init__(self, machine: Named) -> None:
+        self._machine = machine
+        self._doing: str | None = None
+        self._claim: tuple[object, str] | None = None
+        self._ended = False
+
+    @property
+    def is_free(self) -> bool:
+        return self._doing is None
+
+    def check(self) -> None:
+        """Raises:
+        Conflict: a transition is under way, or somebody else claims the machine.
+        NotFound: it was deleted.
+        """
+        name = self._machine.name
+        if self._ended:
+            raise NotFound(
+                f"machine '{name}' was deleted meanwhile", hint="bough list shows what there is", name=name
+            )
+        doing = self._doing
+        if doing is None and self._claim is not None and self._claim[0] not in _held.get():
+            doing = self._claim[1]
+        if doing is not None:
+            raise Conflict(
+                f"machine '{name}' is {doing} just now",
+                hint=f"try again when that is done: bough info {name}",
+                machine=name,
+            )
+
+    @asynccontextmanager
+    async def transition(self, doing: str, *allowed: State) -> AsyncIterator[None]:
+        """Refused at once when the state or somebody else's transition forbids it.
+
+        Raises:
+            Conflict, NotFound: as `check`.
+            WrongState: the machine is in none of the `allowed` states.
+        """
+        self.check()
+        if allowed and self._machine.state not in allowed:
+            raise self._machine.wrong_state(doing, *allowed)
+        self._doing = doing
+        try:
+            yield
+        finally:
+            self._doing = None
+
+    @contextmanager
+    def claim(self, doing: str) -> Iterator[None]:
+        """The transitions that this task begins in the block are its own; everybody else is refused.
+
+        Raises:
+            Conflict, NotFound: as `check`.
+        """
+        self.check()
+        outer, token = self._claim, object()
+        self._claim = (token, outer[1] if outer else doing)
+        reset = _held.set((*_held.get(), token))
+        try:
+            yield
+        finally:
+            _held.reset(reset)
+            self._claim = outer
+
+    def end(self) -> None:
+        """The machine is gone, for good."""
+        self._ended = True

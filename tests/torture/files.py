@@ -1,0 +1,81 @@
+"""Files that guests were told are on disk, and whether they are: read from the disk itself.
+
+They are on a second disk, which is small, so that it can be looked at after every moment.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from bough.machines.record import MachineRecord
+from bough.paths import Home
+
+PLACE = "/data"
+DISK: dict[str, object] = {"size": "64MiB", "serial": "data"}
+_MOST_SHOWN = 5
+
+#: path below PLACE -> content
+Files = Mapping[str, str]
+
+PREPARE = f"""
+set -e
+disk=/dev/vdb
+mkfs.ext4 -q $disk
+mkdir -p {PLACE}
+echo "$disk {PLACE} ext4 defaults,nofail 0 0" >> /etc/fstab
+mount {PLACE}
+sync
+"""
+#: sh: the file and its name are on disk when it ends.
+WRITE = f'cd {PLACE} && cat > "$1" && sync "$1" && sync .'
+
+
+def read_files(home: Home, machine_id: str, scratch: Path | None = None) -> dict[str, str]:
+    """What is in PLACE of a machine that does not run.
+
+    Raises:
+        RuntimeError: the disk, or the file system on it, is damaged.
+    """
+    record = MachineRecord.read(home.machine(machine_id))
+    disk = home.machine(machine_id).disks / record.disks[1].file
+    with tempfile.TemporaryDirectory(dir=scratch) as directory:
+        raw = Path(directory, "raw")
+        _run("qemu-img", "check", "-q", str(disk), fine=(0, 3))  # 3: clusters that nothing uses
+        _run("qemu-img", "convert", "-O", "raw", str(disk), str(raw))
+        return read_file_system(raw)
+
+
+def read_file_system(raw: Path) -> dict[str, str]:
+    """As a kernel would see it that mounts it now; `raw` is changed by its journal.
+
+    Raises:
+        RuntimeError: it is damaged beyond what a journal mends.
+    """
+    out = raw.parent / "files"
+    out.mkdir()
+    _run("e2fsck", "-fy", str(raw), fine=(0, 1))
+    _run("debugfs", "-R", f"rdump / {out}", str(raw))
+    return {
+        str(path.relative_to(out)): path.read_bytes().decode(errors="replace")
+        for path in out.rglob("*")
+        if path.is_file()
+    }
+
+
+def compare(wanted: Files, found: Files, where: str) -> list[str]:
+    lost = [name for name, content in wanted.items() if found.get(name) != content]
+    told = ", ".join(
+        f"{name} {'is different' if name in found else 'is gone'}" for name in lost[:_MOST_SHOWN]
+    )
+    return [f"{len(lost)} of {len(wanted)} files that were on the disk of {where}: {told}"] if lost else []
+
+
+def _run(*command: str, fine: tuple[int, ...] = (0,)) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    if done.returncode not in fine:
+        raise RuntimeError(
+            f"{' '.join(command)}: {done.returncode}: {done.stdout[-800:]}{done.stderr[-800:]}"
+        )

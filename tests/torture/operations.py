@@ -1,0 +1,213 @@
+"""What is done while something is killed. One more operation is one more entry of KINDS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import bough
+from bough.client.info import MachineInfo, SnapshotInfo
+from tests.torture.files import DISK, PLACE, WRITE, Files
+
+IMAGE = "debian:12"
+#: Without an answer of its guest: it only has to be there.
+SMALL: dict[str, Any] = {"memory": "128MiB", "vcpus": 1, "uplink": False}
+#: With an agent, and files that it was told are on disk.
+WORKER: dict[str, Any] = {"memory": "256MiB", "vcpus": 1, "uplink": False, "disks": [DISK]}
+#: The snapshot that workers are forked from; never deleted.
+SEED = "seed"
+MOST_MACHINES = 6
+MOST_SNAPSHOTS = 5
+MOST_RUNNING = 3
+
+#: One or more ids: what it is done to, and what else takes part.
+Target = tuple[str, ...]
+
+
+@dataclass
+class Scene:
+    """What there is, and what is known to be on disks.
+
+    Attributes:
+        files, snapshot_files: by machine, and by snapshot: what their guests were told.
+    """
+
+    machines: dict[str, MachineInfo]
+    snapshots: dict[str, SnapshotInfo]
+    files: dict[str, Files] = field(default_factory=dict)
+    snapshot_files: dict[str, Files] = field(default_factory=dict)
+
+    def of_state(self, *states: str) -> list[str]:
+        return [info.id for info in self.machines.values() if info.state in states]
+
+    def answering(self) -> list[str]:
+        """Those that can be told to write a file."""
+        return [
+            info.id for info in self.machines.values() if info.agent == "answering" and info.id in self.files
+        ]
+
+    @property
+    def has_room(self) -> bool:
+        return len(self.machines) < MOST_MACHINES and len(self.of_state("running", "paused")) < MOST_RUNNING
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Attributes:
+    typical_s: what it takes; the kill comes at some moment of that.
+    targets: what it can be done to just now.
+    of: what `target[0]` is.
+    allowed: states in which the target may be afterwards, beside that of before.
+    wanted: the state of the target when it was acknowledged, and its QEMU was not killed.
+    weight: how often, beside others.
+    makes: there may be a new one of these, called `operation.name`; `new_states` of a machine.
+    removes: the target may be gone.
+    """
+
+    name: str
+    typical_s: float
+    targets: Callable[[Scene], list[Target]]
+    run: Callable[[bough.Hypervisor, Operation], object]
+    of: Literal["machine", "snapshot"] = "machine"
+    allowed: tuple[str, ...] = ()
+    wanted: str | None = None
+    makes: Literal["machine", "snapshot"] | None = None
+    new_states: tuple[str, ...] = ("stopped",)
+    removes: bool = False
+    renames: bool = False
+    writes: bool = False
+    weight: int = 1
+
+
+@dataclass
+class Operation:
+    kind: Kind
+    target: Target
+    name: str
+    acknowledged: bool = False
+    error: BaseException | None = None
+
+    @property
+    def machine(self) -> str | None:
+        return self.target[0] if self.target and self.kind.of == "machine" else None
+
+    @property
+    def snapshot(self) -> str | None:
+        return self.target[0] if self.target and self.kind.of == "snapshot" else None
+
+
+def each(ids: list[str]) -> list[Target]:
+    return [(one,) for one in ids]
+
+
+def _write(hv: bough.Hypervisor, op: Operation) -> None:
+    hv.machine(op.target[0]).exec("sh", "-c", WRITE, "sh", op.name, input=op.name, check=True)
+
+
+def _copy(hv: bough.Hypervisor, op: Operation) -> None:
+    machine = hv.machine(op.target[0])
+    machine.exec("mountpoint", "-q", PLACE, check=True)
+    machine.write_file(f"{PLACE}/{op.name}", op.name)
+    machine.exec("sync", f"{PLACE}/{op.name}", PLACE, check=True)
+
+
+def _restorable(scene: Scene) -> list[Target]:
+    return [
+        (machine.id, snapshot.id)
+        for machine in scene.machines.values()
+        for snapshot in scene.snapshots.values()
+        if machine.state in ("running", "paused", "stopped", "failed")
+        and (snapshot.machine == machine.id or machine.raw.get("forked_from") == snapshot.id)
+    ]
+
+
+_RESTING = ("stopped", "failed")
+_RUN = ("running", "failed", "stopped")
+
+KINDS: tuple[Kind, ...] = (
+    Kind(
+        "create", 0.12,
+        lambda scene: [()] if len(scene.machines) < MOST_MACHINES else [],
+        lambda hv, op: hv.create(IMAGE, name=op.name, **SMALL),
+        makes="machine",
+    ),
+    Kind(
+        "start", 0.35,
+        lambda scene: each(scene.of_state(*_RESTING)) if scene.has_room else [],
+        lambda hv, op: hv.machine(op.target[0]).start(wait=False),
+        allowed=_RUN, wanted="running",
+    ),
+    Kind(
+        "stop", 0.1,
+        lambda scene: each(scene.of_state("running")),
+        lambda hv, op: hv.machine(op.target[0]).stop(force=True),
+        allowed=("stopped",), wanted="stopped",
+    ),
+    Kind(
+        "restart", 0.5,
+        lambda scene: each(scene.of_state("running")),
+        lambda hv, op: hv.machine(op.target[0]).restart(deadline=0, wait=False),
+        allowed=_RUN, wanted="running",
+    ),
+    Kind(
+        "pause", 0.01,
+        lambda scene: each(scene.of_state("running")),
+        lambda hv, op: hv.machine(op.target[0]).pause(),
+        allowed=("paused",), wanted="paused",
+    ),
+    Kind(
+        "resume", 0.01,
+        lambda scene: each(scene.of_state("paused")),
+        lambda hv, op: hv.machine(op.target[0]).resume(),
+        allowed=("running",), wanted="running",
+    ),
+    Kind(
+        "rename", 0.015,
+        lambda scene: each(list(scene.machines)),
+        lambda hv, op: hv.machine(op.target[0]).rename(op.name),
+        renames=True,
+    ),
+    Kind(
+        "delete", 0.03,
+        lambda scene: each(scene.of_state(*_RESTING)) if len(scene.machines) > 1 else [],
+        lambda hv, op: hv.machine(op.target[0]).delete(),
+        removes=True,
+    ),
+    Kind("exec", 0.1, lambda scene: each(scene.answering()), _write, writes=True, weight=4),
+    Kind("cp", 0.3, lambda scene: each(scene.answering()), _copy, writes=True, weight=3),
+    Kind(
+        "snapshot", 0.6,
+        lambda scene: each(scene.of_state("running", "paused", *_RESTING))
+        if len(scene.snapshots) < MOST_SNAPSHOTS
+        else [],
+        lambda hv, op: hv.machine(op.target[0]).snapshot(op.name),
+        makes="snapshot", weight=2,
+    ),
+    Kind(
+        "fork", 0.7,
+        lambda scene: each(list(scene.snapshots)) if scene.has_room else [],
+        lambda hv, op: hv.snapshot(op.target[0]).fork(op.name),
+        of="snapshot", makes="machine", new_states=_RUN, weight=2,
+    ),
+    Kind(
+        "fork of a machine", 0.9,
+        lambda scene: each(scene.answering()) if scene.has_room else [],
+        lambda hv, op: hv.machine(op.target[0]).fork(op.name),
+        makes="machine", new_states=_RUN, weight=2,
+    ),
+    Kind(
+        "restore", 0.8,
+        _restorable,
+        lambda hv, op: hv.machine(op.target[0]).restore(op.target[1]),
+        allowed=_RUN, weight=2,
+    ),
+    Kind(
+        "delete of a snapshot", 0.03,
+        lambda scene: each([info.id for info in scene.snapshots.values() if info.label != SEED])
+        if len(scene.snapshots) > 2
+        else [],
+        lambda hv, op: hv.snapshot(op.target[0]).delete(),
+        of="snapshot", removes=True,
+    ),
+)  # fmt: skip
