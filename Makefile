@@ -37,8 +37,9 @@ format: setup ## put the code into shape
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
 
-torture: setup ## kill things at random moments for SECONDS=600, and look whether anything is lost
+torture: setup ## kill things at random moments for SECONDS=600, cut the power, and look whether anything is lost
 	@$(BIN)/python -m tests.torture --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+	@BOUGH_POWERCUT_FILES=60 BOUGH_POWERCUT_CUTS=0 $(BIN)/python -m pytest -qs tests/machines/test_powercut.py
 
 bench: setup ## figures, side by side with a peer; ONLY=exec for one of them
 	@$(BIN)/python -m bench $(ONLY)

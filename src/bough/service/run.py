@@ -23,12 +23,12 @@ from bough.hypervisor import Hypervisor
 from bough.paths import Home
 from bough.service.app import create_app
 from bough.service.gate import Gate, bind_tcp, is_loopback, read_token, url_of
+from bough.service.log import bound_log
 
 log = logging.getLogger("bough.service")
 
 #: How long requests may take to end when the service is told to.
 SHUTDOWN_GRACE_S = 3
-LOG_BYTES = 4 * 1024 * 1024
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--listen", metavar="ADDRESS:PORT", help="serve TCP too, to who has the token")
     options = parser.parse_args(arguments)
     home = Home.at(options.home) if options.home else Home.from_environment()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    bound_log(home.service_log)
     try:
         asyncio.run(serve(home, options.listen))
     except BoughError as error:
@@ -99,6 +99,7 @@ def _configure(app: Any) -> uvicorn.Config:
         ws_ping_interval=None,
         timeout_keep_alive=75,
         log_level="warning",
+        log_config=None,  # to where all else is logged
         access_log=False,
         server_header=False,
         proxy_headers=False,
