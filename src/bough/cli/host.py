@@ -101,7 +101,12 @@ def serve(unit: bool, stop: bool, listen: str | None) -> None:
     if unit:
         print(_render_unit(arguments), end="")
     elif stop:
-        connect(start=False).post("/shutdown")
+        from bough.client.starting import wait_gone
+
+        connection = connect(start=False)
+        connection.post("/shutdown")
+        connection.close()
+        wait_gone(connection)
     else:
         os.execv(sys.executable, arguments)
 

@@ -292,8 +292,11 @@ class Hypervisor:
 
     def shutdown(self) -> None:
         """End the service. Machines go on; the next command starts a new one that takes them up."""
+        from bough.client.starting import wait_gone
+
         self.api.post("/shutdown")
         self.api.close()
+        wait_gone(self.api)  # or the next call would still find it, on its way out
 
     def close(self) -> None:
         """Let go of the service's connections; everything goes on."""

@@ -48,7 +48,7 @@ def _settle_versions(home: Home, connection: Connection, version: dict[str, Any]
     if version.get("busy") == 0:
         connection.post("/shutdown")
         connection.close()
-        _wait_gone(connection)
+        wait_gone(connection)
         return _start_under_lock(home, connection)
     if version.get("api") != API_VERSION:
         raise ServiceUnavailable(
@@ -66,7 +66,8 @@ def _settle_versions(home: Home, connection: Connection, version: dict[str, Any]
     return version
 
 
-def _wait_gone(connection: Connection) -> None:
+def wait_gone(connection: Connection) -> None:
+    """Until a service that was told to end does not answer any more; bounded."""
     deadline = time.monotonic() + 15
     while time.monotonic() < deadline:
         try:
