@@ -1,0 +1,164 @@
+"""No space left on the host, at whatever step of a snapshot or a fork: refused, the machine runs on.
+
+The home is on a file system of its own, small and real; only root can mount one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import bough
+from bough.errors import NoSpace
+from bough.paths import Home
+from tests.acceptance.test_exec import wait_until
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+
+SIZE_MIB = 512
+#: Free space in KiB, from none to more than all of it takes: each step meets its end at one of them.
+STEPS = (0, 4, 12, 24, 60, 200, 264, 330, 400, 460, 600, 800, 1200, 2500, 5000, 20_000, 40_000)
+SMALL = {"memory": "64MiB", "vcpus": 1, "uplink": False, "disk": "8MiB", "disks": [{"size": "8MiB"}]}
+
+
+@pytest.fixture(scope="module")
+def small_home() -> Iterator[Home]:
+    root = Path(tempfile.mkdtemp(prefix="bough-full-", dir="/var/tmp"))
+    root.chmod(0o711)
+    image = root / "blank.raw"
+    with image.open("wb") as file:
+        file.truncate(4 << 20)
+    place = root / "small"
+    place.mkdir(mode=0o711)
+    disk = root / "small.ext4"
+    with disk.open("wb") as file:
+        file.truncate(SIZE_MIB << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-b", "4096", disk], check=True)
+    subprocess.run(["mount", "-o", "loop", disk, place], check=True)
+    home = Home.at(place / "home")
+    place.chmod(0o711)
+    try:
+        bough.connect(home.root).import_image(image, name="blank", format="raw")
+        yield home
+    finally:
+        hypervisor = bough.connect(home.root)
+        for machine in hypervisor.machines():
+            machine.discard()
+        hypervisor.shutdown()
+        wait_until(
+            lambda: subprocess.run(["umount", place], check=False, capture_output=True).returncode == 0
+        )
+        shutil.rmtree(root)
+        shutil.rmtree(home.runtime, ignore_errors=True)
+
+
+class Ballast:
+    """A file that leaves as much space as is said."""
+
+    def __init__(self, home: Home) -> None:
+        self._path = home.root.parent / "ballast"
+
+    def leave(self, free_kib: int) -> None:
+        self._path.unlink(missing_ok=True)
+        with self._path.open("wb") as file, contextlib.suppress(OSError):
+            step = 16 << 20
+            while step >= 4096:
+                # The file system takes some for itself: nearer and nearer.
+                while self._free() - step >= free_kib * 1024:
+                    size = file.seek(0, os.SEEK_END)
+                    os.posix_fallocate(file.fileno(), size, step)
+                step //= 4
+
+    def _free(self) -> int:
+        info = os.statvfs(self._path.parent)
+        return info.f_bavail * info.f_frsize
+
+    def remove(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+
+def findings(hypervisor: bough.Hypervisor) -> list[str]:
+    found = hypervisor.doctor_store()["findings"]
+    return [f"{each['kind']}: {each['problem']}" for each in found if not each["harmless"]]
+
+
+@pytest.mark.parametrize("memory", [True, False], ids=["memory", "disks"])
+def test_a_snapshot_without_space(small_home: Home, memory: bool) -> None:
+    hypervisor = bough.connect(small_home.root)
+    ballast = Ballast(small_home)
+    machine = hypervisor.create("blank", name=f"full-{memory}".lower(), **SMALL)  # type: ignore[arg-type]
+    machine.start(wait=False)
+    pid = machine.info().pid
+    refused = taken = 0
+    try:
+        for free in STEPS:
+            ballast.leave(free)
+            label = f"at-{free}-{memory}".lower()
+            try:
+                machine.snapshot(label, memory=memory)
+                taken += 1
+            except NoSpace:
+                refused += 1
+                assert label not in {snapshot.label for snapshot in hypervisor.snapshots()}
+            # The disk is still full now.
+            info = machine.info()
+            assert (info.state, info.pid) == ("running", pid)
+            machine.pause()
+            machine.resume()
+            ballast.remove()
+            assert findings(hypervisor) == [], free
+        print(f"\n{refused} refused")
+        assert refused > 3
+        assert taken > 1
+        for snapshot in hypervisor.snapshots():
+            snapshot.verify()
+        machine.stop(force=True)
+        machine.start(wait=False)
+        assert findings(hypervisor) == []
+    finally:
+        ballast.remove()
+        machine.delete(force=True)
+        for snapshot in hypervisor.snapshots():
+            snapshot.delete()
+    assert list(small_home.snapshots.iterdir()) == []
+
+
+def test_a_fork_and_the_rest_of_life_without_space(small_home: Home) -> None:
+    hypervisor = bough.connect(small_home.root)
+    ballast = Ballast(small_home)
+    machine = hypervisor.create("blank", name="origin", **SMALL)  # type: ignore[arg-type]
+    machine.start(wait=False)
+    snapshot = machine.snapshot("origin-point", memory=False)
+    refused = made = 0
+    try:
+        for free in STEPS:
+            before = {each.id for each in hypervisor.machines()}
+            ballast.leave(free)
+            for fork in (lambda: snapshot.fork(cold=True), lambda: machine.fork(cold=True)):
+                try:
+                    fork().delete()
+                    made += 1
+                except NoSpace:
+                    refused += 1
+            assert {each.id for each in hypervisor.machines()} == before
+            assert machine.state == "running"
+            ballast.remove()
+            assert findings(hypervisor) == [], free
+        print(f"\n{refused} refused")
+        assert refused > 3
+        assert made > 1
+        ballast.leave(0)
+        machine.stop(force=True)
+        assert machine.state == "stopped"
+        machine.delete()
+        snapshot.delete()
+    finally:
+        ballast.remove()
+    assert findings(hypervisor) == []
