@@ -52,6 +52,7 @@ missing_packages() {
     needs mkfs.vfat dosfstools
     needs bwrap bubblewrap
     needs passt passt
+    needs gpgv gpgv
     needs newuidmap uidmap
     # Ubuntu brings only its own keys; mmdebstrap checks Debian's packages against Debian's.
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || [ -e /usr/share/keyrings/debian-archive-keyring.pgp ] ||
@@ -66,6 +67,7 @@ missing_packages() {
     if [ "$extras" = dev ]; then
         needs ssh openssh-client
         needs rsync rsync
+        needs gpg gpg
     fi
 }
 

@@ -10,7 +10,6 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,7 @@ from bough.audit.store import audit_store
 from bough.audit.sweep import sweep_runtime, sweep_unfinished_writes
 from bough.errors import (
     BoughError,
-    BuildFailed,
     Conflict,
-    GuestRefused,
     InUse,
     InvalidInput,
     NameTaken,
@@ -30,17 +27,20 @@ from bough.errors import (
     WrongState,
 )
 from bough.images.bootstrap import remove_build
-from bough.images.build import build, build_recipe
+from bough.images.build import BuildOptions, build, build_recipe
+from bough.images.catalogue import Catalogue, Catalogues
 from bough.images.confined import Confinement
 from bough.images.download import sweep as sweep_downloads
 from bough.images.imports import ImportRequest, import_image
-from bough.images.layers import CLEAN_SCRIPT, flatten, layer_key, parse_packages
-from bough.images.recipes import LABELS, recipe_for
+from bough.images.layers import flatten, layer_key, layer_spec, packages_recipe, parse_packages
+from bough.images.locks import has_versions, lock_image
+from bough.images.pull import fetch_catalogue, pull_image
+from bough.images.recipes import LABELS
 from bough.images.store import ImageManifest, ImageStore
 from bough.machines.autostart import start_machines
 from bough.machines.disks import create_disks, first_disks, read_disk_usage, remove_strays
 from bough.machines.events import Events
-from bough.machines.first_boot import run_script
+from bough.machines.layer import make_layer
 from bough.machines.machine import Machine, SavedState
 from bough.machines.media import create_seed, resolve_media
 from bough.machines.plan import host_arch, install_firmware_variables, resolve_hardware, resolve_plan
@@ -55,6 +55,7 @@ from bough.snapshots.store import SnapshotManifest
 from bough.snapshots.tree import Identity, SnapshotTree
 from bough.spec import (
     MachineSpec,
+    PackageLock,
     RecipeSpec,
     check_against_host,
     check_name,
@@ -81,6 +82,7 @@ class Hypervisor:
         self.home = home
         self.events = Events()
         self.images = ImageStore(home)
+        self.catalogues = Catalogues(home)
         self.snapshots = SnapshotTree(home)
         self._machines: dict[str, Machine] = {}
         self._reserved_names: set[str] = set()
@@ -515,24 +517,65 @@ class Hypervisor:
     # -- images -------------------------------------------------------------------------------
 
     async def image(self, reference: str, arch: str | None, report: Report) -> ImageManifest:
-        """From the store, or built when it is a known recipe that was never built."""
+        """From the store; built when it is a known recipe that was never built; or as others publish it."""
         try:
             return self.images.resolve(reference)
         except NotFound:
+            if reference not in LABELS and self.catalogues.current().knows(reference):
+                return await self.pull_image(reference, arch=arch, report=report)
             with self._half_made():
                 return await build(self.images, reference, arch=arch or host_arch(), progress=report)
 
-    async def build_image(
-        self, reference: str, *, arch: str | None, rebuild: bool, mirror: str | None, report: Report
+    async def pull_image(
+        self,
+        reference: str,
+        *,
+        arch: str | None,
+        label: str | None = None,
+        signed: bool = True,
+        report: Report,
     ) -> ImageManifest:
-        arch = arch or host_arch()
+        """See bough.images.pull: an image of the catalogue."""
+        jail = await probe_jail(find_qemu(host_arch()), self.home)
+        with self._half_made():
+            return await pull_image(
+                self.images,
+                self.catalogues.current(),
+                reference,
+                parse_architecture(arch) if arch else host_arch(),
+                Confinement(jail),
+                report,
+                label=label,
+                signed=signed,
+            )
+
+    async def update_catalogue(self, source: str | None, *, force: bool, report: Report) -> Catalogue:
+        """The one at `source`, or where the last one came from. Nothing changes unless all of it is right."""
+        address = source or os.environ.get("BOUGH_CATALOGUE") or self.catalogues.source
+        if address is None:
+            raise InvalidInput(
+                "no address of a catalogue is known",
+                hint="--from URL, once; or BOUGH_CATALOGUE in the service's environment",
+            )
+        text = await fetch_catalogue(address, self.home, report)
+        return self.catalogues.replace(text, address, force=force)
+
+    async def build_image(
+        self, reference: str, *, arch: str | None, how: BuildOptions, report: Report
+    ) -> ImageManifest:
         with self._half_made():
             return await build(
-                self.images, reference, arch=arch, progress=report, rebuild=rebuild, mirror=mirror
+                self.images,
+                reference,
+                arch=arch or host_arch(),
+                progress=report,
+                rebuild=how.rebuild,
+                mirrors=how.mirrors,
+                lock=how.lock,
             )
 
     async def build_recipe(
-        self, data: dict[str, Any], *, label: str, rebuild: bool, mirror: str | None, report: Report
+        self, data: dict[str, Any], *, label: str, how: BuildOptions, report: Report
     ) -> ImageManifest:
         """The image that a recipe (see bough.spec.RecipeSpec) describes, from as much as is here already.
 
@@ -543,62 +586,50 @@ class Hypervisor:
         label = recipe.label or label
         if label in LABELS:
             raise InvalidInput(f"{label} is bough's own", hint='give it another name: label = "web"')
+        lock = how.lock
         if recipe.is_debian:
-            packages = recipe_for(recipe.base, host_arch())
-            packages = replace(
-                packages,
-                label=label,
-                packages=tuple(dict.fromkeys((*packages.packages, *recipe.packages))),
-                kernel=recipe.kernel or packages.kernel,
-                agent=recipe.agent,
-                cloud_init=recipe.cloud_init,
-            )
-            rebuild_packages = rebuild and not recipe.needs_machine
             base = await build_recipe(
-                self.images, packages, label=None, progress=report, mirror=mirror, rebuild=rebuild_packages
+                self.images,
+                packages_recipe(recipe, label, host_arch()),
+                label=None,
+                progress=report,
+                mirrors=how.mirrors,
+                lock=lock,
+                rebuild=how.rebuild and not recipe.needs_machine,
             )
         else:
-            base = await self.image(recipe.base, None, report)
+            base = await self.image(lock.base if lock and lock.base else recipe.base, None, report)
         if not recipe.needs_machine:
             self.images.label(base.digest, label)
             return base
         key = layer_key(base.digest, recipe.model_dump(mode="json", exclude={"label"}))
-        known = None if rebuild else self.images.find_recipe(key)
+        known = None
+        if not how.rebuild:
+            known = self.images.find_recipe(key, lambda image: lock is None or has_versions(image, lock))
         if known is not None:
             self.images.label(known.digest, label)
             return known
         with self._using(base.digest):
-            return await self._build_layer(recipe, base, key, label, report)
+            return await self._build_layer(recipe, base, key, label, lock, report)
 
     async def _build_layer(
-        self, recipe: RecipeSpec, base: ImageManifest, key: str, label: str, report: Report
+        self,
+        recipe: RecipeSpec,
+        base: ImageManifest,
+        key: str,
+        label: str,
+        lock: PackageLock | None,
+        report: Report,
     ) -> ImageManifest:
-        spec = {
-            **recipe.model_dump(mode="json", include={"users", "files", "environment", "commands"}),
-            **{"image": base.digest, "disk": recipe.size, "hostname": recipe.hostname or base.os},
-        }
-        if recipe.packages and not recipe.is_debian:
-            install = f"apt-get -q install -y --no-install-recommends {' '.join(recipe.packages)}"
-            commands = ["apt-get -q update", f"DEBIAN_FRONTEND=noninteractive {install}"]
-            spec["commands"] = [*commands, *spec["commands"]]
+        spec = layer_spec(recipe, base, lock)
         machine = await self.create(spec, name=f"build-{key[:12]}", force=True, report=report)
         try:
-            await machine.start(report)
-            try:
-                await machine.wait_ready(timeout_s=300, report=report)
-            except GuestRefused as error:
-                raise BuildFailed(
-                    f"the image {label} could not be built: {machine.record.first_boot.error}",
-                    image=label,
-                ) from error
-            report(Progress("cleaning up"))
-            output = await run_script(await machine.agent(), CLEAN_SCRIPT)
-            await machine.stop(deadline_s=60)
+            disk, output = await make_layer(machine, recipe, base, label, report)
             jail = await probe_jail(find_qemu(base.arch), self.home)
             return await flatten(
                 self.images,
                 base,
-                machine.paths.disk(0),
+                machine.paths.disk(disk),
                 recipe.size or base.size_bytes,
                 key=key,
                 label=label,
@@ -608,6 +639,9 @@ class Hypervisor:
             )
         finally:
             await asyncio.shield(self.delete(machine, force=True))
+
+    def lock_image(self, reference: str) -> dict[str, Any]:
+        return lock_image(self.images, self.images.resolve(reference)).model_dump(mode="json")
 
     async def import_image(self, request: dict[str, Any], *, report: Report) -> ImageManifest:
         """See bough.images.imports; `request` is that of the API."""

@@ -8,6 +8,7 @@ $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root
   downloads/<key>.{part,json}            what can be resumed; at most a week old
   images/<digest>/{image.json,disk.raw}
   labels.json                            label -> digest
+  catalogue.json                         what others publish, where a newer list than our own was fetched
   snapshots/<id>/
     snapshot.json                        the manifest; written last
     disks/<n>.qcow2                      what the machine wrote before it; read-only
@@ -183,6 +184,10 @@ class Home:
     @property
     def labels(self) -> Path:
         return self.root / "labels.json"
+
+    @property
+    def catalogue(self) -> Path:
+        return self.root / "catalogue.json"
 
     @property
     def machines(self) -> Path:

@@ -1,4 +1,4 @@
-"""image list, build, delete, prune."""
+"""image list, build, lock, import, search, pull, catalogue, delete, prune."""
 
 from __future__ import annotations
 
@@ -43,34 +43,74 @@ def list_images(as_json: bool) -> None:
 @click.argument("label", metavar="LABEL|RECIPE.toml")
 @click.option("--arch", help="Processor architecture; the host's by default.")
 @click.option("--rebuild", is_flag=True, help="Build it again, from today's packages.")
-@click.option("--mirror", metavar="URL", help="A Debian mirror instead of the default one.")
+@click.option("--mirror", metavar="URL", help="Take Debian's packages from here instead of deb.debian.org.")
+@click.option(
+    "--security-mirror", metavar="URL|none", help="The same for its security updates; 'none' takes none."
+)
+@click.option(
+    "--lock", metavar="FILE", type=click.Path(), help="Take the versions that `bough image lock` wrote."
+)
 @json_option
-def build(label: str, arch: str | None, rebuild: bool, mirror: str | None, as_json: bool) -> None:
+def build(label: str, arch: str | None, lock: str | None, as_json: bool, **options: Any) -> None:
     """Build an image from packages: debian:11, debian:12, debian:13, debian:testing, debian:sid.
 
     Or from a recipe: a file like ./web.toml, which names a base and what is added to it.
     """
-    body: dict[str, Any] = {"ref": label, "arch": arch, "rebuild": rebuild, "mirror": mirror}
+    if lock is not None:
+        options["lock"] = _load_lock(lock)
+    body: dict[str, Any] = {"ref": label, "arch": arch, **options}
     path = "/images/build"
     if label.endswith(".toml"):
-        path, body = "/images/recipe", _recipe(label, rebuild, mirror)
+        path, body = "/images/recipe", {**_recipe(label), **options}
     service = connect()
     with progress() as report:
         built = service.long_call("POST", path, body, progress=report)
     show_json(built) if as_json else print(built["digest"][:12])
 
 
-def _recipe(file: str, rebuild: bool, mirror: str | None) -> dict[str, Any]:
+@image.command()
+@click.argument("reference", type=IMAGE, metavar="IMAGE")
+@click.argument("file", metavar="[FILE]", type=click.Path(), required=False)
+@json_option
+def lock(reference: str, file: str | None, as_json: bool) -> None:
+    """Write down which versions of packages an image has, for `bough image build --lock FILE`.
+
+    FILE is made or replaced; without it the lock is printed. It names no mirror: where the archive has
+    moved on, --mirror and --security-mirror name one that still has these versions.
+    """
     from pathlib import Path
 
-    from bough.client.sources import resolve_sources
+    from bough.client.connection import path_of
+    from bough.spec import render_lock
+    from bough.storage import write_atomically
+
+    found = connect().get(path_of("images", reference, "lock"))
+    if as_json:
+        show_json(found)
+    elif file is None:
+        print(render_lock(found), end="")
+    else:
+        write_atomically(Path(file).expanduser(), render_lock(found).encode(), mode=0o644)
+        click.echo(f"{len(found['packages'])} packages locked in {file}", err=True)
+
+
+def _load_lock(file: str) -> dict[str, Any]:
+    from pathlib import Path
+
+    from bough.spec import load_toml
+
+    return load_toml(Path(file).expanduser())
+
+
+def _recipe(file: str) -> dict[str, Any]:
+    from pathlib import Path
+
+    from bough.client.sources import resolve_recipe
     from bough.spec import load_toml
 
     path = Path(file).expanduser()
     recipe = load_toml(path)
-    sources = resolve_sources({"files": recipe.get("files", [])}, path.absolute().parent)
-    recipe = {**recipe, **(sources if "files" in recipe else {})}
-    return {"recipe": recipe, "label": path.stem, "rebuild": rebuild, "mirror": mirror}
+    return {"recipe": resolve_recipe(recipe, path.absolute().parent), "label": path.stem}
 
 
 @image.command("import")
@@ -107,6 +147,97 @@ def import_image(source: str, max_size: str | None, as_json: bool, **given: Any)
         body = {"source": source, "max_size": limit, **given}
         made = service.long_call("POST", "/images/import", body, progress=report)
     show_json(made) if as_json else print(f"{made['label']}  {made['digest'][:12]}")
+
+
+@image.command()
+@click.argument("words", nargs=-1)
+@click.option("--arch", help="Only those for this processor architecture.")
+@json_option
+def search(words: tuple[str, ...], arch: str | None, as_json: bool) -> None:
+    """List the images that can be had: with all of WORDS in their name or title, or all of them.
+
+    CHECKED says how a download is known to be what its publisher made: by a signature of its list of
+    checksums, or by that list alone, which then is as good as the connection to its server.
+    """
+    from bough.client.connection import path_of
+
+    service = connect()
+    found = service.get(path_of("catalogue", words=" ".join(words), arch=arch))
+    if as_json:
+        show_json(found)
+        return
+    here = {label for each in service.get("/images") for label in each["labels"]}
+    rows = [
+        [
+            i["names"][0],
+            i["title"],
+            ", ".join(file["arch"] for file in i["files"]) or "-",
+            _checked(i["files"]),
+            "yes" if here & set(i["names"]) else "-",
+        ]
+        for i in found["images"]
+    ]
+    show_table(rows, ["NAME", "WHAT", "ARCH", "CHECKED", "HERE"])
+
+
+def _checked(files: list[dict[str, Any]]) -> str:
+    if not files:
+        return "signature of each package"
+    return "signature" if all(file["signature"] for file in files) else "checksum"
+
+
+@image.command()
+@click.argument("name", metavar="NAME")
+@click.option("--arch", help="Processor architecture; the host's by default.")
+@click.option(
+    "--name", "label", metavar="LABEL", help="What to call it here; as in the catalogue by default."
+)
+@click.option("--no-signature", is_flag=True, help="Check the checksum only, not who signed it.")
+@json_option
+def pull(name: str, arch: str | None, label: str | None, no_signature: bool, as_json: bool) -> None:
+    """Fetch an image that others publish, like fedora:44; `bough image search` lists them.
+
+    Its checksum is checked, and the signature of that where the publisher signs. `bough run` and `create`
+    do the same for a name that is not here yet.
+    """
+    service = connect()
+    with progress() as report:
+        body = {"ref": name, "arch": arch, "name": label, "signed": not no_signature}
+        made = service.long_call("POST", "/images/pull", body, progress=report)
+    show_json(made) if as_json else print(made["digest"][:12])
+
+
+@image.group()
+def catalogue() -> None:
+    """The list of images that others publish."""
+
+
+@catalogue.command("update")
+@click.option("--from", "source", metavar="URL", help="Where it is; remembered for the next time.")
+@click.option("--force", is_flag=True, help="Also where it is older than the one in use.")
+@json_option
+def update_catalogue(source: str | None, force: bool, as_json: bool) -> None:
+    """Fetch a newer catalogue. It is taken as a whole, after it was checked, or not at all."""
+    service = connect()
+    with progress() as report:
+        body = {"source": source, "force": force}
+        found = service.long_call("POST", "/catalogue/update", body, progress=report)
+    _show_catalogue(found, as_json)
+
+
+@catalogue.command("reset")
+@json_option
+def reset_catalogue(as_json: bool) -> None:
+    """Go back to the catalogue that is part of bough."""
+    _show_catalogue(connect().call("DELETE", "/catalogue"), as_json)
+
+
+def _show_catalogue(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        show_json(found)
+        return
+    count = sum(1 for image in found["images"] if image["files"])
+    print(f"serial {found['serial']}, {count} images, from {found['source'] or 'bough itself'}")
 
 
 @image.command()

@@ -185,17 +185,24 @@ class Hypervisor:
         arch: str | None = None,
         rebuild: bool = False,
         mirror: str | None = None,
+        security_mirror: str | None = None,
+        lock: dict[str, Any] | None = None,
         timeout: float | None = None,
         progress: Report | None = None,
     ) -> ImageInfo:
         """Build "debian:12" and the like from packages, unless it is here or `rebuild` is true.
+
+        Args:
+            security_mirror: "none" takes no security updates.
+            lock: versions of packages, as `lock_image` gave them.
 
         Raises:
             NotFound: no such recipe; BuildFailed, HostLacks, NoSpace: nothing half-made is left.
         """
         from bough.client.info import ImageInfo
 
-        body = {"ref": reference, "arch": arch, "rebuild": rebuild, "mirror": mirror}
+        how = {"rebuild": rebuild, "mirror": mirror, "security_mirror": security_mirror, "lock": lock}
+        body = {"ref": reference, "arch": arch, **how}
         answer = self.api.long_call("POST", "/images/build", body, timeout=timeout, progress=progress)
         return ImageInfo.from_dict(answer)
 
@@ -206,6 +213,8 @@ class Hypervisor:
         label: str,
         rebuild: bool = False,
         mirror: str | None = None,
+        security_mirror: str | None = None,
+        lock: dict[str, Any] | None = None,
         timeout: float | None = None,
         progress: Report | None = None,
     ) -> ImageInfo:
@@ -215,13 +224,16 @@ class Hypervisor:
             InvalidSpec: with every problem; BuildFailed: with what a command printed. Nothing is kept.
         """
         from bough.client.info import ImageInfo
-        from bough.client.sources import resolve_sources
+        from bough.client.sources import resolve_recipe
 
-        if "files" in recipe:
-            recipe = {**recipe, **resolve_sources({"files": recipe["files"]})}
-        body = {"recipe": recipe, "label": label, "rebuild": rebuild, "mirror": mirror}
+        how = {"rebuild": rebuild, "mirror": mirror, "security_mirror": security_mirror, "lock": lock}
+        body = {"recipe": resolve_recipe(recipe), "label": label, **how}
         answer = self.api.long_call("POST", "/images/recipe", body, timeout=timeout, progress=progress)
         return ImageInfo.from_dict(answer)
+
+    def lock_image(self, reference: str) -> dict[str, Any]:
+        """The versions of everything in an image, for `lock` of a later build."""
+        return dict(self.api.get(path_of("images", reference, "lock")))
 
     def import_image(
         self,
@@ -248,6 +260,26 @@ class Hypervisor:
             place = os.path.abspath(os.path.expanduser(place))  # noqa: PTH100, PTH111 (a str stays one)
         body = {"source": place, "name": name, **more}
         answer = self.api.long_call("POST", "/images/import", body, timeout=timeout, progress=progress)
+        return ImageInfo.from_dict(answer)
+
+    def pull_image(
+        self,
+        name: str,
+        *,
+        arch: str | None = None,
+        label: str | None = None,
+        timeout: float | None = None,
+        progress: Report | None = None,
+    ) -> ImageInfo:
+        """Fetch an image of the catalogue, like "fedora:44", and check it; unless it is here.
+
+        Raises:
+            NotFound: no such image; BadImage: it is another one than its publisher says; DownloadFailed.
+        """
+        from bough.client.info import ImageInfo
+
+        body = {"ref": name, "arch": arch, "name": label}
+        answer = self.api.long_call("POST", "/images/pull", body, timeout=timeout, progress=progress)
         return ImageInfo.from_dict(answer)
 
     def delete_image(self, reference: str) -> None:

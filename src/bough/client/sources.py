@@ -46,6 +46,52 @@ def resolve_sources(spec: Mapping[str, Any], base: Path | None = None) -> dict[s
     return resolved
 
 
+def resolve_recipe(recipe: Mapping[str, Any], base: Path | None = None) -> dict[str, Any]:
+    """`recipe` with its files' content, and the keys of its sources where it names files of them.
+
+    Raises:
+        InvalidSpec: files that cannot be read.
+    """
+    base = base or Path.cwd()
+    resolved = dict(recipe)
+    if "files" in recipe:
+        resolved |= resolve_sources({"files": recipe["files"]}, base)
+    if isinstance(recipe.get("sources"), list | tuple):
+        resolved["sources"] = [
+            _resolve_key(source, base, f"sources[{index}].key")
+            for index, source in enumerate(recipe["sources"])
+        ]
+    return resolved
+
+
+def _resolve_key(source: Any, base: Path, place: str) -> Any:
+    key = source.get("key") if isinstance(source, Mapping) else None
+    if not isinstance(key, str | Path) or "-----BEGIN" in str(key):
+        return source
+    path = base / Path(key).expanduser()
+    try:
+        return {**source, "key": _armour(_read(path))}
+    except (OSError, ValueError) as error:
+        message = f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
+        raise InvalidSpec(
+            f"{place}: {message}", problems=[{"place": place, "message": message, "hint": None}]
+        ) from error
+
+
+def _armour(key: bytes) -> str:
+    """An OpenPGP key as text (RFC 9580, 6.2; the checksum may be left out), if it is not yet."""
+    import base64
+
+    if b"-----BEGIN PGP" in key:
+        return key.decode("ascii")
+    if not key or not key[0] & 0x80:
+        raise ValueError("it is no OpenPGP key")
+    text = base64.b64encode(key).decode()
+    lines = [text[at : at + 64] for at in range(0, len(text), 64)]
+    begin, end = (f"-----{word} PGP PUBLIC KEY BLOCK-----" for word in ("BEGIN", "END"))
+    return "\n".join([begin, "", *lines, end]) + "\n"
+
+
 def _resolve_file(file: Any, base: Path, place: str, problems: list[dict[str, str | None]]) -> Any:
     if not isinstance(file, Mapping) or not isinstance(file.get("source"), str | Path):
         return file

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import getpass
 import os
 import shutil
 import signal
@@ -18,8 +19,18 @@ from pathlib import Path
 from bough.errors import BuildFailed, HostLacks, NoSpace
 from bough.guest.install import ENABLED_AS, UNIT_PATH, agent_files
 from bough.images import disk
+from bough.images.apt import (
+    Mirrors,
+    render_debian_sources,
+    render_pins,
+    render_source,
+    source_files,
+    source_path,
+)
 from bough.images.recipes import SCRIPTS, Recipe
 from bough.progress import Progress, Report
+from bough.qemu.host import has_range
+from bough.spec import PackageLock
 
 _OUTPUT_LINES = 40
 _PROGRAMS = {
@@ -45,11 +56,31 @@ def check_programs() -> None:
         )
 
 
-def prepare(work: Path, *, with_agent: bool = True) -> None:
-    """Lay out `work`: the scripts, the agent, and places that the root of the namespace may write to."""
+def check_subordinate_ids() -> None:
+    """Raises HostLacks: an ordinary user's build needs a range of ids to be its users."""
+    if os.geteuid() == 0:
+        return
+    user = getpass.getuser()
+    lacking = [file for file in ("/etc/subuid", "/etc/subgid") if not has_range(Path(file), user)]
+    if lacking:
+        raise HostLacks(
+            f"images are built with subordinate ids, and {user} has none in {' and '.join(lacking)}",
+            hint=f"sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}",
+        )
+    if shutil.which("newuidmap") is None:
+        raise HostLacks(
+            "images are built with newuidmap, which this host lacks", hint="sudo apt install uidmap"
+        )
+
+
+def prepare(work: Path, recipe: Recipe, mirrors: Mirrors, lock: PackageLock | None = None) -> None:
+    """Lay out `work`: the scripts, the agent, what apt is told, and places that the root of the namespace
+    may write to."""
     shutil.copytree(SCRIPTS, work, dirs_exist_ok=True)
     agent = work / "agent"
     agent.mkdir()
+    _write_apt(work / "apt", recipe, mirrors, lock)
+    with_agent = recipe.agent
     for file in agent_files() if with_agent else ():
         path = agent / file.path.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,8 +102,36 @@ def prepare(work: Path, *, with_agent: bool = True) -> None:
     (work / "disk.raw").chmod(0o666)
 
 
+def _write_apt(place: Path, recipe: Recipe, mirrors: Mirrors, lock: PackageLock | None) -> None:
+    """See build.sh, setup.sh and customize.sh for who reads what."""
+    building, root = place / "building", place / "root"
+    building.mkdir(parents=True)
+    root.mkdir()
+    _write_lines(place / "sources.list", render_debian_sources(recipe.suite))
+    if not mirrors.are_default:
+        _write_lines(place / "mirrors", render_debian_sources(recipe.suite, mirrors))
+    for source in recipe.sources:
+        (building / Path(source_path(source)).name).write_text(render_source(source, key_inside=True))
+    for name, text in source_files(recipe.sources).items():
+        path = root / name.lstrip("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    if lock is not None:
+        (place / "pins").write_text(render_pins(lock.packages))
+        versions = {**lock.packages, **lock.boot_loader}
+        _write_lines(place / "locked", [f"{name}={version}" for name, version in versions.items()])
+
+
+def _write_lines(path: Path, lines: list[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines))
+
+
 async def bootstrap(
-    work: Path, recipe: Recipe, identity: disk.DiskIdentity, mirror: str | None, report: Report
+    work: Path,
+    recipe: Recipe,
+    identity: disk.DiskIdentity,
+    report: Report,
+    lock: PackageLock | None = None,
 ) -> None:
     """Fill `work`: the root file system in disk.raw, and boot loaders and lists in out/.
 
@@ -88,12 +147,13 @@ async def bootstrap(
         "LC_ALL": "C.UTF-8",
         "SOURCE_DATE_EPOCH": "0",
         "BOUGH_SUITE": recipe.suite,
-        "BOUGH_MIRROR": mirror or "",
-        "BOUGH_PACKAGES": ",".join((recipe.kernel, *recipe.packages)),
+        "BOUGH_PACKAGES": ",".join(recipe.all_packages),
+        "BOUGH_MODULES": ",".join(name for name in recipe.file_systems if name != "ext4"),
+        "BOUGH_GRUB_MODULES": " ".join(name for name in recipe.file_systems if name != "ext4"),
         "BOUGH_DISABLED_UNITS": " ".join(recipe.disabled_units),
         "BOUGH_MASKED_UNITS": " ".join(recipe.masked_units),
         "BOUGH_MASKED_GENERATORS": " ".join(recipe.masked_generators),
-        "BOUGH_GRUB_PACKAGES": " ".join(recipe.grub_packages),
+        "BOUGH_GRUB_PACKAGES": " ".join(_with_version(name, lock) for name in recipe.grub_packages),
         "BOUGH_ROOT_UUID": str(identity.root_filesystem),
         "BOUGH_ROOT_OFFSET": str(disk.ROOT_OFFSET),
         "BOUGH_ROOT_SIZE": str(disk.ROOT_BYTES),
@@ -124,6 +184,11 @@ async def bootstrap(
         raise watch.failure(status, work)
 
 
+def _with_version(name: str, lock: PackageLock | None) -> str:
+    version = lock.boot_loader.get(name) if lock else None
+    return f"{name}={version}" if version else name
+
+
 async def _wait_bounded(wait: Callable[[], Awaitable[int]]) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(10):
@@ -138,11 +203,15 @@ class _Watch:
         self._report = report
         self._step = "preparing"
         self._last: deque[str] = deque(maxlen=_OUTPUT_LINES)
+        self._unavailable: list[str] = []
 
     def line(self, text: str) -> None:
         if text.startswith("@step "):
             self._step = text.removeprefix("@step ")
             self._report(Progress(f"building {self._label}: {self._step}"))
+            return
+        if text.startswith("@unavailable "):
+            self._unavailable.append(text.removeprefix("@unavailable ")[:200])
             return
         self._last.append(text[:500])
         if text.startswith("I: "):
@@ -155,6 +224,18 @@ class _Watch:
                 f"no space left for the build of {self._label} below {work.parent}",
                 hint="it takes about 2.5 GiB while it is built",
                 output=output[-2000:],
+            )
+        if self._unavailable:
+            gone = self._unavailable
+            more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
+            return BuildFailed(
+                f"the image {self._label} could not be built: the lock asks for versions that the archive "
+                f"has no more: {', '.join(gone[:5])}{more}",
+                hint="an archive of that day still has them, like snapshot.debian.org (--mirror, "
+                "--security-mirror); or write the lock again: bough image lock",
+                image=self._label,
+                step=self._step,
+                unavailable=gone[:500],
             )
         unreachable = any(
             word in output for word in ("Could not resolve", "Could not connect", "Temporary failure")

@@ -10,15 +10,19 @@ import shutil
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from bough.errors import BuildFailed, NoSpace, NotFound
 from bough.images import disk
-from bough.images.bootstrap import bootstrap, check_programs, prepare, remove_build
+from bough.images.apt import DEFAULT_MIRRORS, Mirrors
+from bough.images.bootstrap import bootstrap, check_programs, check_subordinate_ids, prepare, remove_build
+from bough.images.locks import check_lock, check_same, has_versions
 from bough.images.recipes import Recipe, recipe_for
 from bough.images.store import ImageManifest, ImageStore
 from bough.progress import Progress, Report, ignore_progress
+from bough.spec import PackageLock
 from bough.storage import no_space_is_told
 from bough.units import GIB, format_size
 
@@ -27,13 +31,26 @@ _NEEDED_BYTES = 5 * GIB // 2
 _EFI_LOADER = {"x86_64": "BOOTX64.EFI"}
 
 
+@dataclass(frozen=True)
+class BuildOptions:
+    """Attributes:
+    rebuild: also where it is here, from today's packages.
+    lock: these versions of packages, and no others.
+    """
+
+    rebuild: bool = False
+    mirrors: Mirrors = DEFAULT_MIRRORS
+    lock: PackageLock | None = None
+
+
 async def build(
     store: ImageStore,
     reference: str,
     *,
     arch: str,
     progress: Report = ignore_progress,
-    mirror: str | None = None,
+    mirrors: Mirrors = DEFAULT_MIRRORS,
+    lock: PackageLock | None = None,
     rebuild: bool = False,
 ) -> ImageManifest:
     """The image of `reference`, built unless it is here.
@@ -47,7 +64,7 @@ async def build(
     """
     recipe = recipe_for(reference, arch)
     return await build_recipe(
-        store, recipe, label=reference, progress=progress, mirror=mirror, rebuild=rebuild
+        store, recipe, label=reference, progress=progress, mirrors=mirrors, lock=lock, rebuild=rebuild
     )
 
 
@@ -57,33 +74,51 @@ async def build_recipe(
     *,
     label: str | None,
     progress: Report = ignore_progress,
-    mirror: str | None = None,
+    mirrors: Mirrors = DEFAULT_MIRRORS,
+    lock: PackageLock | None = None,
     rebuild: bool = False,
 ) -> ImageManifest:
-    """As `build`. Without a label it is found again by its recipe, until images are pruned."""
+    """As `build`. Without a label it is found again by its recipe, until images are pruned.
+
+    Args:
+        lock: these versions of packages and no others; the image must become the one that it names.
+    """
     asked = _now()
+    if lock is not None:
+        check_lock(lock, recipe)
     async with _only_one(store, label or recipe.digest()[:20], progress):
         known = _known(store, label) if label else store.find_recipe(recipe.digest())
+        if lock is not None:
+            known = store.find_recipe(recipe.digest(), lambda image: has_versions(image, lock))
         if known is not None and (not rebuild or known.created > asked):
+            if label and lock is not None:
+                store.label(known.digest, label)
             return known
         check_programs()
+        check_subordinate_ids()
         _check_space(store.home.incoming)
         work = store.home.incoming / f"build-{secrets.token_hex(6)}"
         work.mkdir(mode=0o711)
         try:
-            return await _build(store, recipe, label, work, mirror, progress)
+            return await _build(store, recipe, label, work, mirrors, lock, progress)
         finally:
             await asyncio.to_thread(remove_build, work)
 
 
 async def _build(
-    store: ImageStore, recipe: Recipe, label: str | None, work: Path, mirror: str | None, report: Report
+    store: ImageStore,
+    recipe: Recipe,
+    label: str | None,
+    work: Path,
+    mirrors: Mirrors,
+    lock: PackageLock | None,
+    report: Report,
 ) -> ImageManifest:
     report(Progress(f"building {recipe.label}"))
     identity = disk.DiskIdentity.derive(recipe.digest())
     with no_space_is_told(f"the build of {recipe.label}", work.parent):
-        await asyncio.to_thread(prepare, work, with_agent=recipe.agent)
-        await bootstrap(work, recipe, identity, mirror, report)
+        await asyncio.to_thread(prepare, work, recipe, mirrors, lock)
+        await bootstrap(work, recipe, identity, report, lock)
         report(Progress(f"building {recipe.label}: making it bootable"))
         try:
             manifest = await asyncio.to_thread(_assemble, work, recipe, identity)
@@ -94,6 +129,8 @@ async def _build(
                 step="making it bootable",
                 output=str(error.stderr)[-2000:],
             ) from error
+        if lock is not None:
+            check_same(manifest, recipe, lock)
         made = store.home.incoming / f"image-{secrets.token_hex(6)}"
         made.mkdir(mode=0o711)
         try:
@@ -123,7 +160,6 @@ def _assemble(work: Path, recipe: Recipe, identity: disk.DiskIdentity) -> ImageM
         "agent": recipe.agent,
         "cloud_init": recipe.cloud_init,
     }
-    packages = dict(line.split() for line in (out / "packages").read_text().splitlines())
     return ImageManifest.model_validate(
         lasting
         | {
@@ -131,9 +167,14 @@ def _assemble(work: Path, recipe: Recipe, identity: disk.DiskIdentity) -> ImageM
             "created": _now(),
             "label": recipe.label,
             "recipe": recipe.digest(),
-            "packages": packages,
+            "packages": _read_versions(out / "packages"),
+            "boot_loader": _read_versions(out / "boot-loader"),
         }
     )
+
+
+def _read_versions(path: Path) -> dict[str, str]:
+    return dict(sorted(line.split() for line in path.read_text().splitlines()))
 
 
 def verify_image(manifest: ImageManifest, image: Path) -> bool:

@@ -69,8 +69,16 @@ class DiskIdentity:
         return cls(*(uuid.uuid5(uuid.NAMESPACE_OID, f"{recipe_digest}/{name}") for name in names))
 
 
-def render_partition_table(identity: DiskIdentity, arch: str) -> str:
+def partition_uuid(identity: DiskIdentity, name: str) -> uuid.UUID:
+    """Of something more on the same disk."""
+    return uuid.uuid5(identity.disk, name)
+
+
+def render_partition_table(
+    identity: DiskIdentity, arch: str, disk_bytes: int = DISK_BYTES, *, root_offset: int = ROOT_OFFSET
+) -> str:
     """The script that sfdisk(8) reads."""
+    root_bytes = disk_bytes - root_offset - MIB
     lines = [
         "label: gpt",
         f"label-id: {identity.disk}",
@@ -81,7 +89,7 @@ def render_partition_table(identity: DiskIdentity, arch: str) -> str:
         ),
         _render_partition(ESP_OFFSET // SECTOR, ESP_BYTES // SECTOR, _ESP_TYPE, identity.esp, "esp"),
         _render_partition(
-            ROOT_OFFSET // SECTOR, ROOT_BYTES // SECTOR, _ROOT_TYPE[arch], identity.root, "root"
+            root_offset // SECTOR, root_bytes // SECTOR, _ROOT_TYPE[arch], identity.root, "root"
         ),
     ]
     return "\n".join(lines) + "\n"

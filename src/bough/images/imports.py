@@ -313,6 +313,8 @@ async def _describe(
     }
     digest = await asyncio.to_thread(digest_image, disk, lasting)
     origin = {"source": request.source, "sha256": checksum, "format": header.format}
+    if request.checksum is not None:
+        origin["checksum"] = request.checksum.lower()
     if _is_url(request.source):  # no password or token is kept
         parts = urlsplit(request.source)
         origin["source"] = parts._replace(

@@ -11,15 +11,21 @@ import json
 import os
 import secrets
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from bough.errors import BuildFailed
+from bough.images.apt import PINS_PATH, render_pins, source_files
 from bough.images.confined import Confinement, find_program, run_confined
 from bough.images.convert import sync_image
 from bough.images.disk import digest_image
+from bough.images.moves import TARGET_SERIAL, check_room
+from bough.images.recipes import Recipe, recipe_for
 from bough.images.store import ImageManifest, ImageStore
 from bough.progress import Progress, Report
+from bough.spec import PackageLock, RecipeSpec
 from bough.storage import no_space_is_told
 
 #: Leaves nothing in the guest that makes one machine out of it; what the agent has done at the first boot
@@ -44,6 +50,44 @@ def layer_key(base_digest: str, recipe: dict[str, object]) -> str:
     """Of a base and all that is done to it: the same key, the same image."""
     text = json.dumps([base_digest, recipe, CLEAN_SCRIPT], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def packages_recipe(recipe: RecipeSpec, label: str, arch: str) -> Recipe:
+    """What of `recipe`, upon debian:*, is made from packages."""
+    packages = recipe_for(recipe.base, arch)
+    return replace(
+        packages,
+        label=label,
+        packages=tuple(dict.fromkeys((*packages.packages, *recipe.packages))),
+        kernel=recipe.kernel or packages.kernel,
+        agent=recipe.agent,
+        cloud_init=recipe.cloud_init,
+        sources=recipe.sources,
+        file_systems=tuple(sorted(recipe.file_systems - {"ext4"})),
+    )
+
+
+def layer_spec(recipe: RecipeSpec, base: ImageManifest, lock: PackageLock | None) -> dict[str, Any]:
+    """Of the machine that the layer is made in."""
+    size = recipe.size or base.size_bytes
+    if recipe.needs_move:
+        check_room(size, recipe.partitions)
+    spec: dict[str, Any] = {
+        **recipe.model_dump(mode="json", include={"users", "files", "environment", "commands"}),
+        **{"image": base.digest, "disk": recipe.size, "hostname": recipe.hostname or base.os},
+        "disks": [{"size": size, "serial": TARGET_SERIAL}] if recipe.needs_move else [],
+    }
+    files = {} if recipe.is_debian else source_files(recipe.sources)
+    if lock is not None:
+        files[PINS_PATH] = render_pins(lock.packages)
+    spec["files"] = [*({"path": path, "content": text} for path, text in files.items()), *spec["files"]]
+    commands = []
+    if not recipe.is_debian and (recipe.packages or recipe.sources):
+        install = f"apt-get -q install -y --no-install-recommends {' '.join(recipe.packages)}"
+        commands = ["apt-get -q update", f"DEBIAN_FRONTEND=noninteractive {install}"]
+    after = [f"rm {PINS_PATH}"] if lock is not None else []
+    spec["commands"] = [*commands, *spec["commands"], *after]
+    return spec
 
 
 async def flatten(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 
 from bough.errors import NotFound
+from bough.spec import SourceSpec
 
 SCRIPTS = Path(__file__).parent / "debian"
 
@@ -47,6 +48,8 @@ _MASKED_GENERATORS = (
 _GRUB_PACKAGES = (
     *("grub-common", "grub2-common", "grub-pc-bin", "grub-efi-amd64-bin", "libdevmapper1.02.1"),
 )
+#: Packages that make, check and grow a file system that is not the usual one.
+TOOLS_OF = {"xfs": "xfsprogs", "btrfs": "btrfs-progs"}
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Recipe:
     label: what its images are called: debian:12.
     kernel: the kernel's package, in Debian's naming of architectures.
     agent: it contains the guest agent.
+    sources: of apt, beside Debian's.
+    file_systems: what its kernel finds at boot, and has the tools of.
     """
 
     label: str
@@ -70,10 +75,20 @@ class Recipe:
     grub_packages: tuple[str, ...] = _GRUB_PACKAGES
     agent: bool = True
     cloud_init: bool = False
+    sources: tuple[SourceSpec, ...] = ()
+    file_systems: tuple[str, ...] = ()
+
+    @property
+    def all_packages(self) -> tuple[str, ...]:
+        """What is asked for by name."""
+        tools = (TOOLS_OF[name] for name in self.file_systems)
+        return tuple(dict.fromkeys((self.kernel, *self.packages, *tools)))
 
     def digest(self) -> str:
         """Of everything that this recipe puts into an image, the packages' versions aside."""
-        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode())
+        sources = [source.model_dump(mode="json") for source in self.sources]
+        told = {**{f.name: getattr(self, f.name) for f in fields(self)}, "sources": sources}
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
         for path in sorted(SCRIPTS.rglob("*")):
             if path.is_file():
                 digest.update(str(path.relative_to(SCRIPTS)).encode() + b"\0" + path.read_bytes() + b"\0")
@@ -88,7 +103,11 @@ def recipe_for(reference: str, arch: str) -> Recipe:
     """Raises NotFound, with the nearest label that there is a recipe for, for this architecture."""
     if reference not in LABELS:
         close = get_close_matches(reference, LABELS, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"can be built: {', '.join(LABELS)}"
+        hint = (
+            f"did you mean '{close[0]}'?"
+            if close
+            else f"can be built: {', '.join(LABELS)}; bough image search"
+        )
         raise NotFound(f"no image or recipe is called {reference[:80]!r}", hint=hint, kind="image")
     if arch != "x86_64":
         raise NotFound(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -32,6 +33,7 @@ class ImageManifest(BaseModel):
     firmware: what it boots by, the preferred one first.
     root_partition: number of the partition that grows with the disk.
     packages: name -> version of what was installed.
+    boot_loader: the same, of what the boot loader was made of.
     media: what it is to a machine: a disk that it starts from, or a CD or floppy to boot.
     cloud_init: it runs cloud-init, which gives it our agent at its first boot.
     origin: where an imported image came from: source, sha256, format.
@@ -50,6 +52,7 @@ class ImageManifest(BaseModel):
     label: str
     recipe: str
     packages: dict[str, str] = {}
+    boot_loader: dict[str, str] = {}
     media: Literal["disk", "cdrom", "floppy"] = "disk"
     cloud_init: bool = False
     origin: dict[str, Any] | None = None
@@ -104,9 +107,11 @@ class ImageStore:
         hint = f"did you mean '{close[0]}'?" if close else "bough image list shows them all"
         raise NotFound(f"no image is called {reference[:80]!r}", hint=hint, kind="image")
 
-    def find_recipe(self, key: str) -> ImageManifest | None:
-        """The newest image that was made by the recipe of this digest."""
-        found = [manifest for manifest in self._manifests() if key and manifest.recipe == key]
+    def find_recipe(
+        self, key: str, fits: Callable[[ImageManifest], bool] = lambda _: True
+    ) -> ImageManifest | None:
+        """The newest image that was made by the recipe of this digest, and `fits`."""
+        found = [image for image in self._manifests() if key and image.recipe == key and fits(image)]
         return max(found, key=lambda manifest: manifest.created, default=None)
 
     def label(self, digest: str, label: str) -> None:

@@ -178,7 +178,7 @@ def _check_newuidmap() -> Check:
 
 def _check_subuid() -> Check:
     user = getpass.getuser()
-    missing = [file for file in ("/etc/subuid", "/etc/subgid") if not _has_range(Path(file), user)]
+    missing = [file for file in ("/etc/subuid", "/etc/subgid") if not has_range(Path(file), user)]
     if not missing:
         return Check("subordinate user ids", True, False, f"{user} has a range of them")
     detail = f"{user} has none in {' and '.join(missing)}: images cannot be built"
@@ -186,7 +186,7 @@ def _check_subuid() -> Check:
     return Check("subordinate user ids", False, False, detail, {"any": command})
 
 
-def _has_range(file: Path, user: str) -> bool:
+def has_range(file: Path, user: str) -> bool:
     try:
         entries = [line.split(":") for line in file.read_text().splitlines()]
     except OSError:

@@ -5,29 +5,56 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from bough.errors import BoughError
 from bough.hypervisor import Hypervisor
+from bough.images.apt import parse_mirrors
+from bough.images.build import BuildOptions
+from bough.images.catalogue import describe_catalogue
 from bough.progress import Report
 from bough.qemu.host import run_doctor
 from bough.service.answers import long_call
+from bough.spec import parse_lock
 
 
-class BuildRequest(BaseModel):
+class BuildOptionsBody(BaseModel):
+    """How to build: `lock` is one that GET /images/{reference}/lock gave."""
+
     model_config = ConfigDict(extra="forbid")
+    rebuild: bool = False
+    mirror: str | None = None
+    security_mirror: str | None = None
+    lock: dict[str, Any] | None = None
+
+    def options(self) -> BuildOptions:
+        mirrors = parse_mirrors(self.mirror, self.security_mirror)
+        lock = parse_lock(self.lock) if self.lock is not None else None
+        return BuildOptions(self.rebuild, mirrors, lock)
+
+
+class BuildRequest(BuildOptionsBody):
     ref: str
     arch: str | None = None
-    rebuild: bool = False
-    mirror: str | None = None
 
 
-class RecipeRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class RecipeRequest(BuildOptionsBody):
     recipe: dict[str, Any]
     label: str
-    rebuild: bool = False
-    mirror: str | None = None
+
+
+class PullRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    ref: str
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+/:@-]{0,127}$")
+    arch: str | None = None
+    signed: bool = True
+
+
+class CatalogueUpdate(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    source: str | None = None
+    force: bool = False
 
 
 class ImportRequestBody(BaseModel):
@@ -58,7 +85,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
         async def work(report: Report) -> Any:
             manifest = await hypervisor.build_image(
-                body.ref, arch=body.arch, rebuild=body.rebuild, mirror=body.mirror, report=report
+                body.ref, arch=body.arch, how=body.options(), report=report
             )
             return _described(hypervisor, manifest.digest)
 
@@ -70,7 +97,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
         async def work(report: Report) -> Any:
             manifest = await hypervisor.build_recipe(
-                body.recipe, label=body.label, rebuild=body.rebuild, mirror=body.mirror, report=report
+                body.recipe, label=body.label, how=body.options(), report=report
             )
             return _described(hypervisor, manifest.digest)
 
@@ -85,6 +112,44 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
             return _described(hypervisor, manifest.digest)
 
         return await long_call(request, work)
+
+    @router.post("/images/pull")
+    async def pull_image(body: PullRequest, request: Request) -> Response:
+        """Fetch an image that is in the catalogue, checked as the catalogue says; unless it is here."""
+
+        async def work(report: Report) -> Any:
+            manifest = await hypervisor.pull_image(
+                body.ref, arch=body.arch, label=body.name, signed=body.signed, report=report
+            )
+            return _described(hypervisor, manifest.digest)
+
+        return await long_call(request, work)
+
+    @router.get("/catalogue")
+    async def search_catalogue(words: str = "", arch: str | None = None) -> dict[str, Any]:
+        """Images that others publish, and those that are built from packages."""
+        return describe_catalogue(hypervisor.catalogues, words, arch)
+
+    @router.post("/catalogue/update")
+    async def update_catalogue(body: CatalogueUpdate, request: Request) -> Response:
+        """Fetch a newer catalogue; it replaces the one in use as a whole, or not at all."""
+
+        async def work(report: Report) -> Any:
+            await hypervisor.update_catalogue(body.source, force=body.force, report=report)
+            return describe_catalogue(hypervisor.catalogues)
+
+        return await long_call(request, work)
+
+    @router.delete("/catalogue")
+    async def reset_catalogue() -> dict[str, Any]:
+        """Back to the catalogue that is part of bough."""
+        hypervisor.catalogues.reset()
+        return describe_catalogue(hypervisor.catalogues)
+
+    @router.get("/images/{reference}/lock")
+    async def lock_image(reference: str) -> dict[str, Any]:
+        """The versions of the packages in an image, to be asked for again."""
+        return hypervisor.lock_image(reference)
 
     @router.delete("/images/{reference}")
     async def delete_image(reference: str) -> dict[str, bool]:

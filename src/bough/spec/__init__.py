@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from bough.spec.fields import parse_name as parse_name
     from bough.spec.host import HostLimits as HostLimits
     from bough.spec.host import check_against_host as check_against_host
+    from bough.spec.lock import PackageLock as PackageLock
+    from bough.spec.lock import parse_lock as parse_lock
     from bough.spec.model import DiskSpec as DiskSpec
     from bough.spec.model import FileSpec as FileSpec
     from bough.spec.model import MachineSpec as MachineSpec
@@ -22,10 +24,13 @@ if TYPE_CHECKING:
     from bough.spec.parse import parse_spec as parse_spec
     from bough.spec.parse import spec_defaults as spec_defaults
     from bough.spec.parse import spec_schema as spec_schema
+    from bough.spec.recipe import PartitionSpec as PartitionSpec
     from bough.spec.recipe import RecipeSpec as RecipeSpec
+    from bough.spec.recipe import SourceSpec as SourceSpec
     from bough.spec.recipe import parse_recipe as parse_recipe
     from bough.spec.toml import load_toml as load_toml
     from bough.spec.toml import merge as merge
+    from bough.spec.toml import render_lock as render_lock
 
 _HOME_OF = {
     "check_name": "fields",
@@ -33,6 +38,8 @@ _HOME_OF = {
     "parse_name": "fields",
     "HostLimits": "host",
     "check_against_host": "host",
+    "PackageLock": "lock",
+    "parse_lock": "lock",
     "DiskSpec": "model",
     "FileSpec": "model",
     "MachineSpec": "model",
@@ -42,9 +49,12 @@ _HOME_OF = {
     "spec_defaults": "parse",
     "spec_schema": "parse",
     "RecipeSpec": "recipe",
+    "PartitionSpec": "recipe",
+    "SourceSpec": "recipe",
     "parse_recipe": "recipe",
     "load_toml": "toml",
     "merge": "toml",
+    "render_lock": "toml",
 }
 __all__ = sorted(_HOME_OF)  # noqa: PLE0605
 

@@ -150,9 +150,9 @@ def translate(error: ErrorDetails, model: type[BaseModel], prefix: str = "") -> 
         hint = did_you_mean(value, allowed) if isinstance(value, str) else None
         hint = hint if hint and hint.startswith("did you mean") else None
         return Problem(place, f"expected one of {', '.join(map(repr, allowed))}, got {quote(value)}", hint)
-    if kind == "too_long":
-        most, count = context["max_length"], context["actual_length"]
-        return Problem(place, f"expected at most {most} entries, got {count}")
+    if kind in ("too_long", "too_short"):
+        bound = f"most {context['max_length']}" if kind == "too_long" else f"least {context['min_length']}"
+        return Problem(place, f"expected at {bound} entries, got {context['actual_length']}")
     expected = _EXPECTED.get(kind.split("_", maxsplit=1)[0], "another kind of value")
     hint = None
     if expected == "text" and isinstance(value, int | float) and not isinstance(value, bool):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema
 
+from bough.spec import fields
 from bough.spec.model import (
     DiskSize,
     FileSpec,
@@ -22,6 +23,12 @@ from bough.spec.model import (
 from bough.spec.problems import Problem, quote, raise_if_any, told, translate
 
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]{1,99}(?:=[A-Za-z0-9.+:~-]{1,99})?")
+_URI = re.compile(r"https?://[A-Za-z0-9.:\[\]_-]+(?:/[A-Za-z0-9._~%+@=/-]*)?")
+_SUITE = re.compile(r"[A-Za-z0-9.][A-Za-z0-9._/-]{0,99}")
+_KEY_BEGIN = "-----BEGIN PGP PUBLIC KEY BLOCK-----"
+_MOST_KEY_BYTES = 256 * 1024
+#: Found there by the boot loader and the initrd, which look at the root alone.
+_ON_ROOT = ("/boot", "/usr", "/etc", "/bin", "/sbin", "/lib", "/lib64", "/dev", "/proc", "/sys", "/run")
 
 
 def _package(value: Any) -> str:
@@ -30,21 +37,88 @@ def _package(value: Any) -> str:
     return value
 
 
-Package = Annotated[str, BeforeValidator(_package), WithJsonSchema({"type": "string"})]
+def _uri(value: Any) -> str:
+    if not isinstance(value, str) or not _URI.fullmatch(value) or len(value) > 500:
+        raise told(f"expected an address like 'https://example.org/debian', got {quote(value)}")
+    return value.rstrip("/")
+
+
+def _suite(value: Any) -> str:
+    if not isinstance(value, str) or not _SUITE.fullmatch(value):
+        raise told(f"expected a suite or component like 'bookworm-backports' or 'main', got {quote(value)}")
+    return value
+
+
+def _key(value: Any) -> str:
+    if not isinstance(value, str) or not value.lstrip().startswith(_KEY_BEGIN) or not value.isascii():
+        hint = "in a file of the recipe, key names a file beside it; over the API it is the key itself"
+        raise told(f"expected a public OpenPGP key in ASCII armour, got {quote(value)}", hint)
+    if len(value) > _MOST_KEY_BYTES or _KEY_BEGIN in value.lstrip()[1:]:
+        raise told("expected one key of at most 256 KiB")
+    lines = [line.strip() for line in value.strip().splitlines()]
+    if any(not re.fullmatch(r"[\x20-\x7e]*", line) for line in lines):
+        raise told("expected a public OpenPGP key in ASCII armour; this one is damaged")
+    return "\n".join(lines) + "\n"
+
+
+def _mount(value: Any) -> str:
+    if value == "swap":
+        return "swap"
+    path = fields.guest_path(value)
+    if path in _ON_ROOT or not re.fullmatch(r"[A-Za-z0-9._/-]+", path):
+        raise told(f"expected a directory like '/home' or '/var', or 'swap', got {quote(value)}")
+    return path
+
+
+_TEXT = WithJsonSchema({"type": "string"})
+Package = Annotated[str, BeforeValidator(_package), _TEXT]
+Suite = Annotated[str, BeforeValidator(_suite), _TEXT]
+FileSystem = Literal["ext4", "xfs", "btrfs"]
+
+
+class SourceSpec(Table):
+    """Where apt finds more packages. Attributes:
+
+    name: of its file below /etc/apt/sources.list.d.
+    key: what it is signed with, in ASCII armour; trusted for this source alone. Without: Debian's keys.
+    """
+
+    name: Label
+    uri: Annotated[str, BeforeValidator(_uri), _TEXT]
+    suites: Annotated[tuple[Suite, ...], Field(strict=False, min_length=1, max_length=16)]
+    components: Annotated[tuple[Suite, ...], Field(strict=False, max_length=16)] = ("main",)
+    key: Annotated[str, BeforeValidator(_key), _TEXT] | None = None
+
+
+class PartitionSpec(Table):
+    """A partition beside the root's. Attributes:
+
+    mount: the directory that it holds, or "swap".
+    """
+
+    mount: Annotated[str, BeforeValidator(_mount), _TEXT]
+    size: DiskSize
+    file_system: FileSystem = "ext4"
 
 
 class RecipeSpec(Table):
     """Attributes:
     base: debian:11 to 13, testing or sid: made from packages; any other image: a layer upon it.
     packages: of Debian; "name=version" asks for that very one.
+    sources: further ones of apt.
     kernel: its package, instead of the one for virtual machines. Only upon debian:*.
     agent: whether it has the guest agent. Only upon debian:*, and nothing that a layer does without.
+    file_system: of the root. Only upon debian:*.
+    partitions: beside the root's, which stays the last one and grows. Only upon debian:*.
     """
 
     base: Image
     label: Image | None = None
     packages: Annotated[tuple[Package, ...], Field(strict=False, max_length=1000)] = ()
+    sources: Annotated[tuple[SourceSpec, ...], Field(strict=False, max_length=32)] = ()
     kernel: Package | None = None
+    file_system: FileSystem = "ext4"
+    partitions: Annotated[tuple[PartitionSpec, ...], Field(strict=False, max_length=16)] = ()
     agent: bool = True
     cloud_init: bool = False
     size: DiskSize | None = None
@@ -61,10 +135,20 @@ class RecipeSpec(Table):
         return self.base.startswith("debian:")
 
     @property
+    def needs_move(self) -> bool:
+        """Whether its disk is laid out in another way than that of an image from packages."""
+        return self.file_system != "ext4" or bool(self.partitions)
+
+    @property
+    def file_systems(self) -> frozenset[str]:
+        return frozenset({self.file_system, *(p.file_system for p in self.partitions if p.mount != "swap")})
+
+    @property
     def needs_machine(self) -> bool:
         """Whether something is left to do that only a running guest can."""
         more = self.users or self.files or self.commands or self.environment or self.size or self.hostname
-        return bool(more or (self.packages and not self.is_debian))
+        from_apt = (self.packages or self.sources) and not self.is_debian
+        return bool(more or self.needs_move or from_apt)
 
 
 def parse_recipe(data: Mapping[str, Any]) -> RecipeSpec:
@@ -74,7 +158,7 @@ def parse_recipe(data: Mapping[str, Any]) -> RecipeSpec:
     found: list[Problem] = []
     base = data.get("base")
     if isinstance(base, str) and not base.startswith("debian:"):
-        for name in ("kernel", "agent", "cloud_init"):
+        for name in ("kernel", "agent", "cloud_init", "file_system", "partitions"):
             if name in data:
                 hint = f"base is {base}; commands can change what is in it"
                 found.append(Problem(name, "means something only upon a base of debian:*", hint))
@@ -85,6 +169,19 @@ def parse_recipe(data: Mapping[str, Any]) -> RecipeSpec:
         raise
     if not recipe.agent and recipe.needs_machine:
         hint = "leave the agent in, or put this into another recipe"
-        found.append(Problem("agent", "files, users, commands and size are done through the agent", hint))
+        through = "files, users, commands, size, file_system and partitions are done through the agent"
+        found.append(Problem("agent", through, hint))
+    found += [
+        *_repeated(recipe.sources, "sources", "name"),
+        *_repeated(recipe.partitions, "partitions", "mount"),
+    ]
     raise_if_any(found)
     return recipe
+
+
+def _repeated(tables: Sequence[Table], name: str, key: str) -> Iterator[Problem]:
+    seen: dict[str, int] = {}
+    for index, table in enumerate(tables):
+        first = seen.setdefault(getattr(table, key), index)
+        if first != index:
+            yield Problem(f"{name}[{index}].{key}", f"is already that of {name}[{first}]", None)

@@ -49,6 +49,20 @@ def merge(file: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def render_lock(lock: Mapping[str, Any]) -> str:
+    """As a file of TOML; `lock` as `PackageLock` has it. The same lock, the same text."""
+    lines = [
+        "# Versions of packages, written by `bough image lock`.",
+        "# `bough image build ... --lock FILE` asks for them again.",
+        "lock = 1",
+        *(f'{name} = "{lock[name]}"' for name in ("arch", "recipe", "digest", "base") if lock.get(name)),
+    ]
+    for table in ("packages", "boot_loader"):
+        if lock.get(table):
+            lines += ["", f"[{table}]", *(f'"{name}" = "{v}"' for name, v in sorted(lock[table].items()))]
+    return "\n".join(lines) + "\n"
+
+
 def _read(path: Path) -> str:
     try:
         with path.open("rb") as file:

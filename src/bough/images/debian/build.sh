@@ -5,11 +5,24 @@ set -eu
 umask 022
 echo "@step installing packages"
 mkdir -p tmp && chmod 1777 tmp
+set --
+if [ -e apt/mirrors ]; then
+    # Addresses that are not the default ones: mmdebstrap leaves it to us which keys they are signed with.
+    for keyring in /usr/share/keyrings/debian-archive-keyring.gpg /usr/share/keyrings/debian-archive-keyring.pgp; do
+        if [ -e "$keyring" ]; then set -- "--keyring=$keyring"; break; fi
+    done
+fi
+# Versions that were asked for may be of a day whose index has expired since.
+[ ! -e apt/pins ] || set -- "$@" --aptopt='Acquire::Check-Valid-Until "false"'
+set -- "$@" "$BOUGH_SUITE" /mnt/root
+if [ -e apt/mirrors ]; then
+    while read -r line; do set -- "$@" "$line"; done < apt/mirrors
+fi
 TMPDIR=/mnt/tmp mmdebstrap --mode=unshare --variant=apt --format=directory \
     --dpkgopt=force-unsafe-io --include="$BOUGH_PACKAGES" \
     --setup-hook='sh /mnt/setup.sh "$1"' \
     --customize-hook='sh /mnt/customize.sh "$1"' \
-    "$BOUGH_SUITE" /mnt/root $BOUGH_MIRROR
+    "$@"
 echo "@step cleaning up"
 sh ./clean.sh /mnt/root
 echo "@step writing the disk"

@@ -28,14 +28,22 @@ grub=$root/tmp/grub
 mkdir "$grub"
 # By the guest's sources, which mmdebstrap names; apt would take the host's.
 (cd "$grub" && APT_CONFIG=$MMDEBSTRAP_APT_CONFIG apt-get -q -o "Dir::Cache::archives=$grub" download $BOUGH_GRUB_PACKAGES)
-for package in "$grub"/*.deb; do dpkg-deb -x "$package" "$grub"; done
+for package in "$grub"/*.deb; do
+    dpkg-deb -x "$package" "$grub"
+    dpkg-deb -W --showformat='${Package} ${Version}\n' "$package" >> /mnt/out/boot-loader
+done
 sed "s/@ROOT_UUID@/$BOUGH_ROOT_UUID/" /mnt/boot-bios.cfg > "$grub/bios.cfg"
 sed "s/@ROOT_UUID@/$BOUGH_ROOT_UUID/" /mnt/boot-efi.cfg > "$grub/efi.cfg"
 libraries=$(cd "$grub" && find lib usr/lib -name '*.so*' -printf '/tmp/grub/%h:' 2>/dev/null || :)
-modules="part_gpt ext2 linux normal configfile echo test search search_fs_uuid serial"
+modules="part_gpt ext2 $BOUGH_GRUB_MODULES linux normal configfile echo test search search_fs_uuid serial"
 chroot "$root" env "LD_LIBRARY_PATH=$libraries" /tmp/grub/usr/bin/grub-mkimage -d /tmp/grub/usr/lib/grub/i386-pc -O i386-pc \
     -o /tmp/grub/core.img -c /tmp/grub/bios.cfg -p '(hd0,gpt3)/boot/grub' biosdisk linux16 $modules
 chroot "$root" env "LD_LIBRARY_PATH=$libraries" /tmp/grub/usr/bin/grub-mkimage -d /tmp/grub/usr/lib/grub/x86_64-efi -O x86_64-efi \
     -o /tmp/grub/boot.efi -c /tmp/grub/efi.cfg -p /boot/grub $modules
 cp "$grub/core.img" "$grub/boot.efi" "$grub/usr/lib/grub/i386-pc/boot.img" /mnt/out/
 rm -rf "$grub"
+
+# What apt asks from now on: a mirror, and versions that were asked for, are this build's alone.
+rm -rf "$root"/etc/apt/sources.list.d/* "$root/etc/apt/preferences.d/00-bough-lock"
+cp /mnt/apt/sources.list "$root/etc/apt/sources.list"
+cp -R /mnt/apt/root/. "$root/"

@@ -4,3 +4,16 @@ set -eu
 root=$1
 mkdir -p "$root/etc"
 cp -R /mnt/early/. "$root/"
+[ -z "$BOUGH_MODULES" ] || sed -i "/^INCLUDE_MODULES=/s/\$/,$BOUGH_MODULES/" "$root/etc/tiny-initramfs/tiny-initramfs.conf"
+mkdir -p "$root/etc/apt/sources.list.d"
+cp -R /mnt/apt/building/. "$root/etc/apt/sources.list.d/"
+if [ -e /mnt/apt/pins ]; then
+    mkdir -p "$root/etc/apt/preferences.d"
+    cp /mnt/apt/pins "$root/etc/apt/preferences.d/00-bough-lock"
+    # Which of them are gone: apt would tell of the first one alone, in other words.
+    export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
+    apt-get -q update
+    apt-cache madison $(cut -d= -f1 /mnt/apt/locked) 2>/dev/null |
+        sed -E 's/^ *([^ |]+) *\| *([^ |]+) *\|.*/\1=\2/' | sort -u > /mnt/tmp/available
+    if sort -u /mnt/apt/locked | comm -23 - /mnt/tmp/available | sed 's/^/@unavailable /' | grep .; then exit 1; fi
+fi

@@ -1,0 +1,113 @@
+"""What apt is told: where packages are, which keys they are signed with, and which versions are wanted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from bough.errors import InvalidInput
+
+DEBIAN = "http://deb.debian.org/debian"
+DEBIAN_SECURITY = "http://security.debian.org/debian-security"
+_URI = re.compile(r"(?:https?|file)://[A-Za-z0-9.:\[\]_/~%+@=-]{1,500}")
+#: Suites that move on by themselves, and have nothing beside them.
+_ROLLING = ("testing", "sid", "unstable")
+
+
+class Source(Protocol):
+    """A further source of a recipe, as bough.spec.recipe.SourceSpec."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def uri(self) -> str: ...
+    @property
+    def suites(self) -> tuple[str, ...]: ...
+    @property
+    def components(self) -> tuple[str, ...]: ...
+    @property
+    def key(self) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class Mirrors:
+    """Where a build takes Debian's packages from; what is not named is Debian's own.
+
+    Attributes:
+        main: of the suite and its updates.
+        security: "none": no security updates are looked for.
+    """
+
+    main: str | None = None
+    security: str | None = None
+
+    @property
+    def are_default(self) -> bool:
+        return self.main is None and self.security is None
+
+
+DEFAULT_MIRRORS = Mirrors()
+
+
+def parse_mirrors(main: str | None, security: str | None) -> Mirrors:
+    """Raises InvalidInput."""
+    for name, value in (("--mirror", main), ("--security-mirror", security)):
+        if value is not None and not _URI.fullmatch(value) and (name, value) != ("--security-mirror", "none"):
+            example = f"expected an address like {DEBIAN}"
+            raise InvalidInput(f"{name}: {example}, got {value[:100]!r}")
+    return Mirrors(main and main.rstrip("/"), security and security.rstrip("/"))
+
+
+def render_debian_sources(suite: str, mirrors: Mirrors = DEFAULT_MIRRORS) -> list[str]:
+    """Lines of sources.list(5): the suite, and of a released one its updates and security updates."""
+    main = mirrors.main or DEBIAN
+    lines = [f"deb {main} {suite} main"]
+    if suite not in _ROLLING:
+        lines.append(f"deb {main} {suite}-updates main")
+        if mirrors.security != "none":
+            lines.append(f"deb {mirrors.security or DEBIAN_SECURITY} {suite}-security main")
+    return lines
+
+
+def render_source(source: Source, *, key_inside: bool) -> str:
+    """A file of deb822 sources.
+
+    Args:
+        key_inside: the key is in it, as apt >= 2.3.10 reads it; otherwise in a file of its own.
+    """
+    lines = ["Types: deb", f"URIs: {source.uri}", f"Suites: {' '.join(source.suites)}"]
+    if not source.suites[0].endswith("/"):  # sources.list(5): an exact path takes no components
+        lines.append(f"Components: {' '.join(source.components)}")
+    if source.key is not None and key_inside:
+        lines += ["Signed-By:", *(f" {line or '.'}" for line in source.key.splitlines())]
+    elif source.key is not None:
+        lines.append(f"Signed-By: {key_path(source)}")
+    return "\n".join(lines) + "\n"
+
+
+def key_path(source: Source) -> str:
+    return f"/etc/apt/keyrings/{source.name}.asc"
+
+
+def source_path(source: Source) -> str:
+    return f"/etc/apt/sources.list.d/{source.name}.sources"
+
+
+def source_files(sources: Sequence[Source]) -> dict[str, str]:
+    """Path in the guest -> content, as they stay there."""
+    files = {source_path(source): render_source(source, key_inside=False) for source in sources}
+    return files | {key_path(source): source.key for source in sources if source.key is not None}
+
+
+PINS_PATH = "/etc/apt/preferences.d/00-bough-lock"
+
+
+def render_pins(versions: Mapping[str, str]) -> str:
+    """apt_preferences(5): these versions and no others, also where that is a step back."""
+    pins = [
+        f"Package: {name}\nPin: version {version}\nPin-Priority: 1001\n"
+        for name, version in sorted(versions.items())
+    ]
+    return "\n".join([*pins, "Package: *\nPin: release *\nPin-Priority: -1\n"])

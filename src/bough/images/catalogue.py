@@ -1,0 +1,225 @@
+"""Which images others publish, as data: where they are, and how each is known to be the right one.
+
+Part of bough is catalogue.toml; a newer one is fetched by a command and kept in BOUGH_HOME. It comes from
+outside either way: bounded, validated, and it names no file of the host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from bough.errors import Conflict, InvalidInput, NotFound
+from bough.images.recipes import LABELS
+from bough.paths import Home
+from bough.storage import write_json
+
+BUILT_IN = Path(__file__).parent / "catalogue.toml"
+MOST_BYTES = 2 * 1024 * 1024
+
+Address = Annotated[str, StringConstraints(pattern=r"^https?://[A-Za-z0-9.:\[\]-]+/[!-~]*$", max_length=500)]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{0,62}$")]
+Text = Annotated[str, StringConstraints(pattern=r"^[ -~]*$", max_length=200)]
+Fingerprint = Annotated[str, StringConstraints(pattern=r"^(?:[0-9A-F]{40}|[0-9A-F]{64})$")]
+Arch = Annotated[str, StringConstraints(pattern=r"^(?:x86_64|aarch64|riscv64|i386)$")]
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Key(_Data):
+    """An OpenPGP key. Attributes:
+
+    fingerprints: of primary keys; only these are believed, wherever the key itself comes from.
+    address: where its publisher has it. Or:
+    armour: the key itself.
+    """
+
+    fingerprints: Annotated[tuple[Fingerprint, ...], Field(min_length=1, max_length=8)]
+    address: Address | None = None
+    armour: Annotated[str, StringConstraints(max_length=256 * 1024)] | None = None
+
+    @model_validator(mode="after")
+    def _has_one(self) -> Key:
+        if (self.address is None) == (self.armour is None):
+            raise ValueError("a key has either an address or armour")
+        return self
+
+
+class ImageFile(_Data):
+    """Attributes:
+    checksums: a list of sha256 or sha512, in which the file is.
+    signature: of that list; "inside": it is clear-signed. None: its publisher signs nothing.
+    key: whose signature.
+    """
+
+    arch: Arch
+    address: Address
+    checksums: Address
+    signature: Address | Annotated[str, StringConstraints(pattern="^inside$")] | None = None
+    key: Name | None = None
+
+    @model_validator(mode="after")
+    def _has_both(self) -> ImageFile:
+        if (self.signature is None) != (self.key is None):
+            raise ValueError("a signature needs a key, and a key a signature")
+        return self
+
+
+class CatalogueImage(_Data):
+    """Attributes:
+    names: by which it is asked for, the first of them its label, like "fedora:44".
+    cloud_init: it runs cloud-init, which gives it our agent at its first boot.
+    """
+
+    names: Annotated[
+        tuple[Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.+-]*:[a-z0-9][a-z0-9.+-]*$")], ...],
+        Field(min_length=1, max_length=8),
+    ]
+    title: Text
+    os: Name
+    version: Text
+    cloud_init: bool = True
+    note: Text = ""
+    files: Annotated[tuple[ImageFile, ...], Field(min_length=1, max_length=8)]
+
+    @property
+    def label(self) -> str:
+        return self.names[0]
+
+
+class Catalogue(_Data):
+    """Attributes:
+    serial: larger in a newer one; a date, like 20261124.
+    """
+
+    format: Annotated[int, Field(ge=1, le=1)]
+    serial: Annotated[int, Field(ge=1, lt=1 << 53)]
+    keys: Annotated[dict[Name, Key], Field(max_length=200)] = {}
+    images: Annotated[tuple[CatalogueImage, ...], Field(min_length=1, max_length=2000)]
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Catalogue:
+        seen: set[str] = set()
+        for image in self.images:
+            for name in image.names:
+                if name in seen:
+                    raise ValueError(f"two images are called {name}")
+                seen.add(name)
+            if len({file.arch for file in image.files}) != len(image.files):
+                raise ValueError(f"{image.label} has two files for one architecture")
+            for file in image.files:
+                if file.key is not None and file.key not in self.keys:
+                    raise ValueError(f"{image.label} is signed by a key that is not there: {file.key}")
+        return self
+
+    def find(self, reference: str, arch: str) -> tuple[CatalogueImage, ImageFile]:
+        """Raises NotFound: with the nearest name, or the architectures that there are."""
+        named = {name: image for image in self.images for name in image.names}
+        image = named.get(reference)
+        if image is None:
+            close = get_close_matches(reference, named, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else "bough image search lists them"
+            raise NotFound(f"the catalogue has no image {reference[:80]!r}", hint=hint, kind="image")
+        file = next((file for file in image.files if file.arch == arch), None)
+        if file is None:
+            others = ", ".join(file.arch for file in image.files)
+            raise NotFound(f"there is no {image.label} for {arch}", hint=f"there is: {others}", kind="image")
+        return image, file
+
+    def knows(self, reference: str) -> bool:
+        return any(reference in image.names for image in self.images)
+
+    def search(self, words: str = "", arch: str | None = None) -> Iterator[CatalogueImage]:
+        """Images with every one of `words` in their names or titles."""
+        for image in self.images:
+            text = f"{' '.join(image.names)} {image.title}".lower()
+            fits = arch is None or any(file.arch == arch for file in image.files)
+            if fits and all(word in text for word in words.lower().split()):
+                yield image
+
+
+def parse_catalogue(text: bytes, source: str) -> Catalogue:
+    """Of TOML.
+
+    Raises:
+        InvalidInput: it is none; says what the first problem is.
+    """
+    if len(text) > MOST_BYTES:
+        raise InvalidInput(f"{source} is larger than 2 MiB: no catalogue")
+    try:
+        return Catalogue.model_validate(tomllib.loads(text.decode()))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))[:100]
+        reason = re.sub(r"^Value error, ", "", first["msg"])[:200]
+        raise InvalidInput(f"{source} is no catalogue: {place + ': ' if place else ''}{reason}") from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{source} is no catalogue: {str(error)[:200]}") from None
+
+
+class Catalogues:
+    """The one that is used: what was fetched last, or our own where that is newer."""
+
+    def __init__(self, home: Home) -> None:
+        self._path = home.catalogue
+
+    def current(self) -> Catalogue:
+        built_in = parse_catalogue(BUILT_IN.read_bytes(), BUILT_IN.name)
+        fetched = self._fetched()
+        return fetched if fetched is not None and fetched.serial > built_in.serial else built_in
+
+    @property
+    def source(self) -> str | None:
+        """The address that the last one was fetched from."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return str(json.loads(self._path.read_bytes())["source"])
+        return None
+
+    def replace(self, text: bytes, source: str, *, force: bool = False) -> Catalogue:
+        """Take `text` as the catalogue from now on, as a whole or not at all.
+
+        Raises:
+            InvalidInput: it is none.
+            Conflict: it is older than the one that is used, and not `force`.
+        """
+        new, old = parse_catalogue(text, source), self.current()
+        if new.serial < old.serial and not force:
+            raise Conflict(
+                f"the catalogue at {source} is older ({new.serial}) than the one in use ({old.serial})",
+                hint="--force takes it all the same, but not before our own",
+            )
+        write_json(self._path, {"source": source, "catalogue": new.model_dump(mode="json")})
+        return new
+
+    def reset(self) -> None:
+        """Our own again."""
+        self._path.unlink(missing_ok=True)
+
+    def _fetched(self) -> Catalogue | None:
+        # A damaged one keeps nobody from using ours.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            kept: dict[str, Any] = json.loads(self._path.read_bytes())
+            return Catalogue.model_validate(kept["catalogue"])
+        return None
+
+
+def describe_catalogue(catalogues: Catalogues, words: str = "", arch: str | None = None) -> dict[str, Any]:
+    """JSON-able: what of it has `words`, and where it came from."""
+    current = catalogues.current()
+    built = [
+        {"names": [label], "title": "built here, from Debian's packages", "os": "debian", "files": []}
+        for label in LABELS
+        if all(word in f"{label} built here, from debian's packages" for word in words.lower().split())
+    ]
+    found = [image.model_dump(mode="json") for image in current.search(words, arch)]
+    return {"serial": current.serial, "source": catalogues.source, "images": [*built, *found]}

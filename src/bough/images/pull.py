@@ -1,0 +1,143 @@
+"""An image by its name in the catalogue: checksums, their signature, then the file itself.
+
+list of checksums  ->  signature, by a key of known fingerprint  ->  digits of this file  ->  import
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import shutil
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from bough.errors import BadImage, NotFound
+from bough.images.catalogue import MOST_BYTES, Catalogue, CatalogueImage, ImageFile
+from bough.images.confined import Confinement
+from bough.images.download import download
+from bough.images.imports import ImportRequest, import_image
+from bough.images.signature import check_signature, parse_key
+from bough.images.store import ImageManifest, ImageStore
+from bough.paths import Home
+from bough.progress import Progress, Report
+
+_MOST_TEXT_BYTES = 4 * 1024 * 1024
+#: "DIGITS  name" and "DIGITS *name" (coreutils), "SHA256 (name) = DIGITS" (BSD, Fedora, FreeBSD).
+_GNU = re.compile(r"([0-9a-fA-F]{128}|[0-9a-fA-F]{64})(?:[ \t]+\*?(\S+))?\s*")
+_BSD = re.compile(r"SHA(?:256|512) ?\(([^()\n]+)\) ?= ?([0-9a-fA-F]{128}|[0-9a-fA-F]{64})\s*")
+
+
+async def pull_image(
+    store: ImageStore,
+    catalogue: Catalogue,
+    reference: str,
+    arch: str,
+    confinement: Confinement,
+    report: Report,
+    *,
+    label: str | None = None,
+    signed: bool = True,
+) -> ImageManifest:
+    """The image, in the store under `label` or its name in the catalogue. What is here already is not
+    fetched again.
+
+    Args:
+        signed: False: a signature that should be there is not looked at.
+
+    Raises:
+        NotFound, BadImage, DownloadFailed, HostLacks, NoSpace
+    """
+    image, file = catalogue.find(reference, arch)
+    label = label or image.label
+    text = await _read_checksums(store.home, catalogue, image, file, confinement, report, signed)
+    checksum = find_checksum(text, file.address)
+    known = _known(store, label)
+    if known is not None and (known.origin or {}).get("checksum") == checksum:
+        return known
+    request = ImportRequest(
+        source=file.address,
+        arch=arch,
+        arch_given=True,
+        label=label,
+        checksum=checksum,
+        os=image.os,
+        version=image.version,
+        cloud_init=image.cloud_init,
+    )
+    return await import_image(store, request, confinement, report)
+
+
+async def _read_checksums(
+    home: Home,
+    catalogue: Catalogue,
+    image: CatalogueImage,
+    file: ImageFile,
+    confinement: Confinement,
+    report: Report,
+    signed: bool,
+) -> str:
+    text = await fetch(file.checksums, home, report)
+    if file.signature is not None and file.key is not None and signed:
+        key = catalogue.keys[file.key]
+        armour = key.armour.encode() if key.armour else await fetch(str(key.address), home, report)
+        signature = None if file.signature == "inside" else await fetch(file.signature, home, report)
+        report(Progress(f"checking who signed {image.label}"))
+        work = home.incoming / f"signature-{secrets.token_hex(6)}"
+        work.mkdir(mode=0o711)
+        try:
+            text = await check_signature(
+                text, signature, parse_key(armour), key.fingerprints, work, confinement
+            )
+        finally:
+            await asyncio.to_thread(shutil.rmtree, work, True)
+    return text.decode(errors="replace")
+
+
+async def fetch(address: str, home: Home, report: Report, *, most_bytes: int = _MOST_TEXT_BYTES) -> bytes:
+    """A small file. Raises DownloadFailed."""
+    async with download(address, home.downloads, most_bytes=most_bytes, report=report) as path:
+        return await asyncio.to_thread(Path.read_bytes, path)
+
+
+async def fetch_catalogue(address: str, home: Home, report: Report) -> bytes:
+    return await fetch(address, home, report, most_bytes=MOST_BYTES)
+
+
+def find_checksum(text: str, address: str) -> str:
+    """ "sha256:..." or "sha512:..." of the file at `address`, from a list of checksums.
+
+    A list with one entry only is that file's, whatever name stands there: publishers name the dated file
+    behind an address that ends in "latest".
+
+    Raises:
+        BadImage: it is not in the list.
+    """
+    name = unquote(urlsplit(address).path).rpartition("/")[2]
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        if match := _BSD.fullmatch(line.strip()):
+            _keep(found, match[1], match[2])
+        elif match := _GNU.fullmatch(line.strip()):
+            _keep(found, match[2] or name, match[1])
+    digits = found.get(name) or (next(iter(found.values())) if len(found) == 1 else None)
+    if digits is None:
+        raise BadImage(
+            f"the list of checksums has none of {name[:100]}",
+            hint="the catalogue may be old: bough image catalogue update",
+        )
+    return f"sha{len(digits) * 4}:{digits.lower()}"
+
+
+def _keep(found: dict[str, str], name: str, digits: str) -> None:
+    """The longer one, where there are two."""
+    name = name.rpartition("/")[2]
+    if len(digits) > len(found.get(name, "")):
+        found[name] = digits
+
+
+def _known(store: ImageStore, label: str) -> ImageManifest | None:
+    try:
+        return store.resolve(label)
+    except NotFound:
+        return None

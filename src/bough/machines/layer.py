@@ -1,0 +1,64 @@
+"""The machine in which a recipe's layer is made: from its start to a disk that can become an image."""
+
+from __future__ import annotations
+
+from bough.errors import BuildFailed, GuestRefused
+from bough.images.disk import DiskIdentity
+from bough.images.layers import CLEAN_SCRIPT
+from bough.images.moves import render_move_script
+from bough.images.store import ImageManifest
+from bough.machines.first_boot import run_script
+from bough.machines.machine import Machine
+from bough.progress import Progress, Report
+from bough.spec import RecipeSpec
+
+#: An emulated guest copies some 20 MiB a second.
+_MOVE_TIMEOUT_S = 3600.0
+
+
+async def make_layer(
+    machine: Machine, recipe: RecipeSpec, base: ImageManifest, label: str, report: Report
+) -> tuple[int, str]:
+    """Which of its disks is the image, and what dpkg-query said in it (untrusted). The machine has stopped.
+
+    Raises:
+        BuildFailed: with what the command printed that failed.
+    """
+    await machine.start(report)
+    try:
+        await machine.wait_ready(timeout_s=300, report=report)
+    except GuestRefused as error:
+        raise BuildFailed(
+            f"the image {label} could not be built: {machine.record.first_boot.error}", image=label
+        ) from error
+    report(Progress("cleaning up"))
+    packages = await run_script(await machine.agent(), CLEAN_SCRIPT)
+    if recipe.needs_move:
+        await _move(machine, recipe, base, label, report)
+    await machine.stop(deadline_s=60)
+    return int(recipe.needs_move), packages
+
+
+async def _move(
+    machine: Machine, recipe: RecipeSpec, base: ImageManifest, label: str, report: Report
+) -> None:
+    report(Progress(f"copying to {recipe.file_system}"))
+    script = render_move_script(
+        DiskIdentity.derive(base.recipe),
+        base.arch,
+        recipe.size or base.size_bytes,
+        recipe.file_system,
+        recipe.partitions,
+    )
+    # In a shell of its own, for its `set -e`; the last line tells how it ended.
+    wrapped = f'( {script} ) 2>&1\necho "@status $?"\n'
+    output = await run_script(await machine.agent(), wrapped, timeout_s=_MOVE_TIMEOUT_S)
+    said, _, status = output.rpartition("@status ")
+    if status.strip() != "0":
+        raise BuildFailed(
+            f"the image {label} could not be built: its disk could not be laid out anew",
+            hint="the end of what was said is above",
+            image=label,
+            step=f"copying to {recipe.file_system}",
+            output=said[-4000:],
+        )
