@@ -7,7 +7,7 @@ import sys
 
 from bench.harness import Bench, host_facts
 
-ALL = ("cli", "exec", "copy", "boot", "image")
+ALL = ("cli", "exec", "copy", "mounts", "boot", "image")
 
 
 def main() -> None:

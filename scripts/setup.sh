@@ -54,6 +54,7 @@ missing_packages() {
     needs passt passt
     needs gpgv gpgv
     needs newuidmap uidmap
+    [ -x /usr/lib/openssh/sftp-server ] || echo openssh-sftp-server
     # Ubuntu brings only its own keys; mmdebstrap checks Debian's packages against Debian's.
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || [ -e /usr/share/keyrings/debian-archive-keyring.pgp ] ||
         echo debian-archive-keyring

@@ -43,8 +43,10 @@ from bough.machines.events import Events
 from bough.machines.layer import make_layer
 from bough.machines.machine import Machine, SavedState
 from bough.machines.media import create_seed, resolve_media
+from bough.machines.mounts import add_mount, describe_mounts
 from bough.machines.plan import host_arch, install_firmware_variables, resolve_hardware, resolve_plan
 from bough.machines.record import LIVE, MachineRecord, PortForward, State, new_machine_id, now
+from bough.mounts.source import resolve_mount, resolve_mounts
 from bough.paths import Home, MachinePaths
 from bough.progress import Progress, Report, ignore_progress
 from bough.qemu.cgroup import find_groups
@@ -60,6 +62,7 @@ from bough.spec import (
     check_against_host,
     check_name,
     parse_architecture,
+    parse_mount,
     parse_recipe,
     parse_spec,
 )
@@ -176,7 +179,7 @@ class Hypervisor:
         Raises:
             InvalidSpec, BeyondHost, NameTaken, NotFound (the image), BuildFailed, NoSpace, HostLacks
         """
-        spec = parse_spec(data)
+        spec = resolve_mounts(parse_spec(data), self._hidden)
         facts = await read_host_facts(self.home)
         check_against_host(spec, facts, force=force)
         find_qemu(spec.arch or facts.arch)  # told before an image is built for minutes
@@ -192,6 +195,11 @@ class Hypervisor:
     async def _create(
         self, spec: MachineSpec, name: str, image: ImageManifest, ephemeral: bool, report: Report
     ) -> Machine:
+        if spec.mounts and not (image.agent or image.cloud_init):
+            raise InvalidInput(
+                f"{spec.image} has no agent of bough's, without which no directory is shared",
+                hint="copy files into its disk, or share them over its network",
+            )
         report(Progress("creating the machine"))
         machine_id = new_machine_id()
         hardware = await resolve_hardware(
@@ -497,6 +505,7 @@ class Hypervisor:
             "memory_bytes": record.spec.memory,
             "disk_bytes": read_disk_usage(machine.paths),
             "ports": [forward.model_dump() for forward in record.ports],
+            "mounts": describe_mounts(machine),
             "accelerator": record.accelerator,
             "hardware": record.hardware.model_dump(),
             "jail": record.jail,
@@ -510,6 +519,15 @@ class Hypervisor:
             "vnc": str(machine.paths.vnc_socket) if machine.pid and record.media.display else None,
             "spec": record.spec.model_dump(mode="json"),
         }
+
+    async def mount(self, machine: Machine, data: dict[str, Any]) -> None:
+        """See machines.mounts.add_mount."""
+        await add_mount(machine, resolve_mount(parse_mount(data), self._hidden))
+
+    @property
+    def _hidden(self) -> tuple[Path, Path]:
+        """What no guest may see of the host, whatever is shared with it."""
+        return self.home.root, self.home.runtime
 
     async def add_port(self, machine: Machine, forward: PortForward) -> PortForward:
         return await machine.add_port(forward)

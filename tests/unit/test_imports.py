@@ -24,13 +24,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "guest": BOTTOM,
     "networks": BOTTOM,
     "qemu": BOTTOM | {"networks"},  # a process is started together with the sockets of its NICs
+    # A file server runs in the jail that QEMU has, at the other end of the agent's sessions.
+    "mounts": BOTTOM | {"guest", "networks", "qemu"},
     # An image contains the agent, and is converted in the jail that QEMU has.
     "images": BOTTOM | {"guest", "networks", "qemu"},
-    "machines": BOTTOM | {"guest", "networks", "qemu", "images"},
-    "snapshots": BOTTOM | {"guest", "networks", "qemu", "images", "machines"},
-    "audit": BOTTOM | {"guest", "networks", "qemu", "images", "machines", "snapshots"},
-    "hypervisor": BOTTOM | {"guest", "networks", "qemu", "images", "machines", "snapshots", "audit"},
-    "service": BOTTOM | {"guest", "networks", "qemu", "images", "machines", "snapshots", "hypervisor"},
+    "machines": BOTTOM | {"guest", "networks", "qemu", "mounts", "images"},
+    "snapshots": BOTTOM | {"guest", "networks", "qemu", "mounts", "images", "machines"},
+    "audit": BOTTOM | {"guest", "networks", "qemu", "mounts", "images", "machines", "snapshots"},
+    "hypervisor": BOTTOM
+    | {"guest", "networks", "qemu", "mounts", "images", "machines", "snapshots", "audit"},
+    "service": BOTTOM
+    | {"guest", "networks", "qemu", "mounts", "images", "machines", "snapshots", "hypervisor"},
     "client": BOTTOM,
     "cli": BOTTOM | {"client"},
     "web": BOTTOM | {"client"},

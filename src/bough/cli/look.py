@@ -72,6 +72,9 @@ def info(name: str, plan: bool, as_json: bool) -> None:
     ]
     for key, value in rows:
         print(f"{key + ':':13}{value}")
+    for mount in machine.get("mounts") or []:
+        mode, state = "rw" if mount["writable"] else "ro", clean(mount["error"] or mount["state"])
+        print(f"{'mount:':13}{mount['source']} -> {mount['target']} ({mode}, {state})")
     _show_policy(machine)
     _show_jail(machine["jail"])
     _show_trouble(machine)

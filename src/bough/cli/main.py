@@ -47,6 +47,8 @@ COMMANDS = {
     "screen": ("screen", "screen", "Show a machine's screen in a viewer."),
     "cp": ("copy", "cp", "Copy files and trees to and from a machine."),
     "port": ("reach", "port", "Forward ports of this host to a machine."),
+    "mount": ("mounts", "mount", "Share a directory of this host with a machine."),
+    "umount": ("mounts", "umount", "Share a directory with a machine no longer."),
     "proxy": ("reach", "proxy", "Carry standard input and output to a port of a machine."),
     "ssh": ("reach", "ssh", "Run ssh to a machine."),
     "ssh-config": ("reach", "ssh_config", "Print a configuration for ssh, rsync, Ansible."),

@@ -42,6 +42,11 @@ _LISTS: list[tuple[str, str, dict[str, Any]]] = [
         {"metavar": "WHAT=VALUE", "help": "memory=3GiB, cpu=150%, disk=20MiB/s, iops=500, console=1MiB/s."},
     ),
     ("--port", "ports", {"metavar": "HOST:GUEST", "help": "A port of this host for one of the machine."}),
+    (
+        "--mount",
+        "mounts",
+        {"metavar": "DIR:PATH[:rw]", "help": "A directory of this host there; read-only without :rw."},
+    ),
 ]
 _SHORT = {"--memory": "-m", "--port": "-p"}
 
@@ -138,6 +143,7 @@ def _add_lists(data: dict[str, Any], given: dict[str, Any]) -> None:
         "files": [_read_file(text) for text in given["files"]],
         "commands": list(given["commands"]),
         "ports": list(given["ports"]),
+        "mounts": [_read_mount(text) for text in given["mounts"]],
     }
     for name, values in added.items():
         if values:
@@ -145,6 +151,12 @@ def _add_lists(data: dict[str, Any], given: dict[str, Any]) -> None:
     for name, flag in (("environment", "--env"), ("limits", "--limit")):
         if given[name]:
             data[name] = {**data.get(name, {}), **dict(_pair(flag, text) for text in given[name])}
+
+
+def _read_mount(text: str) -> Any:
+    from bough.client.sources import resolve_mount
+
+    return resolve_mount(text)
 
 
 def _pair(flag: str, text: str) -> tuple[str, str]:

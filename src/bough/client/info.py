@@ -31,6 +31,25 @@ class Port(_Told):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mount(_Told):
+    """A directory of the service's host in the guest.
+
+    Attributes:
+        owner: whose it is in the guest; None: its first user's, or root's.
+        cache: seconds for which the guest may take a file for what it was.
+        state: "mounted", "not mounted", or "-" while that is not known; `error` says why not.
+    """
+
+    source: str
+    target: str
+    writable: bool = False
+    owner: str | None = None
+    cache: int = 1
+    state: str = "-"
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Failure(_Told):
     """Why a machine is `failed`: the ends of QEMU's standard error and of the console with it."""
 
@@ -64,6 +83,7 @@ class MachineInfo(_Told):
     memory_bytes: int
     disk_bytes: int = 0
     ports: tuple[Port, ...] = ()
+    mounts: tuple[Mount, ...] = ()
     accelerator: str | None = None
     jail: dict[str, Any] | None = None
     failure: Failure | None = None
@@ -76,10 +96,11 @@ class MachineInfo(_Told):
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> MachineInfo:
         ports = tuple(Port.from_dict(port) for port in data.get("ports") or ())
+        mounts = tuple(Mount.from_dict(mount) for mount in data.get("mounts") or ())
         failure = Failure.from_dict(data["failure"]) if data.get("failure") else None
-        known = {field.name for field in fields(cls)} - {"raw", "ports", "failure"}
+        known = {field.name for field in fields(cls)} - {"raw", "ports", "mounts", "failure"}
         rest = {name: value for name, value in data.items() if name in known}
-        return cls(raw=data, ports=ports, failure=failure, **rest)
+        return cls(raw=data, ports=ports, mounts=mounts, failure=failure, **rest)
 
 
 @dataclass(frozen=True, kw_only=True)

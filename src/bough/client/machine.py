@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from bough.client.copy import CopyResult
     from bough.client.hold import Hold
-    from bough.client.info import MachineInfo, Port
+    from bough.client.info import MachineInfo, Mount, Port
     from bough.client.process import ExitStatus, Process
     from bough.client.snapshot import Snapshot
     from bough.client.tunnel import Tunnel
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 #: What a call may take beyond the time that the service itself was given.
 _GRACE_S = 15.0
+_MOUNT_TIMEOUT_S = 180.0
 Output = TypeVar("Output", str, bytes)
 
 
@@ -440,6 +441,46 @@ class Machine:
         from bough.client.tunnel import Tunnel
 
         return Tunnel(self._api.websocket(self._path("tunnel", port=port)))
+
+    # -- directories of the host --------------------------------------------------------------------
+
+    def mounts(self) -> list[Mount]:
+        from bough.client.info import Mount
+
+        return [Mount.from_dict(mount) for mount in self._api.get(self._path("mounts"))]
+
+    def mount(
+        self,
+        source: str | PathLike[str],
+        target: str,
+        *,
+        writable: bool = False,
+        owner: str | None = None,
+        cache: str | int | None = None,
+    ) -> None:
+        """Share a directory of this host, at once where the machine runs, and at each start from now on.
+
+        Args:
+            owner: "user" or "user:group" of the guest, to whom it belongs there; default: its first user,
+                or root.
+            cache: for how long the guest may take a file for what it was, like "5s"; default: 1 s.
+
+        Raises:
+            NotFound, InvalidInput: no such directory, or none that can be shared.
+            GuestRefused: the guest cannot mount it; nothing was changed.
+        """
+        from os import fspath
+
+        from bough.client.sources import resolve_mount
+
+        given = {"owner": owner, "cache": cache}
+        body = {"source": fspath(source), "target": target, "writable": writable}
+        body |= {name: value for name, value in given.items() if value is not None}
+        self._api.call("POST", self._path("mounts"), resolve_mount(body), timeout=_MOUNT_TIMEOUT_S)
+
+    def unmount(self, target: str, *, force: bool = False) -> None:
+        """Raises: Conflict, while something in the guest uses it, unless `force`."""
+        self._api.call("DELETE", self._path("mounts", target=target, force=force), timeout=_MOUNT_TIMEOUT_S)
 
     # -- the API ----------------------------------------------------------------------------------
 

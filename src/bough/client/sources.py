@@ -29,6 +29,8 @@ def resolve_sources(spec: Mapping[str, Any], base: Path | None = None) -> dict[s
         value = resolved.get(name)
         if isinstance(value, str | Path) and str(value):
             resolved[name] = str(base / Path(value).expanduser())
+    if isinstance(resolved.get("mounts"), list | tuple):
+        resolved["mounts"] = [resolve_mount(mount, base) for mount in resolved["mounts"]]
     problems: list[dict[str, str | None]] = []
     if isinstance(resolved.get("files"), list | tuple):
         resolved["files"] = [
@@ -90,6 +92,21 @@ def _armour(key: bytes) -> str:
     lines = [text[at : at + 64] for at in range(0, len(text), 64)]
     begin, end = (f"-----{word} PGP PUBLIC KEY BLOCK-----" for word in ("BEGIN", "END"))
     return "\n".join([begin, "", *lines, end]) + "\n"
+
+
+def resolve_mount(mount: Any, base: Path | None = None) -> Any:
+    """A directory to share, its source absolute; what is none is left for the service to tell."""
+    if isinstance(mount, str):
+        from bough.spec.mounts import split_mount
+
+        try:
+            mount = split_mount(mount)
+        except ValueError:
+            return mount
+    if not isinstance(mount, Mapping) or not isinstance(mount.get("source"), str | Path):
+        return mount
+    source = (base or Path.cwd()) / Path(mount["source"]).expanduser()
+    return {**mount, "source": str(source)}
 
 
 def _resolve_file(file: Any, base: Path, place: str, problems: list[dict[str, str | None]]) -> Any:

@@ -40,6 +40,7 @@ class Agent:
         blocked: the host takes nothing at the moment.
         sessions: what is open, by the id that the host gave it.
         on_reset: what else ends when the host goes away.
+        carries: this process serves file systems of the guest, so it must not wait for a path itself.
     """
 
     def __init__(self, port: int, *, is_device: bool) -> None:
@@ -47,6 +48,7 @@ class Agent:
         self.is_device = is_device
         self.nonce = 0
         self.blocked = False
+        self.carries = False
         self.sessions: dict[int, Session] = {}
         self.on_reset: list[Callable[[], None]] = []
         self._parts: dict[int, list[bytes]] = {}
@@ -151,17 +153,7 @@ class Agent:
             self.send(kind, session, wire.encode(values))
 
     def send_error(self, session: int, error: BaseException) -> None:
-        code = getattr(error, "errno", None)
-        name = None
-        if code is not None:
-            import errno
-
-            name = errno.errorcode.get(code)
-        text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        filename = getattr(error, "filename", None)
-        if isinstance(filename, (str, bytes)):
-            text = f"{os.fsdecode(filename)}: {text}"
-        self.send_values(wire.ERROR, session, {"message": text[:4000], "errno": name})
+        self.send_values(wire.ERROR, session, agent_session.describe_error(error))
 
     def send_from(self, fd: int, limit: int, session: int, stream: int) -> int:
         """Read once from `fd` and send it as DATA; how many bytes, 0 at the end.
@@ -336,8 +328,7 @@ class Agent:
             if len(self.sessions) >= MAX_SESSIONS or session_id in self.sessions:
                 raise Refused("the guest has too many sessions open")
             request = wire.decode_map(payload)
-            opened = agent_session.Command if kind == wire.EXEC else agent_session.Connection
-            self.sessions[session_id] = opened(self, session_id, request)
+            self.sessions[session_id] = _session_kind(kind, request)(self, session_id, request)
         except Exception as error:
             self.send_error(session_id, error)
 
@@ -356,6 +347,18 @@ class Agent:
             agent_calls.start(self, call, str(request.get("operation")), _map(request.get("arguments")))
         except Exception as error:
             self.send_error(call, error)
+
+
+def _session_kind(
+    kind: int, request: dict[str, object]
+) -> type[agent_session.Command] | type[agent_session.Connection]:
+    if kind == wire.EXEC:
+        return agent_session.Command
+    if "mount" in request:
+        from bough.guest import agent_door
+
+        return agent_door.MountStream
+    return agent_session.Connection
 
 
 def _map(value: object) -> dict[str, object]:

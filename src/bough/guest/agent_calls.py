@@ -35,6 +35,7 @@ _SLOW = {
     "first_boot": "agent_first_boot",
     "freeze": "agent_freeze",
     "settle": "agent_become",
+    "set_mounts": "agent_mounts",
 }
 _workers: dict[str, Worker] = {}
 

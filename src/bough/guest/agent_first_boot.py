@@ -27,7 +27,9 @@ _MARKS = "/var/lib/bough/first-boot"
 
 
 def first_boot(arguments: Arguments, tell: Tell) -> dict[str, object]:
-    """{"hostname", "ssh_keys", "users", "environment", "files", "commands"}, each optional.
+    """{"hostname", "ssh_keys", "users", "environment", "files", "commands", "more"}, each optional.
+
+    With `more` it stops before the commands, to be called again.
 
     -> {"outputs": [{"command", "output"}]} of the commands that were run by this call.
     """
@@ -40,6 +42,8 @@ def first_boot(arguments: Arguments, tell: Tell) -> dict[str, object]:
             _once(name, lambda step=step, name=name: step(arguments[name]))  # type: ignore[misc]
     if not os.path.exists("/etc/systemd/system/ssh-host-keys.service"):
         _once("host_keys", lambda: agent_identity.make_host_keys(anew=False))
+    if arguments.get("more"):
+        return {"outputs": []}
     outputs = _run_commands(list_of_text(arguments.get("commands")), tell)
     write_file(FIRST_BOOT_DONE, b"")
     os.sync()

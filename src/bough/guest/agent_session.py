@@ -33,6 +33,21 @@ class Refused(Exception):
     """What was asked for cannot be done; told to the host, not a fault of the agent."""
 
 
+def describe_error(error: BaseException) -> dict[str, object]:
+    """What an ERROR frame says."""
+    code = getattr(error, "errno", None)
+    name = None
+    if code is not None:
+        import errno
+
+        name = errno.errorcode.get(code)
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    filename = getattr(error, "filename", None)
+    if isinstance(filename, (str, bytes)):
+        text = f"{os.fsdecode(filename)}: {text}"
+    return {"message": text[:4000], "errno": name}
+
+
 class Session:
     """What Agent asks of a session. Each ends with one ERROR or EXIT frame, then it is forgotten."""
 
@@ -230,18 +245,18 @@ class Command(Session):
         self.agent = agent
         self.id = session_id
         self._status: dict[str, object] | None = None
-        self._grace_over = False
-        process = agent_spawn.start(request)
+        self._window = _window(request)
+        self._process = process = agent_spawn.start(request, apart=agent.carries)
         # Kept until it ended: a program that closes its streams first would be hung up before its exit.
         self._terminal = process.terminal
         self.pid = process.pid
         agent.on_exit(process.pid, self._exited)
-        agent.send_values(wire.OPENED, session_id, {"pid": process.pid})
         self._inlet = Inlet(self, process.stdin, wire.STDIN, self._end_of_input)
-        window = _window(request)
-        self._outlets = [Outlet(self, process.stdout, wire.STDOUT, window)]
-        if process.stderr >= 0:
-            self._outlets.append(Outlet(self, process.stderr, wire.STDERR, window))
+        self._outlets: list[Outlet] = []
+        if process.failure >= 0:
+            agent.watch(process.failure, EPOLLIN, self._begun)
+        else:
+            self._opened()
 
     def handle(self, kind: int, stream: int, payload: memoryview) -> None:
         if kind == wire.DATA:
@@ -272,12 +287,39 @@ class Command(Session):
     def output_ended(self, _outlet: Outlet) -> None:
         self._finish_if_over()
 
+    def _opened(self) -> None:
+        process = self._process
+        self.agent.send_values(wire.OPENED, self.id, {"pid": self.pid})
+        self._outlets = [Outlet(self, process.stdout, wire.STDOUT, self._window)]
+        if process.stderr >= 0:
+            self._outlets.append(Outlet(self, process.stderr, wire.STDERR, self._window))
+        process.stdout = process.stderr = -1
+
+    def _begun(self, _events: int) -> None:
+        """One that was started apart runs now, or said why it cannot."""
+        told = os.read(self._process.failure, 65536)
+        self._close_failure()
+        if not told:
+            self._opened()
+            return
+        self._close()
+        if self.agent.sessions.pop(self.id, None) is self:
+            self.agent.send_values(wire.ERROR, self.id, wire.decode_map(told))
+
+    def _close_failure(self) -> None:
+        if self._process.failure >= 0:
+            self.agent.unwatch(self._process.failure)
+            os.close(self._process.failure)
+            self._process.failure = -1
+
     def _end_of_input(self, fd: int) -> None:
         if self._terminal >= 0:
             os.write(fd, b"\x04")
 
     def _exited(self, wait_status: int) -> None:
         self._status = agent_spawn.describe_exit(wait_status)
+        if self._process.failure >= 0:
+            self._begun(0)  # its end closed the other side: this does not wait
         # A child of it may hold the pipes open for years: what it wrote itself is in them now.
         for outlet in self._outlets:
             if self._terminal < 0:
@@ -303,9 +345,15 @@ class Command(Session):
             self.finish(self._status)
 
     def _close(self) -> None:
+        self._close_failure()
         self._inlet.close()
         for outlet in self._outlets:
             outlet.close()
+        process = self._process
+        for fd in (process.stdout, process.stderr):
+            if fd >= 0:
+                os.close(fd)
+        process.stdout = process.stderr = -1
         if self._terminal >= 0:
             os.close(self._terminal)
             self._terminal = -1

@@ -38,23 +38,28 @@ class Process:
     """A started command: its pid, and our ends of its streams (-1: it has none).
 
     `terminal` is another descriptor of ours for its terminal: the last one to be closed hangs it up.
+    `failure`, of one that is started apart, ends when it runs; until then it may tell why it cannot.
     """
 
     def __init__(self, pid: int, stdin: int, stdout: int, stderr: int, terminal: int = -1) -> None:
         self.pid = pid
+        self.failure = -1
         self.terminal = terminal
         self.stdin = stdin
         self.stdout = stdout
         self.stderr = stderr
 
 
-def start(request: dict[str, object]) -> Process:
-    """Start what an EXEC frame asks for; OSError (with the command as file name) if it cannot be."""
-    command = _Command(request)
-    if request.get("tty"):
-        command.environment.setdefault("TERM", _text(request, "term") or "xterm-256color")
-        return _start_on_terminal(request, command)
-    return _start_on_pipes(request, command)
+def start(request: dict[str, object], *, apart: bool = False) -> Process:
+    """Start what an EXEC frame asks for; OSError (with the command as file name) if it cannot be.
+
+    With `apart` nothing that it names is touched here, but in a child: what is on a file system that this
+    process serves would never come. It takes longer, and what is wrong is told by `Process.failure`.
+    """
+    command = _Apart(request) if apart else _Command(request)
+    process = (_start_on_terminal if request.get("tty") else _start_on_pipes)(request, command)
+    process.failure = command.failure
+    return process
 
 
 def _text(request: dict[str, object], key: str) -> str | None:
@@ -62,7 +67,7 @@ def _text(request: dict[str, object], key: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _start_on_pipes(request: dict[str, object], command: _Command) -> Process:
+def _start_on_pipes(request: dict[str, object], command: _Command | _Apart) -> Process:
     ours: list[int] = []
     theirs: list[int] = []
     try:
@@ -90,13 +95,13 @@ def _start_on_pipes(request: dict[str, object], command: _Command) -> Process:
     return Process(pid, ours[0] if len(ours) == 3 else -1, ours[-2], ours[-1])
 
 
-def _start_on_terminal(request: dict[str, object], command: _Command) -> Process:
+def _start_on_terminal(request: dict[str, object], command: _Command | _Apart) -> Process:
     master, slave = os.openpty()
     try:
         rows, columns = request.get("rows"), request.get("columns")
         if isinstance(rows, int) and isinstance(columns, int):
             set_terminal_size(master, rows & 0xFFFF, columns & 0xFFFF)
-        _prepare_terminal(slave, command.identity)
+        command.prepare_terminal(slave)
         pid = command.launch([slave] * 3, os.ttyname(slave))
         return Process(pid, os.dup(master), master, -1, os.dup(master))
     except BaseException:
@@ -106,19 +111,10 @@ def _start_on_terminal(request: dict[str, object], command: _Command) -> Process
         os.close(slave)
 
 
-def _prepare_terminal(slave: int, identity: Identity) -> None:
-    import termios
-
-    attributes = termios.tcgetattr(slave)
-    attributes[0] |= 0x4000  # IUTF8: erase takes a whole character
-    termios.tcsetattr(slave, termios.TCSANOW, attributes)
-    if identity.groups is not None:
-        os.fchown(slave, identity.uid, -1)
-        os.fchmod(slave, 0o620)
-
-
 class _Command:
     """What is to be started, as whom and where."""
+
+    failure = -1
 
     def __init__(self, request: dict[str, object]) -> None:
         argv = request.get("argv")
@@ -130,6 +126,8 @@ class _Command:
         asked = request.get("env")
         if isinstance(asked, dict):
             self.environment.update((key, os.fsdecode(value)) for key, value in asked.items())
+        if request.get("tty"):
+            self.environment.setdefault("TERM", _text(request, "term") or "xterm-256color")
         home = self.environment.get("HOME", "/")
         self.directory = _text(request, "cwd") or (home if os.path.isdir(home) else "/")
         self.path = self._find(self.argv[0])
@@ -146,6 +144,16 @@ class _Command:
         if denied:
             raise PermissionError(13, "Permission denied", name)
         raise FileNotFoundError(2, "no such command in the guest", name)
+
+    def prepare_terminal(self, slave: int) -> None:
+        import termios
+
+        attributes = termios.tcgetattr(slave)
+        attributes[0] |= 0x4000  # IUTF8: erase takes a whole character
+        termios.tcsetattr(slave, termios.TCSANOW, attributes)
+        if self.identity.groups is not None:
+            os.fchown(slave, self.identity.uid, -1)
+            os.fchmod(slave, 0o620)
 
     def launch(self, stdio: list[int], terminal: str | None) -> int:
         """Its pid; it leads a session of its own."""
@@ -199,7 +207,13 @@ class _Command:
         failure, report = os.pipe()
         pid = os.fork()
         if pid == 0:
-            self._become(stdio, terminal, report)
+            try:
+                os.setsid()
+                self.become(stdio, terminal)
+            except OSError as error:
+                os.write(report, b"%d %s" % (error.errno or 5, os.fsencode(error.filename)))
+            finally:
+                os._exit(127)
         os.close(report)
         try:
             told = os.read(failure, 4096)
@@ -211,10 +225,10 @@ class _Command:
         code, _, what = told.partition(b" ")
         raise OSError(int(code), os.strerror(int(code)), os.fsdecode(what))
 
-    def _become(self, stdio: list[int], terminal: str | None, report: int) -> NoReturn:
+    def become(self, stdio: list[int], terminal: str | None) -> NoReturn:
+        """Turn this process, which leads a session, into it. OSError that names what is in the way."""
         what = self.path
         try:
-            os.setsid()
             for at, fd in enumerate(stdio):
                 os.dup2(fd, at)
             if terminal is not None:
@@ -235,7 +249,48 @@ class _Command:
                     raise
                 os.execve(_SHELL, self._script(), self.environment)
         except OSError as error:
-            os.write(report, b"%d %s" % (error.errno or 5, what))
+            raise OSError(error.errno or 5, os.strerror(error.errno or 5), what) from error
+
+
+class _Apart:
+    """As _Command, of which nothing is looked at but in the child that becomes it."""
+
+    def __init__(self, request: dict[str, object]) -> None:
+        self._request = request
+        self.failure = -1
+
+    def prepare_terminal(self, slave: int) -> None:
+        """The child does it: to whom the terminal belongs is not known here."""
+
+    def launch(self, stdio: list[int], terminal: str | None) -> int:
+        self.failure, report = os.pipe()
+        _oom_score.set(b"0")
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._become(stdio, terminal, report)
+        except OSError:
+            os.close(self.failure)
+            raise
+        finally:
+            _oom_score.restore()
+            os.close(report)
+        return pid
+
+    def _become(self, stdio: list[int], terminal: str | None, report: int) -> NoReturn:
+        from bough.guest import agent_session, wire
+
+        try:
+            os.setsid()
+            _signal.set_wakeup_fd(-1)
+            for number in (_signal.SIGCHLD, _signal.SIGTERM):
+                _signal.signal(number, _signal.SIG_DFL)
+            command = _Command(self._request)
+            if terminal is not None:
+                command.prepare_terminal(stdio[0])
+            command.become(stdio, terminal)
+        except Exception as error:
+            os.write(report, wire.encode(agent_session.describe_error(error)))
         finally:
             os._exit(127)
 

@@ -176,6 +176,18 @@ class AgentChannel:
         await self._open(tunnel, wire.DIAL, payload, timeout_s)
         return tunnel
 
+    async def open_mount(self, tag: str) -> Tunnel:
+        """The bytes of the guest's file system `tag`, once that asks for them; waits as long as it takes.
+
+        Raises:
+            AgentUnavailable, GuestRefused: it never will, through this session.
+        """
+        self._check_established()
+        tunnel = Tunnel(self, self._new_id())
+        payload = wire.encode({"mount": tag, "window": OUTPUT_WINDOW})
+        await self._open(tunnel, wire.DIAL, payload, None)
+        return tunnel
+
     async def call(
         self, operation: str, arguments: Mapping[str, Any], timeout_s: float, report: Report = ignore_progress
     ) -> dict[str, Any]:
@@ -480,7 +492,7 @@ class AgentChannel:
 
     # Sessions
 
-    async def _open(self, session: Session, kind: int, payload: bytes, timeout_s: float) -> None:
+    async def _open(self, session: Session, kind: int, payload: bytes, timeout_s: float | None) -> None:
         if len(self._sessions) >= MAX_SESSIONS:
             text = f"machine {self.machine!r} has {MAX_SESSIONS} sessions open, no more are possible"
             raise AgentUnavailable(text, machine=self.machine)

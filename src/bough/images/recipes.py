@@ -28,6 +28,7 @@ _PACKAGES = (
     ),
     *("iproute2", "iputils-ping", "procps", "curl", "ca-certificates", "sudo", "less", "vim-tiny", "nano"),
     *("kmod", "fdisk", "e2fsprogs", "netbase", "rsync", "xz-utils", "zstd", "bash-completion"),
+    "sshfs",
 )
 #: Timers that wake an idle machine, and a login prompt on a screen that is not there.
 _DISABLED = (

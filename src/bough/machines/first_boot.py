@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from bough.errors import BoughError, GuestRefused
@@ -15,10 +17,25 @@ from bough.machines.record import FirstBoot, MachineRecord
 #: Commands of the first boot may install packages in an emulated guest.
 COMMANDS_TIMEOUT_S = 3600.0
 CLOUD_INIT_TIMEOUT_S = 1800.0
+INSTALL_TIMEOUT_S = 600.0
+_INSTALL_SSHFS = """
+command -v sshfs >/dev/null && exit 0
+if command -v apt-get >/dev/null; then
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get -q install -y --no-install-recommends sshfs ||
+        { apt-get -q update && apt-get -q install -y --no-install-recommends sshfs; }
+elif command -v dnf >/dev/null; then dnf -q -y install fuse-sshfs
+elif command -v zypper >/dev/null; then zypper -q -n install sshfs
+elif command -v apk >/dev/null; then apk add sshfs
+elif command -v pacman >/dev/null; then pacman -Sy --noconfirm sshfs
+fi
+"""
 
 
-async def set_up_guest(channel: AgentChannel, record: MachineRecord) -> FirstBoot:
-    """Grow the root file system, then users, keys, files, environment and commands.
+async def set_up_guest(
+    channel: AgentChannel, record: MachineRecord, mount: Callable[[], Awaitable[None]]
+) -> FirstBoot:
+    """Grow the root file system, then users, keys, files, environment, mounts and commands.
 
     The agent keeps what it has done, so that a machine that dies in the middle goes on with the next
     step. A refusal of the guest is kept in the record, not raised: the machine runs.
@@ -30,10 +47,33 @@ async def set_up_guest(channel: AgentChannel, record: MachineRecord) -> FirstBoo
         if record.media.seed:
             await _wait_cloud_init(channel)
         await channel.call("grow_root", {}, timeout_s=120)
-        await channel.call("first_boot", render_first_boot(record), timeout_s=COMMANDS_TIMEOUT_S)
+        wanted = render_first_boot(record)
+        if record.spec.mounts:
+            # After the users, who may own them; before the commands, which may need them.
+            if await _knows_mounts(channel):
+                await channel.call("first_boot", {**wanted, "more": True}, timeout_s=COMMANDS_TIMEOUT_S)
+            if record.media.seed:
+                await _install_sshfs(channel)
+            await mount()
+        await channel.call("first_boot", wanted, timeout_s=COMMANDS_TIMEOUT_S)
     except GuestRefused as error:
         return FirstBoot(done=True, error=_explain(error))
     return FirstBoot(done=True)
+
+
+async def _knows_mounts(channel: AgentChannel) -> bool:
+    """An older agent takes no notice of `more`, and would be done."""
+    try:
+        await channel.call("set_mounts", {"mounts": []}, timeout_s=60)
+    except GuestRefused:
+        return False
+    return True
+
+
+async def _install_sshfs(channel: AgentChannel) -> None:
+    """Cloud images come without; what cannot be installed is told when it is missed."""
+    with contextlib.suppress(BoughError, TimeoutError):
+        await run_script(channel, _INSTALL_SSHFS, timeout_s=INSTALL_TIMEOUT_S)
 
 
 async def run_script(channel: AgentChannel | QgaChannel, script: str, *, timeout_s: float = 300) -> str:

@@ -35,11 +35,14 @@ from bough.machines.console import Console, read_console
 from bough.machines.events import Events
 from bough.machines.first_boot import set_up_guest
 from bough.machines.identity import explain, give_identity, settle_identity
+from bough.machines.mounts import default_owner, trouble_error
 from bough.machines.ports import PortServer
 from bough.machines.record import LIVE, Failure, MachineRecord, PortForward, Restarts, State, now
 from bough.machines.restart import Restarter
 from bough.machines.screen import VncDoor
 from bough.machines.turns import Turns
+from bough.mounts.keeper import MountKeeper
+from bough.mounts.source import check_sources
 from bough.paths import MachinePaths
 from bough.progress import Progress, Report, ignore_progress
 from bough.qemu.pid import read_boot_id
@@ -47,6 +50,7 @@ from bough.qemu.plan import Plan
 from bough.qemu.process import ExitCause, QemuProcess, find_process, read_exit, start_process
 from bough.qemu.qmp import Qmp
 from bough.qemu.ram import Template, open_memory
+from bough.spec import MountSpec
 from bough.storage import read_tail
 
 log = logging.getLogger("bough.machines")
@@ -89,6 +93,8 @@ class Machine:
         self._console: Console | None = None
         self._door: VncDoor | None = None
         self._ports: PortServer | None = None
+        hidden = (paths.root.parent.parent, paths.runtime.parent)
+        self.mounts = MountKeeper(record.id, hidden, self._tell)
         self._restarter = Restarter(self)
         self._stop_asked = False
         self._shutdown_reason: str | None = None
@@ -172,6 +178,8 @@ class Machine:
 
     async def _start(self, report: Report, by_policy: bool, saved: SavedState | None) -> None:
         async with self.transition("starting", State.STOPPED, State.FAILED):
+            if saved is None:  # a fork lives without what is gone, and says so
+                check_sources(self.record.spec.mounts, self.name)
             report(Progress("starting QEMU"))
             before = self.record.model_copy()
             if by_policy:
@@ -414,6 +422,8 @@ class Machine:
                 hint=f"look inside with `bough shell {self.name}`",
                 machine=self.name,
             )
+        if self.mounts.trouble:
+            raise trouble_error(self)
 
     async def wait_stopped(self, *, timeout_s: float) -> None:
         if not await self._first_of(timeout_s, self._ended):
@@ -571,13 +581,25 @@ class Machine:
             if isinstance(channel, AgentChannel) and self.record.identity != "known":
                 await self._tell_identity(channel)
             if not self.record.first_boot.done and isinstance(channel, AgentChannel):
-                result = await set_up_guest(channel, self.record)
+                result = await set_up_guest(channel, self.record, lambda: self._mount(channel))
                 self._change(first_boot=result, event=False)
+            elif isinstance(channel, AgentChannel):
+                await self._mount(channel)
             self._ready.set()
         except BoughError as error:
             # The socket ended, or the guest talks nonsense: the machine is judged by its process.
             self._agent_answers = False
             self._events.emit("agent-lost", machine=self.id, name=self.name, detail=error.message)
+
+    async def _mount(self, channel: AgentChannel) -> None:
+        await self.mounts.establish(channel, self.record.spec.mounts, default_owner=default_owner(self))
+
+    def set_mounts(self, mounts: tuple[MountSpec, ...]) -> None:
+        """What the spec says; for bough.machines.mounts."""
+        self._change(spec=self.record.spec.model_copy(update={"mounts": mounts}), event=False)
+
+    def _tell(self, kind: str, detail: str) -> None:
+        self._events.emit(kind, machine=self.id, name=self.name, detail=detail)
 
     async def _tell_identity(self, channel: AgentChannel) -> None:
         """A guest that went on from a snapshot is not ready before it knows who and when it is."""
@@ -643,6 +665,7 @@ class Machine:
             self._greeting.cancel()
             self._greeting = None
         self._agent_answers = False
+        await self.mounts.close()
         if self._ports is not None:
             await self._ports.close()
             self._ports = None

@@ -7,10 +7,10 @@ address of the guest, and can be added and removed while the machine runs.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 
 from bough.errors import BoughError, Conflict, NotFound
+from bough.guest.relay import relay
 from bough.guest.session import Tunnel
 from bough.machines.record import PortForward
 
@@ -80,28 +80,3 @@ class PortServer:
         finally:
             self._connections.discard(task)
             writer.close()
-
-
-async def relay(tunnel: Tunnel, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Both directions until both have ended; half-closed connections stay half open."""
-
-    async def outward() -> None:
-        while data := await reader.read(64 * 1024):
-            await tunnel.write(data)
-        await tunnel.write_eof()
-
-    async def inward() -> None:
-        while data := await tunnel.read():
-            writer.write(data)
-            await writer.drain()
-        with contextlib.suppress(OSError, RuntimeError):
-            writer.write_eof()
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(outward())
-            group.create_task(inward())
-    except* (BoughError, OSError):
-        pass
-    finally:
-        await tunnel.close()

@@ -18,7 +18,7 @@ from bough.paths import Home
 from bough.progress import Progress, Report, ignore_progress
 from bough.qemu.choice import find_uefi
 from bough.qemu.jail import Jail, machine_uid, report_jail
-from bough.qemu.packages import render_fixes
+from bough.qemu.packages import find_sftp_server, render_fixes
 from bough.qemu.probe import OLDEST, Accelerator, QemuBinary, find_qemu, probe_accelerators, probe_jail
 from bough.units import GIB, format_size
 
@@ -128,6 +128,7 @@ def _check_installed(home: Home, arch: str) -> list[Check]:
         _check_program("mcopy", "mtools", "UEFI images cannot be built without it"),
         _check_program("bwrap", "bubblewrap", "QEMU sees the host's files and processes without it"),
         _check_program("passt", "passt", "uplinks are slower without it, and reach the host's loopback"),
+        _check_sftp_server(),
         _check_uefi(arch),
     ]
     checks += [_check_setpriv()] if os.geteuid() == 0 else [_check_newuidmap(), _check_subuid()]
@@ -166,6 +167,14 @@ def _check_uefi(arch: str) -> Check:
         without = f"{error.message}: machines boot with BIOS only"
         return Check("UEFI firmware", False, False, without, render_fixes("uefi"))
     return Check("UEFI firmware", True, False, found.code)
+
+
+def _check_sftp_server() -> Check:
+    path = find_sftp_server()
+    if path is not None:
+        return Check("sftp-server", True, False, path)
+    without = "not installed: no directory is shared with a machine without it"
+    return Check("sftp-server", False, False, without, render_fixes("sftp-server"))
 
 
 def _check_setpriv() -> Check:

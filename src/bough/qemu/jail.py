@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import Any
 
 #: Below these are the programs and libraries of a distribution, and nothing of anybody's.
-_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/gnu/store")
-_SYSTEM_FILES = ("/etc/ld.so.cache",)
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/gnu/store")
+SYSTEM_FILES = ("/etc/ld.so.cache",)
 
 #: Capabilities that setpriv needs to give the rest up.
-_TO_DROP_ALL = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP")
+TO_DROP_ALL = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP")
 
 #: A range of user ids that no distribution hands out (systemd's UIDS-GIDS.md: "unused"), for the
 #: processes of a service that is root.
@@ -108,7 +108,7 @@ def render_jail(
     """
     inner = list(argv)
     if jail.setpriv and uid is not None:
-        inner = [*_setpriv(jail.setpriv, uid, sight.devices), *argv]
+        inner = [*render_setpriv(jail.setpriv, uid, sight.devices), *argv]
     if jail.bwrap is None:
         return inner
     return [
@@ -123,12 +123,15 @@ def render_jail(
     ]
 
 
-def _setpriv(program: str, uid: int, devices: Sequence[str]) -> list[str]:
+def render_setpriv(
+    program: str, uid: int, devices: Sequence[str] = (), *, gid: int | None = None
+) -> list[str]:
+    """Become that user, its group (by default that of the same number), and nobody else any more."""
     groups = sorted({Path(device).stat().st_gid for device in devices} - {0})
     return [
         program,
         f"--reuid={uid}",
-        f"--regid={uid}",
+        f"--regid={uid if gid is None else gid}",
         f"--groups={','.join(map(str, groups))}" if groups else "--clear-groups",
         "--bounding-set=-all",
         "--inh-caps=-all",
@@ -145,15 +148,10 @@ def _namespaces(sight: Sight, *, as_root: bool) -> list[str]:
 
 
 def _root_directory(jail: Jail, sight: Sight) -> list[str]:
-    words: list[str] = []
-    for path in _SYSTEM:
-        if Path(path).is_symlink():
-            words += ["--symlink", str(Path(path).readlink()), path]
-        elif Path(path).is_dir():
-            words += ["--ro-bind", path, path]
+    words = render_system()
     words += ["--proc", "/proc"] if jail.own_proc else []
     words += ["--dev", "/dev", "--tmpfs", "/tmp"]
-    binds = [("--ro-bind-try", path) for path in (*_SYSTEM_FILES, *_program_directory(sight.program))]
+    binds = [("--ro-bind-try", path) for path in (*SYSTEM_FILES, *_program_directory(sight.program))]
     binds += [("--dev-bind", path) for path in sight.devices]
     binds += [("--ro-bind", path) for path in dict.fromkeys(sight.read_only)]
     binds += [("--bind", path) for path in sight.writable]
@@ -165,21 +163,32 @@ def _root_directory(jail: Jail, sight: Sight) -> list[str]:
     return [*words, "--remount-ro", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/"]
 
 
+def render_system() -> list[str]:
+    """Programs and libraries of the distribution, read-only."""
+    words: list[str] = []
+    for path in SYSTEM:
+        if Path(path).is_symlink():
+            words += ["--symlink", str(Path(path).readlink()), path]
+        elif Path(path).is_dir():
+            words += ["--ro-bind", path, path]
+    return words
+
+
 def _directories_above(paths: Sequence[str]) -> list[str]:
     above = {str(parent) for path in paths for parent in Path(path).parents}
-    return sorted(above - {"/", "/dev"} - set(_SYSTEM))
+    return sorted(above - {"/", "/dev"} - set(SYSTEM))
 
 
 def _program_directory(program: str) -> list[str]:
     """The tree of a QEMU that is not the distribution's: /opt/qemu for /opt/qemu/bin/qemu-system-x86_64."""
     real = Path(program).resolve()
-    if any(real.is_relative_to(system) for system in _SYSTEM):
+    if any(real.is_relative_to(system) for system in SYSTEM):
         return []
     return [str(real.parent.parent)]
 
 
 def _capabilities(jail: Jail, *, as_root: bool) -> list[str]:
-    kept = _TO_DROP_ALL if as_root and jail.setpriv else ()
+    kept = TO_DROP_ALL if as_root and jail.setpriv else ()
     return ["--cap-drop", "ALL", *(word for name in kept for word in ("--cap-add", name))]
 
 

@@ -24,9 +24,21 @@ _PACKAGES: dict[str, tuple[str | None, str | None, str | None, str | None]] = {
     "bubblewrap": ("bubblewrap",) * 4,
     "passt": ("passt",) * 4,
     "setpriv": ("util-linux",) * 4,
+    "sftp-server": ("openssh-sftp-server", "openssh-server", "openssh", "openssh-server"),
     "newuidmap": ("uidmap", "shadow-utils", "shadow", "shadow"),
     "python": ("python3", "python3.11", "python", "python311"),
 }
+
+#: Not on anybody's PATH: Debian and Ubuntu; Fedora; Arch, openSUSE and Alpine; others.
+_SFTP_SERVERS = (
+    *("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "/usr/lib/ssh/sftp-server"),
+    "/usr/libexec/sftp-server",
+)
+
+
+def find_sftp_server() -> str | None:
+    """OpenSSH's, which serves directories that machines share."""
+    return next((path for path in _SFTP_SERVERS if os.access(path, os.X_OK)), None)
 
 
 def render_fixes(need: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from bough import __version__
 from bough.errors import BoughError
 from bough.hypervisor import Hypervisor
 from bough.machines.record import now
-from bough.service import images, machines, screen, snapshots, store, streams
+from bough.service import images, machines, mounts, screen, snapshots, store, streams
 from bough.service.answers import answer_exception
 from bough.service.usage import Usage
 
@@ -48,6 +48,7 @@ def create_app(hypervisor: Hypervisor, shut_down: Callable[[], None]) -> FastAPI
         return {"stopping": True}
 
     app.include_router(machines.routes(hypervisor))
+    app.include_router(mounts.routes(hypervisor))
     app.include_router(images.routes(hypervisor))
     app.include_router(store.routes(hypervisor))
     app.include_router(screen.routes(hypervisor))

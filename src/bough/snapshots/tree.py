@@ -269,6 +269,8 @@ class SnapshotTree:
                 identity="clock" if is_own else "new",
                 mac_before=manifest.hardware.mac,
                 hardware=record.hardware.model_copy(update={"vmgenid": new_uuid()}),
+                # What its memory has mounted is what is served.
+                spec=record.spec.model_copy(update={"mounts": manifest.spec.mounts}),
             )
             copy_companions(self.store.paths(manifest.id).disks, machine.paths.disks)
             sync_directory(machine.paths.disks)

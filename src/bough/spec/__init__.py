@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from bough.spec.model import DiskSpec as DiskSpec
     from bough.spec.model import FileSpec as FileSpec
     from bough.spec.model import MachineSpec as MachineSpec
+    from bough.spec.model import MountSpec as MountSpec
     from bough.spec.model import PortSpec as PortSpec
     from bough.spec.model import UserSpec as UserSpec
+    from bough.spec.parse import parse_mount as parse_mount
     from bough.spec.parse import parse_spec as parse_spec
     from bough.spec.parse import spec_defaults as spec_defaults
     from bough.spec.parse import spec_schema as spec_schema
@@ -43,8 +45,10 @@ _HOME_OF = {
     "DiskSpec": "model",
     "FileSpec": "model",
     "MachineSpec": "model",
+    "MountSpec": "model",
     "PortSpec": "model",
     "UserSpec": "model",
+    "parse_mount": "parse",
     "parse_spec": "parse",
     "spec_defaults": "parse",
     "spec_schema": "parse",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from bough.spec import fields
+from bough.spec import fields, mounts
 from bough.units import GIB, parse_duration
 
 _SIZE_SCHEMA = WithJsonSchema(
@@ -34,6 +34,13 @@ CpuModel = Annotated[str, BeforeValidator(fields.cpu_model), _TEXT]
 MachineType = Annotated[str, BeforeValidator(fields.machine_type), _TEXT]
 HostPath = Annotated[str, BeforeValidator(fields.host_path), _TEXT]
 GuestPath = Annotated[str, BeforeValidator(fields.guest_path), _TEXT]
+MountSource = Annotated[str, BeforeValidator(mounts.mount_source), _TEXT]
+MountTarget = Annotated[str, BeforeValidator(mounts.mount_target), _TEXT]
+MountCache = Annotated[
+    int,
+    BeforeValidator(mounts.mount_cache),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}], "description": "like '5s'"}),
+]
 CommandLine = Annotated[str, BeforeValidator(fields.command_line), _TEXT]
 Clock = Annotated[str, BeforeValidator(fields.clock), _TEXT]
 UserName = Annotated[str, BeforeValidator(fields.user_name), _TEXT]
@@ -149,6 +156,26 @@ class PortSpec(Table):
         return fields.port(value)
 
 
+class MountSpec(Table):
+    """A directory of the host in the guest: a table, or a text like "/home/me/src:/srv/src:rw"."""
+
+    source: MountSource = Field(description="a directory of the service's host")
+    target: MountTarget = Field(description="where it is in the guest")
+    writable: bool = False
+    owner: Owner | None = Field(
+        default=None,
+        description="in the guest, of what the sharing user owns; default: its first user, or root",
+    )
+    cache: MountCache = Field(
+        default=1, description="for how long the guest may take a file for what it was a moment ago"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return mounts.mount(value)
+
+
 class LimitsSpec(Table):
     """What a machine may take of its host, whatever its guest does."""
 
@@ -215,6 +242,9 @@ class MachineSpec(Table):
     )
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
     ports: Annotated[tuple[PortSpec, ...], Field(strict=False, max_length=64)] = ()
+    mounts: Annotated[tuple[MountSpec, ...], Field(strict=False, max_length=32)] = Field(
+        default=(), description="directories of the host"
+    )
     restart: Literal["no", "on-failure"] = Field(
         default="no", description="'on-failure': started again when its QEMU ended by itself"
     )

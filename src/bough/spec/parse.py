@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bough.spec import fields
-from bough.spec.model import MachineSpec
+from bough.spec import fields, mounts
+from bough.spec.model import MachineSpec, MountSpec
 from bough.spec.problems import IS_MISSING, NO_SUCH_SETTING, Problem, raise_if_any, render_place, translate
 from bough.units import MIB, format_size
 
@@ -41,6 +41,15 @@ def parse_spec(data: Mapping[str, Any], place: str = "") -> MachineSpec:
     return spec
 
 
+def parse_mount(data: Mapping[str, Any]) -> MountSpec:
+    """A directory to share, by itself. Raises InvalidSpec, with every problem."""
+    try:
+        return MountSpec.model_validate(data)
+    except ValidationError as error:
+        raise_if_any([translate(one, MountSpec) for one in error.errors(include_url=False)])
+        raise
+
+
 def spec_defaults() -> dict[str, Any]:
     """What every setting is when it is left out; None: decided when the machine is made."""
     spec = MachineSpec(image="debian:12").to_dict()
@@ -53,6 +62,7 @@ def spec_schema() -> dict[str, Any]:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     definitions = schema["$defs"]
     definitions["PortSpec"] = _or_text(definitions["PortSpec"], "string", "integer")
+    definitions["MountSpec"] = _or_text(definitions["MountSpec"], "string")
     definitions["DiskSpec"] = _or_text(definitions["DiskSpec"], "string", "integer")
     definitions["UserSpec"] = _or_text(definitions["UserSpec"], "string")
     return schema
@@ -90,6 +100,7 @@ def _find_contradictions(data: Mapping[str, Any]) -> Iterator[Contradiction]:
     yield from _find_repeated(data, "users", _user_of, "this user")
     yield from _find_repeated(data, "files", lambda one: one.get("path"), "this path")
     yield from _find_repeated(data, "ports", _host_port_of, "this port of the host")
+    yield from _find_repeated(data, "mounts", _target_of, "this place in the guest")
     for index, one in enumerate(_tables(data, "files")):
         yield from _find_content_problems(index, one)
 
@@ -145,6 +156,10 @@ def _host_port_of(port: Any) -> Any:
     table = fields.port(port)
     number = table.get("host_port", 0)
     return (fields.port_host(table.get("host", "127.0.0.1")), number) if number else None
+
+
+def _target_of(one: Any) -> Any:
+    return mounts.mount_target(mounts.mount(one)["target"])
 
 
 def _tables(data: Mapping[str, Any], name: str) -> list[Any]:

@@ -31,7 +31,9 @@ OTHER_NAMES = {
     "disk_size": "disk",
     "storage": "disk",
     "extra_disks": "disks",
-    "volumes": "disks",
+    "volumes": "mounts",
+    "shares": "mounts",
+    "binds": "mounts",
     "env": "environment",
     "network": "uplink",
     "net": "uplink",
@@ -54,7 +56,8 @@ OTHER_NAMES = {
     "iso": "cdrom",
     "vga": "display",
     "graphics": "display",
-    "dst": "path",
+    "dst": "target",
+    "rw": "writable",
 }
 
 _EXPECTED = {

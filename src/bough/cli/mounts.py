@@ -1,0 +1,68 @@
+"""mount, umount: directories of this host in a machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from bough.cli.output import clean, show_json, show_table
+from bough.cli.service import NAME, connect, json_option, machine_path
+from bough.errors import InvalidInput
+
+#: A mount waits for the guest, which may be emulated.
+_TIMEOUT_S = 180
+
+
+@click.command()
+@click.argument("name", type=NAME)
+@click.argument("directory", metavar="[DIR:PATH[:ro|:rw]]", required=False)
+@click.option("--owner", metavar="USER", help="Whose it is in the guest; its first user's, or root's.")
+@click.option("--cache", metavar="TIME", help="How old a look at a file may be there; 1s by default.")
+@click.option("--again", is_flag=True, help="Try once more what could not be mounted.")
+@json_option
+def mount(
+    name: str, directory: str | None, owner: str | None, cache: str | None, again: bool, as_json: bool
+) -> None:
+    """Share DIR of this host with a machine, at PATH; read-only without ":rw". Without DIR: list them.
+
+    It stays with the machine, over restarts. Forks of the machine share the same directory.
+    """
+    service = connect()
+    path = machine_path(name, "mounts")
+    if directory is not None:
+        body = {"owner": owner, "cache": cache}
+        given = {key: value for key, value in body.items() if value is not None}
+        service.call("POST", path, {**_parse(directory), **given}, timeout=_TIMEOUT_S)
+        return
+    if again:
+        service.call("POST", machine_path(name, "mounts", "again"), timeout=_TIMEOUT_S)
+        return
+    mounts = service.get(path)
+    if as_json:
+        show_json(mounts)
+        return
+    rows = [
+        [m["source"], m["target"], "rw" if m["writable"] else "ro", clean(m["error"] or m["state"])]
+        for m in mounts
+    ]
+    show_table(rows, ["DIRECTORY", "IN THE GUEST", "MODE", "STATE"])
+
+
+@click.command()
+@click.argument("name", type=NAME)
+@click.argument("path")
+@click.option("--force", is_flag=True, help="Although something in the guest uses it.")
+def umount(name: str, path: str, force: bool) -> None:
+    """Share what is at PATH of a machine no longer."""
+    service = connect()
+    service.call("DELETE", machine_path(name, "mounts", target=path, force=force), timeout=_TIMEOUT_S)
+
+
+def _parse(text: str) -> dict[str, Any]:
+    from bough.client.sources import resolve_mount
+
+    found = resolve_mount(text)
+    if not isinstance(found, dict):
+        raise InvalidInput(f"expected DIR:PATH[:ro|:rw] like ./src:/srv/src:rw, not {text!r}")
+    return found

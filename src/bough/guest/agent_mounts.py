@@ -1,0 +1,195 @@
+"""Operation set_mounts: the guest mounts these directories of the host, by sshfs, and no others.
+
+Called at each boot, after each fork, and when the list changes. A mount that is there is only asked whether
+it works; one whose sshfs has died is made anew. What a mount is called in the kernel's list ("bough:" and its
+tag) says all that it was made of: another tag is another mount.
+"""
+
+# pathlib costs an emulated guest 20 ms to load.
+# ruff: noqa: PTH103, PTH118, PTH123
+
+from __future__ import annotations
+
+import os
+import time
+
+from bough.guest import agent_connect
+from bough.guest.agent_calls import run
+from bough.guest.agent_freeze import _unescape
+from bough.guest.agent_identity import write_file
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from bough.guest.agent_calls import Arguments, Tell
+
+    Mount = dict[str, object]
+
+_PREFIX = "bough:"
+_ENOTCONN, _EIO, _EBUSY = 107, 5, 16
+#: For a connection that was lost to be made again.
+_PATIENCE_S = 10.0
+_PAUSE_S = 0.05
+
+
+class _Failed(Exception):
+    pass
+
+
+def set_mounts(arguments: Arguments, tell: Tell) -> dict[str, object]:
+    """{"mounts": [{"tag", "target", "writable", "owner", "host_uid", "host_gid", "cache_s"}], "lazy"}.
+
+    -> {"errors": {target: why it is not mounted}, "busy": targets that somebody uses and that stay}.
+    """
+    asked = arguments.get("mounts")
+    wanted = [mount for mount in asked if isinstance(mount, dict)] if isinstance(asked, list) else []
+    tags = {(str(mount["tag"]), str(mount["target"])) for mount in wanted}
+    busy: list[object] = []
+    for tag, target in reversed(_mounted()):
+        if (tag, target) not in tags:
+            keeps = any(target == str(mount["target"]) for mount in wanted)
+            if not _unmount(target, lazy=bool(arguments.get("lazy")) or keeps):
+                busy.append(target)
+    errors: dict[str, object] = {}
+    # What lies above comes first.
+    for mount in sorted(wanted, key=lambda one: str(one["target"]).count("/")):
+        target = str(mount["target"])
+        tell("sharing directories", None, target)
+        try:
+            _establish(mount)
+        except (_Failed, OSError) as error:
+            errors[target] = getattr(error, "strerror", None) or str(error)
+    return {"errors": errors, "busy": busy}
+
+
+def _mounted() -> list[tuple[str, str]]:
+    """Tag and target of our mounts, in the order in which they were made."""
+    with open("/proc/self/mountinfo", "rb", buffering=0) as file:
+        lines = file.read(1 << 20).decode("utf-8", "surrogateescape").splitlines()
+    found = []
+    for line in lines:
+        fields, _, rest = line.partition(" - ")
+        kind, source = rest.split()[:2]
+        if kind == "fuse.sshfs" and source.startswith(_PREFIX):
+            found.append((source[len(_PREFIX) :], _unescape(fields.split()[4])))
+    return found
+
+
+def _establish(mount: Mount) -> None:
+    target = str(mount["target"])
+    if (str(mount["tag"]), target) in _mounted():
+        if _answers(target):
+            return
+        _unmount(target, lazy=True)
+    _mount(mount)
+    if not _answers(target):
+        raise _Failed("it was mounted and does not answer")
+
+
+def _answers(target: str) -> bool:
+    """Whether it works, from here to the host and back; False where its sshfs is gone."""
+    end = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            os.statvfs(target)  # which sshfs has no memory of
+            return True
+        except OSError as error:
+            if error.errno == _ENOTCONN:
+                return False
+            # The stream has just ended, and sshfs may not have seen that yet: it asks for the next one.
+            if error.errno != _EIO or time.monotonic() > end:
+                raise
+        time.sleep(_PAUSE_S)
+
+
+def _mount(mount: Mount) -> None:
+    target, tag = str(mount["target"]), str(mount["tag"])
+    program = _find_sshfs()
+    os.makedirs(target, exist_ok=True)
+    options = [
+        f"fsname={_PREFIX}{tag}",
+        f"ssh_command={_python()} -I -S {agent_connect.__file__} {tag}",
+        "reconnect",
+        "allow_other",
+        "default_permissions",
+        *_identity_options(mount),
+        *_link_options(program),
+        *_cache_options(mount.get("cache_s")),
+        *([] if mount.get("writable") else ["ro"]),
+    ]
+    code, output = run([program, "bough:/share", target, "-o", ",".join(options)])
+    if code:
+        said = [line for line in output.strip().splitlines() if line.strip()]
+        raise _Failed(f"sshfs could not mount it: {said[-1][:300] if said else f'it ended with {code}'}")
+
+
+def _find_sshfs() -> str:
+    for place in ("/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin"):
+        path = os.path.join(place, "sshfs")
+        if os.access(path, os.X_OK):
+            return path
+    raise _Failed("the guest has no sshfs")
+
+
+def _python() -> str:
+    import sys
+
+    return sys.executable or "/usr/bin/python3"
+
+
+def _identity_options(mount: Mount) -> list[str]:
+    """Files of the user who shares them belong to `owner` in the guest, and the other way round."""
+    import grp
+
+    from bough.guest.agent_login import Identity
+
+    owner = str(mount.get("owner") or "root")
+    try:
+        identity = Identity(owner)
+    except OSError:
+        raise _Failed(f"the guest has no user {owner!r} to own it") from None
+    try:
+        group = grp.getgrgid(identity.gid).gr_name
+    except KeyError:
+        raise _Failed(f"the guest has no group {identity.gid}") from None
+    options = ["idmap=file", "nomap=ignore"]
+    names = (("uid", _user_name(identity.uid), "host_uid"), ("gid", group, "host_gid"))
+    for kind, name, number in names:
+        path = f"{os.path.dirname(agent_connect.DOOR)}/{mount['tag']}.{kind}"  # noqa: PTH120
+        write_file(path, f"{name}:{mount[number]}\n".encode(), mode=0o600)
+        options.append(f"{kind}file={path}")
+    return options
+
+
+def _user_name(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        raise _Failed(f"the guest has no user {uid}") from None
+
+
+def _link_options(program: str) -> list[str]:
+    """Newer ones keep links from leading out of the mount: a guest trusts the host, whose links these are."""
+    return ["no_contain_symlinks"] if "no_contain_symlinks" in run([program, "-h"])[1] else []
+
+
+def _cache_options(cache_s: object) -> list[str]:
+    """How long what was told of a file may be believed; never longer than that all in all.
+
+    sshfs counts whole seconds, and 0 is "in this second of the clock"; what is read of a file is kept while
+    its size and time are as before, which tells seconds only, so it is not kept where it is to be sharp.
+    """
+    seconds = cache_s if isinstance(cache_s, int) else 1
+    if seconds == 0:
+        return ["dir_cache=no", "attr_timeout=0", "entry_timeout=0"]
+    if seconds < 3:
+        return [f"dcache_timeout={seconds - 1}", "attr_timeout=0", "entry_timeout=0"]
+    return [f"dcache_timeout={seconds - 2}", "attr_timeout=1", "entry_timeout=1", "auto_cache"]
+
+
+def _unmount(target: str, *, lazy: bool) -> bool:
+    """Whether it is gone."""
+    if run(["umount", target])[0] == 0:
+        return True
+    return lazy and run(["umount", "--lazy", target])[0] == 0

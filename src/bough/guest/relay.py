@@ -1,0 +1,34 @@
+"""A tunnel into a guest, joined to a stream of the host."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from bough.errors import BoughError
+from bough.guest.session import Tunnel
+
+
+async def relay(tunnel: Tunnel, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Both directions until both have ended; half-closed connections stay half open."""
+
+    async def outward() -> None:
+        while data := await reader.read(64 * 1024):
+            await tunnel.write(data)
+        await tunnel.write_eof()
+
+    async def inward() -> None:
+        while data := await tunnel.read():
+            writer.write(data)
+            await writer.drain()
+        with contextlib.suppress(OSError, RuntimeError):
+            writer.write_eof()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(outward())
+            group.create_task(inward())
+    except* (BoughError, OSError):
+        pass
+    finally:
+        await tunnel.close()

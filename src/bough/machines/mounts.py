@@ -1,0 +1,127 @@
+"""Sharing directories of the host with a machine: what its spec says, and while it runs, what is so."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bough.errors import Conflict, GuestRefused, NotFound
+from bough.spec import MountSpec
+
+if TYPE_CHECKING:
+    from bough.machines.machine import Machine
+
+_SSHFS_HINT = "install it there (Debian, Alpine: sshfs; Fedora: fuse-sshfs), or build its image again"
+
+
+async def add_mount(machine: Machine, mount: MountSpec) -> None:
+    """Kept over restarts; there at once where the machine runs. The same once more mends it.
+
+    Raises:
+        Conflict: something else is mounted there.
+        GuestRefused: it runs, and could not mount it; nothing is changed.
+    """
+    if not machine.record.image_agent:
+        raise Conflict(
+            f"machine '{machine.name}' has no agent of bough's, without which no directory is shared",
+            machine=machine.name,
+        )
+    async with machine.mounts.changing:
+        await _add(machine, mount)
+
+
+async def _add(machine: Machine, mount: MountSpec) -> None:
+    before = machine.record.spec.mounts
+    here = [one for one in before if one.target == mount.target]
+    if here and here[0] != mount:
+        raise Conflict(
+            f"machine '{machine.name}' has {here[0].source} at {mount.target} already",
+            hint=f"bough umount {machine.name} {mount.target}",
+            machine=machine.name,
+        )
+    if not here:
+        if len(before) >= 32:
+            raise Conflict(f"machine '{machine.name}' shares 32 directories, no more are possible")
+        machine.set_mounts((*before, mount))
+    try:
+        await _establish(machine, lazy=True)
+        if mount.target in machine.mounts.trouble:
+            raise trouble_error(machine, {mount.target: machine.mounts.trouble[mount.target]})
+    except BaseException:
+        if not here:
+            machine.set_mounts(before)
+            await _establish(machine, lazy=True)
+        raise
+
+
+async def remove_mount(machine: Machine, target: str, *, force: bool = False) -> None:
+    """Raises:
+    NotFound: nothing is mounted there.
+    Conflict: somebody in the guest uses it, and `force` is not given; it stays.
+    """
+    async with machine.mounts.changing:
+        await _remove(machine, target, force)
+
+
+async def _remove(machine: Machine, target: str, force: bool) -> None:
+    before = machine.record.spec.mounts
+    left = tuple(mount for mount in before if mount.target != target)
+    if len(left) == len(before):
+        raise NotFound(
+            f"machine '{machine.name}' has no directory of the host at {target[:200]}",
+            hint=f"bough mount {machine.name} lists them",
+            kind="mount",
+        )
+    machine.set_mounts(left)
+    busy = await _establish(machine, lazy=force)
+    if busy:
+        machine.set_mounts(before)
+        await _establish(machine, lazy=True)
+        raise Conflict(
+            f"{target} is in use in machine '{machine.name}'",
+            hint="end what uses it, or take it away all the same with --force",
+            machine=machine.name,
+        )
+
+
+async def _establish(machine: Machine, *, lazy: bool) -> list[str]:
+    channel = machine.channel()
+    if channel is None:
+        return []
+    mounts = machine.record.spec.mounts
+    return await machine.mounts.establish(channel, mounts, default_owner=default_owner(machine), lazy=lazy)
+
+
+def default_owner(machine: Machine) -> str:
+    users = machine.record.spec.users
+    return users[0].name if users else "root"
+
+
+def trouble_error(machine: Machine, trouble: dict[str, str] | None = None) -> GuestRefused:
+    """What `wait_ready` raises for a machine that runs without what it shares."""
+    trouble = trouble or machine.mounts.trouble
+    told = "; ".join(f"{target} is not mounted: {why}" for target, why in trouble.items())
+    no_sshfs = any("no sshfs" in why for why in trouble.values())
+    return GuestRefused(
+        f"machine '{machine.name}' runs, but {told}",
+        hint=_SSHFS_HINT if no_sshfs else f"mend that, then: bough mount {machine.name} --again",
+        machine=machine.name,
+    )
+
+
+async def mount_again(machine: Machine) -> None:
+    """Try all of them once more. Raises GuestRefused, AgentUnavailable."""
+    await machine.agent()
+    await _establish(machine, lazy=True)
+    if machine.mounts.trouble:
+        raise trouble_error(machine)
+
+
+def describe_mounts(machine: Machine) -> list[dict[str, Any]]:
+    return [
+        {
+            **mount.model_dump(mode="json"),
+            "state": machine.mounts.state(mount),
+            "error": machine.mounts.trouble.get(mount.target),
+        }
+        for mount in machine.record.spec.mounts
+    ]

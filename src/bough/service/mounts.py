@@ -1,0 +1,40 @@
+"""/v1/machines/{reference}/mounts: directories of the service's host in a machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from bough.hypervisor import Hypervisor
+from bough.machines.mounts import describe_mounts, mount_again, remove_mount
+
+
+def routes(hypervisor: Hypervisor) -> APIRouter:
+    router = APIRouter(prefix="/v1/machines/{reference}/mounts", tags=["mounts"])
+
+    @router.get("")
+    async def list_mounts(reference: str) -> list[dict[str, Any]]:
+        return describe_mounts(hypervisor.machine(reference))
+
+    @router.post("")
+    async def add_mount(reference: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+        """Share a directory; at once where the machine runs, and at each start from now on."""
+        machine = hypervisor.machine(reference)
+        await hypervisor.mount(machine, body)
+        return describe_mounts(machine)
+
+    @router.post("/again")
+    async def again(reference: str) -> list[dict[str, Any]]:
+        """Try once more what could not be mounted."""
+        machine = hypervisor.machine(reference)
+        await mount_again(machine)
+        return describe_mounts(machine)
+
+    @router.delete("")
+    async def delete_mount(reference: str, target: str, force: bool = False) -> dict[str, bool]:
+        """No longer share what is at `target`; with `force` also where somebody in the guest uses it."""
+        await remove_mount(hypervisor.machine(reference), target.rstrip("/"), force=force)
+        return {"removed": True}
+
+    return router
