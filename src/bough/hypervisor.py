@@ -54,6 +54,7 @@ from bough.qemu.host import read_host_facts
 from bough.qemu.plan import Plan
 from bough.qemu.probe import find_qemu, probe_jail
 from bough.snapshots.store import SnapshotManifest
+from bough.snapshots.suspend import resume, suspend, sweep_suspended
 from bough.snapshots.tree import Identity, SnapshotTree
 from bough.spec import (
     MachineSpec,
@@ -121,6 +122,7 @@ class Hypervisor:
                 group.create_task(machine.adopt())
         for machine in self._machines.values():
             remove_strays(machine.paths, machine.record)
+            sweep_suspended(machine.paths, machine.record)
         self.snapshots.settle()
         self.snapshots.collect(self._records())
         for machine in self._machines.values():
@@ -243,6 +245,29 @@ class Hypervisor:
         """What `start` would start, as data."""
         return await self._plan(machine.record, machine.paths)
 
+    async def start(self, machine: Machine, *, cold: bool = False, report: Report = ignore_progress) -> None:
+        """Until its vCPUs run; a suspended one goes on, unless `cold` gives its memory up."""
+        if machine.state is not State.SUSPENDED:
+            await machine.start(report)
+        elif cold:
+            with machine.claim("starting"):
+                await machine.stop(force=True)
+                await machine.start(report)
+        else:
+            await resume(machine, report)
+
+    async def suspend(self, machine: Machine, *, report: Report = ignore_progress) -> None:
+        """See snapshots/suspend.py."""
+        with self._half_made():
+            await suspend(machine, self.home, report)
+
+    async def resume(self, machine: Machine, *, report: Report = ignore_progress) -> None:
+        """A paused or suspended machine goes on."""
+        if machine.state is State.SUSPENDED:
+            await resume(machine, report)
+        else:
+            await machine.resume()
+
     async def restart(
         self, machine: Machine, *, deadline_s: float = 60, report: Report = ignore_progress
     ) -> None:
@@ -341,7 +366,7 @@ class Hypervisor:
                 if keep:
                     message = f"before a restore to {manifest.id}"
                     await self.snapshot(machine, message=message, report=report)
-                if machine.state in LIVE:
+                if machine.state in LIVE or machine.state is State.SUSPENDED:
                     await machine.stop(force=True)
                 report(Progress("restoring"))
                 await self.snapshots.put_back(machine, manifest)
@@ -513,6 +538,7 @@ class Hypervisor:
             "failure": record.failure.model_dump() if record.failure else None,
             "first_boot": record.first_boot.model_dump(),
             "ephemeral": record.ephemeral,
+            "suspended": record.suspended.model_dump() if record.suspended else None,
             "snapshot": record.snapshot,
             "forked_from": record.forked_from,
             "pid": machine.pid,

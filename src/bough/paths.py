@@ -18,6 +18,7 @@ $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root
     machine.json                         the record: spec, state, identity, process
     disks/<n>.qcow2, disks/<n>-<id>.qcow2  the second after a snapshot: the overlay that it began
     log/{console.log,qemu.log,exit}
+    suspended/{memory,extents,devices}   while it is suspended
   host.json                              what was probed of this host, per boot
   lost+found/<time>/                     what `bough doctor --store --repair` moved out of the way
 
@@ -52,6 +53,10 @@ class MachinePaths:
 
     def disk(self, index: int) -> Path:
         return self.disks / f"{index}.qcow2"
+
+    @property
+    def suspended(self) -> SnapshotPaths:
+        return SnapshotPaths(self.root / "suspended")
 
     @property
     def log(self) -> Path:

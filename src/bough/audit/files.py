@@ -193,7 +193,11 @@ def _audit_machine(record: MachineRecord, paths: MachinePaths, look: Look) -> It
                 f"put {look.home.image(digest).root} back; until then it does not start",
                 machine=record.id,
             )
-    yield from _strays(paths.root, {paths.record.name, paths.disks.name, paths.log.name}, record.id)
+    known_names = {paths.record.name, paths.disks.name, paths.log.name}
+    if record.suspended is not None:
+        known_names.add(paths.suspended.root.name)
+        yield from _audit_suspended(record, paths)
+    yield from _strays(paths.root, known_names, record.id)
     yield from _strays(paths.log, _MACHINE_LOGS, record.id)
     wanted = disk_files(record)
     known = {*wanted, FIRMWARE_VARIABLES, *(disk.file for disk in record.disks_before or ())}
@@ -215,6 +219,18 @@ def _audit_machine(record: MachineRecord, paths: MachinePaths, look: Look) -> It
     yield from _check_mode(paths.disks, 0o711)
     yield from _check_mode(paths.log, 0o711)
     yield from _check_mode(paths.record, 0o600)
+
+
+def _audit_suspended(record: MachineRecord, paths: MachinePaths) -> Iterator[Finding]:
+    for path in (paths.suspended.memory, paths.suspended.extents, paths.suspended.devices):
+        if not path.is_file():
+            yield Finding(
+                "suspended-damaged",
+                path,
+                f"machine '{record.name}' is suspended, and {path.name} of its memory is not there",
+                f"put it back from a backup, or boot it from its disks: bough start {record.name} --cold",
+                machine=record.id,
+            )
 
 
 def disk_files(record: MachineRecord) -> list[str]:

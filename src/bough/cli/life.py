@@ -41,21 +41,26 @@ def create(
 @click.argument("name", type=NAME)
 @click.option("--no-wait", is_flag=True, help="Do not wait until it answers.")
 @click.option("--timeout", type=DURATION, default="120s", help="How long to wait; 2m by default.")
-def start(name: str, no_wait: bool, timeout: float) -> None:
-    """Start a machine and wait until it answers."""
+@click.option("--cold", is_flag=True, help="Boot a suspended machine; what is in its memory is lost.")
+def start(name: str, no_wait: bool, timeout: float, cold: bool) -> None:
+    """Start a machine and wait until it answers. A suspended one goes on where it was."""
     with progress() as report:
-        _start(connect(), name, timeout, report, wait=not no_wait)
+        _start(connect(), name, timeout, report, wait=not no_wait, cold=cold)
 
 
-def _start(service: Any, name: str, timeout: float, report: Any, *, wait: bool = True) -> Any:
-    body = {"wait": wait, "timeout_s": timeout}
+def _start(
+    service: Any, name: str, timeout: float, report: Any, *, wait: bool = True, cold: bool = False
+) -> Any:
+    body = {"wait": wait, "timeout_s": timeout, "cold": cold}
     return service.long_call("POST", machine_path(name, "start"), body, progress=report)
 
 
 @click.command()
 @click.argument("names", type=NAME, nargs=-1, required=True)
 @click.option("--deadline", type=DURATION, default="60s", help="Then the plug is pulled; 60s by default.")
-@click.option("--force", is_flag=True, help="Pull the plug at once.")
+@click.option(
+    "--force", is_flag=True, help="Pull the plug at once. Of a suspended machine: give its memory up."
+)
 def stop(names: tuple[str, ...], deadline: float, force: bool) -> None:
     """Ask a machine to power off; after a deadline pull the plug."""
     service = connect()
@@ -86,10 +91,27 @@ def pause(name: str) -> None:
 
 
 @click.command()
+@click.argument("names", type=NAME, nargs=-1, required=True)
+def suspend(names: tuple[str, ...]) -> None:
+    """Put a machine's memory on disk, and end its process.
+
+    `bough resume` lets it go on where it was, also after a reboot of the host.
+    """
+    service = connect()
+    with progress() as report:
+        for name in names:
+            service.long_call("POST", machine_path(name, "suspend"), {}, timeout=None, progress=report)
+
+
+@click.command()
 @click.argument("name", type=NAME)
-def resume(name: str) -> None:
-    """Let a paused machine go on."""
-    connect().post(machine_path(name, "resume"))
+@click.option("--no-wait", is_flag=True, help="Do not wait until it answers.")
+@click.option("--timeout", type=DURATION, default="120s", help="How long to wait; 2m by default.")
+def resume(name: str, no_wait: bool, timeout: float) -> None:
+    """Let a paused or suspended machine go on."""
+    body = {"wait": not no_wait, "timeout_s": timeout}
+    with progress() as report:
+        connect().long_call("POST", machine_path(name, "resume"), body, timeout=None, progress=report)
 
 
 @click.command()

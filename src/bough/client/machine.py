@@ -121,15 +121,24 @@ class Machine:
     # -- its life ---------------------------------------------------------------------------------
 
     def start(
-        self, *, wait: bool = True, timeout: float | None = 120.0, progress: Report | None = None
+        self,
+        *,
+        wait: bool = True,
+        cold: bool = False,
+        timeout: float | None = 120.0,
+        progress: Report | None = None,
     ) -> None:
         """Start it; with `wait`, until its agent has answered and the first boot's set-up is done.
+
+        Args:
+            cold: a suspended one boots from its disks, and what was in its memory is lost; otherwise it
+                goes on.
 
         Raises:
             MachineFailed: its QEMU ended; carries the ends of its stderr and of the console.
             AgentTimeout: no answer within `timeout` seconds; it is left running to be looked at.
         """
-        self._long("start", {"wait": wait, **_timeout(timeout)}, timeout, progress)
+        self._long("start", {"wait": wait, "cold": cold, **_timeout(timeout)}, timeout, progress)
 
     def stop(
         self, *, deadline: float = 60.0, force: bool = False, progress: Report | None = None
@@ -157,8 +166,20 @@ class Machine:
         """Its processors stand still; its memory stays."""
         self._api.post(self._path("pause"))
 
-    def resume(self) -> None:
-        self._api.post(self._path("resume"))
+    def suspend(self, *, progress: Report | None = None) -> None:
+        """Its memory goes to disk; no process is left. `resume` or `start` let it go on, also after a
+        reboot of the host."""
+        self._long("suspend", {}, None, progress)
+
+    def resume(
+        self, *, wait: bool = True, timeout: float | None = 120.0, progress: Report | None = None
+    ) -> None:
+        """Let it go on, paused or suspended; with `wait`, one that was suspended has answered.
+
+        Raises:
+            MachineFailed, HostLacks: its memory cannot be continued here; it is suspended still.
+        """
+        self._long("resume", {"wait": wait, **_timeout(timeout)}, timeout, progress)
 
     def rename(self, name: str) -> None:
         """Raises: NameTaken."""

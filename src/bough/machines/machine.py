@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shutil
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
@@ -37,7 +38,16 @@ from bough.machines.first_boot import set_up_guest
 from bough.machines.identity import explain, give_identity, settle_identity
 from bough.machines.mounts import default_owner, trouble_error
 from bough.machines.ports import PortServer
-from bough.machines.record import LIVE, Failure, MachineRecord, PortForward, Restarts, State, now
+from bough.machines.record import (
+    LIVE,
+    Failure,
+    MachineRecord,
+    PortForward,
+    Restarts,
+    State,
+    Suspended,
+    now,
+)
 from bough.machines.restart import Restarter
 from bough.machines.screen import VncDoor
 from bough.machines.turns import Turns
@@ -152,6 +162,7 @@ class Machine:
             State.STOPPED: f"bough start {self.name}",
             State.FAILED: f"see why with `bough info {self.name}`, then: bough start {self.name}",
             State.PAUSED: f"bough resume {self.name}",
+            State.SUSPENDED: f"bough resume {self.name}",
             State.RUNNING: f"bough stop {self.name}",
         }
         return WrongState(
@@ -177,7 +188,9 @@ class Machine:
         await asyncio.shield(self._own(self._start(report, by_policy, saved), "start"))
 
     async def _start(self, report: Report, by_policy: bool, saved: SavedState | None) -> None:
-        async with self.transition("starting", State.STOPPED, State.FAILED):
+        resumes = saved is not None and self.record.suspended is not None
+        allowed = (State.SUSPENDED,) if resumes else (State.STOPPED, State.FAILED)
+        async with self.transition("starting", *allowed):
             if saved is None:  # a fork lives without what is gone, and says so
                 check_sources(self.record.spec.mounts, self.name)
             report(Progress("starting QEMU"))
@@ -231,6 +244,10 @@ class Machine:
                 await self._qmp.execute("migrate-incoming", uri="fd:devices")
             while (await self._qmp.execute("query-status"))["status"] == "inmigrate":  # noqa: ASYNC110
                 await asyncio.sleep(_LOAD_POLL_S)
+            if self.record.suspended is not None:
+                # Before the guest can write to its disks: they and what was kept part here.
+                identity = "clock" if self.record.identity == "known" else self.record.identity
+                self._change(suspended=None, identity=identity, event=False)
             await self._qmp.execute("cont")
         except BoughError as error:
             if self._process is not None:
@@ -238,12 +255,17 @@ class Machine:
             await self._ended_or(5)
             failure = self.ended_error("while it took up its saved state")
             self._note(state=State.FAILED)
+            if self.record.suspended is None:
+                self._change(state=State.FAILED)
             raise failure from error
 
     def _fail_to_start(self, error: MachineFailed) -> None:
         error.message = f"machine '{self.name}' did not start: {error.message}"
         error.details.setdefault("machine", self.name)
         error.details.setdefault("console", self.console_tail())
+        if self.record.suspended is not None:
+            self._change(state=State.SUSPENDED)
+            return
         failure = Failure(
             cause=error.message,
             exit_status=error.details.get("exit_status"),
@@ -260,10 +282,17 @@ class Machine:
         except (BoughError, OSError) as error:
             self._give_up(f"its QEMU cannot be found again: {error}")
             return
+        if process is not None and self.record.suspended is not None:
+            # The service died when its memory was on disk and QEMU not gone yet, or not gone on yet.
+            process.kill()
+            await process.wait()
+            process = None
         if process is None:
             if self.record.disks_before is not None:
                 self._change(disks_before=None, event=False)
-            if self.state in LIVE:
+            if self.record.suspended is not None:
+                self._note(state=State.SUSPENDED)
+            elif self.state in LIVE:
                 self._settle(read_exit(self.paths), seen=False)
             else:
                 self._restarter.take_up()
@@ -275,6 +304,10 @@ class Machine:
             assert self._qmp is not None
             status = (await self._qmp.execute("query-status"))["status"]
             await self._finish_snapshot(self._qmp)
+            if status == "paused" and self.state is not State.PAUSED:
+                # The service died while it had it stand still, for a snapshot or on the way to a suspend.
+                await self._qmp.execute("cont")
+                status = "running"
         except (BoughError, OSError) as error:
             # It lives and cannot be talked to: not a machine any more, whatever it computes.
             process.kill()
@@ -311,7 +344,9 @@ class Machine:
         return await asyncio.shield(self._own(self._stop(deadline_s, force, report), "stop"))
 
     async def _stop(self, deadline_s: float, force: bool, report: Report) -> str:
-        self._turns.check()  # STOPPING is no transition: a second one who stops it waits, or forces it
+        if self.state is State.SUSPENDED:
+            await self._give_up_memory(force)
+            return "power"
         if self._restarter.is_pending and self.state is State.FAILED:
             async with self.transition("being stopped", State.FAILED):
                 self._restarter.cancel()
@@ -336,6 +371,26 @@ class Machine:
             await self._quit()
             await self._ended.wait()
         return "power"
+
+    async def _give_up_memory(self, force: bool) -> None:
+        if not force:
+            raise WrongState(
+                f"machine '{self.name}' is suspended: to stop it is to lose what is in its memory",
+                hint=f"bough resume {self.name}, or give it up: bough stop {self.name} --force",
+                machine=self.name,
+                state=str(self.state),
+            )
+        async with self.transition("being stopped", State.SUSPENDED):
+            self._change(state=State.STOPPED, suspended=None, stopped_in_boot=read_boot_id())
+            await asyncio.to_thread(shutil.rmtree, self.paths.suspended.root, True)
+
+    async def leave_suspended(self, suspended: Suspended) -> None:
+        """Its memory is on disk, its vCPUs stand still: say so, and end its QEMU. Within a transition."""
+        if self.state not in (State.RUNNING, State.PAUSED):
+            raise self.ended_error("while it was being suspended")
+        self._change(state=State.SUSPENDED, suspended=suspended)
+        await self._quit()
+        await self._ended.wait()
 
     async def _ask_power_off(self, paused: bool) -> None:
         with contextlib.suppress(BoughError, OSError):
@@ -685,6 +740,10 @@ class Machine:
             self._stop_asked or self.state is State.STOPPING or self._shutdown_reason in _WANTED_SHUTDOWNS
         )
         clean = cause is not None and cause.exit_status == 0
+        if self.record.suspended is not None:
+            if self.state is not State.SUSPENDED:
+                self._note(state=State.SUSPENDED)
+            return
         if not self._panicked and (wanted or clean):
             boot = read_boot_id() if seen or self.state is State.STOPPING else None
             self._note(state=State.STOPPED, failure=None, restarts=Restarts(), stopped_in_boot=boot)

@@ -114,7 +114,9 @@ async def resolve_plan(record: MachineRecord, paths: MachinePaths, home: Home) -
     qemu = find_qemu(hardware.arch)
     jail = await probe_jail(qemu, home)
     check_jail(spec, jail, hardware.uid)
-    accelerator = choose_accelerator(spec.accelerator, await probe_accelerators(qemu, jail, home))
+    # Memory goes on only on the accelerator that it was taken on.
+    kept = record.suspended.accelerator if record.suspended else None
+    accelerator = choose_accelerator(kept or spec.accelerator, await probe_accelerators(qemu, jail, home))
     return Plan(
         machine_id=record.id,
         name=record.name,

@@ -93,6 +93,23 @@ class FirstBoot(_Kept):
     error: str | None = None
 
 
+class Suspended(_Kept):
+    """The memory of a machine that was suspended, below its suspended/. As long as the record has this, the
+    memory and the disks belong together: whatever becomes of a QEMU that is taking it up.
+
+    Attributes:
+        accelerator, machine_type, qemu_version: of the process that it was taken of.
+        sha256: over extents, memory and devices.
+    """
+
+    since: str
+    size_bytes: int
+    stored_bytes: int
+    sha256: str
+    accelerator: str | None = None
+    qemu_version: str | None = None
+
+
 class MachineRecord(_Kept):
     version: int = 1
     id: str
@@ -125,6 +142,7 @@ class MachineRecord(_Kept):
     #: What the guest is still to be told: all that it is ("new"), or what time it is ("clock").
     identity: Literal["known", "clock", "new"] = "known"
     mac_before: str | None = None
+    suspended: Suspended | None = None
 
     def write(self, paths: MachinePaths) -> None:
         write_atomically(paths.record, self.model_dump_json(indent=1).encode() + b"\n")

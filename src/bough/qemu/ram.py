@@ -35,6 +35,8 @@ _PAGEMAP_CHUNK_BYTES = 8 << 20
 #: IOV_MAX, and little enough at once that other threads have their turn.
 _VECTORS_PER_CALL = 1024
 _BYTES_PER_CALL = 64 << 20
+#: Of a piece on its way to a file.
+_BYTES_PER_READ = 4 << 20
 _NAME = "bough-memory"
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -119,7 +121,7 @@ class MemoryFile:
         anchor = ctypes.c_char.from_buffer(self.buffer)
         try:
             here = ctypes.addressof(anchor)
-            for batch in _batches(extents):
+            for batch in _batches(extents, _BYTES_PER_CALL):
                 local = struct.pack(
                     f"={2 * len(batch)}Q", *(n for o, size in batch for n in (here + o, size))
                 )
@@ -181,6 +183,25 @@ class GuestRam:
         except PermissionError as error:
             raise _unreadable(error.errno or 1) from error
         return extents
+
+    def read(self, extents: Iterable[Extent]) -> Iterator[memoryview]:
+        """Those parts, one after the other, in pieces that are good until the next one is asked for.
+
+        Raises:
+            MachineFailed, HostLacks: as `MemoryFile.read_process`.
+        """
+        buffer = bytearray(_BYTES_PER_READ)
+        anchor = ctypes.c_char.from_buffer(buffer)
+        for batch in _batches(extents, _BYTES_PER_READ):
+            wanted = sum(size for _, size in batch)
+            local = struct.pack("=2Q", ctypes.addressof(anchor), wanted)
+            remote = struct.pack(
+                f"={2 * len(batch)}Q", *(n for o, size in batch for n in (self.address + o, size))
+            )
+            got = _libc.process_vm_readv(self.pid, local, 1, remote, len(batch), 0)
+            if got != wanted:
+                raise _unreadable(ctypes.get_errno() if got < 0 else 0)
+            yield memoryview(buffer)[:wanted]
 
     def open_template(self) -> Template | None:
         """The template that this process was started from; None when it had none.
@@ -276,16 +297,16 @@ def _append(extents: list[Extent], start: int, length: int) -> None:
         extents.append((start, length))
 
 
-def _batches(extents: Iterable[Extent]) -> Iterator[list[Extent]]:
+def _batches(extents: Iterable[Extent], most_bytes: int) -> Iterator[list[Extent]]:
     batch: list[Extent] = []
     held = 0
     for begin, length in extents:
         start, end = begin, begin + length
         while start < end:
-            part = min(end - start, _BYTES_PER_CALL - held)
+            part = min(end - start, most_bytes - held)
             batch.append((start, part))
             start, held = start + part, held + part
-            if held == _BYTES_PER_CALL or len(batch) == _VECTORS_PER_CALL:
+            if held == most_bytes or len(batch) == _VECTORS_PER_CALL:
                 yield batch
                 batch, held = [], 0
     if batch:

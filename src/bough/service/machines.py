@@ -40,6 +40,12 @@ class RenameRequest(_Body):
 class StartRequest(_Body):
     wait: bool = True
     timeout_s: float = Field(120, gt=0, le=MAX_WAIT_S)
+    cold: bool = False
+
+
+class ResumeRequest(_Body):
+    wait: bool = True
+    timeout_s: float = Field(120, gt=0, le=MAX_WAIT_S)
 
 
 class StopRequest(_Body):
@@ -103,7 +109,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
         machine = hypervisor.machine(reference)
 
         async def work(report: Report) -> Any:
-            await machine.start(report)
+            await hypervisor.start(machine, cold=body.cold, report=report)
             if body.wait:
                 await machine.wait_ready(timeout_s=body.timeout_s, report=report)
             return hypervisor.describe(machine)
@@ -139,11 +145,31 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
         await machine.pause()
         return hypervisor.describe(machine)
 
-    @router.post("/{reference}/resume")
-    async def resume_machine(reference: str) -> dict[str, Any]:
+    @router.post("/{reference}/suspend")
+    async def suspend_machine(reference: str, request: Request) -> Response:
+        """Its memory goes to disk, and no process is left."""
         machine = hypervisor.machine(reference)
-        await machine.resume()
-        return hypervisor.describe(machine)
+
+        async def work(report: Report) -> Any:
+            await hypervisor.suspend(machine, report=report)
+            return hypervisor.describe(machine)
+
+        return await long_call(request, work)
+
+    @router.post("/{reference}/resume")
+    async def resume_machine(reference: str, request: Request, body: ResumeRequest | None = None) -> Response:
+        """A paused or suspended machine goes on; with `wait`, a suspended one has answered."""
+        machine = hypervisor.machine(reference)
+        wait, timeout_s = (True, 120.0) if body is None else (body.wait, body.timeout_s)
+        was_suspended = machine.state == "suspended"
+
+        async def work(report: Report) -> Any:
+            await hypervisor.resume(machine, report=report)
+            if was_suspended and wait:
+                await machine.wait_ready(timeout_s=timeout_s, report=report)
+            return hypervisor.describe(machine)
+
+        return await long_call(request, work)
 
     @router.get("/{reference}/plan")
     async def get_plan(reference: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import re
 import shutil
 import stat
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -311,12 +312,9 @@ async def _with_memory(
     report(Progress("copying memory"))
     file = await asyncio.to_thread(_copy_before, ram)
     with file:
-        state = os.memfd_create("bough-devices", os.MFD_CLOEXEC)
-        try:
+        async with device_state(qmp) as state:
             extents, pause_ms = await _stand_still(machine, qmp, switch, ram, file, state)
-            devices = _read_all(state)
-        finally:
-            os.close(state)
+            devices = state.read()
         template = await asyncio.to_thread(file.seal)
     return Memory(template, extents, devices), pause_ms
 
@@ -344,14 +342,13 @@ def _copy_again(ram: GuestRam, file: MemoryFile) -> list[Extent]:
 
 
 async def _stand_still(
-    machine: Machine, qmp: Qmp, switch: list[dict[str, Any]], ram: GuestRam, file: MemoryFile, state: int
+    machine: Machine,
+    qmp: Qmp,
+    switch: list[dict[str, Any]],
+    ram: GuestRam,
+    file: MemoryFile,
+    state: DeviceState,
 ) -> tuple[list[Extent], float]:
-    # QEMU takes a descriptor for a name only if it was opened as it would open the name.
-    descriptor = os.open(f"/proc/self/fd/{state}", os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        await qmp.add_fd(_FD_SET, descriptor)
-    finally:
-        os.close(descriptor)
     was_running = machine.state is State.RUNNING
     started = time.monotonic()
     try:
@@ -359,7 +356,7 @@ async def _stand_still(
             await qmp.execute("stop")
         copying = asyncio.ensure_future(asyncio.to_thread(_copy_again, ram, file))
         try:
-            await qmp.execute("xen-save-devices-state", filename=f"/dev/fdset/{_FD_SET}", live=False)
+            await state.save()
             await qmp.execute("transaction", actions=switch)
         finally:
             # Before the guest goes on, whatever happened.
@@ -369,9 +366,46 @@ async def _stand_still(
         if was_running:
             await qmp.execute("cont")
         pause_ms = (time.monotonic() - started) * 1000
-        with contextlib.suppress(BoughError):
-            await qmp.remove_fd(_FD_SET)
     return extents, pause_ms
+
+
+class DeviceState:
+    """Where QEMU is to write the state of its devices; see `device_state`."""
+
+    def __init__(self, qmp: Qmp, descriptor: int) -> None:
+        self._qmp = qmp
+        self._descriptor = descriptor
+
+    async def save(self) -> None:
+        """The vCPUs stand still."""
+        await self._qmp.execute("xen-save-devices-state", filename=f"/dev/fdset/{_FD_SET}", live=False)
+
+    def read(self) -> bytes:
+        size = os.fstat(self._descriptor).st_size
+        data = os.pread(self._descriptor, size, 0)
+        if len(data) != size:
+            raise MachineFailed("the state of the devices could not be read back")
+        return data
+
+
+@contextlib.asynccontextmanager
+async def device_state(qmp: Qmp) -> AsyncIterator[DeviceState]:
+    """A memory file that QEMU can write, got ready before the vCPUs are stopped."""
+    state = os.memfd_create("bough-devices", os.MFD_CLOEXEC)
+    try:
+        # QEMU takes a descriptor for a name only if it was opened as it would open the name.
+        descriptor = os.open(f"/proc/self/fd/{state}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            await qmp.add_fd(_FD_SET, descriptor)
+        finally:
+            os.close(descriptor)
+        try:
+            yield DeviceState(qmp, state)
+        finally:
+            with contextlib.suppress(BoughError):
+                await qmp.remove_fd(_FD_SET)
+    finally:
+        os.close(state)
 
 
 async def find_ram(qmp: Qmp, pid: int | None, size_bytes: int, ram_start: int) -> GuestRam:
@@ -389,11 +423,3 @@ async def find_ram(qmp: Qmp, pid: int | None, size_bytes: int, ram_start: int) -
 def _named(**arguments: Any) -> dict[str, Any]:
     """QMP's names have dashes."""
     return {name.replace("_", "-"): value for name, value in arguments.items()}
-
-
-def _read_all(descriptor: int) -> bytes:
-    size = os.fstat(descriptor).st_size
-    data = os.pread(descriptor, size, 0)
-    if len(data) != size:
-        raise MachineFailed("the state of the devices could not be read back")
-    return data

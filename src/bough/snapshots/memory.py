@@ -16,7 +16,7 @@ import hashlib
 import os
 import struct
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bough.errors import BoughError, MachineFailed
@@ -40,18 +40,37 @@ class SnapshotDamaged(MachineFailed):
 def write_memory(
     paths: SnapshotPaths, template: Template, extents: list[Extent], devices: bytes, **told: str | None
 ) -> SnapshotMemory:
-    """Synced, read-only. Raises NoSpace; what was written is left to whoever owns the directory."""
+    """As `write_pages`, of a template."""
+    digest = write_pages(paths, extents, read_template(template, extents), devices)
+    return SnapshotMemory(
+        size_bytes=template.size_bytes, stored_bytes=size_of(extents), sha256=digest, **told
+    )
+
+
+def write_pages(
+    paths: SnapshotPaths, extents: list[Extent], pages: Iterable[bytes | memoryview], devices: bytes
+) -> str:
+    """The three files, synced, read-only; their sha256.
+
+    Args:
+        pages: what the extents hold, in their order.
+
+    Raises:
+        NoSpace: what was written is left to whoever owns the directory.
+    """
     digest = hashlib.sha256()
     table = b"".join(_PAIR.pack(*extent) for extent in extents)
-    digest.update(table)
-    with no_space_is_told("memory of a snapshot", paths.root):
-        _write(paths.extents, [table])
-        _write(paths.memory, _pages(template, extents, digest))
-        digest.update(devices)
-        _write(paths.devices, [devices])
-    return SnapshotMemory(
-        size_bytes=template.size_bytes, stored_bytes=size_of(extents), sha256=digest.hexdigest(), **told
-    )
+
+    def counted(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+        for chunk in chunks:
+            digest.update(chunk)
+            yield chunk
+
+    with no_space_is_told("the memory of a machine", paths.root):
+        _write(paths.extents, counted([table]))
+        _write(paths.memory, counted(pages))
+        _write(paths.devices, counted([devices]))
+    return digest.hexdigest()
 
 
 def remove_memory(paths: SnapshotPaths) -> None:
@@ -59,16 +78,14 @@ def remove_memory(paths: SnapshotPaths) -> None:
         path.unlink(missing_ok=True)
 
 
-def _pages(template: Template, extents: list[Extent], digest: hashlib._Hash) -> Iterable[bytes]:
+def read_template(template: Template, extents: Iterable[Extent]) -> Iterator[bytes]:
     # Read, not mapped: a look at a hole of a mapped memory file fills it.
     for start, length in extents:
         for offset in range(start, start + length, _CHUNK_BYTES):
-            chunk = os.pread(template.fileno(), min(_CHUNK_BYTES, start + length - offset), offset)
-            digest.update(chunk)
-            yield chunk
+            yield os.pread(template.fileno(), min(_CHUNK_BYTES, start + length - offset), offset)
 
 
-def _write(path: Path, chunks: Iterable[bytes]) -> None:
+def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with open(descriptor, "wb", buffering=_CHUNK_BYTES, closefd=False) as file:
@@ -124,20 +141,27 @@ def read_devices(store: SnapshotStore, manifest: SnapshotManifest) -> bytes:
 
 def _lay_over(paths: SnapshotPaths, manifest: SnapshotManifest, file: MemoryFile) -> None:
     try:
-        table = paths.extents.read_bytes()
-        with paths.memory.open("rb", buffering=0) as pages, memoryview(file.buffer) as view:
-            for begin, length in _PAIR.iter_unpack(table):
-                start, end = begin, begin + length
-                if end > file.size_bytes:
-                    raise _damaged(manifest, "an extent lies beyond its memory")
-                while start < end:
-                    with view[start:end] as part:
-                        got = pages.readinto(part)
-                    if not got:
-                        raise _damaged(manifest, "its memory ends too early")
-                    start += got
-    except (OSError, struct.error) as error:
+        lay_over(paths, file)
+    except (OSError, ValueError) as error:
         raise _damaged(manifest, str(error)) from error
+
+
+def lay_over(paths: SnapshotPaths, file: MemoryFile) -> None:
+    """Read what `write_pages` wrote into `file`. Raises OSError, and ValueError where it is not whole."""
+    table = paths.extents.read_bytes()
+    if len(table) % _PAIR.size:
+        raise ValueError("the table of its memory is cut off")
+    with paths.memory.open("rb", buffering=0) as pages, memoryview(file.buffer) as view:
+        for begin, length in _PAIR.iter_unpack(table):
+            start, end = begin, begin + length
+            if end > file.size_bytes:
+                raise ValueError("an extent lies beyond its memory")
+            while start < end:
+                with view[start:end] as part:
+                    got = pages.readinto(part)
+                if not got:
+                    raise ValueError("its memory ends too early")
+                start += got
 
 
 def _damaged(manifest: SnapshotManifest, why: str) -> SnapshotDamaged:

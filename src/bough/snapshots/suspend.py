@@ -1,0 +1,169 @@
+"""Suspend and resume: a machine's memory on disk, and no process left.
+
+In order, so that whatever dies in between, the machine runs or is suspended whole:
+
+    suspend     vCPUs stop, which flushes the disks; memory and devices are written below incoming/
+                and synced; they get their place in the machine's directory
+                the record says "suspended" and has their checksum; only then QEMU is ended
+    resume      a new QEMU takes the memory up and loads the devices; nothing has run yet
+                the record says that there is no memory on disk any more; only then vCPUs run
+
+A QEMU that dies on the way into a resume leaves the machine suspended, as does a service that dies: see
+`Machine.adopt`. Memory that the record does not know is swept when the service starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from bough.errors import BoughError, HostLacks, MachineFailed, WrongState
+from bough.machines.identity import prepare_guest, settle_identity
+from bough.machines.machine import Machine, SavedState
+from bough.machines.record import MachineRecord, State, Suspended, now
+from bough.paths import Home, MachinePaths, SnapshotPaths
+from bough.progress import Progress, Report
+from bough.qemu.arch import architecture
+from bough.qemu.qmp import Qmp
+from bough.qemu.ram import GuestRam, MemoryFile, size_of, subtract
+from bough.snapshots.capture import device_state, find_ram
+from bough.snapshots.memory import lay_over, read_template, write_pages
+from bough.storage import sync_directory
+
+
+async def suspend(machine: Machine, home: Home, report: Report) -> None:
+    """Goes on when the caller is cancelled.
+
+    Raises:
+        WrongState, Conflict, HostLacks, NoSpace: it runs on.
+        MachineFailed: QEMU refused, and it runs on; or ended, and it is `failed`.
+    """
+    await asyncio.shield(machine.own(_suspend(machine, home, report), "suspend"))
+
+
+async def _suspend(machine: Machine, home: Home, report: Report) -> None:
+    async with machine.transition("being suspended", State.RUNNING, State.PAUSED):
+        report(Progress("writing memory to disk"))
+        qmp = machine.qmp()
+        await _prepare(machine)
+        ran = machine.state is State.RUNNING
+        made = SnapshotPaths(home.incoming / f"{machine.id}.suspended")
+        try:
+            if ran:
+                await qmp.execute("stop")
+            suspended = await _write(machine, qmp, made)
+            sweep_suspended(machine.paths, None)
+            made.root.rename(machine.paths.suspended.root)
+            sync_directory(machine.paths.root)
+            await machine.leave_suspended(suspended)
+        except BaseException as error:
+            if machine.record.suspended is None:
+                shutil.rmtree(made.root, ignore_errors=True)
+                sweep_suspended(machine.paths, None)
+                if ran:
+                    with contextlib.suppress(BoughError, OSError):
+                        await qmp.execute("cont")
+            if isinstance(error, BoughError) and machine.state not in (State.RUNNING, State.PAUSED):
+                raise machine.ended_error("while it was being suspended") from error
+            raise
+
+
+async def _prepare(machine: Machine) -> None:
+    """What makes the way back quick; and who it has just become reaches its disk."""
+    channel = machine.channel()
+    if channel is None:
+        return
+    with contextlib.suppress(BoughError):  # an older agent
+        await prepare_guest(channel)
+    if machine.record.identity == "new":
+        await settle_identity(channel)
+        machine.change(identity="known", mac_before=None)
+
+
+async def _write(machine: Machine, qmp: Qmp, made: SnapshotPaths) -> Suspended:
+    record = machine.record
+    start = architecture(record.hardware.arch).ram_start
+    ram = await find_ram(qmp, machine.pid, record.spec.memory, start)
+    version = (await qmp.execute("query-version"))["qemu"]
+    async with device_state(qmp) as state:
+        await state.save()
+        devices = state.read()
+    stored_bytes, digest = await asyncio.to_thread(_write_ram, ram, devices, made)
+    return Suspended(
+        since=now(),
+        size_bytes=ram.size_bytes,
+        stored_bytes=stored_bytes,
+        sha256=digest,
+        accelerator=record.accelerator,
+        qemu_version=f"{version['major']}.{version['minor']}.{version['micro']}",
+    )
+
+
+def _write_ram(ram: GuestRam, devices: bytes, made: SnapshotPaths) -> tuple[int, str]:
+    made.root.mkdir(mode=0o700)
+    written = ram.private_extents()
+    template = ram.open_template()
+    rest = list(subtract(template.extents(), written)) if template is not None else []
+
+    def pages() -> Iterator[bytes | memoryview]:
+        yield from ram.read(written)
+        if template is not None:
+            yield from read_template(template, rest)
+
+    digest = write_pages(made, [*written, *rest], pages(), devices)
+    sync_directory(made.root)
+    return size_of(written) + size_of(rest), digest
+
+
+async def resume(machine: Machine, report: Report) -> None:
+    """Take a suspended machine up again: its vCPUs run.
+
+    Raises:
+        WrongState: it is not suspended.
+        HostLacks, MachineFailed: its memory cannot be continued here; it stays suspended, nothing is lost.
+    """
+    if machine.record.suspended is None:
+        raise machine.wrong_state("resuming", State.SUSPENDED)
+    report(Progress("reading memory from disk"))
+    saved = await asyncio.to_thread(load_suspended, machine.record, machine.paths)
+    try:
+        await machine.start(report, saved=saved)
+    except (MachineFailed, HostLacks) as error:
+        if machine.state is not State.SUSPENDED:
+            raise
+        error.message = f"machine '{machine.name}' cannot go on from its memory: {error.message}"
+        error.hint = f"{_way_out(machine.name)}; nothing is lost: it is suspended still"
+        raise
+    await asyncio.to_thread(sweep_suspended, machine.paths, machine.record)
+
+
+def load_suspended(record: MachineRecord, paths: MachinePaths) -> SavedState:
+    """Raises MachineFailed: what was written is not there whole."""
+    suspended = record.suspended
+    if suspended is None:
+        raise WrongState(f"machine '{record.name}' is {record.state}, not suspended", machine=record.name)
+    try:
+        with MemoryFile(suspended.size_bytes) as file:
+            lay_over(paths.suspended, file)
+            template = file.seal()
+        return SavedState(template, paths.suspended.devices.read_bytes())
+    except (OSError, ValueError) as error:
+        raise MachineFailed(
+            f"the memory of machine '{record.name}' cannot be read: {error}",
+            hint=_way_out(record.name),
+            machine=record.name,
+        ) from error
+
+
+def _way_out(name: str) -> str:
+    return f"`bough start {name} --cold` gives its memory up and boots it from its disks"
+
+
+def sweep_suspended(paths: MachinePaths, record: MachineRecord | None) -> None:
+    """Memory that no record speaks of: half a suspend, or a machine that has gone on."""
+    root: Path = paths.suspended.root
+    if (record is None or record.suspended is None) and root.exists():
+        shutil.rmtree(root)
