@@ -24,7 +24,8 @@ from tests.torture.processes import kill, qemus, service_pid
 
 VICTIMS = ("service", "qemu", "both")
 SETTLED = {"stopped", "running", "paused", "failed"}
-SETTLE_TIMEOUT_S = 30.0
+#: A stop that a killed service had begun is finished by the next one, which asks the guest first.
+SETTLE_TIMEOUT_S = 100.0
 OPERATION_TIMEOUT_S = 90.0
 #: A snapshot is forked after one in so many moments.
 FORK_EVERY = 4
