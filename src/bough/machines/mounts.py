@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bough.errors import Conflict, GuestRefused, NotFound
+from bough.machines.record import State
 from bough.spec import MountSpec
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ async def add_mount(machine: Machine, mount: MountSpec) -> None:
     """Kept over restarts; there at once where the machine runs. The same once more mends it.
 
     Raises:
-        Conflict: something else is mounted there.
+        Conflict: something else is mounted there. WrongState: it is paused or suspended.
         GuestRefused: it runs, and could not mount it; nothing is changed.
     """
     if not machine.record.image_agent:
@@ -26,7 +27,14 @@ async def add_mount(machine: Machine, mount: MountSpec) -> None:
             machine=machine.name,
         )
     async with machine.mounts.changing:
+        _check_state(machine)
         await _add(machine, mount)
+
+
+def _check_state(machine: Machine) -> None:
+    """What stands still cannot mount, and what it has mounted is what must be served when it goes on."""
+    if machine.state in (State.PAUSED, State.SUSPENDED):
+        raise machine.wrong_state("changing what it shares", State.RUNNING, State.STOPPED)
 
 
 async def _add(machine: Machine, mount: MountSpec) -> None:
@@ -55,10 +63,11 @@ async def _add(machine: Machine, mount: MountSpec) -> None:
 
 async def remove_mount(machine: Machine, target: str, *, force: bool = False) -> None:
     """Raises:
-    NotFound: nothing is mounted there.
+    NotFound: nothing is mounted there. WrongState: it is paused or suspended.
     Conflict: somebody in the guest uses it, and `force` is not given; it stays.
     """
     async with machine.mounts.changing:
+        _check_state(machine)
         await _remove(machine, target, force)
 
 
