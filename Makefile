@@ -24,7 +24,7 @@ unit: setup ## the tests that need no virtual machine
 
 fuzz: setup ## look for bytes of a guest that break something; TARGETS="wire" SECONDS=600
 	@$(BIN)/python -m pip install -qq atheris
-	@$(BIN)/python -m tests.fuzz $(or $(TARGETS),wire values channel uplink terminal archive) \
+	@$(BIN)/python -m tests.fuzz $(or $(TARGETS),wire values channel uplink terminal archive disk ova lists) \
 		--seconds $(or $(SECONDS),60)
 
 lint: setup ## ruff, strict types, directions of imports

@@ -20,6 +20,7 @@ from bough.client.unpack import Unpacker, parse_name, to_bytes
 from bough.errors import BoughError
 from bough.guest import wire
 from bough.networks.uplink_filter import MAX_FRAME_BYTES, Sieve, is_allowed
+from tests.fuzz.images import fuzz_disk, fuzz_lists, fuzz_ova
 
 Frame = tuple[int, int, int, int, bytes]
 
@@ -248,4 +249,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "uplink": fuzz_uplink,
     "terminal": fuzz_terminal,
     "archive": fuzz_archive,
+    "disk": fuzz_disk,
+    "ova": fuzz_ova,
+    "lists": fuzz_lists,
 }

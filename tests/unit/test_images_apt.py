@@ -159,6 +159,6 @@ def test_the_layout_that_a_machine_makes(tmp_path: Path) -> None:
         line.split()[0][-1]: int(line.split()[2]) for line in listed.stdout.splitlines() if ".raw" in line[1:]
     }
     assert ends["3"] == max(ends.values()), "the root is the last, to grow"
-    assert f"mkfs.btrfs -q -f -U {identity.root_filesystem}" in script
+    assert f"mkbtrfs -q -f -U {identity.root_filesystem}" in script
     with pytest.raises(InvalidInput, match="for the root"):
         check_room(DISK_BYTES, [SimpleNamespace(mount="/home", size=7 * GIB, file_system="ext4")])

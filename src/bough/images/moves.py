@@ -101,7 +101,7 @@ def _render_make(file_system: str, device: str, uuid: str, label: str) -> str:
     options = {
         "ext4": f"mkfs.ext4 -q -F -m 1 -U {uuid} -L",
         "xfs": f"mkfs.xfs -q -f -m uuid={uuid} -L",
-        "btrfs": f"mkfs.btrfs -q -f -U {uuid} -L",
+        "btrfs": f"mkbtrfs -q -f -U {uuid} -L",
     }
     return f"{options[file_system]} {shlex.quote(label[:12])} {device}"
 
@@ -137,6 +137,17 @@ dd if="$own" of="$disk" bs=440 count=1 conv=notrunc status=none
 count=$(({head_sectors} - {first}))
 dd if="$own" of="$disk" bs=512 skip={first} seek={first} count=$count conv=notrunc status=none
 udevadm settle
+# It refuses a UUID that another device has, as the root's own has here: it sees this device alone.
+mkbtrfs() {{
+    unshare -m sh -c '
+        set -e
+        for device; do :; done
+        mkdir -p /run/bough-move/dev
+        cp -a "$device" /dev/null /run/bough-move/dev/
+        mount -t tmpfs none /dev
+        cp -a /run/bough-move/dev/. /dev/
+        BLKID_FILE=/run/bough-move/blkid exec mkfs.btrfs "$@"' sh "$@"
+}}
 {make}
 old=/run/bough-move/old new=/run/bough-move/new
 mkdir -p $old $new
