@@ -12,7 +12,26 @@ import pytest
 from bough.paths import Home
 from tests.acceptance.conftest import Cli
 from tests.acceptance.test_exec import wait_until
-from tests.images_samples import serve
+from tests.publisher import Signer, serve_directory
+
+CATALOGUE = """
+format = 1
+serial = 99991231
+[keys.publisher]
+fingerprints = ["{fingerprint}"]
+address = "{url}/key.asc"
+[[images]]
+names = ["published:1"]
+title = "published here"
+os = "debian"
+version = "12"
+[[images.files]]
+arch = "{arch}"
+address = "{url}/cloud.qcow2"
+checksums = "{url}/SHA256SUMS"
+signature = "{url}/SHA256SUMS.gpg"
+key = "publisher"
+"""
 
 
 @pytest.fixture
@@ -74,14 +93,28 @@ def test_a_cloud_image_end_to_end(
     built = cli.json("image", "build", recipe)
     assert not built["agent"]
     assert "cloud-init" in built["packages"]
-    qcow2 = tmp_path / "cloud.qcow2"
+    site = tmp_path / "site"
+    site.mkdir()
+    qcow2 = site / "cloud.qcow2"
     disk = bough_home.image(built["digest"]).disk
     subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", disk, qcow2], check=True)
-    content = qcow2.read_bytes()
-    sha256 = hashlib.sha256(content).hexdigest()
-    with serve(content, break_after=[50_000_000]) as server:
-        cli.error("image", "import", server.url, "--sha256", "0" * 64, "--name", "cloud", says="another one")
-        cli("image", "import", server.url, "--sha256", sha256, "--name", "cloud", "--cloud-init")
+    with qcow2.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    publisher = Signer(tmp_path / "gpg")
+    (site / "SHA256SUMS").write_text(f"{sha256} *cloud.qcow2\n")
+    (site / "SHA256SUMS.gpg").write_bytes(publisher.sign((site / "SHA256SUMS").read_bytes()))
+    (site / "key.asc").write_text(publisher.armour)
+    publisher.end()
+    with serve_directory(site) as url:
+        (site / "catalogue.toml").write_text(
+            CATALOGUE.format(url=url, fingerprint=publisher.fingerprint, arch=built["arch"])
+        )
+        cli("image", "catalogue", "update", "--from", f"{url}/catalogue.toml")
+        assert "published:1" in cli.text("image", "search", "published")
+        cli.error("image", "pull", "publshed:1", says="publshed:1", hint="published:1")
+        cli("image", "pull", "published:1", "--name", "cloud")
+        cli("image", "catalogue", "reset")
+    assert "published:1" not in cli.text("image", "search")
     gone.append("cloudy")
     user_data = write(
         tmp_path / "user-data",

@@ -8,12 +8,19 @@ cp -R /mnt/early/. "$root/"
 mkdir -p "$root/etc/apt/sources.list.d"
 cp -R /mnt/apt/building/. "$root/etc/apt/sources.list.d/"
 if [ -e /mnt/apt/pins ]; then
-    mkdir -p "$root/etc/apt/preferences.d"
-    cp /mnt/apt/pins "$root/etc/apt/preferences.d/00-bough-lock"
     # Which of them are gone: apt would tell of the first one alone, in other words.
     export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
     apt-get -q update
     apt-cache madison $(cut -d= -f1 /mnt/apt/locked) 2>/dev/null |
         sed -E 's/^ *([^ |]+) *\| *([^ |]+) *\|.*/\1=\2/' | sort -u > /mnt/tmp/available
     if sort -u /mnt/apt/locked | comm -23 - /mnt/tmp/available | sed 's/^/@unavailable /' | grep .; then exit 1; fi
+    # Where apt would choose these very versions anyway it is left alone: told of versions, it installs in
+    # another order, and users and groups get other numbers.
+    apt-cache policy $(cut -d= -f1 /mnt/apt/locked) 2>/dev/null |
+        awk '/^[^ ].*:$/ { name = substr($1, 1, length($1) - 1) } / Candidate: / { print name "=" $2 }' |
+        sort -u > /mnt/tmp/chosen
+    if sort -u /mnt/apt/locked | comm -23 - /mnt/tmp/chosen | grep -q .; then
+        mkdir -p "$root/etc/apt/preferences.d"
+        cp /mnt/apt/pins "$root/etc/apt/preferences.d/00-bough-lock"
+    fi
 fi
