@@ -3,11 +3,11 @@
 BIN := .venv/bin
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help setup demo test unit fuzz lint format torture bench docs clean
+.PHONY: help setup demo test unit test-foreign fuzz lint format torture bench docs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## install what the host lacks, and bough with all that its tests need into .venv
 	@scripts/setup.sh dev
@@ -21,6 +21,10 @@ test: setup ## all tests, with real virtual machines; ARGS="-k name" for some
 
 unit: setup ## the tests that need no virtual machine
 	@$(BIN)/python -m pytest tests/unit $(ARGS)
+
+test-foreign: ## build and run machines of other processors; ARCHES="arm64"; takes a quarter of an hour
+	@scripts/setup.sh dev $(or $(ARCHES),arm64 riscv64 i386)
+	@BOUGH_TEST_FOREIGN="$(or $(ARCHES),arm64 riscv64 i386)" $(BIN)/python -m pytest -s tests/acceptance/test_foreign.py $(ARGS)
 
 fuzz: setup ## look for bytes of a guest that break something; TARGETS="wire" SECONDS=600
 	@$(BIN)/python -m pip install -qq atheris

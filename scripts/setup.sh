@@ -3,12 +3,21 @@
 #
 #   scripts/setup.sh           what `bough` needs
 #   scripts/setup.sh dev       ... and what the tests, the linters and the benchmarks need
+#   scripts/setup.sh arm64     ... and what machines of that processor need: arm64, riscv64, i386
 #
 # Says what it will install. Asks before it uses sudo, unless it is root or CI=true. Run again, it
 # changes nothing, in a tenth of a second. PYTHON=/path/to/python3 chooses another Python.
 set -eu
 
-extras=${1:-}
+extras=
+arches=$(uname -m)
+for word in "$@"; do
+    case $word in
+        dev) extras=dev ;;
+        arm64 | aarch64 | riscv64 | i386) arches="$arches $word" ;;
+        *) printf 'error: expected dev, arm64, riscv64 or i386, got %s\n' "$word" >&2; exit 2 ;;
+    esac
+done
 here=$(cd "$(dirname "$0")/.." && pwd)
 venv=$here/.venv
 PATH=$PATH:/usr/sbin:/sbin
@@ -37,13 +46,23 @@ find_python() {
 # --- what is missing: one line per Debian package ----------------------------------------------------
 needs() { have "$1" || echo "$2"; }  # a program, and the package that brings it
 
+# Images of another processor's are built by running its programs.
+runs() { [ "$(uname -m)" = "$1" ] || have "qemu-$1-static" || have "qemu-$1" || echo qemu-user-static; }
+
 missing_packages() {
-    case $(uname -m) in
-        x86_64) needs qemu-system-x86_64 qemu-system-x86
-                ls /usr/share/OVMF/OVMF_CODE*.fd >/dev/null 2>&1 || echo ovmf ;;
-        aarch64) needs qemu-system-aarch64 qemu-system-arm
-                 ls /usr/share/AAVMF/AAVMF_CODE*.fd >/dev/null 2>&1 || echo qemu-efi-aarch64 ;;
-    esac
+    for arch in $arches; do
+        case $arch in
+            x86_64) needs qemu-system-x86_64 qemu-system-x86
+                    ls /usr/share/OVMF/OVMF_CODE*.fd >/dev/null 2>&1 || echo ovmf ;;
+            i386) needs qemu-system-i386 qemu-system-x86 ;;
+            aarch64 | arm64) needs qemu-system-aarch64 qemu-system-arm
+                     ls /usr/share/AAVMF/AAVMF_CODE*.fd >/dev/null 2>&1 || echo qemu-efi-aarch64
+                     runs aarch64 ;;
+            riscv64) needs qemu-system-riscv64 qemu-system-misc
+                     ls /usr/lib/u-boot/qemu-riscv64_smode/uboot.elf >/dev/null 2>&1 || echo u-boot-qemu
+                     runs riscv64 ;;
+        esac
+    done
     needs qemu-img qemu-utils
     needs mmdebstrap mmdebstrap
     needs mke2fs e2fsprogs
@@ -113,7 +132,7 @@ install_packages() {
     say "installed:$packaged"
 }
 
-missing=$(missing_packages)
+missing=$(missing_packages | sort -u)
 # shellcheck disable=SC2086  # a list of words
 [ -z "$missing" ] || install_packages $missing
 

@@ -36,7 +36,7 @@ from bough.images.layers import flatten, layer_key, layer_spec, packages_recipe,
 from bough.images.locks import has_versions, lock_image
 from bough.images.pull import fetch_catalogue, pull_image
 from bough.images.recipes import LABELS
-from bough.images.store import ImageManifest, ImageStore
+from bough.images.store import ImageManifest, ImageStore, split_label
 from bough.machines.autostart import start_machines
 from bough.machines.disks import create_disks, first_disks, read_disk_usage, remove_strays
 from bough.machines.events import Events
@@ -44,7 +44,13 @@ from bough.machines.layer import make_layer
 from bough.machines.machine import Machine, SavedState
 from bough.machines.media import create_seed, resolve_media
 from bough.machines.mounts import add_mount, describe_mounts
-from bough.machines.plan import host_arch, install_firmware_variables, resolve_hardware, resolve_plan
+from bough.machines.plan import (
+    check_arch,
+    host_arch,
+    install_firmware_variables,
+    resolve_hardware,
+    resolve_plan,
+)
 from bough.machines.record import LIVE, MachineRecord, PortForward, State, new_machine_id, now
 from bough.mounts.source import resolve_mount, resolve_mounts
 from bough.paths import Home, MachinePaths
@@ -184,7 +190,8 @@ class Hypervisor:
         spec = resolve_mounts(parse_spec(data), self._hidden)
         facts = await read_host_facts(self.home)
         check_against_host(spec, facts, force=force)
-        find_qemu(spec.arch or facts.arch)  # told before an image is built for minutes
+        # Told before an image is built for minutes.
+        check_arch(spec.arch or split_label(spec.image)[1] or facts.arch)
         with self._reserve(name or self._free_name(spec.image)) as reserved, self._half_made():
             image = await self.image(spec.image, spec.arch, report)
             with self._using(image.digest):
@@ -561,14 +568,21 @@ class Hypervisor:
     # -- images -------------------------------------------------------------------------------
 
     async def image(self, reference: str, arch: str | None, report: Report) -> ImageManifest:
-        """From the store; built when it is a known recipe that was never built; or as others publish it."""
+        """From the store; built when it is a known recipe that was never built for this architecture; or as
+        others publish it."""
+        label, own = split_label(reference)
+        arch = arch or own
+        if arch is None and label in LABELS:
+            arch = host_arch()
         try:
-            return self.images.resolve(reference)
+            return self.images.resolve(reference, arch)
         except NotFound:
-            if reference not in LABELS and self.catalogues.current().knows(reference):
-                return await self.pull_image(reference, arch=arch, report=report)
+            if label not in LABELS and self.images.knows(label):
+                raise  # it is here, for another architecture
+            if label not in LABELS and self.catalogues.current().knows(label):
+                return await self.pull_image(label, arch=arch, report=report)
             with self._half_made():
-                return await build(self.images, reference, arch=arch or host_arch(), progress=report)
+                return await build(self.images, label, arch=arch or host_arch(), progress=report)
 
     async def pull_image(
         self,
@@ -607,11 +621,13 @@ class Hypervisor:
     async def build_image(
         self, reference: str, *, arch: str | None, how: BuildOptions, report: Report
     ) -> ImageManifest:
+        reference, own = split_label(reference)
+        arch = parse_architecture(arch) if arch else own or host_arch()
         with self._half_made():
             return await build(
                 self.images,
                 reference,
-                arch=arch or host_arch(),
+                arch=arch,
                 progress=report,
                 rebuild=how.rebuild,
                 mirrors=how.mirrors,

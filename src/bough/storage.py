@@ -67,6 +67,17 @@ def write_json(path: Path, value: Any, *, mode: int = 0o600) -> None:
     write_atomically(path, json.dumps(value, indent=1).encode() + b"\n", mode=mode)
 
 
+def copy_holes(source: Path, target: Path) -> None:
+    """Copy a file; where 64 KiB of it are zeros, the copy has a hole."""
+    with source.open("rb", buffering=0) as reading, target.open("xb", buffering=0) as writing:
+        while block := reading.read(65536):
+            if block.strip(b"\0"):
+                writing.write(block)
+            else:
+                writing.seek(len(block), os.SEEK_CUR)
+        writing.truncate(reading.tell())
+
+
 def read_tail(path: Path, limit_bytes: int = 4096) -> str:
     """The end of a log that a guest or QEMU wrote; "" where there is none. Undecodable bytes are replaced."""
     try:

@@ -143,3 +143,42 @@ def test_a_value_cannot_become_an_option(hostile: str) -> None:
 def test_option() -> None:
     assert option("x", a_b=1, left_out=None, c="p,q") == "x,a-b=1,c=p,,q"
     assert option("", a=1) == "a=1"
+
+
+def change_arch(arch: str, **changes: object) -> str:
+    """The words that differ from a PC's."""
+    plan = replace(PLAN, arch=arch, qemu=f"/usr/bin/qemu-system-{arch}", **changes)  # type: ignore[arg-type]
+    pc = set(render_argv(PLAN))
+    return words([word for word in render_argv(plan) if word not in pc])
+
+
+def test_golden_aarch64() -> None:
+    flash = Firmware("uefi", "/f/code.fd", "/m/vars.fd")
+    assert change_arch("aarch64", machine_type="virt-7.2", cpu_model="neoverse-n1", firmware=flash) == (
+        "/usr/bin/qemu-system-aarch64 virt-7.2,gic-version=3,memory-backend=ram,dump-guest-core=off,"
+        "mem-merge=off,suppress-vmdesc=on,pflash0=firmware-code,pflash1=firmware-variables neoverse-n1 "
+        "driver=file,node-name=firmware-code-file,filename=/f/code.fd,read-only=on,auto-read-only=off,"
+        "aio=threads driver=raw,node-name=firmware-code,file=firmware-code-file,read-only=on,"
+        "auto-read-only=off driver=file,node-name=firmware-variables-file,filename=/m/vars.fd,read-only=off,"
+        "auto-read-only=off,aio=threads driver=raw,node-name=firmware-variables,"
+        "file=firmware-variables-file,read-only=off,auto-read-only=off -serial chardev:console pvpanic-pci"
+    )
+
+
+def test_golden_riscv64() -> None:
+    uboot = Firmware("uefi", "/f/uboot.elf")
+    assert change_arch("riscv64", machine_type="virt", cpu_model="rv64", firmware=uboot) == (
+        "/usr/bin/qemu-system-riscv64 virt,memory-backend=ram,dump-guest-core=off,mem-merge=off,"
+        "suppress-vmdesc=on rv64 -kernel /f/uboot.elf -serial chardev:console pvpanic-pci"
+    )
+    argv = render_argv(replace(PLAN, arch="riscv64", firmware=uboot, direct_boot=DirectBoot("/k")))
+    assert argv.count("-kernel") == 1
+    assert "/k" in argv
+    assert "-smbios" not in argv
+
+
+def test_golden_i386() -> None:
+    assert change_arch("i386", machine_type="pc-i440fx-7.2", cpu_model="athlon") == (
+        "/usr/bin/qemu-system-i386 pc-i440fx-7.2,vmport=off,smbus=off,sata=off,usb=off,hpet=off,graphics=off,"
+        "memory-backend=ram,dump-guest-core=off,mem-merge=off,suppress-vmdesc=on athlon"
+    )

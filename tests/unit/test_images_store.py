@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import pytest
 
 from bough.errors import Conflict, NotFound
-from bough.images.store import ImageManifest, ImageStore
+from bough.images.store import ImageManifest, ImageStore, split_label
 from bough.paths import Home
 
 A, B = "a" * 64, "a" * 6 + "b" * 58
@@ -20,7 +21,7 @@ def store(tmp_path: Path) -> ImageStore:
     return ImageStore(home)
 
 
-def add(store: ImageStore, digest: str, label: str) -> None:
+def add(store: ImageStore, digest: str, label: str, arch: str = "x86_64") -> None:
     made = store.home.incoming / f"image-{digest}"
     made.mkdir()
     (made / "disk.raw").write_bytes(b"disk")
@@ -28,7 +29,7 @@ def add(store: ImageStore, digest: str, label: str) -> None:
         digest=digest,
         os="debian",
         version="12",
-        arch="x86_64",
+        arch=arch,
         firmware=("bios",),
         size_bytes=4,
         created=f"2026-01-0{1 + (digest == B)}",
@@ -81,3 +82,55 @@ def test_deleted_with_every_label(store: ImageStore) -> None:
     store.delete("debian:12")
     assert store.entries() == []
     assert not list(store.home.incoming.iterdir())
+
+
+C = "c" * 64
+
+
+def test_a_label_for_each_architecture(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    add(store, A, "debian:12", "aarch64")
+    assert store.resolve("debian:12").digest == A  # the only one
+    with pytest.raises(NotFound, match="is for aarch64, and not for x86_64"):
+        store.resolve("debian:12", "x86_64")
+    add(store, B, "debian:12")
+    add(store, C, "debian:12", "riscv64")
+    assert store.resolve("debian:12").digest == B  # this host's
+    found = {"aarch64": A, "x86_64": B, "riscv64": C}
+    assert {arch: store.resolve("debian:12", arch).digest for arch in found} == found
+    assert store.resolve("debian:12@arm64").digest == A
+    assert {entry.manifest.arch: entry.labels for entry in store.entries()} == dict.fromkeys(
+        found, ("debian:12",)
+    )
+    store.delete("debian:12@x86_64")
+    assert store.resolve("debian:12", "riscv64").digest != B
+    with pytest.raises(Conflict, match="aarch64, riscv64"):
+        store.resolve("debian:12")
+
+
+def test_a_label_moves_within_its_architecture(store: ImageStore) -> None:
+    add(store, A, "web", "aarch64")
+    add(store, B, "web", "x86_64")
+    add(store, C, "web", "aarch64")
+    assert store.resolve("web", "aarch64").digest == C
+    assert store.resolve("web", "x86_64").digest == B
+    assert store.resolve(A).digest == A
+
+
+def test_labels_are_split_at_an_architecture_only() -> None:
+    assert split_label("debian:12@arm64") == ("debian:12", "aarch64")
+    for whole in ("debian:12", "me@home", "@arm64"):
+        assert split_label(whole) == (whole, None)
+
+
+def test_a_prefix_that_images_of_two_architectures_share(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    add(store, A, "one")
+    add(store, B, "two", "aarch64")
+    with pytest.raises(Conflict, match="2 images"):
+        store.resolve("aaaaaa")
+    assert store.resolve("aaaaaa", "aarch64").digest == B
+    assert store.knows("aaaaaa")
+    assert not store.knows("three")

@@ -11,7 +11,7 @@ import pytest
 
 from bough.errors import HostLacks, InvalidInput, InvalidSpec
 from bough.qemu import probe_guest
-from bough.qemu.arch import architecture, version_key
+from bough.qemu.arch import ARCHITECTURES, architecture, version_key
 from bough.qemu.choice import (
     choose_accelerator,
     choose_cpu_model,
@@ -151,10 +151,61 @@ def test_install_commands() -> None:
     assert "install" in render_fix("passt")
 
 
-@pytest.mark.skipif(not (shutil.which("as") and shutil.which("ld")), reason="needs an assembler")
-def test_the_probe_guest_is_its_source(tmp_path: Path) -> None:
-    source = Path(probe_guest.__file__).with_suffix(".S")
-    subprocess.run(["as", "--64", "-o", "guest.o", source], cwd=tmp_path, check=True)
-    link = ["ld", "-N", "-Ttext", "0xffff0000", "--oformat", "binary", "-o", "guest.bin", "guest.o"]
-    subprocess.run(link, cwd=tmp_path, check=True)
-    assert (tmp_path / "guest.bin").read_bytes() == probe_guest.render_firmware()
+#: The commands of each source's head; binutils of a foreign processor are not everywhere.
+BINUTILS = {
+    "x86_64": ("", ["--64"], ["-Ttext", "0xffff0000"]),
+    "i386": ("", ["--32"], ["-m", "elf_i386", "-Ttext", "0xffff0000"]),
+    "aarch64": ("aarch64-linux-gnu-", [], ["-Ttext", "0"]),
+    "riscv64": ("riscv64-linux-gnu-", [], ["-Ttext", "0x80000000"]),
+}
+
+
+@pytest.mark.parametrize("arch", sorted(BINUTILS))
+def test_the_probe_guest_is_its_source(arch: str, tmp_path: Path) -> None:
+    prefix, assemble, link = BINUTILS[arch]
+    if not shutil.which(f"{prefix}ld"):
+        pytest.skip(f"needs binutils for {arch}")
+    guest = probe_guest.PROBE_GUESTS[arch]
+    source = Path(probe_guest.__file__).with_name(guest.source)
+
+    def run(program: str, *words: str | Path) -> None:
+        subprocess.run([prefix + program, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    run("as", *assemble, "-o", "guest.o", source)
+    run("ld", "-N", *link, "-o", "guest.elf", "guest.o")
+    run("objcopy", "-O", "binary", "-j", ".text", "guest.elf", "guest.bin")
+    assert (tmp_path / "guest.bin").read_bytes() == guest.firmware
+
+
+VIRT = QemuFacts(("none", "virt", "virt-10.0", "virt-7.2"), ("neoverse-n1",))
+
+
+def test_versioned_where_there_are_versions() -> None:
+    assert choose_machine_type("auto", VIRT, "aarch64") == "virt-10.0"
+    assert choose_machine_type("virt-7.2", VIRT, "aarch64") == "virt-7.2"
+    assert choose_machine_type("auto", QemuFacts(("sifive_u", "virt"), ()), "riscv64") == "virt"
+    assert choose_machine_type("auto", FACTS, "i386") == "pc-i440fx-7.2"
+    with pytest.raises(InvalidSpec):
+        choose_machine_type("pc-q35-7.2", VIRT, "aarch64")
+
+
+@pytest.mark.parametrize(("arch", "host"), [("aarch64", "x86_64"), ("riscv64", "x86_64"), ("x86_64", "i686")])
+def test_kvm_runs_no_foreign_processor(arch: str, host: str) -> None:
+    assert host not in architecture(arch).hosts
+
+
+def test_a_64_bit_pc_runs_a_32_bit_one() -> None:
+    assert "x86_64" in architecture("i386").hosts
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_each_has_a_package_for_what_it_needs(arch: str) -> None:
+    assert render_fixes(f"qemu-{arch}")["apt"]
+    assert render_fixes(f"uefi-{arch}")
+
+
+def test_uefi_of_another_processor() -> None:
+    virt = [{"architecture": "aarch64", "machines": ["virt-*"]}]
+    found = parse_firmware(description(targets=virt, features=["verbose-static"]), "aarch64", "virt-7.2")
+    assert found is not None
+    assert parse_firmware(description(targets=virt, features=["secure-boot"]), "aarch64", "virt-7.2") is None

@@ -16,8 +16,9 @@ from bough.cli.service import connect, json_option
 @click.command()
 @click.option("--store", is_flag=True, help="Look at everything in BOUGH_HOME instead of at the host.")
 @click.option("--repair", is_flag=True, help="With --store: do what is safe. Nothing is ever deleted by it.")
+@click.option("--arch", help="For machines of this processor architecture instead of the host's.")
 @json_option
-def doctor(store: bool, repair: bool, as_json: bool) -> int:
+def doctor(store: bool, repair: bool, arch: str | None, as_json: bool) -> int:
     """Tell what this host has, what it lacks, and the command that installs it.
 
     An accelerator counts when a probe guest has run on it. Ends with 1 when something is missing
@@ -33,7 +34,7 @@ def doctor(store: bool, repair: bool, as_json: bool) -> int:
     if repair:
         raise click.UsageError("--repair goes with --store")
     with progress() as report:
-        found = connect().long_call("GET", path_of("doctor", probe=True), progress=report)
+        found = connect().long_call("GET", path_of("doctor", probe=True, arch=arch), progress=report)
     if as_json:
         show_json(found)
     else:

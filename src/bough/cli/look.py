@@ -63,7 +63,8 @@ def info(name: str, plan: bool, as_json: bool) -> None:
         ("size", f"{machine['vcpus']} vCPUs, {format_size(machine['memory_bytes'])} memory"),
         ("on disk", format_size(machine["disk_bytes"])),
         ("limits", _limits(machine["spec"].get("limits") or {})),
-        ("accelerator", machine["accelerator"] or "-"),
+        ("processor", hardware["arch"]),
+        ("accelerator", _accelerator(machine["accelerator"])),
         ("pid", str(machine["pid"] or "-")),
         (
             "ports",
@@ -78,6 +79,10 @@ def info(name: str, plan: bool, as_json: bool) -> None:
     _show_policy(machine)
     _show_jail(machine["jail"])
     _show_trouble(machine)
+
+
+def _accelerator(name: str | None) -> str:
+    return "tcg (emulated)" if name == "tcg" else name or "-"
 
 
 def _limits(limits: dict[str, Any]) -> str:

@@ -293,10 +293,19 @@ class Hypervisor:
     # -- the rest ---------------------------------------------------------------------------------
 
     def doctor(
-        self, *, probe: bool = True, timeout: float | None = 120.0, progress: Report | None = None
+        self,
+        *,
+        arch: str | None = None,
+        probe: bool = True,
+        timeout: float | None = 120.0,
+        progress: Report | None = None,
     ) -> dict[str, Any]:
-        """What the host has and lacks: "checks", "accelerators" (proven by running a guest), "jail"."""
-        path = path_of("doctor", probe=probe)
+        """What the host has and lacks: "checks", "accelerators" (proven by running a guest), "jail".
+
+        Args:
+            arch: for machines of another processor architecture than the host's.
+        """
+        path = path_of("doctor", probe=probe, arch=arch)
         return dict(self.api.long_call("GET", path, timeout=timeout, progress=progress))
 
     def doctor_store(self, *, repair: bool = False, progress: Report | None = None) -> dict[str, Any]:

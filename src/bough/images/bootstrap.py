@@ -1,19 +1,14 @@
-"""Run mmdebstrap and the scripts in debian/, below a user namespace, into a directory.
+"""Run mmdebstrap and the scripts in debian/, in namespaces of their own, into a directory.
 
-Everything that wants to be root is root only in there; as real root, mmdebstrap's helper makes mount and
-pid namespaces instead. Nothing is mounted on the host.
+Nothing is mounted on the host.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import getpass
 import os
 import shutil
-import signal
 from collections import deque
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from bough.errors import BuildFailed, HostLacks, NoSpace
@@ -27,6 +22,9 @@ from bough.images.apt import (
     source_files,
     source_path,
 )
+from bough.images.emulation import find_rule
+from bough.images.namespace import end, start_inside
+from bough.images.platforms import PLATFORMS
 from bough.images.recipes import SCRIPTS, Recipe
 from bough.progress import Progress, Report
 from bough.qemu.host import has_range
@@ -40,7 +38,6 @@ _PROGRAMS = {
     "sfdisk": "fdisk",
     "mformat": "mtools",
 }
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def check_programs() -> None:
@@ -139,13 +136,14 @@ async def bootstrap(
 
     Raises:
         BuildFailed: with the step and the end of the output.
+        HostLacks: programs of the image's architecture do not run here.
         NoSpace
     """
+    platform = PLATFORMS[recipe.arch]
+    native = recipe.arch == os.uname().machine
     environment = {
-        "PATH": _PATH,
-        "HOME": "/mnt",
-        "LC_ALL": "C.UTF-8",
         "SOURCE_DATE_EPOCH": "0",
+        "BOUGH_ARCH": platform.debian,
         "BOUGH_SUITE": recipe.suite,
         "BOUGH_PACKAGES": ",".join(recipe.all_packages),
         "BOUGH_MODULES": ",".join(name for name in recipe.file_systems if name != "ext4"),
@@ -153,6 +151,9 @@ async def bootstrap(
         "BOUGH_DISABLED_UNITS": " ".join(recipe.disabled_units),
         "BOUGH_MASKED_UNITS": " ".join(recipe.masked_units),
         "BOUGH_MASKED_GENERATORS": " ".join(recipe.masked_generators),
+        "BOUGH_CONSOLE": platform.console,
+        "BOUGH_GRUB_BIOS": platform.grub_bios,
+        "BOUGH_GRUB_EFI": platform.grub_efi,
         "BOUGH_GRUB_PACKAGES": " ".join(_with_version(name, lock) for name in recipe.grub_packages),
         "BOUGH_ROOT_UUID": str(identity.root_filesystem),
         "BOUGH_ROOT_OFFSET": str(disk.ROOT_OFFSET),
@@ -161,24 +162,15 @@ async def bootstrap(
     proxies = ("http_proxy", "https_proxy", "no_proxy")
     environment |= {name: os.environ[name] for name in proxies if name in os.environ}
     watch = _Watch(recipe.label, report)
-    process = await asyncio.create_subprocess_exec(
-        *("mmdebstrap", "--unshare-helper", "sh", "./enter.sh", "sh", "./build.sh"),
-        cwd=work,
-        env=environment,
-        stdin=asyncio.subprocess.PIPE,  # held open: its end ends the build, should this process be killed
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        start_new_session=True,
-    )
+    rule = "" if native else await find_rule(recipe.arch, work)
+    process = await start_inside(work, ("sh", "./build.sh"), environment, binfmt=rule)
     try:
         assert process.stdout is not None
         async for line in process.stdout:
             watch.line(line.decode(errors="replace").rstrip())
         status = await process.wait()
     except BaseException:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await _wait_bounded(process.wait)
+        await end(process)
         raise
     if status != 0:
         raise watch.failure(status, work)
@@ -187,12 +179,6 @@ async def bootstrap(
 def _with_version(name: str, lock: PackageLock | None) -> str:
     version = lock.boot_loader.get(name) if lock else None
     return f"{name}={version}" if version else name
-
-
-async def _wait_bounded(wait: Callable[[], Awaitable[int]]) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(10):
-            await wait()
 
 
 class _Watch:

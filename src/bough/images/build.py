@@ -19,6 +19,7 @@ from bough.images import disk
 from bough.images.apt import DEFAULT_MIRRORS, Mirrors
 from bough.images.bootstrap import bootstrap, check_programs, check_subordinate_ids, prepare, remove_build
 from bough.images.locks import check_lock, check_same, has_versions
+from bough.images.platforms import PLATFORMS
 from bough.images.recipes import Recipe, recipe_for
 from bough.images.store import ImageManifest, ImageStore
 from bough.progress import Progress, Report, ignore_progress
@@ -28,7 +29,6 @@ from bough.units import GIB, format_size
 
 #: A build's root file system, its copy on the disk, and room for what packages unpack meanwhile.
 _NEEDED_BYTES = 5 * GIB // 2
-_EFI_LOADER = {"x86_64": "BOOTX64.EFI"}
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ async def build_recipe(
     asked = _now()
     if lock is not None:
         check_lock(lock, recipe)
-    async with _only_one(store, label or recipe.digest()[:20], progress):
-        known = _known(store, label) if label else store.find_recipe(recipe.digest())
+    async with _only_one(store, f"{label or recipe.digest()[:20]}-{recipe.arch}", progress):
+        known = _known(store, label, recipe.arch) if label else store.find_recipe(recipe.digest())
         if lock is not None:
             known = store.find_recipe(recipe.digest(), lambda image: has_versions(image, lock))
         if known is not None and (not rebuild or known.created > asked):
@@ -146,15 +146,18 @@ def _assemble(work: Path, recipe: Recipe, identity: disk.DiskIdentity) -> ImageM
     out, image = work / "out", work / "disk.raw"
     epoch = int((out / "epoch").read_text())
     disk.write_partition_table(image, identity, recipe.arch)
-    disk.write_bios_loader(image, (out / "boot.img").read_bytes(), (out / "core.img").read_bytes())
-    loader = work / "boot.efi"
-    shutil.copyfile(out / "boot.efi", loader)
-    disk.write_esp(image, loader, _EFI_LOADER[recipe.arch], identity.esp.int & 0xFFFFFFFF, epoch)
+    platform = PLATFORMS[recipe.arch]
+    if platform.grub_bios:
+        disk.write_bios_loader(image, (out / "boot.img").read_bytes(), (out / "core.img").read_bytes())
+    if platform.grub_efi:
+        loader = work / "boot.efi"
+        shutil.copyfile(out / "boot.efi", loader)
+        disk.write_esp(image, loader, platform.efi_loader, identity.esp.int & 0xFFFFFFFF, epoch)
     lasting = {
         "os": recipe.os,
         "version": recipe.version,
         "arch": recipe.arch,
-        "firmware": ["bios", "uefi"],
+        "firmware": list(platform.firmware),
         "size_bytes": disk.DISK_BYTES,
         "root_partition": disk.ROOT_PARTITION,
         "agent": recipe.agent,
@@ -192,9 +195,9 @@ def _take_disk(source: Path, target: Path) -> None:
         os.close(descriptor)
 
 
-def _known(store: ImageStore, label: str) -> ImageManifest | None:
+def _known(store: ImageStore, label: str, arch: str) -> ImageManifest | None:
     try:
-        return store.resolve(label)
+        return store.resolve(label, arch)
     except NotFound:
         return None
 

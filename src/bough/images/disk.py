@@ -2,8 +2,10 @@
 
     LBA 0        protective MBR, with GRUB's boot.img
     LBA 34       BIOS boot partition: GRUB's core.img, to 1 MiB
-    1 MiB        EFI system partition, FAT16, 16 MiB: EFI/BOOT/BOOTX64.EFI
+    1 MiB        EFI system partition, FAT16, 16 MiB: EFI/BOOT/BOOTX64.EFI or the like
     17 MiB       root, ext4, to 1 MiB before the end: the last one, so that a larger disk can be used
+
+The same for every architecture; a boot partition that it has no use for is empty.
 
 Everything is written into a plain file: no loop device, no mount, no privilege. The fields patched into
 GRUB's images are those of its include/grub/i386/pc/boot.h, which is what grub-bios-setup fills in too.
@@ -40,6 +42,7 @@ _ROOT_TYPE = {
     "x86_64": "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709",
     "aarch64": "B921B045-1DF0-41C3-AF44-4C6F280D3FAE",
     "riscv64": "72EC70A6-CF74-40E6-BD49-4BDA08E8F224",
+    "i386": "44479540-F297-41B2-9AF7-D131D5F0458A",
 }
 
 _BOOT_KERNEL_SECTOR = 0x5C

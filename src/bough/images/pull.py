@@ -138,6 +138,6 @@ def _keep(found: dict[str, str], name: str, digits: str) -> None:
 
 def _known(store: ImageStore, label: str) -> ImageManifest | None:
     try:
-        return store.resolve(label)
+        return store.resolve(label, arch)
     except NotFound:
         return None

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from bough.errors import NotFound
+from bough.images.platforms import platform_of
 from bough.spec import SourceSpec
 
 SCRIPTS = Path(__file__).parent / "debian"
@@ -45,10 +46,6 @@ _MASKED_GENERATORS = (
     *("systemd-gpt-auto-generator", "systemd-hibernate-resume-generator", "systemd-rc-local-generator"),
     *("systemd-system-update-generator",),
 )
-#: Unpacked to make the boot loader, not installed. The library is what grub-mkimage is linked to.
-_GRUB_PACKAGES = (
-    *("grub-common", "grub2-common", "grub-pc-bin", "grub-efi-amd64-bin", "libdevmapper1.02.1"),
-)
 #: Packages that make, check and grow a file system that is not the usual one.
 TOOLS_OF = {"xfs": "xfsprogs", "btrfs": "btrfs-progs"}
 
@@ -73,7 +70,7 @@ class Recipe:
     disabled_units: tuple[str, ...] = _DISABLED
     masked_units: tuple[str, ...] = _MASKED
     masked_generators: tuple[str, ...] = _MASKED_GENERATORS
-    grub_packages: tuple[str, ...] = _GRUB_PACKAGES
+    grub_packages: tuple[str, ...] = ()
     agent: bool = True
     cloud_init: bool = False
     sources: tuple[SourceSpec, ...] = ()
@@ -101,7 +98,7 @@ LABELS = tuple(f"debian:{version}" for version in _SUITES)
 
 
 def recipe_for(reference: str, arch: str) -> Recipe:
-    """Raises NotFound, with the nearest label that there is a recipe for, for this architecture."""
+    """Raises NotFound, with the nearest label that there is a recipe for, or the architectures it is for."""
     if reference not in LABELS:
         close = get_close_matches(reference, LABELS, n=1)
         hint = (
@@ -110,10 +107,7 @@ def recipe_for(reference: str, arch: str) -> Recipe:
             else f"can be built: {', '.join(LABELS)}; bough image search"
         )
         raise NotFound(f"no image or recipe is called {reference[:80]!r}", hint=hint, kind="image")
-    if arch != "x86_64":
-        raise NotFound(
-            f"there is no recipe for {reference} on {arch[:40]!r}", hint="can be built: x86_64", kind="image"
-        )
+    platform = platform_of(reference, arch)
     version = reference.partition(":")[2]
     recipe = Recipe(
         label=reference,
@@ -121,7 +115,8 @@ def recipe_for(reference: str, arch: str) -> Recipe:
         version=version,
         suite=_SUITES[version],
         arch=arch,
-        kernel="linux-image-cloud-amd64",
+        kernel=platform.kernel,
+        grub_packages=platform.grub_packages,
     )
     # From 12 on a package of its own; before, a part of systemd.
     return recipe if version == "11" else replace(recipe, packages=(*_PACKAGES, "systemd-resolved"))

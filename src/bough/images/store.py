@@ -2,15 +2,18 @@
 
 images/<digest>/image.json   the manifest; written last, so that an image that has one is whole
 images/<digest>/disk.raw     read-only, sparse
-labels.json                  label -> digest
+labels.json                  label -> digest; label@architecture where the label is another's already
+
+A label is one per architecture: debian:12 for x86_64 stands beside debian:12 for aarch64.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,8 +21,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from bough.errors import Conflict, NotFound
+from bough.errors import Conflict, InvalidInput, NotFound
 from bough.paths import Home
+from bough.spec.fields import parse_architecture
 from bough.storage import sync_directory, write_json
 
 _LEAST_PREFIX = 6
@@ -71,41 +75,67 @@ class ImageStore:
 
     def entries(self) -> list[ImageEntry]:
         """Newest first."""
-        labels = self._labels()
+        names: dict[str, set[str]] = {}
+        for key, digest in self._labels().items():
+            names.setdefault(digest, set()).add(split_label(key)[0])
         entries = [
             ImageEntry(
                 manifest,
-                tuple(sorted(label for label, digest in labels.items() if digest == manifest.digest)),
+                tuple(sorted(names.get(manifest.digest, ()))),
                 self.path(manifest.digest).stat().st_blocks * 512,
             )
             for manifest in self._manifests()
         ]
         return sorted(entries, key=lambda entry: entry.manifest.created, reverse=True)
 
-    def resolve(self, reference: str) -> ImageManifest:
+    def resolve(self, reference: str, arch: str | None = None) -> ImageManifest:
         """By label, digest, or a beginning of a digest that only one has (6 digits or more).
 
+        Args:
+            arch: of which it must be, as `LABEL@ARCH` says too. None: of a label, this host's where there
+                is one, else the only one that there is.
+
         Raises:
-            NotFound: with the nearest label.
-            Conflict: more than one digest begins so.
+            NotFound: with the nearest label, or the architectures that there are.
+            Conflict: more than one it could be.
         """
-        labels = self._labels()
-        digest = labels.get(reference)
-        found = [
-            manifest
-            for manifest in self._manifests()
-            if manifest.digest in (digest, reference)
-            or (len(reference) >= _LEAST_PREFIX and manifest.digest.startswith(reference))
-        ]
-        if len(found) == 1:
-            return found[0]
+        name, own = split_label(reference)
+        arch = arch or own
+        found, by_label = self._find(reference)
+        fitting = [manifest for manifest in found if arch in (None, manifest.arch)]
+        if len(fitting) > 1 and by_label:
+            fitting = [manifest for manifest in fitting if manifest.arch == platform.machine()] or fitting
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            raise _ambiguous(reference, fitting, by_label)
         if found:
-            raise Conflict(
-                f"{reference!r} is the beginning of {len(found)} images' digests", hint="give more"
+            there = ", ".join(sorted({manifest.arch for manifest in found}))
+            raise NotFound(
+                f"image {name!r} is for {there}, and not for {arch}",
+                hint=f"leave out --arch, or say --arch {found[0].arch}",
+                kind="image",
             )
-        close = get_close_matches(reference, labels, n=1)
+        names = {split_label(key)[0] for key in self._labels()}
+        close = get_close_matches(name, names, n=1)
         hint = f"did you mean '{close[0]}'?" if close else "bough image list shows them all"
         raise NotFound(f"no image is called {reference[:80]!r}", hint=hint, kind="image")
+
+    def _find(self, reference: str) -> tuple[list[ImageManifest], bool]:
+        """What is called so, of any architecture, and whether by a label, which goes before a digest."""
+        name, _ = split_label(reference)
+        labelled = {digest for key, digest in self._labels().items() if split_label(key)[0] == name}
+        manifests = self._manifests()
+        found = [manifest for manifest in manifests if manifest.digest in labelled]
+        if found:
+            return found, True
+        exact = [manifest for manifest in manifests if manifest.digest == name]
+        long_enough = len(name) >= _LEAST_PREFIX
+        return exact or [m for m in manifests if long_enough and m.digest.startswith(name)], False
+
+    def knows(self, reference: str) -> bool:
+        """Of any architecture."""
+        return bool(self._find(reference)[0])
 
     def find_recipe(
         self, key: str, fits: Callable[[ImageManifest], bool] = lambda _: True
@@ -115,7 +145,17 @@ class ImageStore:
         return max(found, key=lambda manifest: manifest.created, default=None)
 
     def label(self, digest: str, label: str) -> None:
-        self._write_labels({**self._labels(), label: digest})
+        """Move a label to it, from whichever image of its architecture had it."""
+        label, _ = split_label(label)
+        arch = {manifest.digest: manifest.arch for manifest in self._manifests()}
+        # A label of what is not there is nobody's.
+        taken = {
+            key: of
+            for key, of in self._labels().items()
+            if split_label(key)[0] != label or arch.get(of, arch[digest]) != arch[digest]
+        }
+        key = f"{label}@{arch[digest]}" if label in taken else label
+        self._write_labels({**taken, key: digest})
 
     def path(self, digest: str) -> Path:
         return self.home.image(digest).disk
@@ -172,8 +212,13 @@ class ImageStore:
         self._write_labels(labels)
 
     def _original_labels(self) -> dict[str, str]:
+        """Of the newest of each label and architecture."""
         manifests = sorted(self._manifests(), key=lambda manifest: manifest.created)
-        return {manifest.label: manifest.digest for manifest in manifests}
+        newest = {(manifest.label, manifest.arch): manifest.digest for manifest in manifests}
+        labels: dict[str, str] = {}
+        for (label, arch), digest in newest.items():
+            labels[f"{label}@{arch}" if label in labels else label] = digest
+        return labels
 
     def _labels(self) -> dict[str, str]:
         try:
@@ -185,3 +230,19 @@ class ImageStore:
 
     def _write_labels(self, labels: dict[str, str]) -> None:
         write_json(self.home.labels, labels)
+
+
+def split_label(reference: str) -> tuple[str, str | None]:
+    """Of "debian:12@arm64" ("debian:12", "aarch64"); what follows another "@" is part of the label."""
+    label, at, arch = reference.rpartition("@")
+    if at and label:
+        with contextlib.suppress(InvalidInput):
+            return label, parse_architecture(arch)
+    return reference, None
+
+
+def _ambiguous(reference: str, found: Sequence[ImageManifest], by_label: bool) -> Conflict:
+    if by_label:
+        there = sorted(manifest.arch for manifest in found)
+        return Conflict(f"image {reference!r} is there for {', '.join(there)}", hint=f"--arch {there[0]}")
+    return Conflict(f"{reference!r} is the beginning of {len(found)} images' digests", hint="give more")

@@ -19,6 +19,7 @@ from bough.machines.disks import layer_format
 from bough.machines.media import boot_index, plan_media, plan_seed
 from bough.machines.record import Hardware, MachineRecord, new_mac, new_uuid
 from bough.paths import Home, MachinePaths
+from bough.qemu.arch import architecture
 from bough.qemu.choice import choose_accelerator, choose_cpu_model, choose_machine_type, find_uefi
 from bough.qemu.jail import Jail, machine_uid, report_jail
 from bough.qemu.plan import (
@@ -32,8 +33,9 @@ from bough.qemu.plan import (
     Plan,
     resolve_clock,
 )
-from bough.qemu.probe import find_qemu, inspect_qemu, probe_accelerators, probe_jail
+from bough.qemu.probe import OLDEST, find_qemu, inspect_qemu, probe_accelerators, probe_jail
 from bough.spec import MachineSpec
+from bough.storage import copy_holes
 from bough.units import GIB
 
 FIRMWARE_VARIABLES = "firmware-variables.fd"
@@ -41,6 +43,14 @@ FIRMWARE_VARIABLES = "firmware-variables.fd"
 
 def host_arch() -> str:
     return platform.machine()
+
+
+def check_arch(arch: str) -> None:
+    """Raises HostLacks when this host has no QEMU for such machines, or not the only firmware they have."""
+    find_qemu(arch)
+    row = architecture(arch)
+    if not row.is_pc:
+        find_uefi(arch, f"{row.machine[0]}-{OLDEST[0]}.{OLDEST[1]}")
 
 
 async def resolve_hardware(
@@ -64,6 +74,9 @@ async def resolve_hardware(
     if firmware == "uefi":
         find_uefi(image.arch, machine_type)  # told now rather than at the first start
     _check_host_files(spec)
+    if spec.floppy is not None and not architecture(image.arch).is_pc:
+        message = f"a machine of {image.arch} has no floppy drive"
+        raise InvalidSpec(f"floppy: {message}", problems=[_problem("floppy", message)])
     return Hardware(
         arch=image.arch,
         machine_type=machine_type,
@@ -102,9 +115,11 @@ def _problem(place: str, message: str) -> dict[str, str | None]:
 
 def install_firmware_variables(hardware: Hardware, disks: Path) -> None:
     """A UEFI machine's own copy of the variable store, beside its disks."""
-    if hardware.firmware == "uefi":
-        template = find_uefi(hardware.arch, hardware.machine_type).variables_template
-        shutil.copyfile(template, disks / FIRMWARE_VARIABLES)
+    if hardware.firmware != "uefi":
+        return
+    template = find_uefi(hardware.arch, hardware.machine_type).variables_template
+    if template is not None:
+        copy_holes(Path(template), disks / FIRMWARE_VARIABLES)
         (disks / FIRMWARE_VARIABLES).chmod(0o600)
 
 
@@ -197,5 +212,6 @@ def check_jail(spec: MachineSpec, jail: Jail, uid: int | None) -> None:
 def _plan_firmware(hardware: Hardware, paths: MachinePaths) -> Firmware:
     if hardware.firmware != "uefi":
         return Firmware("bios")
-    code = find_uefi(hardware.arch, hardware.machine_type).code
-    return Firmware("uefi", code, str(paths.disks / FIRMWARE_VARIABLES))
+    found = find_uefi(hardware.arch, hardware.machine_type)
+    variables = str(paths.disks / FIRMWARE_VARIABLES) if found.variables_template is not None else None
+    return Firmware("uefi", found.code, variables)

@@ -16,17 +16,24 @@ class Architecture:
         qemu: names of its QEMU, in the order of preference; the last is RHEL's, which is not on PATH.
         machine: families of machine types; the first is the default. A versioned type is a family, a
             dash, and a version ("pc-q35-7.2").
+        versioned: QEMU has versioned types of them; where not, the family is the type.
+        probe_machine: the machine type, without version, of the probe guest.
+        hosts: processors whose KVM runs this one.
         machine_options: of every machine of this architecture: no device that nobody asked for.
             Each costs every start a little time and every fork some memory.
         tcg_cpu: CPU model where the processor is emulated. Not Intel's: a guest that thinks it has to
             guard against Meltdown boots 3 to 5 s slower; without svm it loads no KVM of its own.
         kvm_cpus: candidates for KVM, newest first; the first one that the host can give in full is taken.
-        console: the device of the serial console.
+        console: the device of the serial console; None: the board has one.
+        has_smbios: the firmware tells the guest what QEMU's -smbios says.
+        is_pc: it has a BIOS, and a controller for floppies.
+        uboot: where distributions have the U-Boot that OpenSBI starts, on machines without UEFI in flash.
+            It is a UEFI too, without variables that last.
         has_vmgenid: a device that tells the guest's kernel that it was cloned.
         display: screen, keyboard and pointer, for machines that have them. A PC has a keyboard.
         cd_controller, cd_drive: on which a CD can be booted.
         ram_start: guest-physical address of its RAM.
-        panic_device: tells us that the guest's kernel panicked; costs one I/O port.
+        panic_device: tells us that the guest's kernel panicked.
     """
 
     name: str
@@ -35,9 +42,15 @@ class Architecture:
     machine_options: tuple[str, ...]
     tcg_cpu: str
     kvm_cpus: tuple[str, ...]
-    console: str
+    console: str | None
     has_vmgenid: bool
-    panic_device: str | None
+    panic_device: str
+    probe_machine: str
+    hosts: tuple[str, ...]
+    versioned: bool = True
+    has_smbios: bool = True
+    is_pc: bool = False
+    uboot: tuple[str, ...] = ()
     display: tuple[str, ...] = (
         "virtio-gpu-pci,id=video",
         "qemu-xhci,id=usb",
@@ -52,6 +65,7 @@ class Architecture:
 #: vmport: VMware's backdoor; smbus, sata, usb: nothing is on them; hpet: a slower timer than the rest.
 #: graphics=off makes the firmware talk on the serial console, so that "no bootable disk" is in the log.
 _PC_OPTIONS = ("vmport=off", "smbus=off", "sata=off", "usb=off", "hpet=off", "graphics=off")
+_PC_DISPLAY = ("VGA,id=video", "qemu-xhci,id=usb", "usb-tablet,bus=usb.0")
 
 ARCHITECTURES = {
     "x86_64": Architecture(
@@ -79,9 +93,66 @@ ARCHITECTURES = {
         console="isa-serial",
         has_vmgenid=True,
         panic_device="pvpanic",
-        display=("VGA,id=video", "qemu-xhci,id=usb", "usb-tablet,bus=usb.0"),
+        probe_machine="q35",
+        hosts=("x86_64",),
+        is_pc=True,
+        display=_PC_DISPLAY,
         cd_controller="ich9-ahci",
         cd_drive="ide-cd",
+    ),
+    # A PC as it was before 64 bits: the board of 1996. An AMD's processor, for what is said at tcg_cpu.
+    "i386": Architecture(
+        name="i386",
+        qemu=("qemu-system-i386",),
+        machine=("pc-i440fx", "pc-q35"),
+        machine_options=_PC_OPTIONS,
+        tcg_cpu="athlon",
+        kvm_cpus=("Conroe", "coreduo", "pentium3"),
+        console="isa-serial",
+        has_vmgenid=True,
+        panic_device="pvpanic",
+        probe_machine="pc",
+        hosts=("x86_64", "i686", "i586", "i386"),
+        is_pc=True,
+        display=_PC_DISPLAY,
+        cd_controller="ich9-ahci",
+        cd_drive="ide-cd",
+    ),
+    # gic-version: 2 ends at 8 processors, and the default is another one with another accelerator.
+    "aarch64": Architecture(
+        name="aarch64",
+        qemu=("qemu-system-aarch64", "/usr/libexec/qemu-kvm"),
+        machine=("virt",),
+        machine_options=("gic-version=3",),
+        tcg_cpu="neoverse-n1",
+        kvm_cpus=("host",),
+        console=None,
+        has_vmgenid=False,
+        panic_device="pvpanic-pci",
+        probe_machine="virt,gic-version=3",
+        hosts=("aarch64",),
+        ram_start=0x4000_0000,
+    ),
+    "riscv64": Architecture(
+        name="riscv64",
+        qemu=("qemu-system-riscv64",),
+        machine=("virt",),
+        machine_options=(),
+        tcg_cpu="rv64",
+        kvm_cpus=("host",),
+        console=None,
+        has_vmgenid=False,
+        panic_device="pvpanic-pci",
+        probe_machine="virt",
+        hosts=("riscv64",),
+        versioned=False,
+        has_smbios=False,
+        uboot=(
+            "/usr/lib/u-boot/qemu-riscv64_smode/uboot.elf",
+            "/usr/share/uboot/qemu-riscv64_smode/u-boot.bin",
+            "/usr/share/u-boot/qemu-riscv64smode/u-boot.bin",
+        ),
+        ram_start=0x8000_0000,
     ),
 }
 

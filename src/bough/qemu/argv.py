@@ -29,7 +29,7 @@ def render_argv(plan: Plan, descriptors: Mapping[str, int] = DISPLAYED_DESCRIPTO
     parts: list[Sequence[str]] = [
         [plan.qemu, "-nodefaults", "-no-user-config", "-display", "none"],
         _sandbox(plan),
-        _identity(plan),
+        _identity(plan, arch),
         _machine(plan, arch),
         _processors(plan),
         _memory(plan, descriptors),
@@ -72,12 +72,12 @@ def _sandbox(plan: Plan) -> list[str]:
     return ["-sandbox", SANDBOX] if plan.jail.system_calls else []
 
 
-def _identity(plan: Plan) -> list[str]:
+def _identity(plan: Plan, arch: Architecture) -> list[str]:
     smbios = option("type=1", manufacturer="bough", product="virtual machine", serial=plan.machine_id)
     return [
         *("-name", option(f"guest={escape(plan.name)}", debug_threads="on")),
         *("-uuid", plan.uuid),
-        *("-smbios", smbios),
+        *(("-smbios", smbios) if arch.has_smbios else ()),
     ]
 
 
@@ -92,7 +92,7 @@ def _machine(plan: Plan, arch: Architecture) -> list[str]:
         "mem-merge=off",
         "suppress-vmdesc=on",
     ]
-    if plan.firmware.kind == "uefi":
+    if plan.firmware.variables is not None:
         options += ["pflash0=firmware-code", "pflash1=firmware-variables"]
     return ["-machine", ",".join(options), "-boot", "strict=on", "-action", "panic=none"]
 
@@ -130,8 +130,10 @@ def _incoming(plan: Plan) -> list[str]:
 
 def _firmware(plan: Plan) -> list[str]:
     firmware = plan.firmware
-    if firmware.kind == "bios" or firmware.code is None or firmware.variables is None:
+    if firmware.kind == "bios" or firmware.code is None:
         return []
+    if firmware.variables is None:  # U-Boot, which QEMU's own OpenSBI starts like a kernel
+        return [] if plan.direct_boot else ["-kernel", firmware.code]
     return [
         *_file_node("firmware-code", firmware.code, read_only=True, format="raw"),
         *_file_node("firmware-variables", firmware.variables, read_only=False, format="raw"),
@@ -157,6 +159,8 @@ def _monitor(descriptor: int) -> list[str]:
 
 
 def _console(arch: Architecture, descriptor: int) -> list[str]:
+    if arch.console is None:
+        return [*_socket("console", descriptor), "-serial", "chardev:console"]
     return [*_socket("console", descriptor), "-device", option(arch.console, chardev="console")]
 
 
@@ -268,4 +272,4 @@ def _clone_notice(plan: Plan, arch: Architecture) -> list[str]:
 
 
 def _panic_notice(arch: Architecture) -> list[str]:
-    return ["-device", arch.panic_device] if arch.panic_device else []
+    return ["-device", arch.panic_device]

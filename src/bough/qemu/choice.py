@@ -43,7 +43,8 @@ def _instead(wanted: str) -> str:
 
 
 def choose_machine_type(wanted: str, facts: QemuFacts, arch: str) -> str:
-    """A versioned type: the newest for "auto", and for the name of a family ("q35", "pc-q35").
+    """A versioned type, where QEMU has them: the newest for "auto", and for the name of a family ("q35",
+    "pc-q35").
 
     Raises:
         InvalidSpec: this QEMU has no such type, or bough cannot run it.
@@ -65,6 +66,8 @@ def choose_machine_type(wanted: str, facts: QemuFacts, arch: str) -> str:
 
 
 def _family(name: str, row: Architecture) -> str | None:
+    if not row.versioned:
+        return name if name in row.machine else None
     family, dash, version = name.rpartition("-")
     # pc-q35-rhel9.4.0 is a version too.
     if not dash or not any(digit.isdigit() for digit in version):
@@ -93,10 +96,11 @@ def _unknown(place: str, message: str, wanted: str, known: Iterable[str]) -> Inv
 
 @dataclass(frozen=True)
 class FirmwareFiles:
-    """UEFI: code, shared and read-only, and the template of the variables that each machine has a copy of."""
+    """UEFI: code, shared and read-only, and the template of the variables that each machine has a copy of;
+    None: it has none that last."""
 
     code: str
-    variables_template: str
+    variables_template: str | None
 
 
 #: Where distributions describe the firmware they install (QEMU's docs/interop/firmware.json).
@@ -109,14 +113,22 @@ def find_uefi(arch: str, machine_type: str) -> FirmwareFiles:
     Raises:
         HostLacks: none is installed.
     """
+    row = architecture(arch)
+    if row.uboot:
+        code = next((path for path in row.uboot if Path(path).exists()), None)
+        if code is None:
+            raise HostLacks(
+                f"no UEFI firmware (U-Boot) for {arch} is installed", hint=render_fix(f"uefi-{arch}")
+            )
+        return FirmwareFiles(code, None)
     for path in _descriptions():
         try:
             found = parse_firmware(json.loads(path.read_bytes()), arch, machine_type)
         except (OSError, ValueError, KeyError, TypeError):
             continue  # somebody else's broken file: the next one may do
-        if found and Path(found.code).exists() and Path(found.variables_template).exists():
+        if found and all(file and Path(file).exists() for file in (found.code, found.variables_template)):
             return found
-    raise HostLacks(f"no UEFI firmware for {arch} is installed", hint=render_fix("uefi"))
+    raise HostLacks(f"no UEFI firmware for {arch} is installed", hint=render_fix(f"uefi-{arch}"))
 
 
 def _descriptions() -> list[Path]:

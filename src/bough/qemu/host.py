@@ -16,6 +16,7 @@ from typing import Any
 from bough.errors import BoughError, HostLacks
 from bough.paths import Home
 from bough.progress import Progress, Report, ignore_progress
+from bough.qemu.arch import architecture
 from bough.qemu.choice import find_uefi
 from bough.qemu.jail import Jail, machine_uid, report_jail
 from bough.qemu.packages import find_sftp_server, render_fixes
@@ -83,13 +84,16 @@ class Check:
     fixes: dict[str, str] = field(default_factory=dict)
 
 
-async def run_doctor(home: Home, *, probe: bool = True, report: Report = ignore_progress) -> dict[str, Any]:
+async def run_doctor(
+    home: Home, *, arch: str | None = None, probe: bool = True, report: Report = ignore_progress
+) -> dict[str, Any]:
     """Everything there is to say about this host; JSON-able.
 
     Args:
+        arch: for machines of another architecture than the host's.
         probe: run the probe guests and try out the jail again; False: only what is installed.
     """
-    arch = os.uname().machine
+    arch = arch or os.uname().machine
     report(Progress("looking at what is installed"))
     checks = await asyncio.to_thread(_check_installed, home, arch)
     accelerators: list[Accelerator] = []
@@ -131,6 +135,7 @@ def _check_installed(home: Home, arch: str) -> list[Check]:
         _check_sftp_server(),
         _check_uefi(arch),
     ]
+    checks += [_check_emulator(arch)] if os.uname().machine not in architecture(arch).hosts else []
     checks += [_check_setpriv()] if os.geteuid() == 0 else [_check_newuidmap(), _check_subuid()]
     return [*checks, _check_user_namespaces(), _check_space(home)]
 
@@ -160,13 +165,24 @@ def _check_program(program: str, need: str, without: str, *, required: bool = Fa
     return Check(program, False, required, f"not installed: {without}", render_fixes(need))
 
 
+def _check_emulator(arch: str) -> Check:
+    """Whether it does is tried when something is built: images stand above this."""
+    names = (f"qemu-{arch}-static", f"qemu-{arch}")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path:
+        return Check(names[0], True, False, f"{path}: runs programs of {arch} while images are built")
+    without = f"not installed: images for {arch} cannot be built without it"
+    return Check(names[0], False, False, without, render_fixes("qemu-user"))
+
+
 def _check_uefi(arch: str) -> Check:
+    row = architecture(arch)
     try:
-        found = find_uefi(arch, "pc-q35-7.2")
+        found = find_uefi(arch, f"{row.machine[0]}-7.2")
     except HostLacks as error:
-        without = f"{error.message}: machines boot with BIOS only"
-        return Check("UEFI firmware", False, False, without, render_fixes("uefi"))
-    return Check("UEFI firmware", True, False, found.code)
+        without = f"{error.message}: machines boot with BIOS only" if row.is_pc else error.message
+        return Check("UEFI firmware", False, not row.is_pc, without, render_fixes(f"uefi-{arch}"))
+    return Check("UEFI firmware", True, not row.is_pc, found.code)
 
 
 def _check_sftp_server() -> Check:

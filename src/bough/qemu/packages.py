@@ -15,8 +15,16 @@ _INSTALL = {
 #: What is needed -> names of its package for apt, dnf, pacman, zypper; None: not packaged there.
 _PACKAGES: dict[str, tuple[str | None, str | None, str | None, str | None]] = {
     "qemu-x86_64": ("qemu-system-x86", "qemu-system-x86", "qemu-system-x86", "qemu-x86"),
+    "qemu-i386": ("qemu-system-x86", "qemu-system-x86", "qemu-system-x86", "qemu-x86"),
+    "qemu-aarch64": ("qemu-system-arm", "qemu-system-aarch64", "qemu-system-aarch64", "qemu-arm"),
+    "qemu-riscv64": ("qemu-system-misc", "qemu-system-riscv", "qemu-system-riscv", "qemu-extra"),
     "qemu-img": ("qemu-utils", "qemu-img", "qemu-img", "qemu-img"),
-    "uefi": ("ovmf", "edk2-ovmf", "edk2-ovmf", "qemu-ovmf-x86_64"),
+    "uefi-x86_64": ("ovmf", "edk2-ovmf", "edk2-ovmf", "qemu-ovmf-x86_64"),
+    "uefi-i386": (None, "edk2-ovmf-ia32", "edk2-ovmf", None),
+    "uefi-aarch64": ("qemu-efi-aarch64", "edk2-aarch64", "edk2-aarch64", "qemu-uefi-aarch64"),
+    "uefi-riscv64": ("u-boot-qemu", "uboot-images-riscv64", None, "u-boot-qemu-riscv64smode"),
+    "qemu-user": ("qemu-user-static", "qemu-user-static", "qemu-user-static", "qemu-linux-user"),
+    "binfmt": ("qemu-user-static binfmt-support", "qemu-user-static", "qemu-user-static-binfmt", None),
     "mmdebstrap": ("mmdebstrap debian-archive-keyring", "mmdebstrap debian-keyring", None, None),
     "e2fsprogs": ("e2fsprogs",) * 4,
     "sfdisk": ("fdisk", "util-linux", "util-linux", "util-linux"),

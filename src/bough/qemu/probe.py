@@ -153,7 +153,7 @@ async def _probe(name: str, qemu: QemuBinary, jail: Jail, home: Home) -> Acceler
 def _kvm_missing(qemu: QemuBinary, jail: Jail) -> str | None:
     """Why KVM need not be tried at all."""
     host = os.uname().machine
-    if qemu.arch != host:
+    if host not in architecture(qemu.arch).hosts:
         return f"this host is {host}, not {qemu.arch}"
     if not Path(_KVM).exists():
         return f"{_KVM} is not there: no hardware virtualization, or its module is not loaded"
@@ -178,7 +178,8 @@ def newest_complete_cpu(arch: Architecture, definitions: Sequence[dict[str, Any]
 async def _run_guest(name: str, cpu: str, qemu: QemuBinary, jail: Jail, home: Home) -> Accelerator:
     timeout_s = _GUEST_TIMEOUT_S[name]
     with tempfile.NamedTemporaryFile(dir=home.incoming, prefix="probe-") as firmware:
-        firmware.write(probe_guest.render_firmware())
+        guest = probe_guest.PROBE_GUESTS[qemu.arch]
+        firmware.write(guest.firmware)
         firmware.flush()
         Path(firmware.name).chmod(0o644)
         argv = _render_probe(name, cpu, qemu, firmware.name)
@@ -189,7 +190,7 @@ async def _run_guest(name: str, cpu: str, qemu: QemuBinary, jail: Jail, home: Ho
         took_s = asyncio.get_running_loop().time() - started
     if done is None:
         return Accelerator(name, False, _too_slow(name, timeout_s), cpu)
-    if done.status == probe_guest.EXIT_STATUS and probe_guest.TOKEN in done.stdout:
+    if done.status == guest.exit_status and probe_guest.TOKEN in done.stdout:
         return Accelerator(name, True, f"a probe guest ran in {took_s:.2f} s", cpu)
     last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2][:300]
     return Accelerator(name, False, f"a probe guest did not run: {last or f'status {done.status}'}", cpu)
@@ -205,10 +206,10 @@ def _too_slow(name: str, timeout_s: float) -> str:
 def _render_probe(accelerator: str, cpu: str, qemu: QemuBinary, firmware: str) -> list[str]:
     return [
         *(qemu.path, "-nodefaults", "-no-user-config", "-display", "none"),
-        *("-machine", f"{architecture(qemu.arch).machine[0].removeprefix('pc-')},accel={accelerator}"),
+        *("-machine", f"{architecture(qemu.arch).probe_machine},accel={accelerator}"),
         *("-cpu", cpu, "-m", "16M", "-bios", firmware),
-        *("-chardev", "stdio,id=token,signal=off", "-device", "isa-debugcon,chardev=token"),
-        *("-device", "isa-debug-exit,iobase=0xf4,iosize=4"),
+        *("-chardev", "stdio,id=token,signal=off"),
+        *probe_guest.PROBE_GUESTS[qemu.arch].devices,
     ]
 
 

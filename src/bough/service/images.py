@@ -15,7 +15,7 @@ from bough.images.catalogue import describe_catalogue
 from bough.progress import Report
 from bough.qemu.host import run_doctor
 from bough.service.answers import long_call
-from bough.spec import parse_lock
+from bough.spec import parse_architecture, parse_lock
 
 
 class BuildOptionsBody(BaseModel):
@@ -163,11 +163,12 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
         return hypervisor.prune_images()
 
     @router.get("/doctor", tags=["host"])
-    async def doctor(request: Request, probe: bool = True) -> Response:
+    async def doctor(request: Request, probe: bool = True, arch: str | None = None) -> Response:
         """What this host has, lacks, and how to get it; accelerators proven by running a guest."""
+        named = parse_architecture(arch) if arch else None
 
         async def work(report: Report) -> Any:
-            return await run_doctor(hypervisor.home, probe=probe, report=report)
+            return await run_doctor(hypervisor.home, arch=named, probe=probe, report=report)
 
         return await long_call(request, work)
 

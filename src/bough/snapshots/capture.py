@@ -37,7 +37,7 @@ from bough.qemu.arch import architecture
 from bough.qemu.qmp import Qmp
 from bough.qemu.ram import Extent, GuestRam, MemoryFile, Template
 from bough.snapshots.store import SnapshotDisk, SnapshotManifest, SnapshotStore
-from bough.storage import no_space_is_told, sync_directory
+from bough.storage import copy_holes, no_space_is_told, sync_directory
 
 _FD_SET = 1
 _FREEZE_S = 20.0
@@ -221,7 +221,8 @@ def copy_companions(source: Path, target: Path) -> None:
     """What lies beside the disks of a machine: the variables of its firmware, its seed."""
     for path in source.iterdir():
         if path.suffix != ".qcow2" and path.is_file() and not path.is_symlink():
-            shutil.copyfile(path, target / path.name)
+            (target / path.name).unlink(missing_ok=True)
+            copy_holes(path, target / path.name)
             (target / path.name).chmod(0o600)
 
 

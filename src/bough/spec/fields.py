@@ -26,9 +26,15 @@ LEAST_DISK = 1 * MIB
 MOST_DISK = 64 * TIB
 MOST_VCPUS = 255
 MOST_FILE_BYTES = 16 * MIB
-ARCHITECTURES = ("x86_64", "aarch64", "riscv64")
+ARCHITECTURES = ("x86_64", "aarch64", "riscv64", "i386")
 
-_ARCHITECTURE_NAMES = {"amd64": "x86_64", "x86-64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}
+#: What others call them.
+_ARCHITECTURE_NAMES = {
+    **dict.fromkeys(("amd64", "x86-64", "x64"), "x86_64"),
+    **dict.fromkeys(("arm64", "armv8", "arm64v8"), "aarch64"),
+    **dict.fromkeys(("riscv", "rv64"), "riscv64"),
+    **dict.fromkeys(("i486", "i586", "i686", "x86", "ia32"), "i386"),
+}
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+/:@-]{0,254}")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")

@@ -2,6 +2,7 @@
 # Make the root file system from packages, then the disk. Runs below enter.sh; the environment is set by
 # bootstrap.py. A line "@step NAME" tells how far it is.
 set -eu
+# Whether programs of this architecture run here was found out by running one.
 umask 022
 echo "@step installing packages"
 mkdir -p tmp && chmod 1777 tmp
@@ -19,6 +20,7 @@ if [ -e apt/mirrors ]; then
     while read -r line; do set -- "$@" "$line"; done < apt/mirrors
 fi
 TMPDIR=/mnt/tmp mmdebstrap --mode=unshare --variant=apt --format=directory \
+    --architectures="$BOUGH_ARCH" --skip=check/qemu \
     --dpkgopt=force-unsafe-io --include="$BOUGH_PACKAGES" \
     --setup-hook='sh /mnt/setup.sh "$1"' \
     --customize-hook='sh /mnt/customize.sh "$1"' \

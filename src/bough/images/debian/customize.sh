@@ -11,7 +11,7 @@ echo debian > "$root/etc/hostname"
 printf '127.0.0.1 localhost\n127.0.1.1 debian\n::1 localhost ip6-localhost ip6-loopback\n' > "$root/etc/hosts"
 echo "LANG=C.UTF-8" > "$root/etc/default/locale"
 printf 'UUID=%s / ext4 errors=remount-ro 0 1\n' "$BOUGH_ROOT_UUID" > "$root/etc/fstab"
-sed -i "s/@ROOT_UUID@/$BOUGH_ROOT_UUID/" "$root/boot/grub/grub.cfg"
+sed -i "s/@ROOT_UUID@/$BOUGH_ROOT_UUID/; s/@CONSOLE@/$BOUGH_CONSOLE/" "$root/boot/grub/grub.cfg"
 chroot "$root" usermod -p '*' root
 chroot "$root" systemctl -q enable systemd-networkd.service ssh-host-keys.service
 if [ -e "$root/lib/systemd/system/systemd-resolved.service" ]; then
@@ -36,11 +36,21 @@ sed "s/@ROOT_UUID@/$BOUGH_ROOT_UUID/" /mnt/boot-bios.cfg > "$grub/bios.cfg"
 sed "s/@ROOT_UUID@/$BOUGH_ROOT_UUID/" /mnt/boot-efi.cfg > "$grub/efi.cfg"
 libraries=$(cd "$grub" && find lib usr/lib -name '*.so*' -printf '/tmp/grub/%h:' 2>/dev/null || :)
 modules="part_gpt ext2 $BOUGH_GRUB_MODULES linux normal configfile echo test search search_fs_uuid serial"
-chroot "$root" env "LD_LIBRARY_PATH=$libraries" /tmp/grub/usr/bin/grub-mkimage -d /tmp/grub/usr/lib/grub/i386-pc -O i386-pc \
-    -o /tmp/grub/core.img -c /tmp/grub/bios.cfg -p '(hd0,gpt3)/boot/grub' biosdisk linux16 $modules
-chroot "$root" env "LD_LIBRARY_PATH=$libraries" /tmp/grub/usr/bin/grub-mkimage -d /tmp/grub/usr/lib/grub/x86_64-efi -O x86_64-efi \
-    -o /tmp/grub/boot.efi -c /tmp/grub/efi.cfg -p /boot/grub $modules
-cp "$grub/core.img" "$grub/boot.efi" "$grub/usr/lib/grub/i386-pc/boot.img" /mnt/out/
+make_image() { # platform, output, configuration, prefix, modules
+    image_platform=$1 image_output=$2 image_config=$3 image_prefix=$4
+    shift 4
+    chroot "$root" env "LD_LIBRARY_PATH=$libraries" /tmp/grub/usr/bin/grub-mkimage \
+        -d "/tmp/grub/usr/lib/grub/$image_platform" -O "$image_platform" \
+        -o "/tmp/grub/$image_output" -c "/tmp/grub/$image_config" -p "$image_prefix" "$@"
+    cp "$grub/$image_output" /mnt/out/
+}
+if [ -n "$BOUGH_GRUB_BIOS" ]; then
+    make_image "$BOUGH_GRUB_BIOS" core.img bios.cfg '(hd0,gpt3)/boot/grub' biosdisk linux16 $modules
+    cp "$grub/usr/lib/grub/$BOUGH_GRUB_BIOS/boot.img" /mnt/out/
+fi
+if [ -n "$BOUGH_GRUB_EFI" ]; then
+    make_image "$BOUGH_GRUB_EFI" boot.efi efi.cfg /boot/grub $modules
+fi
 rm -rf "$grub"
 
 # What apt asks from now on: a mirror, and versions that were asked for, are this build's alone.

@@ -7,6 +7,12 @@ set -eu
 exec 3<&0 </dev/null
 { cat <&3 >/dev/null; kill -KILL -1; } >/dev/null 2>&1 &
 exec 3<&-
+# Programs of another processor: only in here, for binfmt_misc is the user namespace's.
+if [ -n "${BOUGH_BINFMT:-}" ]; then
+    mkdir -p binfmt
+    mount --no-canonicalize -t binfmt_misc binfmt_misc binfmt
+    printf '%s' "$BOUGH_BINFMT" > binfmt/register
+fi
 mount --no-canonicalize --bind . /mnt
 cd /mnt
 exec "$@"

@@ -1,0 +1,58 @@
+"""Machines of other processors, whole: built from packages, booted from their own disk, forked.
+
+Minutes each, so only those in BOUGH_TEST_FOREIGN ("arm64 riscv64 i386"): `make test-foreign`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import bough
+from bough.spec import parse_architecture
+
+RELEASES = {"aarch64": "debian:13", "riscv64": "debian:13", "i386": "debian:12"}
+KERNELS = {"aarch64": "aarch64", "riscv64": "riscv64", "i386": "i686"}
+ASKED = [parse_architecture(word) for word in os.environ.get("BOUGH_TEST_FOREIGN", "").split()]
+
+pytestmark = pytest.mark.skipif(not ASKED, reason="make test-foreign")
+
+
+@pytest.fixture(scope="module", params=ASKED)
+def machine(hv: bough.Hypervisor, request: pytest.FixtureRequest) -> Iterator[bough.Machine]:
+    arch = request.param
+    label = os.environ.get(f"BOUGH_TEST_{arch.upper()}", RELEASES[arch])
+    mirror = os.environ.get("BOUGH_TEST_MIRROR")
+    assert hv.build_image(label, arch=arch, mirror=mirror).arch == arch
+    made = hv.create(label, name=f"foreign-{arch}", arch=arch, memory="512MiB")
+    made.start(timeout=300)
+    yield made
+    made.delete(force=True)
+
+
+def test_the_whole_life(machine: bough.Machine, tmp_path: Path) -> None:
+    arch = machine.info().hardware["arch"]
+    assert machine.exec("uname", "-m", check=True).stdout.strip() == KERNELS[arch]
+    # The kernel that runs is the one on its own disk, started by the boot loader on its own disk.
+    release = machine.exec("uname", "-r", check=True).stdout.strip()
+    assert machine.exec("test", "-d", f"/lib/modules/{release}").exit_code == 0
+    command_line = machine.read_text("/proc/cmdline")
+    assert "BOOT_IMAGE=" in command_line
+
+    machine.write_bytes("/root/there", b"\0\xff" * 100_000)
+    assert machine.read_bytes("/root/there") == b"\0\xff" * 100_000
+    machine.exec("sh", "-c", "echo in memory >/run/mark; sync", check=True)
+
+    with machine.fork(ephemeral=True) as fork:
+        assert fork.read_text("/run/mark") == "in memory\n"
+        assert fork.read_text("/etc/machine-id") != machine.read_text("/etc/machine-id")
+        assert abs(float(fork.exec("date", "+%s").stdout) - float(machine.exec("date", "+%s").stdout)) < 30
+
+    machine.restart()
+    assert machine.read_bytes("/root/there") == b"\0\xff" * 100_000
+    assert machine.exec("test", "-e", "/run/mark").exit_code != 0
+    machine.stop()
+    assert machine.info().state == "stopped"
