@@ -52,7 +52,7 @@ async def pull_image(
     label = label or image.label
     text = await _read_checksums(store.home, catalogue, image, file, confinement, report, signed)
     checksum = find_checksum(text, file.address)
-    known = _known(store, label)
+    known = _known(store, label, arch)
     if known is not None and (known.origin or {}).get("checksum") == checksum:
         return known
     request = ImportRequest(
@@ -136,7 +136,7 @@ def _keep(found: dict[str, str], name: str, digits: str) -> None:
         found[name] = digits
 
 
-def _known(store: ImageStore, label: str) -> ImageManifest | None:
+def _known(store: ImageStore, label: str, arch: str) -> ImageManifest | None:
     try:
         return store.resolve(label, arch)
     except NotFound:
