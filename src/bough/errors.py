@@ -4,7 +4,8 @@
     ├── InvalidInput            what was asked for makes no sense
     │   ├── InvalidSpec         ... a machine spec; carries every problem at once
     │   ├── BeyondHost          ... more than this host has; force overrides
-    │   └── BadImage            a disk image is broken, is no disk image, or names files of the host
+    │   ├── BadImage            a disk image is broken, is no disk image, or names files of the host
+    │   └── BadBundle           a bundle is cut off, altered, or cannot be continued here
     ├── NotFound                no machine, image, file of that name
     ├── Unauthorized            the API over TCP was asked without its token
     ├── Conflict                the request is fine, the state of things is not
@@ -80,6 +81,12 @@ class BadImage(InvalidInput):
     """Nothing of it was kept; details: output (the end of a program's, where one looked)."""
 
     code = "bad-image"
+
+
+class BadBundle(InvalidInput):
+    """Nothing of it was kept."""
+
+    code = "bad-bundle"
 
 
 class NotFound(BoughError):

@@ -17,6 +17,7 @@ from typing import Any
 from bough.audit.files import Look
 from bough.audit.store import audit_store
 from bough.audit.sweep import sweep_runtime, sweep_unfinished_writes
+from bough.bundle import Source
 from bough.errors import (
     BoughError,
     Conflict,
@@ -59,6 +60,9 @@ from bough.qemu.cgroup import find_groups
 from bough.qemu.host import read_host_facts
 from bough.qemu.plan import Plan
 from bough.qemu.probe import find_qemu, probe_jail
+from bough.snapshots.export import Format, exported, snapshot_subject, suspended_subject
+from bough.snapshots.handover import Subject
+from bough.snapshots.imports import taken_up
 from bough.snapshots.store import SnapshotManifest
 from bough.snapshots.suspend import resume, suspend, sweep_suspended
 from bough.snapshots.tree import Identity, SnapshotTree
@@ -477,6 +481,75 @@ class Hypervisor:
                 with contextlib.suppress(BoughError):
                     await self.delete(machine, force=True)
                 raise
+        return machine
+
+    # -- bundles --------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def subject(self, reference: str, *, disks_only: bool, report: Report) -> AsyncIterator[Subject]:
+        """What `reference`, a machine or a snapshot, is just now; it is kept until the block ends."""
+        source = self._find_machine(reference)
+        if source is not None and source.state is State.SUSPENDED:
+            async with source.transition("being exported", State.SUSPENDED):
+                yield await suspended_subject(source, self.home, disks_only=disks_only)
+            return
+        if source is None:
+            manifest = self.snapshots.store.resolve(reference)
+        else:
+            manifest = await self._take(source, memory=not disks_only, keep=False, report=report)
+        try:
+            with self.snapshots.using(manifest):
+                saved = None if disks_only else await self.snapshots.saved_state(manifest)
+                accelerator = source.record.accelerator if source else None
+                if manifest.memory is not None:
+                    accelerator = manifest.memory.accelerator
+                yield snapshot_subject(manifest, self.snapshots.store, saved, accelerator)
+        finally:
+            if source is not None:
+                self.snapshots.forget(manifest)
+            self.snapshots.collect(self._records())
+
+    @asynccontextmanager
+    async def export(
+        self, reference: str, *, format: Format, disks_only: bool, thin: bool, report: Report
+    ) -> AsyncIterator[Iterator[bytes]]:
+        """What is to be written, in pieces, by a thread. See snapshots/export.py."""
+        with self._half_made():
+            async with (
+                self.subject(reference, disks_only=disks_only or format != "bough", report=report) as subject,
+                exported(subject, self.images, format=format, thin=thin, report=report) as pieces,
+            ):
+                yield pieces
+
+    async def import_bundle(
+        self,
+        source: Source,
+        *,
+        name: str | None,
+        identity: Identity,
+        cold: bool,
+        report: Report,
+    ) -> Machine:
+        """The machine that is in a bundle; it goes on, where its memory is there.
+
+        Raises:
+            BadBundle: nothing was made. NameTaken, BeyondHost, NotFound (its image), NoSpace
+        """
+        with self._half_made():
+            async with taken_up(source, self.images, cold=cold, report=report) as arrival:
+                if name is None:
+                    name = arrival.name
+                with self._reserve(name):
+                    pass  # told before the rest is read
+                made = await arrival.read()
+                self.snapshots.store.add(made, arrival.manifest)
+        try:
+            with self.snapshots.using(arrival.manifest):
+                report(Progress("making the machine"))
+                machine = await self._fork(arrival.manifest, name, arrival.saved, identity, False)
+        finally:
+            self.snapshots.collect(self._records())
+        self.events.emit("imported", machine=machine.id, name=machine.name)
         return machine
 
     def _find_machine(self, reference: str) -> Machine | None:

@@ -9,17 +9,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import json
 import os
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from bough.bundle import read_manifest, read_pieces, write_bundle
 from bough.cli.output import clean
 from bough.client.unpack import Unpacker, parse_name, to_bytes
-from bough.errors import BoughError
+from bough.errors import BadBundle, BoughError
 from bough.guest import wire
 from bough.networks.uplink_filter import MAX_FRAME_BYTES, Sieve, is_allowed
+from bough.snapshots.handover import parse_manifest
 from tests.fuzz.images import fuzz_disk, fuzz_lists, fuzz_ova
 
 Frame = tuple[int, int, int, int, bytes]
@@ -242,6 +245,33 @@ def _unpack(data: bytes, inside: Path) -> None:
             unpacker.finish()
 
 
+def fuzz_bundle(data: bytes) -> None:
+    """Pieces that lie in their parts, or refused; and a manifest is one that a machine can have."""
+    script = Script(data)
+    sizes = [1 << 16, 300]
+    parts = [(0, [(0, b"a" * 500), (4096, bytes(range(256)) * 16)]), (1, [(7, b"small")])]
+    whole = b"".join(write_bundle({"name": "web"}, parts))
+    head = whole[: 16 + int.from_bytes(whole[12:16], "little") + 32]
+    if script.byte() % 2:
+        raw = bytearray(whole)
+        while not script.is_over:
+            raw[(script.byte() * 256 + script.byte()) % len(raw)] = script.byte()
+    else:
+        raw = bytearray(head + script.take(len(data)))
+    with contextlib.suppress(BadBundle):
+        source = io.BytesIO(bytes(raw))
+        _, digest = read_manifest(source)
+        for piece in read_pieces(source, digest, sizes):
+            assert 0 <= piece.offset < piece.offset + len(piece.data) <= sizes[piece.part]
+    with contextlib.suppress(BadBundle, ValueError, RecursionError):
+        value = json.loads(data)
+        if isinstance(value, dict):
+            manifest = parse_manifest(value)
+            assert not manifest.spec.autostart
+            assert not manifest.spec.mounts
+            assert manifest.spec.kernel is None
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "wire": fuzz_wire,
     "values": fuzz_values,
@@ -252,4 +282,5 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "disk": fuzz_disk,
     "ova": fuzz_ova,
     "lists": fuzz_lists,
+    "bundle": fuzz_bundle,
 }

@@ -185,7 +185,7 @@ def _unreadable(paths: MachinePaths, error: Exception) -> Finding:
 
 def _audit_machine(record: MachineRecord, paths: MachinePaths, look: Look) -> Iterator[Finding]:
     for digest in (record.image_digest, *record.media.digests):
-        if digest not in look.images:
+        if digest not in look.images and _stands_on(record, digest):
             yield Finding(
                 "image-missing",
                 paths.record,
@@ -219,6 +219,13 @@ def _audit_machine(record: MachineRecord, paths: MachinePaths, look: Look) -> It
     yield from _check_mode(paths.disks, 0o711)
     yield from _check_mode(paths.log, 0o711)
     yield from _check_mode(paths.record, 0o600)
+
+
+def _stands_on(record: MachineRecord, digest: str) -> bool:
+    """A machine that came in a bundle has all of its disk, and its image may never have been here."""
+    layers = [layer for disk in record.disks for layer in disk.layers]
+    own = not layers or any(layer.startswith(f"images/{digest}/") for layer in layers)
+    return own or digest in record.media.digests
 
 
 def _audit_suspended(record: MachineRecord, paths: MachinePaths) -> Iterator[Finding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from bough.client.connection import Connection, path_of
 from bough.client.machine import Machine
@@ -170,6 +170,38 @@ class Hypervisor:
 
         data = self.api.get(path_of("snapshots", reference))
         return Snapshot(self.api, data["id"], label=data["label"])
+
+    def import_bundle(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        identity: Literal["keep", "new"] = "keep",
+        cold: bool = False,
+        timeout: float = 120.0,
+        progress: Report | None = None,
+    ) -> Machine:
+        """The machine in a bundle; it goes on where it was, unless `cold` takes its disks alone.
+
+        Args:
+            identity: "keep": it is the machine that was handed over; "new": it is somebody else.
+
+        Raises:
+            BadBundle: it is cut off, altered, or cannot be continued here; nothing was made.
+        """
+        from bough.client.bundle import import_stream
+
+        with open(path, "rb") as stream:  # noqa: PTH123 (a str stays one)
+            data = import_stream(
+                self.api,
+                stream,
+                name=name,
+                identity=identity,
+                cold=cold,
+                timeout=timeout,
+                progress=progress,
+            )
+        return Machine(self.api, data["id"], name=data["name"])
 
     # -- images -----------------------------------------------------------------------------------
 

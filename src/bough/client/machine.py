@@ -181,6 +181,31 @@ class Machine:
         """
         self._long("resume", {"wait": wait, **_timeout(timeout)}, timeout, progress)
 
+    def export(
+        self,
+        path: str | PathLike[str],
+        *,
+        disks_only: bool = False,
+        without_image: bool = False,
+        progress: Report | None = None,
+    ) -> None:
+        """To a file: .bough, a machine to go on with elsewhere (with its memory, where it runs; it runs on);
+        .qcow2 or .ova, its disks for other hypervisors.
+
+        Args:
+            without_image: leave out what is in its image, which the other side must have.
+        """
+        from bough.client.bundle import export_file
+
+        export_file(
+            self._api,
+            self.id,
+            path,
+            disks_only=disks_only,
+            without_image=without_image,
+            progress=progress,
+        )
+
     def rename(self, name: str) -> None:
         """Raises: NameTaken."""
         self._name = str(self._api.call("PATCH", self._path(), {"name": name})["name"])

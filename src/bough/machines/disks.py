@@ -94,6 +94,20 @@ async def create_disk(path: Path, size_bytes: int, backing: str | None = None) -
         os.close(descriptor)
 
 
+async def convert_disk(source: Path, target: Path) -> None:
+    """The raw disk `source` as a qcow2 that stands on nothing; synced. Raises NoSpace, HostLacks."""
+    status, text = await _run_qemu_img("convert", "-f", "raw", "-O", "qcow2", str(source), str(target))
+    if status != 0:
+        if "No space left" in text:
+            raise NoSpace(f"no space left for a disk at {target.parent}", hint="bough image prune may help")
+        raise BoughError(f"qemu-img could not write a disk: {text}")
+    descriptor = os.open(target, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 async def check_disk(path: Path) -> None:
     """Raises BoughError when qemu-img finds the qcow2 file inconsistent; leaks are no damage."""
     status, text = await _run_qemu_img("check", "-q", "-f", "qcow2", "-U", str(path))

@@ -3,5 +3,7 @@
 store.py     the manifests, who stands on whom, what can go
 memory.py    guest memory on disk, and as templates that forks map
 capture.py   taking one: of a machine that runs on, or of one that is stopped
+suspend.py   a machine's memory to disk, and back
+handover.py  what is in a bundle; export.py, imports.py: written and taken up; ovf.py: for others
 tree.py      the use cases: take, fork, restore, verify, delete
 """

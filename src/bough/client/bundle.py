@@ -1,0 +1,123 @@
+"""A machine to a file and back: the stream of /v1/export and /v1/import."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from bough.client.connection import Connection, path_of
+from bough.client.websocket import WebSocket
+from bough.errors import BoughError, InvalidInput, NoSpace, ServiceUnavailable, error_from_dict
+
+if TYPE_CHECKING:
+    from bough.progress import Report
+
+_READ_BYTES = 256 * 1024
+
+
+def format_of(name: str) -> str:
+    """By the end of its name. Raises InvalidInput."""
+    for format in ("bough", "qcow2", "ova"):
+        if name.endswith(f".{format}"):
+            return format
+    raise InvalidInput(
+        f"{name!r} ends in none of .bough, .qcow2, .ova",
+        hint="the end says what is written: a machine to go on with, or a disk for other hypervisors",
+    )
+
+
+def export_file(
+    api: Connection,
+    source: str,
+    path: str | os.PathLike[str],
+    *,
+    disks_only: bool = False,
+    without_image: bool = False,
+    progress: Report | None = None,
+) -> int:
+    """To a file, which is there whole or not at all. Returns its size in bytes."""
+    target = Path(path).expanduser().absolute()
+    format = format_of(target.name)
+    made = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with made.open("xb") as stream:
+            count = export_stream(
+                api,
+                source,
+                stream,
+                format=format,
+                disks_only=disks_only,
+                without_image=without_image,
+                progress=progress,
+            )
+            stream.flush()
+            os.fsync(stream.fileno())
+        made.rename(target)
+        return count
+    except OSError as error:
+        raise NoSpace(f"{target} cannot be written: {error.strerror}", path=str(target)) from error
+    finally:
+        made.unlink(missing_ok=True)
+
+
+def export_stream(
+    api: Connection,
+    source: str,
+    stream: IO[bytes],
+    *,
+    format: str = "bough",
+    disks_only: bool = False,
+    without_image: bool = False,
+    progress: Report | None = None,
+) -> int:
+    path = path_of("export", source=source, format=format, disks_only=disks_only, without_image=without_image)
+    with api.websocket(path) as socket:
+        return int(_until_result(socket, stream.write, progress)["bytes"])
+
+
+def import_stream(
+    api: Connection,
+    stream: IO[bytes],
+    *,
+    name: str | None = None,
+    identity: str = "keep",
+    cold: bool = False,
+    wait: bool = True,
+    timeout: float = 120.0,
+    progress: Report | None = None,
+) -> dict[str, Any]:
+    """The machine's description."""
+    path = path_of("import", name=name, identity=identity, cold=cold, wait=wait, timeout_s=timeout)
+    with api.websocket(path) as socket:
+        feeding = threading.Thread(target=_feed, args=(socket, stream), daemon=True)
+        feeding.start()
+        return dict(_until_result(socket, None, progress))
+
+
+def _feed(socket: WebSocket, stream: IO[bytes]) -> None:
+    # A service that has refused it listens no more: what it says is told by the reader.
+    with contextlib.suppress(BoughError, OSError, ValueError):
+        while data := stream.read(_READ_BYTES):
+            socket.send(data)
+        socket.send(b"")
+
+
+def _until_result(socket: WebSocket, take: Any, progress: Report | None) -> Any:
+    while (message := socket.receive()) is not None:
+        if isinstance(message, bytes):
+            take(message)
+            continue
+        told = json.loads(message)
+        if "result" in told:
+            return told["result"]
+        if "error" in told:
+            raise error_from_dict(told["error"])
+        if progress is not None and "progress" in told:
+            from bough.progress import Progress
+
+            progress(Progress(**told["progress"]))
+    raise ServiceUnavailable("the service ended in the middle", hint="see service.log in BOUGH_HOME")

@@ -1,0 +1,136 @@
+"""A machine or snapshot, written for elsewhere: as a bundle, or as a disk for other hypervisors."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Literal
+
+from bough import __version__
+from bough.bundle import write_bundle
+from bough.errors import BoughError, InvalidInput
+from bough.images.confined import Confinement, find_program, run_confined
+from bough.images.store import ImageStore
+from bough.machines.machine import Machine, SavedState
+from bough.paths import Home
+from bough.progress import Progress, Report
+from bough.qemu.probe import find_qemu, probe_jail
+from bough.snapshots.handover import Subject, describe, flatten_disks, read_parts, remove_work
+from bough.snapshots.ovf import write_ova
+from bough.snapshots.store import SnapshotDisk, SnapshotManifest, SnapshotStore
+from bough.snapshots.suspend import load_suspended
+
+Format = Literal["bough", "qcow2", "ova"]
+_READ_BYTES = 1 << 20
+
+
+def snapshot_subject(
+    manifest: SnapshotManifest, store: SnapshotStore, saved: SavedState | None, accelerator: str | None
+) -> Subject:
+    paths = [tuple(store.home.root / layer for layer in disk.layers) for disk in manifest.disks]
+    disks = [(layers[0], layers[1:]) for layers in paths]
+    return Subject(manifest, disks, store.paths(manifest.id).disks, saved, accelerator)
+
+
+async def suspended_subject(machine: Machine, home: Home, *, disks_only: bool) -> Subject:
+    """The caller holds a transition."""
+    record = machine.record
+    saved = None if disks_only else await asyncio.to_thread(load_suspended, record, machine.paths)
+    manifest = SnapshotManifest(
+        id=record.id,
+        state="layers",
+        machine=record.id,
+        machine_name=record.name,
+        consistency="crash" if disks_only else "memory",
+        spec=record.spec,
+        image_digest=record.image_digest,
+        image_agent=record.image_agent,
+        hardware=record.hardware,
+        first_boot=record.first_boot,
+        media=record.media,
+        disks=tuple(
+            SnapshotDisk(size_bytes=disk.size_bytes, layers=(disk.file, *disk.layers))
+            for disk in record.disks
+        ),
+    )
+    disks = [
+        (machine.paths.disks / disk.file, tuple(home.root / layer for layer in disk.layers))
+        for disk in record.disks
+    ]
+    accelerator = record.suspended.accelerator if record.suspended else None
+    return Subject(manifest, disks, machine.paths.disks, saved, accelerator, record.hardware.uid)
+
+
+@asynccontextmanager
+async def exported(
+    subject: Subject, images: ImageStore, *, format: Format, thin: bool, report: Report
+) -> AsyncIterator[Iterator[bytes]]:
+    """The pieces of what is written; they are made while they are taken, by a thread.
+
+    Args:
+        thin: leave out what is in its image, which the other side has.
+
+    Raises:
+        Conflict, InvalidInput: it cannot be written so. NotFound: its image is not here.
+    """
+    digest = subject.manifest.image_digest
+    image = images.path(images.resolve(digest).digest) if thin else None
+    manifest = describe(subject, image=digest if thin else None, version=__version__)
+    work = images.home.incoming / f"export-{secrets.token_hex(6)}"
+    work.mkdir(mode=0o711)
+    try:
+        jail = await probe_jail(find_qemu(subject.manifest.hardware.arch), images.home)
+        confinement = Confinement(jail) if subject.uid is None else Confinement(jail, subject.uid)
+        report(Progress("reading the disks"))
+        disks = await flatten_disks(subject, work, confinement)
+        if format == "bough":
+            loop = asyncio.get_running_loop()
+
+            def tell(part: str) -> None:
+                loop.call_soon_threadsafe(report, Progress(f"writing {part}"))
+
+            data = manifest.model_dump(mode="json")
+            yield write_bundle(data, read_parts(subject, manifest, disks, image, tell))
+        elif format == "qcow2":
+            if len(disks) != 1:
+                raise InvalidInput(
+                    f"the machine has {len(disks)} disks, and a qcow2 is one", hint="export it as an .ova"
+                )
+            target = work / "disk.qcow2"
+            await _convert(disks[0], target, confinement, ["-c", "-O", "qcow2"])
+            yield _read_file(target)
+        else:
+            made = []
+            for number, disk in enumerate(disks):
+                report(Progress(f"converting disk {number}"))
+                target = work / f"{number}.vmdk"
+                await _convert(disk, target, confinement, ["-O", "vmdk", "-o", "subformat=streamOptimized"])
+                made.append(target)
+            report(Progress("writing the OVA"))
+            yield write_ova(subject.manifest, made)
+    finally:
+        await remove_work(work)
+
+
+async def _convert(source: Path, target: Path, confinement: Confinement, options: list[str]) -> None:
+    target.touch(mode=0o600)
+    for path in (source, target):
+        confinement.give(path)
+    words = [find_program("qemu-img"), "convert", "-f", "raw", *options, str(source), str(target)]
+    done = await run_confined(confinement, words, read_only=(source,), writable=(target,))
+    if done.status != 0:
+        raise BoughError(f"qemu-img could not convert a disk: {done.output[-500:]}")
+    confinement.take_back(target)
+
+
+def _read_file(path: Path) -> Iterator[bytes]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        while data := os.read(descriptor, _READ_BYTES):
+            yield data
+    finally:
+        os.close(descriptor)

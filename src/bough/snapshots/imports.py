@@ -1,0 +1,125 @@
+"""A bundle, taken up: checked first, read to incoming/, and a snapshot that a machine goes on from."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from bough.bundle import Source, read_manifest
+from bough.errors import BadBundle, NotFound
+from bough.images.convert import check_space
+from bough.images.store import ImageStore
+from bough.machines.machine import SavedState
+from bough.paths import SnapshotPaths
+from bough.progress import Progress, Report
+from bough.qemu.host import read_host_facts
+from bough.qemu.probe import find_qemu, inspect_qemu, probe_accelerators, probe_jail
+from bough.snapshots.handover import (
+    BundleManifest,
+    check_here,
+    make_snapshot,
+    parse_manifest,
+    remove_work,
+    take_parts,
+)
+from bough.snapshots.store import SnapshotManifest
+from bough.spec import check_against_host, check_name
+
+
+class Arrival:
+    """A bundle whose manifest was read and found right; `read` reads the rest.
+
+    Attributes:
+        manifest: after `read` that of the snapshot; before, only its names count.
+    """
+
+    manifest: SnapshotManifest
+    saved: SavedState | None = None
+
+    def __init__(
+        self, source: Source, digest: Any, bundle: BundleManifest, images: ImageStore, work: Path
+    ) -> None:
+        self._source, self._digest, self._bundle = source, digest, bundle
+        self._images, self._work = images, work
+        self.cold = False
+        self.report: Report = lambda _: None
+
+    async def check(self) -> None:
+        home, bundle = self._images.home, self._bundle
+        check_name(bundle.name)
+        qemu = find_qemu(bundle.hardware.arch)
+        jail = await probe_jail(qemu, home)
+        accelerators = dict(await probe_accelerators(qemu, jail, home))
+        facts = await inspect_qemu(qemu, home)
+        self._spec, self._hardware = check_here(bundle, facts, accelerators, cold=self.cold)
+        check_against_host(self._spec, await read_host_facts(home))
+        self._image = self._find_image()
+        check_space(self._work, sum(1 for _ in bundle.disks))
+
+    def _find_image(self) -> Path | None:
+        """What a disk is the difference to; and that CDs and floppies are here."""
+        images, bundle = self._images, self._bundle
+        wanted = {part.image for part in bundle.parts if part.image} | set(bundle.media.digests)
+        for digest in wanted:
+            try:
+                images.resolve(digest)
+            except NotFound:
+                raise NotFound(
+                    f"the bundle needs the image {bundle.spec.image} ({digest[:12]}), which is not here",
+                    hint="take the image over, or have it exported whole, without --without-image",
+                    kind="image",
+                ) from None
+        base = next((part.image for part in bundle.parts if part.image), None)
+        return images.path(base) if base is not None else None
+
+    @property
+    def name(self) -> str:
+        return self._bundle.name
+
+    async def read(self) -> SnapshotPaths:
+        loop, report = asyncio.get_running_loop(), self.report
+        told = [-1]
+
+        def tell(fraction: float) -> None:
+            if int(fraction * 100) != told[0]:
+                told[0] = int(fraction * 100)
+                loop.call_soon_threadsafe(report, Progress("reading the bundle", fraction))
+
+        taken = await asyncio.to_thread(
+            take_parts, self._source, self._digest, self._bundle, self._work, self._image, tell
+        )
+        report(Progress("writing the disks"))
+        self.saved = None if self.cold else taken.saved
+        made, self.manifest = await make_snapshot(
+            taken, self._bundle, self._spec, self._hardware, self._images.home, self._work
+        )
+        return made
+
+
+@asynccontextmanager
+async def taken_up(
+    source: Source, images: ImageStore, *, cold: bool, report: Report
+) -> AsyncIterator[Arrival]:
+    """Nothing is left of it but what was moved into the store meanwhile.
+
+    Raises:
+        BadBundle, NotFound, BeyondHost, HostLacks
+    """
+    data, digest = await asyncio.to_thread(read_manifest, source)
+    try:
+        bundle = parse_manifest(data)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BadBundle(f"the manifest of the bundle is not right: {str(error)[:200]}") from error
+    work = images.home.incoming / f"bundle-{secrets.token_hex(6)}"
+    work.mkdir(mode=0o711)
+    try:
+        arrival = Arrival(source, digest, bundle, images, work)
+        arrival.cold, arrival.report = cold, report
+        await arrival.check()
+        yield arrival
+    finally:
+        await remove_work(work)

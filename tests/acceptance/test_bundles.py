@@ -1,0 +1,103 @@
+"""A machine handed over: as a bundle, running or not, and as a disk for other hypervisors."""
+
+from __future__ import annotations
+
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+import bough
+from bough.bundle import read_manifest
+from bough.errors import BadBundle
+from bough.paths import Home
+from tests.acceptance.conftest import Cli
+from tests.acceptance.test_suspend import COUNTER, count, wait_until
+
+
+def test_a_running_machine_goes_on_elsewhere(
+    hv: bough.Hypervisor, vm: bough.Machine, cli: Cli, bough_home: Home, tmp_path: Path, gone: list[str]
+) -> None:
+    """Out through a pipe, into another BOUGH_HOME that has no image; and once more here, altered."""
+    vm.shell(COUNTER)
+    wait_until(lambda: count(vm) > 1, "the process counts")
+    before, identity = count(vm), vm.exec("cat", "/etc/machine-id", "/etc/hostname").stdout
+    file = tmp_path / "vm.bough"
+    cli("export", vm.name, file)
+    assert vm.exec("true").ok, "it does not go on here"
+    assert cli.text("bundle", "info", file).startswith("{")
+    other = Cli({"BOUGH_HOME": str(bough_home.root.parent / "other")})
+    (bough_home.root.parent / "other").mkdir(mode=0o711)
+    try:
+        with file.open("rb") as stream:
+            subprocess.run(
+                [Path(cli_program()), "import", "-", "--name", "there"],
+                stdin=stream,
+                env=other.env,
+                check=True,
+                timeout=170,
+            )
+        assert int(other.text("exec", "there", "--", "cat", "/run/count")) >= before
+        assert (
+            other.text("exec", "there", "--", "cat", "/etc/machine-id", "/etc/hostname") == identity.strip()
+        )
+        assert other.json("doctor", "--store")["clean"]
+    finally:
+        other("delete", "there", "--force", check=False)
+        subprocess.run([cli_python(), "-c", SHUTDOWN], env=other.env, check=False, timeout=60)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    cli.error("import", file, "--name", "here", says="altered")
+    file.write_bytes(data[: len(data) // 2])
+    cli.error("import", file, "--name", "here", says="truncated")
+    cli.error("import", file, says="exists already", hint="another name")
+    assert not list(bough_home.incoming.iterdir())
+
+
+SHUTDOWN = "import bough.client as c; c.connect(start=False).shutdown()"
+
+
+def cli_program() -> Path:
+    from tests.acceptance.conftest import BOUGH
+
+    return BOUGH
+
+
+def cli_python() -> str:
+    import sys
+
+    return sys.executable
+
+
+def test_suspended_and_without_its_image(
+    hv: bough.Hypervisor, vm: bough.Machine, cli: Cli, bough_home: Home, tmp_path: Path, gone: list[str]
+) -> None:
+    vm.write_file("/run/word", "kept")
+    vm.suspend()
+    vm.export(tmp_path / "thin.bough", without_image=True)
+    assert vm.state == "suspended"
+    with (tmp_path / "thin.bough").open("rb") as stream:
+        parts = read_manifest(stream)[0]["parts"]
+    assert parts[0]["image"] == vm.info().image_digest
+    gone.append("thin")
+    machine = hv.import_bundle(tmp_path / "thin.bough", name="thin", identity="new")
+    assert machine.read_text("/run/word") == "kept"
+    assert machine.exec("hostname").stdout.strip() == "thin"
+    with pytest.raises(BadBundle):
+        hv.import_bundle(Path("/bin/true"))
+    cli.error("export", "thin", tmp_path / "thin.zip", says="ends in none of")
+    vm.resume()
+
+
+def test_for_other_hypervisors(hv: bough.Hypervisor, vm: bough.Machine, cli: Cli, tmp_path: Path) -> None:
+    cli("export", vm.name, tmp_path / "vm.ova")
+    with tarfile.open(tmp_path / "vm.ova") as archive:
+        assert archive.getnames() == [f"{vm.name}.ovf", "disk0.vmdk", f"{vm.name}.mf"]
+    try:
+        hv.import_image(tmp_path / "vm.ova", name="of-an-ova")
+    finally:
+        hv.delete_image("of-an-ova")
+    cli("export", vm.name, tmp_path / "vm.qcow2")
+    subprocess.run(["qemu-img", "check", "-q", tmp_path / "vm.qcow2"], check=True)
