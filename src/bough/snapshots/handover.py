@@ -65,7 +65,7 @@ class BundleManifest(_Told):
     """What a bundle says of its machine. Attributes:
 
     parts: in the order of their numbers.
-    accelerator, qemu_version: of the process that the memory was taken of; None without memory.
+    accelerator: of the process that the memory was taken of; None without memory.
     """
 
     version: int = 1
@@ -81,7 +81,6 @@ class BundleManifest(_Told):
     media: Media
     parts: tuple[Part, ...] = Field(max_length=32)
     accelerator: Literal["tcg", "kvm"] | None = None
-    qemu_version: str | None = Field(default=None, max_length=64)
 
     def number(self, name: str) -> int | None:
         return next((n for n, part in enumerate(self.parts) if part.name == name), None)

@@ -58,7 +58,7 @@ class Arrival:
         self._spec, self._hardware = check_here(bundle, facts, accelerators, cold=self.cold)
         check_against_host(self._spec, await read_host_facts(home))
         self._image = self._find_image()
-        check_space(self._work, sum(1 for _ in bundle.disks))
+        check_space(self._work)
 
     def _find_image(self) -> Path | None:
         """What a disk is the difference to; and that CDs and floppies are here."""
