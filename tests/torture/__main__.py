@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--moments", type=int, default=10**9, help="end after so many")
-    parser.add_argument("--only", default=None, help="one kind of operation: snapshot, fork, ...")
+    parser.add_argument("--only", default=None, help="some kinds of operations: snapshot,fork")
     parser.add_argument("--quiet", action="store_true")
     options = parser.parse_args()
     seed = secrets.randbelow(10**6) if options.seed is None else options.seed

@@ -23,7 +23,7 @@ from tests.torture.operations import IMAGE, KINDS, SEED, WORKER, Operation, Scen
 from tests.torture.processes import kill, qemus, service_pid
 
 VICTIMS = ("service", "qemu", "both")
-SETTLED = {"stopped", "running", "paused", "failed"}
+SETTLED = {"stopped", "running", "paused", "suspended", "failed"}
 #: A stop that a killed service had begun is finished by the next one, which asks the guest first.
 SETTLE_TIMEOUT_S = 100.0
 OPERATION_TIMEOUT_S = 90.0
@@ -127,12 +127,14 @@ class Torture:
                 killed.add(chosen)
         return killed
 
-    def _choose(self, scene: Scene, name: str | None) -> Operation:
+    def _choose(self, scene: Scene, names: str | None) -> Operation:
         possible = [
             (kind, targets)
             for kind in KINDS
-            if name in (None, kind.name) and (targets := kind.targets(scene))
+            if (names is None or kind.name in names.split(",")) and (targets := kind.targets(scene))
         ]
+        if not possible:  # none of those that are asked for
+            return self._choose(scene, None)
         (kind, targets), *_ = self.random.choices(possible, [kind.weight for kind, _ in possible])
         self._serial += 1
         return Operation(kind, self.random.choice(targets), f"m{self._serial}-{self.random.randrange(10**6)}")
@@ -320,6 +322,8 @@ class Torture:
         client = bough.connect(self.home.root)
         for machine in client.machines():
             try:
+                if machine.state == "suspended":
+                    machine.resume()
                 if machine.state in ("stopped", "failed"):
                     machine.start(wait=machine.id in self._files)
                 if machine.id in self._files and machine.state == "running":

@@ -163,6 +163,18 @@ KINDS: tuple[Kind, ...] = (
         allowed=("running",), wanted="running",
     ),
     Kind(
+        "suspend", 0.6,
+        lambda scene: each(scene.answering()),
+        lambda hv, op: hv.machine(op.target[0]).suspend(),
+        allowed=("suspended",), wanted="suspended",
+    ),
+    Kind(
+        "resume from disk", 0.6,
+        lambda scene: each(scene.of_state("suspended")) if scene.has_room else [],
+        lambda hv, op: hv.machine(op.target[0]).resume(),
+        allowed=("running", "failed"), wanted="running",
+    ),
+    Kind(
         "rename", 0.015,
         lambda scene: each(list(scene.machines)),
         lambda hv, op: hv.machine(op.target[0]).rename(op.name),
@@ -170,7 +182,7 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(
         "delete", 0.03,
-        lambda scene: each(scene.of_state(*_RESTING)) if len(scene.machines) > 1 else [],
+        lambda scene: each(scene.of_state(*_RESTING, "suspended")) if len(scene.machines) > 1 else [],
         lambda hv, op: hv.machine(op.target[0]).delete(),
         removes=True,
     ),
