@@ -13,8 +13,11 @@ if [ -e apt/mirrors ]; then
         if [ -e "$keyring" ]; then set -- "--keyring=$keyring"; break; fi
     done
 fi
-# Versions that were asked for may be of a day whose index has expired since.
-[ ! -e apt/pins ] || set -- "$@" --aptopt='Acquire::Check-Valid-Until "false"'
+# Versions that were asked for may be of a day whose index has expired since. In either case there is such a
+# file: in what order files were made shows in the disk.
+valid=true
+[ ! -e apt/pins ] || valid=false
+set -- "$@" --aptopt="Acquire::Check-Valid-Until \"$valid\""
 set -- "$@" "$BOUGH_SUITE" /mnt/root
 if [ -e apt/mirrors ]; then
     while read -r line; do set -- "$@" "$line"; done < apt/mirrors

@@ -9,14 +9,16 @@ mkdir -p "$root/etc/apt/sources.list.d"
 cp -R /mnt/apt/building/. "$root/etc/apt/sources.list.d/"
 if [ -e /mnt/apt/pins ]; then
     # Which of them are gone: apt would tell of the first one alone, in other words.
+    # With lists of its own: in what order files were made in the root shows in the disk.
+    mkdir -p /mnt/tmp/apt/lists/partial /mnt/tmp/apt/cache
     export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
-    apt-get -q update
-    apt-cache madison $(cut -d= -f1 /mnt/apt/locked) 2>/dev/null |
+    own="-o Dir::State::lists=/mnt/tmp/apt/lists -o Dir::Cache=/mnt/tmp/apt/cache"
+    apt-get -q $own update
+    apt-cache $own madison $(cut -d= -f1 /mnt/apt/locked) 2>/dev/null |
         sed -E 's/^ *([^ |]+) *\| *([^ |]+) *\|.*/\1=\2/' | sort -u > /mnt/tmp/available
     if sort -u /mnt/apt/locked | comm -23 - /mnt/tmp/available | sed 's/^/@unavailable /' | grep .; then exit 1; fi
-    # Where apt would choose these very versions anyway it is left alone: told of versions, it installs in
-    # another order, and users and groups get other numbers.
-    apt-cache policy $(cut -d= -f1 /mnt/apt/locked) 2>/dev/null |
+    # Where apt would choose these very versions anyway it is left alone.
+    apt-cache $own policy $(cut -d= -f1 /mnt/apt/locked) 2>/dev/null |
         awk '/^[^ ].*:$/ { name = substr($1, 1, length($1) - 1) } / Candidate: / { print name "=" $2 }' |
         sort -u > /mnt/tmp/chosen
     if sort -u /mnt/apt/locked | comm -23 - /mnt/tmp/chosen | grep -q .; then
