@@ -40,6 +40,8 @@ _FRAMES_PER_TURN = 64
 _MAX_CALLS = 256
 _READY = wire.SYNC + wire.pack(wire.READY, 0)
 _FIRST_RETRY_S = 0.1
+#: An agent that was there before its guest went on from a snapshot; a second hello would only delay it.
+_AWAKE_RETRY_S = 3.0
 _LAST_RETRY_S = 1.0
 
 
@@ -71,6 +73,7 @@ class AgentChannel:
         self._sessions: dict[int, Session] = {}
         self._calls: dict[int, Call] = {}
         self._pings: dict[bytes, asyncio.Future[None]] = {}
+        self._first: Call | None = None
         self._urgent: deque[bytes] = deque()
         self._bulk: deque[bytes] = deque()
         self._cut: memoryview | None = None
@@ -94,8 +97,14 @@ class AgentChannel:
             raise
         return cls(sock, machine=machine)
 
-    async def hello(self, timeout_s: float) -> AgentFacts:
+    async def hello(
+        self, timeout_s: float, *, first: tuple[str, Mapping[str, Any]] | None = None
+    ) -> AgentFacts:
         """Greet the agent until it answers; whatever went on before is ended, on both sides.
+
+        Args:
+            first: an operation and its arguments, to be read by an agent that is awake together with the
+                hello: it is woken once. `first_answer` waits for the answer.
 
         Raises:
             AgentTimeout: no answer in `timeout_s`; the channel can be used to try again.
@@ -111,14 +120,28 @@ class AgentChannel:
         self._reader.reset()
         self._reader.pattern = wire.SYNC + header[:8]
         self._welcome = self._loop.create_future()
+        call = None if first is None else self._ride_along(*first)
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._greet(self._welcome)
+                return await self._greet(self._welcome, call)
         except TimeoutError:
             text = f"the agent of machine {self.machine!r} did not answer in {timeout_s:g} s"
             raise AgentTimeout(text, machine=self.machine, timeout_s=timeout_s) from None
         finally:
             self._welcome = None
+
+    async def first_answer(self, timeout_s: float) -> dict[str, Any] | None:
+        """Of the operation that went with the last hello; None: it may not have arrived, call again."""
+        call, self._first = self._first, None
+        if call is None:
+            return None
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await call.answer
+        except TimeoutError:
+            return None
+        finally:
+            call.abandoned = True
 
     async def ping(self, timeout_s: float = 5) -> float:
         """Seconds from here to the agent and back. AgentTimeout if longer than `timeout_s`."""
@@ -324,15 +347,24 @@ class AgentChannel:
 
     # The handshake
 
-    async def _greet(self, welcome: asyncio.Future[AgentFacts]) -> AgentFacts:
+    def _ride_along(self, operation: str, arguments: Mapping[str, Any]) -> bytes:
+        """The frames of a call that is made before the channel is established."""
+        payload = wire.encode({"operation": operation, "arguments": dict(arguments)})
+        call_id = self._new_id()
+        self._first = self._calls[call_id] = Call(self._loop, ignore_progress)
+        return b"".join(wire.pack_parts(wire.CALL, self._nonce, call_id, payload))
+
+    async def _greet(self, welcome: asyncio.Future[AgentFacts], call: bytes | None) -> AgentFacts:
         """Send hellos until one is answered.
 
         A hello that QEMU has not taken (the guest has not opened its port) waits there, and is delivered
         the moment that the agent starts: more of them would only be more to read. One that was taken and
         not answered may have fallen into the rest of a frame of before: padding ends such a frame.
         """
-        delay = _FIRST_RETRY_S
+        delay = _FIRST_RETRY_S if call is None else _AWAKE_RETRY_S
         self._send_hello(padded=False)
+        if call is not None:
+            self._queue(self._urgent, call)
         while True:
             self._again.clear()
             again = self._loop.create_task(self._again.wait())

@@ -16,6 +16,8 @@ from bough.guest.channel import AgentChannel
 from bough.machines.record import MachineRecord
 
 _CALL_TIMEOUT_S = 60.0
+#: For the answer to what went with the hello, once that is answered.
+_ANSWER_TIMEOUT_S = 10.0
 #: The time that was told is late by the way there; told again while there and back takes longer than this.
 _CLOCK_ERROR_S = 0.08
 _CLOCK_ATTEMPTS = 4
@@ -26,13 +28,12 @@ async def prepare_guest(channel: AgentChannel) -> None:
     await channel.call("prepare", {}, timeout_s=10)
 
 
-async def give_identity(channel: AgentChannel, record: MachineRecord) -> None:
-    """Tell the guest what `record.identity` says it does not know yet.
+#: The operation of the agent.
+BECOME = "become"
 
-    Raises:
-        GuestRefused: it could not do it.
-        AgentUnavailable: it went away in the middle; call again when it answers.
-    """
+
+def render_identity(record: MachineRecord) -> dict[str, Any]:
+    """What the guest is to be told; good for one telling, at once."""
     arguments: dict[str, Any] = {"entropy": os.urandom(64)}
     if record.identity == "new":
         arguments |= {
@@ -42,8 +43,25 @@ async def give_identity(channel: AgentChannel, record: MachineRecord) -> None:
         }
         if record.hardware.mac and record.mac_before:
             arguments |= {"mac_from": record.mac_before, "mac": record.hardware.mac}
-    started = time.monotonic()
-    done = await channel.call("become", {**arguments, "unix_ns": time.time_ns()}, timeout_s=_CALL_TIMEOUT_S)
+    return {**arguments, "unix_ns": time.time_ns()}
+
+
+async def give_identity(
+    channel: AgentChannel, record: MachineRecord, *, told_at: float | None = None
+) -> None:
+    """Tell the guest what `record.identity` says it does not know yet.
+
+    Args:
+        told_at: when (time.monotonic) it was told with the hello; then only its answer is waited for.
+
+    Raises:
+        GuestRefused: it could not do it.
+        AgentUnavailable: it went away in the middle; call again when it answers.
+    """
+    done = None if told_at is None else await channel.first_answer(_ANSWER_TIMEOUT_S)
+    started = told_at if told_at is not None and done is not None else time.monotonic()
+    if done is None:
+        done = await channel.call(BECOME, render_identity(record), timeout_s=_CALL_TIMEOUT_S)
     took = done.get("took_ns")
     way_s = time.monotonic() - started - (took / 1e9 if isinstance(took, int) and took > 0 else 0)
     for _ in range(_CLOCK_ATTEMPTS):

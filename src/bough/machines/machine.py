@@ -35,7 +35,7 @@ from bough.guest.qga import QgaChannel
 from bough.machines.console import Console, read_console
 from bough.machines.events import Events
 from bough.machines.first_boot import set_up_guest
-from bough.machines.identity import explain, give_identity, settle_identity
+from bough.machines.identity import BECOME, explain, give_identity, render_identity, settle_identity
 from bough.machines.mounts import default_owner, trouble_error
 from bough.machines.ports import PortServer
 from bough.machines.record import (
@@ -99,6 +99,8 @@ class Machine:
         self._qmp: Qmp | None = None
         self._channel: AgentChannel | QgaChannel | None = None
         self._agent_answers = False
+        #: It has gone on from a saved state, and was not greeted since.
+        self._awake = False
         self._greeting: asyncio.Task[None] | None = None
         self._console: Console | None = None
         self._door: VncDoor | None = None
@@ -226,7 +228,7 @@ class Machine:
                 raise
             self._ports = ports
             jail = process.jail.to_dict() if process.jail else None
-            await self._attach(process)
+            await self._attach(process, greet=saved is None)
             if saved is not None:
                 await self._load(saved)
             self._note(state=State.RUNNING, accelerator=plan.accelerator, jail=jail)
@@ -248,6 +250,8 @@ class Machine:
                 # Before the guest can write to its disks: they and what was kept part here.
                 identity = "clock" if self.record.identity == "known" else self.record.identity
                 self._change(suspended=None, identity=identity, event=False)
+            self._awake = True
+            self._greet()  # now: it is the first that the guest finds
             await self._qmp.execute("cont")
         except BoughError as error:
             if self._process is not None:
@@ -592,8 +596,9 @@ class Machine:
 
     # -- the life of its QEMU -----------------------------------------------------------------
 
-    async def _attach(self, process: QemuProcess) -> None:
+    async def _attach(self, process: QemuProcess, *, greet: bool = True) -> None:
         self._process = process
+        self._awake = False
         self._stop_asked = self._panicked = self._agent_answers = self._taken_up = False
         self._shutdown_reason = None
         self._ended.clear()
@@ -612,10 +617,10 @@ class Machine:
             self._door.open()
         if self.record.image_agent:
             self._channel = await AgentChannel.connect(self.paths.agent_socket, machine=self.name)
-            self._greet()
         else:
             self._ready.set()
             self._channel = await QgaChannel.connect(self.paths.agent_socket, machine=self.name)
+        if greet:
             self._greet()
 
     def _greet(self) -> None:
@@ -627,14 +632,15 @@ class Machine:
         """Say hello until the agent answers, however long the guest takes to boot."""
         channel = self._channel
         assert channel is not None
+        told_at: float | None = None
         try:
             while not self._agent_answers:
                 with contextlib.suppress(AgentTimeout):
-                    await channel.hello(timeout_s=3600)
+                    told_at = await self._hello(channel)
                     self._agent_answers = True
             self._events.emit("agent-answers", machine=self.id, name=self.name)
             if isinstance(channel, AgentChannel) and self.record.identity != "known":
-                await self._tell_identity(channel)
+                await self._tell_identity(channel, told_at)
             if not self.record.first_boot.done and isinstance(channel, AgentChannel):
                 result = await set_up_guest(channel, self.record, lambda: self._mount(channel))
                 self._change(first_boot=result, event=False)
@@ -656,10 +662,21 @@ class Machine:
     def _tell(self, kind: str, detail: str) -> None:
         self._events.emit(kind, machine=self.id, name=self.name, detail=detail)
 
-    async def _tell_identity(self, channel: AgentChannel) -> None:
+    async def _hello(self, channel: AgentChannel | QgaChannel) -> float | None:
+        """When it was told, with the hello, who it is: an agent that is awake is woken once for both."""
+        if not (self._awake and isinstance(channel, AgentChannel) and self.record.identity != "known"):
+            await channel.hello(timeout_s=3600)
+            return None
+        self._awake = False
+        first = (BECOME, render_identity(self.record))
+        told_at = time.monotonic()
+        await channel.hello(timeout_s=3600, first=first)
+        return told_at
+
+    async def _tell_identity(self, channel: AgentChannel, told_at: float | None) -> None:
         """A guest that went on from a snapshot is not ready before it knows who and when it is."""
         try:
-            await give_identity(channel, self.record)
+            await give_identity(channel, self.record, told_at=told_at)
         except GuestRefused as error:
             failed = self.record.first_boot.model_copy(update={"error": explain(error)})
             self._change(identity="known", first_boot=failed, event=False)
