@@ -8,7 +8,7 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,11 +19,15 @@ from bough.audit.store import audit_store
 from bough.audit.sweep import sweep_runtime, sweep_unfinished_writes
 from bough.bundle import Source
 from bough.errors import (
+    AgentTimeout,
     BoughError,
     Conflict,
+    GuestRefused,
     InUse,
     InvalidInput,
+    MachineFailed,
     NameTaken,
+    NoSpace,
     NotFound,
     WrongState,
 )
@@ -41,6 +45,7 @@ from bough.images.store import ImageManifest, ImageStore, split_label
 from bough.machines.autostart import start_machines
 from bough.machines.disks import create_disks, first_disks, read_disk_usage, remove_strays
 from bough.machines.events import Events
+from bough.machines.first_boot import run_script
 from bough.machines.layer import make_layer
 from bough.machines.machine import Machine, SavedState
 from bough.machines.media import create_seed, resolve_media
@@ -57,12 +62,22 @@ from bough.mounts.source import resolve_mount, resolve_mounts
 from bough.paths import Home, MachinePaths
 from bough.progress import Progress, Report, ignore_progress
 from bough.qemu.cgroup import find_groups
+from bough.qemu.choice import choose_accelerator
 from bough.qemu.host import read_host_facts
 from bough.qemu.plan import Plan
-from bough.qemu.probe import find_qemu, probe_jail
+from bough.qemu.probe import find_qemu, probe_accelerators, probe_jail
 from bough.snapshots.export import Format, exported, snapshot_subject, suspended_subject
 from bough.snapshots.handover import Subject
 from bough.snapshots.imports import taken_up
+from bough.snapshots.ready import (
+    SETTLE_SCRIPT,
+    SETTLE_TIMEOUT_S,
+    can_be_ready,
+    find_ready,
+    neutral,
+    ready_key,
+    stale,
+)
 from bough.snapshots.store import SnapshotManifest
 from bough.snapshots.suspend import resume, suspend, sweep_suspended
 from bough.snapshots.tree import Identity, SnapshotTree
@@ -105,6 +120,7 @@ class Hypervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._unreadable: dict[str, str] = {}
         self._making = 0
+        self._making_ready: dict[str, asyncio.Lock] = {}
 
     async def open(self) -> None:
         """Sweep what is half-made, read every record, take up every machine that runs."""
@@ -134,6 +150,7 @@ class Hypervisor:
             remove_strays(machine.paths, machine.record)
             sweep_suspended(machine.paths, machine.record)
         self.snapshots.settle()
+        self._drop_ready(stale(self.snapshots.store, self._image_digests()))
         self.snapshots.collect(self._records())
         for machine in self._machines.values():
             if machine.record.ephemeral:
@@ -248,6 +265,107 @@ class Hypervisor:
         machine = Machine(record, paths, self.events, self._plan)
         self._machines[record.id] = machine
         return machine
+
+    async def run(
+        self,
+        data: dict[str, Any],
+        *,
+        name: str | None = None,
+        force: bool = False,
+        ephemeral: bool = False,
+        cold: bool = False,
+        timeout_s: float = 120,
+        report: Report = ignore_progress,
+    ) -> Machine:
+        """A new machine that has answered: gone on from a kept snapshot of the booted image where its
+        spec allows that (see snapshots/ready.py), booted otherwise.
+
+        Args:
+            cold: boot it in any case.
+
+        Raises:
+            As `create`: nothing was made. MachineFailed, AgentTimeout, GuestRefused: it did not come up; it
+            stays unless it is ephemeral.
+        """
+        spec = resolve_mounts(parse_spec(data), self._hidden)
+        check_against_host(spec, await read_host_facts(self.home), force=force)
+        manifest = None if cold else await self._ready_snapshot(spec, report)
+        machine = None
+        try:
+            if manifest is not None:
+                machine = await self._run_from(manifest, spec, name, ephemeral, report)
+            if machine is None:
+                machine = await self.create(data, name=name, force=force, ephemeral=ephemeral, report=report)
+            with self.hold(machine, grace_s=EPHEMERAL_GRACE_S):
+                if machine.state is State.STOPPED:
+                    await machine.start(report)
+                await machine.wait_ready(timeout_s=timeout_s, report=report)
+            return machine
+        except BaseException:
+            if ephemeral and machine is not None:
+                self._expire_unless_held(machine.id, grace_s=0)
+            raise
+
+    async def _run_from(
+        self, manifest: SnapshotManifest, spec: MachineSpec, name: str | None, ephemeral: bool, report: Report
+    ) -> Machine | None:
+        """None: the snapshot is of no use, and was removed."""
+        report(Progress("starting from the booted image"))
+        try:
+            with self.snapshots.using(manifest):
+                saved = await self.snapshots.saved_state(manifest)
+                return await self._fork(manifest, name, saved, "new", ephemeral, spec=spec)
+        except MachineFailed as error:
+            log.warning("cannot go on from the booted image %s: %s", manifest.id, error)
+            self.snapshots.delete(manifest, self._records())
+            return None
+
+    async def _ready_snapshot(self, spec: MachineSpec, report: Report) -> SnapshotManifest | None:
+        """Of the booted image on that hardware, made where there is none; None: this one is booted."""
+        check_arch(spec.arch or split_label(spec.image)[1] or host_arch())
+        image = await self.image(spec.image, spec.arch, report)
+        if not can_be_ready(spec, image):
+            return None
+        qemu = find_qemu(image.arch)
+        hardware = await resolve_hardware(spec, image, self.home, machine_id="ready", taken_uids=())
+        jail = await probe_jail(qemu, self.home)
+        accelerator = choose_accelerator(spec.accelerator, await probe_accelerators(qemu, jail, self.home))
+        key = ready_key(spec, image, hardware, accelerator.name, qemu.version)
+        async with self._making_ready.setdefault(key, asyncio.Lock()):
+            found = find_ready(self.snapshots.store, key)
+            if found is not None:
+                return found
+            try:
+                return await self._make_ready(neutral(spec, image), image, key, report)
+            except (MachineFailed, NoSpace, AgentTimeout, GuestRefused, TimeoutError) as error:
+                log.warning("no snapshot of the booted %s could be kept: %s", spec.image, error)
+                return None
+
+    async def _make_ready(
+        self, spec: MachineSpec, image: ImageManifest, key: str, report: Report
+    ) -> SnapshotManifest:
+        report(Progress("booting the image, once for all later runs"))
+        with self._reserve(f"boot-{key[:12]}") as name, self._half_made(), self._using(image.digest):
+            machine = await self._create(spec, name, image, True, report)
+        try:
+            with self.hold(machine):
+                await machine.start(report)
+                await machine.wait_ready(report=report)
+                report(Progress("waiting until it is up"))
+                await run_script(await machine.agent(), SETTLE_SCRIPT, timeout_s=SETTLE_TIMEOUT_S)
+                manifest = await self._take(machine, ready_key=key, report=report)
+        finally:
+            with contextlib.suppress(BoughError):
+                await asyncio.shield(self.delete(machine, force=True))
+        self._drop_ready(stale(self.snapshots.store, self._image_digests()))
+        return manifest
+
+    def _drop_ready(self, manifests: Iterable[SnapshotManifest]) -> None:
+        for manifest in manifests:
+            self.snapshots.delete(manifest, self._records())
+
+    def _image_digests(self) -> list[str]:
+        return [entry.manifest.digest for entry in self.images.entries()]
 
     async def _plan(self, record: MachineRecord, paths: MachinePaths) -> Plan:
         return await resolve_plan(record, paths, self.home)
@@ -449,8 +567,11 @@ class Hypervisor:
         saved: SavedState | None,
         identity: Identity,
         ephemeral: bool,
+        *,
+        spec: MachineSpec | None = None,
     ) -> Machine:
-        with self._reserve(name or self._free_name(manifest.machine_name)) as reserved:
+        stem = spec.image if spec is not None else manifest.machine_name
+        with self._reserve(name or self._free_name(stem)) as reserved:
             machine_id = new_machine_id()
             record = self.snapshots.fork_record(
                 manifest,
@@ -459,6 +580,7 @@ class Hypervisor:
                 taken_uids=self._taken_uids(),
                 identity=identity,
                 ephemeral=ephemeral,
+                spec=spec,
             )
             made = MachinePaths(self.home.incoming / machine_id, self.home.runtime / machine_id)
             paths = self.home.machine(machine_id)
@@ -471,13 +593,15 @@ class Hypervisor:
             sync_directory(self.home.machines)
             machine = Machine(record, paths, self.events, self._plan)
             self._machines[machine_id] = machine
-        self.events.emit("forked", machine=machine.id, name=machine.name, detail=f"from {manifest.id}")
+        how = ("forked", f"from {manifest.id}") if spec is None else ("created", "")
+        self.events.emit(how[0], machine=machine.id, name=machine.name, detail=how[1])
         if ephemeral:
             self._expire_unless_held(machine.id)
         if saved is not None:
             try:
                 await machine.start(saved=saved)
             except BaseException:
+                self._expire_unless_held(machine.id, grace_s=0)
                 with contextlib.suppress(BoughError):
                     await self.delete(machine, force=True)
                 raise
@@ -564,8 +688,8 @@ class Hypervisor:
         return [machine.record for machine in self._machines.values()]
 
     @contextmanager
-    def hold(self, machine: Machine) -> Iterator[None]:
-        """An ephemeral machine lives while somebody is in here."""
+    def hold(self, machine: Machine, *, grace_s: float = 0) -> Iterator[None]:
+        """An ephemeral machine lives while somebody is in here, and for `grace_s` after the last."""
         self._holders[machine.id] = self._holders.get(machine.id, 0) + 1
         try:
             yield
@@ -574,7 +698,7 @@ class Hypervisor:
             if not self._holders[machine.id]:
                 del self._holders[machine.id]
                 if machine.record.ephemeral and machine.id in self._machines:
-                    self._expire_unless_held(machine.id, grace_s=0)
+                    self._expire_unless_held(machine.id, grace_s=grace_s)
 
     def _expire_unless_held(self, machine_id: str, grace_s: float = EPHEMERAL_GRACE_S) -> None:
         async def expire() -> None:
@@ -815,6 +939,7 @@ class Hypervisor:
 
     def delete_image(self, reference: str) -> None:
         manifest = self.images.resolve(reference)
+        self._drop_ready(m for m in self.snapshots.store.ready() if m.image_digest == manifest.digest)
         used_by = self.image_users().get(manifest.digest)
         if used_by:
             raise InUse(
@@ -826,6 +951,8 @@ class Hypervisor:
 
     def prune_images(self) -> dict[str, Any]:
         sweep_downloads(self.home.downloads, older_than_s=0)
+        labelled = {entry.manifest.digest for entry in self.images.entries() if entry.labels}
+        self._drop_ready(m for m in self.snapshots.store.ready() if m.image_digest not in labelled)
         deleted, freed_bytes = self.images.prune(used=set(self.image_users()))
         return {"deleted": deleted, "freed_bytes": freed_bytes}
 

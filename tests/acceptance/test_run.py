@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+import bough
 from tests.acceptance.conftest import Cli
 from tests.acceptance.test_exec import wait_until
 from tests.conftest import MEMORY
@@ -72,3 +73,38 @@ def test_a_command_that_is_not_there_leaves_nothing(cli: Cli, debian: str) -> No
     before = cli.names()
     assert cli("run", "--memory", MEMORY, debian, "--", "no-such-command", check=False).returncode == 127
     assert cli.names() == before
+
+
+def test_later_runs_go_on_from_the_booted_image(hv: bough.Hypervisor, cli: Cli, debian: str) -> None:
+    """Each is somebody else, with what its spec asks for; nobody sees what they go on from."""
+    script = (
+        "cat /proc/sys/kernel/random/boot_id /etc/machine-id; hostname; head -c 16 /dev/urandom | od -An -tx1"
+    )
+    told = []
+    for name in ("one", "two"):
+        with hv.run(
+            debian, memory=MEMORY, hostname=name, files=[{"path": "/root/mine", "content": name}]
+        ) as vm:
+            assert vm.read_text("/root/mine") == name
+            assert vm.info().forked_from is None
+            told.append(vm.shell(script).stdout.splitlines())
+            ephemeral = vm.name
+    assert ephemeral not in cli.names()
+    one, two = told
+    assert one[0] == two[0], "both went on from one boot"
+    assert (one[2], two[2]) == ("one", "two")
+    assert one[1] != two[1]
+    assert one[3] != two[3]
+    assert hv.snapshots() == []
+    with hv.run(debian, memory=MEMORY, cold=True) as vm:
+        assert vm.shell(script).stdout.splitlines()[0] != one[0]
+
+
+def test_an_image_is_deleted_with_what_was_kept_of_its_boot(hv: bough.Hypervisor, debian: str) -> None:
+    recipe = {"base": debian, "commands": ["touch /root/built"]}
+    image = hv.build_recipe(recipe, label="booted-once")
+    with hv.run("booted-once", memory=MEMORY) as vm:
+        assert vm.exec("test", "-e", "/root/built").ok
+    hv.delete_image("booted-once")
+    assert image.digest not in {known.digest for known in hv.images()}
+    assert hv.doctor_store()["clean"]

@@ -22,6 +22,9 @@ from bough.errors import BoughError
 @click.option("-t", "--tty", is_flag=True, help="Give the command a terminal.")
 @click.option("-i", "--interactive", is_flag=True, help="Pass on what is typed, also without -t.")
 @click.option("-u", "--as-user", help="As whom the command runs; root by default.")
+@click.option(
+    "--cold", is_flag=True, help="Boot it, instead of going on from a snapshot of the booted image."
+)
 @click.option("--timeout", type=DURATION, default="180s", help="For the machine to answer.")
 @spec_options
 @click.argument("image", type=IMAGE)
@@ -34,6 +37,7 @@ def run(
     tty: bool,
     interactive: bool,
     as_user: str | None,
+    cold: bool,
     timeout: float,
     force: bool,
     **given: Any,
@@ -41,6 +45,8 @@ def run(
     """Run COMMAND (a shell by default) on a new machine from IMAGE, and delete the machine afterwards.
 
     Also when it is interrupted, and when this client is killed. --keep and --name keep it, running.
+
+    The first run of an image on such hardware boots it and keeps a snapshot; later ones go on from there.
     """
     from bough.client.hold import Hold
 
@@ -54,11 +60,11 @@ def run(
     machine, hold, done = None, None, False
     try:
         with progress() as report:
-            body = {"spec": data, "name": name, "force": force, "ephemeral": ephemeral}
-            machine = service.long_call("POST", "/machines", body, progress=report)["id"]
+            body: dict[str, Any] = {"spec": data, "name": name, "force": force, "ephemeral": ephemeral}
+            body |= {"cold": cold, "timeout_s": timeout}
+            machine = service.long_call("POST", "/machines/run", body, progress=report)["id"]
             if ephemeral:
                 hold = Hold(service, machine)
-            service.long_call("POST", machine_path(machine, "start"), {"timeout_s": timeout}, progress=report)
         request = {
             "argv": list(command) or ["/bin/sh", "-c", 'cd; exec "${SHELL:-/bin/sh}" -l'],
             "user": as_user,

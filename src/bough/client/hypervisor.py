@@ -64,16 +64,19 @@ class Hypervisor:
         name: str | None = None,
         keep: bool = False,
         force: bool = False,
+        cold: bool = False,
         timeout: float | None = START_TIMEOUT_S,
         progress: Report | None = None,
         **spec: Any,
     ) -> Machine:
-        """A machine that was created and has answered.
+        """A new machine that has answered. The first run of an image on such hardware boots it and keeps a
+        snapshot of that; later ones go on from there.
 
         As a context manager it is deleted at the block's end, with its disks, unless it was named or is
         to be kept. One that is neither also goes when this program ends, however it ends.
 
         Args:
+            cold: boot it, whatever is kept.
             timeout: seconds for its start, not for building an image that is not there yet.
             spec: settings as in a spec file: memory="512MiB", vcpus=2, ports=["8080:80"], ...
 
@@ -81,16 +84,21 @@ class Hypervisor:
             InvalidSpec, BeyondHost, NotFound, NameTaken, BuildFailed, NoSpace, HostLacks: nothing was made.
             MachineFailed, AgentTimeout: it did not come up; deleted unless it was named or is to be kept.
         """
+        from bough.client.sources import resolve_sources
+
         ephemeral = not keep and name is None
-        machine = self._create({"image": image, **spec}, name, force, ephemeral, None, progress)
-        try:
-            if ephemeral:
-                machine.hold()
-            machine.start(timeout=timeout, progress=progress)
-        except BaseException:
-            if ephemeral:
-                machine.discard()
-            raise
+        body: dict[str, Any] = {
+            "spec": resolve_sources({"image": image, **spec}),
+            "name": name,
+            "force": force,
+        }
+        body |= {"ephemeral": ephemeral, "cold": cold}
+        if timeout is not None:
+            body["timeout_s"] = timeout
+        data = self.api.long_call("POST", "/machines/run", body, progress=progress)
+        machine = Machine(self.api, data["id"], name=data["name"], ephemeral=ephemeral)
+        if ephemeral:
+            machine.hold()
         return machine
 
     def create(

@@ -33,6 +33,15 @@ class CreateRequest(_Body):
     ephemeral: bool = False
 
 
+class RunRequest(_Body):
+    spec: dict[str, Any]
+    name: str | None = None
+    force: bool = False
+    ephemeral: bool = False
+    cold: bool = False
+    timeout_s: float = Field(120, gt=0, le=MAX_WAIT_S)
+
+
 class RenameRequest(_Body):
     name: str
 
@@ -86,6 +95,16 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
             if body.start:
                 await machine.start(report)
             return hypervisor.describe(machine)
+
+        return await long_call(request, work)
+
+    @router.post("/run")
+    async def run_machine(body: RunRequest, request: Request) -> Response:
+        """A new machine that has answered; from a snapshot of the booted image, unless `cold`."""
+
+        async def work(report: Report) -> Any:
+            options = body.model_dump(exclude={"spec"})
+            return hypervisor.describe(await hypervisor.run(body.spec, **options, report=report))
 
         return await long_call(request, work)
 

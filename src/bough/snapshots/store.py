@@ -64,6 +64,7 @@ class SnapshotManifest(_Kept):
     consistency: "memory": of a running machine, with its memory; "stopped": of one that was off;
         "frozen": disks of a running one, whose file systems were frozen; "crash": ... could not be.
     parent: the snapshot that the machine had come from or passed before.
+    ready_key: set for one that `run` goes on from, and nobody asked for (see ready.py); not listed.
     """
 
     version: int = 1
@@ -85,6 +86,7 @@ class SnapshotManifest(_Kept):
     disks: tuple[SnapshotDisk, ...]
     memory: SnapshotMemory | None = None
     pause_ms: float | None = None
+    ready_key: str | None = None
 
 
 def new_snapshot_id() -> str:
@@ -114,9 +116,13 @@ class SnapshotStore:
         return self.home.snapshot(snapshot_id)
 
     def all(self) -> list[SnapshotManifest]:
-        """Those that can be used, the oldest first."""
-        whole = (manifest for manifest in self._manifests.values() if manifest.state == "whole")
+        """Those that can be used and somebody took, the oldest first."""
+        whole = (m for m in self._manifests.values() if m.state == "whole" and m.ready_key is None)
         return sorted(whole, key=lambda manifest: manifest.created)
+
+    def ready(self) -> list[SnapshotManifest]:
+        """Those that `run` goes on from."""
+        return [m for m in self._manifests.values() if m.state == "whole" and m.ready_key is not None]
 
     def every(self) -> list[SnapshotManifest]:
         """Also those of which only layers are left."""
@@ -234,6 +240,8 @@ class SnapshotStore:
     def images_in_use(self) -> Iterator[tuple[str, str]]:
         """(digest, who stands on it)"""
         for manifest in self._manifests.values():
+            if manifest in self.ready():
+                continue  # nobody's, and gone before its image is
             yield manifest.image_digest, f"snapshot {manifest.label or manifest.id}"
 
     def bytes_on_disk(self, snapshot_id: str) -> int:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from bough.errors import Conflict
 from bough.machines.disks import check_disk
 from bough.machines.machine import Machine, SavedState
-from bough.machines.record import MachineRecord, PortForward, State, new_mac, new_uuid, now
+from bough.machines.record import FirstBoot, MachineRecord, PortForward, State, new_mac, new_uuid, now
 from bough.paths import Home, MachinePaths
 from bough.progress import Progress, Report
 from bough.qemu.jail import machine_uid
@@ -39,7 +39,9 @@ from bough.snapshots.memory import (
     verify_memory,
     write_memory,
 )
+from bough.snapshots.ready import needs_set_up
 from bough.snapshots.store import SnapshotManifest, SnapshotStore, new_snapshot_id
+from bough.spec import MachineSpec
 from bough.storage import no_space_is_told, sync_directory
 
 #: Of the host's memory, for templates that wait for the next fork.
@@ -69,6 +71,7 @@ class SnapshotTree:
         message: str = "",
         memory: bool = True,
         keep: bool = True,
+        ready_key: str | None = None,
         report: Report,
     ) -> SnapshotManifest:
         """Of a machine that runs on, or is stopped. Goes on when the caller is cancelled.
@@ -76,17 +79,25 @@ class SnapshotTree:
         Args:
             memory: of a running machine, with what it is doing; otherwise its disks alone.
             keep: write it down. Otherwise it is there until `forget`, for forks that begin at once.
+            ready_key: it is one that `run` goes on from; each that does has a first boot of its own.
 
         Raises:
             NameTaken, WrongState, Conflict, HostLacks, NoSpace: nothing was changed.
             MachineFailed: QEMU refused or ended.
         """
         self.store.check_label(label)
-        work = self._take(machine, label, message, memory, keep, report)
+        work = self._take(machine, label, message, memory, keep, ready_key, report)
         return await asyncio.shield(machine.own(work, "take a snapshot"))
 
     async def _take(
-        self, machine: Machine, label: str | None, message: str, memory: bool, keep: bool, report: Report
+        self,
+        machine: Machine,
+        label: str | None,
+        message: str,
+        memory: bool,
+        keep: bool,
+        ready_key: str | None,
+        report: Report,
     ) -> SnapshotManifest:
         allowed = (State.RUNNING, State.PAUSED, State.STOPPED, State.FAILED)
         async with machine.transition("being snapshotted", *allowed):
@@ -103,9 +114,10 @@ class SnapshotTree:
                 image_digest=record.image_digest,
                 image_agent=record.image_agent,
                 hardware=record.hardware,
-                first_boot=record.first_boot,
+                first_boot=record.first_boot if ready_key is None else FirstBoot(),
                 media=record.media,
                 disks=(),
+                ready_key=ready_key,
             )
             captured = await capture(machine, self.store, draft, memory=memory, report=report)
             return await self._keep(machine, captured, keep, report)
@@ -192,8 +204,13 @@ class SnapshotTree:
         taken_uids: Collection[int],
         identity: Identity,
         ephemeral: bool,
+        spec: MachineSpec | None = None,
     ) -> MachineRecord:
-        """A new machine on the same hardware; with `identity` "keep" it takes itself for its parent."""
+        """A new machine on the same hardware; with `identity` "keep" it takes itself for its parent.
+
+        Args:
+            spec: what was asked for, of a machine that `run` makes: in its user's eyes it is no fork.
+        """
         hardware = manifest.hardware.model_copy(
             update={"uid": machine_uid(machine_id, taken_uids) if os.geteuid() == 0 else None}
         )
@@ -205,6 +222,14 @@ class SnapshotTree:
                     "mac": new_mac() if hardware.mac else None,
                 }
             )
+        asked: dict[str, Any] = {}
+        if spec is not None:
+            asked = {
+                "spec": spec,
+                "forked_from": None,
+                "ports": [PortForward(**p.model_dump()) for p in spec.ports],
+            }
+            asked["first_boot"] = FirstBoot(done=not needs_set_up(spec))
         # Its parent has the ports that were named; its own are any that are free.
         ports = [PortForward(host=p.host, host_port=0, guest_port=p.guest_port) for p in manifest.spec.ports]
         return MachineRecord(
@@ -223,7 +248,7 @@ class SnapshotTree:
             forked_from=manifest.id,
             identity="new" if identity == "new" else "clock",
             mac_before=manifest.hardware.mac,
-        )
+        ).model_copy(update=asked)
 
     def make_files(self, record: MachineRecord, manifest: SnapshotManifest, made: MachinePaths) -> None:
         """Disks of a fork, below `made`, and its record."""
@@ -327,7 +352,8 @@ class SnapshotTree:
 
     def describe(self, manifest: SnapshotManifest) -> dict[str, Any]:
         parent = manifest.parent
-        while parent is not None and (not self.store.has(parent) or self.store.get(parent).state != "whole"):
+        listed = {known.id for known in self.store.all()}
+        while parent is not None and parent not in listed:
             parent = self.store.get(parent).parent if self.store.has(parent) else None
         return {
             "id": manifest.id,

@@ -1,0 +1,111 @@
+"""Ready machines: what `run` goes on from instead of booting.
+
+The first run of an image on given hardware boots it, once, as nobody in particular, waits until it is up,
+and keeps a snapshot with memory. Later runs are forks of that: each gets its own identity and, where its
+spec asks for users, files or commands, its own first boot.
+
+Which snapshot fits is told by a key: a digest of all that the booted machine depends on. One of another
+QEMU, accelerator or image never fits, so it is removed when the service looks through them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable
+
+from bough.images.store import ImageManifest
+from bough.machines.record import Hardware
+from bough.snapshots.store import SnapshotManifest, SnapshotStore
+from bough.spec import MachineSpec
+
+#: Changes when a machine that was made ready by this bough is not what an earlier one made.
+_GENERATION = 1
+#: What a machine is told after it has booted, or what only its process on the host has to do with: the
+#: same booted machine serves them all.
+_AFTER_BOOT = {
+    *("hostname", "users", "ssh_keys", "environment", "files", "commands"),
+    *("image", "ports", "restart", "autostart", "limits", "require_jail", "accelerator", "mounts"),
+}
+_SET_UP = ("users", "ssh_keys", "environment", "files", "commands")
+
+MOST = 8
+UNUSED_DAYS = 14
+
+#: Run in a guest that has answered: until systemd has started everything, then what the first command of
+#: a fork would have to load. The marks of the first boot go: each fork has its own.
+SETTLE_SCRIPT = """
+n=0
+while [ $n -lt 300 ]; do
+  case $(systemctl is-system-running 2>/dev/null) in initializing|starting) sleep 0.2 ;; *) break ;; esac
+  n=$((n+1))
+done
+rm -rf /var/lib/bough/first-boot /var/lib/bough/first-boot.done
+for n in 1 2 3; do /bin/true; /bin/sh -c true; done
+sync
+"""
+SETTLE_TIMEOUT_S = 120.0
+
+
+def can_be_ready(spec: MachineSpec, image: ImageManifest) -> bool:
+    """Whether a machine of that spec can go on from a booted one: it has our agent, and nothing in it
+    depends on how, or when, it boots."""
+    return (
+        image.agent
+        and not image.cloud_init
+        and spec.kernel is None
+        and spec.cdrom is None
+        and spec.floppy is None
+        and spec.user_data is None
+        and not spec.display
+        and spec.clock_offset_s is None
+    )
+
+
+def needs_set_up(spec: MachineSpec) -> bool:
+    return any(getattr(spec, name) for name in _SET_UP)
+
+
+def neutral(spec: MachineSpec, image: ImageManifest) -> MachineSpec:
+    """The machine that is booted for all that have its key."""
+    plain = {name: field.default for name, field in MachineSpec.model_fields.items() if name in _AFTER_BOOT}
+    for name in ("users", "ssh_keys", "files", "commands", "ports", "environment", "limits", "mounts"):
+        if name in plain:
+            plain[name] = MachineSpec.model_fields[name].get_default(call_default_factory=True)
+    return spec.model_copy(update={**plain, "image": image.digest, "accelerator": spec.accelerator})
+
+
+def ready_key(
+    spec: MachineSpec, image: ImageManifest, hardware: Hardware, accelerator: str, qemu_version: Iterable[int]
+) -> str:
+    own = {"uuid", "vmgenid", "mac", "uid"}
+    told = {
+        "generation": _GENERATION,
+        "image": image.digest,
+        "spec": spec.model_dump(mode="json", exclude=_AFTER_BOOT),
+        "hardware": hardware.model_dump(mode="json", exclude=own),
+        "accelerator": accelerator,
+        "qemu": list(qemu_version),
+    }
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def find_ready(store: SnapshotStore, key: str) -> SnapshotManifest | None:
+    """Marks it as used."""
+    for manifest in store.ready():
+        if manifest.ready_key == key:
+            os.utime(store.paths(manifest.id).manifest)
+            return manifest
+    return None
+
+
+def stale(store: SnapshotStore, images: Iterable[str]) -> list[SnapshotManifest]:
+    """Those that are not worth their place: of images that are gone, unused for long, or too many."""
+    known = set(images)
+    kept = store.ready()
+    used = {m.id: store.paths(m.id).manifest.stat().st_mtime for m in kept}
+    kept.sort(key=lambda m: used[m.id], reverse=True)
+    oldest = time.time() - UNUSED_DAYS * 86400
+    return [m for n, m in enumerate(kept) if n >= MOST or used[m.id] < oldest or m.image_digest not in known]
