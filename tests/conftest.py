@@ -1,8 +1,8 @@
-"""What the tests with real machines share: one BOUGH_HOME, one image, one service per run.
+"""What the tests with real machines share: one BOUGH_HOME and one service per worker, one image per run.
 
-Settings, as environment variables:
+README.md beside this file says how to run them and how to write one. Settings, as environment variables:
     BOUGH_TEST_CACHE=/dir   keep the built image there, and take it from there while its recipe is the same
-    BOUGH_TEST_KEEP=1       leave the BOUGH_HOME of the run in place, to be looked at
+    BOUGH_TEST_KEEP=1       leave the BOUGH_HOMEs of the run in place, to be looked at
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from bough.errors import BoughError
 from bough.paths import Home
 from tests.leftovers import find_leftovers, wait_nothing_left
+from tests.run import Run
 
 if TYPE_CHECKING:
     import bough
@@ -31,37 +31,57 @@ IMAGE = "debian:12"
 #: Enough for Debian, and 2 cores carry several of them.
 MEMORY = "512MiB"
 ORDER = ("unit", "machines", "acceptance")
+RUN = pytest.StashKey[Run]()
 
 
+# -- one run, by one process or by several workers ----------------------------------------------------
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    given = getattr(config, "workerinput", {}).get("bough_run")
+    config.stash[RUN] = Run(Path(given)) if given else Run.create()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["bough_run"] = str(node.config.stash[RUN].root)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The workers have ended. One that was killed (Ctrl-C, -x, a crash) has not cleaned up."""
+    if not hasattr(config, "workerinput") and RUN in config.stash:
+        config.stash[RUN].end(keep="BOUGH_TEST_KEEP" in os.environ)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is quick and simple fails first."""
+    """What is quick and simple fails first; then what takes long, so that no worker ends long after
+    the other. A module stays on one worker, but for what names a group of its own."""
 
-    def rank(item: pytest.Item) -> int:
+    def rank(item: pytest.Item) -> tuple[int, int]:
         folder = item.path.parent.name
-        return ORDER.index(folder) if folder in ORDER else len(ORDER)
+        place = ORDER.index(folder) if folder in ORDER else len(ORDER)
+        takes_long = item.get_closest_marker("xdist_group") is not None
+        return (0 if folder == "unit" else 1 if takes_long else 2, place)
 
     items.sort(key=rank)
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture(scope="session")
-def bough_home() -> Iterator[Home]:
-    """The BOUGH_HOME of this run, also in the environment. Nothing of it is left afterwards.
-
-    Not below pytest's own tmp_path: that is closed to other users, and a jailed QEMU is one.
-    """
-    root = Path(tempfile.mkdtemp(prefix="bough-test-", dir="/var/tmp"))
-    root.chmod(0o711)
-    home = Home.at(root / "home")
+def bough_home(request: pytest.FixtureRequest) -> Iterator[Home]:
+    """The BOUGH_HOME of this worker, also in the environment. Nothing of it is left afterwards."""
+    worker = getattr(request.config, "workerinput", {}).get("workerid", "main")
+    home = request.config.stash[RUN].home(worker)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BOUGH_HOME", str(home.root))
-        _restore_cache(home)
+        home.create()
         yield home
         _end_service(home)
     left = wait_nothing_left(lambda: find_leftovers(home, service_may_run=False))
-    _save_cache(home)
-    if "BOUGH_TEST_KEEP" not in os.environ:
-        shutil.rmtree(root, ignore_errors=True)
-        shutil.rmtree(home.runtime, ignore_errors=True)
     assert not left, str(left)
 
 
@@ -77,20 +97,40 @@ def hv(bough_home: Home) -> Iterator[bough.Hypervisor]:
 
 
 @pytest.fixture(scope="session")
-def debian(hv: bough.Hypervisor) -> str:
-    """The label of an image that is built."""
-    hv.build_image(IMAGE)
+def debian(hv: bough.Hypervisor, bough_home: Home, request: pytest.FixtureRequest) -> str:
+    """The label of an image that is built: by the first worker that needs it, for all."""
+    store = request.config.stash[RUN].images
+    with store.alone():
+        store.give(bough_home)
+        store.keep(bough_home, hv.build_image(IMAGE).digest, IMAGE)
     return IMAGE
 
 
-@pytest.fixture(scope="module")
-def vm(hv: bough.Hypervisor, debian: str, request: pytest.FixtureRequest) -> Iterator[bough.Machine]:
-    """A running machine that the tests of a module share: leave it running and as it was."""
-    name = request.module.__name__.rpartition(".")[2].replace("_", "-")
-    machine = hv.create(debian, name=name, memory=MEMORY)
+@pytest.fixture(scope="session")
+def booted(hv: bough.Hypervisor, debian: str) -> bough.Snapshot:
+    """A Debian of 512 MiB that has booted and come to rest: a fork of it is there in a third of a second."""
+    machine = hv.create(debian, name="booted", memory=MEMORY)
     machine.start()
+    machine.exec("systemctl", "is-system-running", "--wait")
+    snapshot = machine.snapshot("booted")
+    machine.delete(force=True)
+    return snapshot
+
+
+@pytest.fixture(scope="module")
+def vm(booted: bough.Snapshot, request: pytest.FixtureRequest) -> Iterator[bough.Machine]:
+    """A running machine that the tests of a module share: leave it running and as it was."""
+    machine = booted.fork(request.module.__name__.rpartition(".")[2].replace("_", "-"))
     yield machine
     machine.delete(force=True)
+
+
+@pytest.fixture
+def fork(booted: bough.Snapshot) -> Iterator[bough.Machine]:
+    """A running machine of the test's own, to be changed, stopped, broken."""
+    machine = booted.fork()
+    yield machine
+    machine.discard()
 
 
 @pytest.fixture
@@ -122,7 +162,7 @@ def pytest_runtest_makereport(
 
 def _keep_artifacts(home: Home, test: str) -> Path:
     """Records, consoles, QEMU's stderr and command lines of all machines, and the service's log."""
-    target = ARTIFACTS / test.replace("/", ".").replace("::", ".")[-120:]
+    target = ARTIFACTS / test.partition("@")[0].replace("/", ".").replace("::", ".")[-120:]
     target.mkdir(parents=True, exist_ok=True)
     for machine in home.machines.iterdir() if home.machines.exists() else ():
         paths = home.machine(machine.name)
@@ -145,46 +185,6 @@ def _running_argv(machine_id: str) -> str:
             if any(machine_id in word for word in argv):
                 found.append(f"# pid {process.name}\n" + "\n  ".join(argv))
     return "\n".join(found)
-
-
-# -- the image, kept between runs ---------------------------------------------------------------------
-
-
-def _cache() -> Path | None:
-    return Path(os.environ["BOUGH_TEST_CACHE"]) if os.environ.get("BOUGH_TEST_CACHE") else None
-
-
-def _restore_cache(home: Home) -> None:
-    """A store is keyed by what is in it: a build finds an image of the same recipe, and nothing else."""
-    home.create()
-    cache = _cache()
-    if cache is not None and (cache / "images").is_dir():
-        _copy_store(cache, home.root)
-
-
-def _save_cache(home: Home) -> None:
-    cache = _cache()
-    if cache is not None and home.labels.exists():
-        fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=_made(cache)))
-        _copy_store(home.root, fresh)
-        for name in ("images", "labels.json"):
-            old = cache / name
-            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-            (fresh / name).rename(old)
-        fresh.rmdir()
-
-
-def _made(directory: Path) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
-
-
-def _copy_store(source: Path, target: Path) -> None:
-    # cp keeps the holes of a disk; shutil would fill them.
-    things = [str(source / name) for name in ("images", "labels.json") if (source / name).exists()]
-    subprocess.run(
-        ["cp", "--archive", "--sparse=always", "--reflink=auto", "--", *things, f"{target}/"], check=True
-    )
 
 
 def _end_service(home: Home) -> None:

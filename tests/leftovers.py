@@ -6,8 +6,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from bough.paths import Home
+
+Found = TypeVar("Found")
 
 
 @dataclass
@@ -34,7 +37,7 @@ def find_leftovers(home: Home, *, service_may_run: bool = True) -> Leftovers:
     existing = {path.name for path in home.machines.iterdir()} if home.machines.exists() else set()
     found = Leftovers()
     uplinks = 0
-    for pid, text in sorted(_processes_of(home), key=lambda each: "/passt " in each[1]):
+    for pid, text in sorted(processes_of(home), key=lambda each: "/passt " in each[1]):
         if any(machine_id in text for machine_id in existing):
             uplinks += "qemu-system" in text
             continue
@@ -59,7 +62,7 @@ def find_leftovers(home: Home, *, service_may_run: bool = True) -> Leftovers:
     return found
 
 
-def wait_nothing_left(look: Callable[[], Leftovers], timeout_s: float = 10) -> Leftovers:
+def wait_nothing_left(look: Callable[[], Found], timeout_s: float = 10) -> Found:
     """What is still there after a while: a child that was just reaped needs a moment to vanish."""
     deadline = time.monotonic() + timeout_s
     while (found := look()) and time.monotonic() < deadline:
@@ -67,7 +70,8 @@ def wait_nothing_left(look: Callable[[], Leftovers], timeout_s: float = 10) -> L
     return found
 
 
-def _processes_of(home: Home) -> list[tuple[int, str]]:
+def processes_of(home: Home) -> list[tuple[int, str]]:
+    """Pid and what tells of it, the tests themselves aside."""
     marks = (str(home.root), str(home.runtime))
     found = []
     for process in Path("/proc").glob("[0-9]*"):

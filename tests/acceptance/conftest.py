@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import bough
 from bough.paths import Home
 from tests.conftest import MEMORY
 
@@ -98,8 +99,16 @@ def box(cli: Cli, debian: str, ssh_key: Path) -> Iterator[str]:
     name = "box"
     cli("create", debian, "--name", name, "--memory", MEMORY, "--ssh-key", f"{ssh_key}.pub")
     cli("start", name)
+    cli("exec", name, "--", "systemctl", "is-system-running", "--wait", check=False)
+    cli("snapshot", "create", name, "--as", "booted")
     yield name
     cli("delete", name, "--force", check=False)
+
+
+@pytest.fixture(scope="session")
+def booted(box: str, hv: bough.Hypervisor) -> bough.Snapshot:
+    """The box as it was when it had booted: no second machine is booted for forks."""
+    return hv.snapshot("booted")
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import bough
 from bough.paths import Home
 from tests.acceptance.conftest import BOUGH, Cli
 from tests.acceptance.test_exec import wait_until
@@ -193,10 +194,9 @@ def test_a_disk_that_does_not_boot(cli: Cli, bough_home: Home, debian: str, gone
     assert cli.json("info", "blank")["state"] == "running"
 
 
-def test_a_guest_that_never_answers(cli: Cli, box: str, debian: str, gone: list[str]) -> None:
+def test_a_guest_that_never_answers(cli: Cli, booted: bough.Snapshot, gone: list[str]) -> None:
     gone.append("mute")
-    cli("create", debian, "--name", "mute", "--memory", MEMORY)
-    cli("start", "mute")
+    booted.fork("mute")
     cli("exec", "mute", "--", "systemctl", "mask", "bough-agent.service")
     cli("stop", "mute")
     told = cli.error("start", "mute", "--timeout", "15s", says="15 s", hint="bough console mute")

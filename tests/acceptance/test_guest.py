@@ -153,6 +153,7 @@ def test_a_machine_id_of_its_own(cli: Cli, box: str, bench: str) -> None:
 # -- its own kernel -----------------------------------------------------------------------------------
 
 
+@pytest.mark.xdist_group("kernel package")
 def test_another_kernel_package_is_what_boots_next(cli: Cli, debian: str, gone: list[str]) -> None:
     gone.append("kernels")
     cli("create", debian, "--name", "kernels", "--memory", "768MiB")

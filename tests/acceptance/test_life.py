@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
+import bough
 from bough.paths import Home
 from tests.acceptance.conftest import Cli
 from tests.acceptance.test_exec import wait_until
@@ -58,11 +60,10 @@ def test_a_reboot_and_a_power_off_from_inside(cli: Cli, debian: str, gone: list[
 
 
 def test_a_guest_that_will_not_stop_is_powered_off_at_the_deadline(
-    cli: Cli, debian: str, gone: list[str]
+    cli: Cli, booted: bough.Snapshot, gone: list[str]
 ) -> None:
     gone.append("stubborn")
-    cli("create", debian, "--name", "stubborn", "--memory", MEMORY)
-    cli("start", "stubborn")
+    booted.fork("stubborn")
     # A unit that does not end holds up systemd's shutdown for a minute and a half.
     script = "systemd-run --property=KillMode=none --property=ExecStop='/bin/sleep 300' sleep infinity"
     cli("exec", "stubborn", "--", "sh", "-c", script)
@@ -140,9 +141,13 @@ def test_the_console_log(cli: Cli, box: str) -> None:
 
 
 def test_events_while_things_happen(cli: Cli, debian: str, gone: list[str]) -> None:
-    gone.append("eventful")
+    gone += ["eventful", "herald"]
     with cli.popen("events", "--json", stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
+        # Events are told from when it listens, which shows when it has told one.
+        while not select.select([process.stdout], [], [], 0)[0]:
+            cli("create", debian, "--name", "herald")
+            cli("delete", "herald")
         cli("create", debian, "--name", "eventful")
         cli("delete", "eventful")
         kinds = []

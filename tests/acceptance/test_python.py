@@ -47,6 +47,7 @@ def test_the_python_of_the_readme_runs(cli: Cli, debian: str, tmp_path: Path) ->
     assert cli.names() == before
 
 
+@pytest.mark.xdist_group("quick start")
 def test_the_commands_of_the_quick_start_run(cli: Cli, debian: str, tmp_path: Path) -> None:
     """Word for word, in one shell per page, with `bough` on the PATH."""
     script = "\n".join(blocks(ROOT / "docs" / "quickstart.md", "sh"))

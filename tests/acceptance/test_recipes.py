@@ -48,6 +48,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
+@pytest.mark.xdist_group("layers")
 def test_layers_upon_an_image(cli: Cli, debian: str, images: list[str], tmp_path: Path) -> None:
     images += ["web", "more"]
     (tmp_path / "page").write_text("hello\n")
@@ -82,6 +83,7 @@ def test_layers_upon_an_image(cli: Cli, debian: str, images: list[str], tmp_path
     assert "failing" not in cli.text("image", "list")
 
 
+@pytest.mark.xdist_group("cloud image")
 def test_a_cloud_image_end_to_end(
     cli: Cli, bough_home: Home, images: list[str], gone: list[str], tmp_path: Path
 ) -> None:
@@ -132,6 +134,7 @@ def test_a_cloud_image_end_to_end(
     cli.error("create", "debian:12", "--user-data", user_data, says="cloud-init", hint="--cloud-init")
 
 
+@pytest.mark.xdist_group("foreign agent")
 def test_a_guest_with_qemu_guest_agent(cli: Cli, images: list[str], gone: list[str], tmp_path: Path) -> None:
     images.append("foreign")
     gone.append("foreign")

@@ -14,10 +14,9 @@ from tests.conftest import MEMORY
 
 
 @pytest.fixture(scope="module")
-def origin(hv: bough.Hypervisor, debian: str) -> Iterator[bough.Machine]:
+def origin(booted: bough.Snapshot) -> Iterator[bough.Machine]:
     """A running machine that the tests here branch, and leave running."""
-    machine = hv.create(debian, name="origin", memory=MEMORY)
-    machine.start()
+    machine = booted.fork("origin")
     machine.write_file("/root/word", "before")
     # A process whose memory tells whether it went on or began anew.
     machine.shell(

@@ -15,8 +15,12 @@ from bough.images.build import build
 from bough.images.store import ImageStore
 from bough.paths import Home
 from bough.progress import Progress
+from tests.leftovers import processes_of, wait_nothing_left
 
-pytestmark = pytest.mark.skipif(shutil.which("mmdebstrap") is None, reason="mmdebstrap is not installed")
+pytestmark = [
+    pytest.mark.skipif(shutil.which("mmdebstrap") is None, reason="mmdebstrap is not installed"),
+    pytest.mark.xdist_group("image build"),
+]
 
 LABEL = "debian:12"
 
@@ -36,10 +40,6 @@ def sha256(path: Path) -> str:
 def check_root(image: Path) -> None:
     where = f"{image}?offset={disk.ROOT_OFFSET}"
     subprocess.run(["/usr/sbin/e2fsck", "-fn", where], check=True, capture_output=True)
-
-
-def list_processes() -> str:
-    return subprocess.run(["ps", "-e", "-o", "args"], check=True, capture_output=True, text=True).stdout
 
 
 async def test_twice_the_same_and_nothing_left(store: ImageStore) -> None:
@@ -68,4 +68,5 @@ async def test_a_cancelled_build_leaves_nothing(store: ImageStore) -> None:
         await task
     assert not list(store.home.incoming.iterdir())
     assert not list(store.entries())
-    assert "/mnt/root" not in list_processes()
+    left = wait_nothing_left(lambda: processes_of(store.home))
+    assert not left, left

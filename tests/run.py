@@ -1,0 +1,112 @@
+"""One run of the tests: a directory with a BOUGH_HOME per worker, and the image that they share.
+
+/var/tmp/bough-test-<random>/<worker>/home    not below pytest's own tmp_path: that is closed to other
+                                              users, and a jailed QEMU is one
+$BOUGH_TEST_CACHE, or .../store               images/<digest>/, labels.json, lock
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bough.paths import Home
+from tests.leftovers import processes_of, wait_nothing_left
+
+KILL_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Images:
+    """Built images, kept for other workers and for the next run."""
+
+    root: Path
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other worker is at it meanwhile, nor another run with the same cache."""
+        self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
+        with (self.root / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def give(self, home: Home) -> None:
+        """A build in `home` finds what is here, if it is of the same recipe, and nothing else."""
+        for image in self._kept():
+            _copy(image, home.images)
+
+    def keep(self, home: Home, digest: str, label: str) -> None:
+        """This one, instead of what was kept before."""
+        if (self.root / "images" / digest / "image.json").exists():
+            return
+        for old in self._kept():
+            shutil.rmtree(old)
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=self.root) as fresh:
+            _copy(home.image(digest).root, Path(fresh))
+            (self.root / "images").mkdir(mode=0o711, exist_ok=True)
+            (Path(fresh) / digest).rename(self.root / "images" / digest)
+        (self.root / "labels.json").write_text(json.dumps({label: digest}))
+
+    def _kept(self) -> list[Path]:
+        return [path.parent for path in self.root.glob("images/*/image.json")]
+
+
+def _copy(image: Path, target: Path) -> None:
+    # cp keeps the holes of a disk; shutil would fill them.
+    if not (target / image.name).exists():
+        subprocess.run(
+            ["cp", "--archive", "--sparse=always", "--reflink=auto", "--", image, f"{target}/"], check=True
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    root: Path
+
+    @classmethod
+    def create(cls) -> Run:
+        root = Path(tempfile.mkdtemp(prefix="bough-test-", dir="/var/tmp"))
+        root.chmod(0o711)
+        return cls(root)
+
+    @property
+    def images(self) -> Images:
+        return Images(Path(os.environ.get("BOUGH_TEST_CACHE") or self.root / "store"))
+
+    def home(self, worker: str) -> Home:
+        place = self.root / worker
+        place.mkdir(mode=0o711, exist_ok=True)
+        return Home.at(place / "home")
+
+    def end(self, *, keep: bool) -> None:
+        """After all workers: what a killed one has left ends too."""
+        homes = [Home.at(path) for path in self.root.glob("*/home")]
+        for home in homes:
+            kill_all(home)
+        if not keep:
+            for home in homes:
+                shutil.rmtree(home.runtime, ignore_errors=True)
+            shutil.rmtree(self.root, ignore_errors=True)
+
+
+def kill_all(home: Home) -> None:
+    """End what runs for `home`: first its service, which would take a QEMU's end for a failure."""
+
+    def look() -> list[tuple[int, str]]:
+        return sorted(processes_of(home), key=lambda each: "bough.service" not in each[1])
+
+    for _ in range(KILL_ROUNDS):  # what is killed may just have started something
+        for pid, _text in look():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if not wait_nothing_left(look, timeout_s=2):
+            return
