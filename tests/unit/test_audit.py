@@ -7,7 +7,8 @@ import shutil
 import socket
 import struct
 import subprocess
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,16 @@ async def _running(_: str) -> AsyncIterator[None]:
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A short one: the path of a socket holds 107 bytes, and tmp_path takes most of them."""
+    with tempfile.TemporaryDirectory(prefix="bough-audit-") as place:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", place)
+        yield
+
+
+@pytest.fixture
+def home(tmp_path: Path, runtime: None) -> Home:
     """With one image, one label and one machine, all right."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
     home = Home.at(tmp_path / "home")
     home.create()
     made = home.incoming / "made"
