@@ -101,7 +101,7 @@ def debian(hv: bough.Hypervisor, bough_home: Home, request: pytest.FixtureReques
     """The label of an image that is built: by the first worker that needs it, for all."""
     store = request.config.stash[RUN].images
     with store.alone():
-        store.give(bough_home)
+        store.give(bough_home, IMAGE)
         store.keep(bough_home, hv.build_image(IMAGE).digest, IMAGE)
     return IMAGE
 

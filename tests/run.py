@@ -19,6 +19,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bough.images.recipes import recipe_for
+from bough.images.store import ImageStore
+from bough.machines.plan import host_arch
 from bough.paths import Home
 from tests.leftovers import processes_of, wait_nothing_left
 
@@ -39,10 +42,13 @@ class Images:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def give(self, home: Home) -> None:
-        """A build in `home` finds what is here, if it is of the same recipe, and nothing else."""
+    def give(self, home: Home, label: str) -> None:
+        """What is here of the recipe of today, under its label: a build in `home` finds it then."""
+        recipe = recipe_for(label, host_arch()).digest()
         for image in self._kept():
-            _copy(image, home.images)
+            if json.loads((image / "image.json").read_bytes())["recipe"] == recipe:
+                _copy(image, home.images)
+                ImageStore(home).label(image.name, label)
 
     def keep(self, home: Home, digest: str, label: str) -> None:
         """This one, instead of what was kept before."""
