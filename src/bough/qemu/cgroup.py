@@ -67,7 +67,8 @@ def limits_memory(groups: list[str]) -> bool:
 def add_to_groups(groups: list[str], pid: int) -> None:
     """A process beside QEMU that works for the machine: its time is the machine's, too."""
     for group in groups:
-        with contextlib.suppress(ProcessLookupError):
+        # It, or all of the machine with its group, may have ended.
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
             (Path(group) / "cgroup.procs").write_text(str(pid))
 
 

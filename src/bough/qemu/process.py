@@ -259,8 +259,6 @@ def _spawn(
         ours, processes = start_uplink(machine_id=plan.machine_id, uid=plan.uid)
         children += processes
         descriptors["uplink"] = sockets.enter_context(ours).fileno()
-        for process in processes:
-            add_to_groups(groups, process.pid)
     if memory is not None:
         descriptors["memory"] = memory
     outer = open_filter() if plan.jail.bwrap and plan.jail.system_calls else None
@@ -297,6 +295,9 @@ def _spawn(
         start_new_session=True,
         env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
     )
+    # After QEMU has begun: each move waits some milliseconds for the kernel.
+    for beside in children:
+        add_to_groups(groups, beside.pid)
     children.append(child)
     pid = Pid.of(child.pid)
     if pid is None:
