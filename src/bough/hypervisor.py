@@ -74,10 +74,12 @@ from bough.snapshots.ready import (
     SETTLE_TIMEOUT_S,
     can_be_ready,
     find_ready,
+    is_neutral,
     neutral,
     ready_key,
     stale,
 )
+from bough.snapshots.spares import Spares
 from bough.snapshots.store import SnapshotManifest
 from bough.snapshots.suspend import resume, suspend, sweep_suspended
 from bough.snapshots.tree import Identity, SnapshotTree
@@ -121,6 +123,7 @@ class Hypervisor:
         self._unreadable: dict[str, str] = {}
         self._making = 0
         self._making_ready: dict[str, asyncio.Lock] = {}
+        self.spares = Spares(home.spares, self._make_spare, self._discard_spare)
 
     async def open(self) -> None:
         """Sweep what is half-made, read every record, take up every machine that runs."""
@@ -156,9 +159,11 @@ class Hypervisor:
             if machine.record.ephemeral:
                 self._expire_unless_held(machine.id)
         self._own(start_machines(self.machines(), self.events), "autostart")
+        self.spares.open()
 
     async def close(self) -> None:
         """Let go of the machines; they run on."""
+        await self.spares.close()
         for task in list(self._tasks):
             task.cancel()
         await self.snapshots.close()
@@ -167,7 +172,8 @@ class Hypervisor:
     # -- machines -----------------------------------------------------------------------------
 
     def machines(self) -> list[Machine]:
-        return sorted(self._machines.values(), key=lambda machine: machine.record.created)
+        shown = (machine for machine in self._machines.values() if not machine.record.spare)
+        return sorted(shown, key=lambda machine: machine.record.created)
 
     def machine(self, reference: str) -> Machine:
         """By name, id, or a prefix of an id that only one has (4 or more digits)."""
@@ -292,7 +298,9 @@ class Hypervisor:
         manifest = None if cold else await self._ready_snapshot(spec, report)
         machine = None
         try:
-            if manifest is not None:
+            if manifest is not None and name is None and is_neutral(spec):
+                machine = await self._take_spare(manifest, spec, ephemeral)
+            if manifest is not None and machine is None:
                 machine = await self._run_from(manifest, spec, name, ephemeral, report)
             if machine is None:
                 machine = await self.create(data, name=name, force=force, ephemeral=ephemeral, report=report)
@@ -307,18 +315,80 @@ class Hypervisor:
             raise
 
     async def _run_from(
-        self, manifest: SnapshotManifest, spec: MachineSpec, name: str | None, ephemeral: bool, report: Report
+        self,
+        manifest: SnapshotManifest,
+        spec: MachineSpec,
+        name: str | None,
+        ephemeral: bool,
+        report: Report,
+        *,
+        spare: bool = False,
     ) -> Machine | None:
         """None: the snapshot is of no use, and was removed."""
         report(Progress("starting from the booted image"))
         try:
             with self.snapshots.using(manifest):
                 saved = await self.snapshots.saved_state(manifest)
-                return await self._fork(manifest, name, saved, "new", ephemeral, spec=spec)
+                return await self._fork(manifest, name, saved, "new", ephemeral, spec=spec, spare=spare)
         except MachineFailed as error:
             log.warning("cannot go on from the booted image %s: %s", manifest.id, error)
             self.snapshots.delete(manifest, self._records())
             return None
+
+    def want_spares(self, data: dict[str, Any], count: int) -> None:
+        """Raises InvalidSpec for a spec that cannot stand by."""
+        if count and not is_neutral(parse_spec(data)):
+            raise InvalidInput(
+                "a spare has no host name, users, files, commands, ports, limits or mounts of its own",
+                hint="leave those out; a run that asks for them takes no spare",
+            )
+        self.spares.want(data, count)
+
+    async def _make_spare(self, data: dict[str, Any]) -> tuple[str, Machine]:
+        """It has answered and settled, has run a command, and stands still."""
+        spec = parse_spec(data)
+        manifest = await self._ready_snapshot(spec, ignore_progress)
+        if manifest is None or manifest.ready_key is None:
+            raise InvalidInput(
+                f"machines of {spec.image} with these settings boot each time, and have no spares"
+            )
+        machine = await self._run_from(manifest, spec, None, True, ignore_progress, spare=True)
+        if machine is None:
+            raise MachineFailed("what is kept of the booted image is damaged; it is made anew")
+        self._holders[machine.id] = 1
+        try:
+            await machine.wait_ready()
+            channel = await machine.agent()
+            for _ in range(3):
+                await run_script(channel, "true", timeout_s=60)
+            await machine.wait_settled()
+            await run_script(channel, "true", timeout_s=60)
+            await machine.pause()
+        except BaseException:
+            await asyncio.shield(self._discard_spare(machine))
+            raise
+        return manifest.ready_key, machine
+
+    async def _take_spare(
+        self, manifest: SnapshotManifest, spec: MachineSpec, ephemeral: bool
+    ) -> Machine | None:
+        machine = self.spares.take(manifest.ready_key or "")
+        if machine is None:
+            return None
+        try:
+            await machine.wake_spare(spec, ephemeral=ephemeral)
+        except BoughError as error:
+            log.warning("a spare was of no use: %s", error)
+            self._own(self._discard_spare(machine), "discard a spare")
+            return None
+        self._holders.pop(machine.id, None)
+        self.events.emit("created", machine=machine.id, name=machine.name)
+        return machine
+
+    async def _discard_spare(self, machine: Machine) -> None:
+        self._holders.pop(machine.id, None)
+        with contextlib.suppress(BoughError):
+            await self.delete(machine, force=True)
 
     async def _ready_snapshot(self, spec: MachineSpec, report: Report) -> SnapshotManifest | None:
         """Of the booted image on that hardware, made where there is none; None: this one is booted."""
@@ -569,6 +639,7 @@ class Hypervisor:
         ephemeral: bool,
         *,
         spec: MachineSpec | None = None,
+        spare: bool = False,
     ) -> Machine:
         stem = spec.image if spec is not None else manifest.machine_name
         with self._reserve(name or self._free_name(stem)) as reserved:
@@ -582,6 +653,7 @@ class Hypervisor:
                 ephemeral=ephemeral,
                 spec=spec,
             )
+            record.spare = spare
             made = MachinePaths(self.home.incoming / machine_id, self.home.runtime / machine_id)
             paths = self.home.machine(machine_id)
             try:
@@ -594,7 +666,8 @@ class Hypervisor:
             machine = Machine(record, paths, self.events, self._plan)
             self._machines[machine_id] = machine
         how = ("forked", f"from {manifest.id}") if spec is None else ("created", "")
-        self.events.emit(how[0], machine=machine.id, name=machine.name, detail=how[1])
+        if not spare:
+            self.events.emit(how[0], machine=machine.id, name=machine.name, detail=how[1])
         if ephemeral:
             self._expire_unless_held(machine.id)
         if saved is not None:

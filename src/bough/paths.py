@@ -175,6 +175,10 @@ class Home:
         return self.root / "token"
 
     @property
+    def spares(self) -> Path:
+        return self.root / "spares.json"
+
+    @property
     def incoming(self) -> Path:
         return self.root / "incoming"
 

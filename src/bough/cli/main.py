@@ -23,6 +23,7 @@ gc.set_threshold(100_000)
 #: command -> (module below bough.cli, attribute, help in one line), in the order of `bough --help`.
 COMMANDS = {
     "run": ("run", "run", "Run a command on a new machine, gone afterwards."),
+    "spares": ("spares", "spares", "Keep machines that stand by for the next run."),
     "create": ("life", "create", "Create a machine, stopped."),
     "start": ("life", "start", "Start a machine and wait until it answers."),
     "stop": ("life", "stop", "Ask a machine to power off; after a deadline pull the plug."),

@@ -101,6 +101,19 @@ class Hypervisor:
             machine.hold()
         return machine
 
+    def keep_spares(self, image: str, count: int, **spec: Any) -> None:
+        """Have `count` machines of that spec stand by: `run` of the same takes one, in some ms. They are made
+        in the background, and given up while the host is short of memory; 0 keeps none any more.
+
+        Raises:
+            InvalidSpec: also where such a machine cannot stand by, for it has files, say, of its own.
+        """
+        self.api.call("PUT", "/spares", {"spec": {"image": image, **spec}, "count": count})
+
+    def spares(self) -> list[dict[str, Any]]:
+        """What was asked for: "spec", "count", and how many are "ready"; "trouble" where none can be made."""
+        return list(self.api.get("/spares"))
+
     def create(
         self,
         image: str,

@@ -35,7 +35,14 @@ from bough.guest.qga import QgaChannel
 from bough.machines.console import Console, read_console
 from bough.machines.events import Events
 from bough.machines.first_boot import set_up_guest
-from bough.machines.identity import BECOME, explain, give_identity, render_identity, settle_identity
+from bough.machines.identity import (
+    BECOME,
+    explain,
+    give_identity,
+    render_identity,
+    set_clock,
+    settle_identity,
+)
 from bough.machines.mounts import default_owner, trouble_error
 from bough.machines.ports import PortServer
 from bough.machines.record import (
@@ -60,7 +67,7 @@ from bough.qemu.plan import Plan
 from bough.qemu.process import ExitCause, QemuProcess, find_process, read_exit, start_process
 from bough.qemu.qmp import Qmp
 from bough.qemu.ram import Template, open_memory
-from bough.spec import MountSpec
+from bough.spec import MachineSpec, MountSpec
 from bough.storage import read_tail
 
 log = logging.getLogger("bough.machines")
@@ -73,6 +80,7 @@ _LOAD_POLL_S = 0.002
 _TAKEN_UP_S = 3.0
 
 _SETTLE_AFTER_S = 3.0
+_SETTLED_POLL_S = 0.2
 _settling = asyncio.Semaphore(1)
 
 T = TypeVar("T")
@@ -427,6 +435,32 @@ class Machine:
         async with self.transition("resuming", State.PAUSED):
             await self._running_qmp().execute("cont")
             self._note(state=State.RUNNING)
+
+    async def wake_spare(self, spec: MachineSpec, *, ephemeral: bool) -> None:
+        """It stood by, paused, and goes on as somebody's machine, with the right time."""
+        channel = self.channel()
+        async with self.transition("starting", State.PAUSED):
+            if channel is None:
+                raise AgentUnavailable(f"the agent of machine '{self.name}' is gone", machine=self.name)
+            await self._running_qmp().execute("cont")
+            await set_clock(channel)
+            moment = now()
+            asked: dict[str, Any] = {
+                "spec": spec,
+                "ephemeral": ephemeral,
+                "created": moment,
+                "started": moment,
+            }
+            self._change(state=State.RUNNING, spare=False, **asked)
+
+    async def wait_settled(self, *, timeout_s: float = 120) -> None:
+        """Until all of a new identity is on its disk. Raises DeadlineExceeded, MachineFailed."""
+        deadline = time.monotonic() + timeout_s
+        while self.record.identity != "known":
+            if await self._first_of(_SETTLED_POLL_S, self._ended):
+                raise self.ended_error("before it was settled")
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(f"machine '{self.name}' has not settled", machine=self.name)
 
     def rename(self, name: str) -> None:
         self._turns.check()

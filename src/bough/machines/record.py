@@ -122,6 +122,8 @@ class MachineRecord(_Kept):
     started: str | None = None
     state: State = State.STOPPED
     ephemeral: bool = False
+    #: It stands by for a run (see snapshots/spares.py), and is nobody's.
+    spare: bool = False
     accelerator: str | None = None
     process: dict[str, Any] | None = None
     uplink: dict[str, Any] | None = None

@@ -68,6 +68,16 @@ def needs_set_up(spec: MachineSpec) -> bool:
     return any(getattr(spec, name) for name in _SET_UP)
 
 
+def is_neutral(spec: MachineSpec) -> bool:
+    """Whether it asks for nothing but what it is made of: any such machine will do."""
+    fields = MachineSpec.model_fields
+    return all(
+        getattr(spec, name) == fields[name].get_default(call_default_factory=True)
+        for name in _AFTER_BOOT - {"image", "accelerator"}
+        if name in fields
+    )
+
+
 def neutral(spec: MachineSpec, image: ImageManifest) -> MachineSpec:
     """The machine that is booted for all that have its key."""
     plain = {name: field.default for name, field in MachineSpec.model_fields.items() if name in _AFTER_BOOT}

@@ -1,0 +1,151 @@
+"""Spares: machines that have gone on from a booted image, have answered, know who they are, and stand still.
+
+`run` takes one and lets it go on: what is left of a start is `cont` and a look at the clock. Its emulated
+processor has translated what it needs by then. None is kept unless asked for; what is asked for is in
+spares.json. All are given up while the host is short of memory, and when the service ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from bough.errors import BoughError
+from bough.machines.machine import Machine
+from bough.storage import write_json
+
+log = logging.getLogger("bough.spares")
+
+MOST = 32
+#: Below this share of the host's memory that is still to be had, no spare is kept.
+_LEAST_MEMORY = 0.1
+_LOOK_EVERY_S = 15.0
+#: Whoever took one is busy with it: making the next would be in the way.
+_MAKE_AFTER_S = 1.0
+
+Make = Callable[[dict[str, Any]], Awaitable[tuple[str, Machine]]]
+Discard = Callable[[Machine], Awaitable[None]]
+
+
+class Spares:
+    """Made with two ways of the hypervisor: to make a spare of a spec (with its key), and to be rid of it."""
+
+    def __init__(self, settings: Path, make: Make, discard: Discard) -> None:
+        self._settings = settings
+        self._make = make
+        self._discard = discard
+        self._wanted: list[dict[str, Any]] = []
+        #: In the order of `_wanted`.
+        self._kept: dict[str, list[tuple[str, Machine]]] = {}
+        self._trouble: dict[str, str] = {}
+        self._changed = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+
+    def open(self) -> None:
+        """Begin to make what was asked for before."""
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                self._wanted = [
+                    {"spec": dict(entry["spec"]), "count": int(entry["count"])}
+                    for entry in json.loads(self._settings.read_bytes())
+                ]
+            except (ValueError, TypeError, KeyError) as error:
+                log.error("%s cannot be read, no spares are made: %s", self._settings, error)
+        self._start()
+
+    async def close(self) -> None:
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        await self._give_up()
+
+    def want(self, spec: dict[str, Any], count: int) -> None:
+        """Keep so many of that spec from now on; they are made in the background. Written down."""
+        left = [entry for entry in self._wanted if entry["spec"] != spec]
+        wanted = [*left, {"spec": spec, "count": count}] if count else left
+        write_json(self._settings, wanted)
+        self._wanted = wanted
+        self._trouble.pop(_name(spec), None)
+        self._start()
+        self._changed.set()
+
+    def take(self, key: str) -> Machine | None:
+        for kept in self._kept.values():
+            for entry in kept:
+                if entry[0] == key:
+                    kept.remove(entry)
+                    self._changed.set()
+                    return entry[1]
+        return None
+
+    def describe(self) -> list[dict[str, Any]]:
+        return [
+            {
+                **entry,
+                "ready": len(self._kept.get(_name(entry["spec"]), ())),
+                "trouble": self._trouble.get(_name(entry["spec"])),
+            }
+            for entry in self._wanted
+        ]
+
+    def _start(self) -> None:
+        if self._wanted and self._keeper is None:
+            self._keeper = asyncio.create_task(self._keep(), name="keep spares")
+
+    async def _keep(self) -> None:
+        while True:
+            self._changed.clear()
+            try:
+                await self._look()
+            except Exception:
+                log.exception("looking after the spares failed")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), _LOOK_EVERY_S)
+                await asyncio.sleep(_MAKE_AFTER_S)
+
+    async def _look(self) -> None:
+        if is_memory_short():
+            await self._give_up()
+            return
+        wanted = {_name(entry["spec"]): entry for entry in self._wanted}
+        for name in [name for name in self._kept if name not in wanted]:
+            await self._give_up(name)
+        for name, entry in wanted.items():
+            kept = self._kept.setdefault(name, [])
+            while len(kept) > entry["count"]:
+                await self._discard(kept.pop()[1])
+            while len(kept) < entry["count"] and not is_memory_short():
+                try:
+                    kept.append(await self._make(entry["spec"]))
+                    self._trouble.pop(name, None)
+                except BoughError as error:
+                    log.warning("no spare of %s: %s", entry["spec"].get("image"), error)
+                    self._trouble[name] = error.message
+                    break
+                if self._changed.is_set():
+                    return  # what is wanted may have changed
+
+    async def _give_up(self, only: str | None = None) -> None:
+        for name in list(self._kept) if only is None else [only]:
+            for _, machine in self._kept.pop(name, []):
+                with contextlib.suppress(BoughError):
+                    await self._discard(machine)
+
+
+def is_memory_short() -> bool:
+    """By the kernel's own guess of what can still be had (proc(5), MemAvailable)."""
+    found = {}
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name in ("MemTotal", "MemAvailable"):
+            found[name] = int(value.split()[0])
+    return found["MemAvailable"] < _LEAST_MEMORY * found["MemTotal"]
+
+
+def _name(spec: dict[str, Any]) -> str:
+    return json.dumps(spec, sort_keys=True)
