@@ -9,6 +9,7 @@ import time
 import pytest
 
 import bough
+from bough.errors import InvalidInput
 from tests.acceptance.conftest import Cli
 from tests.acceptance.test_exec import wait_until
 from tests.conftest import MEMORY
@@ -108,3 +109,21 @@ def test_an_image_is_deleted_with_what_was_kept_of_its_boot(hv: bough.Hypervisor
     hv.delete_image("booted-once")
     assert image.digest not in {known.digest for known in hv.images()}
     assert hv.doctor_store()["clean"]
+
+
+def test_spares_stand_by_and_are_taken(hv: bough.Hypervisor, cli: Cli, debian: str) -> None:
+    before = cli.names()
+    with pytest.raises(InvalidInput, match="of its own"):
+        hv.keep_spares(debian, 1, memory=MEMORY, commands=["true"])
+    hv.keep_spares(debian, 1, memory=MEMORY)
+    try:
+        wait_until(lambda: [entry["ready"] for entry in hv.spares()] == [1])
+        assert cli.names() == before, "a spare is nobody's yet"
+        with hv.run(debian, memory=MEMORY) as vm:
+            assert vm.exec("hostname").stdout.strip() == vm.name
+            assert abs(int(vm.exec("date", "+%s").stdout) - time.time()) < 2
+            assert vm.name in cli.names()
+        wait_until(lambda: [entry["ready"] for entry in hv.spares()] == [1])
+    finally:
+        hv.keep_spares(debian, 0, memory=MEMORY)
+    assert hv.spares() == []

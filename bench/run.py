@@ -1,0 +1,73 @@
+"""A command on a machine of its own, against a container of the same distribution."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+
+import bough
+from bench.harness import RESULTS, Bench, run_quietly
+from bench.machine import IMAGE, run_bough
+
+ABOUT = "`bough run` of true, against `podman run` of true in a Debian of packages"
+ROOT = RESULTS / "peer" / "root"
+READY_TIMEOUT_S = 120
+
+
+def run(bench: Bench) -> None:
+    hypervisor = bough.connect()
+    hypervisor.build_image(IMAGE)
+    peer = container() if shutil.which("podman") else None
+    if peer is None:
+        bench.note("no podman here, so no container to compare with")
+    what = (f"bough run {IMAGE} -- true", "podman run --rm --rootfs ROOT true")
+    run_bough("run", IMAGE, "--", "true")  # the first boots the image
+    bench.in_turns("run, no spares", ours=ours, peer=peer, what=what, rounds=10, warm_ups=1)
+    bench.in_turns("run from Python, no spares", ours=lambda: python(hypervisor), peer=None,
+                   what=("hv.run(), to an answered ping", ""), rounds=10, warm_ups=1)  # fmt: skip
+    hypervisor.keep_spares(IMAGE, 1)
+    try:
+        with_spare = lambda work: lambda: spared(hypervisor, work)  # noqa: E731
+        bench.in_turns("run, a spare", ours=with_spare(ours), peer=peer, what=what, rounds=10, warm_ups=1)
+        bench.in_turns("run from Python, a spare", ours=with_spare(lambda: python(hypervisor)), peer=None,
+                       what=("hv.run(), to an answered ping", ""), rounds=10, warm_ups=1)  # fmt: skip
+    finally:
+        hypervisor.keep_spares(IMAGE, 0)
+
+
+def ours() -> None:
+    run_bough("run", IMAGE, "--", "true")
+
+
+def python(hypervisor: bough.Hypervisor) -> float:
+    started = time.perf_counter()
+    machine = hypervisor.run(IMAGE)
+    machine.ping()
+    taken = time.perf_counter() - started
+    machine.delete(force=True)
+    return taken
+
+
+def spared(hypervisor: bough.Hypervisor, work: object) -> float:
+    """`work` once a spare stands by, timed alone."""
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while not all(entry["ready"] == entry["count"] for entry in hypervisor.spares()):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"no spare came: {hypervisor.spares()}")
+        time.sleep(0.2)
+    assert callable(work)
+    started = time.perf_counter()
+    own = work()
+    return own if isinstance(own, float) else time.perf_counter() - started
+
+
+def container() -> object:
+    if not (ROOT / "bin").exists():
+        shutil.rmtree(ROOT, ignore_errors=True)
+        ROOT.parent.mkdir(parents=True, exist_ok=True)
+        run_quietly("mmdebstrap", "--variant=minbase", "bookworm", ROOT)
+    command = ["podman", "run", "--rm", "--network=none", "--rootfs", f"{ROOT}:O", "true"]
+    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        command.insert(1, "--cgroup-manager=cgroupfs")
+    return lambda: subprocess.run(command, capture_output=True, check=True)
