@@ -779,7 +779,7 @@ class Hypervisor:
             while True:
                 await asyncio.sleep(pause_s)
                 machine = self._machines.get(machine_id)
-                if machine is None or machine_id in self._holders:
+                if machine is None or machine_id in self._holders or not machine.record.ephemeral:
                     return
                 with contextlib.suppress(NotFound, Conflict):  # it is being snapshotted, say: afterwards
                     await self.delete(machine, force=True)

@@ -8,6 +8,7 @@ $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root
   downloads/<key>.{part,json}            what can be resumed; at most a week old
   images/<digest>/{image.json,disk.raw}
   labels.json                            label -> digest
+  spares.json                            what machines are to stand by for the next run
   catalogue.json                         what others publish, where a newer list than our own was fetched
   snapshots/<id>/
     snapshot.json                        the manifest; written last
@@ -219,7 +220,15 @@ class Home:
         """Everything that may be in `root`; `bough doctor --store` calls the rest strays."""
         logs = [self.service_log, self.service_log.with_suffix(".log.1")]
         nouns = [self.images, self.labels, self.machines, self.snapshots]
-        rest = [self.lock, self.token, self.incoming, self.downloads, self.host_facts, self.lost_and_found]
+        rest = [
+            self.lock,
+            self.token,
+            self.incoming,
+            self.downloads,
+            self.host_facts,
+            self.lost_and_found,
+            self.spares,
+        ]
         return frozenset(path.name for path in logs + nouns + rest) | {"networks", "projects"}
 
     @property
