@@ -228,6 +228,7 @@ class Home:
             self.host_facts,
             self.lost_and_found,
             self.spares,
+            self.catalogue,
         ]
         return frozenset(path.name for path in logs + nouns + rest) | {"networks", "projects"}
 
