@@ -295,6 +295,9 @@ class Hypervisor:
         """
         spec = resolve_mounts(parse_spec(data), self._hidden)
         check_against_host(spec, await read_host_facts(self.home), force=force)
+        if name is not None:
+            with self._reserve(name):
+                pass  # told before an image is booted
         manifest = None if cold else await self._ready_snapshot(spec, report)
         machine = None
         try:

@@ -8,6 +8,7 @@ $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root
   downloads/<key>.{part,json}            what can be resumed; at most a week old
   images/<digest>/{image.json,disk.raw}
   labels.json                            label -> digest
+  known_hosts                            host keys of machines, as ssh has them; ssh writes it
   spares.json                            what machines are to stand by for the next run
   catalogue.json                         what others publish, where a newer list than our own was fetched
   snapshots/<id>/
@@ -180,6 +181,10 @@ class Home:
         return self.root / "spares.json"
 
     @property
+    def known_hosts(self) -> Path:
+        return self.root / "known_hosts"
+
+    @property
     def incoming(self) -> Path:
         return self.root / "incoming"
 
@@ -229,6 +234,7 @@ class Home:
             self.lost_and_found,
             self.spares,
             self.catalogue,
+            self.known_hosts,
         ]
         return frozenset(path.name for path in logs + nouns + rest) | {"networks", "projects"}
 

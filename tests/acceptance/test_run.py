@@ -87,7 +87,7 @@ def test_later_runs_go_on_from_the_booted_image(hv: bough.Hypervisor, cli: Cli, 
             debian, memory=MEMORY, hostname=name, files=[{"path": "/root/mine", "content": name}]
         ) as vm:
             assert vm.read_text("/root/mine") == name
-            assert vm.info().forked_from is None
+            assert vm.info().raw["forked_from"] is None
             told.append(vm.shell(script).stdout.splitlines())
             ephemeral = vm.name
     assert ephemeral not in cli.names()

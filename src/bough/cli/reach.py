@@ -132,7 +132,7 @@ def _entry(machine: dict[str, Any]) -> str:
         f"    ProxyCommand {command}",
         # A name may come to mean another machine; an id never does.
         f"    HostKeyAlias bough-{machine['id']}",
-        f"    UserKnownHostsFile {_quote(str(home.root / 'known_hosts'))}",
+        f"    UserKnownHostsFile {_quote(str(home.known_hosts))}",
         "    StrictHostKeyChecking accept-new",
         "",
     ]

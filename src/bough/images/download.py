@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from bough.errors import Conflict, DownloadFailed
+from bough.errors import Conflict, DownloadFailed, InvalidInput
 from bough.images.convert import check_space
 from bough.progress import Progress, Report
 from bough.storage import no_space_is_told, write_json
@@ -105,7 +105,7 @@ async def download(
 def check_url(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise DownloadFailed(f"{url[:200]!r} is no address of http or https", url=url[:200])
+        raise InvalidInput(f"{url[:200]!r} is no address of http or https", url=url[:200])
 
 
 def sweep(downloads: Path, *, older_than_s: float = KEPT_S) -> None:

@@ -266,9 +266,8 @@ class Machine:
                 self._process.kill()
             await self._ended_or(5)
             failure = self.ended_error("while it took up its saved state")
-            self._note(state=State.FAILED)
             if self.record.suspended is None:
-                self._change(state=State.FAILED)
+                self._note(state=State.FAILED)
             raise failure from error
 
     def _fail_to_start(self, error: MachineFailed) -> None:

@@ -20,7 +20,7 @@ from bough.machines.media import boot_index, plan_media, plan_seed
 from bough.machines.record import Hardware, MachineRecord, new_mac, new_uuid
 from bough.paths import Home, MachinePaths
 from bough.qemu.arch import architecture
-from bough.qemu.choice import choose_accelerator, choose_cpu_model, choose_machine_type, find_uefi
+from bough.qemu.choice import choose_accelerator, choose_cpu_model, choose_machine_type, find_bios, find_uefi
 from bough.qemu.jail import Jail, machine_uid, report_jail
 from bough.qemu.plan import (
     AGENT_PORT,
@@ -150,7 +150,7 @@ async def resolve_plan(record: MachineRecord, paths: MachinePaths, home: Home) -
         display=record.media.display,
         boot_index=boot_index(spec, "disk"),
         nic=_plan_nic(spec, hardware.mac),
-        firmware=_plan_firmware(hardware, paths),
+        firmware=_plan_firmware(hardware, paths, qemu.path),
         direct_boot=DirectBoot(spec.kernel, spec.initrd, spec.cmdline or "") if spec.kernel else None,
         clock=resolve_clock(spec.clock, spec.clock_offset_s),
         uid=hardware.uid,
@@ -209,9 +209,10 @@ def check_jail(spec: MachineSpec, jail: Jail, uid: int | None) -> None:
         )
 
 
-def _plan_firmware(hardware: Hardware, paths: MachinePaths) -> Firmware:
+def _plan_firmware(hardware: Hardware, paths: MachinePaths, qemu: str) -> Firmware:
     if hardware.firmware != "uefi":
-        return Firmware("bios")
+        is_pc = hardware.machine_type.startswith("pc-")
+        return Firmware("bios", find_bios(qemu) if is_pc else None)
     found = find_uefi(hardware.arch, hardware.machine_type)
     variables = str(paths.disks / FIRMWARE_VARIABLES) if found.variables_template is not None else None
     return Firmware("uefi", found.code, variables)

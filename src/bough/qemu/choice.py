@@ -107,6 +107,18 @@ class FirmwareFiles:
 _FIRMWARE_DIRECTORIES = ("/etc/qemu/firmware", "/usr/local/share/qemu/firmware", "/usr/share/qemu/firmware")
 
 
+#: Where distributions put SeaBIOS; a QEMU that is not the distribution's brings its own.
+_BIOS_DIRECTORIES = ("/usr/share/seabios", "/usr/share/qemu", "/usr/local/share/qemu")
+_BIOS = "bios-256k.bin"
+
+
+def find_bios(qemu: str) -> str | None:
+    """SeaBIOS for QEMU's program at `qemu`; None: QEMU finds it itself, or nobody does."""
+    own = Path(qemu).resolve().parent.parent / "share" / "qemu"
+    found = (directory / _BIOS for directory in (own, *map(Path, _BIOS_DIRECTORIES)))
+    return next((str(path.resolve()) for path in found if path.is_file()), None)
+
+
 def find_uefi(arch: str, machine_type: str) -> FirmwareFiles:
     """The UEFI that this host's distribution prefers, without Secure Boot.
 

@@ -58,8 +58,8 @@ class NicPlan:
 
 @dataclass(frozen=True)
 class Firmware:
-    """`code` and `variables` are for UEFI, and without `variables` it is U-Boot's; BIOS machines use QEMU's
-    own SeaBIOS."""
+    """`code` and `variables` are for UEFI, and without `variables` it is U-Boot's; without
+    `code` a BIOS machine has what QEMU finds itself."""
 
     kind: Literal["bios", "uefi"]
     code: str | None = None

@@ -22,7 +22,7 @@ from bough.snapshots.store import SnapshotManifest, SnapshotStore
 from bough.spec import MachineSpec
 
 #: Changes when a machine that was made ready by this bough is not what an earlier one made.
-_GENERATION = 1
+_GENERATION = 2
 #: What a machine is told after it has booted, or what only its process on the host has to do with: the
 #: same booted machine serves them all.
 _AFTER_BOOT = {
