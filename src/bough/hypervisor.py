@@ -613,7 +613,7 @@ class Hypervisor:
             manifest = await self._take(source, memory=not cold, keep=False, report=report)
         report(Progress("forking"))
         try:
-            with self.snapshots.using(manifest):
+            with self.snapshots.using(manifest), contextlib.ExitStack() as holds:
                 saved = None if cold else await self.snapshots.saved_state(manifest)
                 limit = asyncio.Semaphore(_FORKS_AT_ONCE)
 
@@ -621,6 +621,8 @@ class Hypervisor:
                     async with limit:
                         try:
                             machine = await self._fork(manifest, name, saved, identity, ephemeral)
+                            # Its client holds it when it knows of it: when all of them are made.
+                            holds.enter_context(self.hold(machine, grace_s=EPHEMERAL_GRACE_S))
                             if saved is not None and wait:
                                 await machine.wait_ready(timeout_s=timeout_s)
                             return machine
