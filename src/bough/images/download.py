@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from bough.errors import Conflict, DownloadFailed, InvalidInput
+from bough.errors import Conflict, DownloadFailed
 from bough.images.convert import check_space
 from bough.progress import Progress, Report
 from bough.storage import no_space_is_told, write_json
@@ -102,10 +102,17 @@ async def download(
         os.close(descriptor)
 
 
+def is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        return False
+
+
 def check_url(url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InvalidInput(f"{url[:200]!r} is no address of http or https", url=url[:200])
+    if not is_address(url):
+        raise DownloadFailed(f"{url[:200]!r} is no address of http or https", url=url[:200])
 
 
 def sweep(downloads: Path, *, older_than_s: float = KEPT_S) -> None:

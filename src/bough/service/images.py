@@ -7,11 +7,12 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from bough.errors import BoughError
+from bough.errors import BoughError, InvalidInput
 from bough.hypervisor import Hypervisor
 from bough.images.apt import parse_mirrors
 from bough.images.build import BuildOptions
 from bough.images.catalogue import describe_catalogue
+from bough.images.download import is_address
 from bough.progress import Report
 from bough.qemu.host import run_doctor
 from bough.service.answers import long_call
@@ -133,6 +134,8 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
     @router.post("/catalogue/update")
     async def update_catalogue(body: CatalogueUpdate, request: Request) -> Response:
         """Fetch a newer catalogue; it replaces the one in use as a whole, or not at all."""
+        if body.source is not None and not is_address(body.source):
+            raise InvalidInput(f"{body.source[:200]!r} is no address of http or https")
 
         async def work(report: Report) -> Any:
             await hypervisor.update_catalogue(body.source, force=body.force, report=report)
