@@ -43,9 +43,7 @@ def list_images(as_json: bool) -> None:
 @click.argument("label", metavar="LABEL|RECIPE.toml")
 @click.option("--arch", help="Processor architecture; the host's by default.")
 @click.option("--rebuild", is_flag=True, help="Build it again, from today's packages.")
-@click.option(
-    "--mirror", metavar="URL", help="Where to take Debian's packages from."
-)
+@click.option("--mirror", metavar="URL", help="Where to take Debian's packages from.")
 @click.option(
     "--security-mirror", metavar="URL|none", help="The same for its security updates; 'none' takes none."
 )
