@@ -217,8 +217,8 @@ class _Watch:
             return BuildFailed(
                 f"the image {self._label} could not be built: the lock asks for versions that the archive "
                 f"has no more: {', '.join(gone[:5])}{more}",
-                hint="an archive of that day still has them, like snapshot.debian.org (--mirror, "
-                "--security-mirror); or write the lock again: bough image lock",
+                hint="an archive of that day still has them (--mirror, --security-mirror); "
+                "or write the lock again: bough image lock",
                 image=self._label,
                 step=self._step,
                 unavailable=gone[:500],
