@@ -9,11 +9,7 @@ from typing import Protocol
 
 from bough.errors import InvalidInput
 
-DEBIAN = "http://deb.debian.org/debian"
-DEBIAN_SECURITY = "http://security.debian.org/debian-security"
 _URI = re.compile(r"(?:https?|file)://[A-Za-z0-9.:\[\]_/~%+@=-]{1,500}")
-#: Suites that move on by themselves, and have nothing beside them.
-_ROLLING = ("testing", "sid", "unstable")
 
 
 class Source(Protocol):
@@ -33,7 +29,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Mirrors:
-    """Where a build takes Debian's packages from; what is not named is Debian's own.
+    """Where a build takes Debian's packages from; for what is not named, mmdebstrap knows the archive's own.
 
     Attributes:
         main: of the suite and its updates.
@@ -43,10 +39,6 @@ class Mirrors:
     main: str | None = None
     security: str | None = None
 
-    @property
-    def are_default(self) -> bool:
-        return self.main is None and self.security is None
-
 
 DEFAULT_MIRRORS = Mirrors()
 
@@ -55,20 +47,10 @@ def parse_mirrors(main: str | None, security: str | None) -> Mirrors:
     """Raises InvalidInput."""
     for name, value in (("--mirror", main), ("--security-mirror", security)):
         if value is not None and not _URI.fullmatch(value) and (name, value) != ("--security-mirror", "none"):
-            example = f"expected an address like {DEBIAN}"
-            raise InvalidInput(f"{name}: {example}, got {value[:100]!r}")
+            raise InvalidInput(
+                f"{name}: expected an address like http://mirror.example/debian, got {value[:100]!r}"
+            )
     return Mirrors(main and main.rstrip("/"), security and security.rstrip("/"))
-
-
-def render_debian_sources(suite: str, mirrors: Mirrors = DEFAULT_MIRRORS) -> list[str]:
-    """Lines of sources.list(5): the suite, and of a released one its updates and security updates."""
-    main = mirrors.main or DEBIAN
-    lines = [f"deb {main} {suite} main"]
-    if suite not in _ROLLING:
-        lines.append(f"deb {main} {suite}-updates main")
-        if mirrors.security != "none":
-            lines.append(f"deb {mirrors.security or DEBIAN_SECURITY} {suite}-security main")
-    return lines
 
 
 def render_source(source: Source, *, key_inside: bool) -> str:

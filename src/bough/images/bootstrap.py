@@ -14,14 +14,7 @@ from pathlib import Path
 from bough.errors import BuildFailed, HostLacks, NoSpace
 from bough.guest.install import ENABLED_AS, UNIT_PATH, agent_files
 from bough.images import disk
-from bough.images.apt import (
-    Mirrors,
-    render_debian_sources,
-    render_pins,
-    render_source,
-    source_files,
-    source_path,
-)
+from bough.images.apt import Mirrors, render_pins, render_source, source_files, source_path
 from bough.images.emulation import find_rule
 from bough.images.namespace import end, start_inside
 from bough.images.platforms import PLATFORMS
@@ -70,13 +63,13 @@ def check_subordinate_ids() -> None:
         )
 
 
-def prepare(work: Path, recipe: Recipe, mirrors: Mirrors, lock: PackageLock | None = None) -> None:
+def prepare(work: Path, recipe: Recipe, lock: PackageLock | None = None) -> None:
     """Lay out `work`: the scripts, the agent, what apt is told, and places that the root of the namespace
     may write to."""
     shutil.copytree(SCRIPTS, work, dirs_exist_ok=True)
     agent = work / "agent"
     agent.mkdir()
-    _write_apt(work / "apt", recipe, mirrors, lock)
+    _write_apt(work / "apt", recipe, lock)
     with_agent = recipe.agent
     for file in agent_files() if with_agent else ():
         path = agent / file.path.lstrip("/")
@@ -99,14 +92,11 @@ def prepare(work: Path, recipe: Recipe, mirrors: Mirrors, lock: PackageLock | No
     (work / "disk.raw").chmod(0o666)
 
 
-def _write_apt(place: Path, recipe: Recipe, mirrors: Mirrors, lock: PackageLock | None) -> None:
-    """See build.sh, setup.sh and customize.sh for who reads what."""
+def _write_apt(place: Path, recipe: Recipe, lock: PackageLock | None) -> None:
+    """See setup.sh and customize.sh for who reads what."""
     building, root = place / "building", place / "root"
     building.mkdir(parents=True)
     root.mkdir()
-    _write_lines(place / "sources.list", render_debian_sources(recipe.suite))
-    if not mirrors.are_default:
-        _write_lines(place / "mirrors", render_debian_sources(recipe.suite, mirrors))
     for source in recipe.sources:
         (building / Path(source_path(source)).name).write_text(render_source(source, key_inside=True))
     for name, text in source_files(recipe.sources).items():
@@ -116,11 +106,7 @@ def _write_apt(place: Path, recipe: Recipe, mirrors: Mirrors, lock: PackageLock 
     if lock is not None:
         (place / "pins").write_text(render_pins(lock.packages))
         versions = {**lock.packages, **lock.boot_loader}
-        _write_lines(place / "locked", [f"{name}={version}" for name, version in versions.items()])
-
-
-def _write_lines(path: Path, lines: list[str]) -> None:
-    path.write_text("".join(f"{line}\n" for line in lines))
+        (place / "locked").write_text("".join(f"{name}={version}\n" for name, version in versions.items()))
 
 
 async def bootstrap(
@@ -128,6 +114,7 @@ async def bootstrap(
     recipe: Recipe,
     identity: disk.DiskIdentity,
     report: Report,
+    mirrors: Mirrors,
     lock: PackageLock | None = None,
 ) -> None:
     """Fill `work`: the root file system in disk.raw, and boot loaders and lists in out/.
@@ -145,6 +132,8 @@ async def bootstrap(
         "SOURCE_DATE_EPOCH": "0",
         "BOUGH_ARCH": platform.debian,
         "BOUGH_SUITE": recipe.suite,
+        "BOUGH_MIRROR": mirrors.main or "",
+        "BOUGH_SECURITY_MIRROR": mirrors.security or "",
         "BOUGH_PACKAGES": ",".join(recipe.all_packages),
         "BOUGH_MODULES": ",".join(name for name in recipe.file_systems if name != "ext4"),
         "BOUGH_GRUB_MODULES": " ".join(name for name in recipe.file_systems if name != "ext4"),
@@ -223,18 +212,21 @@ class _Watch:
                 step=self._step,
                 unavailable=gone[:500],
             )
-        unreachable = any(
-            word in output for word in ("Could not resolve", "Could not connect", "Temporary failure")
-        )
         return BuildFailed(
             f"the image {self._label} could not be built: {self._step} failed (status {status})",
-            hint="no mirror could be reached: is there a network? --mirror names another"
-            if unreachable
-            else "the end of its output is above; bough doctor tells whether something is missing",
+            hint=_hint(output),
             image=self._label,
             step=self._step,
             output=output[-4000:],
         )
+
+
+def _hint(output: str) -> str:
+    if any(word in output for word in ("Could not resolve", "Could not connect", "Temporary failure")):
+        return "no mirror could be reached: is there a network? --mirror names another"
+    if "is expired" in output:
+        return "what the mirror offers is too old to be trusted, if this host's clock is right; --mirror names another"
+    return "the end of its output is above; bough doctor tells whether something is missing"
 
 
 def remove_build(work: Path) -> None:

@@ -117,8 +117,8 @@ async def _build(
     report(Progress(f"building {recipe.label}"))
     identity = disk.DiskIdentity.derive(recipe.digest())
     with no_space_is_told(f"the build of {recipe.label}", work.parent):
-        await asyncio.to_thread(prepare, work, recipe, mirrors, lock)
-        await bootstrap(work, recipe, identity, report, lock)
+        await asyncio.to_thread(prepare, work, recipe, lock)
+        await bootstrap(work, recipe, identity, report, mirrors, lock)
         report(Progress(f"building {recipe.label}: making it bootable"))
         try:
             manifest = await asyncio.to_thread(_assemble, work, recipe, identity)

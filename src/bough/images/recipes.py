@@ -20,6 +20,7 @@ _PACKAGES = (
         "passwd",
         "login",
         "tiny-initramfs",
+        "mount",
         "systemd-sysv",
         "udev",
         "dbus",

@@ -6,28 +6,17 @@ set -eu
 umask 022
 echo "@step installing packages"
 mkdir -p tmp && chmod 1777 tmp
-set --
-if [ -e apt/mirrors ]; then
-    # Addresses that are not the default ones: mmdebstrap leaves it to us which keys they are signed with.
-    for keyring in /usr/share/keyrings/debian-archive-keyring.gpg /usr/share/keyrings/debian-archive-keyring.pgp; do
-        if [ -e "$keyring" ]; then set -- "--keyring=$keyring"; break; fi
-    done
-fi
 # Versions that were asked for may be of a day whose index has expired since. In either case there is such a
 # file: in what order files were made shows in the disk.
 valid=true
 [ ! -e apt/pins ] || valid=false
-set -- "$@" --aptopt="Acquire::Check-Valid-Until \"$valid\""
-set -- "$@" "$BOUGH_SUITE" /mnt/root
-if [ -e apt/mirrors ]; then
-    while read -r line; do set -- "$@" "$line"; done < apt/mirrors
-fi
+# No address is named: mmdebstrap has the archive's own for each suite. What is asked for instead: setup.sh.
 TMPDIR=/mnt/tmp mmdebstrap --mode=unshare --variant=apt --format=directory \
     --architectures="$BOUGH_ARCH" --skip=check/qemu \
     --dpkgopt=force-unsafe-io --include="$BOUGH_PACKAGES" \
     --setup-hook='sh /mnt/setup.sh "$1"' \
     --customize-hook='sh /mnt/customize.sh "$1"' \
-    "$@"
+    --aptopt="Acquire::Check-Valid-Until \"$valid\"" "$BOUGH_SUITE" /mnt/root
 echo "@step cleaning up"
 sh ./clean.sh /mnt/root
 echo "@step writing the disk"

@@ -55,5 +55,5 @@ rm -rf "$grub"
 
 # What apt asks from now on: a mirror, and versions that were asked for, are this build's alone.
 rm -rf "$root"/etc/apt/sources.list.d/* "$root/etc/apt/preferences.d/00-bough-lock"
-cp /mnt/apt/sources.list "$root/etc/apt/sources.list"
+cp /mnt/tmp/sources.list "$root/etc/apt/sources.list"
 cp -R /mnt/apt/root/. "$root/"

@@ -5,6 +5,11 @@ root=$1
 mkdir -p "$root/etc"
 cp -R /mnt/early/. "$root/"
 [ -z "$BOUGH_MODULES" ] || sed -i "/^INCLUDE_MODULES=/s/\$/,$BOUGH_MODULES/" "$root/etc/tiny-initramfs/tiny-initramfs.conf"
+# What mmdebstrap chose stays in the guest (customize.sh), which has its own keys and needs none of the host's.
+sed 's/^deb \[signed-by=[^]]*\] /deb /' "$root/etc/apt/sources.list" > /mnt/tmp/sources.list
+awk -v mirror="$BOUGH_MIRROR" -v security="$BOUGH_SECURITY_MIRROR" -f /mnt/mirrors.awk \
+    "$root/etc/apt/sources.list" > /mnt/tmp/building.list
+cp /mnt/tmp/building.list "$root/etc/apt/sources.list"
 mkdir -p "$root/etc/apt/sources.list.d"
 cp -R /mnt/apt/building/. "$root/etc/apt/sources.list.d/"
 if [ -e /mnt/apt/pins ]; then
