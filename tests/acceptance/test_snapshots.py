@@ -9,7 +9,10 @@ import pytest
 
 import bough
 from bough.errors import Conflict, NameTaken, NotFound
+from bough.machines.record import MachineRecord
+from bough.paths import Home
 from tests.acceptance.conftest import Cli
+from tests.acceptance.test_exec import wait_until
 from tests.conftest import MEMORY
 
 
@@ -69,6 +72,22 @@ def test_a_fork_goes_on_with_its_processes_and_is_somebody_else(
     fork.write_file("/root/mine", "x")
     with pytest.raises(NotFound):
         origin.read_text("/root/mine")
+
+
+def test_a_paused_fork_keeps_no_other_from_settling(
+    bough_home: Home, snapshot: bough.Snapshot, forks: list[bough.Machine]
+) -> None:
+    forks += [snapshot.fork("still"), snapshot.fork("lively")]
+    still, lively = forks
+
+    def identity_of(machine: bough.Machine) -> str:
+        return MachineRecord.read(bough_home.machine(machine.id)).identity
+
+    still.pause()
+    wait_until(lambda: identity_of(lively) == "known", timeout_s=40)
+    assert identity_of(still) == "new"
+    still.resume()
+    wait_until(lambda: identity_of(still) == "known", timeout_s=40)
 
 
 def test_the_time_is_right(snapshot: bough.Snapshot, forks: list[bough.Machine]) -> None:

@@ -81,7 +81,9 @@ _TAKEN_UP_S = 3.0
 
 _SETTLE_AFTER_S = 3.0
 _SETTLED_POLL_S = 0.2
-_settling = asyncio.Semaphore(1)
+#: Of a guest that does not answer (hung, or paused meanwhile) the next one does not wait for longer.
+_SETTLE_TURN_S = 5.0
+_settle_turn = asyncio.Semaphore(1)
 
 T = TypeVar("T")
 Planner = Callable[[MachineRecord, MachinePaths], Awaitable[Plan]]
@@ -110,6 +112,7 @@ class Machine:
         #: It has gone on from a saved state, and was not greeted since.
         self._awake = False
         self._greeting: asyncio.Task[None] | None = None
+        self._settling: asyncio.Task[None] | None = None
         self._console: Console | None = None
         self._door: VncDoor | None = None
         self._ports: PortServer | None = None
@@ -123,7 +126,6 @@ class Machine:
         self._ended = asyncio.Event()
         self._ended.set()
         self._ready = asyncio.Event()
-        self._changed = asyncio.Condition()
 
     # -- what it is ---------------------------------------------------------------------------
 
@@ -434,6 +436,8 @@ class Machine:
         async with self.transition("resuming", State.PAUSED):
             await self._running_qmp().execute("cont")
             self._note(state=State.RUNNING)
+        if self.record.identity == "new" and self._agent_answers and isinstance(self._channel, AgentChannel):
+            self._settle_soon(self._channel)
 
     async def wake_spare(self, spec: MachineSpec, *, ephemeral: bool) -> None:
         """It stood by, paused, and goes on as somebody's machine, with the right time."""
@@ -715,17 +719,28 @@ class Machine:
             self._change(identity="known", first_boot=failed, event=False)
             return
         if self.record.identity == "new":
-            self._own(self._settle_identity(channel), "settle identity")
+            self._settle_soon(channel)
         else:
             self._change(identity="known", event=False)
 
-    async def _settle_identity(self, channel: AgentChannel) -> None:
+    def _settle_soon(self, channel: AgentChannel) -> None:
+        if self._settling is None or self._settling.done():
+            self._settling = self._own(self._wait_and_settle(channel), "wait to settle")
+
+    async def _wait_and_settle(self, channel: AgentChannel) -> None:
         # Later, and one machine after the other: it would cost those that are being forked just now.
         await asyncio.sleep(_SETTLE_AFTER_S)
-        async with _settling:
-            with contextlib.suppress(BoughError):  # one that dies before is told again at its next boot
-                await settle_identity(channel)
-                self._change(identity="known", mac_before=None, event=False)
+        async with _settle_turn:
+            if self.state is State.PAUSED:
+                return  # resume() sees to it
+            settling = self._own(self._settle_identity(channel), "settle identity")
+            await asyncio.wait({settling}, timeout=_SETTLE_TURN_S)
+        await settling
+
+    async def _settle_identity(self, channel: AgentChannel) -> None:
+        with contextlib.suppress(BoughError):  # one that dies before is told again at its next boot
+            await settle_identity(channel)
+            self._change(identity="known", mac_before=None, event=False)
 
     async def _watch_qmp(self, qmp: Qmp) -> None:
         async for event in qmp.events():
