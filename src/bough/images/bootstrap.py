@@ -225,7 +225,7 @@ def _hint(output: str) -> str:
     if any(word in output for word in ("Could not resolve", "Could not connect", "Temporary failure")):
         return "no mirror could be reached: is there a network? --mirror names another"
     if "is expired" in output:
-        return "what the mirror offers is too old to be trusted, if this host's clock is right; --mirror names another"
+        return "the mirror's lists have expired, or this host's clock is wrong; --mirror names another"
     return "the end of its output is above; bough doctor tells whether something is missing"
 
 
