@@ -43,7 +43,7 @@ from bough.images.pull import fetch_catalogue, pull_image
 from bough.images.recipes import LABELS
 from bough.images.store import ImageManifest, ImageStore, split_label
 from bough.machines.autostart import start_machines
-from bough.machines.disks import create_disks, first_disks, read_disk_usage, remove_strays
+from bough.machines.disks import create_disks, disk_chain, first_disks, read_disk_usage, remove_strays
 from bough.machines.events import Events
 from bough.machines.first_boot import run_script
 from bough.machines.layer import make_layer
@@ -964,7 +964,7 @@ class Hypervisor:
             return await flatten(
                 self.images,
                 base,
-                machine.paths.disk(disk),
+                disk_chain(machine.record.disks[disk], machine.paths, self.home),
                 recipe.size or base.size_bytes,
                 key=key,
                 label=label,
@@ -1039,7 +1039,8 @@ class Hypervisor:
     async def audit(self, *, repair: bool, report: Report) -> dict[str, Any]:
         """Whether everything on disk is as it should be; see audit/."""
         live = {machine.id for machine in self._machines.values() if machine.state in LIVE}
-        look = Look(self.home, live, making=self._making > 0, group_bases=find_groups())
+        jail = await probe_jail(find_qemu(host_arch()), self.home)
+        look = Look(self.home, live, making=self._making > 0, group_bases=find_groups(), jail=jail)
         return await audit_store(look, self._keep_still, repair=repair, report=report)
 
     @asynccontextmanager

@@ -7,10 +7,6 @@ being started meanwhile. The files are a hostile QEMU's: what a header names is 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import shutil
-import struct
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
@@ -20,21 +16,20 @@ from bough.audit.files import disk_files
 from bough.audit.finding import Finding, Repair, Skipped
 from bough.errors import BoughError, Conflict, HostLacks
 from bough.images.build import verify_image
+from bough.images.confined import Confinement
+from bough.images.overlays import check_disk, read_backing
 from bough.images.store import ImageManifest
 from bough.machines.record import MachineRecord
 from bough.paths import Home
+from bough.qemu.jail import Jail
 
-#: qemu-img check of a disk of some TiB takes minutes; of one that a guest built to be slow, for ever.
-CHECK_TIMEOUT_S = 900.0
-_MAGIC = b"QFI\xfb"
-_EXTERNAL_DATA = 1 << 2  # incompatible feature, docs/interop/qcow2.txt
 _MOST_LAYERS = 200
 
 Hold = Callable[[str], AbstractAsyncContextManager[None]]
 
 
 async def audit_disks(
-    record: MachineRecord, home: Home, hold: Hold, *, repair: bool
+    record: MachineRecord, home: Home, hold: Hold, jail: Jail, *, repair: bool
 ) -> tuple[list[Finding], list[Skipped]]:
     """Of one machine. With `repair`, clusters that nothing uses are given back."""
     paths = home.machine(record.id)
@@ -45,7 +40,7 @@ async def audit_disks(
         async with hold(record.id):
             for disk in disks:
                 if disk not in broken:
-                    findings += await _check(disk, record, repair=repair)
+                    findings += await _check(disk, record, jail, repair=repair)
     except Conflict:
         return findings, [Skipped(f"disks of {record.name}", "the machine is in use; stop it first")]
     return findings, []
@@ -72,7 +67,7 @@ def _audit_chain(disk: Path, record: MachineRecord, home: Home) -> list[Finding]
     path: Path | None = disk
     for _ in range(_MOST_LAYERS):
         try:
-            path = _read_backing(path) if path is not None else None
+            path = read_backing(path) if path is not None else None
         except (OSError, ValueError) as error:
             return [_damaged(disk, record, f"{path}: {error}")]
         if path is None:
@@ -90,30 +85,6 @@ def _bases(home: Home, record: MachineRecord) -> tuple[Path, ...]:
     return (home.images, home.snapshots, home.machine(record.id).disks)
 
 
-def _read_backing(path: Path) -> Path | None:
-    """What the header of a qcow2 file names as its backing file; None for none, and for a raw disk."""
-    with path.open("rb") as stream:
-        header = stream.read(80)
-        if header[:4] != _MAGIC:
-            if path.suffix == ".qcow2":
-                raise ValueError("this is no qcow2 file")
-            return None
-        if len(header) < 80:
-            raise ValueError("its header is cut off")
-        version, offset, length = struct.unpack(">IQI", header[4:20])
-        if version >= 3 and struct.unpack(">Q", header[72:80])[0] & _EXTERNAL_DATA:
-            raise ValueError("its data is said to be in another file, which bough never does")
-        if offset == 0:
-            return None
-        if length > 1023:
-            raise ValueError("the name of its backing file is too long")
-        stream.seek(offset)
-        name = stream.read(length)
-    if b"\0" in name or not name:
-        raise ValueError("the name of its backing file is no name")
-    return Path(os.path.normpath(path.parent / os.fsdecode(name)))
-
-
 def _damaged(disk: Path, record: MachineRecord, why: str) -> Finding:
     return Finding(
         "disk-damaged",
@@ -127,18 +98,25 @@ def _damaged(disk: Path, record: MachineRecord, why: str) -> Finding:
 # -- qemu-img -------------------------------------------------------------------------------------
 
 
-async def _check(disk: Path, record: MachineRecord, *, repair: bool) -> list[Finding]:
-    status, report, stderr = await _qemu_img_check(disk)
-    if status == 0:
+async def _check(disk: Path, record: MachineRecord, jail: Jail, *, repair: bool) -> list[Finding]:
+    confinement = Confinement(jail, record.hardware.uid)
+    try:
+        found = await check_disk(disk, confinement)
+    except HostLacks:
+        raise
+    except BoughError as error:
+        return [_damaged(disk, record, error.message)]
+    if found.status == 0:
         return []
-    if status != 3:
-        corruptions = report.get("corruptions", 0)
-        why = f"qemu-img check finds {corruptions} corruptions" if corruptions else stderr or "it fails"
+    if found.status != 3:
+        corruptions = found.report.get("corruptions", 0)
+        why = f"qemu-img check finds {corruptions} corruptions" if corruptions else found.why or "it fails"
         return [_damaged(disk, record, why)]
+    leaks = found.report.get("leaks", "?")
     leaked = Finding(
         "disk-leaks",
         disk,
-        f"{disk.name} of machine '{record.name}' has {report.get('leaks', '?')} clusters that nothing uses",
+        f"{disk.name} of machine '{record.name}' has {leaks} clusters that nothing uses",
         "nothing is lost, it only takes space: qemu-img check -r leaks (--repair does)",
         Repair.LEAKS,
         machine=record.id,
@@ -146,39 +124,7 @@ async def _check(disk: Path, record: MachineRecord, *, repair: bool) -> list[Fin
     )
     if not repair:
         return [leaked]
-    status, _, stderr = await _qemu_img_check(disk, "-r", "leaks")
-    if status == 0:
+    mended = await check_disk(disk, confinement, repair=True)
+    if mended.status == 0:
         return [replace(leaked, repaired="they are given back")]
-    return [replace(leaked, error=stderr or f"qemu-img ended with {status}")]
-
-
-async def _qemu_img_check(disk: Path, *options: str) -> tuple[int, dict[str, int], str]:
-    program = shutil.which("qemu-img")
-    if program is None:
-        raise HostLacks("qemu-img is not installed", hint="bough doctor tells the command that installs it")
-    # "backing": null, or a header that its guest's QEMU wrote would say what is opened.
-    node = {"driver": "qcow2", "backing": None, "file": {"driver": "file", "filename": str(disk)}}
-    process = await asyncio.create_subprocess_exec(
-        program,
-        "check",
-        "--output=json",
-        *options,
-        f"json:{json.dumps(node)}",
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        async with asyncio.timeout(CHECK_TIMEOUT_S):
-            out, err = await process.communicate()
-    except BaseException as error:
-        process.kill()
-        await process.wait()
-        if isinstance(error, TimeoutError):
-            raise BoughError(f"qemu-img check of {disk} did not end within {CHECK_TIMEOUT_S:g} s") from error
-        raise
-    try:
-        report = dict(json.loads(out))
-    except ValueError:
-        report = {}
-    return process.returncode or 0, report, err.decode(errors="replace").strip()[-500:]
+    return [replace(leaked, error=mended.why or f"qemu-img ended with {mended.status}")]

@@ -19,6 +19,7 @@ from bough.images.store import ImageManifest
 from bough.machines.plan import FIRMWARE_VARIABLES
 from bough.machines.record import MachineRecord
 from bough.paths import Home, MachinePaths
+from bough.qemu.jail import Jail
 from bough.qemu.process import is_held
 from bough.snapshots.store import SnapshotManifest
 from bough.storage import is_unfinished_write
@@ -39,12 +40,14 @@ class Look:
         live: ids of machines that have a process.
         making: something is being made or deleted just now: what is in incoming/ belongs to that.
         group_bases: directories of control groups below which machines have one each.
+        jail: what disks are checked in.
     """
 
     home: Home
     live: Collection[str] = ()
     making: bool = False
     group_bases: tuple[str, ...] = ()
+    jail: Jail = field(default_factory=Jail)
     records: dict[str, MachineRecord] = field(default_factory=dict)
     images: dict[str, ImageManifest] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)

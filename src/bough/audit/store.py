@@ -30,7 +30,7 @@ async def audit_store(
             findings += await audit_image_content(manifest, look.home)
     for number, record in enumerate(look.records.values()):
         report(Progress("checking disks", fraction=number / len(look.records), detail=record.name))
-        found, skipped = await audit_disks(record, look.home, hold, repair=repair)
+        found, skipped = await audit_disks(record, look.home, hold, look.jail, repair=repair)
         findings += found
         look.skipped += skipped
     return {

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ from bough.images.confined import Confinement, find_program, run_confined
 from bough.images.convert import sync_image
 from bough.images.disk import digest_image
 from bough.images.moves import TARGET_SERIAL, check_room
+from bough.images.overlays import render_chain
 from bough.images.recipes import Recipe, recipe_for
 from bough.images.store import ImageManifest, ImageStore
 from bough.progress import Progress, Report
@@ -93,7 +95,7 @@ def layer_spec(recipe: RecipeSpec, base: ImageManifest, lock: PackageLock | None
 async def flatten(
     store: ImageStore,
     base: ImageManifest,
-    overlay: Path,
+    chain: Sequence[Path],
     size_bytes: int,
     *,
     key: str,
@@ -102,7 +104,7 @@ async def flatten(
     confinement: Confinement,
     report: Report,
 ) -> ImageManifest:
-    """The disk that `overlay` (qcow2, on the base's) is, as an image. Its QEMU has ended.
+    """The disk that `chain` is, the file that its machine wrote first, as an image. Its QEMU has ended.
 
     Raises:
         BuildFailed, NoSpace
@@ -115,16 +117,15 @@ async def flatten(
             disk = made / "disk.raw"
             with disk.open("xb") as stream:
                 os.ftruncate(stream.fileno(), size_bytes)
-            for path in (disk, overlay):
+            for path in (disk, chain[0]):
                 confinement.give(path)
             done = await run_confined(
                 confinement,
                 [
-                    *(find_program("qemu-img"), "convert", "-n", "--target-is-zero", "-f", "qcow2"),
-                    *("-O", "raw", str(overlay), str(disk)),
+                    *(find_program("qemu-img"), "convert", "-n", "--target-is-zero"),
+                    *("-O", "raw", render_chain(chain), str(disk)),
                 ],
-                # The guest's QEMU could write the overlay's header: it names what it likes, and finds this.
-                read_only=(overlay, store.path(base.digest)),
+                read_only=chain,
                 writable=(disk,),
             )
             if done.status != 0:

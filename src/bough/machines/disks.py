@@ -6,9 +6,9 @@ import asyncio
 import os
 import shutil
 from pathlib import Path
-from typing import Literal
 
 from bough.errors import BoughError, HostLacks, InvalidSpec, NoSpace
+from bough.images.overlays import layer_format
 from bough.images.store import ImageManifest
 from bough.machines.record import MachineDisk, MachineRecord
 from bough.paths import Home, MachinePaths
@@ -52,8 +52,9 @@ def first_disks(record: MachineRecord, home: Home, image_bytes: int = 0) -> list
     return [*([] if kind == "none" else [root]), *extra]
 
 
-def layer_format(path: str) -> Literal["raw", "qcow2"]:
-    return "qcow2" if path.endswith(".qcow2") else "raw"
+def disk_chain(disk: MachineDisk, paths: MachinePaths, home: Home) -> tuple[Path, ...]:
+    """Its own file, and what that stands on, nearest first."""
+    return (paths.disks / disk.file, *(home.root / layer for layer in disk.layers))
 
 
 def remove_strays(paths: MachinePaths, record: MachineRecord) -> None:
@@ -106,13 +107,6 @@ async def convert_disk(source: Path, target: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-async def check_disk(path: Path) -> None:
-    """Raises BoughError when qemu-img finds the qcow2 file inconsistent; leaks are no damage."""
-    status, text = await _run_qemu_img("check", "-q", "-f", "qcow2", "-U", str(path))
-    if status not in (0, 3):
-        raise BoughError(f"{path} is damaged: {text}")
 
 
 async def _run_qemu_img(*arguments: str) -> tuple[int, str]:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from bough.errors import HostLacks, InvalidSpec
 from bough.guest.qga import PORT as QGA_PORT
+from bough.images.overlays import layer_format
 from bough.images.store import ImageManifest
-from bough.machines.disks import layer_format
 from bough.machines.media import boot_index, plan_media, plan_seed
 from bough.machines.record import Hardware, MachineRecord, new_mac, new_uuid
 from bough.paths import Home, MachinePaths

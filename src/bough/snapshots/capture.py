@@ -126,7 +126,12 @@ async def _make_layers(
         directory.mkdir(mode=0o711)
     disks = []
     for number, disk in enumerate(machine.record.disks):
-        made.disk(number).hardlink_to(machine.paths.disks / disk.file)
+        # In a jail of an ordinary user QEMU can put what it likes in the place of its disk.
+        os.link(machine.paths.disks / disk.file, made.disk(number), follow_symlinks=False)
+        if not stat.S_ISREG(made.disk(number).lstat().st_mode):
+            raise MachineFailed(
+                f"disk {number} of machine '{machine.name}' is no file any more", machine=machine.name
+            )
         own = str(store.paths(manifest.id).disk(number).relative_to(store.home.root))
         disks.append(SnapshotDisk(size_bytes=disk.size_bytes, layers=(own, *disk.layers)))
         await create_disk(made.overlay(number), disk.size_bytes, own)

@@ -15,6 +15,7 @@ from bough.bundle import write_bundle
 from bough.errors import BoughError, InvalidInput
 from bough.images.confined import Confinement, find_program, run_confined
 from bough.images.store import ImageStore
+from bough.machines.disks import disk_chain
 from bough.machines.machine import Machine, SavedState
 from bough.paths import Home
 from bough.progress import Progress, Report
@@ -57,10 +58,8 @@ async def suspended_subject(machine: Machine, home: Home, *, disks_only: bool) -
             for disk in record.disks
         ),
     )
-    disks = [
-        (machine.paths.disks / disk.file, tuple(home.root / layer for layer in disk.layers))
-        for disk in record.disks
-    ]
+    chains = [disk_chain(disk, machine.paths, home) for disk in record.disks]
+    disks = [(chain[0], chain[1:]) for chain in chains]
     accelerator = record.suspended.accelerator if record.suspended else None
     return Subject(manifest, disks, machine.paths.disks, saved, accelerator, record.hardware.uid)
 

@@ -26,6 +26,7 @@ from bough.images.confined import Confinement, find_program, run_confined
 from bough.images.convert import check_space
 from bough.images.formats import MOST_BYTES
 from bough.images.imports import copy_sparse
+from bough.images.overlays import render_chain
 from bough.machines.disks import convert_disk, create_disk
 from bough.machines.machine import SavedState
 from bough.machines.media import SEED, Media
@@ -128,8 +129,8 @@ async def flatten_disks(subject: Subject, work: Path, confinement: Confinement) 
         done = await run_confined(
             confinement,
             [
-                *(find_program("qemu-img"), "convert", "-n", "--target-is-zero", "-f", "qcow2"),
-                *("-O", "raw", str(top), str(target)),
+                *(find_program("qemu-img"), "convert", "-n", "--target-is-zero"),
+                *("-O", "raw", render_chain((top, *below)), str(target)),
             ],
             read_only=(top, *below),
             writable=(target,),

@@ -13,12 +13,14 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from bough.errors import Conflict
-from bough.machines.disks import check_disk
+from bough.images.confined import Confinement
+from bough.images.overlays import check_disk
 from bough.machines.machine import Machine, SavedState
 from bough.machines.record import FirstBoot, MachineRecord, PortForward, State, new_mac, new_uuid, now
 from bough.paths import Home, MachinePaths
 from bough.progress import Progress, Report
 from bough.qemu.jail import machine_uid
+from bough.qemu.probe import find_qemu, probe_jail
 from bough.qemu.ram import Extent, Template, different_extents, intersect, size_of, subtract, union
 from bough.snapshots.capture import (
     Captured,
@@ -306,13 +308,19 @@ class SnapshotTree:
 
     async def verify(self, manifest: SnapshotManifest) -> dict[str, Any]:
         """Read all of it. Raises SnapshotDamaged."""
+        jail = await probe_jail(find_qemu(manifest.hardware.arch), self._home)
+        # Of a snapshot that was interrupted, a file is still its machine's.
+        confinement = Confinement(jail, manifest.hardware.uid)
         for disk in manifest.disks:
             for layer in disk.layers:
                 if not (self._home.root / layer).is_file():
                     raise SnapshotDamaged(
                         f"snapshot {manifest.id} stands on {layer}, which is gone", snapshot=manifest.id
                     )
-            await check_disk(self._home.root / disk.layers[0])
+            own = self._home.root / disk.layers[0]
+            found = await check_disk(own, confinement)
+            if found.status not in (0, 3):
+                raise SnapshotDamaged(f"{own} is damaged: {found.why}", snapshot=manifest.id)
         for part in memory_chain(self.store, manifest) if manifest.memory else ():
             await asyncio.to_thread(verify_memory, self.store, part)
         return {"id": manifest.id, "whole": True}
