@@ -141,11 +141,12 @@ class Hypervisor:
                 # One that is damaged must not keep the others from being used.
                 log.error("the record of machine %s cannot be read: %s", root.name, error)
                 self._unreadable[root.name] = str(error)
+                self.snapshots.store.keep_all(root.name)
             else:
                 if not record.disks:  # of a bough that knew no snapshots
                     image_bytes = self.images.resolve(record.image_digest).size_bytes
                     record.disks = first_disks(record, self.home, image_bytes)
-                self._machines[record.id] = Machine(record, paths, self.events, self._plan)
+                self._machines[record.id] = self._machine_of(record, paths)
         async with asyncio.TaskGroup() as group:
             for machine in self._machines.values():
                 group.create_task(machine.adopt())
@@ -154,7 +155,7 @@ class Hypervisor:
             sweep_suspended(machine.paths, machine.record)
         self.snapshots.settle()
         self._drop_ready(stale(self.snapshots.store, self._image_digests()))
-        self.snapshots.collect(self._records())
+        self._collect()
         for machine in self._machines.values():
             if machine.record.ephemeral:
                 self._expire_unless_held(machine.id)
@@ -268,7 +269,7 @@ class Hypervisor:
             _remove_tree(made.root)
             raise
         sync_directory(self.home.machines)
-        machine = Machine(record, paths, self.events, self._plan)
+        machine = self._machine_of(record, paths)
         self._machines[record.id] = machine
         return machine
 
@@ -440,6 +441,13 @@ class Hypervisor:
     def _image_digests(self) -> list[str]:
         return [entry.manifest.digest for entry in self.images.entries()]
 
+    def _machine_of(self, record: MachineRecord, paths: MachinePaths) -> Machine:
+        return Machine(record, paths, self.events, self._plan, self._collect)
+
+    def _collect(self) -> None:
+        """Remove layers that nothing stands on any more."""
+        self.snapshots.collect(self._records())
+
     async def _plan(self, record: MachineRecord, paths: MachinePaths) -> Plan:
         return await resolve_plan(record, paths, self.home)
 
@@ -520,7 +528,7 @@ class Hypervisor:
             self.events.emit("deleted", machine=machine.id, name=machine.name)
             await asyncio.to_thread(_remove_tree, grave)
             await asyncio.to_thread(_remove_tree, machine.paths.runtime)
-            self.snapshots.collect(self._records())
+            self._collect()
 
     # -- snapshots and forks --------------------------------------------------------------------
 
@@ -544,7 +552,7 @@ class Hypervisor:
         try:
             return await self.snapshots.take(machine, **options)
         except BaseException:
-            self.snapshots.collect(self._records())  # what is there of it, and nothing stands on
+            self._collect()  # what is there of it, and nothing stands on
             raise
 
     def delete_snapshot(self, reference: str) -> None:
@@ -578,7 +586,7 @@ class Hypervisor:
         try:
             await asyncio.shield(machine.own(work(), "restore"))
         finally:
-            self.snapshots.collect(self._records())
+            self._collect()
         if machine.state is State.RUNNING:
             await machine.wait_ready(report=report)
         self.events.emit("restored", machine=machine.id, name=machine.name, detail=manifest.id)
@@ -633,7 +641,7 @@ class Hypervisor:
         finally:
             if source is not None:
                 self.snapshots.forget(manifest)
-            self.snapshots.collect(self._records())
+            self._collect()
 
     async def _fork(
         self,
@@ -668,7 +676,7 @@ class Hypervisor:
                 _remove_tree(made.root)
                 raise
             sync_directory(self.home.machines)
-            machine = Machine(record, paths, self.events, self._plan)
+            machine = self._machine_of(record, paths)
             self._machines[machine_id] = machine
         how = ("forked", f"from {manifest.id}") if spec is None else ("created", "")
         if not spare:
@@ -709,7 +717,7 @@ class Hypervisor:
         finally:
             if source is not None:
                 self.snapshots.forget(manifest)
-            self.snapshots.collect(self._records())
+            self._collect()
 
     @asynccontextmanager
     async def export(
@@ -750,7 +758,7 @@ class Hypervisor:
                 report(Progress("making the machine"))
                 machine = await self._fork(arrival.manifest, name, arrival.saved, identity, False)
         finally:
-            self.snapshots.collect(self._records())
+            self._collect()
         self.events.emit("imported", machine=machine.id, name=machine.name)
         return machine
 
@@ -811,6 +819,7 @@ class Hypervisor:
             "vcpus": record.spec.vcpus,
             "memory_bytes": record.spec.memory,
             "disk_bytes": read_disk_usage(machine.paths),
+            "layers": machine.chains.depth,
             "ports": [forward.model_dump() for forward in record.ports],
             "mounts": describe_mounts(machine),
             "accelerator": record.accelerator,

@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from bough.images.overlays import render_chain
+from bough.machines.disks import disk_chain
 from bough.machines.record import MachineRecord
 from bough.paths import Home
 
@@ -40,11 +42,11 @@ def read_files(home: Home, machine_id: str, scratch: Path | None = None) -> dict
         RuntimeError: the disk, or the file system on it, is damaged.
     """
     record = MachineRecord.read(home.machine(machine_id))
-    disk = home.machine(machine_id).disks / record.disks[1].file
     with tempfile.TemporaryDirectory(dir=scratch) as directory:
         raw = Path(directory, "raw")
-        _run("qemu-img", "check", "-q", str(disk), fine=(0, 3))  # 3: clusters that nothing uses
-        _run("qemu-img", "convert", "-O", "raw", str(disk), str(raw))
+        chain = disk_chain(record.disks[1], home.machine(machine_id), home)
+        _run("qemu-img", "check", "-q", render_chain(chain[:1]), fine=(0, 3))  # 3: clusters nothing uses
+        _run("qemu-img", "convert", "-O", "raw", render_chain(chain), str(raw))
         return read_file_system(raw)
 
 

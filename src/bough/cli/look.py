@@ -61,7 +61,7 @@ def info(name: str, plan: bool, as_json: bool) -> None:
         ("up", ago(machine["started"])),
         ("hardware", f"{hardware['machine_type']}, {hardware['cpu_model']}, {hardware['firmware']}"),
         ("size", f"{machine['vcpus']} vCPUs, {format_size(machine['memory_bytes'])} memory"),
-        ("on disk", format_size(machine["disk_bytes"])),
+        ("on disk", f"{format_size(machine['disk_bytes'])}, upon {machine['layers']} layers"),
         ("limits", _limits(machine["spec"].get("limits") or {})),
         ("processor", hardware["arch"]),
         ("accelerator", _accelerator(machine["accelerator"])),

@@ -68,6 +68,7 @@ class MachineInfo(_Told):
         state: stopped, starting, running, paused, suspended, stopping or failed.
         agent: answering, silent or none.
         disk_bytes: what its own disks really take on the host.
+        layers: on how many files the disk stands that stands on most: its image, snapshots.
         created, started: times in ISO 8601; started is None while it does not run.
     """
 
@@ -82,6 +83,7 @@ class MachineInfo(_Told):
     vcpus: int
     memory_bytes: int
     disk_bytes: int = 0
+    layers: int = 0
     ports: tuple[Port, ...] = ()
     mounts: tuple[Mount, ...] = ()
     accelerator: str | None = None

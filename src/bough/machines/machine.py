@@ -16,7 +16,6 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from bough.errors import (
@@ -32,6 +31,8 @@ from bough.errors import (
 )
 from bough.guest.channel import AgentChannel
 from bough.guest.qga import QgaChannel
+from bough.machines.blocks import writes
+from bough.machines.chain import TOO_MANY_LAYERS, Chains
 from bough.machines.console import Console, read_console
 from bough.machines.events import Events
 from bough.machines.first_boot import set_up_guest
@@ -98,7 +99,14 @@ class SavedState:
 
 
 class Machine:
-    def __init__(self, record: MachineRecord, paths: MachinePaths, events: Events, planner: Planner) -> None:
+    def __init__(
+        self,
+        record: MachineRecord,
+        paths: MachinePaths,
+        events: Events,
+        planner: Planner,
+        merged: Callable[[], None],
+    ) -> None:
         self.record = record
         self.paths = paths
         self._events = events
@@ -118,6 +126,7 @@ class Machine:
         self._ports: PortServer | None = None
         hidden = (paths.root.parent.parent, paths.runtime.parent)
         self.mounts = MountKeeper(record.id, hidden, self._tell)
+        self.chains = Chains(self, merged)
         self._restarter = Restarter(self)
         self._stop_asked = False
         self._shutdown_reason: str | None = None
@@ -242,6 +251,7 @@ class Machine:
             if saved is not None:
                 await self._load(saved)
             self._note(state=State.RUNNING, accelerator=plan.accelerator, jail=jail)
+        self.chains.look(TOO_MANY_LAYERS)
 
     async def _load(self, saved: SavedState) -> None:
         """Let QEMU take up the state of the devices, and the vCPUs run.
@@ -329,6 +339,7 @@ class Machine:
             return
         self._stop_asked = self.state is State.STOPPING
         self._note(state=State.PAUSED if status == "paused" else State.RUNNING)
+        self.chains.take_up()
         if self._stop_asked:  # the service died while it stopped this one: finish it
             self._own(self.stop(), "stop")
         for forward in self.record.ports:
@@ -340,13 +351,7 @@ class Machine:
         before = self.record.disks_before
         if before is None:
             return
-        files = {
-            Path(device["inserted"]["file"]).name
-            for device in await qmp.execute("query-block")
-            if device.get("inserted")
-        }
-        switched = all(disk.file in files for disk in self.record.disks)
-        disks = self.record.disks if switched else before
+        disks = self.record.disks if await writes(qmp, self.record.disks) else before
         self._change(disks=disks, disks_before=None, event=False)
 
     async def stop(

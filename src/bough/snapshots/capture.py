@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from bough.errors import BoughError, MachineFailed, NoSpace
+from bough.machines.blocks import read_tops, writes
 from bough.machines.disks import create_disk
 from bough.machines.identity import prepare_guest
 from bough.machines.machine import Machine
@@ -82,6 +83,8 @@ async def capture(
     """
     running = machine.state in (State.RUNNING, State.PAUSED)
     report(Progress("preparing the snapshot"))
+    if running:
+        await machine.chains.give_way()
     before = [disk.model_copy() for disk in machine.record.disks]
     manifest = await _begin(machine, store, manifest)
     try:
@@ -179,7 +182,7 @@ async def _undo(
         return  # it never came to the record
     kept = machine.record.disks
     try:
-        switched = await _has_switched(machine.qmp(), kept)
+        switched = await writes(machine.qmp(), kept)
     except (BoughError, OSError):
         switched = True
     with contextlib.suppress(NoSpace):  # the record of before is as true
@@ -193,13 +196,6 @@ async def _undo(
 def _remove(paths: MachinePaths, disks: list[MachineDisk]) -> None:
     for disk in disks:
         (paths.disks / disk.file).unlink(missing_ok=True)
-
-
-async def _has_switched(qmp: Qmp, disks: list[MachineDisk]) -> bool:
-    files = {
-        Path(node["inserted"]["file"]).name for node in await qmp.execute("query-block") if "inserted" in node
-    }
-    return all(disk.file in files for disk in disks)
 
 
 def _take_over(
@@ -238,10 +234,10 @@ async def _capture_running(
     machine: Machine, manifest: SnapshotManifest, after: list[MachineDisk], memory: bool, report: Report
 ) -> tuple[SnapshotManifest, Memory | None]:
     qmp = machine.qmp()
-    tops = await _tops(qmp)
+    tops = await read_tops(qmp)
     nodes = [await _add_overlay(qmp, machine.paths.disks / disk.file, disk.file) for disk in after]
     switch = [
-        {"type": "blockdev-snapshot", "data": {"node": tops[f"disk{number}"], "overlay": node}}
+        {"type": "blockdev-snapshot", "data": {"node": tops[f"disk{number}"].name, "overlay": node}}
         for number, node in enumerate(nodes, start=1 if machine.record.media.root == "none" else 0)
     ]
     try:
@@ -261,16 +257,6 @@ async def _capture_running(
             f"machine '{machine.name}' could not be snapshotted: {error.message}", machine=machine.name
         ) from error
     return manifest.model_copy(update=found), taken
-
-
-async def _tops(qmp: Qmp) -> dict[str, str]:
-    """disk -> name of the block node that the guest writes to."""
-    tops = {}
-    for device in await qmp.execute("query-block"):
-        match = re.search(r"/(disk\d+)-device\b", str(device.get("qdev", ""))[:200])
-        if match is not None and "inserted" in device:
-            tops[match[1]] = str(device["inserted"]["node-name"])
-    return tops
 
 
 async def _add_overlay(qmp: Qmp, path: Path, name: str) -> str:

@@ -99,7 +99,7 @@ class SnapshotStore:
     def __init__(self, home: Home) -> None:
         self.home = home
         self._manifests: dict[str, SnapshotManifest] = {}
-        #: Ids of those whose manifest is damaged: nobody knows what they stand on, so all layers stay.
+        #: What is damaged, and nobody knows what it stands on: while there is such a thing, all layers stay.
         self._unreadable: set[str] = set()
 
     def open(self) -> None:
@@ -111,6 +111,10 @@ class SnapshotStore:
                 # One that is damaged must not keep the others from being used.
                 log.error("the manifest of snapshot %s cannot be read: %s", root.name, error)
                 self._unreadable.add(root.name)
+
+    def keep_all(self, damaged: str) -> None:
+        """The record of a machine cannot be read: it may stand on any layer."""
+        self._unreadable.add(damaged)
 
     def paths(self, snapshot_id: str) -> SnapshotPaths:
         return self.home.snapshot(snapshot_id)

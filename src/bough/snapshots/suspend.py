@@ -48,6 +48,7 @@ async def _suspend(machine: Machine, home: Home, report: Report) -> None:
     async with machine.transition("being suspended", State.RUNNING, State.PAUSED):
         report(Progress("writing memory to disk"))
         qmp = machine.qmp()
+        await machine.chains.give_way()
         await _prepare(machine)
         ran = machine.state is State.RUNNING
         made = SnapshotPaths(home.incoming / f"{machine.id}.suspended")

@@ -15,8 +15,9 @@ from typing import Any, Literal
 from bough.errors import Conflict
 from bough.images.confined import Confinement
 from bough.images.overlays import check_disk
+from bough.machines.chain import MOST_LAYERS
 from bough.machines.machine import Machine, SavedState
-from bough.machines.record import FirstBoot, MachineRecord, PortForward, State, new_mac, new_uuid, now
+from bough.machines.record import LIVE, FirstBoot, MachineRecord, PortForward, State, new_mac, new_uuid, now
 from bough.paths import Home, MachinePaths
 from bough.progress import Progress, Report
 from bough.qemu.jail import machine_uid
@@ -122,7 +123,18 @@ class SnapshotTree:
                 ready_key=ready_key,
             )
             captured = await capture(machine, self.store, draft, memory=memory, report=report)
-            return await self._keep(machine, captured, keep, report)
+            manifest = await self._keep(machine, captured, keep, report)
+            await self._merge(machine, report)
+            return manifest
+
+    async def _merge(self, machine: Machine, report: Report) -> None:
+        """There is one more layer now: see machines/chain.py."""
+        if machine.state in LIVE:
+            machine.chains.look()
+        elif machine.chains.depth > MOST_LAYERS:
+            report(Progress("merging layers"))
+            jail = await probe_jail(find_qemu(machine.record.hardware.arch), self._home)
+            await machine.chains.merge_at_rest(jail)
 
     async def _keep(
         self, machine: Machine, captured: Captured, keep: bool, report: Report

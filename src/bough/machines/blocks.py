@@ -1,0 +1,90 @@
+"""QEMU's block nodes, by what it says of them: whose file each is, and what stands on what.
+
+All of it is untrusted. A QEMU that lies about its disks spoils those, and nobody else's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bough.errors import MachineFailed
+from bough.machines.record import MachineDisk
+from bough.qemu.qmp import Qmp
+
+_MOST_NODES = 1000
+
+
+@dataclass(frozen=True)
+class Node:
+    """Of a format, not of a file. `backing` is the name of the node below."""
+
+    name: str
+    file: str
+    backing: str | None
+
+
+async def read_tops(qmp: Qmp) -> dict[str, Node]:
+    """Disk ("disk0") -> the node that its guest writes to."""
+    nodes = await read_nodes(qmp)
+    tops = {}
+    for device in await qmp.execute("query-block"):
+        match = re.search(r"/(disk\d+)-device\b", str(device.get("qdev", ""))[:200])
+        if match is not None and "inserted" in device:
+            name = str(device["inserted"]["node-name"])
+            if name not in nodes:
+                raise MachineFailed(f"QEMU has something of its own on {match[1]}")
+            tops[match[1]] = nodes[name]
+    return tops
+
+
+async def read_nodes(qmp: Qmp) -> dict[str, Node]:
+    """Those of qcow2 and raw, by name. Raises MachineFailed when it makes no sense."""
+    told = await qmp.execute("query-named-block-nodes", flat=True)
+    try:
+        listed = [node for node in told[:_MOST_NODES] if node["drv"] in ("qcow2", "raw")]
+        by_file = {_file_of(node["file"]): str(node["node-name"]) for node in listed}
+        nodes = {}
+        for node in listed:
+            below = node.get("backing_file")
+            backing = by_file[_file_of(below)] if below else None
+            nodes[str(node["node-name"])] = Node(str(node["node-name"]), _file_of(node["file"]), backing)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise MachineFailed(f"QEMU does not say how its disks are made: {str(error)[:200]!r}") from error
+    return nodes
+
+
+async def find_file_node(qmp: Qmp, file: str) -> str:
+    """The node of the file itself, below that of its format."""
+    for node in (await qmp.execute("query-named-block-nodes", flat=True))[:_MOST_NODES]:
+        if node.get("drv") == "file" and node.get("file") == file:
+            return str(node["node-name"])
+    raise MachineFailed(f"QEMU does not say what {Path(file).name} is open as")
+
+
+def chain_below(nodes: dict[str, Node], top: str) -> list[Node]:
+    """What `top` stands on, nearest first."""
+    chain: list[Node] = []
+    name = nodes[top].backing
+    while name is not None and len(chain) < _MOST_NODES:
+        chain.append(nodes[name])
+        name = nodes[name].backing
+    return chain
+
+
+async def writes(qmp: Qmp, disks: Collection[MachineDisk]) -> bool:
+    """Whether it is those files that its guest writes to."""
+    files = {Path(top.file).name for top in (await read_tops(qmp)).values()}
+    return all(disk.file in files for disk in disks)
+
+
+def _file_of(name: Any) -> str:
+    """QEMU calls a node whose backing file was given to it by all that is below (block.c,
+    bdrv_refresh_filename)."""
+    if str(name).startswith("json:"):
+        return str(json.loads(name[5:])["file"]["filename"])
+    return str(name)
