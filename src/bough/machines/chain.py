@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("bough.chain")
 
-#: Layers that a disk may stand on, its image included, until a snapshot has the nearest merged.
+#: Layers that a disk may stand on, its image included, until the nearest are merged.
 MOST_LAYERS = 8
-#: ... until the next snapshot waits for that, and a start merges them too.
+#: ... until a snapshot waits for that; and until a fork merges those that it came with.
 TOO_MANY_LAYERS = 12
 #: How many are left of more than MOST_LAYERS.
 _FEW_LAYERS = 5
@@ -91,11 +91,18 @@ class Chains:
         """Of the longest: on how many layers it stands."""
         return max((len(disk.layers) for disk in self._machine.record.disks), default=0)
 
+    @property
+    def is_too_long(self) -> bool:
+        record = self._machine.record
+        # A fork costs what it writes: a copy of layers that it came with, in each of many, would cost more.
+        is_as_forked = record.forked_from is not None and record.snapshot == record.forked_from
+        return self.depth > (TOO_MANY_LAYERS if is_as_forked else MOST_LAYERS)
+
     # -- of a machine that runs ---------------------------------------------------------------------
 
-    def look(self, most: int = MOST_LAYERS) -> None:
+    def look(self) -> None:
         """Begin to merge what is too long, in the background."""
-        if self.depth > most and (self._merging is None or self._merging.done()):
+        if self.is_too_long and (self._merging is None or self._merging.done()):
             self._merging = self._machine.own(self._merge(), "merge layers")
 
     def take_up(self) -> None:
@@ -128,12 +135,12 @@ class Chains:
 
     async def _take_up(self) -> None:
         try:
-            found = await _end_jobs(self._machine.qmp())
+            await _end_jobs(self._machine.qmp())
             await self._settle(self._machine.qmp())
         except (BoughError, OSError) as error:
             self._tell(error)
             return
-        if self.depth > (MOST_LAYERS if found else TOO_MANY_LAYERS):
+        if self.is_too_long:
             await self._merge()
 
     async def _merge(self) -> None:
@@ -268,10 +275,9 @@ async def _our_jobs(qmp: Qmp) -> list[dict[str, Any]]:
     return [job for job in await qmp.execute("query-jobs") if str(job.get("id", "")).startswith(_JOB)]
 
 
-async def _end_jobs(qmp: Qmp) -> bool:
-    """No merge is going on afterwards; whether one was there. Raises MachineFailed."""
-    jobs = await _our_jobs(qmp)
-    for job in jobs:
+async def _end_jobs(qmp: Qmp) -> None:
+    """No merge is going on afterwards. Raises MachineFailed."""
+    for job in await _our_jobs(qmp):
         with contextlib.suppress(QmpRefused):  # it has come to its end
             await qmp.execute("job-cancel", id=job["id"])
         try:
@@ -281,7 +287,6 @@ async def _end_jobs(qmp: Qmp) -> bool:
             raise MachineFailed(f"QEMU does not end the merging of layers ({job['id']})") from None
         with contextlib.suppress(QmpRefused):
             await qmp.execute("job-dismiss", id=job["id"])
-    return bool(jobs)
 
 
 async def _wait_concluded(qmp: Qmp, job_id: str) -> str | None:

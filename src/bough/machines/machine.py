@@ -32,7 +32,7 @@ from bough.errors import (
 from bough.guest.channel import AgentChannel
 from bough.guest.qga import QgaChannel
 from bough.machines.blocks import writes
-from bough.machines.chain import TOO_MANY_LAYERS, Chains
+from bough.machines.chain import Chains
 from bough.machines.console import Console, read_console
 from bough.machines.events import Events
 from bough.machines.first_boot import set_up_guest
@@ -251,7 +251,7 @@ class Machine:
             if saved is not None:
                 await self._load(saved)
             self._note(state=State.RUNNING, accelerator=plan.accelerator, jail=jail)
-        self.chains.look(TOO_MANY_LAYERS)
+        self.chains.look()
 
     async def _load(self, saved: SavedState) -> None:
         """Let QEMU take up the state of the devices, and the vCPUs run.

@@ -15,7 +15,6 @@ from typing import Any, Literal
 from bough.errors import Conflict
 from bough.images.confined import Confinement
 from bough.images.overlays import check_disk
-from bough.machines.chain import MOST_LAYERS
 from bough.machines.machine import Machine, SavedState
 from bough.machines.record import LIVE, FirstBoot, MachineRecord, PortForward, State, new_mac, new_uuid, now
 from bough.paths import Home, MachinePaths
@@ -131,7 +130,7 @@ class SnapshotTree:
         """There is one more layer now: see machines/chain.py."""
         if machine.state in LIVE:
             machine.chains.look()
-        elif machine.chains.depth > MOST_LAYERS:
+        elif machine.chains.is_too_long:
             report(Progress("merging layers"))
             jail = await probe_jail(find_qemu(machine.record.hardware.arch), self._home)
             await machine.chains.merge_at_rest(jail)

@@ -1,0 +1,45 @@
+"""Which layers are removed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bough.machines.record import FirstBoot, Hardware
+from bough.paths import Home, SnapshotPaths
+from bough.snapshots.store import SnapshotDisk, SnapshotManifest, SnapshotStore
+from bough.spec import parse_spec
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SnapshotStore:
+    home = Home(tmp_path / "home", tmp_path / "run")
+    home.create()
+    store = SnapshotStore(home)
+    made = SnapshotPaths(home.incoming / "aaaaaaaaaaaa")
+    made.root.mkdir()
+    hardware = Hardware(
+        arch="x86_64", machine_type="pc-q35-7.2", cpu_model="max", firmware="bios",
+        uuid="u", vmgenid="v", mac=None, uid=None,
+    )  # fmt: skip
+    disk = SnapshotDisk(size_bytes=1, layers=("snapshots/aaaaaaaaaaaa/disks/0.qcow2", "images/x/disk.raw"))
+    manifest = SnapshotManifest(
+        id="aaaaaaaaaaaa", state="layers", machine="bbbbbbbbbbbb", machine_name="web",
+        spec=parse_spec({"image": "x"}), image_digest="x", image_agent=True, hardware=hardware,
+        first_boot=FirstBoot(), disks=(disk,),
+    )  # fmt: skip
+    store.add(made, manifest)
+    return store
+
+
+def test_a_layer_stays_while_something_stands_on_it(store: SnapshotStore) -> None:
+    assert store.collect(["snapshots/aaaaaaaaaaaa/disks/0.qcow2"]) == []
+    assert store.collect([]) == ["aaaaaaaaaaaa"]
+    assert not store.paths("aaaaaaaaaaaa").root.exists()
+
+
+def test_nothing_goes_while_nobody_knows_what_a_machine_stands_on(store: SnapshotStore) -> None:
+    store.keep_all("cccccccccccc")
+    assert store.collect([]) == []
+    assert store.paths("aaaaaaaaaaaa").manifest.exists()
