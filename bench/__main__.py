@@ -7,7 +7,7 @@ import sys
 
 from bench.harness import Bench, host_facts
 
-ALL = ("cli", "exec", "copy", "mounts", "boot", "image", "imports", "many", "fork", "run")
+ALL = ("cli", "exec", "copy", "mounts", "boot", "image", "imports", "many", "fork", "run", "chains")
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import bough
 from bough.client.info import MachineInfo, SnapshotInfo
+from bough.machines.chain import MOST_LAYERS
 from tests.torture.files import DISK, PLACE, WRITE, Files
 
 IMAGE = "debian:12"
@@ -112,6 +113,15 @@ def _copy(hv: bough.Hypervisor, op: Operation) -> None:
     machine.exec("sync", f"{PLACE}/{op.name}", PLACE, check=True)
 
 
+def _merge(hv: bough.Hypervisor, op: Operation) -> None:
+    """So many layers that they are merged, which goes on when this is over."""
+    machine = hv.machine(op.target[0])
+    machine.exec("sh", "-c", "head -c 8M /dev/urandom > /root/ballast; sync /root/ballast", check=True)
+    for _ in range(MOST_LAYERS):
+        machine.snapshot(op.name, memory=False).delete()
+    machine.snapshot(op.name, memory=False)
+
+
 def _restorable(scene: Scene) -> list[Target]:
     return [
         (machine.id, snapshot.id)
@@ -213,6 +223,12 @@ KINDS: tuple[Kind, ...] = (
         _restorable,
         lambda hv, op: hv.machine(op.target[0]).restore(op.target[1]),
         allowed=_RUN, weight=2,
+    ),
+    Kind(
+        "merge", 4,
+        lambda scene: each(scene.answering()) if len(scene.snapshots) < MOST_SNAPSHOTS else [],
+        _merge,
+        makes="snapshot", weight=2,
     ),
     Kind(
         "delete of a snapshot", 0.03,

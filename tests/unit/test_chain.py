@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from bough.errors import MachineFailed
+from bough.images.overlays import read_backing, render_chain
 from bough.machines.blocks import chain_below, read_nodes, read_tops
-from bough.machines.chain import MOST_LAYERS, layers_to_merge
+from bough.machines.chain import MOST_LAYERS, Chains, layers_to_merge
+from bough.machines.disks import disk_chain
+from bough.machines.record import MachineDisk
+from bough.paths import Home
+from bough.qemu.jail import Jail
 from bough.qemu.qmp import Qmp
 
 MIB = 1 << 20
@@ -113,3 +122,92 @@ async def test_what_makes_no_sense_is_no_chain(nodes: Any) -> None:
 async def test_a_chain_that_goes_in_a_circle_ends() -> None:
     nodes = [{"node-name": "a", "drv": "qcow2", "file": "/a", "backing_file": "/a"}]
     assert len(chain_below(await read_nodes(told(nodes)), "a")) == 1000
+
+
+# -- of a machine that is off -------------------------------------------------------------------------
+
+needs_qemu_img = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="no qemu-img here")
+
+
+class Still:
+    """What is known of a machine that is off, with nine layers that hold something each."""
+
+    def __init__(self, home: Home) -> None:
+        self.home, self.name, self.merged = home, "web", 0
+        self.paths = home.machine("aaaaaaaaaaaa")
+        self.paths.disks.mkdir(parents=True)
+        image = home.image("x").disk
+        image.parent.mkdir()
+        image.write_bytes(b"\1" * MIB)
+        layers = [image]
+        for number in range(MOST_LAYERS):
+            path = home.snapshot(f"{number}").disk(0)
+            path.parent.mkdir(parents=True)
+            self.make(path, layers[0], f"write -q -P {number + 2} {number * 64}k 128k")
+            path.chmod(0o444)
+            layers.insert(0, path)
+        self.make(self.paths.disks / "0.qcow2", layers[0], "write -q -z 0 64k")
+        names = [str(layer.relative_to(home.root)) for layer in layers]
+        disk = MachineDisk(file="0.qcow2", size_bytes=MIB, layers=names)
+        media, hardware = SimpleNamespace(root="image"), SimpleNamespace(uid=None)
+        self.record = SimpleNamespace(disks=[disk], media=media, hardware=hardware)
+        self.before = self.content()
+
+    def make(self, path: Path, below: Path, what: str) -> None:
+        named = f"../../../{below.relative_to(self.home.root)}"
+        command = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", named, "-F"]
+        subprocess.run([*command, below.suffix[1:], path, str(MIB)], check=True)
+        subprocess.run(["qemu-io", "-c", what, path], check=True)
+
+    def lead(self, disk: Path, elsewhere: Path) -> None:
+        """Its header says that it stands on that."""
+        disk.chmod(0o600)
+        subprocess.run(["qemu-img", "rebase", "-u", "-b", elsewhere, "-F", "raw", disk], check=True)
+
+    def content(self) -> bytes:
+        out = self.home.root / "out.raw"
+        chain = render_chain(disk_chain(self.record.disks[0], self.paths, self.home))
+        subprocess.run(["qemu-img", "convert", "-O", "raw", chain, out], check=True)
+        return out.read_bytes()
+
+    def change(self, disks: list[MachineDisk]) -> None:
+        self.record.disks = disks
+
+    async def merge(self) -> None:
+        def merged() -> None:
+            self.merged += 1
+
+        await Chains(cast("Any", self), merged).merge_at_rest(Jail())
+
+
+@pytest.fixture
+def still(tmp_path: Path) -> Still:
+    home = Home(tmp_path / "home", tmp_path / "run")
+    home.create()
+    return Still(home)
+
+
+@needs_qemu_img
+async def test_layers_are_merged_and_nothing_changes(still: Still) -> None:
+    layers = {layer: (still.home.root / layer).read_bytes() for layer in still.record.disks[0].layers}
+    await still.merge()
+    assert still.merged == 1
+    assert len(still.record.disks[0].layers) < MOST_LAYERS
+    assert still.content() == still.before
+    own, below, *_ = disk_chain(still.record.disks[0], still.paths, still.home)
+    assert read_backing(own) == below
+    assert layers == {layer: (still.home.root / layer).read_bytes() for layer in layers}
+
+
+@needs_qemu_img
+@pytest.mark.parametrize("which", ["own", "layer"])
+async def test_a_header_that_leads_elsewhere(still: Still, tmp_path: Path, which: str) -> None:
+    secret = tmp_path / "secret.raw"
+    secret.write_bytes(b"secret! " * (MIB // 8))
+    disk = disk_chain(still.record.disks[0], still.paths, still.home)[0 if which == "own" else 3]
+    still.lead(disk, secret)
+    depth = len(still.record.disks[0].layers)
+    await still.merge()
+    assert len(still.record.disks[0].layers) == depth, "it is left as it is"
+    assert b"secret!" not in (still.paths.disks / "0.qcow2").read_bytes()
+    assert still.content() == still.before

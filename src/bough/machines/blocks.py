@@ -33,6 +33,8 @@ async def read_tops(qmp: Qmp) -> dict[str, Node]:
     nodes = await read_nodes(qmp)
     tops = {}
     for device in await qmp.execute("query-block"):
+        if not isinstance(device, dict):
+            continue
         match = re.search(r"/(disk\d+)-device\b", str(device.get("qdev", ""))[:200])
         if match is not None and "inserted" in device:
             name = str(device["inserted"]["node-name"])
@@ -61,7 +63,7 @@ async def read_nodes(qmp: Qmp) -> dict[str, Node]:
 async def find_file_node(qmp: Qmp, file: str) -> str:
     """The node of the file itself, below that of its format."""
     for node in (await qmp.execute("query-named-block-nodes", flat=True))[:_MOST_NODES]:
-        if node.get("drv") == "file" and node.get("file") == file:
+        if isinstance(node, dict) and node.get("drv") == "file" and node.get("file") == file:
             return str(node["node-name"])
     raise MachineFailed(f"QEMU does not say what {Path(file).name} is open as")
 

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from bough.errors import BoughError, MachineFailed
 from bough.images.confined import Confinement, find_program, run_confined
 from bough.images.overlays import layer_format, read_backing
-from bough.machines.blocks import chain_below, find_file_node, read_nodes, read_tops
+from bough.machines.blocks import Node, chain_below, find_file_node, read_nodes, read_tops
 from bough.machines.disks import disk_chain
 from bough.machines.record import MachineDisk
 from bough.paths import Home
@@ -166,7 +166,7 @@ class Chains:
         count = choose(disk, self._home)
         if not count:
             return
-        top = (await read_tops(qmp))[name]
+        top = _find(await read_tops(qmp), name)
         chain = chain_below(await read_nodes(qmp), top.name)
         if len(chain) != len(disk.layers):
             raise MachineFailed(f"QEMU has {len(chain)} layers of {disk.file}, not {len(disk.layers)}")
@@ -193,7 +193,7 @@ class Chains:
         used: set[str] = set()
         for name, number in self._disks():
             disk = self._machine.record.disks[number]
-            top = tops[name].name
+            top = _find(tops, name).name
             chain = chain_below(nodes, top)
             used |= {top, *(node.name for node in chain)}
             gone = len(disk.layers) - len(chain)
@@ -268,11 +268,18 @@ def choose(disk: MachineDisk, home: Home) -> int:
     return count
 
 
+def _find(tops: dict[str, Node], name: str) -> Node:
+    if name not in tops:
+        raise MachineFailed(f"QEMU says that it has no {name}")
+    return tops[name]
+
+
 # -- QEMU's jobs --------------------------------------------------------------------------------------
 
 
 async def _our_jobs(qmp: Qmp) -> list[dict[str, Any]]:
-    return [job for job in await qmp.execute("query-jobs") if str(job.get("id", "")).startswith(_JOB)]
+    jobs = await qmp.execute("query-jobs")
+    return [job for job in jobs if isinstance(job, dict) and str(job.get("id", "")).startswith(_JOB)]
 
 
 async def _end_jobs(qmp: Qmp) -> None:
