@@ -1,4 +1,4 @@
-"""The main job, for real: an image is built, a machine runs, works, keeps its file over a restart.
+"""The main job, for real: an image is built, a machine runs, works, keeps its file, is branched, handed over.
 
     make demo
     python examples/demo.py --svg docs/demo.svg      also draw what it printed
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 IMAGE = "debian:12"
 MEMORY = "1GiB"
 WIDTH = 100
+FORKS = 20
 
 
 class Story:
@@ -136,6 +137,7 @@ def work(story: Story, machine: Machine) -> None:
     keep_a_file(story, machine)
     copy_a_file(story, machine)
     reach_a_port(story, machine)
+    branch(story, machine)
     with story.step("it powers off, asked by its guest's own init", f"bough stop {name}"):
         machine.stop()
 
@@ -184,6 +186,49 @@ def reach_a_port(story: Story, machine: Machine) -> None:
                 seen.append(f"http://127.0.0.1:{port.host_port}/ says: {answer.read().decode().strip()}")
     finally:
         server.close()
+
+
+def branch(story: Story, machine: Machine) -> None:
+    """Twenty of it, from where it is just now, each with work of its own; and one of them is handed over."""
+    machine.shell("echo kept in memory > /dev/shm/note; sleep 1000 & echo $! > /dev/shm/pid", check=True)
+    with story.step(
+        f"{FORKS} more of it, from where it is just now", f"bough fork {machine.name} --count {FORKS}"
+    ) as seen:
+        forks = machine.fork(count=FORKS, ephemeral=True)
+        working = [fork for fork in forks if not isinstance(fork, BoughError)]
+        if len(working) != FORKS:
+            raise BoughError(f"only {len(working)} of {FORKS} forks came up")
+        seen.append(f"the machine itself runs on; its processes run on in all {FORKS}")
+    try:
+        with story.step("each does something else", "bough exec ... in each") as seen:
+            script = "kill -0 $(cat /dev/shm/pid) && echo $(( {0} * {0} )) $(hostname) $(cat /etc/machine-id)"
+            did = [fork.shell(script.format(n), check=True).stdout.split() for n, fork in enumerate(working)]
+            if len({tuple(who) for _, *who in did}) != FORKS:
+                raise BoughError("two forks take themselves for the same machine")
+            for result, host, identity in did[-3:]:
+                seen.append(f"{result:>4} says {host}, machine-id {identity[:12]}")
+        hand_over(story, working[-1])
+    finally:
+        for fork in working:
+            fork.discard()
+
+
+def hand_over(story: Story, machine: Machine) -> None:
+    with tempfile.TemporaryDirectory(prefix="bough-demo-") as directory:
+        bundle = Path(directory) / "one.bough"
+        with story.step(
+            "one is written to a file, as it runs", f"bough export {machine.name} one.bough"
+        ) as seen:
+            machine.export(bundle, without_image=True)
+            seen.append(f"{format_size(bundle.stat().st_size)}, disks and memory")
+        with story.step("... and opened again, here or elsewhere", "bough import one.bough") as seen:
+            with bough.connect() as hypervisor:
+                again = hypervisor.import_bundle(bundle, name=f"{machine.name}-again")
+            try:
+                note = again.shell("kill -0 $(cat /dev/shm/pid) && cat /dev/shm/note", check=True).stdout
+                seen.append(f"its process runs on, and its memory says: {note.strip()}")
+            finally:
+                again.delete(force=True)
 
 
 if __name__ == "__main__":

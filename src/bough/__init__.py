@@ -7,9 +7,10 @@ with hv.run("debian:12", memory="512MiB") as vm:
     print(vm.exec("uname", "-a").stdout)
 """
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing is half of what `bough exec` would load
 if TYPE_CHECKING:
+    from typing import Any
+
     from bough.client import Hypervisor as Hypervisor
     from bough.client import Machine as Machine
     from bough.client import Snapshot as Snapshot
@@ -19,7 +20,7 @@ __version__ = "0.1.0"
 __all__ = ["Hypervisor", "Machine", "Snapshot", "__version__", "connect"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     # The client is loaded at first use: `bough version` and the service need none of it.
     if name in ("Hypervisor", "Machine", "Snapshot", "connect"):
         from bough import client

@@ -1,5 +1,5 @@
 """`python -m bough`: the command, also where its script is not on PATH."""
 
-from bough.cli.main import main
+from bough.cli.entry import main
 
 main()

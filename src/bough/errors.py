@@ -30,7 +30,9 @@ An error crosses the API as `to_dict()` and is raised again on the other side as
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+TYPE_CHECKING = False  # typing takes longer to load than this
+if TYPE_CHECKING:
+    from typing import Any, ClassVar
 
 
 class BoughError(Exception):

@@ -119,6 +119,8 @@ class Hypervisor:
         self._reserved_names: set[str] = set()
         self._creating: dict[str, int] = {}
         self._holders: dict[str, int] = {}
+        #: Ephemeral ones whose client is done with them.
+        self._leaving: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._unreadable: dict[str, str] = {}
         self._making = 0
@@ -173,7 +175,7 @@ class Hypervisor:
     # -- machines -----------------------------------------------------------------------------
 
     def machines(self) -> list[Machine]:
-        shown = (machine for machine in self._machines.values() if not machine.record.spare)
+        shown = (m for m in self._machines.values() if not m.record.spare and m.id not in self._leaving)
         return sorted(shown, key=lambda machine: machine.record.created)
 
     def machine(self, reference: str) -> Machine:
@@ -512,10 +514,18 @@ class Hypervisor:
                         state=str(machine.state),
                     )
                 with contextlib.suppress(WrongState):  # it ended by itself meanwhile
-                    await machine.stop(force=True)
+                    await machine.stop(force=True, flush=False)
             states = (State.STOPPED, State.FAILED, State.SUSPENDED)
             async with machine.transition("being deleted", *states):
                 await self._bury(machine)
+
+    def discard(self, machine: Machine) -> None:
+        """As `delete` with force, of an ephemeral machine that nobody wants any more: it is shown no longer,
+        and goes without anybody waiting for it."""
+        if not machine.record.ephemeral:
+            raise Conflict(f"machine '{machine.name}' is kept", hint=f"bough delete {machine.name}")
+        self._leaving.add(machine.id)
+        self._expire_unless_held(machine.id, grace_s=0)
 
     async def _bury(self, machine: Machine) -> None:
         machine.cancel_restart()
@@ -524,6 +534,7 @@ class Hypervisor:
             machine.paths.root.rename(grave)
             sync_directory(self.home.machines)
             del self._machines[machine.id]
+            self._leaving.discard(machine.id)
             machine.bury()
             self.events.emit("deleted", machine=machine.id, name=machine.name)
             await asyncio.to_thread(_remove_tree, grave)
@@ -633,6 +644,9 @@ class Hypervisor:
                             holds.enter_context(self.hold(machine, grace_s=EPHEMERAL_GRACE_S))
                             if saved is not None and wait:
                                 await machine.wait_ready(timeout_s=timeout_s)
+                                # What its new name wakes in it can wait until the others have answered.
+                                machine.stand_back()
+                                holds.callback(machine.stand_back, False)
                             return machine
                         except BoughError as error:
                             return error
@@ -792,10 +806,17 @@ class Hypervisor:
             while True:
                 await asyncio.sleep(pause_s)
                 machine = self._machines.get(machine_id)
-                if machine is None or machine_id in self._holders or not machine.record.ephemeral:
+                if machine is None or not machine.record.ephemeral:
                     return
-                with contextlib.suppress(NotFound, Conflict):  # it is being snapshotted, say: afterwards
+                if machine_id in self._holders and machine_id not in self._leaving:
+                    return
+                try:
                     await self.delete(machine, force=True)
+                except (NotFound, Conflict):
+                    pass  # it is being snapshotted, say: afterwards
+                except BaseException:
+                    self._leaving.discard(machine_id)
+                    raise
                 pause_s = _EXPIRE_AGAIN_S
 
         self._own(expire(), f"expire {machine_id}")

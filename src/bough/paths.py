@@ -2,6 +2,7 @@
 
 $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root /var/lib/bough
   lock                                   held by the service, holds its pid
+  run -> $XDG_RUNTIME_DIR/bough/<home>   the short way to api.sock
   service.log
   token                                  for the API over TCP, mode 0600; made by `bough serve --listen`
   incoming/                              whatever is half-made; swept when the service starts
@@ -31,6 +32,7 @@ $XDG_RUNTIME_DIR/bough/<home>/           default: /run/user/<uid> or /tmp/bough-
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -38,6 +40,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bough.errors import HostLacks
+from bough.home import API_SOCKET, RUNTIME_LINK, find_home
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ class Home:
 
     @classmethod
     def from_environment(cls) -> Home:
-        return cls.at(os.environ.get("BOUGH_HOME") or _default_home())
+        return cls.at(find_home())
 
     @classmethod
     def at(cls, root: str | os.PathLike[str]) -> Home:
@@ -236,11 +239,11 @@ class Home:
             self.catalogue,
             self.known_hosts,
         ]
-        return frozenset(path.name for path in logs + nouns + rest) | {"networks", "projects"}
+        return frozenset(path.name for path in logs + nouns + rest) | {RUNTIME_LINK, "networks", "projects"}
 
     @property
     def api_socket(self) -> Path:
-        return self.runtime / "api.sock"
+        return self.runtime / API_SOCKET
 
     @property
     def start_lock(self) -> Path:
@@ -267,6 +270,7 @@ class Home:
             path.mkdir(mode=0o711, parents=True, exist_ok=True)
         make_private_directory(self.runtime.parent)
         make_private_directory(self.runtime)
+        _lead(self.root / RUNTIME_LINK, self.runtime)
 
 
 def make_private_directory(path: Path) -> None:
@@ -284,10 +288,14 @@ def make_private_directory(path: Path) -> None:
         )
 
 
-def _default_home() -> Path:
-    if os.geteuid() == 0 and "XDG_DATA_HOME" not in os.environ:
-        return Path("/var/lib/bough")
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "bough"
+def _lead(link: Path, target: Path) -> None:
+    """A symbolic link, made or led elsewhere in one step."""
+    with contextlib.suppress(OSError):
+        if link.is_symlink() and link.readlink() == target:
+            return
+        fresh = link.with_name(f"{link.name}.{os.getpid()}.new")
+        fresh.symlink_to(target)
+        fresh.replace(link)
 
 
 def _runtime_base() -> Path:

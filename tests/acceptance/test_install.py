@@ -49,7 +49,7 @@ def test_a_wheel_holds_all_that_is_needed(tmp_path: Path) -> None:
     }
     assert wanted <= names, wanted - names
     (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
-    assert b"bough = bough.cli.main:main" in zipfile.ZipFile(wheel).read(entry_points)
+    assert b"bough = bough.cli.entry:main" in zipfile.ZipFile(wheel).read(entry_points)
 
 
 # -- an ordinary user ---------------------------------------------------------------------------------

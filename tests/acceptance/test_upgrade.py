@@ -49,7 +49,7 @@ def other_bough(tmp_path_factory: pytest.TempPathFactory) -> Path:
     here = next(Path(sys.prefix).glob("lib/python3*/site-packages"))
     (site / "dependencies.pth").write_text(f"{here}\n")
     command = place / "bough"
-    command.write_text(f"#!/bin/sh\nexec {python} -c 'from bough.cli.main import main; main()' \"$@\"\n")
+    command.write_text(f"#!/bin/sh\nexec {python} -c 'from bough.cli.entry import main; main()' \"$@\"\n")
     command.chmod(0o755)
     return command
 

@@ -23,7 +23,7 @@ KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA
 
 
 def bough(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    code = "from bough.cli.main import main; main()"
+    code = "from bough.cli.entry import main; main()"
     return subprocess.run(
         [sys.executable, "-c", code, *words],
         capture_output=True,
@@ -73,12 +73,45 @@ def test_what_the_version_needs_is_little() -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "BOUGH_DEBUG": "1"}
     code = (
         "import sys; sys.argv = ['bough', 'version']\n"
-        "from bough.cli.main import main\n"
+        "from bough.cli.entry import main\n"
         "try: main()\nexcept SystemExit: pass\n"
         "heavy = {'rich', 'pydantic', 'asyncio', 'h11', 'wsproto', 'fastapi', 'tarfile'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=env)
+
+
+def test_what_the_short_way_needs_is_next_to_nothing(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from bough.cli.quick import attempt\n"
+        "assert attempt(['exec', 'web', 'true']) is None\n"  # nobody listens
+        "heavy = {'typing', 'json', 're', 'socket', 'pathlib', 'threading', 'contextlib', 'click', 'h11'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    env = {"PYTHONPATH": str(ROOT / "src"), "BOUGH_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-S", "-c", code], check=True, env=env)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["exec", "web"],
+        ["exec", "-t", "web", "true"],
+        ["exec", "web", "--"],
+        ["run", "debian:12"],
+        ["run", "--memory", "1GiB", "debian:12", "true"],
+        ["exec", "w/e?b", "true"],
+        ["exec", "web", "echo", "ä"],
+        ["exec", "web", "echo", "a\nb"],
+        ["list", "a", "b"],
+        [],
+    ],
+)
+def test_what_goes_the_long_way(words: list[str]) -> None:
+    from bough.cli.quick import attempt
+
+    assert attempt(words) is None
 
 
 def test_what_a_client_needs_is_little() -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from bough.cli.carry import carry, write
 from bough.cli.service import DURATION, NAME, connect, machine_path
+from bough.errors import ServiceUnavailable
 
 if TYPE_CHECKING:
     from bough.client.connection import Connection
+    from bough.client.websocket import WebSocket
 
+_RESIZE = 4
 DETACH = b"\x1d"  # Ctrl-]
 
 
@@ -68,49 +73,21 @@ def run_in(
     service: Connection, name: str, request: dict[str, Any], *, tty: bool, interactive: bool = False
 ) -> int:
     """Carry this process' streams to a command and back. Returns the status that the shell should see."""
-    from bough.client.process import Process
-    from bough.errors import GuestRefused
-
+    socket = service.websocket(machine_path(name, "exec"))
     if tty:
-        request |= {"tty": True, "term": os.environ.get("TERM", "xterm"), **_size()}
-    process = Process(service.websocket(machine_path(name, "exec")), request)
-    with process, _raw_terminal(process if tty else None):
-        if tty or interactive or not sys.stdin.isatty():
-            threading.Thread(target=_pass_stdin, args=(process,), daemon=True).start()
-        else:
-            process.close_stdin()
-        try:
-            for stream, data in process:
-                _write(1 if stream == "stdout" else 2, data)
-        except GuestRefused as error:
-            # As a shell has it, where it is the command that is not there, not the user or directory.
-            status = {"ENOENT": 127, "EACCES": 126}.get(str(error.details.get("errno")))
-            if status is None or not error.message.startswith(f"{request['argv'][0]}: "):
-                raise
-            _tell(error)
-            return status
-        return process.wait().shell_code
+        request |= on_terminal()
+    socket.send_text(json.dumps(request))
+    return carry_here(socket, request["argv"][0], tty=tty, interactive=interactive)
 
 
-def _tell(error: Any) -> None:
-    from bough.cli.output import show_error
-
-    show_error(error)
+def on_terminal() -> dict[str, Any]:
+    return {"tty": True, "term": os.environ.get("TERM", "xterm"), **_size()}
 
 
-def _pass_stdin(process: Any) -> None:
-    try:
-        while data := os.read(0, 128 * 1024):
-            process.write(data)
-        process.close_stdin()
-    except OSError:
-        pass  # the command has ended, or our terminal has
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
+def carry_here(socket: WebSocket, command: str, *, tty: bool, interactive: bool) -> int:
+    """As `carry`, with this terminal around it."""
+    with socket, _raw_terminal(socket if tty else None):
+        return carry(socket, command, stdin=tty or interactive or not sys.stdin.isatty())
 
 
 def _size() -> dict[str, int]:
@@ -122,9 +99,9 @@ def _size() -> dict[str, int]:
 
 
 @contextmanager
-def _raw_terminal(process: Any) -> Iterator[None]:
+def _raw_terminal(socket: WebSocket | None) -> Iterator[None]:
     """This terminal passes every key on; restored whatever happens. The guest's follows its size."""
-    if process is None or not os.isatty(0):
+    if socket is None or not os.isatty(0):
         yield
         return
     import signal
@@ -132,7 +109,8 @@ def _raw_terminal(process: Any) -> Iterator[None]:
     import tty
 
     def resized(*_: object) -> None:
-        process.resize(**_size())
+        with suppress(ServiceUnavailable):  # it has ended
+            socket.send(bytes([_RESIZE]) + json.dumps(_size()).encode())
 
     before = termios.tcgetattr(0)
     handler = signal.signal(signal.SIGWINCH, resized)
@@ -170,7 +148,7 @@ def console(name: str) -> None:
                     continue
                 if data is None:
                     break
-                _write(1, data if isinstance(data, bytes) else data.encode())
+                write(1, data if isinstance(data, bytes) else data.encode())
     print(file=sys.stderr)
 
 

@@ -1,24 +1,16 @@
-"""`bough`: the commands, each loaded when it is called, and what an error looks like to a person.
+"""The commands, each loaded when it is called.
 
 Start-up time is felt at every call, so this file imports click and nothing else that takes time.
 """
 
 from __future__ import annotations
 
-import gc
 import importlib
-import os
 import sys
-from typing import Any
 
 import click
 
 from bough import __version__
-from bough.cli.output import show_error
-from bough.errors import BoughError
-
-# A command makes little garbage and much that stays: imports are a tenth quicker without a look at all of it.
-gc.set_threshold(100_000)
 
 #: command -> (module below bough.cli, attribute, help in one line), in the order of `bough --help`.
 COMMANDS = {
@@ -113,44 +105,22 @@ def cli() -> None:
     """
 
 
-def main() -> None:
-    """The entry point. Nothing that happens shows a traceback to a user, unless BOUGH_DEBUG is set."""
+def call() -> int:
+    """Do what the command line says; the exit status.
+
+    Raises:
+        BoughError, KeyboardInterrupt, BrokenPipeError: see bough.cli.entry.
+    """
     try:
         status = cli.main(prog_name="bough", standalone_mode=False)
-        _leave(status if isinstance(status, int) else 0)
-    except BoughError as error:
-        show_error(error)
-        _leave(124 if error.code in ("deadline-exceeded", "agent-timeout") else 1)
+        return status if isinstance(status, int) else 0
     except click.UsageError as error:
         print(f"error: {error.format_message()}", file=sys.stderr)
         command = error.ctx.command_path if error.ctx else "bough"
         print(f"\nhint: {getattr(error, 'hint', None) or f'{command} --help'}", file=sys.stderr)
-        _leave(2)
+        return 2
     except click.ClickException as error:
         print(f"error: {error.format_message()}", file=sys.stderr)
-        _leave(1)
-    except (click.Abort, KeyboardInterrupt):
-        print(file=sys.stderr)
-        _leave(130)
-    except BrokenPipeError:
-        # Whoever read our output has seen enough, like `head`.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _leave(0)
-    except Exception as error:
-        if os.environ.get("BOUGH_DEBUG"):
-            raise
-        print(f"error: bough made a mistake: {type(error).__name__}: {error}", file=sys.stderr)
-        print("\nhint: run it again with BOUGH_DEBUG=1 for the whole story", file=sys.stderr)
-        _leave(1)
-
-
-def _leave(status: int) -> Any:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if os.environ.get("BOUGH_DEBUG"):
-        sys.exit(status)
-    # All is closed and written; taking the interpreter apart would cost 10 ms that somebody waits for.
-    sys.stderr.flush()
-    os._exit(status)
+        return 1
+    except click.Abort:
+        raise KeyboardInterrupt from None

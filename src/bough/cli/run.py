@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
+import json
 import sys
 from typing import Any
 
 import click
 
-from bough.cli.execute import run_in
+from bough.cli.carry import await_machine
+from bough.cli.execute import carry_here, on_terminal, run_in
 from bough.cli.output import progress
-from bough.cli.service import DURATION, IMAGE, connect, machine_path
+from bough.cli.service import DURATION, IMAGE, connect
 from bough.cli.spec import spec_of, spec_options
-from bough.errors import BoughError
 
 
 @click.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
@@ -48,38 +47,24 @@ def run(
 
     The first run of an image on such hardware boots it and keeps a snapshot; later ones go on from there.
     """
-    from bough.client.hold import Hold
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda which, _: sys.exit(128 + which))
     if command[:1] == ("--",):
         command = command[1:]
     service = connect()
-    ephemeral = not (keep or name)
-    data = spec_of(image, given)
-    machine, hold, done = None, None, False
-    try:
-        with progress() as report:
-            body: dict[str, Any] = {"spec": data, "name": name, "force": force, "ephemeral": ephemeral}
-            body |= {"cold": cold, "timeout_s": timeout}
-            machine = service.long_call("POST", "/machines/run", body, progress=report)["id"]
-            if ephemeral:
-                hold = Hold(service, machine)
-        request = {
-            "argv": list(command) or ["/bin/sh", "-c", 'cd; exec "${SHELL:-/bin/sh}" -l'],
-            "user": as_user,
-        }
-        terminal = tty or (not command and sys.stdin.isatty())
-        status = run_in(service, machine, request, tty=terminal, interactive=interactive or not command)
-        done = True
-        return status
-    finally:
-        # A second Ctrl-C must not leave it behind; the service would notice all the same.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if machine is not None and ephemeral:
-            with contextlib.suppress(BoughError):  # gone already, or the service is, which then deletes it
-                service.call("DELETE", machine_path(machine, force=True), timeout=60)
-        elif machine is not None and not done and not keep and not name:
-            click.echo(f"kept: {machine}", err=True)
-        if hold is not None:
-            hold.release()
+    spec = spec_of(image, given)
+    request: dict[str, Any] = {
+        "argv": list(command) or ["/bin/sh", "-c", 'cd; exec "${SHELL:-/bin/sh}" -l'],
+        "user": as_user,
+    }
+    tty = tty or (not command and sys.stdin.isatty())
+    interactive = interactive or not command
+    body = {"spec": spec, "force": force, "cold": cold, "timeout_s": timeout}
+    if not (keep or name):
+        # The service deletes the machine when its command has ended, and when this client has, however.
+        socket = service.websocket("/run")
+        socket.send_text(json.dumps({**body, "command": request | (on_terminal() if tty else {})}))
+        await_machine(socket)
+        return carry_here(socket, request["argv"][0], tty=tty, interactive=interactive)
+    with progress() as report:
+        body |= {"name": name, "ephemeral": False}
+        machine = service.long_call("POST", "/machines/run", body, progress=report)["id"]
+    return run_in(service, machine, request, tty=tty, interactive=interactive)

@@ -7,9 +7,10 @@ with hv.run("debian:12", memory="512MiB") as vm:
     print(vm.exec("uname", "-a").stdout)
 """
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing takes longer to load than a command
 if TYPE_CHECKING:
+    from typing import Any
+
     from bough.client.copy import CopyResult as CopyResult
     from bough.client.hypervisor import Hypervisor as Hypervisor
     from bough.client.hypervisor import connect as connect
@@ -50,7 +51,7 @@ _HOME_OF = {
 __all__ = sorted(_HOME_OF)  # noqa: PLE0605
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name in _HOME_OF:
         from importlib import import_module
 

@@ -84,7 +84,7 @@ class Connection:
                 if "error" in message:
                     raise error_from_dict(message["error"])
                 if progress is not None and "progress" in message:
-                    _report(progress, message["progress"])
+                    report_progress(progress, message["progress"])
         raise ServiceUnavailable(
             "the service ended in the middle of a call", hint="see service.log in BOUGH_HOME", path=path
         )
@@ -308,6 +308,26 @@ class _Exchange:
             yield rest
 
 
+def read_refusal(stream: Any, begun: bytes) -> BoughError:
+    """The error that came instead of a WebSocket; of its answer `begun` was read already."""
+    http = h11.Connection(h11.CLIENT, max_incomplete_event_size=256 * 1024)
+    http.send(h11.Request(method="GET", target="/", headers=[("Host", "bough")]))
+    http.send(h11.EndOfMessage())
+    content, status = b"", 0
+    try:
+        http.receive_data(begun)
+        while not isinstance(event := http.next_event(), h11.EndOfMessage | h11.ConnectionClosed):
+            if event is h11.NEED_DATA:
+                http.receive_data(stream.recv(_READ_BYTES))
+            elif isinstance(event, h11.Response):
+                status = event.status_code
+            elif isinstance(event, h11.Data):
+                content += event.data
+    except (h11.RemoteProtocolError, OSError) as error:
+        return _lost(error)
+    return error_of_answer(status, content) if status else _lost(None)
+
+
 def error_of_answer(status: int, content: bytes) -> BoughError:
     """The error that an answer of status >= 400 carries."""
     try:
@@ -337,7 +357,7 @@ def _parse_json(content: bytes) -> Any:
         raise ProtocolError("the service's answer is not JSON") from error
 
 
-def _report(progress: Report, message: Mapping[str, Any]) -> None:
+def report_progress(progress: Report, message: Mapping[str, Any]) -> None:
     from bough.progress import Progress
 
     progress(

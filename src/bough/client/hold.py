@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 class Hold:
     """From construction until `release`, or the end of this program, however it ends."""
 
-    def __init__(self, connection: Connection, machine_id: str) -> None:
+    def __init__(self, connection: Connection, machine_id: str, socket: WebSocket | None = None) -> None:
         self._connection = connection
         self._path = path_of("machines", machine_id, "hold")
         self._released = threading.Event()
-        self._socket: WebSocket = connection.websocket(self._path)
+        self._socket: WebSocket = socket or connection.websocket(self._path)
         threading.Thread(target=self._stay, name=f"hold {machine_id}", daemon=True).start()
 
     def _stay(self) -> None:

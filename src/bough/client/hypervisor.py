@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING, Any, Literal
 
-from bough.client.connection import Connection, path_of
+from bough.client.connection import Connection, path_of, report_progress
 from bough.client.machine import Machine
 from bough.client.starting import find_service
+from bough.errors import ServiceUnavailable
 from bough.paths import Home
 
 if TYPE_CHECKING:
@@ -86,20 +88,41 @@ class Hypervisor:
         """
         from bough.client.sources import resolve_sources
 
-        ephemeral = not keep and name is None
         body: dict[str, Any] = {
             "spec": resolve_sources({"image": image, **spec}),
-            "name": name,
             "force": force,
+            "cold": cold,
         }
-        body |= {"ephemeral": ephemeral, "cold": cold}
         if timeout is not None:
             body["timeout_s"] = timeout
-        data = self.api.long_call("POST", "/machines/run", body, progress=progress)
-        machine = Machine(self.api, data["id"], name=data["name"], ephemeral=ephemeral)
-        if ephemeral:
-            machine.hold()
-        return machine
+        if keep or name is not None:
+            data = self.api.long_call("POST", "/machines/run", {**body, "name": name}, progress=progress)
+            return Machine(self.api, data["id"], name=data["name"])
+        return self._run_held(body, progress)
+
+    def _run_held(self, body: dict[str, Any], progress: Report | None) -> Machine:
+        """Through the connection that it lives as long as."""
+        from bough.client.process import read_status
+
+        socket = self.api.websocket("/run")
+        try:
+            socket.send_text(json.dumps(body))
+            while isinstance(message := socket.receive(), str):
+                told = json.loads(message)
+                if "machine" in told:
+                    data = told["machine"]
+                    machine = Machine(self.api, data["id"], name=data["name"], ephemeral=True)
+                    machine.hold(socket)
+                    return machine
+                if progress is not None:
+                    report_progress(progress, told["progress"])
+        except BaseException:
+            socket.close()
+            raise
+        socket.close()
+        if message:
+            read_status(message[1:])
+        raise ServiceUnavailable("the service ended before the machine was there", hint="try again")
 
     def keep_spares(self, image: str, count: int, **spec: Any) -> None:
         """Have `count` machines of that spec stand by: `run` of the same takes one, in some ms. They are made

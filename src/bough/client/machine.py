@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from bough.client.process import ExitStatus, Process
     from bough.client.snapshot import Snapshot
     from bough.client.tunnel import Tunnel
+    from bough.client.websocket import WebSocket
     from bough.progress import Report
 
 #: What a call may take beyond the time that the service itself was given.
@@ -218,17 +219,24 @@ class Machine:
     def discard(self) -> None:
         """Delete it, running or not, if it is still there. Raises nothing that the way out could bring."""
         try:
-            self.delete(force=True)
+            if self._ephemeral:
+                self._api.call("DELETE", self._path(force=True, wait=False))
+            else:
+                self.delete(force=True)
         except BoughError:
             pass  # gone already, or the service is: it deletes what nobody holds
         finally:
             self._let_go()
 
-    def hold(self) -> None:
-        """Keep an ephemeral machine alive for as long as this program runs."""
+    def hold(self, socket: WebSocket | None = None) -> None:
+        """Keep an ephemeral machine alive for as long as this program runs.
+
+        Args:
+            socket: through which it is held already.
+        """
         from bough.client.hold import Hold
 
-        self._hold = self._hold or Hold(self._api, self.id)
+        self._hold = self._hold or Hold(self._api, self.id, socket)
 
     def _let_go(self) -> None:
         hold, self._hold = self._hold, None

@@ -160,17 +160,10 @@ class Process:
 
     def _take_status(self, content: bytes) -> None:
         try:
-            status = json.loads(content)
-            error = status.get("error")
-        except (ValueError, AttributeError):
-            self._fail(ProtocolError("the service sent an exit status that cannot be read"))
-            return
-        if error is not None:
-            self._fail(error_from_dict(error))
+            self._status = read_status(content)
+        except BoughError as error:
+            self._fail(error)
         else:
-            signal = status.get("signal")
-            name = None if signal is None else "SIG" + str(signal).upper().removeprefix("SIG")
-            self._status = ExitStatus(status.get("exit_code"), name)
             self._socket.close()
 
     # -- its end ----------------------------------------------------------------------------------
@@ -184,6 +177,20 @@ class Process:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def read_status(content: bytes) -> ExitStatus:
+    """Of a command, from the message that tells it. Raises: the error that it tells instead."""
+    try:
+        status = json.loads(content)
+        error = status.get("error")
+    except (ValueError, AttributeError):
+        raise ProtocolError("the service sent an exit status that cannot be read") from None
+    if error is not None:
+        raise error_from_dict(error)
+    signal = status.get("signal")
+    name = None if signal is None else "SIG" + str(signal).upper().removeprefix("SIG")
+    return ExitStatus(status.get("exit_code"), name)
 
 
 def feed(process: Process, data: bytes) -> threading.Thread | None:

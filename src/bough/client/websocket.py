@@ -1,28 +1,39 @@
-"""A blocking WebSocket over the service's Unix socket: one thread may read while another writes."""
+"""A blocking WebSocket over the service's Unix socket: one thread may read while another writes.
+
+Frames by hand (RFC 6455, section 5), and no import but what a command has loaded anyway: a library for them
+takes an interpreter as long to load as all the rest of `bough exec` (decision 9).
+"""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import socket
-import threading
+import _thread
+import select
 import time
-from typing import Any
 
-import h11
-from wsproto.connection import Connection as Frames
-from wsproto.connection import ConnectionState, ConnectionType
-from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
-from wsproto.utilities import LocalProtocolError, RemoteProtocolError
-
-from bough.client.connection import QUICK_TIMEOUT_S, error_of_answer
 from bough.errors import BoughError, ProtocolError, ServiceUnavailable
+
+TYPE_CHECKING = False  # typing takes longer to load than all that is here
+if TYPE_CHECKING:
+    from _socket import socket as Socket
+    from collections.abc import Callable
+    from typing import Any
+
 
 #: The service takes messages of at most 1 MiB.
 MAX_MESSAGE_BYTES = 256 * 1024
 MAX_INCOMING_BYTES = 64 * 1024 * 1024
+OPEN_TIMEOUT_S = 60.0
 _READ_BYTES = 256 * 1024
+_MAX_HEAD_BYTES = 64 * 1024
 _CLOSED_WITH_ERROR = 4000
+
+_CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10
+_FINAL = 0x80
+# What a client sends is masked so that no proxy between takes it for something else (section 10.3). Nothing
+# is between us and a Unix socket, and with a key of zeros the bytes are what they are.
+_MASKED = 0x80
+_KEY = bytes(4)
+_SHUT_RDWR = 2
 
 
 class WebSocket:
@@ -32,24 +43,21 @@ class WebSocket:
         BoughError: what the service answered instead of opening it.
     """
 
-    def __init__(self, stream: socket.socket, target: str) -> None:
+    def __init__(self, stream: Socket, target: str) -> None:
         self._stream = stream
-        self._sending = threading.Lock()
+        self._sending = _thread.allocate_lock()
         self._closed = False
         self._parts: list[bytes] = []
-        self._parts_bytes = 0
-        self._events: Any = iter(())
+        self._kind = 0
         try:
-            stream.settimeout(QUICK_TIMEOUT_S)
-            early = _upgrade(stream, target)
+            stream.settimeout(OPEN_TIMEOUT_S)
+            self._held = bytearray(_upgrade(stream, target))
             stream.settimeout(None)
         except BaseException as error:
             stream.close()
             if isinstance(error, OSError):
                 raise ServiceUnavailable(f"the service did not open {target}: {error}") from error
             raise
-        self._frames = Frames(ConnectionType.CLIENT, trailing_data=early)
-        self._events = self._frames.events() if early else iter(())
 
     def fileno(self) -> int:
         return self._stream.fileno()
@@ -60,16 +68,18 @@ class WebSocket:
         Raises:
             ServiceUnavailable: it was closed by either side.
         """
-        self._send(BytesMessage(data=data))
+        self._send(_BINARY, data)
 
     def send_text(self, text: str) -> None:
-        self._send(TextMessage(data=text))
+        self._send(_TEXT, text.encode())
 
-    def _send(self, event: Any) -> None:
+    def _send(self, kind: int, data: bytes) -> None:
         with self._sending:
+            if self._closed:
+                raise _broken(None)
             try:
-                self._stream.sendall(self._frames.send(event))
-            except (OSError, LocalProtocolError, ValueError) as error:
+                self._stream.sendall(_frame(kind, data))
+            except (OSError, ValueError) as error:
                 raise _broken(error) from error
 
     def receive(self, timeout: float | None = None) -> bytes | str | None:
@@ -82,34 +92,64 @@ class WebSocket:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            for event in self._events:
-                if isinstance(event, BytesMessage | TextMessage):
-                    message = self._gather(event)
+            while (frame := self._next_frame()) is not None:
+                kind, final, data = frame
+                if kind == _PING:
+                    self._send(_PONG, data)
+                elif kind == _CLOSE:
+                    self._answer_close(data)
+                    return None
+                elif kind != _PONG:
+                    message = self._gather(kind, final, data)
                     if message is not None:
                         return message
-                elif isinstance(event, Ping):
-                    self._send(event.response())
-                elif isinstance(event, CloseConnection):
-                    self._answer_close(event)
-                    return None
             if self._closed:
                 return None
             self._read(deadline)
 
-    def _gather(self, event: BytesMessage | TextMessage) -> bytes | str | None:
-        """wsproto hands out a message in the pieces in which it came."""
-        if event.message_finished and not self._parts:
-            return bytes(event.data) if isinstance(event, BytesMessage) else event.data
-        data = bytes(event.data) if isinstance(event, BytesMessage) else event.data.encode()
-        self._parts.append(data)
-        self._parts_bytes += len(data)
-        if self._parts_bytes > MAX_INCOMING_BYTES:
-            raise ProtocolError(f"the service sent a message of more than {MAX_INCOMING_BYTES} bytes")
-        if not event.message_finished:
+    @property
+    def is_pending(self) -> bool:
+        """Whether bytes wait here that `fileno` does not tell of."""
+        return bool(self._held)
+
+    def _next_frame(self) -> tuple[int, bool, bytes] | None:
+        """None: it has not come whole yet."""
+        held = self._held
+        if len(held) < 2:
             return None
-        whole = b"".join(self._parts)
-        self._parts, self._parts_bytes = [], 0
-        return whole if isinstance(event, BytesMessage) else whole.decode()
+        kind, length, begin = held[0] & 0x0F, held[1] & 0x7F, 2
+        if held[0] & 0x70 or held[1] & _MASKED or kind not in _KINDS:
+            raise ProtocolError("the service sent what is no WebSocket frame")
+        if length >= 126:
+            begin = 4 if length == 126 else 10
+            length = int.from_bytes(held[2:begin], "big")
+        if length > MAX_INCOMING_BYTES:
+            raise ProtocolError(f"the service sent a message of more than {MAX_INCOMING_BYTES} bytes")
+        if len(held) < begin + length:
+            return None
+        final, data = bool(held[0] & _FINAL), bytes(held[begin : begin + length])
+        del held[: begin + length]
+        return kind, final, data
+
+    def _gather(self, kind: int, final: bool, data: bytes) -> bytes | str | None:
+        """A message comes in one frame or in several."""
+        if (kind == _CONTINUATION) != bool(self._parts):
+            raise ProtocolError("the service sent parts of a WebSocket message out of order")
+        if kind != _CONTINUATION:
+            self._kind = kind
+        if not final or self._parts:
+            self._parts.append(data)
+            if sum(map(len, self._parts)) > MAX_INCOMING_BYTES:
+                raise ProtocolError(f"the service sent a message of more than {MAX_INCOMING_BYTES} bytes")
+            if not final:
+                return None
+            data, self._parts = b"".join(self._parts), []
+        if self._kind == _BINARY:
+            return data
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            raise ProtocolError("the service sent text that is not UTF-8") from None
 
     def _read(self, deadline: float | None) -> None:
         try:
@@ -122,34 +162,29 @@ class WebSocket:
             raise _broken(error) from error
         if not data:
             raise _broken(None)
-        try:
-            self._frames.receive_data(data)
-            self._events = self._frames.events()
-        except RemoteProtocolError as error:
-            raise ProtocolError(f"the service sent what is no WebSocket: {error}") from error
+        self._held += data
 
     def _wait_readable(self, timeout: float) -> None:
         # Not settimeout: it would hold for the thread that sends as well.
-        import select
-
         poll = select.poll()
         poll.register(self._stream, select.POLLIN)
         if not poll.poll(timeout * 1000):
             raise TimeoutError
 
-    def _answer_close(self, event: CloseConnection) -> None:
-        if self._frames.state is ConnectionState.REMOTE_CLOSING:
-            with self._sending:
-                with contextlib.suppress(OSError):
-                    self._stream.sendall(self._frames.send(event.response()))
-        self._closed = True
+    def _answer_close(self, data: bytes) -> None:
+        code = int.from_bytes(data[:2], "big")
+        reason = data[2:].decode(errors="replace")
+        with self._sending:
+            if not self._closed:
+                _try(self._stream.sendall, _frame(_CLOSE, data[:2]))
+            self._closed = True
         self._stream.close()
-        if event.code == _CLOSED_WITH_ERROR:
-            raise BoughError(event.reason or "the service ended it with an error")
-        if event.code in (1002, 1003, 1007, 1009):
-            raise ProtocolError(f"what the service sent is no WebSocket: {event.reason}")
-        if event.code in (1011, 1012, 1006):
-            raise _broken(event.reason)
+        if code == _CLOSED_WITH_ERROR:
+            raise BoughError(reason or "the service ended it with an error")
+        if code in (1002, 1003, 1007, 1009):
+            raise ProtocolError(f"what the service sent is no WebSocket: {reason}")
+        if code in (1011, 1012, 1006):
+            raise _broken(reason)
 
     def close(self) -> None:
         """From any thread; a thread that waits in `receive` ends with ServiceUnavailable."""
@@ -157,15 +192,10 @@ class WebSocket:
             return
         self._closed = True
         if self._sending.acquire(timeout=0.1):  # a sender that waits is ended by the shutdown below
-            try:
-                self._stream.settimeout(0.1)
-                self._stream.sendall(self._frames.send(CloseConnection(code=1000)))
-            except (OSError, LocalProtocolError, ValueError):
-                pass
-            finally:
-                self._sending.release()
-        with contextlib.suppress(OSError):
-            self._stream.shutdown(socket.SHUT_RDWR)
+            self._stream.settimeout(0.1)
+            _try(self._stream.sendall, _frame(_CLOSE, (1000).to_bytes(2, "big")))
+            self._sending.release()
+        _try(self._stream.shutdown, _SHUT_RDWR)
         self._stream.close()
 
     def __enter__(self) -> WebSocket:
@@ -175,43 +205,50 @@ class WebSocket:
         self.close()
 
 
-def _upgrade(stream: socket.socket, target: str) -> bytes:
+_KINDS = (_CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG)
+
+
+def _try(action: Callable[[Any], object], argument: Any) -> None:
+    """What may fail because the other side was quicker."""
+    try:
+        action(argument)
+    except (OSError, ValueError):
+        pass
+
+
+def _frame(kind: int, data: bytes) -> bytes:
+    size = len(data)
+    if size < 126:
+        head = bytes((_FINAL | kind, _MASKED | size))
+    elif size < 1 << 16:
+        head = bytes((_FINAL | kind, _MASKED | 126)) + size.to_bytes(2, "big")
+    else:
+        head = bytes((_FINAL | kind, _MASKED | 127)) + size.to_bytes(8, "big")
+    return head + _KEY + data
+
+
+def _upgrade(stream: Socket, target: str) -> bytes:
     """Ask for the WebSocket; returns what came of it already.
 
     Raises: the error that the service answered with.
     """
-    http = h11.Connection(h11.CLIENT, max_incomplete_event_size=256 * 1024)
-    # The key proves to a browser that the other side is no cache (RFC 6455, section 1.3); here none is.
-    import base64
-
-    headers = [
-        ("Host", "bough"),
-        ("Upgrade", "websocket"),
-        ("Connection", "Upgrade"),
-        ("Sec-WebSocket-Version", "13"),
-        ("Sec-WebSocket-Key", base64.b64encode(os.urandom(16)).decode()),
-    ]
-    data = http.send(h11.Request(method="GET", target=target, headers=headers)) or b""
-    stream.sendall(data + (http.send(h11.EndOfMessage()) or b""))
-    content = b""
-    status = 0
-    while True:
-        try:
-            event = http.next_event()
-        except h11.RemoteProtocolError as error:
-            raise _broken(error) from error
-        if event is h11.NEED_DATA:
-            http.receive_data(stream.recv(_READ_BYTES))
-        elif isinstance(event, h11.InformationalResponse) and event.status_code == 101:
-            return bytes(http.trailing_data[0])
-        elif isinstance(event, h11.Response):
-            status = event.status_code
-        elif isinstance(event, h11.Data):
-            content += event.data
-        elif isinstance(event, h11.EndOfMessage):
-            raise error_of_answer(status, content)
-        elif isinstance(event, h11.ConnectionClosed):
+    # The key proves to a browser that the other side is no cache (section 1.3); here none is between.
+    request = (
+        f"GET {target} HTTP/1.1\r\nHost: bough\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {'A' * 22}==\r\n\r\n"
+    )
+    stream.sendall(request.encode("ascii"))
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        data = stream.recv(_READ_BYTES)
+        if not data or len(answer) > _MAX_HEAD_BYTES:
             raise _broken(None)
+        answer += data
+    if answer.startswith(b"HTTP/1.1 101 "):
+        return answer.partition(b"\r\n\r\n")[2]
+    from bough.client.connection import read_refusal
+
+    raise read_refusal(stream, answer)
 
 
 def _broken(error: object) -> ServiceUnavailable:

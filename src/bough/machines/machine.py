@@ -160,6 +160,11 @@ class Machine:
             return "qemu-guest-agent" if self._agent_answers else "none"
         return "answering" if self._agent_answers else "silent"
 
+    def stand_back(self, back: bool = True) -> None:
+        """Leave the processors of the host to others that are in a hurry, until told not to."""
+        if self._process is not None:
+            self._process.stand_back(back)
+
     def console_tail(self) -> str:
         return read_console(self.paths.console_log, _TAIL_BYTES)
 
@@ -310,6 +315,8 @@ class Machine:
             process.kill()
             await process.wait()
             process = None
+        if process is not None:
+            process.stand_back(False)  # the service died in the middle of many forks
         if process is None:
             if self.record.disks_before is not None:
                 self._change(disks_before=None, event=False)
@@ -355,13 +362,22 @@ class Machine:
         self._change(disks=disks, disks_before=None, event=False)
 
     async def stop(
-        self, *, deadline_s: float = 60, force: bool = False, report: Report = ignore_progress
+        self,
+        *,
+        deadline_s: float = 60,
+        force: bool = False,
+        flush: bool = True,
+        report: Report = ignore_progress,
     ) -> str:
         """Ask the guest to power off; after `deadline_s` pull the plug. Returns which it was:
-        "guest" or "power". Goes on when the caller is cancelled."""
-        return await asyncio.shield(self._own(self._stop(deadline_s, force, report), "stop"))
+        "guest" or "power". Goes on when the caller is cancelled.
 
-    async def _stop(self, deadline_s: float, force: bool, report: Report) -> str:
+        Args:
+            flush: what QEMU holds reaches the disks; no, where they are to be deleted.
+        """
+        return await asyncio.shield(self._own(self._stop(deadline_s, force, flush, report), "stop"))
+
+    async def _stop(self, deadline_s: float, force: bool, flush: bool, report: Report) -> str:
         if self.state is State.SUSPENDED:
             await self._give_up_memory(force)
             return "power"
@@ -386,7 +402,10 @@ class Machine:
         if not self._ended.is_set() and self._process is not None:
             report(Progress("powering off"))
             self._shutdown_reason = "killed"
-            await self._quit()
+            if flush:
+                await self._quit()
+            else:
+                self._process.kill()
             await self._ended.wait()
         return "power"
 

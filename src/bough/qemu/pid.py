@@ -48,7 +48,7 @@ class Pid:
 
     def children(self) -> list[Pid]:
         """Those that live now."""
-        numbers = [number for number in _all_numbers() if _parent(number) == self.number]
+        numbers = _children_of(self.number)
         return [pid for number in numbers if (pid := Pid.of(number)) is not None] if self.is_alive() else []
 
     def innermost(self) -> Pid:
@@ -57,6 +57,14 @@ class Pid:
         while len(children := pid.children()) == 1:
             pid = children[0]
         return pid
+
+    def stand_back(self, back: bool = True) -> None:
+        """Run only when nothing else of this host wants to, or again as any other (sched(7), SCHED_IDLE)."""
+        policy = os.SCHED_IDLE if back else os.SCHED_OTHER
+        with contextlib.suppress(OSError):  # it is gone, or this host does not let us
+            for thread in Path(f"/proc/{self.number}/task").iterdir():
+                with contextlib.suppress(ProcessLookupError):
+                    os.sched_setscheduler(int(thread.name), policy, os.sched_param(0))
 
     @contextlib.contextmanager
     def _descriptor(self) -> Iterator[int | None]:
@@ -93,6 +101,17 @@ def _read_stat(number: int) -> _Stat | None:
     # The second field is the program's name in parentheses, and may contain any byte.
     fields = text[text.rindex(b")") + 2 :].split()
     return _Stat(fields[0].decode(), int(fields[1]), int(fields[19]))
+
+
+def _children_of(number: int) -> list[int]:
+    found: list[int] = []
+    try:
+        for thread in Path(f"/proc/{number}/task").iterdir():
+            found += map(int, (thread / "children").read_bytes().split())
+    except (FileNotFoundError, ProcessLookupError):
+        # It is gone, or the kernel has no such list (CONFIG_PROC_CHILDREN): look at all processes.
+        return [child for child in _all_numbers() if _parent(child) == number]
+    return found
 
 
 def _parent(number: int) -> int | None:

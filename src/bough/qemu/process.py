@@ -125,6 +125,10 @@ class QemuProcess:
     def is_alive(self) -> bool:
         return self._pid.is_alive()
 
+    def stand_back(self, back: bool = True) -> None:
+        """While others are in a hurry it takes only the processor time that nobody wants; see Pid."""
+        self._pid.stand_back(back)
+
     def kill(self) -> None:
         """SIGKILL; `wait` then tells the end."""
         self._pid.kill()

@@ -11,7 +11,18 @@ from bough import __version__
 from bough.errors import BoughError
 from bough.hypervisor import Hypervisor
 from bough.machines.record import now
-from bough.service import bundles, images, machines, mounts, screen, snapshots, spares, store, streams
+from bough.service import (
+    bundles,
+    commands,
+    images,
+    machines,
+    mounts,
+    screen,
+    snapshots,
+    spares,
+    store,
+    streams,
+)
 from bough.service.answers import answer_exception
 from bough.service.usage import Usage
 
@@ -55,6 +66,7 @@ def create_app(hypervisor: Hypervisor, shut_down: Callable[[], None]) -> FastAPI
     app.include_router(snapshots.routes(hypervisor))
     app.include_router(bundles.routes(hypervisor))
     app.include_router(spares.routes(hypervisor))
+    app.include_router(commands.routes(hypervisor))
     app.include_router(streams.routes(hypervisor))
     for kind in (BoughError, Exception, *_framework_errors()):
         app.add_exception_handler(kind, answer_exception)

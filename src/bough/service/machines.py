@@ -119,8 +119,13 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
         return hypervisor.describe(machine)
 
     @router.delete("/{reference}")
-    async def delete_machine(reference: str, force: bool = False) -> dict[str, bool]:
-        await hypervisor.delete(hypervisor.machine(reference), force=force)
+    async def delete_machine(reference: str, force: bool = False, wait: bool = True) -> dict[str, bool]:
+        """Without `wait`, of an ephemeral machine: it is not listed any more, and goes meanwhile."""
+        machine = hypervisor.machine(reference)
+        if wait:
+            await hypervisor.delete(machine, force=force)
+        else:
+            hypervisor.discard(machine)
         return {"deleted": True}
 
     @router.post("/{reference}/start")

@@ -295,15 +295,15 @@ async def _with_memory(
 ) -> tuple[Memory, float]:
     """Steps 3 and 4: the memory, and how long the guest stood still, in ms."""
     channel = machine.channel()
-    if channel is not None:
-        with contextlib.suppress(BoughError):  # an older agent: its forks load it themselves
-            await prepare_guest(channel)
     ram = await find_ram(
         qmp, machine.pid, manifest.spec.memory, architecture(manifest.hardware.arch).ram_start
     )
     report(Progress("copying memory"))
     file = await asyncio.to_thread(_copy_before, ram)
     with file:
+        if channel is not None and machine.state is State.RUNNING:
+            with contextlib.suppress(BoughError):  # an older agent: its forks load it themselves
+                await prepare_guest(channel)
         async with device_state(qmp) as state:
             extents, pause_ms = await _stand_still(machine, qmp, switch, ram, file, state)
             devices = state.read()

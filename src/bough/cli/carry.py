@@ -1,0 +1,131 @@
+"""The streams of a command in a machine, between its WebSocket and this process. Imports next to nothing."""
+
+from __future__ import annotations
+
+import _thread
+import os
+import time
+
+from bough.errors import BoughError, ServiceUnavailable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from bough.client.websocket import WebSocket
+
+_STDIN, _STDERR, _STATUS, _CLOSE = 0, 2, 3, 255
+#: A run that has begun by then does not say what it was doing.
+_PATIENCE_S = 1.0
+_ENDED_WELL = (b'{"exit_code": ', b', "signal": null, "error": null}')
+
+
+def carry(socket: WebSocket, command: str, *, stdin: bool) -> int:
+    """Until the command has ended; the status that the shell should see.
+
+    Args:
+        command: its first word, for a shell's way of saying that there is no such program.
+        stdin: pass on what this process reads; otherwise the command reads an end of file.
+
+    Raises:
+        BoughError: it could not be run, or its end is not known.
+    """
+    if stdin:
+        _thread.start_new_thread(_pass_stdin, (socket,))
+    else:
+        _send_end(socket)
+    while True:
+        message = socket.receive()
+        if message is None:
+            raise ServiceUnavailable("the service ended before the command did", hint="try again")
+        if isinstance(message, bytes) and message:
+            if message[0] == _STATUS:
+                socket.close()
+                return _read_status(message[1:], command)
+            write(2 if message[0] == _STDERR else 1, message[1:])
+
+
+def await_machine(socket: WebSocket) -> None:
+    """Until the machine of a run is there. What takes long is told on stderr.
+
+    Raises:
+        BoughError: it did not come up.
+    """
+    deadline = time.monotonic() + _PATIENCE_S
+    last, told = None, None
+    try:
+        while True:
+            try:
+                message = socket.receive(max(0.0, deadline - time.monotonic()) if told is None else None)
+            except TimeoutError:
+                from bough.cli.output import progress
+
+                told = progress()
+                report = told.__enter__()
+                message = last or ""
+            if message is None:
+                raise ServiceUnavailable("the service ended before the machine was there", hint="try again")
+            if isinstance(message, bytes):
+                _read_status(message[1:], "")
+                return
+            if message.startswith('{"machine"'):
+                return
+            last = message
+            if told is not None and message:
+                _report(report, message)
+    finally:
+        if told is not None:
+            told.__exit__(None, None, None)
+
+
+def _report(report: Any, message: str) -> None:
+    import json
+
+    from bough.client.connection import report_progress
+
+    report_progress(report, json.loads(message).get("progress", {}))
+
+
+def write(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _pass_stdin(socket: WebSocket) -> None:
+    try:
+        while data := os.read(0, 128 * 1024):
+            socket.send(bytes((_STDIN,)) + data)
+        _send_end(socket)
+    except (OSError, BoughError):
+        pass  # the command has ended, or our terminal has
+
+
+def _send_end(socket: WebSocket) -> None:
+    try:
+        socket.send(bytes((_CLOSE, _STDIN)))
+    except BoughError:
+        pass  # it has ended already: its status comes
+
+
+def _read_status(content: bytes, command: str) -> int:
+    # As nearly all of them are, and json takes as long to load as all of this.
+    begin, end = _ENDED_WELL
+    if content.startswith(begin) and content.endswith(end):
+        code = content[len(begin) : -len(end)]
+        if code.isdigit():
+            return int(code)
+    from bough.client.process import read_status
+    from bough.errors import GuestRefused
+
+    try:
+        return read_status(content).shell_code
+    except GuestRefused as error:
+        # As a shell has it, where it is the command that is not there, not the user or directory.
+        status = {"ENOENT": 127, "EACCES": 126}.get(str(error.details.get("errno")))
+        if status is None or not error.message.startswith(f"{command}: "):
+            raise
+        from bough.cli.output import show_error
+
+        show_error(error)
+        return status

@@ -1,0 +1,68 @@
+"""The short way of `exec` and `run` without options, which are called more often than all else together.
+
+To load a library for options, one for HTTP and one for JSON takes an interpreter several times as long as the
+command itself. Whatever is out of the ordinary (an option, no service, one of another version, a refusal)
+goes the long way, which does all of it again and says what is wrong.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+
+from bough import __version__
+from bough.cli.carry import await_machine, carry
+from bough.client.websocket import WebSocket
+from bough.errors import BoughError
+from bough.home import API_SOCKET, RUNTIME_LINK, find_home
+
+_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
+
+
+def attempt(words: list[str]) -> int | None:
+    """The status of a command, if it could be run this way; None: nothing has happened.
+
+    Raises:
+        BoughError: it was begun, and its end is not known.
+    """
+    if len(words) < 3 or words[0] not in ("exec", "run") or words[1].startswith("-"):
+        return None
+    verb, of, command = words[0], words[1], words[2:]
+    if command[0] == "--":
+        del command[0]
+    if not command or not all(map(_is_plain, command)) or not _is_plain(of):
+        return None
+    told = f'{{"argv": [{", ".join(map(_quote, command))}]}}'
+    if verb == "run":
+        target = "/v1/run"
+        told = f'{{"spec": {{"image": {_quote(of)}}}, "timeout_s": 180, "command": {told}}}'
+    elif _NAME.issuperset(of):
+        target = f"/v1/machines/{of}/exec"
+    else:
+        return None
+    socket = _open(f"{target}?client={__version__}")
+    if socket is None:
+        return None
+    socket.send_text(told)
+    if verb == "run":
+        await_machine(socket)
+    return carry(socket, command[0], stdin=not os.isatty(0))
+
+
+def _open(target: str) -> WebSocket | None:
+    stream = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        stream.connect(f"{find_home()}/{RUNTIME_LINK}/{API_SOCKET}")
+        return WebSocket(stream, target)
+    except (OSError, BoughError):
+        stream.close()
+        return None
+
+
+def _is_plain(word: str) -> bool:
+    return word.isascii() and word.isprintable()
+
+
+def _quote(word: str) -> str:
+    """JSON's way to write a plain word."""
+    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'

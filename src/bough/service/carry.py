@@ -1,0 +1,87 @@
+"""Carrying bytes over a WebSocket.
+
+An error before the socket is accepted is the answer to its upgrade request, an ordinary HTTP error.
+Afterwards it is the close's reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocketState
+
+from bough.service.answers import as_bough_error, error_response
+
+#: Close codes 4000-4999 are for applications (RFC 6455, section 7.4.2).
+CLOSED_WITH_ERROR = 4000
+
+
+class answering:
+    """Errors of the block go to the client; then the socket is closed."""
+
+    def __init__(self, socket: WebSocket) -> None:
+        self._socket = socket
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, _: Any, error: BaseException | None, __: Any) -> bool:
+        socket = self._socket
+        if isinstance(error, asyncio.CancelledError):
+            return False
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
+            if error is None:
+                await socket.close()
+            elif not isinstance(error, WebSocketDisconnect):
+                await self._tell(socket, error)
+        return True
+
+    @staticmethod
+    async def _tell(socket: WebSocket, error: BaseException) -> None:
+        if socket.application_state is WebSocketState.CONNECTING:
+            await socket.send_denial_response(error_response(error))
+        else:
+            # A reason holds 123 bytes (RFC 6455, section 5.5).
+            reason = as_bough_error(error).message.encode()[:123].decode(errors="ignore")
+            await socket.close(CLOSED_WITH_ERROR, reason)
+
+
+async def for_each_message(socket: WebSocket, handle: Callable[[bytes], Awaitable[None]]) -> None:
+    """Until the client closes."""
+    while True:
+        message = await socket.receive()
+        if message["type"] == "websocket.disconnect":
+            return
+        data = message.get("bytes")
+        await handle(data if data is not None else str(message.get("text", "")).encode())
+
+
+async def ignore(_: bytes) -> None:
+    pass
+
+
+async def until_first(*works: Awaitable[None]) -> None:
+    """Until one of them has ended; the others are cancelled. An error of any is raised."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def until_all(*works: Awaitable[None]) -> None:
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,257 @@
+"""exec and run: a command in a machine, over WebSocket.
+
+The binary messages carry their channel in the first byte, numbered as in Kubernetes' remote command
+protocol v5: stdin 0, stdout 1, stderr 2, status 3, resize 4, close 255; 5 sends a signal. The first
+message of a client is text, what is to be done as JSON; the last of ours is the status. `run` tells
+what goes on meanwhile as text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, WebSocket
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.websockets import WebSocketState
+
+from bough import __version__
+from bough.errors import BoughError, Conflict, DeadlineExceeded, InvalidInput
+from bough.guest.qga import QgaExec
+from bough.guest.session import ExecRequest, ExecSession
+from bough.hypervisor import Hypervisor
+from bough.machines.machine import Machine
+from bough.progress import Progress
+from bough.service.answers import as_bough_error
+from bough.service.carry import answering, for_each_message, until_first
+
+STDIN, STDOUT, STDERR, STATUS, RESIZE, SIGNAL, CLOSE = 0, 1, 2, 3, 4, 5, 255
+FIRST_MESSAGE_TIMEOUT_S = 30.0
+MAX_TIMEOUT_S = 7 * 86400.0
+#: Messages of a client (256 KiB each at most, by ours) that wait for a command that does not read.
+_INBOX_MESSAGES = 16
+
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+
+
+class ExecMessage(BaseModel):
+    """The first message of an exec, as text."""
+
+    model_config = ConfigDict(extra="forbid")
+    argv: list[str] = Field(min_length=1, max_length=4096)
+    env: dict[str, str] = Field(default_factory=dict)
+    cwd: str | None = None
+    user: str | None = None
+    tty: bool = False
+    rows: int = Field(24, ge=1, le=4096)
+    columns: int = Field(80, ge=1, le=4096)
+    term: str = "xterm"
+    timeout_s: float | None = Field(None, gt=0)
+
+    def request(self) -> ExecRequest:
+        return ExecRequest(**self.model_dump(exclude={"timeout_s"}))
+
+
+class RunMessage(BaseModel):
+    """The first message of a run, as text. Without a command the machine is held until the client closes."""
+
+    model_config = ConfigDict(extra="forbid")
+    spec: dict[str, Any]
+    command: ExecMessage | None = None
+    force: bool = False
+    cold: bool = False
+    timeout_s: float = Field(120, gt=0, le=MAX_TIMEOUT_S)
+
+
+def routes(hypervisor: Hypervisor) -> APIRouter:
+    router = APIRouter(prefix="/v1")
+
+    @router.websocket("/machines/{reference}/exec")
+    async def exec_in_machine(socket: WebSocket, reference: str, client: str | None = None) -> None:
+        async with answering(socket):
+            _check_version(client)
+            machine = hypervisor.machine(reference)
+            channel = await machine.agent()
+            await socket.accept()
+            async with _inbox_of(socket) as inbox:
+                try:
+                    message = await _first_message(inbox, ExecMessage)
+                    session = await channel.exec(message.request())
+                    status = await _carry(socket, session, machine, message.timeout_s, inbox)
+                except BoughError as error:
+                    status = _status(error=error)
+                await _send_status(socket, status)
+
+    @router.websocket("/run")
+    async def run(socket: WebSocket, client: str | None = None) -> None:
+        """A command on a machine of its own, or a machine that is there until the client closes."""
+        async with answering(socket):
+            _check_version(client)
+            await socket.accept()
+            async with _inbox_of(socket) as inbox:
+                try:
+                    message = await _first_message(inbox, RunMessage)
+                    status = await _run(hypervisor, socket, message, inbox)
+                except Exception as error:
+                    status = _status(error=as_bough_error(error))
+                if status is not None:
+                    await _send_status(socket, status)
+
+    return router
+
+
+def _check_version(client: str | None) -> None:
+    """A client in a hurry has not asked for ours; refused, it takes the long way."""
+    if client is not None and client != __version__:
+        raise Conflict(f"this service is bough {__version__}, and its client {client[:40]}")
+
+
+class _Inbox:
+    """What a client sends, taken as it comes: a command that does not read its input must not keep us from
+    seeing that its client has gone."""
+
+    def __init__(self, filling: asyncio.Task[None], messages: asyncio.Queue[bytes]) -> None:
+        #: Ends when the client has closed.
+        self.filling = filling
+        self.messages = messages
+
+    async def unless_gone(self, work: Awaitable[T]) -> T | None:
+        """None: the client went away first, and the work was cancelled."""
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait({task, self.filling}, return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() else None
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def _inbox_of(socket: WebSocket) -> AsyncIterator[_Inbox]:
+    messages: asyncio.Queue[bytes] = asyncio.Queue(_INBOX_MESSAGES)
+    filling = asyncio.create_task(for_each_message(socket, messages.put))
+    try:
+        yield _Inbox(filling, messages)
+    finally:
+        filling.cancel()
+        await asyncio.gather(filling, return_exceptions=True)
+
+
+async def _first_message(inbox: _Inbox, kind: type[M]) -> M:
+    try:
+        text = await asyncio.wait_for(inbox.unless_gone(inbox.messages.get()), FIRST_MESSAGE_TIMEOUT_S)
+        return kind.model_validate_json(text or b"")
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"])
+        raise InvalidInput(f"the first message is not right: {place}: {problem['msg']}") from error
+    except TimeoutError:
+        raise DeadlineExceeded("no first message came", hint="send what is to be run as JSON") from None
+
+
+async def _run(
+    hypervisor: Hypervisor, socket: WebSocket, message: RunMessage, inbox: _Inbox
+) -> dict[str, Any] | None:
+    """The status of its command; None where there was none, or nobody is there to hear it."""
+    steps: asyncio.Queue[Progress] = asyncio.Queue()
+
+    async def tell() -> None:
+        while True:
+            await socket.send_text(json.dumps({"progress": (await steps.get()).__dict__}))
+
+    telling = asyncio.create_task(tell())
+    try:
+        machine = await inbox.unless_gone(
+            hypervisor.run(
+                message.spec,
+                force=message.force,
+                ephemeral=True,
+                cold=message.cold,
+                timeout_s=message.timeout_s,
+                report=steps.put_nowait,
+            )
+        )
+    finally:
+        telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
+    if machine is None:
+        return None
+    with hypervisor.hold(machine, grace_s=0):
+        await socket.send_text(json.dumps({"machine": {"id": machine.id, "name": machine.name}}))
+        if message.command is None:
+            await inbox.filling
+            return None
+        channel = await machine.agent()
+        session = await channel.exec(message.command.request())
+        status = await _carry(socket, session, machine, message.command.timeout_s, inbox)
+        hypervisor.discard(machine)  # its client need not wait for that
+    return status
+
+
+async def _carry(
+    socket: WebSocket,
+    session: ExecSession | QgaExec,
+    machine: Machine,
+    timeout_s: float | None,
+    inbox: _Inbox,
+) -> dict[str, Any]:
+    """Carry the streams until the command has ended; how. A client that goes away takes it with it."""
+    failure: BoughError | None = None
+
+    async def feed() -> None:
+        while True:
+            await _handle_message(session, await inbox.messages.get())
+
+    async def outward() -> None:
+        async for stream, data in session:
+            await socket.send_bytes(bytes([STDOUT if stream == "stdout" else STDERR]) + data)
+
+    try:
+        async with asyncio.timeout(timeout_s):
+            await until_first(outward(), feed(), asyncio.shield(inbox.filling))
+    except TimeoutError:
+        text = f"the command did not end within {timeout_s:g} s and was killed"
+        failure = DeadlineExceeded(text, machine=machine.name)
+    except BoughError as error:
+        failure = error
+    finally:
+        await session.abort()
+    ended = session.exit
+    return _status(code=ended.code, signal=ended.signal, error=failure or ended.error)
+
+
+def _status(
+    *, code: int | None = None, signal: str | None = None, error: BoughError | None = None
+) -> dict[str, Any]:
+    return {"exit_code": code, "signal": signal, "error": error.to_dict() if error else None}
+
+
+async def _send_status(socket: WebSocket, status: dict[str, Any]) -> None:
+    if socket.client_state is WebSocketState.CONNECTED:
+        await socket.send_bytes(bytes([STATUS]) + json.dumps(status).encode())
+
+
+async def _handle_message(session: ExecSession | QgaExec, message: bytes) -> None:
+    if not message:
+        raise InvalidInput("an exec message without a channel")
+    channel, data = message[0], message[1:]
+    if channel == STDIN:
+        await session.write(data)
+    elif channel == CLOSE:
+        await session.close_stdin()
+    elif channel in (RESIZE, SIGNAL):
+        try:
+            value = json.loads(data)
+            if channel == RESIZE:
+                await session.resize(int(value["rows"]), int(value["columns"]))
+            else:
+                await session.signal(str(value["name"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidInput(f"exec channel {channel} takes JSON as documented: {error}") from error
+    else:
+        raise InvalidInput(f"exec has no channel {channel}")
