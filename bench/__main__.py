@@ -7,7 +7,10 @@ import sys
 
 from bench.harness import Bench, host_facts
 
-ALL = ("cli", "exec", "copy", "mounts", "boot", "image", "imports", "many", "fork", "run", "chains")
+ALL = (
+    *("cli", "exec", "copy", "mounts", "boot", "image", "imports", "many"),
+    *("pause", "fork", "run", "chains"),
+)
 
 
 def main() -> None:

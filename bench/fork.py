@@ -1,54 +1,114 @@
-"""Forks of a snapshot: how long until they answer, and what each holds in memory."""
+"""Forks of a snapshot: how long until they answer, by memory, depth and number; what each holds in memory."""
 
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from bench.harness import Bench
 from bench.machine import a_guest
+from bench.pause import SETTLE
+from bench.peer import SavedGuest, stock_image
 
-ABOUT = "forks of a snapshot of a running 1 GiB Debian, each with an identity of its own"
-COUNT = 20
+if TYPE_CHECKING:
+    from bough import Machine, Snapshot
+
+ABOUT = "forks of a snapshot of a running Debian, each with an identity of its own, against QEMU's loadvm"
+MEMORIES_GIB = (1, 2, 4, 8)
+COUNTS = (1, 5, 10, 20)
+DEPTH = 20
 
 
 def run(bench: Bench) -> None:
-    with a_guest("bench-fork", memory="1GiB") as (_, machine):
-        machine.shell(
-            'while [ "$(systemctl is-system-running)" = starting ]; do sleep 0.2; done', check=False
-        )
-        snapshot = machine.snapshot()
-        bench.note(f"the machine stood still for {snapshot.info().pause_ms} ms")
+    for gib in MEMORIES_GIB:
+        with a_guest("bench-fork", memory=f"{gib}GiB") as (_, machine):
+            machine.shell(SETTLE, check=False)
+            snapshot = machine.snapshot()
+            if gib == 1:
+                beside_loadvm(bench, machine, snapshot)
+                by_count(bench, snapshot)
+                by_depth(bench, snapshot)
+            taken = sorted(one(snapshot) for _ in range(5))
+            bench.curve("fork by memory", "GiB of the guest", "ms", [(float(gib), taken[2] * 1000)])
+            snapshot.delete()
 
-        def one(identity: str) -> float:
-            started = time.perf_counter()
-            fork = snapshot.fork(identity=identity, ephemeral=True)  # type: ignore[arg-type]
-            taken = time.perf_counter() - started
-            fork.discard()
-            return taken
 
+def one(snapshot: Snapshot, identity: Literal["new", "keep"] = "new") -> float:
+    started = time.perf_counter()
+    fork = snapshot.fork(identity=identity, ephemeral=True)
+    taken = time.perf_counter() - started
+    fork.discard()
+    time.sleep(0.3)  # the next one has the host to itself
+    return taken
+
+
+def beside_loadvm(bench: Bench, machine: Machine, snapshot: Snapshot) -> None:
+    info = machine.info()
+    with SavedGuest(stock_image(), info.accelerator or "tcg", info.vcpus, 1024) as peer:
         for identity in ("new", "keep"):
             bench.in_turns(
                 f"a fork, identity {identity}",
-                ours=lambda identity=identity: one(identity),  # type: ignore[misc]
-                peer=None,
-                what=(f"snapshot.fork(identity='{identity}')", ""),
-                rounds=10,
+                ours=lambda identity=identity: one(snapshot, identity),  # type: ignore[misc]
+                peer=peer.restore,
+                what=(
+                    f"snapshot.fork(identity='{identity}')",
+                    "qemu -loadvm, to a login prompt that answers",
+                ),
+                rounds=8,
                 warm_ups=1,
             )
+
+
+def by_count(bench: Bench, snapshot: Snapshot) -> None:
+    points = []
+    for count in COUNTS:
         started = time.perf_counter()
-        forks = snapshot.fork(count=COUNT, ephemeral=True)
-        taken = time.perf_counter() - started
-        bench.note(f"{COUNT} forks: {taken:.2f} s, {taken / COUNT * 1000:.0f} ms each")
-        time.sleep(10)
-        private = sorted(_private_mib(fork.info().pid) for fork in forks)
-        bench.note(f"private memory of one: {private[len(private) // 2]:.0f} MiB, at most {private[-1]:.0f}")
+        forks = [
+            fork for fork in snapshot.fork(count=count, ephemeral=True) if not isinstance(fork, Exception)
+        ]
+        points.append((float(count), time.perf_counter() - started))
+        if count == COUNTS[-1]:
+            what_they_hold(bench, forks)
         for fork in forks:
             fork.discard()
-        snapshot.delete()
+        time.sleep(3)
+    bench.curve("forks of one call", "number of forks", "s until all have answered", points)
+
+
+def what_they_hold(bench: Bench, forks: list[Machine]) -> None:
+    time.sleep(30)
+    before = [_cpu_s(fork.info().pid) for fork in forks]
+    time.sleep(10)
+    used = sorted((_cpu_s(fork.info().pid) - was) / 10 for fork, was in zip(forks, before, strict=True))
+    held = sorted(_private_mib(fork.info().pid) for fork in forks)
+    middle = len(forks) // 2
+    bench.note(f"private memory of an idle fork: {held[middle]:.0f} MiB, at most {held[-1]:.0f}")
+    bench.note(f"of a core, idle, half a minute later: {used[middle]:.1%}, at most {used[-1]:.1%}")
+
+
+def by_depth(bench: Bench, snapshot: Snapshot) -> None:
+    """A fork of a fork of a fork."""
+    points = []
+    with ExitStack() as stack:
+        source = snapshot
+        for depth in range(1, DEPTH + 1):
+            points.append((float(depth), one(source) * 1000))
+            fork = source.fork(ephemeral=True)
+            stack.callback(fork.discard)
+            source = fork.snapshot()
+            stack.callback(source.delete)
+            fork.discard()
+    bench.curve("fork by depth", "forks below the first", "ms", points)
 
 
 def _private_mib(pid: int | None) -> float:
     rows = [line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
     kib = {row[0]: int(row[1]) for row in rows if len(row) == 3}
     return (kib["Private_Clean:"] + kib["Private_Dirty:"]) / 1024
+
+
+def _cpu_s(pid: int | None) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100

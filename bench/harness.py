@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -63,6 +64,7 @@ class Bench:
 
     comparisons: list[Comparison] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    curves: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def in_turns(
         self,
@@ -94,13 +96,18 @@ class Bench:
         self.notes.append(text)
         print(f"note: {text}", flush=True)
 
+    def curve(self, name: str, x: str, y: str, points: list[tuple[float, float]]) -> None:
+        """How one figure goes with another; `scripts/make_plots.py` draws it."""
+        self.curves.setdefault(name, {"x": x, "y": y, "points": []})["points"] += points
+        for at, figure in points:
+            print(f"{name}: {figure:9.2f} {y} at {at:g} {x}", flush=True)
+
     def save(self, facts: dict[str, str]) -> Path:
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
         measured = [{**asdict(each), "ratio": each.ratio} for each in self.comparisons]
-        path.write_text(
-            json.dumps({"host": facts, "measured": measured, "notes": self.notes}, indent=1) + "\n"
-        )
+        saved = {"host": facts, "measured": measured, "notes": self.notes, "curves": self.curves}
+        path.write_text(json.dumps(saved, indent=1) + "\n")
         return path
 
 

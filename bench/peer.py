@@ -51,6 +51,72 @@ def stock_image() -> StockImage:
     return image if image.initrd.exists() else build_stock_image(PEER)
 
 
+class SavedGuest:
+    """The stock image, booted and saved by QEMU's own savevm. A context manager."""
+
+    def __init__(self, image: StockImage, accelerator: str, vcpus: int, memory_mib: int) -> None:
+        self._disk = PEER / "saved.qcow2"
+        self._disk.unlink(missing_ok=True)
+        run_quietly("qemu-img", "create", "-q", "-f", "qcow2", "-b", image.disk, "-F", "raw", self._disk)
+        self._argv = [
+            f"qemu-system-{platform.machine()}", "-accel", accelerator, "-machine", "q35",
+            "-cpu", "host" if accelerator == "kvm" else "qemu64", "-smp", str(vcpus), "-m", str(memory_mib),
+            "-nodefaults", "-display", "none", "-chardev", "stdio,id=serial,mux=on",
+            "-serial", "chardev:serial", "-mon", "chardev=serial", "-drive", f"file={self._disk},format=qcow2,if=virtio",
+            "-nic", "user,model=virtio-net-pci",
+        ]  # fmt: skip
+        boot = ["-kernel", str(image.kernel), "-initrd", str(image.initrd)]
+        self._boot = [*boot, "-append", "root=/dev/vda rw console=ttyS0"]
+
+    def __enter__(self) -> SavedGuest:
+        with self._start() as qemu:
+            try:
+                _await(qemu, LOGIN_PROMPT)
+                _type(qemu, _TO_MONITOR + b"savevm saved\ninfo status\n")
+                _await(qemu, b"VM status")
+            finally:
+                qemu.kill()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._disk.unlink(missing_ok=True)
+
+    def restore(self) -> float:
+        """Seconds from the start of QEMU to a login prompt that answers a key."""
+        started = time.perf_counter()
+        with self._start("-loadvm", "saved") as qemu:
+            try:
+                _type(qemu, b"\n")
+                _await(qemu, LOGIN_PROMPT)
+                return time.perf_counter() - started
+            finally:
+                qemu.kill()
+
+    def _start(self, *more: str) -> subprocess.Popen[bytes]:
+        argv = [*self._argv, *self._boot, *more]
+        return subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.PIPE)
+
+
+#: Of a multiplexed character device: from the guest's console to QEMU's monitor and back.
+_TO_MONITOR = b"\x01c"
+
+
+def _type(qemu: subprocess.Popen[bytes], keys: bytes) -> None:
+    assert qemu.stdin is not None
+    qemu.stdin.write(keys)
+    qemu.stdin.flush()
+
+
+def _await(qemu: subprocess.Popen[bytes], what: bytes) -> None:
+    assert qemu.stdout is not None
+    seen, deadline = b"", time.monotonic() + BOOT_TIMEOUT_S
+    while what not in seen:
+        data = os.read(qemu.stdout.fileno(), 65536)
+        if not data or time.monotonic() > deadline:
+            raise RuntimeError(f"{what!r} did not come: {seen[-500:].decode(errors='replace')}")
+        seen += data
+
+
 def boot_to_login(image: StockImage, *, accelerator: str, vcpus: int, memory_mib: int) -> float:
     """Seconds from the start of QEMU to the login prompt on the serial console."""
     # Of QEMU's models the one that was quickest here under emulation.
