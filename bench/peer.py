@@ -62,8 +62,8 @@ class SavedGuest:
             f"qemu-system-{platform.machine()}", "-accel", accelerator, "-machine", "q35",
             "-cpu", "host" if accelerator == "kvm" else "qemu64", "-smp", str(vcpus), "-m", str(memory_mib),
             "-nodefaults", "-display", "none", "-chardev", "stdio,id=serial,mux=on",
-            "-serial", "chardev:serial", "-mon", "chardev=serial", "-drive", f"file={self._disk},format=qcow2,if=virtio",
-            "-nic", "user,model=virtio-net-pci",
+            "-serial", "chardev:serial", "-mon", "chardev=serial",
+            "-drive", f"file={self._disk},format=qcow2,if=virtio", "-nic", "user,model=virtio-net-pci",
         ]  # fmt: skip
         boot = ["-kernel", str(image.kernel), "-initrd", str(image.initrd)]
         self._boot = [*boot, "-append", "root=/dev/vda rw console=ttyS0"]

@@ -94,7 +94,7 @@ from bough.spec import (
     parse_recipe,
     parse_spec,
 )
-from bough.storage import sync_directory
+from bough.storage import sync_directory, sync_file
 
 log = logging.getLogger("bough.hypervisor")
 
@@ -137,6 +137,10 @@ class Hypervisor:
         sweep_runtime(self.home)
         for root in sorted(self.home.machines.iterdir()):
             paths = self.home.machine(root.name)
+            if paths.record.exists() and not paths.record.stat().st_size:
+                # An ephemeral one, which is not synced: a power cut took what was written.
+                await asyncio.to_thread(_remove_tree, root)
+                continue
             try:
                 record = MachineRecord.read(paths)
             except (OSError, ValueError) as error:
@@ -388,6 +392,8 @@ class Hypervisor:
             self._own(self._discard_spare(machine), "discard a spare")
             return None
         self._holders.pop(machine.id, None)
+        if not ephemeral:
+            await asyncio.to_thread(_sync_machine, machine)
         self.events.emit("created", machine=machine.id, name=machine.name)
         return machine
 
@@ -532,7 +538,8 @@ class Hypervisor:
         with self._half_made():
             grave = self.home.incoming / f"{machine.id}.deleted"
             machine.paths.root.rename(grave)
-            sync_directory(self.home.machines)
+            if not machine.record.ephemeral:
+                sync_directory(self.home.machines)
             del self._machines[machine.id]
             self._leaving.discard(machine.id)
             machine.bury()
@@ -689,7 +696,8 @@ class Hypervisor:
             except BaseException:
                 _remove_tree(made.root)
                 raise
-            sync_directory(self.home.machines)
+            if not ephemeral:
+                sync_directory(self.home.machines)
             machine = self._machine_of(record, paths)
             self._machines[machine_id] = machine
         how = ("forked", f"from {manifest.id}") if spec is None else ("created", "")
@@ -1133,6 +1141,14 @@ class Hypervisor:
         while f"{stem}-{number}" in taken:
             number += 1
         return f"{stem}-{number}"
+
+
+def _sync_machine(machine: Machine) -> None:
+    """One that was ephemeral is to survive a power cut from now on."""
+    for path in (*machine.paths.disks.iterdir(), machine.paths.record):
+        sync_file(path)
+    for directory in (machine.paths.disks, machine.paths.root, machine.paths.root.parent):
+        sync_directory(directory)
 
 
 def _remove_tree(path: Path) -> None:

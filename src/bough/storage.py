@@ -41,8 +41,20 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
-    """Replace `path` as a whole: temporary file, fsync, rename, fsync of the directory."""
+def sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
+    """Replace `path` as a whole: temporary file, fsync, rename, fsync of the directory.
+
+    Args:
+        durable: it is to survive a power cut too, not only our end.
+    """
     with no_space_is_told(path.name, path.parent):
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -50,12 +62,14 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o600) -> None:
                 stream.write(content)
                 stream.flush()
                 os.fchmod(stream.fileno(), mode)
-                os.fsync(stream.fileno())
+                if durable:
+                    os.fsync(stream.fileno())
             Path(temporary).rename(path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-        sync_directory(path.parent)
+        if durable:
+            sync_directory(path.parent)
 
 
 def is_unfinished_write(name: str) -> bool:

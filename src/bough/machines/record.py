@@ -147,7 +147,9 @@ class MachineRecord(_Kept):
     suspended: Suspended | None = None
 
     def write(self, paths: MachinePaths) -> None:
-        write_atomically(paths.record, self.model_dump_json(indent=1).encode() + b"\n")
+        # After a power cut nobody holds an ephemeral machine any more; each sync waits for the disk.
+        content = self.model_dump_json(indent=1).encode() + b"\n"
+        write_atomically(paths.record, content, durable=not self.ephemeral)
 
     @classmethod
     def read(cls, paths: MachinePaths) -> MachineRecord:

@@ -38,7 +38,7 @@ from bough.qemu.arch import architecture
 from bough.qemu.qmp import Qmp
 from bough.qemu.ram import Extent, GuestRam, MemoryFile, Template
 from bough.snapshots.store import SnapshotDisk, SnapshotManifest, SnapshotStore
-from bough.storage import copy_holes, no_space_is_told, sync_directory
+from bough.storage import copy_holes, no_space_is_told, sync_directory, sync_file
 
 _FD_SET = 1
 _FREEZE_S = 20.0
@@ -135,6 +135,8 @@ async def _make_layers(
             raise MachineFailed(
                 f"disk {number} of machine '{machine.name}' is no file any more", machine=machine.name
             )
+        if machine.record.ephemeral:  # nothing of it was, so far
+            await asyncio.to_thread(sync_file, made.disk(number))
         own = str(store.paths(manifest.id).disk(number).relative_to(store.home.root))
         disks.append(SnapshotDisk(size_bytes=disk.size_bytes, layers=(own, *disk.layers)))
         await create_disk(made.overlay(number), disk.size_bytes, own)
@@ -144,7 +146,12 @@ async def _make_layers(
 
 
 def install_overlays(
-    source: SnapshotPaths, manifest: SnapshotManifest, target: MachinePaths, uid: int | None
+    source: SnapshotPaths,
+    manifest: SnapshotManifest,
+    target: MachinePaths,
+    uid: int | None,
+    *,
+    durable: bool = True,
 ) -> list[MachineDisk]:
     """Fresh overlays on a snapshot's disks, among a machine's own; no record knows them yet."""
     after: list[MachineDisk] = []
@@ -153,24 +160,22 @@ def install_overlays(
             name = f"{number}-{os.urandom(4).hex()}.qcow2"
             after.append(MachineDisk(file=name, size_bytes=disk.size_bytes, layers=list(disk.layers)))
             with no_space_is_told("an overlay", target.disks):
-                _copy_synced(source.overlay(number), target.disks / name, uid)
-        sync_directory(target.disks)
+                _copy_overlay(source.overlay(number), target.disks / name, uid)
+                if durable:
+                    sync_file(target.disks / name)
+        if durable:
+            sync_directory(target.disks)
     except BaseException:
         _remove(target, after)
         raise
     return after
 
 
-def _copy_synced(source: Path, target: Path, uid: int | None) -> None:
+def _copy_overlay(source: Path, target: Path, uid: int | None) -> None:
     shutil.copyfile(source, target)
     target.chmod(0o600)
     if uid is not None:
         os.chown(target, uid, uid)
-    descriptor = os.open(target, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 async def _undo(

@@ -269,7 +269,9 @@ class SnapshotTree:
             for directory in (made.root, made.disks, made.log):
                 directory.mkdir(mode=0o711)
             source = self.store.paths(manifest.id)
-            record.disks = install_overlays(source, manifest, made, record.hardware.uid)
+            record.disks = install_overlays(
+                source, manifest, made, record.hardware.uid, durable=not record.ephemeral
+            )
             copy_companions(source.disks, made.disks)
             record.write(made)
 
