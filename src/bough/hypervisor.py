@@ -102,6 +102,7 @@ log = logging.getLogger("bough.hypervisor")
 #: restart of the service.
 EPHEMERAL_GRACE_S = 30.0
 _EXPIRE_AGAIN_S = 1.0
+_SEE_OFF_S = 10.0
 #: More of them at once only wait for each other.
 _FORKS_AT_ONCE = max(2, os.cpu_count() or 2)
 
@@ -121,6 +122,7 @@ class Hypervisor:
         self._holders: dict[str, int] = {}
         #: Ephemeral ones whose client is done with them.
         self._leaving: set[str] = set()
+        self._all_left = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._unreadable: dict[str, str] = {}
         self._making = 0
@@ -179,12 +181,17 @@ class Hypervisor:
     # -- machines -----------------------------------------------------------------------------
 
     def machines(self) -> list[Machine]:
-        shown = (m for m in self._machines.values() if not m.record.spare and m.id not in self._leaving)
+        shown = (machine for machine in self._present() if not machine.record.spare)
         return sorted(shown, key=lambda machine: machine.record.created)
+
+    def _present(self) -> list[Machine]:
+        """All that are not on their way out."""
+        return [machine for machine in self._machines.values() if machine.id not in self._leaving]
 
     def machine(self, reference: str) -> Machine:
         """By name, id, or a prefix of an id that only one has (4 or more digits)."""
-        for machine in self._machines.values():
+        present = self._present()
+        for machine in present:
             if reference in (machine.name, machine.id):
                 return machine
         if reference in self._unreadable:
@@ -193,12 +200,12 @@ class Hypervisor:
                 hint="bough doctor --store tells what is safe to do",
                 machine=reference,
             )
-        found = [m for m in self._machines.values() if len(reference) >= 4 and m.id.startswith(reference)]
+        found = [m for m in present if len(reference) >= 4 and m.id.startswith(reference)]
         if len(found) == 1:
             return found[0]
         if found:
             raise Conflict(f"{reference!r} is the beginning of {len(found)} machines' ids", hint="give more")
-        names = [machine.name for machine in self._machines.values()]
+        names = [machine.name for machine in present]
         close = get_close_matches(reference, names, n=1)
         hint = f"did you mean '{close[0]}'?" if close else "bough list shows them all"
         raise NotFound(
@@ -531,7 +538,19 @@ class Hypervisor:
         if not machine.record.ephemeral:
             raise Conflict(f"machine '{machine.name}' is kept", hint=f"bough delete {machine.name}")
         self._leaving.add(machine.id)
+        self._all_left.clear()
         self._expire_unless_held(machine.id, grace_s=0)
+
+    def _left(self, machine_id: str) -> None:
+        self._leaving.discard(machine_id)
+        if not self._leaving:
+            self._all_left.set()
+
+    async def _see_off(self) -> None:
+        """Until the machines that were discarded are gone: whoever did it takes them for gone."""
+        if self._leaving:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._all_left.wait(), _SEE_OFF_S)
 
     async def _bury(self, machine: Machine) -> None:
         machine.cancel_restart()
@@ -541,12 +560,12 @@ class Hypervisor:
             if not machine.record.ephemeral:
                 sync_directory(self.home.machines)
             del self._machines[machine.id]
-            self._leaving.discard(machine.id)
             machine.bury()
             self.events.emit("deleted", machine=machine.id, name=machine.name)
             await asyncio.to_thread(_remove_tree, grave)
             await asyncio.to_thread(_remove_tree, machine.paths.runtime)
             self._collect()
+        self._left(machine.id)
 
     # -- snapshots and forks --------------------------------------------------------------------
 
@@ -823,7 +842,7 @@ class Hypervisor:
                 except (NotFound, Conflict):
                     pass  # it is being snapshotted, say: afterwards
                 except BaseException:
-                    self._leaving.discard(machine_id)
+                    self._left(machine_id)
                     raise
                 pause_s = _EXPIRE_AGAIN_S
 
@@ -1053,7 +1072,8 @@ class Hypervisor:
             for entry in self.images.entries()
         ]
 
-    def delete_image(self, reference: str) -> None:
+    async def delete_image(self, reference: str) -> None:
+        await self._see_off()
         manifest = self.images.resolve(reference)
         self._drop_ready(m for m in self.snapshots.store.ready() if m.image_digest == manifest.digest)
         used_by = self.image_users().get(manifest.digest)
@@ -1065,7 +1085,8 @@ class Hypervisor:
             )
         self.images.delete(reference)
 
-    def prune_images(self) -> dict[str, Any]:
+    async def prune_images(self) -> dict[str, Any]:
+        await self._see_off()
         sweep_downloads(self.home.downloads, older_than_s=0)
         labelled = {entry.manifest.digest for entry in self.images.entries() if entry.labels}
         self._drop_ready(m for m in self.snapshots.store.ready() if m.image_digest not in labelled)
@@ -1076,6 +1097,7 @@ class Hypervisor:
 
     async def audit(self, *, repair: bool, report: Report) -> dict[str, Any]:
         """Whether everything on disk is as it should be; see audit/."""
+        await self._see_off()
         live = {machine.id for machine in self._machines.values() if machine.state in LIVE}
         jail = await probe_jail(find_qemu(host_arch()), self.home)
         look = Look(self.home, live, making=self._making > 0, group_bases=find_groups(), jail=jail)
@@ -1107,7 +1129,7 @@ class Hypervisor:
     def _reserve(self, name: str) -> Iterator[str]:
         """`name`, and nobody else's until the block ends."""
         check_name(name)
-        if name in self._reserved_names or any(m.name == name for m in self._machines.values()):
+        if name in self._reserved_names or any(m.name == name for m in self._present()):
             raise NameTaken(
                 f"a machine named '{name}' exists already",
                 hint=f"choose another name, or delete it: bough delete {name}",

@@ -9,7 +9,7 @@ import time
 import pytest
 
 import bough
-from bough.errors import InvalidInput
+from bough.errors import InvalidInput, NotFound
 from tests.acceptance.conftest import Cli
 from tests.acceptance.test_exec import wait_until
 from tests.conftest import MEMORY
@@ -100,6 +100,17 @@ def test_later_runs_go_on_from_the_booted_image(hv: bough.Hypervisor, cli: Cli, 
     assert {snapshot.id for snapshot in hv.snapshots()} == taken
     with hv.run(debian, memory=MEMORY, cold=True) as vm:
         assert vm.shell(script).stdout.splitlines()[0] != one[0]
+
+
+def test_what_was_discarded_is_gone_for_everybody(hv: bough.Hypervisor, cli: Cli, debian: str) -> None:
+    """Nobody waits for its deletion, and nobody sees that it takes a moment."""
+    for _ in range(3):
+        with hv.create_from({"image": debian, "memory": MEMORY}, name="passing", ephemeral=True):
+            assert "passing" in cli.names()
+        assert "passing" not in cli.names()
+        with pytest.raises(NotFound):
+            hv.machine("passing")
+    assert hv.doctor_store()["clean"]
 
 
 def test_an_image_is_deleted_with_what_was_kept_of_its_boot(hv: bough.Hypervisor, debian: str) -> None:

@@ -157,13 +157,13 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
     @router.delete("/images/{reference}")
     async def delete_image(reference: str) -> dict[str, bool]:
         """Refused while a machine stands on it."""
-        hypervisor.delete_image(reference)
+        await hypervisor.delete_image(reference)
         return {"deleted": True}
 
     @router.post("/images/prune")
     async def prune_images() -> dict[str, Any]:
         """Delete every image that no machine stands on and no label names."""
-        return hypervisor.prune_images()
+        return await hypervisor.prune_images()
 
     @router.get("/doctor", tags=["host"])
     async def doctor(request: Request, probe: bool = True, arch: str | None = None) -> Response:
