@@ -31,6 +31,7 @@ from bough.errors import (
     NotFound,
     WrongState,
 )
+from bough.guest.channel import AgentChannel
 from bough.images.bootstrap import remove_build
 from bough.images.build import BuildOptions, build, build_recipe
 from bough.images.catalogue import Catalogue, Catalogues
@@ -46,6 +47,7 @@ from bough.machines.autostart import start_machines
 from bough.machines.disks import create_disks, disk_chain, first_disks, read_disk_usage, remove_strays
 from bough.machines.events import Events
 from bough.machines.first_boot import run_script
+from bough.machines.identity import prepare_guest
 from bough.machines.layer import make_layer
 from bough.machines.machine import Machine, SavedState
 from bough.machines.media import create_seed, resolve_media
@@ -380,6 +382,8 @@ class Hypervisor:
                 await run_script(channel, "true", timeout_s=60)
             await machine.wait_settled()
             await run_script(channel, "true", timeout_s=60)
+            if isinstance(channel, AgentChannel):
+                await prepare_guest(channel)
             await machine.pause()
         except BaseException:
             await asyncio.shield(self._discard_spare(machine))

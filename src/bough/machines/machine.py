@@ -469,8 +469,14 @@ class Machine:
         async with self.transition("starting", State.PAUSED):
             if channel is None:
                 raise AgentUnavailable(f"the agent of machine '{self.name}' is gone", machine=self.name)
-            await self._running_qmp().execute("cont")
-            await set_clock(channel)
+            # The time lies there when it wakes: the first thing that it finds.
+            clock = asyncio.create_task(set_clock(channel))
+            await asyncio.sleep(0)
+            try:
+                await self._running_qmp().execute("cont")
+                await clock
+            finally:
+                clock.cancel()
             moment = now()
             asked: dict[str, Any] = {
                 "spec": spec,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,16 @@ def _identify(file: str) -> list[Any]:
 
 def _read(home: Home) -> dict[str, Any]:
     try:
-        data = json.loads(home.host_facts.read_bytes())
-    except (FileNotFoundError, ValueError):
+        return _parse(home.host_facts.read_bytes())
+    except FileNotFoundError:
+        return {}
+
+
+@lru_cache(maxsize=2)
+def _parse(content: bytes) -> dict[str, Any]:
+    """A start of a machine asks for several facts, one after the other."""
+    try:
+        data = json.loads(content)
+    except ValueError:
         return {}
     return data if isinstance(data, dict) else {}
