@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import bough
 from bough.client.info import MachineInfo
@@ -19,7 +20,7 @@ from bough.errors import BoughError
 from bough.paths import Home
 from tests.leftovers import find_leftovers, wait_nothing_left
 from tests.torture.files import PLACE, PREPARE, Files, compare, read_files
-from tests.torture.operations import IMAGE, KINDS, SEED, WORKER, Operation, Scene
+from tests.torture.operations import ASK_PROCESS, IMAGE, KINDS, SEED, WORKER, Operation, Scene
 from tests.torture.processes import kill, qemus, service_pid
 
 VICTIMS = ("service", "qemu", "both")
@@ -39,11 +40,14 @@ class Report:
     leaks: int = 0
     files: int = 0
     forks: int = 0
+    imports: int = 0
+    processes: int = 0
 
     def __str__(self) -> str:
         rows = [f"{count:5}  {what}" for what, count in sorted(self.moments.items())]
         total = f"{self.moments.total()} moments of death, {self.files} files looked for on disks, "
-        total += f"{self.forks} forks of snapshots, "
+        total += f"{self.forks} forks of snapshots, {self.imports} bundles imported, "
+        total += f"{self.processes} processes that had to go on after a suspend, "
         total += f"{self.leaks} disks with clusters that nothing uses (harmless), {len(self.losses)} losses"
         return "\n".join([*rows, total, *self.losses])
 
@@ -57,6 +61,11 @@ class Torture:
         self._serial = 0
         self._files: dict[str, Files] = {}
         self._snapshot_files: dict[str, Files] = {}
+        self._bundles: dict[Path, Files] = {}
+        self._bundle_place = home.root.parent / "bundles"
+        self._bundle_place.mkdir()
+        #: Of a machine that is suspended: what a process in it says when it is asked.
+        self._words: dict[str, str] = {}
         #: What was read from the disk of a machine since it last ran.
         self._looked_at: dict[str, Files] = {}
 
@@ -137,14 +146,15 @@ class Torture:
             return self._choose(scene, None)
         (kind, targets), *_ = self.random.choices(possible, [kind.weight for kind, _ in possible])
         self._serial += 1
-        return Operation(kind, self.random.choice(targets), f"m{self._serial}-{self.random.randrange(10**6)}")
+        name = f"m{self._serial}-{self.random.randrange(10**6)}"
+        return Operation(kind, self.random.choice(targets), name, self._bundle_place / f"{name}.bough")
 
     # -- what must be true ----------------------------------------------------------------------
 
     def _look(self, client: bough.Hypervisor) -> Scene:
         machines = {info.id: info for info in (machine.info() for machine in client.machines())}
         snapshots = {info.id: info for info in (snapshot.info() for snapshot in client.snapshots())}
-        return Scene(machines, snapshots, dict(self._files), dict(self._snapshot_files))
+        return Scene(machines, snapshots, dict(self._files), dict(self._snapshot_files), dict(self._bundles))
 
     def _check(
         self, client: bough.Hypervisor, before: Scene, operation: Operation, killed: set[str], where: str
@@ -156,6 +166,8 @@ class Torture:
         self._check_new(before, after, operation, killed, where)
         self._check_snapshots(before, after, operation, where)
         self._remember(before, after, operation)
+        self._check_bundles(where)
+        self._check_process(client, before, after, operation, where)
         self._check_files(client, after, operation, where)
         self._check_store(client, where)
         if self.random.randrange(FORK_EVERY) == 0:
@@ -253,6 +265,10 @@ class Torture:
         source = before.files.get(
             operation.machine or "", before.snapshot_files.get(operation.snapshot or "")
         )
+        if operation.kind.of == "bundle":
+            source = before.bundles[Path(operation.target[0])] or None
+        if operation.kind.makes == "bundle" and operation.acknowledged:
+            self._bundles[operation.bundle] = source or {}
         if source is not None:
             for machine_id in after.machines.keys() - before.machines.keys():
                 self._files[machine_id] = source
@@ -306,6 +322,49 @@ class Torture:
         for loss in compare(wanted, found, f"{machine.name}, which runs"):
             self._lose(where, loss)
 
+    # -- bundles, and processes over a suspend ----------------------------------------------------
+
+    def _check_bundles(self, where: str) -> None:
+        there = set(self._bundle_place.iterdir())
+        for path in there - self._bundles.keys():
+            self._lose(where, f"{path.name} is left of an export that was not acknowledged")
+            path.unlink()
+        for path in self._bundles.keys() - there:
+            self._lose(where, f"{path.name} is gone")
+            del self._bundles[path]
+
+    def _check_process(
+        self, client: bough.Hypervisor, before: Scene, after: Scene, operation: Operation, where: str
+    ) -> None:
+        machine_id = operation.machine or ""
+        if operation.kind.name == "suspend" and machine_id in after.of_state("suspended"):
+            self._words[machine_id] = operation.name
+        for one in self._words.keys() - set(after.of_state("suspended")):
+            word = self._words.pop(one)
+            if one in after.of_state("running"):
+                self._ask_process(client.machine(one), word, where)
+
+    def _ask_process(self, machine: bough.Machine, word: str, where: str) -> None:
+        """It went on if it still knows what it was started with."""
+        machine.wait()
+        said = machine.shell(ASK_PROCESS).stdout.strip()
+        self.report.processes += 1
+        if said != word:
+            self._lose(where, f"the process in {machine.name} did not go on: {said!r} instead of {word!r}")
+
+    def _check_import(self, client: bough.Hypervisor, bundle: Path, wanted: Files) -> None:
+        machine = client.import_bundle(bundle, name=f"try-{bundle.stem}", identity="new")
+        try:
+            self.report.imports += 1
+            if machine.state == "running":
+                machine.wait()
+                self._compare_inside(machine, wanted, f"at the end, imported from {bundle.name}")
+                machine.stop(force=True)
+            if wanted:
+                self._check_disk(machine.id, wanted, machine.name, f"at the end, imported from {bundle.name}")
+        finally:
+            machine.delete(force=True)
+
     # -- everything still works ---------------------------------------------------------------------
 
     def _check_fork(self, client: bough.Hypervisor, snapshot_id: str, where: str) -> None:
@@ -324,6 +383,8 @@ class Torture:
             try:
                 if machine.state == "suspended":
                     machine.resume()
+                    if (word := self._words.get(machine.id)) is not None:
+                        self._ask_process(machine, word, "at the end")
                 if machine.state in ("stopped", "failed"):
                     machine.start(wait=machine.id in self._files)
                 if machine.id in self._files and machine.state == "running":
@@ -341,6 +402,11 @@ class Torture:
                 self._check_fork(client, snapshot.id, "at the end")
             except BoughError as error:
                 self._lose("at the end", f"snapshot {snapshot.label} does not fork: {error.message}")
+        for bundle, wanted in self._bundles.items():
+            try:
+                self._check_import(client, bundle, wanted)
+            except BoughError as error:
+                self._lose("at the end", f"{bundle.name} cannot be imported: {error.message}")
         after = self._look(client)
         for machine_id, wanted in self._files.items():
             self._check_disk(machine_id, wanted, after.machines[machine_id].name, "at the end")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import bough
@@ -21,6 +22,19 @@ SEED = "seed"
 MOST_MACHINES = 6
 MOST_SNAPSHOTS = 5
 MOST_RUNNING = 3
+MOST_BUNDLES = 2
+
+#: sh: a process that says, when it is asked, the word that it was started with: "$1".
+START_PROCESS = """
+setsid sh -c 'word=$1; trap "echo \\$word > /run/word" USR1; echo $$ > /run/pid
+while :; do sleep 600 & wait $!; done' process "$1" </dev/null >/dev/null 2>&1 &
+until [ -s /run/pid ]; do sleep 0.05; done
+"""
+ASK_PROCESS = """
+rm -f /run/word; kill -USR1 "$(cat /run/pid)"
+for try in $(seq 200); do [ -s /run/word ] && break; sleep 0.05; done
+cat /run/word
+"""
 
 #: One or more ids: what it is done to, and what else takes part.
 Target = tuple[str, ...]
@@ -31,13 +45,14 @@ class Scene:
     """What there is, and what is known to be on disks.
 
     Attributes:
-        files, snapshot_files: by machine, and by snapshot: what their guests were told.
+        files, snapshot_files, bundles: by machine, snapshot and file: what their guests were told.
     """
 
     machines: dict[str, MachineInfo]
     snapshots: dict[str, SnapshotInfo]
     files: dict[str, Files] = field(default_factory=dict)
     snapshot_files: dict[str, Files] = field(default_factory=dict)
+    bundles: dict[Path, Files] = field(default_factory=dict)
 
     def of_state(self, *states: str) -> list[str]:
         return [info.id for info in self.machines.values() if info.state in states]
@@ -62,7 +77,8 @@ class Kind:
     allowed: states in which the target may be afterwards, beside that of before.
     wanted: the state of the target when it was acknowledged, and its QEMU was not killed.
     weight: how often, beside others.
-    makes: there may be a new one of these, called `operation.name`; `new_states` of a machine.
+    makes: there may be a new one of these, called `operation.name`; `new_states` of a machine. A bundle is
+        there only when it was acknowledged.
     removes: the target may be gone.
     """
 
@@ -70,10 +86,10 @@ class Kind:
     typical_s: float
     targets: Callable[[Scene], list[Target]]
     run: Callable[[bough.Hypervisor, Operation], object]
-    of: Literal["machine", "snapshot"] = "machine"
+    of: Literal["machine", "snapshot", "bundle"] = "machine"
     allowed: tuple[str, ...] = ()
     wanted: str | None = None
-    makes: Literal["machine", "snapshot"] | None = None
+    makes: Literal["machine", "snapshot", "bundle"] | None = None
     new_states: tuple[str, ...] = ("stopped",)
     removes: bool = False
     renames: bool = False
@@ -83,9 +99,12 @@ class Kind:
 
 @dataclass
 class Operation:
+    """`bundle`: the file that an export makes."""
+
     kind: Kind
     target: Target
     name: str
+    bundle: Path
     acknowledged: bool = False
     error: BaseException | None = None
 
@@ -120,6 +139,12 @@ def _merge(hv: bough.Hypervisor, op: Operation) -> None:
     for _ in range(MOST_LAYERS):
         machine.snapshot(op.name, memory=False).delete()
     machine.snapshot(op.name, memory=False)
+
+
+def _suspend(hv: bough.Hypervisor, op: Operation) -> None:
+    machine = hv.machine(op.target[0])
+    machine.exec("sh", "-c", f"rm -f /run/pid; {START_PROCESS}", "sh", op.name, check=True)
+    machine.suspend()
 
 
 def _restorable(scene: Scene) -> list[Target]:
@@ -173,16 +198,16 @@ KINDS: tuple[Kind, ...] = (
         allowed=("running",), wanted="running",
     ),
     Kind(
-        "suspend", 0.6,
+        "suspend", 0.8,
         lambda scene: each(scene.answering()),
-        lambda hv, op: hv.machine(op.target[0]).suspend(),
-        allowed=("suspended",), wanted="suspended",
+        _suspend,
+        allowed=("suspended",), wanted="suspended", weight=2,
     ),
     Kind(
         "resume from disk", 0.6,
         lambda scene: each(scene.of_state("suspended")) if scene.has_room else [],
         lambda hv, op: hv.machine(op.target[0]).resume(),
-        allowed=("running", "failed"), wanted="running",
+        allowed=("running", "failed"), wanted="running", weight=2,
     ),
     Kind(
         "rename", 0.015,
@@ -237,5 +262,19 @@ KINDS: tuple[Kind, ...] = (
         else [],
         lambda hv, op: hv.snapshot(op.target[0]).delete(),
         of="snapshot", removes=True,
+    ),
+    Kind(
+        "export", 2.5,
+        lambda scene: each([*scene.answering(), *scene.of_state("suspended", *_RESTING)])
+        if len(scene.bundles) < MOST_BUNDLES
+        else [],
+        lambda hv, op: hv.machine(op.target[0]).export(op.bundle, without_image=True),
+        makes="bundle", weight=2,
+    ),
+    Kind(
+        "import", 2.5,
+        lambda scene: each([str(file) for file in scene.bundles]) if scene.has_room else [],
+        lambda hv, op: hv.import_bundle(op.target[0], name=op.name, identity="new"),
+        of="bundle", makes="machine", new_states=(*_RUN, "suspended"), weight=2,
     ),
 )  # fmt: skip
