@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import bough
@@ -20,7 +20,7 @@ from bough.client.info import MachineInfo
 from bough.errors import BoughError
 from bough.paths import Home
 from tests.leftovers import find_leftovers, wait_nothing_left
-from tests.torture.files import PLACE, PREPARE, Files, compare, read_files
+from tests.torture.files import PLACE, PREPARE, WRITE, Files, compare, read_files
 from tests.torture.operations import (
     ASK_PROCESS,
     IMAGE,
@@ -97,6 +97,7 @@ class Torture:
         before = self._look(client)
         if not before.answering():
             before = self._add_worker(client, before)
+        before = self._write_before(client, before)
         operation = self._choose(before, kind)
         victim = victim or self.random.choice(VICTIMS)
         delay_s = self.random.uniform(0, operation.kind.typical_s * 1.3)
@@ -116,6 +117,15 @@ class Torture:
             self._check(client, before, operation, killed, where)
         except BoughError as error:
             self._lose(where, f"the service says {error.message}")
+
+    def _write_before(self, client: bough.Hypervisor, scene: Scene) -> Scene:
+        """A file that a guest was told is on its disk: those of operations are mostly killed before that."""
+        machine_id = self.random.choice(scene.answering())
+        self._serial += 1
+        name = f"before-{self._serial}"
+        client.machine(machine_id).exec("sh", "-c", WRITE, "sh", name, input=name, check=True)
+        self._files[machine_id] = {**self._files[machine_id], name: name}
+        return replace(scene, files=dict(self._files))
 
     def _add_worker(self, client: bough.Hypervisor, scene: Scene) -> Scene:
         """One that answers, so that it can be told to write; where all have died so far."""
