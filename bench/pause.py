@@ -6,7 +6,7 @@ from bench.harness import Bench
 from bench.machine import a_guest
 
 ABOUT = "how long a machine of 2 GiB stands still for a snapshot, by how much it has written since the last"
-WRITTEN_MIB = (0, 8, 64, 256, 1024)
+WRITTEN_MIB = (0, 8, 32, 128, 512)
 #: Until the services that a first boot starts are through with it.
 SETTLE = 'while [ "$(systemctl is-system-running)" = starting ]; do sleep 0.2; done; sleep 3'
 
