@@ -541,6 +541,8 @@ class Hypervisor:
         and goes without anybody waiting for it."""
         if not machine.record.ephemeral:
             raise Conflict(f"machine '{machine.name}' is kept", hint=f"bough delete {machine.name}")
+        if machine.id not in self._machines:
+            return
         self._leaving.add(machine.id)
         self._all_left.clear()
         self._expire_unless_held(machine.id, grace_s=0)
@@ -838,6 +840,7 @@ class Hypervisor:
                 await asyncio.sleep(pause_s)
                 machine = self._machines.get(machine_id)
                 if machine is None or not machine.record.ephemeral:
+                    self._left(machine_id)
                     return
                 if machine_id in self._holders and machine_id not in self._leaving:
                     return

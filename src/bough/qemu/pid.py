@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 
@@ -59,8 +61,11 @@ class Pid:
         return pid
 
     def stand_back(self, back: bool = True) -> None:
-        """Run only when nothing else of this host wants to, or again as any other (sched(7), SCHED_IDLE)."""
+        """Run only when nothing else of this host wants to, or again as any other (sched(7), SCHED_IDLE).
+        Nothing happens where there would be no way back."""
         policy = os.SCHED_IDLE if back else os.SCHED_OTHER
+        if back and not can_stand_back():
+            return
         with contextlib.suppress(OSError):  # it is gone, or this host does not let us
             for thread in Path(f"/proc/{self.number}/task").iterdir():
                 with contextlib.suppress(ProcessLookupError):
@@ -79,6 +84,23 @@ class Pid:
             yield descriptor if self.is_alive() else None
         finally:
             os.close(descriptor)
+
+
+@lru_cache(maxsize=1)
+def can_stand_back() -> bool:
+    """Whether a thread may come back from SCHED_IDLE: an ordinary user's may as a rule not (RLIMIT_NICE)."""
+    came_back = []
+
+    def try_it() -> None:
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+            came_back.append(True)
+
+    thread = threading.Thread(target=try_it, name="standing back")
+    thread.start()
+    thread.join()
+    return bool(came_back)
 
 
 def read_boot_id() -> str:

@@ -181,16 +181,20 @@ async def _run(
         await asyncio.gather(telling, return_exceptions=True)
     if machine is None:
         return None
-    with hypervisor.hold(machine, grace_s=0):
-        await socket.send_text(json.dumps({"machine": {"id": machine.id, "name": machine.name}}))
-        if message.command is None:
+    ready = json.dumps({"machine": {"id": machine.id, "name": machine.name}})
+    if message.command is None:
+        with hypervisor.hold(machine):  # a client of a service that was restarted comes back for it
+            await socket.send_text(ready)
             await inbox.filling
-            return None
-        channel = await machine.agent()
-        session = await channel.exec(message.command.request())
-        status = await _carry(socket, session, machine, message.command.timeout_s, inbox)
-        hypervisor.discard(machine)  # its client need not wait for that
-    return status
+        return None
+    with hypervisor.hold(machine, grace_s=0):
+        try:
+            await socket.send_text(ready)
+            channel = await machine.agent()
+            session = await channel.exec(message.command.request())
+            return await _carry(socket, session, machine, message.command.timeout_s, inbox)
+        finally:
+            hypervisor.discard(machine)  # nobody waits for that
 
 
 async def _carry(
