@@ -113,6 +113,16 @@ def test_what_was_discarded_is_gone_for_everybody(hv: bough.Hypervisor, cli: Cli
     assert hv.doctor_store()["clean"]
 
 
+def test_a_machine_that_is_held_outlives_the_service(hv: bough.Hypervisor, cli: Cli, debian: str) -> None:
+    with hv.run(debian, memory=MEMORY) as vm:
+        vm.shell("echo here > /dev/shm/kept", check=True)
+        cli("serve", "--stop")
+        assert vm.name in cli.names()  # which starts the next one
+        wait_until(lambda: vm.info().agent == "answering")
+        assert vm.read_text("/dev/shm/kept") == "here\n"
+    assert vm.name not in cli.names()
+
+
 def test_an_image_is_deleted_with_what_was_kept_of_its_boot(hv: bough.Hypervisor, debian: str) -> None:
     recipe = {"base": debian, "commands": ["touch /root/built"]}
     image = hv.build_recipe(recipe, label="booted-once")
