@@ -1,6 +1,6 @@
 """An image upon an image: what a machine made of its disk, flattened into the store.
 
-The machine is thrown away; how it is run is not known here (see hypervisor.py).
+The machine is thrown away; how it is run is not known here (see hypervisor/images.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Routes -> hypervisor. No logic: what a call means is in hypervisor.py."""
+"""Routes -> hypervisor. No logic: what a call means is in hypervisor/."""
 
 from __future__ import annotations
 

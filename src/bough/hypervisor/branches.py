@@ -1,0 +1,263 @@
+"""Branches of machines: snapshots, restores, forks, bundles."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from bough.bundle import Source
+from bough.errors import BoughError
+from bough.hypervisor.base import EPHEMERAL_GRACE_S, remove_tree
+from bough.hypervisor.making import Making
+from bough.machines.machine import Machine, SavedState
+from bough.machines.record import LIVE, State, new_machine_id
+from bough.paths import MachinePaths
+from bough.progress import Progress, Report, ignore_progress
+from bough.snapshots.export import Format, exported, snapshot_subject, suspended_subject
+from bough.snapshots.handover import Subject
+from bough.snapshots.imports import taken_up
+from bough.snapshots.store import SnapshotManifest
+from bough.snapshots.tree import Identity
+from bough.spec import MachineSpec, check_name
+from bough.storage import sync_directory
+
+#: More of them at once only wait for each other.
+_FORKS_AT_ONCE = max(2, os.cpu_count() or 2)
+
+
+class Branches(Making):
+    async def snapshot(
+        self,
+        machine: Machine,
+        *,
+        label: str | None = None,
+        message: str = "",
+        memory: bool = True,
+        report: Report = ignore_progress,
+    ) -> SnapshotManifest:
+        """See SnapshotTree.take."""
+        if label is not None:
+            check_name(label)
+        manifest = await self._take(machine, label=label, message=message, memory=memory, report=report)
+        self.events.emit("snapshotted", machine=machine.id, name=machine.name, detail=manifest.id)
+        return manifest
+
+    async def _take(self, machine: Machine, **options: Any) -> SnapshotManifest:
+        try:
+            return await self.snapshots.take(machine, **options)
+        except BaseException:
+            self._collect()  # what is there of it, and nothing stands on
+            raise
+
+    def delete_snapshot(self, reference: str) -> None:
+        self.snapshots.delete(self.snapshots.store.resolve(reference), self._records())
+
+    async def restore(
+        self, machine: Machine, reference: str, *, keep: bool = False, report: Report = ignore_progress
+    ) -> None:
+        """Put a machine back in place; running again where the snapshot has memory. Goes on when the
+        caller is cancelled.
+
+        Args:
+            keep: snapshot it first, as it is.
+        """
+        manifest = self.snapshots.store.resolve(reference)
+        self.snapshots.check_own(machine, manifest)
+
+        async def work() -> None:
+            with machine.claim("being restored"), self.snapshots.using(manifest):
+                saved = await self.snapshots.saved_state(manifest)
+                if keep:
+                    message = f"before a restore to {manifest.id}"
+                    await self.snapshot(machine, message=message, report=report)
+                if machine.state in LIVE or machine.state is State.SUSPENDED:
+                    await machine.stop(force=True)
+                report(Progress("restoring"))
+                await self.snapshots.put_back(machine, manifest)
+                if saved is not None:
+                    await machine.start(report, saved=saved)
+
+        try:
+            await asyncio.shield(machine.own(work(), "restore"))
+        finally:
+            self._collect()
+        if machine.state is State.RUNNING:
+            await machine.wait_ready(report=report)
+        self.events.emit("restored", machine=machine.id, name=machine.name, detail=manifest.id)
+
+    async def fork(
+        self,
+        reference: str,
+        names: list[str | None],
+        *,
+        identity: Identity = "new",
+        cold: bool = False,
+        ephemeral: bool = False,
+        wait: bool = True,
+        timeout_s: float = 120,
+        report: Report = ignore_progress,
+    ) -> list[Machine | BoughError]:
+        """New machines from a machine, running or not, or from a snapshot; one for each of `names`.
+
+        Each works or fails by itself. From what runs they run, and have answered, unless `cold`.
+
+        Args:
+            names: None chooses one.
+            cold: from the disks alone; they are stopped.
+
+        Raises:
+            NotFound, WrongState, ...: the source cannot be forked; nothing was made.
+        """
+        source = self._find_machine(reference)
+        if source is None:
+            manifest = self.snapshots.store.resolve(reference)
+        else:
+            manifest = await self._take(source, memory=not cold, keep=False, report=report)
+        report(Progress("forking"))
+        try:
+            with self.snapshots.using(manifest), contextlib.ExitStack() as holds:
+                saved = None if cold else await self.snapshots.saved_state(manifest)
+                limit = asyncio.Semaphore(_FORKS_AT_ONCE)
+
+                async def one(name: str | None) -> Machine | BoughError:
+                    async with limit:
+                        try:
+                            machine = await self._fork(manifest, name, saved, identity, ephemeral)
+                            # Its client holds it when it knows of it: when all of them are made.
+                            holds.enter_context(self.hold(machine, grace_s=EPHEMERAL_GRACE_S))
+                            if saved is not None and wait:
+                                await machine.wait_ready(timeout_s=timeout_s)
+                                # What its new name wakes in it can wait until the others have answered.
+                                machine.stand_back()
+                                holds.callback(machine.stand_back, False)
+                            return machine
+                        except BoughError as error:
+                            return error
+
+                return list(await asyncio.gather(*(one(name) for name in names)))
+        finally:
+            if source is not None:
+                self.snapshots.forget(manifest)
+            self._collect()
+
+    async def _fork(
+        self,
+        manifest: SnapshotManifest,
+        name: str | None,
+        saved: SavedState | None,
+        identity: Identity,
+        ephemeral: bool,
+        *,
+        spec: MachineSpec | None = None,
+        spare: bool = False,
+    ) -> Machine:
+        stem = spec.image if spec is not None else manifest.machine_name
+        with self._reserve(name or self._free_name(stem)) as reserved:
+            machine_id = new_machine_id()
+            record = self.snapshots.fork_record(
+                manifest,
+                machine_id=machine_id,
+                name=reserved,
+                taken_uids=self._taken_uids(),
+                identity=identity,
+                ephemeral=ephemeral,
+                spec=spec,
+            )
+            record.spare = spare
+            made = MachinePaths(self.home.incoming / machine_id, self.home.runtime / machine_id)
+            paths = self.home.machine(machine_id)
+            try:
+                await asyncio.to_thread(self.snapshots.make_files, record, manifest, made)
+                made.root.rename(paths.root)
+            except BaseException:
+                remove_tree(made.root)
+                raise
+            if not ephemeral:
+                sync_directory(self.home.machines)
+            machine = self._machine_of(record, paths)
+            self._machines[machine_id] = machine
+        how = ("forked", f"from {manifest.id}") if spec is None else ("created", "")
+        if not spare:
+            self.events.emit(how[0], machine=machine.id, name=machine.name, detail=how[1])
+        if ephemeral:
+            self._expire_unless_held(machine.id)
+        if saved is not None:
+            try:
+                await machine.start(saved=saved)
+            except BaseException:
+                self._expire_unless_held(machine.id, grace_s=0)
+                with contextlib.suppress(BoughError):
+                    await self.delete(machine, force=True)
+                raise
+        return machine
+
+    @asynccontextmanager
+    async def subject(self, reference: str, *, disks_only: bool, report: Report) -> AsyncIterator[Subject]:
+        """What `reference`, a machine or a snapshot, is just now; it is kept until the block ends."""
+        source = self._find_machine(reference)
+        if source is not None and source.state is State.SUSPENDED:
+            async with source.transition("being exported", State.SUSPENDED):
+                yield await suspended_subject(source, self.home, disks_only=disks_only)
+            return
+        if source is None:
+            manifest = self.snapshots.store.resolve(reference)
+        else:
+            manifest = await self._take(source, memory=not disks_only, keep=False, report=report)
+        try:
+            with self.snapshots.using(manifest):
+                saved = None if disks_only else await self.snapshots.saved_state(manifest)
+                accelerator = source.record.accelerator if source else None
+                if manifest.memory is not None:
+                    accelerator = manifest.memory.accelerator
+                yield snapshot_subject(manifest, self.snapshots.store, saved, accelerator)
+        finally:
+            if source is not None:
+                self.snapshots.forget(manifest)
+            self._collect()
+
+    @asynccontextmanager
+    async def export(
+        self, reference: str, *, format: Format, disks_only: bool, thin: bool, report: Report
+    ) -> AsyncIterator[Iterator[bytes]]:
+        """What is to be written, in pieces, by a thread. See snapshots/export.py."""
+        with self._half_made():
+            async with (
+                self.subject(reference, disks_only=disks_only or format != "bough", report=report) as subject,
+                exported(subject, self.images, format=format, thin=thin, report=report) as pieces,
+            ):
+                yield pieces
+
+    async def import_bundle(
+        self,
+        source: Source,
+        *,
+        name: str | None,
+        identity: Identity,
+        cold: bool,
+        report: Report,
+    ) -> Machine:
+        """The machine that is in a bundle; it goes on, where its memory is there.
+
+        Raises:
+            BadBundle: nothing was made. NameTaken, BeyondHost, NotFound (its image), NoSpace
+        """
+        with self._half_made():
+            async with taken_up(source, self.images, cold=cold, report=report) as arrival:
+                if name is None:
+                    name = arrival.name
+                with self._reserve(name):
+                    pass  # told before the rest is read
+                made = await arrival.read()
+                self.snapshots.store.add(made, arrival.manifest)
+        try:
+            with self.snapshots.using(arrival.manifest):
+                report(Progress("making the machine"))
+                machine = await self._fork(arrival.manifest, name, arrival.saved, identity, False)
+        finally:
+            self._collect()
+        self.events.emit("imported", machine=machine.id, name=machine.name)
+        return machine

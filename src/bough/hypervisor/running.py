@@ -1,0 +1,221 @@
+"""`run`: a new machine that has answered, from a kept snapshot of the booted image or from a spare."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Any
+
+from bough.errors import AgentTimeout, BoughError, GuestRefused, InvalidInput, MachineFailed, NoSpace
+from bough.guest.channel import AgentChannel
+from bough.hypervisor.base import EPHEMERAL_GRACE_S
+from bough.hypervisor.branches import Branches
+from bough.images.store import ImageManifest, split_label
+from bough.machines.first_boot import run_script
+from bough.machines.identity import prepare_guest
+from bough.machines.machine import Machine
+from bough.machines.plan import check_arch, host_arch, resolve_hardware
+from bough.machines.record import State
+from bough.mounts.source import resolve_mounts
+from bough.paths import Home
+from bough.progress import Progress, Report, ignore_progress
+from bough.qemu.choice import choose_accelerator
+from bough.qemu.host import read_host_facts
+from bough.qemu.probe import find_qemu, probe_accelerators, probe_jail
+from bough.snapshots.ready import (
+    SETTLE_SCRIPT,
+    SETTLE_TIMEOUT_S,
+    can_be_ready,
+    find_ready,
+    is_neutral,
+    neutral,
+    ready_key,
+    stale,
+)
+from bough.snapshots.spares import Spares
+from bough.snapshots.store import SnapshotManifest
+from bough.spec import MachineSpec, check_against_host, parse_spec
+from bough.storage import sync_directory, sync_file
+
+log = logging.getLogger("bough.hypervisor")
+
+
+class Running(Branches):
+    def __init__(self, home: Home) -> None:
+        super().__init__(home)
+        self._making_ready: dict[str, asyncio.Lock] = {}
+        self.spares = Spares(home.spares, self._make_spare, self._discard_spare)
+
+    async def run(
+        self,
+        data: dict[str, Any],
+        *,
+        name: str | None = None,
+        force: bool = False,
+        ephemeral: bool = False,
+        cold: bool = False,
+        timeout_s: float = 120,
+        report: Report = ignore_progress,
+    ) -> Machine:
+        """A new machine that has answered: gone on from a kept snapshot of the booted image where its
+        spec allows that (see snapshots/ready.py), booted otherwise.
+
+        Args:
+            cold: boot it in any case.
+
+        Raises:
+            As `create`: nothing was made. MachineFailed, AgentTimeout, GuestRefused: it did not come up; it
+            stays unless it is ephemeral.
+        """
+        spec = resolve_mounts(parse_spec(data), self._hidden)
+        check_against_host(spec, await read_host_facts(self.home), force=force)
+        if name is not None:
+            with self._reserve(name):
+                pass  # told before an image is booted
+        manifest = None if cold else await self._ready_snapshot(spec, report)
+        machine = None
+        try:
+            if manifest is not None and name is None and is_neutral(spec):
+                machine = await self._take_spare(manifest, spec, ephemeral)
+            if manifest is not None and machine is None:
+                machine = await self._run_from(manifest, spec, name, ephemeral, report)
+            if machine is None:
+                machine = await self.create(data, name=name, force=force, ephemeral=ephemeral, report=report)
+            with self.hold(machine, grace_s=EPHEMERAL_GRACE_S):
+                if machine.state is State.STOPPED:
+                    await machine.start(report)
+                await machine.wait_ready(timeout_s=timeout_s, report=report)
+            return machine
+        except BaseException:
+            if ephemeral and machine is not None:
+                self._expire_unless_held(machine.id, grace_s=0)
+            raise
+
+    async def _run_from(
+        self,
+        manifest: SnapshotManifest,
+        spec: MachineSpec,
+        name: str | None,
+        ephemeral: bool,
+        report: Report,
+        *,
+        spare: bool = False,
+    ) -> Machine | None:
+        """None: the snapshot is of no use, and was removed."""
+        report(Progress("starting from the booted image"))
+        try:
+            with self.snapshots.using(manifest):
+                saved = await self.snapshots.saved_state(manifest)
+                return await self._fork(manifest, name, saved, "new", ephemeral, spec=spec, spare=spare)
+        except MachineFailed as error:
+            log.warning("cannot go on from the booted image %s: %s", manifest.id, error)
+            self.snapshots.delete(manifest, self._records())
+            return None
+
+    def want_spares(self, data: dict[str, Any], count: int) -> None:
+        """Raises InvalidSpec for a spec that cannot stand by."""
+        if count and not is_neutral(parse_spec(data)):
+            raise InvalidInput(
+                "a spare has no host name, users, files, commands, ports, limits or mounts of its own",
+                hint="leave those out; a run that asks for them takes no spare",
+            )
+        self.spares.want(data, count)
+
+    async def _make_spare(self, data: dict[str, Any]) -> tuple[str, Machine]:
+        """It has answered and settled, has run a command, and stands still."""
+        spec = parse_spec(data)
+        manifest = await self._ready_snapshot(spec, ignore_progress)
+        if manifest is None or manifest.ready_key is None:
+            raise InvalidInput(
+                f"machines of {spec.image} with these settings boot each time, and have no spares"
+            )
+        machine = await self._run_from(manifest, spec, None, True, ignore_progress, spare=True)
+        if machine is None:
+            raise MachineFailed("what is kept of the booted image is damaged; it is made anew")
+        self._holders[machine.id] = 1
+        try:
+            await machine.wait_ready()
+            channel = await machine.agent()
+            for _ in range(3):
+                await run_script(channel, "true", timeout_s=60)
+            await machine.wait_settled()
+            await run_script(channel, "true", timeout_s=60)
+            if isinstance(channel, AgentChannel):
+                await prepare_guest(channel)
+            await machine.pause()
+        except BaseException:
+            await asyncio.shield(self._discard_spare(machine))
+            raise
+        return manifest.ready_key, machine
+
+    async def _take_spare(
+        self, manifest: SnapshotManifest, spec: MachineSpec, ephemeral: bool
+    ) -> Machine | None:
+        machine = self.spares.take(manifest.ready_key or "")
+        if machine is None:
+            return None
+        try:
+            await machine.wake_spare(spec, ephemeral=ephemeral)
+        except BoughError as error:
+            log.warning("a spare was of no use: %s", error)
+            self._own(self._discard_spare(machine), "discard a spare")
+            return None
+        self._holders.pop(machine.id, None)
+        if not ephemeral:
+            await asyncio.to_thread(_sync_machine, machine)
+        self.events.emit("created", machine=machine.id, name=machine.name)
+        return machine
+
+    async def _discard_spare(self, machine: Machine) -> None:
+        self._holders.pop(machine.id, None)
+        with contextlib.suppress(BoughError):
+            await self.delete(machine, force=True)
+
+    async def _ready_snapshot(self, spec: MachineSpec, report: Report) -> SnapshotManifest | None:
+        """Of the booted image on that hardware, made where there is none; None: this one is booted."""
+        check_arch(spec.arch or split_label(spec.image)[1] or host_arch())
+        image = await self.image(spec.image, spec.arch, report)
+        if not can_be_ready(spec, image):
+            return None
+        qemu = find_qemu(image.arch)
+        hardware = await resolve_hardware(spec, image, self.home, machine_id="ready", taken_uids=())
+        jail = await probe_jail(qemu, self.home)
+        accelerator = choose_accelerator(spec.accelerator, await probe_accelerators(qemu, jail, self.home))
+        key = ready_key(spec, image, hardware, accelerator.name, qemu.version)
+        async with self._making_ready.setdefault(key, asyncio.Lock()):
+            found = find_ready(self.snapshots.store, key)
+            if found is not None:
+                return found
+            try:
+                return await self._make_ready(neutral(spec, image), image, key, report)
+            except (MachineFailed, NoSpace, AgentTimeout, GuestRefused, TimeoutError) as error:
+                log.warning("no snapshot of the booted %s could be kept: %s", spec.image, error)
+                return None
+
+    async def _make_ready(
+        self, spec: MachineSpec, image: ImageManifest, key: str, report: Report
+    ) -> SnapshotManifest:
+        report(Progress("booting the image, once for all later runs"))
+        with self._reserve(f"boot-{key[:12]}") as name, self._half_made(), self._using(image.digest):
+            machine = await self._create(spec, name, image, True, report)
+        try:
+            with self.hold(machine):
+                await machine.start(report)
+                await machine.wait_ready(report=report)
+                report(Progress("waiting until it is up"))
+                await run_script(await machine.agent(), SETTLE_SCRIPT, timeout_s=SETTLE_TIMEOUT_S)
+                manifest = await self._take(machine, ready_key=key, report=report)
+        finally:
+            with contextlib.suppress(BoughError):
+                await asyncio.shield(self.delete(machine, force=True))
+        self._drop_ready(stale(self.snapshots.store, self._image_digests()))
+        return manifest
+
+
+def _sync_machine(machine: Machine) -> None:
+    """One that was ephemeral is to survive a power cut from now on."""
+    for path in (*machine.paths.disks.iterdir(), machine.paths.record):
+        sync_file(path)
+    for directory in (machine.paths.disks, machine.paths.root, machine.paths.root.parent):
+        sync_directory(directory)

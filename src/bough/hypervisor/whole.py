@@ -1,0 +1,184 @@
+"""Everything of one BOUGH_HOME."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from bough.audit.files import Look
+from bough.audit.store import audit_store
+from bough.audit.sweep import sweep_runtime, sweep_unfinished_writes
+from bough.hypervisor.base import remove_tree
+from bough.hypervisor.images import Images
+from bough.hypervisor.running import Running
+from bough.images.bootstrap import remove_build
+from bough.machines.autostart import start_machines
+from bough.machines.disks import first_disks, read_disk_usage, remove_strays
+from bough.machines.machine import Machine
+from bough.machines.mounts import add_mount, describe_mounts
+from bough.machines.plan import host_arch
+from bough.machines.record import LIVE, MachineRecord, PortForward, State
+from bough.mounts.source import resolve_mount
+from bough.progress import Report, ignore_progress
+from bough.qemu.cgroup import find_groups
+from bough.qemu.probe import find_qemu, probe_jail
+from bough.snapshots.ready import stale
+from bough.snapshots.suspend import resume, suspend, sweep_suspended
+from bough.spec import parse_mount
+
+log = logging.getLogger("bough.hypervisor")
+
+
+class Hypervisor(Running, Images):
+    """Everything of one BOUGH_HOME. Create, `open()`, use, `close()`."""
+
+    async def open(self) -> None:
+        """Sweep what is half-made, read every record, take up every machine that runs."""
+        self.home.create()
+        self.snapshots.store.open()
+        for stray in self.home.incoming.iterdir():
+            await asyncio.to_thread(remove_build if stray.is_dir() else remove_tree, stray)
+        sweep_unfinished_writes(self.home)
+        sweep_runtime(self.home)
+        for root in sorted(self.home.machines.iterdir()):
+            paths = self.home.machine(root.name)
+            if paths.record.exists() and not paths.record.stat().st_size:
+                # An ephemeral one, which is not synced: a power cut took what was written.
+                await asyncio.to_thread(remove_tree, root)
+                continue
+            try:
+                record = MachineRecord.read(paths)
+            except (OSError, ValueError) as error:
+                # One that is damaged must not keep the others from being used.
+                log.error("the record of machine %s cannot be read: %s", root.name, error)
+                self._unreadable[root.name] = str(error)
+                self.snapshots.store.keep_all(root.name)
+            else:
+                if not record.disks:  # of a bough that knew no snapshots
+                    image_bytes = self.images.resolve(record.image_digest).size_bytes
+                    record.disks = first_disks(record, self.home, image_bytes)
+                self._machines[record.id] = self._machine_of(record, paths)
+        async with asyncio.TaskGroup() as group:
+            for machine in self._machines.values():
+                group.create_task(machine.adopt())
+        for machine in self._machines.values():
+            remove_strays(machine.paths, machine.record)
+            sweep_suspended(machine.paths, machine.record)
+        self.snapshots.settle()
+        self._drop_ready(stale(self.snapshots.store, self._image_digests()))
+        self._collect()
+        for machine in self._machines.values():
+            if machine.record.ephemeral:
+                self._expire_unless_held(machine.id)
+        self._own(start_machines(self.machines(), self.events), "autostart")
+        self.spares.open()
+
+    async def close(self) -> None:
+        """Let go of the machines; they run on."""
+        await self.spares.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await self.snapshots.close()
+        await asyncio.gather(*(machine.let_go() for machine in self._machines.values()))
+
+    async def start(self, machine: Machine, *, cold: bool = False, report: Report = ignore_progress) -> None:
+        """Until its vCPUs run; a suspended one goes on, unless `cold` gives its memory up."""
+        if machine.state is not State.SUSPENDED:
+            await machine.start(report)
+        elif cold:
+            with machine.claim("starting"):
+                await machine.stop(force=True)
+                await machine.start(report)
+        else:
+            await resume(machine, report)
+
+    async def suspend(self, machine: Machine, *, report: Report = ignore_progress) -> None:
+        """See snapshots/suspend.py."""
+        with self._half_made():
+            await suspend(machine, self.home, report)
+
+    async def resume(self, machine: Machine, *, report: Report = ignore_progress) -> None:
+        """A paused or suspended machine goes on."""
+        if machine.state is State.SUSPENDED:
+            await resume(machine, report)
+        else:
+            await machine.resume()
+
+    async def restart(
+        self, machine: Machine, *, deadline_s: float = 60, report: Report = ignore_progress
+    ) -> None:
+        """Stop and start: the guest sees the power go and come back. Goes on when the caller is cancelled."""
+
+        async def work() -> None:
+            with machine.claim("being restarted"):
+                await machine.stop(deadline_s=deadline_s, report=report)
+                await machine.start(report)
+
+        await asyncio.shield(machine.own(work(), "restart"))
+
+    def rename(self, machine: Machine, name: str) -> None:
+        if name == machine.name:
+            return
+        with self._reserve(name):
+            machine.rename(name)
+
+    def describe(self, machine: Machine) -> dict[str, Any]:
+        record = machine.record
+        return {
+            "id": record.id,
+            "name": record.name,
+            "state": str(record.state),
+            "agent": machine.agent_state if record.state in LIVE else "none",
+            "image": record.spec.image,
+            "image_digest": record.image_digest,
+            "created": record.created,
+            "started": record.started if record.state in LIVE else None,
+            "vcpus": record.spec.vcpus,
+            "memory_bytes": record.spec.memory,
+            "disk_bytes": read_disk_usage(machine.paths),
+            "layers": machine.chains.depth,
+            "ports": [forward.model_dump() for forward in record.ports],
+            "mounts": describe_mounts(machine),
+            "accelerator": record.accelerator,
+            "hardware": record.hardware.model_dump(),
+            "jail": record.jail,
+            "restarts": record.restarts.model_dump(),
+            "failure": record.failure.model_dump() if record.failure else None,
+            "first_boot": record.first_boot.model_dump(),
+            "ephemeral": record.ephemeral,
+            "suspended": record.suspended.model_dump() if record.suspended else None,
+            "snapshot": record.snapshot,
+            "forked_from": record.forked_from,
+            "pid": machine.pid,
+            "vnc": str(machine.paths.vnc_socket) if machine.pid and record.media.display else None,
+            "spec": record.spec.model_dump(mode="json"),
+        }
+
+    async def mount(self, machine: Machine, data: dict[str, Any]) -> None:
+        """See machines.mounts.add_mount."""
+        await add_mount(machine, resolve_mount(parse_mount(data), self._hidden))
+
+    async def add_port(self, machine: Machine, forward: PortForward) -> PortForward:
+        return await machine.add_port(forward)
+
+    async def audit(self, *, repair: bool, report: Report) -> dict[str, Any]:
+        """Whether everything on disk is as it should be; see audit/."""
+        await self._see_off()
+        live = {machine.id for machine in self._machines.values() if machine.state in LIVE}
+        jail = await probe_jail(find_qemu(host_arch()), self.home)
+        look = Look(self.home, live, making=self._making > 0, group_bases=find_groups(), jail=jail)
+        return await audit_store(look, self._keep_still, repair=repair, report=report)
+
+    @asynccontextmanager
+    async def _keep_still(self, machine_id: str) -> AsyncIterator[None]:
+        """The machine is not started, and not deleted, until the block ends.
+
+        Raises:
+            Conflict: it runs, or something else is done with it just now.
+        """
+        states = (State.STOPPED, State.FAILED, State.SUSPENDED)
+        async with self.machine(machine_id).transition("being checked", *states):
+            yield
