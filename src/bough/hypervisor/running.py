@@ -7,7 +7,16 @@ import contextlib
 import logging
 from typing import Any
 
-from bough.errors import AgentTimeout, BoughError, GuestRefused, InvalidInput, MachineFailed, NoSpace
+from bough.errors import (
+    AgentTimeout,
+    BoughError,
+    Conflict,
+    GuestRefused,
+    InvalidInput,
+    MachineFailed,
+    NoSpace,
+    NotFound,
+)
 from bough.guest.channel import AgentChannel
 from bough.hypervisor.base import EPHEMERAL_GRACE_S
 from bough.hypervisor.branches import Branches
@@ -73,12 +82,12 @@ class Running(Branches):
         if name is not None:
             with self._reserve(name):
                 pass  # told before an image is booted
-        manifest = None if cold else await self._ready_snapshot(spec, report)
         machine = None
+        if name is None and not cold and is_neutral(spec):
+            machine = await self._take_spare(spec, ephemeral)
+        manifest = None if cold or machine is not None else await self._ready_snapshot(spec, report)
         try:
-            if manifest is not None and name is None and is_neutral(spec):
-                machine = await self._take_spare(manifest, spec, ephemeral)
-            if manifest is not None and machine is None:
+            if manifest is not None:
                 machine = await self._run_from(manifest, spec, name, ephemeral, report)
             if machine is None:
                 machine = await self.create(data, name=name, force=force, ephemeral=ephemeral, report=report)
@@ -122,11 +131,11 @@ class Running(Branches):
             )
         self.spares.want(data, count)
 
-    async def _make_spare(self, data: dict[str, Any]) -> tuple[str, Machine]:
+    async def _make_spare(self, data: dict[str, Any]) -> Machine:
         """It has answered and settled, has run a command, and stands still."""
         spec = parse_spec(data)
         manifest = await self._ready_snapshot(spec, ignore_progress)
-        if manifest is None or manifest.ready_key is None:
+        if manifest is None:
             raise InvalidInput(
                 f"machines of {spec.image} with these settings boot each time, and have no spares"
             )
@@ -147,12 +156,14 @@ class Running(Branches):
         except BaseException:
             await asyncio.shield(self._discard_spare(machine))
             raise
-        return manifest.ready_key, machine
+        return machine
 
-    async def _take_spare(
-        self, manifest: SnapshotManifest, spec: MachineSpec, ephemeral: bool
-    ) -> Machine | None:
-        machine = self.spares.take(manifest.ready_key or "")
+    async def _take_spare(self, spec: MachineSpec, ephemeral: bool) -> Machine | None:
+        try:
+            image = self.images.resolve(spec.image, spec.arch)
+        except (NotFound, Conflict):
+            return None
+        machine = self.spares.take(spec, image.digest)
         if machine is None:
             return None
         try:

@@ -17,6 +17,7 @@ from typing import Any
 
 from bough.errors import BoughError
 from bough.machines.machine import Machine
+from bough.spec import MachineSpec
 from bough.storage import write_json
 
 log = logging.getLogger("bough.spares")
@@ -28,12 +29,12 @@ _LOOK_EVERY_S = 15.0
 #: Whoever took one is busy with it: making the next would be in the way.
 _MAKE_AFTER_S = 1.0
 
-Make = Callable[[dict[str, Any]], Awaitable[tuple[str, Machine]]]
+Make = Callable[[dict[str, Any]], Awaitable[Machine]]
 Discard = Callable[[Machine], Awaitable[None]]
 
 
 class Spares:
-    """Made with two ways of the hypervisor: to make a spare of a spec (with its key), and to be rid of it."""
+    """Made with two ways of the hypervisor: to make a spare of a spec, and to be rid of it."""
 
     def __init__(self, settings: Path, make: Make, discard: Discard) -> None:
         self._settings = settings
@@ -41,7 +42,7 @@ class Spares:
         self._discard = discard
         self._wanted: list[dict[str, Any]] = []
         #: In the order of `_wanted`.
-        self._kept: dict[str, list[tuple[str, Machine]]] = {}
+        self._kept: dict[str, list[Machine]] = {}
         self._trouble: dict[str, str] = {}
         self._changed = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
@@ -74,13 +75,14 @@ class Spares:
         self._start()
         self._changed.set()
 
-    def take(self, key: str) -> Machine | None:
+    def take(self, spec: MachineSpec, image_digest: str) -> Machine | None:
+        """One of that spec, and of the image that its label stands for now."""
         for kept in self._kept.values():
-            for entry in kept:
-                if entry[0] == key:
-                    kept.remove(entry)
+            for machine in kept:
+                if machine.record.spec == spec and machine.record.image_digest == image_digest:
+                    kept.remove(machine)
                     self._changed.set()
-                    return entry[1]
+                    return machine
         return None
 
     def describe(self) -> list[dict[str, Any]]:
@@ -118,7 +120,7 @@ class Spares:
         for name, entry in wanted.items():
             kept = self._kept.setdefault(name, [])
             while len(kept) > entry["count"]:
-                await self._discard(kept.pop()[1])
+                await self._discard(kept.pop())
             while len(kept) < entry["count"] and not is_memory_short():
                 try:
                     kept.append(await self._make(entry["spec"]))
@@ -132,7 +134,7 @@ class Spares:
 
     async def _give_up(self, only: str | None = None) -> None:
         for name in list(self._kept) if only is None else [only]:
-            for _, machine in self._kept.pop(name, []):
+            for machine in self._kept.pop(name, []):
                 with contextlib.suppress(BoughError):
                     await self._discard(machine)
 
