@@ -12,9 +12,10 @@ Run by path, without bough's package or site-packages: standard library only.
 
 from __future__ import annotations
 
+# Not socket: it takes as long to load as the interpreter, for each machine.
+import _socket
 import os
 import select
-import socket
 import sys
 
 _ARP = b"\x08\x06"
@@ -73,7 +74,7 @@ class Sieve:
         return b"".join(kept)
 
 
-def relay(guest: socket.socket, outside: socket.socket) -> None:
+def relay(guest: _socket.socket, outside: _socket.socket) -> None:
     """Until one of them is closed. Raises ValueError, OSError for a broken one."""
     sieve = Sieve()
     queued = {guest: bytearray(), outside: bytearray()}
@@ -107,7 +108,7 @@ def main() -> None:
     """Arguments: descriptors of the machine's and of passt's socket; a user id, or "-"; the machine's id."""
     if sys.argv[3] != "-":
         _give_up_root(int(sys.argv[3]))
-    guest, outside = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
+    guest, outside = (_socket.socket(fileno=int(number)) for number in sys.argv[1:3])
     try:
         relay(guest, outside)
     except (OSError, ValueError):
