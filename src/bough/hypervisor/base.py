@@ -51,6 +51,8 @@ class Base:
         self._tasks: set[asyncio.Task[None]] = set()
         self._unreadable: dict[str, str] = {}
         self._making = 0
+        #: The service is on its way out: who holds a machine is cut off, and comes back to the next one.
+        self.closing = False
 
     def machines(self) -> list[Machine]:
         shown = (machine for machine in self._present() if not machine.record.spare)
@@ -173,7 +175,7 @@ class Base:
             self._holders[machine.id] -= 1
             if not self._holders[machine.id]:
                 del self._holders[machine.id]
-                if machine.record.ephemeral and machine.id in self._machines:
+                if machine.record.ephemeral and machine.id in self._machines and not self.closing:
                     self._expire_unless_held(machine.id, grace_s=grace_s)
 
     def _expire_unless_held(self, machine_id: str, grace_s: float = EPHEMERAL_GRACE_S) -> None:

@@ -61,10 +61,15 @@ async def serve(home: Home, listen: str | None = None) -> None:
     try:
         hypervisor = Hypervisor(home)
         listener = _bind(home.api_socket)
-        app = create_app(hypervisor, lambda: setattr(server, "should_exit", True))
+
+        def leave(number: int = signal.SIGTERM) -> None:
+            hypervisor.closing = True
+            server.handle_exit(number, None)
+
+        app = create_app(hypervisor, leave)
         server = _Server(_configure(app))
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, server.handle_exit, number, None)
+            asyncio.get_running_loop().add_signal_handler(number, leave, number)
         beyond = _bind_beyond(home, listen) if listen else None
         await hypervisor.open()
         log.info("serving %s on %s", home.root, home.api_socket)
