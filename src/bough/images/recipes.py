@@ -42,9 +42,9 @@ _MASKED = (
     *("getty@tty1.service", "systemd-repart.service", "systemd-pstore.service", "systemd-firstboot.service"),
     *("modprobe@drm.service", "modprobe@efi_pstore.service", "systemd-fsckd.socket", "systemd-fsckd.service"),
     *("systemd-initctl.socket", "systemd-journald-audit.socket"),
-    # Of the messages on its netlink socket, systemd discards those that come while networkd is being stopped
-    # ("flush" in socket_enter_running() of its socket.c). One that still starts then waits 25 s and more for
-    # its answer, and with it a power-off in the boot. networkd opens a socket of its own where it is given none.
+    # While networkd is being stopped, systemd discards what comes on the netlink socket that it gave it
+    # (socket_enter_running() of its socket.c). One that still starts then waits 25 s and more for its answer,
+    # and with it a power-off in the boot. networkd opens a socket of its own where it is given none.
     "systemd-networkd.socket",
 )
 _MASKED_GENERATORS = (
