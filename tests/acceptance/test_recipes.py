@@ -84,6 +84,7 @@ def test_layers_upon_an_image(cli: Cli, debian: str, images: list[str], tmp_path
 
 
 @pytest.mark.xdist_group("cloud image")
+@pytest.mark.timeout(1200)
 def test_a_cloud_image_end_to_end(
     cli: Cli, bough_home: Home, images: list[str], gone: list[str], tmp_path: Path
 ) -> None:
@@ -124,12 +125,12 @@ def test_a_cloud_image_end_to_end(
     )
     cli("create", "cloud", "--name", "cloudy", "--memory", "768MiB", "--disk", "10GiB",
         "--user-data", user_data, "--user", "joe")  # fmt: skip
-    cli("start", "cloudy", "--timeout", "170s")
+    cli("start", "cloudy", "--timeout", "600s", timeout_s=620)
     script = "cat /root/from-user; echo; ls /root/ran; hostname; id -un joe; cloud-init status"
     told = cli.text("exec", "cloudy", "--", "sh", "-c", script).splitlines()
     assert told[:4] == ["mine", "/root/ran", "cloudy", "joe"]
     assert "done" in told[4]
-    cli("restart", "cloudy")
+    cli("restart", "cloudy", timeout_s=400)
     assert cli.text("exec", "cloudy", "--", "echo", "again") == "again"
     cli.error("create", "debian:12", "--user-data", user_data, says="cloud-init", hint="--cloud-init")
 

@@ -168,10 +168,15 @@ def logs(name: str, follow: bool, tail_bytes: int, qemu: bool, raw: bool) -> Non
 
 @click.command()
 @click.argument("name", type=NAME)
-@click.option("--until", type=click.Choice(["agent", "stopped", "first-boot"]), default="agent")
+@click.option(
+    "--until",
+    type=click.Choice(["agent", "booted", "stopped", "first-boot"]),
+    default="agent",
+    help="booted: its services are started, and its network is up.",
+)
 @click.option("--timeout", type=DURATION, default="120s", help="2m by default.")
 def wait(name: str, until: str, timeout: float) -> None:
-    """Wait until a machine answers, or has stopped."""
+    """Wait until a machine answers, is up, or has stopped."""
     with progress() as report:
         body = {"until": until, "timeout_s": timeout}
         connect().long_call("POST", machine_path(name, "wait"), body, progress=report)

@@ -245,12 +245,12 @@ class Machine:
 
     def wait(
         self,
-        until: Literal["agent", "running", "stopped", "first-boot"] = "agent",
+        until: Literal["agent", "running", "stopped", "first-boot", "booted"] = "agent",
         *,
         timeout: float | None = 120.0,
         progress: Report | None = None,
     ) -> None:
-        """Until the agent answers, or the machine has stopped.
+        """Until the agent answers, the machine has stopped, or ("booted") its init has started everything.
 
         Raises:
             AgentTimeout, DeadlineExceeded: not within `timeout` seconds.

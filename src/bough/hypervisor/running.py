@@ -11,6 +11,7 @@ from bough.errors import (
     AgentTimeout,
     BoughError,
     Conflict,
+    DeadlineExceeded,
     GuestRefused,
     InvalidInput,
     MachineFailed,
@@ -21,6 +22,7 @@ from bough.guest.channel import AgentChannel
 from bough.hypervisor.base import EPHEMERAL_GRACE_S
 from bough.hypervisor.branches import Branches
 from bough.images.store import ImageManifest, split_label
+from bough.machines.booted import wait_booted
 from bough.machines.first_boot import run_script
 from bough.machines.identity import prepare_guest
 from bough.machines.machine import Machine
@@ -213,8 +215,8 @@ class Running(Branches):
         try:
             with self.hold(machine):
                 await machine.start(report)
-                await machine.wait_ready(report=report)
-                report(Progress("waiting until it is up"))
+                with contextlib.suppress(DeadlineExceeded):  # what it still starts, its forks start
+                    await wait_booted(machine, timeout_s=120, report=report)
                 await run_script(await machine.agent(), SETTLE_SCRIPT, timeout_s=SETTLE_TIMEOUT_S)
                 manifest = await self._take(machine, ready_key=key, report=report)
         finally:

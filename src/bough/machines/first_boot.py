@@ -80,10 +80,14 @@ async def run_script(channel: AgentChannel | QgaChannel, script: str, *, timeout
     """What a shell script printed in the guest: untrusted, its first MiB."""
     session = await channel.exec(ExecRequest(["/bin/sh", "-c", script], stdin=False))
     heard = bytearray()
-    async with asyncio.timeout(timeout_s):
-        async for stream, data in session:
-            if stream == "stdout":
-                heard += data[: 1024 * 1024 - len(heard)]
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for stream, data in session:
+                if stream == "stdout":
+                    heard += data[: 1024 * 1024 - len(heard)]
+    except (TimeoutError, asyncio.CancelledError):
+        await session.abort()
+        raise
     return heard.decode(errors="replace")
 
 

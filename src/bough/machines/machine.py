@@ -532,8 +532,9 @@ class Machine:
         report(Progress("waiting for the guest to answer"))
         started = time.monotonic()
         if not await self._first_of(timeout_s, self._ready, self._ended):
+            what = "is not done with its first boot" if self._agent_answers else "its agent did not answer"
             raise AgentTimeout(
-                f"machine '{self.name}' runs, and its agent did not answer within {timeout_s:.0f} s",
+                f"machine '{self.name}' runs, and {what} within {timeout_s:.0f} s",
                 hint=f"look at its console: bough console {self.name}",
                 machine=self.name,
                 timeout_s=timeout_s,

@@ -9,6 +9,7 @@ from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from bough.hypervisor import Hypervisor
+from bough.machines.booted import wait_booted
 from bough.machines.console import read_console
 from bough.machines.record import PortForward
 from bough.progress import Report
@@ -69,7 +70,7 @@ class RestartRequest(_Body):
 
 
 class WaitRequest(_Body):
-    until: Literal["agent", "running", "stopped", "first-boot"] = "agent"
+    until: Literal["agent", "running", "stopped", "first-boot", "booted"] = "agent"
     timeout_s: float = Field(120, gt=0, le=MAX_WAIT_S)
 
 
@@ -220,6 +221,8 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
         async def work(report: Report) -> Any:
             if body.until == "stopped":
                 await machine.wait_stopped(timeout_s=body.timeout_s)
+            elif body.until == "booted":
+                await wait_booted(machine, timeout_s=body.timeout_s, report=report)
             else:
                 await machine.wait_ready(timeout_s=body.timeout_s, report=report)
             return hypervisor.describe(machine)

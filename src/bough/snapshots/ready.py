@@ -34,14 +34,9 @@ _SET_UP = ("users", "ssh_keys", "environment", "files", "commands")
 MOST = 8
 UNUSED_DAYS = 14
 
-#: Run in a guest that has answered: until systemd has started everything, then what the first command of
-#: a fork would have to load. The marks of the first boot go: each fork has its own.
+#: Run in a guest that is up: what the first command of a fork would have to load. The marks of the first
+#: boot go: each fork has its own.
 SETTLE_SCRIPT = """
-n=0
-while [ $n -lt 300 ]; do
-  case $(systemctl is-system-running 2>/dev/null) in initializing|starting) sleep 0.2 ;; *) break ;; esac
-  n=$((n+1))
-done
 rm -rf /var/lib/bough/first-boot /var/lib/bough/first-boot.done
 for n in 1 2 3; do /bin/true; /bin/sh -c true; done
 sync
