@@ -35,16 +35,9 @@ from bough.machines.blocks import writes
 from bough.machines.chain import Chains
 from bough.machines.console import Console, read_console
 from bough.machines.events import Events
-from bough.machines.first_boot import set_up_guest
-from bough.machines.identity import (
-    BECOME,
-    explain,
-    give_identity,
-    render_identity,
-    set_clock,
-    settle_identity,
-)
-from bough.machines.mounts import default_owner, trouble_error
+from bough.machines.guest import Guest
+from bough.machines.identity import set_clock
+from bough.machines.mounts import trouble_error
 from bough.machines.ports import PortServer
 from bough.machines.record import (
     LIVE,
@@ -79,12 +72,7 @@ _TAIL_BYTES = 4096
 _LOAD_POLL_S = 0.002
 #: How long a command waits for the agent of a machine that an earlier service started.
 _TAKEN_UP_S = 3.0
-
-_SETTLE_AFTER_S = 3.0
 _SETTLED_POLL_S = 0.2
-#: Of a guest that does not answer (hung, or paused meanwhile) the next one does not wait for longer.
-_SETTLE_TURN_S = 5.0
-_settle_turn = asyncio.Semaphore(1)
 
 T = TypeVar("T")
 Planner = Callable[[MachineRecord, MachinePaths], Awaitable[Plan]]
@@ -115,17 +103,12 @@ class Machine:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._process: QemuProcess | None = None
         self._qmp: Qmp | None = None
-        self._channel: AgentChannel | QgaChannel | None = None
-        self._agent_answers = False
-        #: It has gone on from a saved state, and was not greeted since.
-        self._awake = False
-        self._greeting: asyncio.Task[None] | None = None
-        self._settling: asyncio.Task[None] | None = None
+        self._guest = Guest(self)
         self._console: Console | None = None
         self._door: VncDoor | None = None
         self._ports: PortServer | None = None
         hidden = (paths.root.parent.parent, paths.runtime.parent)
-        self.mounts = MountKeeper(record.id, hidden, self._tell)
+        self.mounts = MountKeeper(record.id, hidden, self.tell)
         self.chains = Chains(self, merged)
         self._restarter = Restarter(self)
         self._stop_asked = False
@@ -134,7 +117,6 @@ class Machine:
         self._taken_up = False
         self._ended = asyncio.Event()
         self._ended.set()
-        self._ready = asyncio.Event()
 
     # -- what it is ---------------------------------------------------------------------------
 
@@ -157,8 +139,8 @@ class Machine:
     @property
     def agent_state(self) -> str:
         if not self.record.image_agent:
-            return "qemu-guest-agent" if self._agent_answers else "none"
-        return "answering" if self._agent_answers else "silent"
+            return "qemu-guest-agent" if self._guest.answers else "none"
+        return "answering" if self._guest.answers else "silent"
 
     def stand_back(self, back: bool = True) -> None:
         """Leave the processors of the host to others that are in a hurry, until told not to."""
@@ -275,8 +257,7 @@ class Machine:
                 # Before the guest can write to its disks: they and what was kept part here.
                 identity = "clock" if self.record.identity == "known" else self.record.identity
                 self._change(suspended=None, identity=identity, event=False)
-            self._awake = True
-            self._greet()  # now: it is the first that the guest finds
+            self._guest.greet(awake=True)  # now: it is the first that the guest finds
             await self._qmp.execute("cont")
         except BoughError as error:
             if self._process is not None:
@@ -342,7 +323,7 @@ class Machine:
             # It lives and cannot be talked to: not a machine any more, whatever it computes.
             process.kill()
             await self._ended_or(5)
-            self._events.emit("lost", machine=self.id, name=self.name, detail=str(error))
+            self.tell("lost", str(error))
             return
         self._stop_asked = self.state is State.STOPPING
         self._note(state=State.PAUSED if status == "paused" else State.RUNNING)
@@ -433,9 +414,9 @@ class Machine:
         with contextlib.suppress(BoughError, OSError):
             if paused and self._qmp is not None:
                 await self._qmp.execute("cont")
-        if self._channel is not None and self._agent_answers:
+        if self._guest.channel is not None and self._guest.answers:
             try:
-                await self._channel.call("power_off", {}, timeout_s=10)
+                await self._guest.channel.call("power_off", {}, timeout_s=10)
                 return
             except BoughError:
                 pass  # an agent that cannot: the power button is left
@@ -460,8 +441,8 @@ class Machine:
         async with self.transition("resuming", State.PAUSED):
             await self._running_qmp().execute("cont")
             self._note(state=State.RUNNING)
-        if self.record.identity == "new" and self._agent_answers and isinstance(self._channel, AgentChannel):
-            self._settle_soon(self._channel)
+        if self.record.identity == "new":
+            self._guest.settle_soon()
 
     async def wake_spare(self, spec: MachineSpec, *, ephemeral: bool) -> None:
         """It stood by, paused, and goes on as somebody's machine, with the right time."""
@@ -505,7 +486,7 @@ class Machine:
         """Write down what the policy has done, and tell it."""
         self._change(restarts=restarts, event=False)
         if detail is not None:
-            self._events.emit("restarting", machine=self.id, name=self.name, detail=detail)
+            self.tell("restarting", detail)
 
     def cancel_restart(self) -> None:
         self._restarter.cancel()
@@ -531,8 +512,8 @@ class Machine:
             return
         report(Progress("waiting for the guest to answer"))
         started = time.monotonic()
-        if not await self._first_of(timeout_s, self._ready, self._ended):
-            what = "is not done with its first boot" if self._agent_answers else "its agent did not answer"
+        if not await self._first_of(timeout_s, self._guest.ready, self._ended):
+            what = "is not done with its first boot" if self._guest.answers else "its agent did not answer"
             raise AgentTimeout(
                 f"machine '{self.name}' runs, and {what} within {timeout_s:.0f} s",
                 hint=f"look at its console: bough console {self.name}",
@@ -540,7 +521,7 @@ class Machine:
                 timeout_s=timeout_s,
                 console=self.console_tail(),
             )
-        if not self._ready.is_set():
+        if not self._guest.ready.is_set():
             raise self.ended_error(f"before its agent answered, after {time.monotonic() - started:.1f} s")
         if self.record.first_boot.error:
             raise GuestRefused(
@@ -595,23 +576,23 @@ class Machine:
         """
         if self.state is not State.RUNNING and self.state is not State.STOPPING:
             raise self.wrong_state("talking to its agent", State.RUNNING)
-        if not self.record.image_agent and not self._agent_answers:
+        if not self.record.image_agent and not self._guest.answers:
             raise AgentUnavailable(
                 f"machine '{self.name}' has no agent of ours, and no qemu-guest-agent answers",
                 hint=f"use its console: bough console {self.name}",
                 machine=self.name,
             )
-        if not self._agent_answers and self._taken_up:
+        if not self._guest.answers and self._taken_up:
             # A service that has just started has not said hello to a guest that has long been ready.
-            await self._first_of(_TAKEN_UP_S, self._ready, self._ended)
-        if self._channel is None or not self._agent_answers:
+            await self._first_of(_TAKEN_UP_S, self._guest.ready, self._ended)
+        if self._guest.channel is None or not self._guest.answers:
             raise AgentUnavailable(
                 f"the agent of machine '{self.name}' does not answer (yet)",
                 hint=f"bough wait {self.name}",
                 machine=self.name,
                 console=self.console_tail(),
             )
-        return self._channel
+        return self._guest.channel
 
     async def _dial(self, guest_port: int) -> Any:
         return await (await self.agent()).dial(guest_port)
@@ -666,11 +647,9 @@ class Machine:
 
     async def _attach(self, process: QemuProcess, *, greet: bool = True) -> None:
         self._process = process
-        self._awake = False
-        self._stop_asked = self._panicked = self._agent_answers = self._taken_up = False
+        self._stop_asked = self._panicked = self._taken_up = False
         self._shutdown_reason = None
         self._ended.clear()
-        self._ready.clear()
         self._own(self._watch_process(process), "watch process")
         self._qmp = await Qmp.connect(self.paths.qmp_socket)
         self._own(self._watch_qmp(self._qmp), "watch QMP")
@@ -683,95 +662,13 @@ class Machine:
         if self.record.media.display:
             self._door = VncDoor(self.paths.vnc_socket, self._qmp)
             self._door.open()
-        if self.record.image_agent:
-            self._channel = await AgentChannel.connect(self.paths.agent_socket, machine=self.name)
-        else:
-            self._ready.set()
-            self._channel = await QgaChannel.connect(self.paths.agent_socket, machine=self.name)
+        await self._guest.connect()
         if greet:
-            self._greet()
-
-    def _greet(self) -> None:
-        if self._greeting is not None:
-            self._greeting.cancel()
-        self._greeting = self._own(self._greet_agent(), "greet agent")
-
-    async def _greet_agent(self) -> None:
-        """Say hello until the agent answers, however long the guest takes to boot."""
-        channel = self._channel
-        assert channel is not None
-        told_at: float | None = None
-        try:
-            while not self._agent_answers:
-                with contextlib.suppress(AgentTimeout):
-                    told_at = await self._hello(channel)
-                    self._agent_answers = True
-            self._events.emit("agent-answers", machine=self.id, name=self.name)
-            if isinstance(channel, AgentChannel) and self.record.identity != "known":
-                await self._tell_identity(channel, told_at)
-            if not self.record.first_boot.done and isinstance(channel, AgentChannel):
-                result = await set_up_guest(channel, self.record, lambda: self._mount(channel))
-                self._change(first_boot=result, event=False)
-            elif isinstance(channel, AgentChannel):
-                await self._mount(channel)
-            self._ready.set()
-        except BoughError as error:
-            # The socket ended, or the guest talks nonsense: the machine is judged by its process.
-            self._agent_answers = False
-            self._events.emit("agent-lost", machine=self.id, name=self.name, detail=error.message)
-
-    async def _mount(self, channel: AgentChannel) -> None:
-        await self.mounts.establish(channel, self.record.spec.mounts, default_owner=default_owner(self))
+            self._guest.greet()
 
     def set_mounts(self, mounts: tuple[MountSpec, ...]) -> None:
         """What the spec says; for bough.machines.mounts."""
         self._change(spec=self.record.spec.model_copy(update={"mounts": mounts}), event=False)
-
-    def _tell(self, kind: str, detail: str) -> None:
-        self._events.emit(kind, machine=self.id, name=self.name, detail=detail)
-
-    async def _hello(self, channel: AgentChannel | QgaChannel) -> float | None:
-        """When it was told, with the hello, who it is: an agent that is awake is woken once for both."""
-        if not (self._awake and isinstance(channel, AgentChannel) and self.record.identity != "known"):
-            await channel.hello(timeout_s=3600)
-            return None
-        self._awake = False
-        first = (BECOME, render_identity(self.record))
-        told_at = time.monotonic()
-        await channel.hello(timeout_s=3600, first=first)
-        return told_at
-
-    async def _tell_identity(self, channel: AgentChannel, told_at: float | None) -> None:
-        """A guest that went on from a snapshot is not ready before it knows who and when it is."""
-        try:
-            await give_identity(channel, self.record, told_at=told_at)
-        except GuestRefused as error:
-            failed = self.record.first_boot.model_copy(update={"error": explain(error)})
-            self._change(identity="known", first_boot=failed, event=False)
-            return
-        if self.record.identity == "new":
-            self._settle_soon(channel)
-        else:
-            self._change(identity="known", event=False)
-
-    def _settle_soon(self, channel: AgentChannel) -> None:
-        if self._settling is None or self._settling.done():
-            self._settling = self._own(self._wait_and_settle(channel), "wait to settle")
-
-    async def _wait_and_settle(self, channel: AgentChannel) -> None:
-        # Later, and one machine after the other: it would cost those that are being forked just now.
-        await asyncio.sleep(_SETTLE_AFTER_S)
-        async with _settle_turn:
-            if self.state is State.PAUSED:
-                return  # resume() sees to it
-            settling = self._own(self._settle_identity(channel), "settle identity")
-            await asyncio.wait({settling}, timeout=_SETTLE_TURN_S)
-        await settling
-
-    async def _settle_identity(self, channel: AgentChannel) -> None:
-        with contextlib.suppress(BoughError):  # one that dies before is told again at its next boot
-            await settle_identity(channel)
-            self._change(identity="known", mac_before=None, event=False)
 
     async def _watch_qmp(self, qmp: Qmp) -> None:
         async for event in qmp.events():
@@ -786,21 +683,9 @@ class Machine:
                 self._note(state=State.RUNNING)
             elif name == "BLOCK_IO_ERROR":
                 why = "no space left on the host" if data.get("nospace") else str(data.get("reason", ""))
-                self._events.emit("disk-error", machine=self.id, name=self.name, detail=why)
+                self.tell("disk-error", why)
             elif name == "VSERPORT_CHANGE" and data.get("id") == "agent":
-                self._agent_port_changed(bool(data.get("open")))
-
-    def _agent_port_changed(self, is_open: bool) -> None:
-        """The guest opened or closed its end: a reboot, an agent that was restarted."""
-        if self._channel is None:
-            return
-        if not is_open:
-            self._agent_answers = False
-            if self.record.image_agent:
-                self._ready.clear()
-            self._channel.guest_closed()
-        elif not self._agent_answers and (self._greeting is None or self._greeting.done()):
-            self._greet()
+                self._guest.port_changed(bool(data.get("open")))
 
     async def _watch_process(self, process: QemuProcess) -> None:
         cause = await process.wait()
@@ -812,19 +697,15 @@ class Machine:
         self._ended.set()
 
     async def _disconnect(self) -> None:
-        if self._greeting is not None:
-            self._greeting.cancel()
-            self._greeting = None
-        self._agent_answers = False
-        await self.mounts.close()
         if self._ports is not None:
             await self._ports.close()
             self._ports = None
-        for closable in (self._door, self._channel, self._console, self._qmp):
+        await self._guest.close()
+        for closable in (self._door, self._console, self._qmp):
             if closable is not None:
                 with contextlib.suppress(BoughError, OSError):
                     await closable.close()
-        self._door = self._channel = self._console = self._qmp = None
+        self._door = self._console = self._qmp = None
 
     def _settle(self, cause: ExitCause | None, *, seen: bool) -> None:
         """QEMU is gone: `stopped` when somebody wanted that, `failed` with the cause when not.
@@ -869,13 +750,17 @@ class Machine:
         """Change the record; for those who hold a transition."""
         self._change(event=False, **fields)
 
+    def tell(self, kind: str, detail: str = "") -> None:
+        """An event about it."""
+        self._events.emit(kind, machine=self.id, name=self.name, detail=detail)
+
     def own(self, work: Coroutine[Any, Any, T], what: str) -> asyncio.Task[T]:
         """A task that ends when the service lets go of the machine, and not when a caller goes away."""
         return self._own(work, what)
 
     def channel(self) -> AgentChannel | None:
         """To an agent of ours that answers, if there is one."""
-        return self._channel if self._agent_answers and isinstance(self._channel, AgentChannel) else None
+        return self._guest.agent
 
     def qmp(self) -> Qmp:
         """Raises WrongState when it does not run."""

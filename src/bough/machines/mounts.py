@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bough.errors import Conflict, GuestRefused, NotFound
-from bough.machines.record import State
+from bough.machines.record import MachineRecord, State
 from bough.spec import MountSpec
 
 if TYPE_CHECKING:
@@ -97,11 +97,13 @@ async def _establish(machine: Machine, *, lazy: bool) -> list[str]:
     if channel is None:
         return []
     mounts = machine.record.spec.mounts
-    return await machine.mounts.establish(channel, mounts, default_owner=default_owner(machine), lazy=lazy)
+    return await machine.mounts.establish(
+        channel, mounts, default_owner=default_owner(machine.record), lazy=lazy
+    )
 
 
-def default_owner(machine: Machine) -> str:
-    users = machine.record.spec.users
+def default_owner(record: MachineRecord) -> str:
+    users = record.spec.users
     return users[0].name if users else "root"
 
 

@@ -1,0 +1,189 @@
+"""What a machine has of its guest: the channel to its agent, and what that one is told when it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Coroutine
+from typing import Any, Protocol, TypeVar
+
+from bough.errors import AgentTimeout, BoughError, GuestRefused
+from bough.guest.channel import AgentChannel
+from bough.guest.qga import QgaChannel
+from bough.machines.first_boot import set_up_guest
+from bough.machines.identity import BECOME, explain, give_identity, render_identity, settle_identity
+from bough.machines.mounts import default_owner
+from bough.machines.record import MachineRecord, State
+from bough.mounts.keeper import MountKeeper
+from bough.paths import MachinePaths
+
+T = TypeVar("T")
+
+#: A guest that boots says nothing for minutes.
+_HELLO_S = 3600.0
+_SETTLE_AFTER_S = 3.0
+#: Of a guest that does not answer (hung, or paused meanwhile) the next one does not wait for longer.
+_SETTLE_TURN_S = 5.0
+_settle_turn = asyncio.Semaphore(1)
+
+
+class Host(Protocol):
+    """What a Guest needs of its machine."""
+
+    record: MachineRecord
+    paths: MachinePaths
+    mounts: MountKeeper
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def state(self) -> State: ...
+    def change(self, **fields: Any) -> None: ...
+    def own(self, work: Coroutine[Any, Any, T], what: str) -> asyncio.Task[T]: ...
+    def tell(self, kind: str, detail: str = "") -> None: ...
+
+
+class Guest:
+    """Attributes:
+    channel: None while no QEMU runs.
+    answers: its agent has said hello, and its port is open.
+    ready: it has answered, and its first boot's set-up is done. Set from the start where there is no agent.
+    """
+
+    def __init__(self, machine: Host) -> None:
+        self._machine = machine
+        self.channel: AgentChannel | QgaChannel | None = None
+        self.answers = False
+        self.ready = asyncio.Event()
+        #: It goes on from a saved state, and was not greeted since.
+        self._awake = False
+        self._greeting: asyncio.Task[None] | None = None
+        self._settling: asyncio.Task[None] | None = None
+
+    @property
+    def agent(self) -> AgentChannel | None:
+        """To an agent of ours that answers, if there is one."""
+        return self.channel if self.answers and isinstance(self.channel, AgentChannel) else None
+
+    async def connect(self) -> None:
+        """Its QEMU has just been started, or found again. Raises BoughError, OSError."""
+        machine = self._machine
+        self.answers = self._awake = False
+        self.ready.clear()
+        if machine.record.image_agent:
+            self.channel = await AgentChannel.connect(machine.paths.agent_socket, machine=machine.name)
+        else:
+            self.ready.set()
+            self.channel = await QgaChannel.connect(machine.paths.agent_socket, machine=machine.name)
+
+    async def close(self) -> None:
+        if self._greeting is not None:
+            self._greeting.cancel()
+            self._greeting = None
+        self.answers = False
+        await self._machine.mounts.close()
+        channel, self.channel = self.channel, None
+        if channel is not None:
+            with contextlib.suppress(BoughError, OSError):
+                await channel.close()
+
+    def greet(self, *, awake: bool = False) -> None:
+        """Say hello until its agent answers, however long it takes to boot.
+
+        Args:
+            awake: it is about to go on from a saved state: who it is now is told with the hello.
+        """
+        self._awake = self._awake or awake
+        if self._greeting is not None:
+            self._greeting.cancel()
+        self._greeting = self._machine.own(self._greet(), "greet agent")
+
+    def port_changed(self, is_open: bool) -> None:
+        """The guest opened or closed its end: a reboot, an agent that was restarted."""
+        if self.channel is None:
+            return
+        if not is_open:
+            self.answers = False
+            if self._machine.record.image_agent:
+                self.ready.clear()
+            self.channel.guest_closed()
+        elif not self.answers and (self._greeting is None or self._greeting.done()):
+            self.greet()
+
+    def settle_soon(self) -> None:
+        """Have the rest of a new identity, what nobody waits for, written to its disk."""
+        channel = self.agent
+        if channel is not None and (self._settling is None or self._settling.done()):
+            self._settling = self._machine.own(self._wait_and_settle(channel), "wait to settle")
+
+    async def _greet(self) -> None:
+        machine, channel = self._machine, self.channel
+        assert channel is not None
+        told_at: float | None = None
+        try:
+            while not self.answers:
+                with contextlib.suppress(AgentTimeout):
+                    told_at = await self._hello(channel)
+                    self.answers = True
+            machine.tell("agent-answers")
+            if isinstance(channel, AgentChannel):
+                if machine.record.identity != "known":
+                    await self._tell_identity(channel, told_at)
+                if not machine.record.first_boot.done:
+                    done = await set_up_guest(channel, machine.record, lambda: self._mount(channel))
+                    machine.change(first_boot=done)
+                else:
+                    await self._mount(channel)
+            self.ready.set()
+        except BoughError as error:
+            # The socket ended, or the guest talks nonsense: the machine is judged by its process.
+            self.answers = False
+            machine.tell("agent-lost", error.message)
+
+    async def _hello(self, channel: AgentChannel | QgaChannel) -> float | None:
+        """When it was told, with the hello, who it is: an agent that is awake is woken once for both."""
+        record = self._machine.record
+        if not (self._awake and isinstance(channel, AgentChannel) and record.identity != "known"):
+            await channel.hello(timeout_s=_HELLO_S)
+            return None
+        self._awake = False
+        first = (BECOME, render_identity(record))
+        told_at = time.monotonic()
+        await channel.hello(timeout_s=_HELLO_S, first=first)
+        return told_at
+
+    async def _tell_identity(self, channel: AgentChannel, told_at: float | None) -> None:
+        """A guest that went on from a snapshot is not ready before it knows who and when it is."""
+        machine = self._machine
+        try:
+            await give_identity(channel, machine.record, told_at=told_at)
+        except GuestRefused as error:
+            failed = machine.record.first_boot.model_copy(update={"error": explain(error)})
+            machine.change(identity="known", first_boot=failed)
+            return
+        if machine.record.identity == "new":
+            self.settle_soon()
+        else:
+            machine.change(identity="known")
+
+    async def _mount(self, channel: AgentChannel) -> None:
+        machine = self._machine
+        await machine.mounts.establish(
+            channel, machine.record.spec.mounts, default_owner=default_owner(machine.record)
+        )
+
+    async def _wait_and_settle(self, channel: AgentChannel) -> None:
+        # Later, and one machine after the other: it would cost those that are being forked just now.
+        await asyncio.sleep(_SETTLE_AFTER_S)
+        async with _settle_turn:
+            if self._machine.state is State.PAUSED:
+                return  # resume() sees to it
+            settling = self._machine.own(self._settle(channel), "settle identity")
+            await asyncio.wait({settling}, timeout=_SETTLE_TURN_S)
+        await settling
+
+    async def _settle(self, channel: AgentChannel) -> None:
+        with contextlib.suppress(BoughError):  # one that dies before is told again at its next boot
+            await settle_identity(channel)
+            self._machine.change(identity="known", mac_before=None)
