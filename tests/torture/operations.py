@@ -60,7 +60,9 @@ class Scene:
     def answering(self) -> list[str]:
         """Those that can be told to write a file."""
         return [
-            info.id for info in self.machines.values() if info.agent == "answering" and info.id in self.files
+            info.id
+            for info in self.machines.values()
+            if info.state == "running" and info.agent == "answering" and info.id in self.files
         ]
 
     @property

@@ -189,3 +189,24 @@ async def test_no_greeting(path: Path) -> None:
     async with await asyncio.start_unix_server(mute, path):
         with pytest.raises(QmpLost, match="greet"):
             await Qmp.connect(path, timeout_s=0.05)
+
+
+async def test_an_event_before_the_greeting(path: Path) -> None:
+    """As QEMU does when something happens while its monitor takes up a client."""
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        server = Server(reader, writer)
+        if connections == 1:
+            server.send({"event": "RESUME", "timestamp": {"seconds": 1, "microseconds": 0}})
+        server.send(GREETING)
+        with contextlib.suppress(ConnectionError):
+            await server.answer({})
+            await reader.read()
+        writer.close()
+
+    async with await asyncio.start_unix_server(serve, path):
+        await (await Qmp.connect(path)).close()
+    assert connections == 2

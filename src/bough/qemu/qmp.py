@@ -13,9 +13,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError, Runstate
+from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient, QMPError, Runstate
 from qemu.qmp.events import EventListener
 from qemu.qmp.message import Message
+from qemu.qmp.qmp_client import GreetingError
 
 from bough.errors import BoughError, DeadlineExceeded, WrongState
 
@@ -24,6 +25,7 @@ MAX_MESSAGE_BYTES = 2 * 1024 * 1024
 #: Events that nobody has fetched yet; QEMU itself sends the chatty ones once a second at most.
 MAX_EVENTS = 1000
 _CLOSE_TIMEOUT_S = 2.0
+_MOST_GREETINGS = 3
 
 # Every failure reaches the caller as an exception; the library's log of it would be a second telling.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
@@ -39,6 +41,10 @@ class QmpLost(BoughError):
     """The connection broke: QEMU ended, or sent what is not QMP. The command may have been done."""
 
     code = "qmp-lost"
+
+
+class _NotGreeted(QmpLost):
+    """Something else came instead of a greeting."""
 
 
 class Qmp:
@@ -59,6 +65,20 @@ class Qmp:
         Raises:
             QmpLost: nobody listens at `path`, it is no QMP, or no greeting came in time.
         """
+        try:
+            async with asyncio.timeout(timeout_s):
+                # An event of a QEMU that is just starting may come before its greeting: its monitor takes
+                # "not asked for capabilities yet" for "negotiated" until it has seen its client (QEMU's
+                # monitor_qapi_event_emit()). The next connection is greeted.
+                for _ in range(_MOST_GREETINGS - 1):
+                    with contextlib.suppress(_NotGreeted):
+                        return await cls._connect(path)
+                return await cls._connect(path)
+        except TimeoutError:
+            raise QmpLost(f"QEMU did not greet within {timeout_s:g} s", hint="see its log") from None
+
+    @classmethod
+    async def _connect(cls, path: Path) -> Qmp:
         client = QMPClient()
         # An attribute, since the versions of the library differ in how they take it.
         client.readbuflen = MAX_MESSAGE_BYTES
@@ -67,15 +87,14 @@ class Qmp:
         client.events.event_filter = lambda _: False
         client.register_listener(listener)
         try:
-            async with asyncio.timeout(timeout_s):
-                await client.connect(str(path))
-        except TimeoutError:
-            raise QmpLost(f"QEMU did not greet within {timeout_s:g} s", hint="see its log") from None
+            await client.connect(str(path))
         except (QMPError, AssertionError) as error:
             # The library asserts that a connection it has just made still stands.
             with contextlib.suppress(Exception):
                 await client.disconnect()
-            raise QmpLost(f"no QMP connection at {path}: {error}") from error
+            not_greeted = isinstance(error, ConnectError) and isinstance(error.exc, GreetingError)
+            kind = _NotGreeted if not_greeted else QmpLost
+            raise kind(f"no QMP connection at {path}: {error}") from error
         return cls(client, listener)
 
     async def execute(self, command: str, /, *, timeout_s: float = 60.0, **arguments: Any) -> Any:
