@@ -248,6 +248,9 @@ class Machine:
         """
         assert self._qmp is not None
         try:
+            # No round of announcements: nobody is on its link who would have to learn where it is now, and
+            # each wakes the guest, its networkd and its resolved.
+            await self._qmp.execute("migrate-set-parameters", **{"announce-rounds": 0})
             with open_memory(saved.devices) as descriptor:
                 await self._qmp.send_fd("devices", descriptor)
                 await self._qmp.execute("migrate-incoming", uri="fd:devices")
