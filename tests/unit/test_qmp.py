@@ -210,3 +210,36 @@ async def test_an_event_before_the_greeting(path: Path) -> None:
     async with await asyncio.start_unix_server(serve, path):
         await (await Qmp.connect(path)).close()
     assert connections == 2
+
+
+@pytest.mark.parametrize("answer", [None, 5, "running", True, [1]])
+async def test_an_answer_that_is_not_an_object(path: Path, answer: Any) -> None:
+    async def session(server: Server) -> None:
+        await server.answer(answer)
+        await server.reader.read()
+
+    async with served(path, session) as qmp:
+        with pytest.raises(QmpLost, match="query-status"):
+            await qmp.query("query-status")
+
+
+@pytest.mark.parametrize("answer", [None, 5, "jobs", {"id": "merge-disk0"}])
+async def test_an_answer_that_is_not_a_list(path: Path, answer: Any) -> None:
+    async def session(server: Server) -> None:
+        await server.answer(answer)
+        await server.reader.read()
+
+    async with served(path, session) as qmp:
+        with pytest.raises(QmpLost, match="query-jobs"):
+            await qmp.query_list("query-jobs")
+
+
+async def test_what_a_list_holds_is_bounded_and_of_one_kind(path: Path) -> None:
+    async def session(server: Server) -> None:
+        await server.answer([1, None, *({"id": str(n)} for n in range(2000))])
+        await server.reader.read()
+
+    async with served(path, session) as qmp:
+        listed = await qmp.query_list("query-jobs")
+    assert 900 < len(listed) <= 1000
+    assert all(isinstance(item, dict) for item in listed)

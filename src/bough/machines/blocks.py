@@ -14,9 +14,7 @@ from typing import Any
 
 from bough.errors import MachineFailed
 from bough.machines.record import MachineDisk
-from bough.qemu.qmp import Qmp
-
-_MOST_NODES = 1000
+from bough.qemu.qmp import MAX_LISTED, Qmp
 
 
 @dataclass(frozen=True)
@@ -32,12 +30,11 @@ async def read_tops(qmp: Qmp) -> dict[str, Node]:
     """Disk ("disk0") -> the node that its guest writes to."""
     nodes = await read_nodes(qmp)
     tops = {}
-    for device in await qmp.execute("query-block"):
-        if not isinstance(device, dict):
-            continue
+    for device in await qmp.query_list("query-block"):
         match = re.search(r"/(disk\d+)-device\b", str(device.get("qdev", ""))[:200])
-        if match is not None and "inserted" in device:
-            name = str(device["inserted"]["node-name"])
+        inserted = device.get("inserted")
+        if match is not None and isinstance(inserted, dict):
+            name = str(inserted.get("node-name"))
             if name not in nodes:
                 raise MachineFailed(f"QEMU has something of its own on {match[1]}")
             tops[match[1]] = nodes[name]
@@ -46,9 +43,9 @@ async def read_tops(qmp: Qmp) -> dict[str, Node]:
 
 async def read_nodes(qmp: Qmp) -> dict[str, Node]:
     """Those of qcow2 and raw, by name. Raises MachineFailed when it makes no sense."""
-    told = await qmp.execute("query-named-block-nodes", flat=True)
+    told = await qmp.query_list("query-named-block-nodes", flat=True)
     try:
-        listed = [node for node in told[:_MOST_NODES] if node["drv"] in ("qcow2", "raw")]
+        listed = [node for node in told if node["drv"] in ("qcow2", "raw")]
         by_file = {_file_of(node["file"]): str(node["node-name"]) for node in listed}
         nodes = {}
         for node in listed:
@@ -62,8 +59,8 @@ async def read_nodes(qmp: Qmp) -> dict[str, Node]:
 
 async def find_file_node(qmp: Qmp, file: str) -> str:
     """The node of the file itself, below that of its format."""
-    for node in (await qmp.execute("query-named-block-nodes", flat=True))[:_MOST_NODES]:
-        if isinstance(node, dict) and node.get("drv") == "file" and node.get("file") == file:
+    for node in await qmp.query_list("query-named-block-nodes", flat=True):
+        if node.get("drv") == "file" and node.get("file") == file:
             return str(node["node-name"])
     raise MachineFailed(f"QEMU does not say what {Path(file).name} is open as")
 
@@ -72,7 +69,7 @@ def chain_below(nodes: dict[str, Node], top: str) -> list[Node]:
     """What `top` stands on, nearest first."""
     chain: list[Node] = []
     name = nodes[top].backing
-    while name is not None and len(chain) < _MOST_NODES:
+    while name is not None and len(chain) < MAX_LISTED:
         chain.append(nodes[name])
         name = nodes[name].backing
     return chain

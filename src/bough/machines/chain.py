@@ -278,8 +278,8 @@ def _find(tops: dict[str, Node], name: str) -> Node:
 
 
 async def _our_jobs(qmp: Qmp) -> list[dict[str, Any]]:
-    jobs = await qmp.execute("query-jobs")
-    return [job for job in jobs if isinstance(job, dict) and str(job.get("id", "")).startswith(_JOB)]
+    jobs = await qmp.query_list("query-jobs")
+    return [job for job in jobs if str(job.get("id", "")).startswith(_JOB)]
 
 
 async def _end_jobs(qmp: Qmp) -> None:

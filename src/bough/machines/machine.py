@@ -254,7 +254,7 @@ class Machine:
             with open_memory(saved.devices) as descriptor:
                 await self._qmp.send_fd("devices", descriptor)
                 await self._qmp.execute("migrate-incoming", uri="fd:devices")
-            while (await self._qmp.execute("query-status"))["status"] == "inmigrate":  # noqa: ASYNC110
+            while (await self._qmp.query("query-status")).get("status") == "inmigrate":  # noqa: ASYNC110
                 await asyncio.sleep(_LOAD_POLL_S)
             if self.record.suspended is not None:
                 # Before the guest can write to its disks: they and what was kept part here.
@@ -316,7 +316,7 @@ class Machine:
             await self._attach(process)
             self._taken_up = True
             assert self._qmp is not None
-            status = (await self._qmp.execute("query-status"))["status"]
+            status = (await self._qmp.query("query-status")).get("status")
             await self._finish_snapshot(self._qmp)
             if status == "paused" and self.state is not State.PAUSED:
                 # The service died while it had it stand still, for a snapshot or on the way to a suspend.

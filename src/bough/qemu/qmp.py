@@ -24,6 +24,8 @@ from bough.errors import BoughError, DeadlineExceeded, WrongState
 MAX_MESSAGE_BYTES = 2 * 1024 * 1024
 #: Events that nobody has fetched yet; QEMU itself sends the chatty ones once a second at most.
 MAX_EVENTS = 1000
+#: Of what it lists: devices, jobs, block nodes.
+MAX_LISTED = 1000
 _CLOSE_TIMEOUT_S = 2.0
 _MOST_GREETINGS = 3
 
@@ -122,6 +124,20 @@ class Qmp:
         except QMPError as error:
             self._check_open()
             raise self._lost(command) from error
+
+    async def query(self, command: str, /, **arguments: Any) -> dict[str, Any]:
+        """As `execute`, of a command that returns an object. Raises QmpLost too when it returns none."""
+        answer = await self.execute(command, **arguments)
+        if not isinstance(answer, dict):
+            raise QmpLost(f"QEMU's answer to {command} is not what it should be")
+        return answer
+
+    async def query_list(self, command: str, /, **arguments: Any) -> list[dict[str, Any]]:
+        """As `query`, of one that returns a list: the objects in it, and not more than MAX_LISTED."""
+        answer = await self.execute(command, **arguments)
+        if not isinstance(answer, list):
+            raise QmpLost(f"QEMU's answer to {command} is not what it should be")
+        return [item for item in answer[:MAX_LISTED] if isinstance(item, dict)]
 
     async def send_fd(self, name: str, descriptor: int) -> None:
         """Hand QEMU an open file, to be used as "fd:<name>" (migration) or by netdev and chardev.

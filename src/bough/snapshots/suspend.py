@@ -88,7 +88,8 @@ async def _write(machine: Machine, qmp: Qmp, made: SnapshotPaths) -> Suspended:
     record = machine.record
     start = architecture(record.hardware.arch).ram_start
     ram = await find_ram(qmp, machine.pid, record.spec.memory, start)
-    version = (await qmp.execute("query-version"))["qemu"]
+    version = (await qmp.query("query-version")).get("qemu")
+    numbers = version if isinstance(version, dict) else {}
     async with device_state(qmp) as state:
         await state.save()
         devices = state.read()
@@ -99,7 +100,7 @@ async def _write(machine: Machine, qmp: Qmp, made: SnapshotPaths) -> Suspended:
         stored_bytes=stored_bytes,
         sha256=digest,
         accelerator=record.accelerator,
-        qemu_version=f"{version['major']}.{version['minor']}.{version['micro']}",
+        qemu_version=".".join(str(numbers.get(part))[:8] for part in ("major", "minor", "micro")),
     )
 
 
