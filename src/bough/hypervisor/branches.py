@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from bough.bundle import Source
-from bough.errors import BoughError
+from bough.errors import BoughError, HostLacks
 from bough.hypervisor.base import EPHEMERAL_GRACE_S, remove_tree
 from bough.hypervisor.making import Making
 from bough.machines.machine import Machine, SavedState
@@ -137,6 +137,8 @@ class Branches(Making):
                             return machine
                         except BoughError as error:
                             return error
+                        except OSError as error:  # EMFILE, EIO: the others may have been luckier
+                            return HostLacks(f"the host gave out: {error}")
 
                 return list(await asyncio.gather(*(one(name) for name in names)))
         finally:

@@ -255,7 +255,7 @@ async def _handle_message(session: ExecSession | QgaExec, message: bytes) -> Non
                 await session.resize(int(value["rows"]), int(value["columns"]))
             else:
                 await session.signal(str(value["name"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise InvalidInput(f"exec channel {channel} takes JSON as documented: {error}") from error
     else:
         raise InvalidInput(f"exec has no channel {channel}")
