@@ -36,7 +36,7 @@ async def wait_booted(machine: Machine, *, timeout_s: float, report: Report = ig
     report(Progress("waiting until it is up"))
     try:
         await run_script(await machine.agent(), BOOTED_SCRIPT, timeout_s=timeout_s)
-    except TimeoutError:
+    except DeadlineExceeded:
         raise DeadlineExceeded(
             f"machine '{machine.name}' answers, and is still starting after {timeout_s:.0f} s",
             hint=f"what it waits for: bough exec {machine.name} -- systemctl list-jobs",

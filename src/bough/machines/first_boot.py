@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from bough.errors import BoughError, GuestRefused
+from bough.errors import BoughError, DeadlineExceeded, GuestRefused
 from bough.guest.channel import AgentChannel
 from bough.guest.qga import QgaChannel
 from bough.guest.session import ExecRequest
@@ -72,12 +72,16 @@ async def _knows_mounts(channel: AgentChannel) -> bool:
 
 async def _install_sshfs(channel: AgentChannel) -> None:
     """Cloud images come without; what cannot be installed is told when it is missed."""
-    with contextlib.suppress(BoughError, TimeoutError):
+    with contextlib.suppress(BoughError):
         await run_script(channel, _INSTALL_SSHFS, timeout_s=INSTALL_TIMEOUT_S)
 
 
 async def run_script(channel: AgentChannel | QgaChannel, script: str, *, timeout_s: float = 300) -> str:
-    """What a shell script printed in the guest: untrusted, its first MiB."""
+    """What a shell script printed in the guest: untrusted, its first MiB.
+
+    Raises:
+        DeadlineExceeded: it was ended after `timeout_s`. AgentUnavailable: it went away.
+    """
     session = await channel.exec(ExecRequest(["/bin/sh", "-c", script], stdin=False))
     heard = bytearray()
     try:
@@ -85,9 +89,10 @@ async def run_script(channel: AgentChannel | QgaChannel, script: str, *, timeout
             async for stream, data in session:
                 if stream == "stdout":
                     heard += data[: 1024 * 1024 - len(heard)]
-    except (TimeoutError, asyncio.CancelledError):
-        await session.abort()
-        raise
+    except TimeoutError:
+        raise DeadlineExceeded(f"the guest was not done within {timeout_s:.0f} s") from None
+    finally:
+        await session.abort()  # nothing, where it has ended
     return heard.decode(errors="replace")
 
 

@@ -7,12 +7,13 @@ from bough.images.disk import DiskIdentity
 from bough.images.layers import CLEAN_SCRIPT
 from bough.images.moves import render_move_script
 from bough.images.store import ImageManifest
-from bough.machines.first_boot import run_script
+from bough.machines.first_boot import COMMANDS_TIMEOUT_S, run_script
 from bough.machines.machine import Machine
 from bough.progress import Progress, Report
 from bough.spec import RecipeSpec
 
 #: An emulated guest copies some 20 MiB a second.
+_BOOT_S = 300.0
 _MOVE_TIMEOUT_S = 3600.0
 
 
@@ -26,7 +27,7 @@ async def make_layer(
     """
     await machine.start(report)
     try:
-        await machine.wait_ready(timeout_s=300, report=report)
+        await machine.wait_ready(timeout_s=_BOOT_S + COMMANDS_TIMEOUT_S, report=report)
     except GuestRefused as error:
         raise BuildFailed(
             f"the image {label} could not be built: {machine.record.first_boot.error}", image=label
