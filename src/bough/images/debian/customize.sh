@@ -13,7 +13,8 @@ echo "LANG=C.UTF-8" > "$root/etc/default/locale"
 printf 'UUID=%s / ext4 errors=remount-ro 0 1\n' "$BOUGH_ROOT_UUID" > "$root/etc/fstab"
 sed -i "s/@ROOT_UUID@/$BOUGH_ROOT_UUID/; s/@CONSOLE@/$BOUGH_CONSOLE/" "$root/boot/grub/grub.cfg"
 chroot "$root" usermod -p '*' root
-chroot "$root" systemctl -q enable systemd-networkd.service ssh-host-keys.service
+chroot "$root" systemctl -q disable ssh.service
+chroot "$root" systemctl -q enable systemd-networkd.service ssh.socket ssh-host-keys.service
 if [ -e "$root/lib/systemd/system/systemd-resolved.service" ]; then
     chroot "$root" systemctl -q enable systemd-resolved.service
 fi
