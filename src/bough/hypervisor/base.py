@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import shutil
 from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from bough.errors import Conflict, NameTaken, NotFound, WrongState
+from bough.errors import BoughError, Conflict, NameTaken, NotFound, WrongState
 from bough.images.catalogue import Catalogues
 from bough.images.store import ImageStore
 from bough.machines.events import Events
@@ -24,6 +25,8 @@ from bough.snapshots.store import SnapshotManifest
 from bough.snapshots.tree import SnapshotTree
 from bough.spec import check_name
 from bough.storage import sync_directory
+
+log = logging.getLogger("bough.hypervisor")
 
 #: How long an ephemeral machine is kept while nobody holds it: for the client to come back after a
 #: restart of the service.
@@ -193,6 +196,10 @@ class Base:
                     await self.delete(machine, force=True)
                 except (NotFound, Conflict):
                     pass  # it is being snapshotted, say: afterwards
+                except (BoughError, OSError) as error:  # and again: nobody else will
+                    log.warning("machine %s cannot be deleted: %s", machine.name, error)
+                    pause_s = EPHEMERAL_GRACE_S
+                    continue
                 except BaseException:
                     self._left(machine_id)
                     raise
