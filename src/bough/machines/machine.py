@@ -248,9 +248,10 @@ class Machine:
         """
         assert self._qmp is not None
         try:
-            # No round of announcements: nobody is on its link who would have to learn where it is now, and
-            # each wakes the guest, its networkd and its resolved.
-            await self._qmp.execute("migrate-set-parameters", **{"announce-rounds": 0})
+            # One announcement, not five: nobody is on its link who would have to learn where it is now, and
+            # each wakes the guest, its networkd and its resolved. None at all would take the timer away that
+            # QEMU's virtio_net_reset() stops without a look, when the guest reboots.
+            await self._qmp.execute("migrate-set-parameters", **{"announce-rounds": 1})
             with open_memory(saved.devices) as descriptor:
                 await self._qmp.send_fd("devices", descriptor)
                 await self._qmp.execute("migrate-incoming", uri="fd:devices")
