@@ -19,7 +19,7 @@ from bough.machines.disks import disk_chain
 from bough.machines.record import MachineDisk
 from bough.paths import Home
 from bough.qemu.jail import Jail
-from bough.qemu.qmp import Qmp
+from bough.qemu.qmp import Qmp, QmpLost
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -58,18 +58,14 @@ def test_a_long_life(snapshots: int, times: float) -> None:
     assert chain[-2:] == [GIB, 2 * GIB], "and what was there before is not"
 
 
-class Told:
+class Told(Qmp):
     """A QEMU that answers so."""
 
-    def __init__(self, nodes: Any, devices: Any = ()) -> None:
+    def __init__(self, nodes: Any, devices: Any = ()) -> None:  # connected to nothing
         self._answers = {"query-named-block-nodes": nodes, "query-block": list(devices)}
 
-    async def execute(self, command: str, **_: Any) -> Any:
+    async def execute(self, command: str, /, **_: Any) -> Any:
         return self._answers[command]
-
-
-def told(nodes: Any, devices: Any = ()) -> Qmp:
-    return cast("Qmp", Told(nodes, devices))
 
 
 def long_name(*files: str) -> str:
@@ -96,7 +92,7 @@ NODES = [
 
 async def test_a_chain_by_its_names() -> None:
     device = {"qdev": "/machine/peripheral/disk0-device/virtio-backend", "inserted": {"node-name": "top"}}
-    qmp = told(NODES, [device, {"device": "", "qdev": "/machine/peripheral/floppy"}])
+    qmp = Told(NODES, [device, {"device": "", "qdev": "/machine/peripheral/floppy"}])
     tops, nodes = await read_tops(qmp), await read_nodes(qmp)
     assert {name: node.file for name, node in tops.items()} == {"disk0": "/t"}
     assert [node.name for node in chain_below(nodes, "top")] == ["middle", "base"]
@@ -108,20 +104,23 @@ async def test_a_chain_by_its_names() -> None:
         {},
         None,
         [{"drv": "qcow2"}],
-        ["node"],
         [{"node-name": "top", "drv": "qcow2", "file": "json:" + "[" * 100_000}],
         [{"node-name": "top", "drv": "qcow2", "file": 'json:{"file": 5}'}],
         [{"node-name": "top", "drv": "qcow2", "file": "/t", "backing_file": "/nowhere"}],
     ],
 )
 async def test_what_makes_no_sense_is_no_chain(nodes: Any) -> None:
-    with pytest.raises(MachineFailed):
-        await read_nodes(told(nodes))
+    with pytest.raises((MachineFailed, QmpLost)):
+        await read_nodes(Told(nodes))
+
+
+async def test_what_is_no_node_is_not_listed() -> None:
+    assert await read_nodes(Told(["node", None, 5])) == {}
 
 
 async def test_a_chain_that_goes_in_a_circle_ends() -> None:
     nodes = [{"node-name": "a", "drv": "qcow2", "file": "/a", "backing_file": "/a"}]
-    assert len(chain_below(await read_nodes(told(nodes)), "a")) == 1000
+    assert len(chain_below(await read_nodes(Told(nodes)), "a")) == 1000
 
 
 # -- of a machine that is off -------------------------------------------------------------------------

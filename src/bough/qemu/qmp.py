@@ -45,8 +45,8 @@ class QmpLost(BoughError):
     code = "qmp-lost"
 
 
-class _NotGreeted(QmpLost):
-    """Something else came instead of a greeting."""
+class _NotGreeted(Exception):
+    """Something else came instead of a greeting. Never leaves this file."""
 
 
 class Qmp:
@@ -72,10 +72,10 @@ class Qmp:
                 # An event of a QEMU that is just starting may come before its greeting: its monitor takes
                 # "not asked for capabilities yet" for "negotiated" until it has seen its client (QEMU's
                 # monitor_qapi_event_emit()). The next connection is greeted.
-                for _ in range(_MOST_GREETINGS - 1):
+                for _ in range(_MOST_GREETINGS):
                     with contextlib.suppress(_NotGreeted):
                         return await cls._connect(path)
-                return await cls._connect(path)
+                raise QmpLost(f"no QMP connection at {path}: no greeting came first")
         except TimeoutError:
             raise QmpLost(f"QEMU did not greet within {timeout_s:g} s", hint="see its log") from None
 
@@ -94,9 +94,9 @@ class Qmp:
             # The library asserts that a connection it has just made still stands.
             with contextlib.suppress(Exception):
                 await client.disconnect()
-            not_greeted = isinstance(error, ConnectError) and isinstance(error.exc, GreetingError)
-            kind = _NotGreeted if not_greeted else QmpLost
-            raise kind(f"no QMP connection at {path}: {error}") from error
+            if isinstance(error, ConnectError) and isinstance(error.exc, GreetingError):
+                raise _NotGreeted from error
+            raise QmpLost(f"no QMP connection at {path}: {error}") from error
         return cls(client, listener)
 
     async def execute(self, command: str, /, *, timeout_s: float = 60.0, **arguments: Any) -> Any:
