@@ -15,9 +15,9 @@ import pytest
 import bough
 from bough.paths import Home
 from tests.acceptance.conftest import BOUGH, Cli
-from tests.acceptance.test_exec import wait_until
 from tests.acceptance.test_life import has_ended
 from tests.conftest import MEMORY
+from tests.waiting import wait_until
 
 
 def test_an_unknown_image(cli: Cli, debian: str) -> None:
@@ -190,7 +190,9 @@ def test_a_disk_that_does_not_boot(cli: Cli, bough_home: Home, debian: str, gone
     disk = bough_home.machine(cli.json("info", "blank")["id"]).disk(0)
     blank = ["qemu-io", "-f", "qcow2", "-c", "write -q -P 0 0 1M", disk]
     subprocess.run(blank, check=True, stdout=subprocess.DEVNULL)
-    told = cli.error("start", "blank", "--timeout", "15s", says="blank", hint="bough console blank")
+    cli.error("start", "blank", "--timeout", "5s", says="blank", hint="bough console blank")
+    wait_until(lambda: "boot" in cli.text("logs", "blank").lower(), timeout_s=90)
+    told = cli.error("wait", "blank", "--timeout", "1s", says="blank", hint="bough console blank")
     assert "boot" in told.lower(), "the end of the console is missing"
     assert cli.json("info", "blank")["state"] == "running"
 
@@ -200,8 +202,10 @@ def test_a_guest_that_never_answers(cli: Cli, booted: bough.Snapshot, gone: list
     booted.fork("mute")
     cli("exec", "mute", "--", "systemctl", "mask", "bough-agent.service")
     cli("stop", "mute")
-    told = cli.error("start", "mute", "--timeout", "15s", says="15 s", hint="bough console mute")
-    assert "GRUB" in told or "login:" in told, "the end of the console is missing"
+    cli.error("start", "mute", "--timeout", "5s", says="5 s", hint="bough console mute")
+    wait_until(lambda: "login:" in cli.text("logs", "mute"), timeout_s=120)
+    told = cli.error("wait", "mute", "--timeout", "1s", says="1 s", hint="bough console mute")
+    assert "login:" in told, "the end of the console is missing"
     cli.error("exec", "mute", "--", "true", says="mute")
     # The power button still works where the agent does not.
     cli("stop", "mute", "--deadline", "30s")

@@ -13,7 +13,8 @@ from bough.bundle import read_manifest
 from bough.errors import BadBundle
 from bough.paths import Home
 from tests.acceptance.conftest import Cli
-from tests.acceptance.test_suspend import COUNTER, count, wait_until
+from tests.acceptance.test_suspend import COUNTER, count
+from tests.waiting import wait_until
 
 
 def test_a_running_machine_goes_on_elsewhere(
@@ -21,7 +22,7 @@ def test_a_running_machine_goes_on_elsewhere(
 ) -> None:
     """Out through a pipe, into another BOUGH_HOME that has no image; and once more here, altered."""
     vm.shell(COUNTER)
-    wait_until(lambda: count(vm) > 1, "the process counts")
+    wait_until(lambda: count(vm) > 1, what="the process counts")
     before, identity = count(vm), vm.exec("cat", "/etc/machine-id", "/etc/hostname").stdout
     file = tmp_path / "vm.bough"
     cli("export", vm.name, file)

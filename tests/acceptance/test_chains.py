@@ -6,8 +6,7 @@ import json
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from bough.machines.disks import disk_chain
 from bough.machines.record import MachineRecord
 from bough.paths import Home
 from tests.torture.processes import kill, qemus
+from tests.waiting import wait_until
 
 #: Enough that a merge of it is still going on when something is killed.
 LARGE = "dd if=/dev/urandom of=/root/large bs=1M count=128 2>/dev/null; sync; cksum < /root/large"
@@ -49,13 +49,6 @@ def machine(base: bough.Snapshot, hv: bough.Hypervisor) -> Iterator[bough.Machin
     for snapshot in fresh.snapshots():
         if snapshot.info().machine == machine.id:
             snapshot.delete()
-
-
-def wait_until(what: Callable[[], bool], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def layers(home: Home, machine: bough.Machine) -> list[int]:

@@ -7,19 +7,11 @@ import pty
 import select
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 
 import pytest
 
 from tests.acceptance.conftest import Cli
-
-
-def wait_until(holds: Callable[[], bool], timeout_s: float = 20) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.1)
+from tests.waiting import wait_until
 
 
 def runs_in_guest(cli: Cli, box: str, pattern: str) -> bool:

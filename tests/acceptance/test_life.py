@@ -14,8 +14,8 @@ import pytest
 import bough
 from bough.paths import Home
 from tests.acceptance.conftest import Cli
-from tests.acceptance.test_exec import wait_until
 from tests.conftest import MEMORY
+from tests.waiting import wait_until
 
 
 def info(cli: Cli, name: str) -> dict[str, object]:

@@ -13,8 +13,8 @@ import bough
 from bough.errors import Conflict, GuestRefused, InvalidInput, InvalidSpec, NotFound
 from bough.paths import Home
 from tests.acceptance.conftest import Cli
-from tests.acceptance.test_exec import wait_until
 from tests.conftest import MEMORY
+from tests.waiting import wait_until
 
 SOURCE = "/srv/src"
 

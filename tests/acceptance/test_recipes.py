@@ -11,8 +11,8 @@ import pytest
 
 from bough.paths import Home
 from tests.acceptance.conftest import Cli
-from tests.acceptance.test_exec import wait_until
 from tests.publisher import Signer, serve_directory
+from tests.waiting import wait_until
 
 CATALOGUE = """
 format = 1

@@ -11,8 +11,8 @@ import pytest
 import bough
 from bough.errors import InvalidInput, NotFound
 from tests.acceptance.conftest import Cli
-from tests.acceptance.test_exec import wait_until
 from tests.conftest import MEMORY
+from tests.waiting import wait_until
 
 
 def test_output_status_and_nothing_afterwards(cli: Cli, debian: str) -> None:

@@ -12,8 +12,8 @@ from bough.errors import Conflict, NameTaken, NotFound
 from bough.machines.record import MachineRecord
 from bough.paths import Home
 from tests.acceptance.conftest import Cli
-from tests.acceptance.test_exec import wait_until
 from tests.conftest import MEMORY
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")

@@ -16,17 +16,11 @@ import bough
 from bough.errors import BoughError, MachineFailed, WrongState
 from bough.paths import Home
 from tests.acceptance.conftest import Cli
+from tests.waiting import wait_until
 
 COUNTER = (
     "setsid sh -c 'n=0; while :; do n=$((n+1)); echo $n > /run/count; sleep 0.3; done' >/dev/null 2>&1 &"
 )
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain until {what}"
-        time.sleep(0.001)
 
 
 def count(machine: bough.Machine) -> int:
@@ -40,7 +34,7 @@ def kill_service(hv: bough.Hypervisor) -> bough.Hypervisor:
 
 def test_it_goes_on_where_it_was(hv: bough.Hypervisor, vm: bough.Machine, cli: Cli) -> None:
     vm.shell(COUNTER)
-    wait_until(lambda: count(vm) > 1, "the process counts")
+    wait_until(lambda: count(vm) > 1, what="the process counts")
     before, identity = count(vm), vm.exec("cat", "/etc/machine-id", "/etc/hostname").stdout
     session = vm.spawn("sleep", "1000")
     vm.suspend()
@@ -60,7 +54,7 @@ def test_it_goes_on_where_it_was(hv: bough.Hypervisor, vm: bough.Machine, cli: C
     assert not vm.exec("pgrep", "-fx", "sleep 1000").ok, "a session from before goes on"
     assert abs(float(vm.exec("date", "+%s.%N").stdout) - time.time()) < 1
     seen = count(vm)
-    wait_until(lambda: count(vm) > seen, "the process counts on")
+    wait_until(lambda: count(vm) > seen, what="the process counts on")
 
 
 def test_memory_that_cannot_be_continued_is_not_lost(vm: bough.Machine, bough_home: Home, cli: Cli) -> None:
@@ -118,7 +112,7 @@ def test_whatever_dies_in_the_middle(hv: bough.Hypervisor, vm: bough.Machine, bo
 
 def wait_for_moment(moment: Callable[[], bool], call: threading.Thread) -> None:
     with contextlib.suppress(BoughError):
-        wait_until(lambda: moment() or not call.is_alive(), "it is in the middle")
+        wait_until(lambda: moment() or not call.is_alive(), what="it is in the middle", every_s=0.001)
 
 
 def quietly(call: Callable[[], None]) -> None:

@@ -15,8 +15,8 @@ import pytest
 
 from bough.paths import Home
 from tests.acceptance.conftest import Cli
-from tests.acceptance.test_exec import wait_until
 from tests.acceptance.test_life import has_ended
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 OTHER = "0.1.0.post17"

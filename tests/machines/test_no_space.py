@@ -18,7 +18,7 @@ import pytest
 import bough
 from bough.errors import NoSpace
 from bough.paths import Home
-from tests.acceptance.test_exec import wait_until
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,9 @@ import pytest
 import bough
 from bough.errors import BoughError, WrongState
 from bough.paths import Home
+from tests.waiting import wait_until
 
 SMALL: dict[str, Any] = {"memory": "128MiB", "vcpus": 1, "uplink": False}
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 @pytest.fixture
