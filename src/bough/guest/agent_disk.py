@@ -1,7 +1,7 @@
 """Operation grow_root: the root file system takes the disk that it was given."""
 
 # pathlib costs an emulated guest 20 ms to load.
-# ruff: noqa: PTH112, PTH113, PTH119, PTH120, PTH123, PTH208
+# ruff: noqa: PTH112, PTH113, PTH116, PTH119, PTH120, PTH123, PTH208
 
 from __future__ import annotations
 
@@ -44,8 +44,18 @@ def _root_device() -> tuple[str, str]:
         for line in file.read(1 << 20).decode("utf-8", "surrogateescape").splitlines():
             fields, _, rest = line.partition(" - ")
             if fields.split()[4] == "/":
-                return fields.split()[2], rest.split()[0]
+                kind, source = rest.split()[:2]
+                return _behind(source) or fields.split()[2], kind
     raise OperationFailed("no root file system is mounted")
+
+
+def _behind(source: str) -> str | None:
+    """The number of the device that is named as mounted. What btrfs says of itself is no device's."""
+    try:
+        number = os.stat(source).st_rdev
+    except OSError:
+        return None  # "/dev/root", which nobody made
+    return f"{os.major(number)}:{os.minor(number)}" if number else None
 
 
 def _number(path: str) -> int:
