@@ -22,13 +22,13 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("apt-get") is None:
         pytest.skip("the media are Debian's packages")
     place = tmp_path_factory.mktemp("media")
-    packages = ["memtest86+", "grub-rescue-pc", "ipxe"]
+    packages = ["memtest86+", "grub-rescue-pc", "grub-efi-amd64-bin", "ipxe"]
     got = subprocess.run(["apt-get", "download", *packages], cwd=place, capture_output=True, check=False)
     if got.returncode:
         pytest.skip(f"no packages: {got.stderr.decode(errors='replace')[-300:]}")
     for package in place.glob("*.deb"):
         subprocess.run(["dpkg-deb", "-x", package, place / "x"], check=True)
-    return place / "x/usr/lib"
+    return place / "x"
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_cd_is_booted_and_typed_at(
 ) -> None:
     gone.append("rescue")
     images.append("rescue-cd")
-    cli("image", "import", media / "grub-rescue/grub-rescue-cdrom.iso", "--name", "rescue-cd")
+    cli("image", "import", media / "usr/lib/grub-rescue/grub-rescue-cdrom.iso", "--name", "rescue-cd")
     cli("create", "rescue-cd", "--name", "rescue", *SMALL)
     cli("start", "rescue")
     wait_screen(cli, "rescue", "GNU GRUB")
@@ -79,12 +79,39 @@ def test_a_cd_is_booted_and_typed_at(
 def test_a_floppy_is_booted(cli: Cli, media: Path, gone: list[str], images: list[str]) -> None:
     gone.append("floppy")
     images.append("rescue-floppy")
-    floppy = media / "grub-rescue/grub-rescue-floppy.img"
+    floppy = media / "usr/lib/grub-rescue/grub-rescue-floppy.img"
     cli("image", "import", floppy, "--format", "raw", "--name", "rescue-floppy")
     cli("create", "rescue-floppy", "--name", "floppy", *SMALL)
     cli("start", "floppy")
     wait_screen(cli, "floppy", "GNU GRUB")
     cli.error("create", "rescue-floppy", "--cdrom", "rescue-floppy", says="is a floppy, not a cdrom")
+
+
+@pytest.mark.parametrize(
+    ("loader", "says"),
+    [("usr/lib/grub/x86_64-efi/monolithic/gcdx64.efi", "grub>"), ("boot/ipxe.efi", "iPXE")],
+)
+def test_a_stick_is_booted_by_uefi(
+    cli: Cli, media: Path, gone: list[str], images: list[str], tmp_path: Path, loader: str, says: str
+) -> None:
+    gone.append("stick")
+    images.append("stick")
+    stick = tmp_path / "stick.img"
+    with stick.open("wb") as file:
+        file.truncate(32 << 20)
+    for words in (
+        ["mformat", "-i", stick, "::"],
+        ["mmd", "-i", stick, "::/EFI", "::/EFI/BOOT"],
+        ["mcopy", "-i", stick, media / loader, "::/EFI/BOOT/BOOTX64.EFI"],
+    ):
+        subprocess.run(words, check=True)
+    cli("image", "import", stick, "--name", "stick")
+    cli("create", "stick", "--name", "stick", *SMALL)
+    cli("start", "stick")
+    wait_until(lambda: says in cli.text("logs", "stick"), timeout_s=90)
+    if says == "grub>":
+        cli("type", "stick", "ls (hd0)/EFI", "--key", "enter")
+        wait_until(lambda: "boot/" in cli.text("logs", "stick").lower(), timeout_s=30)
 
 
 @pytest.mark.parametrize("firmware", ["bios", "uefi"])
@@ -93,7 +120,7 @@ def test_memtest_by_either_firmware(
 ) -> None:
     gone.append("memtest")
     images.append("memtest")
-    cli("image", "import", media / "memtest86+/memtest86+x64.iso", "--name", "memtest")
+    cli("image", "import", media / "usr/lib/memtest86+/memtest86+x64.iso", "--name", "memtest")
     # An empty disk is tried first, as where a system is to be installed.
     cli("create", "memtest", "--name", "memtest", "--disk", "64MiB", "--firmware", firmware, *SMALL)
     cli("start", "memtest")
@@ -121,7 +148,7 @@ def _is_blue(picture: Path) -> bool:
 
 def test_a_cd_in_a_machine_with_a_disk(cli: Cli, debian: str, media: Path, gone: list[str]) -> None:
     gone.append("both")
-    iso = media / "ipxe/ipxe.iso"
+    iso = media / "usr/lib/ipxe/ipxe.iso"
     cli("create", debian, "--name", "both", "--cdrom", iso, "--boot", "cdrom", "--display", *SMALL)
     cli("start", "both", "--no-wait")
     assert "iPXE" in wait_screen(cli, "both", "iPXE")

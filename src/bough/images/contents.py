@@ -57,20 +57,26 @@ class Partition:
         return self.kind in (_ESP_GUID, 0xEF)
 
 
+#: A stick or floppy: the file system from the first sector on (UEFI specification 13.3.2).
+_WHOLE_DISK = Partition(_ESP_GUID, 0, 0)
+
+
 async def inspect_contents(disk: Path, confinement: Confinement) -> Contents:
     with disk.open("rb") as stream:
         has_boot_code, partitions = read_partitions(stream)
+        whole = [_WHOLE_DISK] if is_fat(stream) else []
     found = {_ROOTS[p.kind] for p in partitions if isinstance(p.kind, uuid.UUID) and p.kind in _ROOTS}
     firmware = []
     if has_boot_code:
         firmware.append("bios")
-    for esp in (partition for partition in partitions if partition.is_esp):
+    for esp in [partition for partition in partitions if partition.is_esp] or whole:
         loaders = await _list_loaders(disk, esp, confinement)
         found |= loaders
         if loaders and "uefi" not in firmware:
             firmware.append("uefi")
-    if found and not found & {"x86_64", "i386"}:
-        firmware = ["uefi"]  # boot code in the first sector is a PC's
+    if found and (whole or not found & {"x86_64", "i386"}):
+        # Boot code in the first sector is a PC's; that of a FAT may do no more than say that it is none.
+        firmware = ["uefi"]
     return Contents(tuple(firmware), frozenset(found))
 
 
@@ -108,6 +114,13 @@ def read_partitions(stream: BinaryIO) -> tuple[bool, list[Partition]]:
     if any(partition.kind == 0xEE for partition in partitions):
         return has_code, _read_gpt(stream)
     return has_code, partitions
+
+
+def is_fat(stream: BinaryIO) -> bool:
+    """Whether a FAT file system, not a partition table, begins in the first sector."""
+    stream.seek(0)
+    sector = stream.read(SECTOR)
+    return sector[510:] == b"\x55\xaa" and b"FAT" in (sector[54:57], sector[82:85])
 
 
 def _read_gpt(stream: BinaryIO) -> list[Partition]:
