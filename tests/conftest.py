@@ -153,17 +153,22 @@ def pytest_runtest_makereport(
         error = call.excinfo.value
         told = [f"hint: {error.hint}", *(f"{name}: {value}" for name, value in error.details.items())]
         report.sections.append(("what the error knows", "\n".join(told)))
-    home = getattr(item, "funcargs", {}).get("bough_home")
-    if report.failed and home is not None:
-        kept = _keep_artifacts(home, item.nodeid)
-        report.sections.append(("what was kept", str(kept)))
+    if report.failed:
+        target = ARTIFACTS / item.nodeid.partition("@")[0].replace("/", ".").replace("::", ".")[-120:]
+        target.mkdir(parents=True, exist_ok=True)
+        # At once: the terminal tells it when all tests are through, if the run comes to that.
+        (target / f"{report.when}.txt").write_text(
+            f"{report.longreprtext}\n" + "\n".join(f"-- {name}\n{text}" for name, text in report.sections)
+        )
+        home = getattr(item, "funcargs", {}).get("bough_home")
+        if home is not None:
+            _keep_artifacts(home, target)
+        report.sections.append(("what was kept", str(target)))
     return report
 
 
-def _keep_artifacts(home: Home, test: str) -> Path:
+def _keep_artifacts(home: Home, target: Path) -> None:
     """Records, consoles, QEMU's stderr and command lines of all machines, and the service's log."""
-    target = ARTIFACTS / test.partition("@")[0].replace("/", ".").replace("::", ".")[-120:]
-    target.mkdir(parents=True, exist_ok=True)
     for machine in home.machines.iterdir() if home.machines.exists() else ():
         paths = home.machine(machine.name)
         place = target / machine.name
@@ -174,7 +179,6 @@ def _keep_artifacts(home: Home, test: str) -> Path:
             (place / "argv").write_text(_running_argv(machine.name))
     with contextlib.suppress(OSError):
         shutil.copy2(home.service_log, target)
-    return target
 
 
 def _running_argv(machine_id: str) -> str:

@@ -263,7 +263,7 @@ class Machine:
                 self._change(suspended=None, identity=identity, event=False)
             self._guest.greet(awake=True)  # now: it is the first that the guest finds
             await self._qmp.execute("cont")
-        except BoughError as error:
+        except (BoughError, OSError) as error:
             if self._process is not None:
                 self._process.kill()
             await self._ended_or(5)
