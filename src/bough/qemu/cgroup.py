@@ -20,6 +20,8 @@ _CONTROLLERS = ("memory", "cpu", "pids")
 #: Threads of QEMU: one for each vCPU, and a pool of at most 64 for the disks.
 _MAX_THREADS = 2048
 _CPU_PERIOD_US = 100_000
+#: The first one that there is: (behind all others, as it is made). cpu.idle is of Linux 5.15.
+_SHARES = {"cpu.idle": ("1", "0"), "cpu.weight": ("1", "100"), "cpu.shares": ("2", "1024")}
 _MEMORY_FILES = ("memory.max", "memory.limit_in_bytes")
 _CPU_FILES = ("cpu.max", "cpu.cfs_quota_us")
 
@@ -57,6 +59,32 @@ def create_groups(bases: tuple[str, ...], machine_id: str, limits: Limits) -> li
             hint="leave limits.cpu out, or run the service as root or as a systemd unit with Delegate=yes",
         )
     return made
+
+
+def stand_back(pid: int, back: bool) -> bool:
+    """Give the group of a machine processor time only when no other wants it, or again its share.
+
+    False where `pid` has no group of its own for that: its threads can be told then (see Pid.stand_back). In
+    a group they would stand back behind each other alone.
+    """
+    for line in _read_memberships(pid):
+        _, controllers, path = line.split(":", 2)
+        mount = _MOUNT if controllers == "" else _MOUNT / controllers
+        group = mount / path.lstrip("/")
+        if (controllers == "" or "cpu" in controllers.split(",")) and group.parent.name == "bough":
+            for file, (last, usual) in _SHARES.items():
+                if (group / file).exists():
+                    with contextlib.suppress(OSError):  # it is gone
+                        (group / file).write_text(last if back else usual)
+                    return True
+    return False
+
+
+def _read_memberships(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except OSError:
+        return []
 
 
 def limits_memory(groups: list[str]) -> bool:
@@ -107,10 +135,7 @@ def _can_make(base: Path) -> bool:
 
 def _find_delegated() -> Path | None:
     """Nearest above the service's own group (which may have no groups with controllers in it)."""
-    own = next(
-        (line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")),
-        None,
-    )
+    own = next((line[3:] for line in _read_memberships(os.getpid()) if line.startswith("0::")), None)
     if own is None:
         return None
     above = (_MOUNT / own.strip("/")).parents if own != "/" else [_MOUNT]

@@ -70,6 +70,9 @@ class Pid:
             for thread in Path(f"/proc/{self.number}/task").iterdir():
                 with contextlib.suppress(ProcessLookupError):
                     os.sched_setscheduler(int(thread.name), policy, os.sched_param(0))
+        # Each of our processes leads a session, so the kernel may weigh them as groups (sched(7), autogroup).
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{self.number}/autogroup").write_text("19" if back else "0")
 
     @contextlib.contextmanager
     def _descriptor(self) -> Iterator[int | None]:

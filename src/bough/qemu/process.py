@@ -34,7 +34,7 @@ from bough.errors import BoughError, HostLacks, MachineFailed, WrongState
 from bough.networks.uplink import start_uplink
 from bough.paths import MachinePaths, make_private_directory
 from bough.qemu.argv import render_argv
-from bough.qemu.cgroup import add_to_groups, create_groups, limits_memory, remove_groups
+from bough.qemu.cgroup import add_to_groups, create_groups, limits_memory, remove_groups, stand_back
 from bough.qemu.jail import JailReport, Sight, render_jail, report_jail
 from bough.qemu.pid import Pid, read_boot_id
 from bough.qemu.plan import Plan
@@ -126,8 +126,9 @@ class QemuProcess:
         return self._pid.is_alive()
 
     def stand_back(self, back: bool = True) -> None:
-        """While others are in a hurry it takes only the processor time that nobody wants; see Pid."""
-        self._pid.stand_back(back)
+        """While others are in a hurry it takes only the processor time that nobody wants."""
+        if not stand_back(self.pid, back):
+            self._pid.stand_back(back)
 
     def kill(self) -> None:
         """SIGKILL; `wait` then tells the end."""
