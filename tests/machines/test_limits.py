@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,7 +21,14 @@ import bough
 from bough.errors import HostLacks
 from bough.machines.console import LOG_BYTES
 from bough.paths import Home, MachinePaths
-from bough.qemu.cgroup import find_groups, limits_memory
+from bough.qemu.cgroup import (
+    add_to_groups,
+    create_groups,
+    find_groups,
+    limits_memory,
+    remove_groups,
+    stand_back,
+)
 from bough.qemu.plan import Limits, Plan
 from bough.qemu.process import QemuProcess, start_process
 from bough.qemu.qmp import Qmp, QmpLost, QmpRefused
@@ -130,6 +138,36 @@ def cpu_s(machine_id: str) -> float:
 def written_bytes(pid: int) -> int:
     lines = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
     return int(lines["write_bytes"])
+
+
+@needs_cpu_groups
+def test_standing_back() -> None:
+    """Behind another machine on the same processor, and beside it again."""
+    bases, names = find_groups(), ("bough-test-back", "bough-test-front")
+    spinning = [subprocess.Popen(["sh", "-c", "while :; do :; done"], start_new_session=True) for _ in names]
+
+    def shares() -> tuple[float, float]:
+        before = [cpu_s(name) for name in names]
+        time.sleep(2)
+        back, front = (cpu_s(name) - was for name, was in zip(names, before, strict=True))
+        return back, front
+
+    try:
+        for name, process in zip(names, spinning, strict=True):
+            os.sched_setaffinity(process.pid, {min(os.sched_getaffinity(0))})
+            add_to_groups(create_groups(bases, name, Limits()), process.pid)
+        assert stand_back(spinning[0].pid, True)
+        back, front = shares()
+        assert front > 5 * back
+        assert stand_back(spinning[0].pid, False)
+        back, front = shares()
+        assert front < 2 * back
+        assert not stand_back(os.getpid(), True), "no group of a machine's"
+    finally:
+        for name, process in zip(names, spinning, strict=True):
+            process.kill()
+            process.wait()
+            remove_groups(bases, name)
 
 
 @pytest.fixture

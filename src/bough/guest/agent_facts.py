@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 _ROOT_FACTS: dict[str, object] = {}
 FIRST_BOOT_DONE = "/var/lib/bough/first-boot.done"
@@ -22,7 +23,8 @@ def gather() -> dict[str, object]:
         "machine": system.machine,
         "first_boot_done": os.path.exists(FIRST_BOOT_DONE),
         "pid": os.getpid(),
-        "uptime_s": _uptime(),
+        # As /proc/uptime has it, without the kernel's code for writing that.
+        "uptime_s": time.clock_gettime(time.CLOCK_BOOTTIME),
     }
     facts.update(_ROOT_FACTS)
     return facts
@@ -40,8 +42,3 @@ def _os_release() -> dict[str, str]:
     wanted = ("ID", "VERSION_ID", "VERSION_CODENAME", "PRETTY_NAME")
     pairs = (line.partition("=") for line in _read("/etc/os-release").splitlines())
     return {key: value.strip("\"'") for key, _, value in pairs if key in wanted}
-
-
-def _uptime() -> float:
-    text = _read("/proc/uptime").partition(" ")[0]
-    return float(text) if text else 0.0
