@@ -6,7 +6,7 @@ import time
 
 import bough
 from bench.harness import Bench
-from bench.machine import a_guest
+from bench.machine import a_guest, at_rest
 from bough.machines.chain import MOST_LAYERS
 
 ABOUT = "reads inside of a 512 MiB Debian before and after 50 snapshots, past the guest's page cache"
@@ -33,7 +33,7 @@ KINDS = {"random reads of 4 KiB": 4096, "sequential reads of 128 KiB": 131072}
 
 def run(bench: Bench) -> None:
     with a_guest("bench-chains", memory="512MiB") as (_, machine):
-        machine.shell("systemctl is-system-running --wait", check=False)
+        at_rest(machine)
         machine.write_file("/root/read.py", READ)
         make = f"dd if=/dev/urandom of=/root/file bs=1M count={FILE_MIB} conv=fsync 2>/dev/null"
         machine.shell(make, check=True)

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bench.harness import Bench
-from bench.machine import a_guest
-from bench.pause import SETTLE
+from bench.machine import a_guest, at_rest
 from bench.peer import SavedGuest, stock_image
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ DEPTH = 20
 def run(bench: Bench) -> None:
     for gib in MEMORIES_GIB:
         with a_guest("bench-fork", memory=f"{gib}GiB") as (_, machine):
-            machine.shell(SETTLE, check=False)
+            at_rest(machine)
             snapshot = machine.snapshot()
             if gib == 1:
                 beside_loadvm(bench, machine, snapshot)

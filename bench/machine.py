@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,12 @@ def a_guest(name: str, **spec: object) -> Iterator[tuple[Hypervisor, Machine]]:
         yield hypervisor, machine
     finally:
         machine.delete(force=True)
+
+
+def at_rest(machine: Machine) -> None:
+    """Until its boot is over: forks of a machine in the middle of it would all go on with that."""
+    machine.wait("booted", timeout=300)
+    time.sleep(5)
 
 
 def run_bough(*words: str | Path, home: Path | None = None) -> str:

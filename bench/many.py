@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from bench.harness import Bench
-from bench.machine import a_guest
+from bench.machine import a_guest, at_rest
 
 ABOUT = "20 running machines of 256 MiB, each with its agent, and the service's memory"
 COUNT = int(os.environ.get("BOUGH_BENCH_MANY", "20"))
@@ -18,8 +18,7 @@ MIB = 1024
 
 def run(bench: Bench) -> None:
     with a_guest("bench-many", memory="256MiB", uplink=False) as (hypervisor, machine), ExitStack() as made:
-        # At rest: forks of one that is in the middle of its boot would all go on with that.
-        machine.exec("systemctl", "is-system-running", "--wait")
+        at_rest(machine)
         snapshot = machine.snapshot()
         made.callback(snapshot.delete)
         pid = hypervisor.version()["pid"]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from bench.harness import Bench
-from bench.machine import a_guest
+from bench.machine import a_guest, at_rest
 
 ABOUT = "how long a machine of 2 GiB stands still for a snapshot, by how much it has written since the last"
 WRITTEN_MIB = (0, 8, 32, 128, 512)
-#: Until the services that a first boot starts are through with it.
-SETTLE = 'while [ "$(systemctl is-system-running)" = starting ]; do sleep 0.2; done; sleep 3'
 
 
 def run(bench: Bench) -> None:
     with a_guest("bench-pause", memory="2GiB") as (_, machine):
-        machine.shell(SETTLE, check=False)
+        at_rest(machine)
         first = machine.snapshot()
         bench.note(f"freshly booted: {first.info().pause_ms:.0f} ms")
         points = []

@@ -111,7 +111,7 @@ def booted(hv: bough.Hypervisor, debian: str) -> bough.Snapshot:
     """A Debian of 512 MiB that has booted and come to rest: a fork of it is there in a third of a second."""
     machine = hv.create(debian, name="booted", memory=MEMORY)
     machine.start()
-    machine.exec("systemctl", "is-system-running", "--wait")
+    machine.wait("booted")
     snapshot = machine.snapshot("booted")
     machine.delete(force=True)
     return snapshot
