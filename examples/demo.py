@@ -190,6 +190,8 @@ def reach_a_port(story: Story, machine: Machine) -> None:
 
 def branch(story: Story, machine: Machine) -> None:
     """Twenty of it, from where it is just now, each with work of its own; and one of them is handed over."""
+    with story.step("its boot comes to its end", f"bough wait {machine.name} --until booted"):
+        machine.wait("booted", timeout=300)
     machine.shell("echo kept in memory > /dev/shm/note; sleep 1000 & echo $! > /dev/shm/pid", check=True)
     with story.step(
         f"{FORKS} more of it, from where it is just now", f"bough fork {machine.name} --count {FORKS}"
