@@ -106,6 +106,38 @@ def test_a_shared_directory_lives_as_long_as_its_machine(
     shared.with_name("moved").rename(shared)
 
 
+def test_a_share_through_a_restore_and_a_suspension(
+    hv: bough.Hypervisor, cli: Cli, booted: bough.Snapshot, shared: Path, made: list[bough.Machine]
+) -> None:
+    machine = booted.fork()
+    made.append(machine)
+    machine.mount(shared, SOURCE, writable=True)
+    snapshot = machine.snapshot()
+    try:
+        (shared / "word").write_text("changed\n")
+        machine.write_file("/root/since", "x")
+        machine.restore(snapshot)
+        with pytest.raises(NotFound):
+            machine.read_text("/root/since")
+        assert read(machine) == "changed", "the directory stays as it is now"
+        machine.suspend()
+        machine.resume()
+        assert read(machine) == "changed"
+        # Where it is gone, a fork goes on without it and says so.
+        shared.rename(shared.with_name("away"))
+        with pytest.raises(GuestRefused, match="not mounted"):
+            snapshot.fork("without")
+        fork = hv.machine("without")
+        made.append(fork)
+        assert fork.exec("true").ok
+        assert fork.mounts()[0].state == "not mounted"
+        shared.with_name("away").rename(shared)
+        cli("mount", "without", "--again")
+        assert read(fork) == "changed"
+    finally:
+        snapshot.delete()
+
+
 def test_what_cannot_be_shared(
     hv: bough.Hypervisor, cli: Cli, box: str, bough_home: Home, tmp_path: Path
 ) -> None:

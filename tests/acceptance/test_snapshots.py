@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 
@@ -14,6 +15,27 @@ from bough.paths import Home
 from tests.acceptance.conftest import Cli
 from tests.conftest import MEMORY
 from tests.waiting import wait_until
+
+#: `make torture` makes more of them.
+FORKS = int(os.environ.get("BOUGH_FORKS", "3"))
+FORKS_AT_ONCE = 50
+WHAT = (
+    "machine-id",
+    "host name",
+    "MAC",
+    "ed25519 host key",
+    "ecdsa host key",
+    "urandom",
+    "Python",
+    "new key",
+)
+WHO_AM_I = """
+cat /etc/machine-id; hostname; cat /sys/class/net/e*/address
+cut -d ' ' -f 2 /etc/ssh/ssh_host_ed25519_key.pub /etc/ssh/ssh_host_ecdsa_key.pub
+head -c 32 /dev/urandom | base64
+python3 -c 'import os; print(os.urandom(32).hex())'
+ssh-keygen -q -t ed25519 -N '' -f /run/key && cut -d ' ' -f 2 /run/key.pub
+"""
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +119,20 @@ def test_the_time_is_right(snapshot: bough.Snapshot, forks: list[bough.Machine])
     assert abs(told - time.time_ns()) < 1_000_000_000
 
 
-def test_forks_are_random_each_in_its_own_way(snapshot: bough.Snapshot, forks: list[bough.Machine]) -> None:
-    made = snapshot.fork(count=3)
-    forks.extend(made)
-    names = {fork.name for fork in made}
-    bytes_of = {fork.shell("head -c 32 /dev/urandom | od -An -tx1").stdout for fork in made}
-    keys = {fork.read_text("/etc/ssh/ssh_host_ed25519_key.pub") for fork in made}
-    assert len(names) == len(bytes_of) == len(keys) == len(made)
+def test_nobody_meets_himself(snapshot: bough.Snapshot, forks: list[bough.Machine]) -> None:
+    """Whatever a guest is known by, and whatever it makes up first, is of one fork alone."""
+    told: list[list[str]] = []
+    for begin in range(0, FORKS, FORKS_AT_ONCE):
+        made = snapshot.fork(count=min(FORKS_AT_ONCE, FORKS - begin), timeout=600)
+        forks.extend(made)
+        told += [fork.shell(WHO_AM_I, check=True, timeout=120).stdout.splitlines() for fork in made]
+        while forks:
+            forks.pop().discard()
+    assert len(told) == FORKS
+    for what, *values in zip(WHAT, *told, strict=True):
+        assert all(values), what
+        assert len(set(values)) == FORKS, what
+    print(f"{FORKS} forks: {', '.join(WHAT)} are distinct")
 
 
 def test_a_fork_of_a_fork_of_what_runs(origin: bough.Machine, forks: list[bough.Machine]) -> None:

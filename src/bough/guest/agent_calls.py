@@ -30,7 +30,6 @@ _QUICK = {
     "become": "agent_become",
 }
 _SLOW = {
-    "set_identity": "agent_identity",
     "grow_root": "agent_disk",
     "first_boot": "agent_first_boot",
     "freeze": "agent_freeze",

@@ -41,7 +41,7 @@ def first_boot(arguments: Arguments, tell: Tell) -> dict[str, object]:
             tell(f"setting up: {name.replace('_', ' ')}", None, "")
             _once(name, lambda step=step, name=name: step(arguments[name]))  # type: ignore[misc]
     if not os.path.exists("/etc/systemd/system/ssh-host-keys.service"):
-        _once("host_keys", lambda: agent_identity.make_host_keys(anew=False))
+        _once("host_keys", agent_identity.make_host_keys)
     if arguments.get("more"):
         return {"outputs": []}
     outputs = _run_commands(list_of_text(arguments.get("commands")), tell)
