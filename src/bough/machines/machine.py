@@ -234,43 +234,38 @@ class Machine:
                 raise
             self._ports = ports
             jail = process.jail.to_dict() if process.jail else None
-            await self._attach(process, greet=saved is None)
-            if saved is not None:
-                await self._load(saved)
+            try:
+                await self._attach(process, greet=saved is None)
+                if saved is not None:
+                    await self._load(saved)
+            except (BoughError, OSError) as error:
+                process.kill()
+                await self._ended_or(5)
+                if self.record.suspended is None:
+                    self._note(state=State.FAILED)
+                when = "while it was started" if saved is None else "while it took up its saved state"
+                raise self.ended_error(f"{when}: {error}") from error
             self._note(state=State.RUNNING, accelerator=plan.accelerator, jail=jail)
         self.chains.look()
 
     async def _load(self, saved: SavedState) -> None:
-        """Let QEMU take up the state of the devices, and the vCPUs run.
-
-        Raises:
-            MachineFailed: it cannot; its QEMU is ended.
-        """
+        """Let QEMU take up the state of the devices, and the vCPUs run. Raises BoughError, OSError."""
         assert self._qmp is not None
-        try:
-            # One announcement, not five: nobody is on its link who would have to learn where it is now, and
-            # each wakes the guest, its networkd and its resolved. None at all would take the timer away that
-            # QEMU's virtio_net_reset() stops without a look, when the guest reboots.
-            await self._qmp.execute("migrate-set-parameters", **{"announce-rounds": 1})
-            with open_memory(saved.devices) as descriptor:
-                await self._qmp.send_fd("devices", descriptor)
-                await self._qmp.execute("migrate-incoming", uri="fd:devices")
-            while (await self._qmp.query("query-status")).get("status") == "inmigrate":  # noqa: ASYNC110
-                await asyncio.sleep(_LOAD_POLL_S)
-            if self.record.suspended is not None:
-                # Before the guest can write to its disks: they and what was kept part here.
-                identity = "clock" if self.record.identity == "known" else self.record.identity
-                self._change(suspended=None, identity=identity, event=False)
-            self._guest.greet(awake=True)  # now: it is the first that the guest finds
-            await self._qmp.execute("cont")
-        except (BoughError, OSError) as error:
-            if self._process is not None:
-                self._process.kill()
-            await self._ended_or(5)
-            failure = self.ended_error("while it took up its saved state")
-            if self.record.suspended is None:
-                self._note(state=State.FAILED)
-            raise failure from error
+        # One announcement, not five: nobody is on its link who would have to learn where it is now, and each
+        # wakes the guest, its networkd and its resolved. None at all would take the timer away that QEMU's
+        # virtio_net_reset() stops without a look, when the guest reboots.
+        await self._qmp.execute("migrate-set-parameters", **{"announce-rounds": 1})
+        with open_memory(saved.devices) as descriptor:
+            await self._qmp.send_fd("devices", descriptor)
+            await self._qmp.execute("migrate-incoming", uri="fd:devices")
+        while (await self._qmp.query("query-status")).get("status") == "inmigrate":  # noqa: ASYNC110
+            await asyncio.sleep(_LOAD_POLL_S)
+        if self.record.suspended is not None:
+            # Before the guest can write to its disks: they and what was kept part here.
+            identity = "clock" if self.record.identity == "known" else self.record.identity
+            self._change(suspended=None, identity=identity, event=False)
+        self._guest.greet(awake=True)  # now: it is the first that the guest finds
+        await self._qmp.execute("cont")
 
     def _fail_to_start(self, error: MachineFailed) -> None:
         error.message = f"machine '{self.name}' did not start: {error.message}"

@@ -27,7 +27,7 @@ MAX_EVENTS = 1000
 #: Of what it lists: devices, jobs, block nodes.
 MAX_LISTED = 1000
 _CLOSE_TIMEOUT_S = 2.0
-_MOST_GREETINGS = 3
+_GREETING_PAUSE_S = 0.01
 
 # Every failure reaches the caller as an exception; the library's log of it would be a second telling.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
@@ -71,11 +71,11 @@ class Qmp:
             async with asyncio.timeout(timeout_s):
                 # An event of a QEMU that is just starting may come before its greeting: its monitor takes
                 # "not asked for capabilities yet" for "negotiated" until it has seen its client (QEMU's
-                # monitor_qapi_event_emit()). The next connection is greeted.
-                for _ in range(_MOST_GREETINGS):
+                # monitor_qapi_event_emit()). One of the next connections is greeted.
+                while True:
                     with contextlib.suppress(_NotGreeted):
                         return await cls._connect(path)
-                raise QmpLost(f"no QMP connection at {path}: no greeting came first")
+                    await asyncio.sleep(_GREETING_PAUSE_S)
         except TimeoutError:
             raise QmpLost(f"QEMU did not greet within {timeout_s:g} s", hint="see its log") from None
 
