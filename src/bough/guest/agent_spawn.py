@@ -31,6 +31,9 @@ _PERHAPS_IGNORED = (
     _signal.SIGINT,
     _signal.SIGQUIT,
     _signal.SIGTERM,
+    _signal.SIGTSTP,
+    _signal.SIGTTIN,
+    _signal.SIGTTOU,
 )
 
 
