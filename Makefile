@@ -3,7 +3,7 @@
 BIN := .venv/bin
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help setup demo test unit test-foreign fuzz lint format torture bench docs clean
+.PHONY: help setup demo test unit test-long test-foreign fuzz lint format torture bench docs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -22,6 +22,9 @@ test: setup ## all tests, with real virtual machines; ARGS="-k name" for some
 
 unit: setup ## the tests that need no virtual machine
 	@$(BIN)/python -m pytest tests/unit $(ARGS)
+
+test-long: setup ## what takes an emulated guest too long for each change: a kernel package installed inside
+	@BOUGH_TEST_LONG=1 $(BIN)/python -m pytest tests/acceptance/test_guest.py -k kernel_package $(ARGS)
 
 test-foreign: ## build and run machines of other processors; ARCHES="arm64"; takes a quarter of an hour
 	@scripts/setup.sh dev $(or $(ARCHES),arm64 riscv64 i386)

@@ -123,16 +123,6 @@ def test_a_machine_that_is_held_outlives_the_service(hv: bough.Hypervisor, cli: 
     assert vm.name not in cli.names()
 
 
-def test_an_image_is_deleted_with_what_was_kept_of_its_boot(hv: bough.Hypervisor, debian: str) -> None:
-    recipe = {"base": debian, "commands": ["touch /root/built"]}
-    image = hv.build_recipe(recipe, label="booted-once")
-    with hv.run("booted-once", memory=MEMORY) as vm:
-        assert vm.exec("test", "-e", "/root/built").ok
-    hv.delete_image("booted-once")
-    assert image.digest not in {known.digest for known in hv.images()}
-    assert hv.doctor_store()["clean"]
-
-
 def test_spares_stand_by_and_are_taken(hv: bough.Hypervisor, cli: Cli, debian: str) -> None:
     before = cli.names()
     with pytest.raises(InvalidInput, match="of its own"):
