@@ -78,10 +78,11 @@ read -r boot < /proc/sys/kernel/random/boot_id
   done
 }
 while [ "$1" != -- ]; do
-  # What is left in it is the uplink, which waits for our copies of its socket to be closed.
-  for try in 1 2 3 4 5 6 7 8 9 10; do
+  # What is left in it is the uplink, which waits for our copies of its socket to be closed. On a host where a
+  # hundred machines end at once, what was killed takes a while to be gone.
+  for pause in 0.01 0.02 0.02 0.05 0.05 0.1 0.1 0.2 0.5 1 1 1; do
     while read -r left; do kill -9 "$left"; done < "$1/cgroup.procs"
-    rmdir "$1" && break; sleep 0.02
+    rmdir "$1" && break; sleep "$pause"
   done
   shift
 done
