@@ -75,7 +75,7 @@ class Images(Making):
                 progress=report,
                 mirrors=how.mirrors,
                 lock=lock,
-                rebuild=how.rebuild and not recipe.needs_machine,
+                rebuild=how.rebuild,
             )
         else:
             base = await self.image(lock.base if lock and lock.base else recipe.base, None, report)
