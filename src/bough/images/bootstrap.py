@@ -16,11 +16,12 @@ from bough.guest.install import ENABLED_AS, UNIT_PATH, agent_files
 from bough.images import disk
 from bough.images.apt import Mirrors, render_pins, render_source, source_files, source_path
 from bough.images.emulation import find_rule
-from bough.images.namespace import end, start_inside
+from bough.images.namespace import start_inside
 from bough.images.platforms import PLATFORMS
 from bough.images.recipes import SCRIPTS, Recipe
 from bough.progress import Progress, Report
 from bough.qemu.host import has_range
+from bough.qemu.subprocesses import end_subprocess
 from bough.spec import PackageLock
 
 _OUTPUT_LINES = 40
@@ -159,7 +160,7 @@ async def bootstrap(
             watch.line(line.decode(errors="replace").rstrip())
         status = await process.wait()
     except BaseException:
-        await end(process)
+        await end_subprocess(process)
         raise
     if status != 0:
         raise watch.failure(status, work)

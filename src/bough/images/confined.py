@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import secrets
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from bough.errors import HostLacks
 from bough.qemu.jail import Jail, Sight, machine_uid, render_jail
+from bough.qemu.subprocesses import end_subprocess
 
 #: qemu-img and the decompressors stay far below; one that does not is ended by malloc.
 _MOST_MEMORY_KIB = 4 * 1024 * 1024
@@ -125,15 +125,9 @@ async def run_confined(
             group.create_task(drain(process.stderr, keep))
         status = await process.wait()
     except BaseExceptionGroup as group_error:
-        await _end(process)
+        await end_subprocess(process)
         raise group_error.exceptions[0] from None
     except BaseException:
-        await _end(process)
+        await end_subprocess(process)
         raise
     return Done(status, b"".join(kept).decode(errors="replace").strip()[-4000:])
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
-    await process.wait()

@@ -13,9 +13,10 @@ import struct
 from pathlib import Path
 
 from bough.errors import HostLacks
-from bough.images.namespace import end, start_inside
+from bough.images.namespace import start_inside
 from bough.images.platforms import PLATFORMS, Platform
 from bough.qemu.packages import render_fix
+from bough.qemu.subprocesses import end_subprocess
 
 _NAME = "bough"
 _TIMEOUT_S = 20.0
@@ -59,7 +60,7 @@ async def _runs(work: Path, rule: str) -> str | None:
     except TimeoutError:
         return "it did not end in time"
     finally:
-        await end(process)
+        await end_subprocess(process)
     return None if status == 0 else said.decode(errors="replace").strip().rpartition("\n")[2][-300:]
 
 

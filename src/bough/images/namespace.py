@@ -10,15 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from bough.qemu.subprocesses import end_subprocess
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ENTER = ("mmdebstrap", "--unshare-helper", "sh", "./enter.sh")
 #: Says that it is in its user namespace and waits for its ids. Ends with what it waits for.
 _WAIT_FOR_IDS = 'echo @in; read -r _ && exec "$@"'
-_END_TIMEOUT_S = 10.0
 
 
 async def start_inside(
@@ -26,7 +26,8 @@ async def start_inside(
 ) -> asyncio.subprocess.Process:
     """Start `command` in namespaces of its own; its working directory is `work`, at /mnt.
 
-    It ends when its standard input does, so when this process ends, however that happens.
+    It ends when its standard input does, so when this process ends, however that happens; before that by
+    `end_subprocess`.
 
     Args:
         binfmt: a rule for binfmt_misc(5), registered in there and nowhere else.
@@ -46,7 +47,7 @@ async def start_inside(
         try:
             await _give_ids(process)
         except BaseException:
-            await end(process)
+            await end_subprocess(process)
             raise
     return process
 
@@ -63,12 +64,3 @@ async def _give_ids(process: asyncio.subprocess.Process) -> None:
         with contextlib.suppress(OSError):  # told by what fails for the lack of it
             Path(f"/proc/{process.pid}/{name}").write_text(ranges)
     process.stdin.write(b"\n")
-
-
-async def end(process: asyncio.subprocess.Process) -> None:
-    """Kill all of it, and wait for that, bounded."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_END_TIMEOUT_S):
-            await process.wait()

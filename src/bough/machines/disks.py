@@ -12,6 +12,7 @@ from bough.images.overlays import layer_format
 from bough.images.store import ImageManifest
 from bough.machines.record import MachineDisk, MachineRecord
 from bough.paths import Home, MachinePaths
+from bough.qemu.subprocesses import end_subprocess
 from bough.storage import sync_directory
 from bough.units import format_size
 
@@ -120,13 +121,12 @@ async def _run_qemu_img(*arguments: str) -> tuple[int, str]:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
     )
     try:
         _, stderr = await process.communicate()
-    except asyncio.CancelledError:
-        process.kill()
-        await process.wait()
-        raise
+    finally:
+        await end_subprocess(process)
     return process.returncode or 0, stderr.decode(errors="replace").strip()[-1000:]
 
 

@@ -23,6 +23,7 @@ from bough.mounts.modes import render_mode_filter
 from bough.mounts.source import hidden_below, open_source
 from bough.qemu.jail import SYSTEM_FILES, TO_DROP_ALL, render_setpriv, render_system
 from bough.qemu.packages import find_sftp_server, render_fix
+from bough.qemu.subprocesses import end_subprocess
 from bough.spec import MountSpec
 
 SHARE = "/share"
@@ -180,15 +181,12 @@ async def end_server(process: asyncio.subprocess.Process) -> str:
         if process.returncode is None:
             async with asyncio.timeout(0.2):  # what it has begun to write it may finish
                 await process.wait()
-    with contextlib.suppress(ProcessLookupError):
-        if process.returncode is None:
-            process.kill()
     said = b""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_END_S):
-            if process.stderr is not None:
+    if process.returncode is not None and process.stderr is not None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_END_S):
                 said = await process.stderr.read(4096)
-            await process.wait()
+    await end_subprocess(process)
     if process.returncode == _CHANGED:
         return "the directory was put in another's place just now"
     if process.returncode in (0, -9, 255):

@@ -7,7 +7,6 @@ counts as usable only when a probe guest has come to its end on it, in the jail,
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import json
 import os
@@ -30,7 +29,7 @@ from bough.qemu.cgroup import find_groups
 from bough.qemu.facts import cached_fact
 from bough.qemu.jail import Jail, Sight, machine_uid, render_jail
 from bough.qemu.packages import render_fix
-from bough.qemu.pid import Pid
+from bough.qemu.subprocesses import end_subprocess
 from bough.qemu.syscalls import open_filter
 
 OLDEST = (7, 2)
@@ -329,16 +328,5 @@ async def _run(
     except TimeoutError:
         return None
     finally:
-        if process.returncode is None:
-            await _kill(process)
+        await end_subprocess(process)
     return _Done(process.returncode or 0, stdout, stderr)
-
-
-async def _kill(process: asyncio.subprocess.Process) -> None:
-    while process.returncode is None:
-        top = Pid.of(process.pid)
-        if top is not None:
-            top.innermost().kill()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0.02):
-                await process.wait()
