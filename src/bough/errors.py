@@ -15,9 +15,13 @@
     ├── HostLacks               a program or a right is missing on the host
     ├── NoSpace                 a file system of the host is full
     ├── MachineFailed           QEMU ended, or never came up; carries stderr and console
+    │   └── SnapshotDamaged     what was read of a snapshot is not what was written
+    ├── QmpRefused              QEMU understood a command and said no
+    ├── QmpLost                 the connection to QEMU broke
     ├── AgentUnavailable        the machine runs, its agent does not answer
     │   └── AgentTimeout        ... within the time given; carries the end of the console
     ├── GuestRefused            the guest was asked and said no (no such file, no such user)
+    ├── CommandFailed           a command in a guest ended with another status than 0
     ├── BuildFailed             an image could not be built; carries the end of the output
     ├── DownloadFailed          a server did not give the file, or not the one that was asked for
     ├── DeadlineExceeded        any other bounded wait that ran out
@@ -134,6 +138,24 @@ class MachineFailed(BoughError):
     code = "machine-failed"
 
 
+class SnapshotDamaged(MachineFailed):
+    """What was read is not what was written; details: snapshot."""
+
+    code = "snapshot-damaged"
+
+
+class QmpRefused(BoughError):
+    """QEMU understood the command and said no; details: command, error_class."""
+
+    code = "qemu-refused"
+
+
+class QmpLost(BoughError):
+    """QEMU ended, or sent what is not QMP. The command may have been done."""
+
+    code = "qmp-lost"
+
+
 class AgentUnavailable(BoughError):
     code = "agent-unavailable"
     http_status = 409
@@ -151,6 +173,12 @@ class GuestRefused(BoughError):
 
     code = "guest-refused"
     http_status = 422
+
+
+class CommandFailed(BoughError):
+    """It was run with `check`; details: argv, exit_code or signal, stdout, stderr (their ends, as text)."""
+
+    code = "command-failed"
 
 
 class BuildFailed(BoughError):

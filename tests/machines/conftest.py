@@ -100,4 +100,4 @@ async def process(plan: Plan, paths: MachinePaths) -> AsyncIterator[QemuProcess]
     yield started
     started.kill()
     await started.wait()
-    assert find_process(paths) is None
+    assert await find_process(paths) is None

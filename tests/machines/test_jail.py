@@ -23,12 +23,12 @@ from typing import Any
 
 import pytest
 
-from bough.errors import BoughError
+from bough.errors import BoughError, QmpRefused
 from bough.paths import Home, MachinePaths
 from bough.qemu.jail import Jail, render_jail
 from bough.qemu.plan import Plan
 from bough.qemu.process import QemuProcess, _sight, start_process
-from bough.qemu.qmp import Qmp, QmpRefused
+from bough.qemu.qmp import Qmp
 from bough.qemu.syscalls import open_filter
 from tests.machines.conftest import IS_ROOT
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import bough
-from bough.errors import HostLacks
+from bough.errors import HostLacks, QmpLost, QmpRefused
 from bough.machines.console import LOG_BYTES
 from bough.paths import Home, MachinePaths
 from bough.qemu.cgroup import (
@@ -31,7 +31,7 @@ from bough.qemu.cgroup import (
 )
 from bough.qemu.plan import Limits, Plan
 from bough.qemu.process import QemuProcess, start_process
-from bough.qemu.qmp import Qmp, QmpLost, QmpRefused
+from bough.qemu.qmp import Qmp
 
 MIB = 1 << 20
 HAS_CPU_GROUPS = any("cpu" in base.split("/")[-2] or "unified" in base for base in find_groups())

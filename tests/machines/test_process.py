@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import pytest
 
-from bough.errors import MachineFailed, WrongState
+from bough.errors import MachineFailed, QmpRefused, WrongState
 from bough.paths import Home, MachinePaths
 from bough.qemu.choice import choose_accelerator
 from bough.qemu.jail import Jail
@@ -24,7 +24,7 @@ from bough.qemu.pid import Pid
 from bough.qemu.plan import DiskPlan, NicPlan, Plan
 from bough.qemu.probe import find_qemu, probe_accelerators, probe_jail
 from bough.qemu.process import QemuProcess, find_process, read_exit, start_process
-from bough.qemu.qmp import Qmp, QmpRefused
+from bough.qemu.qmp import Qmp
 
 IS_ROOT = os.geteuid() == 0
 
@@ -67,12 +67,12 @@ async def test_killed(process: QemuProcess, paths: MachinePaths) -> None:
 
 
 async def test_found_again(process: QemuProcess, paths: MachinePaths) -> None:
-    found = find_process(paths)
+    found = await find_process(paths)
     assert found is not None
     assert found.pid == process.pid
     found.kill()
     assert (await found.wait()).signal == "SIGKILL"
-    assert find_process(paths) is None
+    assert await find_process(paths) is None
 
 
 async def test_one_at_a_time(process: QemuProcess, plan: Plan, paths: MachinePaths) -> None:
@@ -104,7 +104,7 @@ async def test_a_qemu_that_dies_at_its_start(
         await start_process(replace(plan, **change), paths)  # type: ignore[arg-type]
     assert caught.value.exit_status == 1
     assert said in caught.value.message + caught.value.qemu_stderr
-    assert find_process(paths) is None
+    assert await find_process(paths) is None
     assert list(paths.runtime.iterdir()) == []
 
 
@@ -115,7 +115,7 @@ async def test_a_cancelled_start_leaves_nothing(plan: Plan, paths: MachinePaths,
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert find_process(paths) is None
+    assert await find_process(paths) is None
     assert not paths.runtime.exists() or list(paths.runtime.iterdir()) == []
 
 
@@ -130,7 +130,7 @@ async def test_found_although_its_wrapper_was_killed(
         assert pid is not None
         pid.kill()
         await pid.wait()
-    found = find_process(paths)
+    found = await find_process(paths)
     assert found is not None
     assert found.pid == process.pid
     found.kill()
@@ -169,7 +169,7 @@ async def test_it_outlives_who_started_it(plan: Plan, paths: MachinePaths, home:
     )
     await other.communicate(pickle.dumps((plan, paths)))
     assert other.returncode == -9
-    process = find_process(paths)
+    process = await find_process(paths)
     assert process is not None
     qmp = await Qmp.connect(paths.qmp_socket)
     assert (await qmp.execute("query-status"))["status"] == "running"

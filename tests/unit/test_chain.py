@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from bough.errors import MachineFailed
+from bough.errors import MachineFailed, QmpLost
 from bough.images.overlays import read_backing, render_chain
 from bough.machines.blocks import chain_below, read_nodes, read_tops
 from bough.machines.chain import MOST_LAYERS, Chains, layers_to_merge
@@ -19,7 +19,7 @@ from bough.machines.disks import disk_chain
 from bough.machines.record import MachineDisk
 from bough.paths import Home
 from bough.qemu.jail import Jail
-from bough.qemu.qmp import Qmp, QmpLost
+from bough.qemu.qmp import Qmp
 
 MIB = 1 << 20
 GIB = 1 << 30

@@ -57,11 +57,11 @@ def test_what_qemu_printed_is_bounded(paths: MachinePaths) -> None:
     assert len(cause.text) < 1000
 
 
-def test_nothing_is_found_where_nothing_ran(paths: MachinePaths, tmp_path: Path) -> None:
-    assert find_process(paths) is None
-    assert find_process(MachinePaths(tmp_path / "gone", tmp_path)) is None
+async def test_nothing_is_found_where_nothing_ran(paths: MachinePaths, tmp_path: Path) -> None:
+    assert await find_process(paths) is None
+    assert await find_process(MachinePaths(tmp_path / "gone", tmp_path)) is None
     (paths.log / "process").write_text("other-boot 1 1 1 1\n")
-    assert find_process(paths) is None
+    assert await find_process(paths) is None
 
 
 def _start_cat() -> subprocess.Popen[bytes]:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from bough.errors import DeadlineExceeded, WrongState
-from bough.qemu.qmp import MAX_EVENTS, MAX_MESSAGE_BYTES, Qmp, QmpLost, QmpRefused
+from bough.errors import DeadlineExceeded, QmpLost, QmpRefused, WrongState
+from bough.qemu.qmp import MAX_EVENTS, MAX_MESSAGE_BYTES, Qmp
 
 GREETING = {
     "QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": ""}, "capabilities": []}

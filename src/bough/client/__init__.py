@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from bough.client.info import ImageInfo as ImageInfo
     from bough.client.info import MachineInfo as MachineInfo
     from bough.client.info import Port as Port
-    from bough.client.machine import CommandFailed as CommandFailed
     from bough.client.machine import Completed as Completed
     from bough.client.machine import Machine as Machine
     from bough.client.process import ExitStatus as ExitStatus
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 # Loaded at first use: each command of the command line needs only some of it.
 _HOME_OF = {
-    "CommandFailed": "machine",
     "Completed": "machine",
     "CopyResult": "copy",
     "Event": "info",

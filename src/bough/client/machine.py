@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, overload
 
 from bough.client.connection import QUICK_TIMEOUT_S, Connection, path_of
-from bough.errors import BoughError
+from bough.errors import BoughError, CommandFailed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,15 +24,6 @@ if TYPE_CHECKING:
 _GRACE_S = 15.0
 _MOUNT_TIMEOUT_S = 180.0
 Output = TypeVar("Output", str, bytes)
-
-
-class CommandFailed(BoughError):
-    """A command ended with something else than 0, and `check` was asked for.
-
-    details: argv, exit_code or signal, stdout, stderr (their ends, as text).
-    """
-
-    code = "command-failed"
 
 
 class Completed(NamedTuple, Generic[Output]):

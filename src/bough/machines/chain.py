@@ -26,7 +26,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bough.errors import BoughError, MachineFailed
+from bough.errors import BoughError, MachineFailed, QmpRefused
 from bough.images.confined import Confinement, find_program, run_confined
 from bough.images.overlays import layer_format, read_backing
 from bough.machines.blocks import Node, chain_below, find_file_node, read_nodes, read_tops
@@ -34,7 +34,7 @@ from bough.machines.disks import disk_chain
 from bough.machines.record import MachineDisk
 from bough.paths import Home
 from bough.qemu.jail import Jail
-from bough.qemu.qmp import Qmp, QmpRefused
+from bough.qemu.qmp import Qmp
 
 if TYPE_CHECKING:
     from bough.machines.machine import Machine

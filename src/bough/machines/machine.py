@@ -286,7 +286,7 @@ class Machine:
     async def adopt(self) -> None:
         """Find out, at the start of the service, what became of the machine meanwhile."""
         try:
-            process = find_process(self.paths)
+            process = await find_process(self.paths)
         except (BoughError, OSError) as error:
             self._give_up(f"its QEMU cannot be found again: {error}")
             return

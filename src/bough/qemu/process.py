@@ -30,7 +30,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bough.errors import BoughError, HostLacks, MachineFailed, WrongState
+from bough.errors import BoughError, HostLacks, MachineFailed, QmpLost, WrongState
 from bough.networks.uplink import start_uplink
 from bough.paths import MachinePaths, make_private_directory
 from bough.qemu.argv import render_argv
@@ -38,7 +38,7 @@ from bough.qemu.cgroup import add_to_groups, create_groups, limits_memory, remov
 from bough.qemu.jail import JailReport, Sight, render_jail, report_jail
 from bough.qemu.pid import Pid, read_boot_id
 from bough.qemu.plan import Plan
-from bough.qemu.qmp import Qmp, QmpLost
+from bough.qemu.qmp import Qmp
 from bough.qemu.syscalls import open_filter
 from bough.storage import read_tail
 
@@ -193,7 +193,7 @@ async def start_process(plan: Plan, paths: MachinePaths, *, memory: int | None =
     return process
 
 
-def find_process(paths: MachinePaths) -> QemuProcess | None:
+async def find_process(paths: MachinePaths) -> QemuProcess | None:
     """The process of this machine that an earlier service started; None: surely nothing of it lives."""
     deadline = time.monotonic() + 2
     while _is_locked(paths):
@@ -203,7 +203,7 @@ def find_process(paths: MachinePaths) -> QemuProcess | None:
         if found is not None and (orphans := _orphans(paths, found.waiter)):
             return QemuProcess(orphans[0].innermost(), found.waiter, paths)
         # Started a moment ago and not there yet, or ended a moment ago and still being written down.
-        time.sleep(0.01)
+        await asyncio.sleep(0.01)
         if time.monotonic() > deadline + KILL_TIMEOUT_S:
             raise WrongState(f"something holds {paths.log / 'lock'} and is not QEMU", hint="see lsof")
     return None

@@ -18,7 +18,7 @@ from qemu.qmp.events import EventListener
 from qemu.qmp.message import Message
 from qemu.qmp.qmp_client import GreetingError
 
-from bough.errors import BoughError, DeadlineExceeded, WrongState
+from bough.errors import DeadlineExceeded, QmpLost, QmpRefused, WrongState
 
 #: query-qmp-schema, the longest answer there is, takes some 200 KiB.
 MAX_MESSAGE_BYTES = 2 * 1024 * 1024
@@ -31,18 +31,6 @@ _GREETING_PAUSE_S = 0.01
 
 # Every failure reaches the caller as an exception; the library's log of it would be a second telling.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
-
-
-class QmpRefused(BoughError):
-    """QEMU understood the command and said no; details: command, error_class."""
-
-    code = "qemu-refused"
-
-
-class QmpLost(BoughError):
-    """The connection broke: QEMU ended, or sent what is not QMP. The command may have been done."""
-
-    code = "qmp-lost"
 
 
 class _NotGreeted(Exception):

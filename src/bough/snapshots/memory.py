@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from bough.errors import BoughError, MachineFailed
+from bough.errors import BoughError, SnapshotDamaged
 from bough.paths import SnapshotPaths
 from bough.qemu.ram import Extent, MemoryFile, Template, size_of
 from bough.snapshots.store import SnapshotManifest, SnapshotMemory, SnapshotStore
@@ -29,12 +29,6 @@ from bough.storage import no_space_is_told
 MAX_CHAIN = 8
 _PAIR = struct.Struct("<QQ")
 _CHUNK_BYTES = 4 << 20
-
-
-class SnapshotDamaged(MachineFailed):
-    """What was read is not what was written; details: snapshot."""
-
-    code = "snapshot-damaged"
 
 
 def write_memory(

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from bough.errors import Conflict
+from bough.errors import Conflict, SnapshotDamaged
 from bough.images.confined import Confinement
 from bough.images.overlays import check_disk
 from bough.machines.machine import Machine, SavedState
@@ -32,7 +32,6 @@ from bough.snapshots.capture import (
 )
 from bough.snapshots.memory import (
     MAX_CHAIN,
-    SnapshotDamaged,
     Templates,
     load_template,
     memory_chain,
