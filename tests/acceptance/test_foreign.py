@@ -56,3 +56,13 @@ def test_the_whole_life(machine: bough.Machine, tmp_path: Path) -> None:
     assert machine.exec("test", "-e", "/run/mark").exit_code != 0
     machine.stop()
     assert machine.info().state == "stopped"
+
+
+def test_a_recipe(hv: bough.Hypervisor, machine: bough.Machine) -> None:
+    """A layer upon it, made in a machine of that processor."""
+    arch = machine.info().hardware["arch"]
+    recipe = {"base": RELEASES[arch], "arch": arch, "size": "9GiB", "commands": ["uname -m >/etc/made-on"]}
+    made = hv.build_recipe(recipe, label="made-there")
+    assert (made.arch, made.size_bytes) == (arch, 9 << 30)
+    with hv.run("made-there", arch=arch, memory="512MiB", timeout=300) as run:
+        assert run.read_text("/etc/made-on").strip() == KERNELS[arch]

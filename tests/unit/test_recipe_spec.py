@@ -30,6 +30,7 @@ def test_what_needs_a_machine() -> None:
         ({"base": "debian:12", "comands": [], "packages": ["a b"]}, ["comands", "packages[0]"]),
         ({"base": "web", "kernel": "linux-image-amd64", "sise": 1}, ["kernel", "sise"]),
         ({"base": "debian:12", "agent": False, "commands": ["true"]}, ["agent"]),
+        ({"base": "debian:12", "arch": "amr64"}, ["arch"]),
         ({"base": "debian:12", "packages": ["$(id)"]}, ["packages[0]"]),
         ({"base": "debian:12", "files": [{"path": "relative", "content": ""}]}, ["files[0].path"]),
     ],

@@ -41,7 +41,7 @@ def list_images(as_json: bool) -> None:
 
 @image.command()
 @click.argument("label", metavar="LABEL|RECIPE.toml")
-@click.option("--arch", help="Processor architecture; the host's by default.")
+@click.option("--arch", help="Processor architecture; the recipe's, or the host's, by default.")
 @click.option("--rebuild", is_flag=True, help="Build it again, from today's packages.")
 @click.option("--mirror", metavar="URL", help="Where to take Debian's packages from.")
 @click.option(
@@ -61,7 +61,7 @@ def build(label: str, arch: str | None, lock: str | None, as_json: bool, **optio
     body: dict[str, Any] = {"ref": label, "arch": arch, **options}
     path = "/images/build"
     if label.endswith(".toml"):
-        path, body = "/images/recipe", {**_recipe(label), **options}
+        path, body = "/images/recipe", {**_recipe(label), "arch": arch, **options}
     service = connect()
     with progress() as report:
         built = service.long_call("POST", path, body, progress=report)

@@ -287,6 +287,7 @@ class Hypervisor:
         recipe: dict[str, Any],
         *,
         label: str,
+        arch: str | None = None,
         rebuild: bool = False,
         mirror: str | None = None,
         security_mirror: str | None = None,
@@ -296,6 +297,9 @@ class Hypervisor:
     ) -> ImageInfo:
         """Build what a recipe describes: a base, packages, files, users, commands (docs/images.md).
 
+        Args:
+            arch: instead of the recipe's, or the host's.
+
         Raises:
             InvalidSpec: with every problem; BuildFailed: with what a command printed. Nothing is kept.
         """
@@ -303,7 +307,7 @@ class Hypervisor:
         from bough.client.sources import resolve_recipe
 
         how = {"rebuild": rebuild, "mirror": mirror, "security_mirror": security_mirror, "lock": lock}
-        body = {"recipe": resolve_recipe(recipe), "label": label, **how}
+        body = {"recipe": resolve_recipe(recipe), "label": label, "arch": arch, **how}
         answer = self.api.long_call("POST", "/images/recipe", body, timeout=timeout, progress=progress)
         return ImageInfo.from_dict(answer)
 

@@ -20,7 +20,7 @@ from bough.images.recipes import LABELS
 from bough.images.store import ImageManifest, split_label
 from bough.machines.disks import disk_chain
 from bough.machines.layer import make_layer
-from bough.machines.plan import host_arch
+from bough.machines.plan import check_arch, host_arch
 from bough.progress import Report
 from bough.qemu.probe import find_qemu, probe_jail
 from bough.spec import PackageLock, RecipeSpec, parse_architecture, parse_recipe
@@ -55,9 +55,13 @@ class Images(Making):
             )
 
     async def build_recipe(
-        self, data: dict[str, Any], *, label: str, how: BuildOptions, report: Report
+        self, data: dict[str, Any], *, label: str, arch: str | None, how: BuildOptions, report: Report
     ) -> ImageManifest:
         """The image that a recipe (see bough.spec.RecipeSpec) describes, from as much as is here already.
+
+        Args:
+            label: of a recipe that has none.
+            arch: instead of the recipe's.
 
         Raises:
             InvalidSpec, BuildFailed (with what its command printed), and as `create` and `build_image`.
@@ -67,10 +71,16 @@ class Images(Making):
         if label in LABELS:
             raise InvalidInput(f"{label} is bough's own", hint='give it another name: label = "web"')
         lock = how.lock
+        base_label, own = split_label(recipe.base)
+        wanted = parse_architecture(arch) if arch else recipe.arch
+        if own is not None and wanted not in (own, None):
+            raise InvalidInput(f"{recipe.base} is not made for {wanted}", hint=f'base = "{base_label}"')
+        wanted = wanted or own
+        check_arch(wanted or host_arch())
         if recipe.is_debian:
             base = await build_recipe(
                 self.images,
-                packages_recipe(recipe, label, host_arch()),
+                packages_recipe(recipe, label, wanted or host_arch()),
                 label=None,
                 progress=report,
                 mirrors=how.mirrors,
@@ -78,11 +88,11 @@ class Images(Making):
                 rebuild=how.rebuild,
             )
         else:
-            base = await self.image(lock.base if lock and lock.base else recipe.base, None, report)
+            base = await self.image(lock.base if lock and lock.base else base_label, wanted, report)
         if not recipe.needs_machine:
             self.images.label(base.digest, label)
             return base
-        key = layer_key(base.digest, recipe.model_dump(mode="json", exclude={"label"}))
+        key = layer_key(base.digest, recipe.model_dump(mode="json", exclude={"label", "arch"}))
         known = None
         if not how.rebuild:
             known = self.images.find_recipe(key, lambda image: lock is None or has_versions(image, lock))

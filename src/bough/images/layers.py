@@ -25,7 +25,7 @@ from bough.images.disk import digest_image
 from bough.images.moves import TARGET_SERIAL, check_room
 from bough.images.overlays import render_chain
 from bough.images.recipes import Recipe, recipe_for
-from bough.images.store import ImageManifest, ImageStore
+from bough.images.store import ImageManifest, ImageStore, split_label
 from bough.progress import Progress, Report
 from bough.spec import PackageLock, RecipeSpec
 from bough.storage import no_space_is_told
@@ -56,7 +56,7 @@ def layer_key(base_digest: str, recipe: dict[str, object]) -> str:
 
 def packages_recipe(recipe: RecipeSpec, label: str, arch: str) -> Recipe:
     """What of `recipe`, upon debian:*, is made from packages."""
-    packages = recipe_for(recipe.base, arch)
+    packages = recipe_for(split_label(recipe.base)[0], arch)
     return replace(
         packages,
         label=label,

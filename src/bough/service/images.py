@@ -42,6 +42,7 @@ class BuildRequest(BuildOptionsBody):
 class RecipeRequest(BuildOptionsBody):
     recipe: dict[str, Any]
     label: str
+    arch: str | None = None
 
 
 class PullRequest(BaseModel):
@@ -98,7 +99,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
         async def work(report: Report) -> Any:
             manifest = await hypervisor.build_recipe(
-                body.recipe, label=body.label, how=body.options(), report=report
+                body.recipe, label=body.label, arch=body.arch, how=body.options(), report=report
             )
             return _described(hypervisor, manifest.digest)
 

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema
 
 from bough.spec import fields
 from bough.spec.model import (
+    Architecture,
     DiskSize,
     FileSpec,
     Image,
@@ -104,6 +105,7 @@ class PartitionSpec(Table):
 class RecipeSpec(Table):
     """Attributes:
     base: debian:11 to 13, testing or sid: made from packages; any other image: a layer upon it.
+    arch: of the processor; default: what `base` says after an "@", or the host's.
     packages: of Debian; "name=version" asks for that very one.
     sources: further ones of apt.
     kernel: its package, instead of the one for virtual machines. Only upon debian:*.
@@ -113,6 +115,7 @@ class RecipeSpec(Table):
     """
 
     base: Image
+    arch: Architecture | None = None
     label: Image | None = None
     packages: Annotated[tuple[Package, ...], Field(strict=False, max_length=1000)] = ()
     sources: Annotated[tuple[SourceSpec, ...], Field(strict=False, max_length=32)] = ()
