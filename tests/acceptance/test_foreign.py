@@ -18,7 +18,10 @@ RELEASES = {"aarch64": "debian:13", "riscv64": "debian:13", "i386": "debian:12"}
 KERNELS = {"aarch64": "aarch64", "riscv64": "riscv64", "i386": "i686"}
 ASKED = [parse_architecture(word) for word in os.environ.get("BOUGH_TEST_FOREIGN", "").split()]
 
-pytestmark = pytest.mark.skipif(not ASKED, reason="make test-foreign")
+pytestmark = [
+    pytest.mark.skipif(not ASKED, reason="make test-foreign"),
+    pytest.mark.timeout(3600),  # a build by emulation alone takes a quarter of an hour
+]
 
 
 @pytest.fixture(scope="module", params=ASKED)

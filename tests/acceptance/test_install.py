@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+import bough
 from bough.paths import Home
 from tests.acceptance.conftest import Cli
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -99,7 +101,23 @@ def _uid_of(process: Path) -> int | None:
         return None
 
 
-def test_everything_works_without_root(ordinary_user: Path) -> None:
+#: On the console, as somebody who is logged in there has it.
+EDITOR = """
+systemctl stop serial-getty@ttyS0
+setsid -c env TERM=vt100 vi /root/letter </dev/ttyS0 >/dev/ttyS0 2>&1 &
+while ! [ -e /root/.letter.swp ]; do sleep 0.1; done
+"""
+
+
+def test_everything_works_without_root(ordinary_user: Path, fork: bough.Machine, cli: Cli) -> None:
+    """And a machine of root's goes on as that user's, with what is in its memory alone: an editor's text."""
+    fork.shell(EDITOR, check=True)
+    cli("console", fork.name, stdin=b"iDear Sir")
+    wait_until(lambda: "Dear Sir" in fork.logs(), what="the editor shows what was typed")
+    assert not fork.shell("test -e /root/letter").ok
+    bundle = ordinary_user / "letter.bough"
+    fork.export(bundle)
+    bundle.chmod(0o644)
     python = f"/usr/bin/python3.{sys.version_info.minor}"
     if not Path(python).exists():
         pytest.skip(f"no {python}: what is installed here cannot be run by another user")
@@ -108,11 +126,16 @@ def test_everything_works_without_root(ordinary_user: Path) -> None:
         export BOUGH_HOME={ordinary_user} PYTHONPATH={ordinary_user}/site XDG_RUNTIME_DIR={ordinary_user}/run
         mkdir -p -m 0700 $XDG_RUNTIME_DIR
         bough() {{ {python} -m bough "$@"; }}
-        trap 'bough delete --force one || true; kill $(cat {ordinary_user}/lock)' EXIT
+        trap 'for n in one there; do bough delete --force $n; done; kill $(cat {ordinary_user}/lock)' EXIT
         bough create debian:12 --name one --memory 512MiB
         bough start one
         bough exec one -- uname -s
         bough info one --json
+        bough delete --force one
+        bough import {bundle} --name there
+        printf ',\\rgoodbye\\033:wq\\r' | bough console there
+        until bough exec there -- grep goodbye /root/letter; do sleep 0.2; done
+        bough exec there -- cat /root/letter
     """
     done = subprocess.run(
         ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--init-groups", "env", "-i",
@@ -121,3 +144,4 @@ def test_everything_works_without_root(ordinary_user: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Linux\n") or "\nLinux\n" in done.stdout, done.stdout
+    assert "Dear Sir,\ngoodbye\n" in done.stdout
