@@ -45,8 +45,8 @@ def test_the_whole_life(machine: bough.Machine, tmp_path: Path) -> None:
     command_line = machine.read_text("/proc/cmdline")
     assert "BOOT_IMAGE=" in command_line
 
-    machine.write_bytes("/root/there", b"\0\xff" * 100_000)
-    assert machine.read_bytes("/root/there") == b"\0\xff" * 100_000
+    machine.write_file("/root/there", b"\0\xff" * 100_000)
+    assert machine.read_file("/root/there") == b"\0\xff" * 100_000
     machine.exec("sh", "-c", "echo in memory >/run/mark; sync", check=True)
 
     with machine.fork(ephemeral=True) as fork:
@@ -55,7 +55,7 @@ def test_the_whole_life(machine: bough.Machine, tmp_path: Path) -> None:
         assert abs(float(fork.exec("date", "+%s").stdout) - float(machine.exec("date", "+%s").stdout)) < 30
 
     machine.restart()
-    assert machine.read_bytes("/root/there") == b"\0\xff" * 100_000
+    assert machine.read_file("/root/there") == b"\0\xff" * 100_000
     assert machine.exec("test", "-e", "/run/mark").exit_code != 0
     machine.stop()
     assert machine.info().state == "stopped"

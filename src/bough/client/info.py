@@ -69,6 +69,7 @@ class MachineInfo(_Told):
         agent: answering, silent or none.
         disk_bytes: what its own disks really take on the host.
         layers: on how many files the disk stands that stands on most: its image, snapshots.
+        hardware: what computer it is: arch, machine_type, cpu_model, firmware, ...
         created, started: times in ISO 8601; started is None while it does not run.
     """
 
@@ -91,6 +92,7 @@ class MachineInfo(_Told):
     failure: Failure | None = None
     restarts: dict[str, Any] | None = None
     first_boot: dict[str, Any] | None = None
+    hardware: dict[str, Any]
     spec: dict[str, Any]
     pid: int | None = None
     ephemeral: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ class Events:
             if not queue.full():  # a watcher that does not read loses events, nobody else does
                 queue.put_nowait(event)
 
-    async def watch(self, since: str | None = None) -> AsyncIterator[Event]:
+    async def watch(self, since: str | None = None) -> AsyncGenerator[Event, None]:
         """Events from `since` (a time as in Event.time; None: from now on), then as they happen."""
         queue: asyncio.Queue[Event] = asyncio.Queue(QUEUE_EVENTS)
         past = [event for event in self._past if since is not None and event.time > since]
