@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bough.errors import HostLacks
 from bough.qemu.jail import Jail, Sight, machine_uid, render_jail
-from bough.qemu.subprocesses import end_subprocess
+from bough.qemu.subprocesses import end_subprocess, start_subprocess
 
 #: qemu-img and the decompressors stay far below; one that does not is ended by malloc.
 _MOST_MEMORY_KIB = 4 * 1024 * 1024
@@ -98,14 +98,13 @@ async def run_confined(
         on_output: is given its standard output as it comes; the program waits for it.
     """
     words = render_confined(confinement, argv, read_only=read_only, writable=writable)
-    process = await asyncio.create_subprocess_exec(
+    process = await start_subprocess(
         *words,
         stdin=asyncio.subprocess.DEVNULL if stdin is None else stdin,
         limit=512 * 1024,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         cwd="/",
-        start_new_session=True,
         env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
     )
     kept: deque[bytes] = deque()

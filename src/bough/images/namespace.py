@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bough.qemu.subprocesses import end_subprocess
+from bough.qemu.subprocesses import end_subprocess, start_subprocess
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ENTER = ("mmdebstrap", "--unshare-helper", "sh", "./enter.sh")
@@ -34,14 +34,13 @@ async def start_inside(
     """
     own_users = bool(binfmt) and os.geteuid() == 0
     before = ("unshare", "--user", "sh", "-c", _WAIT_FOR_IDS, "sh") if own_users else ()
-    process = await asyncio.create_subprocess_exec(
+    process = await start_subprocess(
         *(*before, *_ENTER, *command),
         cwd=work,
         env={"PATH": _PATH, "HOME": "/mnt", "LC_ALL": "C.UTF-8", "BOUGH_BINFMT": binfmt, **environment},
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        start_new_session=True,
     )
     if own_users:
         try:

@@ -12,7 +12,7 @@ from bough.images.overlays import layer_format
 from bough.images.store import ImageManifest
 from bough.machines.record import MachineDisk, MachineRecord
 from bough.paths import Home, MachinePaths
-from bough.qemu.subprocesses import end_subprocess
+from bough.qemu.subprocesses import end_subprocess, start_subprocess
 from bough.storage import sync_directory
 from bough.units import format_size
 
@@ -115,13 +115,12 @@ async def _run_qemu_img(*arguments: str) -> tuple[int, str]:
     program = shutil.which("qemu-img")
     if program is None:
         raise HostLacks("qemu-img is not installed", hint="bough doctor tells the command that installs it")
-    process = await asyncio.create_subprocess_exec(
+    process = await start_subprocess(
         program,
         *arguments,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
     )
     try:
         _, stderr = await process.communicate()

@@ -29,7 +29,7 @@ from bough.qemu.cgroup import find_groups
 from bough.qemu.facts import cached_fact
 from bough.qemu.jail import Jail, Sight, machine_uid, render_jail
 from bough.qemu.packages import render_fix
-from bough.qemu.subprocesses import end_subprocess
+from bough.qemu.subprocesses import end_subprocess, start_subprocess
 from bough.qemu.syscalls import open_filter
 
 OLDEST = (7, 2)
@@ -314,12 +314,11 @@ async def _run(
 ) -> _Done | None:
     """None when it was not done in time; nothing of it is left then, nor when cancelled."""
     # In a session of its own, so that all of it can be killed: bubblewrap leaves its child alive.
-    process = await asyncio.create_subprocess_exec(
+    process = await start_subprocess(
         *argv,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
         pass_fds=tuple(pass_fds),
     )
     try:

@@ -1,4 +1,4 @@
-"""End a program that was started through asyncio, whatever it is in the middle of."""
+"""Start a program through asyncio, and end it, whatever it or we are in the middle of."""
 
 from __future__ import annotations
 
@@ -6,17 +6,31 @@ import asyncio
 import contextlib
 import os
 import signal
+from typing import Any
 
 from bough.qemu.pid import Pid
 
 _ROUND_S = 0.02
 
 
+async def start_subprocess(*argv: str, **options: Any) -> asyncio.subprocess.Process:
+    """`asyncio.create_subprocess_exec` in a session of its own. Cancelled, nothing of it is left.
+
+    Cancelled itself, that one waits for the pipes of what it kills, which may be for ever (see below).
+    """
+    starting = asyncio.ensure_future(asyncio.create_subprocess_exec(*argv, start_new_session=True, **options))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await end_subprocess(await starting)
+        raise
+
+
 async def end_subprocess(process: asyncio.subprocess.Process) -> None:
     """Kill it and what it wraps; it has ended then, and its pipes are closed, with what was unread in them.
 
     Args:
-        process: started with `start_new_session`, so that it and its helpers are a group.
+        process: of `start_subprocess`, so that it and its helpers are a group.
     """
     while process.returncode is None:
         _kill(process.pid)
