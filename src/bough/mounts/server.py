@@ -181,10 +181,13 @@ async def end_server(process: asyncio.subprocess.Process) -> str:
         if process.returncode is None:
             async with asyncio.timeout(0.2):  # what it has begun to write it may finish
                 await process.wait()
+    if process.returncode is None:
+        await end_subprocess(process)
+        return ""
     said = b""
-    if process.returncode is not None and process.stderr is not None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_END_S):
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_END_S):
+            if process.stderr is not None:
                 said = await process.stderr.read(4096)
     await end_subprocess(process)
     if process.returncode == _CHANGED:

@@ -22,8 +22,13 @@ async def start_subprocess(*argv: str, **options: Any) -> asyncio.subprocess.Pro
     try:
         return await asyncio.shield(starting)
     except asyncio.CancelledError:
-        await end_subprocess(await starting)
+        await asyncio.shield(_end_once_started(starting))  # also if we are cancelled again
         raise
+
+
+async def _end_once_started(starting: asyncio.Future[asyncio.subprocess.Process]) -> None:
+    with contextlib.suppress(OSError):  # it was not started
+        await end_subprocess(await starting)
 
 
 async def end_subprocess(process: asyncio.subprocess.Process) -> None:
@@ -44,7 +49,9 @@ async def end_subprocess(process: asyncio.subprocess.Process) -> None:
 
 def _kill(number: int) -> None:
     # The innermost first: bubblewrap leaves alive what is in a session of its own, and ends when that does.
-    if (top := Pid.of(number)) is not None:
-        top.innermost().kill()
+    # It may be another user's, one of a namespace that we have made: it goes with the namespace.
+    with contextlib.suppress(PermissionError):
+        if (top := Pid.of(number)) is not None:
+            top.innermost().kill()
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(number, signal.SIGKILL)
