@@ -8,6 +8,8 @@ import os
 #: In a BOUGH_HOME: leads to its runtime directory, whose name takes a hash to find.
 RUNTIME_LINK = "run"
 API_SOCKET = "api.sock"
+#: Exit status of a service that finds another one in its place (sysexits.h, EX_TEMPFAIL).
+ANOTHER_SERVES = 75
 
 
 def find_home() -> str:

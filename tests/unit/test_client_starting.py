@@ -106,6 +106,24 @@ def test_one_that_dies_tells_why(home: Home, monkeypatch: pytest.MonkeyPatch) ->
     assert str(home.service_log) in (caught.value.hint or "")
 
 
+# The one before is on its way out, says a lot on the way, and is gone at the third look.
+ON_ITS_WAY = """
+import sys
+from pathlib import Path
+looks = Path(sys.argv[1]) / "looks"
+looks.write_text(looks.read_text() + "." if looks.exists() else ".")
+if len(looks.read_text()) < 3:
+    print("error: no room\\n" + 10_000 * "the end of another\\n", file=sys.stderr)
+    sys.exit(75)
+"""
+
+
+def test_one_that_is_on_its_way_out_is_waited_for(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    serve_with(monkeypatch, ON_ITS_WAY + SERVICE)
+    assert find_service(home)[1]["pid"] in starts(home)
+    assert (home.root / "looks").read_text() == "..."
+
+
 def test_another_version_is_warned_about(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     serve_with(monkeypatch, SERVICE)
     find_service(home)

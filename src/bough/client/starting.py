@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bough import __version__
 from bough.client.connection import Connection
 from bough.errors import ServiceUnavailable
+from bough.home import ANOTHER_SERVES
 
 if TYPE_CHECKING:
     import subprocess
@@ -111,7 +112,7 @@ def _start(home: Home, connection: Connection) -> dict[str, Any]:
             return version
         log = _read_from(home.service_log, begin)
         # The one before is still on its way out, and holds the home until then.
-        if "another service" not in log or time.monotonic() > deadline:
+        if process.poll() != ANOTHER_SERVES or time.monotonic() > deadline:
             break
         time.sleep(0.1)
     status = process.poll()

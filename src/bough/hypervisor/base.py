@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,6 +25,7 @@ from bough.snapshots.store import SnapshotManifest
 from bough.snapshots.tree import SnapshotTree
 from bough.spec import check_name
 from bough.storage import sync_directory
+from bough.tasks import Tasks
 
 log = logging.getLogger("bough.hypervisor")
 
@@ -51,7 +52,7 @@ class Base:
         #: Ephemeral ones whose client is done with them.
         self._leaving: set[str] = set()
         self._all_left = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._unreadable: dict[str, str] = {}
         self._making = 0
         #: The service is on its way out: who holds a machine is cut off, and comes back to the next one.
@@ -166,7 +167,8 @@ class Base:
         """Until the machines that were discarded are gone: whoever did it takes them for gone."""
         if self._leaving:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._all_left.wait(), _SEE_OFF_S)
+                async with asyncio.timeout(_SEE_OFF_S):
+                    await self._all_left.wait()
 
     @contextmanager
     def hold(self, machine: Machine, *, grace_s: float = 0) -> Iterator[None]:
@@ -205,12 +207,7 @@ class Base:
                     raise
                 pause_s = _EXPIRE_AGAIN_S
 
-        self._own(expire(), f"expire {machine_id}")
-
-    def _own(self, work: Coroutine[Any, Any, None], what: str) -> None:
-        task = asyncio.create_task(work, name=what)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.begin(expire(), f"expire {machine_id}")
 
     def _drop_ready(self, manifests: Iterable[SnapshotManifest]) -> None:
         for manifest in manifests:

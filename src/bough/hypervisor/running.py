@@ -172,7 +172,7 @@ class Running(Branches):
             await machine.wake_spare(spec, ephemeral=ephemeral)
         except BoughError as error:
             log.warning("a spare was of no use: %s", error)
-            self._own(self._discard_spare(machine), "discard a spare")
+            self._tasks.begin(self._discard_spare(machine), "discard a spare")
             return None
         self._holders.pop(machine.id, None)
         if not ephemeral:

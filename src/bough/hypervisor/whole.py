@@ -73,14 +73,13 @@ class Hypervisor(Running, Images):
         for machine in self._machines.values():
             if machine.record.ephemeral:
                 self._expire_unless_held(machine.id)
-        self._own(start_machines(self.machines(), self.events), "autostart")
+        self._tasks.begin(start_machines(self.machines(), self.events), "autostart")
         self.spares.open()
 
     async def close(self) -> None:
         """Let go of the machines; they run on."""
         await self.spares.close()
-        for task in list(self._tasks):
-            task.cancel()
+        await self._tasks.end()
         await self.snapshots.close()
         await asyncio.gather(*(machine.let_go() for machine in self._machines.values()))
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from bough.storage import read_tail
+from bough.tasks import end_tasks
 
 #: The log holds at least this much of the end and at most twice as much, in two files.
 LOG_BYTES = 1024 * 1024
@@ -73,7 +74,8 @@ class Console:
         self._due = max(self._due, now - 1) + count / self._rate
         if self._due > now:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), self._due - now)
+                async with asyncio.timeout(self._due - now):
+                    await self._closing.wait()
 
     def attach(self) -> asyncio.Queue[bytes | None]:
         """A queue of what is printed from now on; None when the machine's QEMU is gone."""
@@ -95,10 +97,8 @@ class Console:
         """Read what QEMU printed last, then let go. Bounded: half a second."""
         self._closing.set()
         if self._reading is not None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self._reading), 0.5)
-            self._reading.cancel()
-            await asyncio.gather(self._reading, return_exceptions=True)
+            await asyncio.wait({self._reading}, timeout=0.5)
+            await end_tasks(self._reading)
         if self._writer is not None:
             self._writer.close()
 

@@ -63,6 +63,7 @@ from bough.qemu.qmp import Qmp
 from bough.qemu.ram import Template, open_memory
 from bough.spec import MachineSpec, MountSpec
 from bough.storage import read_tail
+from bough.tasks import Tasks
 
 log = logging.getLogger("bough.machines")
 
@@ -100,7 +101,7 @@ class Machine:
         self._events = events
         self._planner = planner
         self._turns = Turns(self)
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks()
         self._process: QemuProcess | None = None
         self._qmp: Qmp | None = None
         self._guest = Guest(self)
@@ -193,7 +194,7 @@ class Machine:
             by_policy: it failed and is started again; the count of that goes on.
             saved: go on from there instead of booting.
         """
-        await asyncio.shield(self._own(self._start(report, by_policy, saved), "start"))
+        await asyncio.shield(self.own(self._start(report, by_policy, saved), "start"))
 
     async def _start(self, report: Report, by_policy: bool, saved: SavedState | None) -> None:
         resumes = saved is not None and self.record.suspended is not None
@@ -328,7 +329,7 @@ class Machine:
         self._note(state=State.PAUSED if status == "paused" else State.RUNNING)
         self.chains.take_up()
         if self._stop_asked:  # the service died while it stopped this one: finish it
-            self._own(self.stop(), "stop")
+            self.own(self.stop(), "stop")
         for forward in self.record.ports:
             with contextlib.suppress(Conflict):
                 await self._ports.listen(forward)
@@ -355,7 +356,7 @@ class Machine:
         Args:
             flush: what QEMU holds reaches the disks; no, where they are to be deleted.
         """
-        return await asyncio.shield(self._own(self._stop(deadline_s, force, flush, report), "stop"))
+        return await asyncio.shield(self.own(self._stop(deadline_s, force, flush, report), "stop"))
 
     async def _stop(self, deadline_s: float, force: bool, flush: bool, report: Report) -> str:
         if self.state is State.SUSPENDED:
@@ -427,7 +428,8 @@ class Machine:
         """QEMU's own end first: it flushes what the guest was told is written; then SIGKILL."""
         if self._qmp is not None:
             with contextlib.suppress(BoughError, OSError, TimeoutError):
-                await asyncio.wait_for(self._qmp.execute("quit"), 2)
+                async with asyncio.timeout(2):
+                    await self._qmp.execute("quit")
         if not await self._ended_or(5) and self._process is not None:
             self._process.kill()
 
@@ -492,9 +494,7 @@ class Machine:
 
     async def let_go(self) -> None:
         """The service ends, the machine goes on: close what is ours and leave QEMU alone."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.end()
         await self._disconnect()
 
     # -- waiting ------------------------------------------------------------------------------
@@ -649,9 +649,9 @@ class Machine:
         self._stop_asked = self._panicked = self._taken_up = False
         self._shutdown_reason = None
         self._ended.clear()
-        self._own(self._watch_process(process), "watch process")
+        self.own(self._watch_process(process), "watch process")
         self._qmp = await Qmp.connect(self.paths.qmp_socket)
-        self._own(self._watch_qmp(self._qmp), "watch QMP")
+        self.own(self._watch_qmp(self._qmp), "watch QMP")
         self._console = Console(
             self.paths.console_socket,
             self.paths.console_log,
@@ -755,7 +755,7 @@ class Machine:
 
     def own(self, work: Coroutine[Any, Any, T], what: str) -> asyncio.Task[T]:
         """A task that ends when the service lets go of the machine, and not when a caller goes away."""
-        return self._own(work, what)
+        return self._tasks.begin(work, f"{self.name}: {what}")
 
     def channel(self) -> AgentChannel | None:
         """To an agent of ours that answers, if there is one."""
@@ -769,12 +769,6 @@ class Machine:
         if self._qmp is None:
             raise self.wrong_state("this", State.RUNNING)
         return self._qmp
-
-    def _own(self, work: Coroutine[Any, Any, T], what: str) -> asyncio.Task[T]:
-        task = asyncio.create_task(work, name=f"{self.name}: {what}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
     def _change(self, *, event: bool = True, **fields: Any) -> None:
         """Change the record in memory and on disk; the disk first, so that nothing is told too early."""

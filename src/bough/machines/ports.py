@@ -13,6 +13,7 @@ from bough.errors import BoughError, Conflict, NotFound
 from bough.guest.relay import relay
 from bough.guest.session import Tunnel
 from bough.machines.record import PortForward
+from bough.tasks import end_tasks
 
 Dial = Callable[[int], Awaitable[Tunnel]]
 MAX_CONNECTIONS = 256
@@ -59,9 +60,7 @@ class PortServer:
         for server in self._servers.values():
             server.close()
         self._servers.clear()
-        for task in self._connections:
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await end_tasks(*self._connections)
 
     async def _accept(
         self, guest_port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

@@ -17,6 +17,7 @@ from typing import Any
 
 from bough.errors import BoughError, InvalidInput, ProtocolError
 from bough.qemu.qmp import Qmp
+from bough.tasks import Tasks
 
 MOST_PICTURE_BYTES = 64 * 1024 * 1024
 MOST_TEXT = 4096
@@ -174,7 +175,7 @@ class VncDoor:
         self._path = path
         self._qmp = qmp
         self._listener: socket.socket | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._count = 0
 
     def open(self) -> None:
@@ -190,9 +191,7 @@ class VncDoor:
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):
             viewer, _ = listener.accept()
-            task = asyncio.create_task(self._hand_over(viewer), name=f"vnc {self._path}")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks.begin(self._hand_over(viewer), f"vnc {self._path}")
 
     async def _hand_over(self, viewer: socket.socket) -> None:
         self._count += 1
@@ -206,6 +205,4 @@ class VncDoor:
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
             self._listener = None
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.end()

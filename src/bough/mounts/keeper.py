@@ -20,6 +20,7 @@ from bough.mounts.server import end_server, server_ids, start_server
 from bough.progress import Progress, Report, ignore_progress
 from bough.qemu.cgroup import find_groups
 from bough.spec import MountSpec
+from bough.tasks import end_tasks
 
 _SET_TIMEOUT_S = 120.0
 #: A guest that asks again and again must not have us start servers as fast as we can.
@@ -138,10 +139,7 @@ class MountKeeper:
         self._channel = channel
 
     async def _stop(self, tags: Sequence[str]) -> None:
-        tasks = [self._serving.pop(tag) for tag in tags]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(*(self._serving.pop(tag) for tag in tags))
 
     async def _serve_one(self, channel: AgentChannel, mount: MountSpec, tag: str) -> None:
         """One stream after the other, until the session ends."""

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from bough.errors import BoughError, InvalidInput, NotFound
 from bough.progress import Progress, Report
+from bough.tasks import end_tasks
 
 NDJSON = "application/x-ndjson"
 log = logging.getLogger("bough.service")
@@ -96,6 +97,4 @@ async def _stream(work: Work) -> AsyncIterator[bytes]:
             if "progress" not in line:
                 return
     finally:
-        if not task.done():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await end_tasks(task)

@@ -16,6 +16,7 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from bough.hypervisor import Hypervisor
 from bough.progress import Progress, Report
 from bough.service.answers import as_bough_error
+from bough.tasks import end_tasks
 
 _MESSAGE_BYTES = 256 * 1024
 _MESSAGES_HELD = 32
@@ -137,8 +138,7 @@ async def _answer(socket: WebSocket, work: Any) -> None:
             return  # the client has gone
         except Exception as error:
             message = {"error": as_bough_error(error).to_dict()}
-        telling.cancel()
-        await asyncio.gather(telling, return_exceptions=True)
+        await end_tasks(telling)
         await socket.send_text(json.dumps(message))
         await socket.close()
     except (WebSocketDisconnect, RuntimeError, OSError):

@@ -15,6 +15,7 @@ from fastapi import WebSocket, WebSocketDisconnect
 from starlette.websockets import WebSocketState
 
 from bough.service.answers import as_bough_error, error_response
+from bough.tasks import end_tasks
 
 #: Close codes 4000-4999 are for applications (RFC 6455, section 7.4.2).
 CLOSED_WITH_ERROR = 4000
@@ -72,9 +73,7 @@ async def until_first(*works: Awaitable[None]) -> None:
         for task in done:
             task.result()
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(*tasks)
 
 
 async def until_all(*works: Awaitable[None]) -> None:
@@ -82,6 +81,4 @@ async def until_all(*works: Awaitable[None]) -> None:
     try:
         await asyncio.gather(*tasks)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(*tasks)

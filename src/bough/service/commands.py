@@ -27,6 +27,7 @@ from bough.machines.machine import Machine
 from bough.progress import Progress
 from bough.service.answers import as_bough_error
 from bough.service.carry import answering, for_each_message, until_first
+from bough.tasks import end_tasks
 
 STDIN, STDOUT, STDERR, STATUS, RESIZE, SIGNAL, CLOSE = 0, 1, 2, 3, 4, 5, 255
 FIRST_MESSAGE_TIMEOUT_S = 30.0
@@ -126,9 +127,7 @@ class _Inbox:
             await asyncio.wait({task, self.filling}, return_when=asyncio.FIRST_COMPLETED)
             return task.result() if task.done() else None
         finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+            await end_tasks(task)
 
 
 @contextlib.asynccontextmanager
@@ -138,13 +137,13 @@ async def _inbox_of(socket: WebSocket) -> AsyncIterator[_Inbox]:
     try:
         yield _Inbox(filling, messages)
     finally:
-        filling.cancel()
-        await asyncio.gather(filling, return_exceptions=True)
+        await end_tasks(filling)
 
 
 async def _first_message(inbox: _Inbox, kind: type[M]) -> M:
     try:
-        text = await asyncio.wait_for(inbox.unless_gone(inbox.messages.get()), FIRST_MESSAGE_TIMEOUT_S)
+        async with asyncio.timeout(FIRST_MESSAGE_TIMEOUT_S):
+            text = await inbox.unless_gone(inbox.messages.get())
         return kind.model_validate_json(text or b"")
     except ValidationError as error:
         problem = error.errors()[0]
@@ -177,8 +176,7 @@ async def _run(
             )
         )
     finally:
-        telling.cancel()
-        await asyncio.gather(telling, return_exceptions=True)
+        await end_tasks(telling)
     if machine is None:
         return None
     ready = json.dumps({"machine": {"id": machine.id, "name": machine.name}})

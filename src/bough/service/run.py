@@ -19,6 +19,7 @@ from typing import Any
 import uvicorn
 
 from bough.errors import BoughError, Conflict
+from bough.home import ANOTHER_SERVES
 from bough.hypervisor import Hypervisor
 from bough.paths import Home
 from bough.service.app import create_app
@@ -29,6 +30,8 @@ log = logging.getLogger("bough.service")
 
 #: How long requests may take to end when the service is told to.
 SHUTDOWN_GRACE_S = 3
+#: How long letting go of the machines may take then.
+CLOSE_TIMEOUT_S = 20
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -44,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"error: {error.message}", file=sys.stderr)
         if error.hint:
             print(f"hint: {error.hint}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(ANOTHER_SERVES if isinstance(error, Conflict) else 1)
 
 
 async def serve(home: Home, listen: str | None = None) -> None:
@@ -81,9 +84,19 @@ async def serve(home: Home, listen: str | None = None) -> None:
                     over_tcp.should_exit = True
         finally:
             home.api_socket.unlink(missing_ok=True)
-            await hypervisor.close()
+            await _close(hypervisor)
     finally:
         os.close(lock)
+
+
+async def _close(hypervisor: Hypervisor) -> None:
+    """Bounded: the next service waits for this one's lock, and its clients for the next service."""
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await hypervisor.close()
+    except TimeoutError:
+        left = sorted(task.get_name() for task in asyncio.all_tasks())
+        log.error("not through with its own end in %d s: %s", CLOSE_TIMEOUT_S, ", ".join(left))
 
 
 class _Server(uvicorn.Server):

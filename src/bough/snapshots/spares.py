@@ -19,6 +19,7 @@ from bough.errors import BoughError
 from bough.machines.machine import Machine
 from bough.spec import MachineSpec
 from bough.storage import write_json
+from bough.tasks import end_tasks
 
 log = logging.getLogger("bough.spares")
 
@@ -61,8 +62,7 @@ class Spares:
 
     async def close(self) -> None:
         if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
+            await end_tasks(self._keeper)
         await self._give_up()
 
     def want(self, spec: dict[str, Any], count: int) -> None:
@@ -107,7 +107,8 @@ class Spares:
             except Exception:
                 log.exception("looking after the spares failed")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), _LOOK_EVERY_S)
+                async with asyncio.timeout(_LOOK_EVERY_S):
+                    await self._changed.wait()
                 await asyncio.sleep(_MAKE_AFTER_S)
 
     async def _look(self) -> None:
