@@ -61,6 +61,7 @@ def test_a_cd_is_booted_and_typed_at(
     wait_screen(cli, "rescue", "grub>")
     cli("type", "rescue", 'echo "Typed: {a|b}"', "--key", "enter")
     wait_screen(cli, "rescue", "\nTyped: {a|b}")
+    _goes_on_with_its_screen(cli, gone)
     cli("screenshot", "rescue", tmp_path / "rescue.png")
     assert (tmp_path / "rescue.png").read_bytes().startswith(b"\x89PNG")
     cli.error("exec", "rescue", "--", "true", says="no agent", hint="bough console rescue")
@@ -74,6 +75,20 @@ def test_a_cd_is_booted_and_typed_at(
         assert viewer.recv(12) == b"RFB 003.008\n"
     cli("stop", "rescue", "--force")
     cli.error("screenshot", "rescue", tmp_path / "x.png", says="stopped")
+
+
+def _goes_on_with_its_screen(cli: Cli, gone: list[str]) -> None:
+    """What was drawn before a snapshot is drawn once: a guest does not do it again."""
+    shown = cli.text("screenshot", "rescue", "--text")
+    gone.append("branch")
+    cli("fork", "rescue", "branch")
+    assert cli.text("screenshot", "branch", "--text") == shown
+    cli("suspend", "branch")
+    cli("resume", "branch")
+    assert cli.text("screenshot", "branch", "--text") == shown
+    cli("type", "branch", "echo after", "--key", "enter")
+    wait_screen(cli, "branch", "\nafter")
+    assert cli.text("screenshot", "rescue", "--text") == shown
 
 
 def test_a_floppy_is_booted(cli: Cli, media: Path, gone: list[str], images: list[str]) -> None:
@@ -112,6 +127,20 @@ def test_a_stick_is_booted_by_uefi(
     if says == "grub>":
         cli("type", "stick", "ls (hd0)/EFI", "--key", "enter")
         wait_until(lambda: "boot/" in cli.text("logs", "stick").lower(), timeout_s=30)
+        _hand_over(cli, gone, tmp_path / "stick.bough")
+
+
+def _hand_over(cli: Cli, gone: list[str], bundle: Path) -> None:
+    """GRUB goes on elsewhere, in the middle of a line; there its firmware boots it once more."""
+    gone.append("other")
+    cli("type", "stick", "echo handed-")
+    cli("export", "stick", bundle)
+    cli("import", bundle, "--name", "other")
+    cli("type", "other", "over", "--key", "enter")
+    wait_until(lambda: "\nhanded-over" in cli.text("logs", "other").replace("\r", ""), timeout_s=30)
+    cli("stop", "other", "--force")
+    cli("start", "other")
+    wait_until(lambda: cli.text("logs", "other").count("grub>") > 1, timeout_s=90)
 
 
 @pytest.mark.parametrize("firmware", ["bios", "uefi"])

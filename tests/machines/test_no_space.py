@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +83,10 @@ class Ballast:
 
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)
+
+
+def bundles(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if ".bough" in path.name)
 
 
 def findings(hypervisor: bough.Hypervisor) -> list[str]:
@@ -161,4 +166,50 @@ def test_a_fork_and_the_rest_of_life_without_space(small_home: Home) -> None:
         snapshot.delete()
     finally:
         ballast.remove()
+    assert findings(hypervisor) == []
+
+
+def test_a_suspend_and_a_bundle_without_space(small_home: Home, tmp_path: Path) -> None:
+    hypervisor = bough.connect(small_home.root)
+    ballast = Ballast(small_home)
+    machine = hypervisor.create("blank", name="sleeper", **SMALL)  # type: ignore[arg-type]
+    machine.start(wait=False)
+    machine.export(tmp_path / "sleeper.bough")
+    place = small_home.root.parent
+    refused: Counter[str] = Counter()
+    done: Counter[str] = Counter()
+
+    def suspend() -> None:
+        machine.suspend()
+        assert machine.state == "suspended"
+        ballast.remove()
+        machine.resume(wait=False)
+
+    def export() -> None:
+        machine.export(place / "out.bough")
+        (place / "out.bough").unlink()
+
+    def take() -> None:
+        hypervisor.import_bundle(tmp_path / "sleeper.bough", name="taken").delete(force=True)
+
+    try:
+        for free in STEPS:
+            for act in (suspend, export, take):
+                ballast.leave(free)
+                before = {each.id for each in hypervisor.machines()}
+                try:
+                    act()
+                    done[act.__name__] += 1
+                except NoSpace:
+                    refused[act.__name__] += 1
+                assert {each.id for each in hypervisor.machines()} == before
+                assert machine.state == "running"
+                ballast.remove()
+                assert bundles(place) == []
+                assert findings(hypervisor) == [], (act.__name__, free)
+        print(f"\n{dict(refused)} refused, {dict(done)} done")
+        assert all(refused[act.__name__] and done[act.__name__] for act in (suspend, export, take))
+    finally:
+        ballast.remove()
+        machine.delete(force=True)
     assert findings(hypervisor) == []

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from bough.client.connection import Connection, path_of
 from bough.client.websocket import WebSocket
-from bough.errors import BoughError, InvalidInput, NoSpace, ServiceUnavailable, error_from_dict
+from bough.errors import BoughError, InvalidInput, ServiceUnavailable, error_from_dict
 
 if TYPE_CHECKING:
     from bough.progress import Report
@@ -59,7 +59,9 @@ def export_file(
         made.rename(target)
         return count
     except OSError as error:
-        raise NoSpace(f"{target} cannot be written: {error.strerror}", path=str(target)) from error
+        from bough.client.copy import raise_of_host
+
+        raise_of_host(error, str(target))
     finally:
         made.unlink(missing_ok=True)
 

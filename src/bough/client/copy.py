@@ -235,7 +235,7 @@ def copy_out(
     except (tarfile.TarError, EOFError) as error:
         raise ProtocolError(f"the guest sent what is no archive: {error}", machine=machine.name) from error
     except OSError as error:
-        _raise_of_host(error, target)
+        raise_of_host(error, target)
 
 
 class _Sending:
@@ -518,7 +518,7 @@ def _reason(text: str) -> str:
     return lines[-1].strip()[:300] if lines else ""
 
 
-def _raise_of_host(error: OSError, target: str) -> NoReturn:
+def raise_of_host(error: OSError, target: str) -> NoReturn:
     import errno
 
     place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else target

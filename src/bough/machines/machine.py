@@ -52,6 +52,7 @@ from bough.machines.record import (
 from bough.machines.restart import Restarter
 from bough.machines.screen import VncDoor
 from bough.machines.turns import Turns
+from bough.machines.video import put_back, split_devices
 from bough.mounts.keeper import MountKeeper
 from bough.mounts.source import check_sources
 from bough.paths import MachinePaths
@@ -85,6 +86,8 @@ class SavedState:
 
     memory: Template
     devices: bytes
+    #: Its memory is still being read: QEMU starts meanwhile, and waits for this before it looks at any.
+    loading: asyncio.Future[None] | None = None
 
 
 class Machine:
@@ -252,15 +255,23 @@ class Machine:
     async def _load(self, saved: SavedState) -> None:
         """Let QEMU take up the state of the devices, and the vCPUs run. Raises BoughError, OSError."""
         assert self._qmp is not None
+        try:
+            state, video = split_devices(saved.devices)
+        except ValueError as error:
+            raise MachineFailed(f"the state of its devices is damaged: {error}") from error
+        if saved.loading is not None:
+            await asyncio.shield(saved.loading)
         # One announcement, not five: nobody is on its link who would have to learn where it is now, and each
         # wakes the guest, its networkd and its resolved. None at all would take the timer away that QEMU's
         # virtio_net_reset() stops without a look, when the guest reboots.
         await self._qmp.execute("migrate-set-parameters", **{"announce-rounds": 1})
-        with open_memory(saved.devices) as descriptor:
+        with open_memory(state) as descriptor:
             await self._qmp.send_fd("devices", descriptor)
             await self._qmp.execute("migrate-incoming", uri="fd:devices")
         while (await self._qmp.query("query-status")).get("status") == "inmigrate":  # noqa: ASYNC110
             await asyncio.sleep(_LOAD_POLL_S)
+        if video is not None:
+            await put_back(self._qmp, self.pid, video)
         if self.record.suspended is not None:
             # Before the guest can write to its disks: they and what was kept part here.
             identity = "clock" if self.record.identity == "known" else self.record.identity

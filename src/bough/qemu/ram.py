@@ -49,6 +49,8 @@ _libc.process_vm_readv.argtypes = [
     ctypes.c_ulong,
     ctypes.c_ulong,
 ]
+_libc.process_vm_writev.restype = ctypes.c_ssize_t
+_libc.process_vm_writev.argtypes = _libc.process_vm_readv.argtypes
 _libc.memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
 
 
@@ -135,6 +137,10 @@ class MemoryFile:
         finally:
             del anchor
 
+    def promise(self) -> Template:
+        """What it will be once it is sealed: for who needs no more than its descriptor until then."""
+        return Template(os.dup(self._descriptor), self.size_bytes)
+
     def seal(self) -> Template:
         """Nobody can change it from here on, this process included."""
         self._unmap()
@@ -202,6 +208,25 @@ class GuestRam:
             if got != wanted:
                 raise _unreadable(ctypes.get_errno() if got < 0 else 0)
             yield memoryview(buffer)[:wanted]
+
+    def write(self, extents: Iterable[Extent], content: bytes) -> None:
+        """What `read` gave of those parts, one after the other. The vCPUs stand still.
+
+        Raises:
+            MachineFailed, HostLacks: as `MemoryFile.read_process`.
+        """
+        buffer = ctypes.create_string_buffer(content, len(content))
+        position = ctypes.addressof(buffer)
+        for batch in _batches(extents, _BYTES_PER_CALL):
+            wanted = sum(size for _, size in batch)
+            local = struct.pack("=2Q", position, wanted)
+            remote = struct.pack(
+                f"={2 * len(batch)}Q", *(n for o, size in batch for n in (self.address + o, size))
+            )
+            got = _libc.process_vm_writev(self.pid, local, 1, remote, len(batch), 0)
+            if got != wanted:
+                raise _unreadable(ctypes.get_errno() if got < 0 else 0)
+            position += wanted
 
     def open_template(self) -> Template | None:
         """The template that this process was started from; None when it had none.

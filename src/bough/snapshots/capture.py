@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import shutil
 import stat
 import time
@@ -31,7 +30,9 @@ from bough.machines.blocks import read_tops, writes
 from bough.machines.disks import create_disk
 from bough.machines.identity import prepare_guest
 from bough.machines.machine import Machine
+from bough.machines.memory import find_ram, find_video
 from bough.machines.record import MachineDisk, State
+from bough.machines.video import Video, join_devices
 from bough.paths import MachinePaths, SnapshotPaths
 from bough.progress import Progress, Report
 from bough.qemu.arch import architecture
@@ -310,8 +311,8 @@ async def _with_memory(
             with contextlib.suppress(BoughError):  # an older agent: its forks load it themselves
                 await prepare_guest(channel)
         async with device_state(qmp) as state:
-            extents, pause_ms = await _stand_still(machine, qmp, switch, ram, file, state)
-            devices = state.read()
+            extents, drawn, pause_ms = await _stand_still(machine, qmp, switch, ram, file, state)
+            devices = await asyncio.to_thread(join_devices, state.read(), drawn)
         template = await asyncio.to_thread(file.seal)
     return Memory(template, extents, devices), pause_ms
 
@@ -332,10 +333,10 @@ def _copy_before(ram: GuestRam) -> MemoryFile:
     return file
 
 
-def _copy_again(ram: GuestRam, file: MemoryFile) -> list[Extent]:
+def _copy_again(ram: GuestRam, file: MemoryFile, video: GuestRam | None) -> tuple[list[Extent], Video | None]:
     extents = ram.private_extents()
     file.read_process(ram.pid, ram.address, extents)
-    return extents
+    return extents, Video.read(video) if video is not None else None
 
 
 async def _stand_still(
@@ -345,25 +346,26 @@ async def _stand_still(
     ram: GuestRam,
     file: MemoryFile,
     state: DeviceState,
-) -> tuple[list[Extent], float]:
+) -> tuple[list[Extent], Video | None, float]:
     was_running = machine.state is State.RUNNING
+    video = await find_video(qmp, machine.pid) if machine.record.media.display else None
     started = time.monotonic()
     try:
         if was_running:
             await qmp.execute("stop")
-        copying = asyncio.ensure_future(asyncio.to_thread(_copy_again, ram, file))
+        copying = asyncio.ensure_future(asyncio.to_thread(_copy_again, ram, file, video))
         try:
             await state.save()
             await qmp.execute("transaction", actions=switch)
         finally:
             # Before the guest goes on, whatever happened.
             await asyncio.wait((copying,))
-        extents = copying.result()
+        extents, drawn = copying.result()
     finally:
         if was_running:
             await qmp.execute("cont")
         pause_ms = (time.monotonic() - started) * 1000
-    return extents, pause_ms
+    return extents, drawn, pause_ms
 
 
 class DeviceState:
@@ -403,18 +405,6 @@ async def device_state(qmp: Qmp) -> AsyncIterator[DeviceState]:
                 await qmp.remove_fd(_FD_SET)
     finally:
         os.close(state)
-
-
-async def find_ram(qmp: Qmp, pid: int | None, size_bytes: int, ram_start: int) -> GuestRam:
-    """Where in its process QEMU holds the guest's RAM: it says so itself.
-
-    A QEMU that lies shows us another part of its own memory, no more.
-    """
-    told = await qmp.execute("human-monitor-command", **_named(command_line=f"gpa2hva {ram_start:#x}"))
-    match = re.search(r" is (?:0x)?([0-9a-f]{4,16})\b", str(told)[:500])
-    if pid is None or match is None:
-        raise MachineFailed(f"QEMU does not say where its guest's memory is: {str(told)[:200]!r}")
-    return GuestRam(pid, int(match[1], 16), size_bytes)
 
 
 def _named(**arguments: Any) -> dict[str, Any]:

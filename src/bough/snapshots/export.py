@@ -40,7 +40,7 @@ def snapshot_subject(
 async def suspended_subject(machine: Machine, home: Home, *, disks_only: bool) -> Subject:
     """The caller holds a transition."""
     record = machine.record
-    saved = None if disks_only else await asyncio.to_thread(load_suspended, record, machine.paths)
+    saved = None if disks_only else await load_suspended(record, machine.paths)
     manifest = SnapshotManifest(
         id=record.id,
         state="layers",

@@ -2,7 +2,7 @@
 
     memory     pages, one after the other
     extents    where in the guest's RAM they belong: pairs of offset and length, 64 bits each, little-endian
-    devices    the state of its devices, as QEMU wrote it
+    devices    the state of its devices, and what is on its screen (see machines/video.py)
 
 A snapshot's pages are those in which it differs from its `base`, another snapshot, or all that hold
 something. Reading one lays them over each other, the base first.

@@ -5,7 +5,7 @@ In order, so that whatever dies in between, the machine runs or is suspended who
     suspend     vCPUs stop, which flushes the disks; memory and devices are written below incoming/
                 and synced; they get their place in the machine's directory
                 the record says "suspended" and has their checksum; only then QEMU is ended
-    resume      a new QEMU takes the memory up and loads the devices; nothing has run yet
+    resume      a new QEMU starts while the memory is read, and loads the devices; nothing has run yet
                 the record says that there is no memory on disk any more; only then vCPUs run
 
 A QEMU that dies on the way into a resume leaves the machine suspended, as does a service that dies: see
@@ -17,19 +17,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from bough.errors import BoughError, HostLacks, MachineFailed, WrongState
 from bough.machines.identity import prepare_guest, settle_identity
 from bough.machines.machine import Machine, SavedState
+from bough.machines.memory import find_ram, find_video
 from bough.machines.record import MachineRecord, State, Suspended, now
+from bough.machines.video import Video, join_devices
 from bough.paths import Home, MachinePaths, SnapshotPaths
 from bough.progress import Progress, Report
 from bough.qemu.arch import architecture
 from bough.qemu.qmp import Qmp
 from bough.qemu.ram import GuestRam, MemoryFile, size_of, subtract
-from bough.snapshots.capture import device_state, find_ram
+from bough.snapshots.capture import device_state
 from bough.snapshots.memory import lay_over, read_template, write_pages
 from bough.storage import sync_directory
 
@@ -93,7 +97,8 @@ async def _write(machine: Machine, qmp: Qmp, made: SnapshotPaths) -> Suspended:
     async with device_state(qmp) as state:
         await state.save()
         devices = state.read()
-    stored_bytes, digest = await asyncio.to_thread(_write_ram, ram, devices, made)
+    video = await find_video(qmp, machine.pid) if record.media.display else None
+    stored_bytes, digest = await asyncio.to_thread(_write_ram, ram, video, devices, made)
     return Suspended(
         since=now(),
         size_bytes=ram.size_bytes,
@@ -104,7 +109,7 @@ async def _write(machine: Machine, qmp: Qmp, made: SnapshotPaths) -> Suspended:
     )
 
 
-def _write_ram(ram: GuestRam, devices: bytes, made: SnapshotPaths) -> tuple[int, str]:
+def _write_ram(ram: GuestRam, video: GuestRam | None, devices: bytes, made: SnapshotPaths) -> tuple[int, str]:
     made.root.mkdir(mode=0o700)
     written = ram.private_extents()
     template = ram.open_template()
@@ -115,24 +120,29 @@ def _write_ram(ram: GuestRam, devices: bytes, made: SnapshotPaths) -> tuple[int,
         if template is not None:
             yield from read_template(template, rest)
 
+    devices = join_devices(devices, Video.read(video) if video is not None else None)
     digest = write_pages(made, [*written, *rest], pages(), devices)
     sync_directory(made.root)
     return size_of(written) + size_of(rest), digest
 
 
 async def resume(machine: Machine, report: Report) -> None:
-    """Take a suspended machine up again: its vCPUs run.
+    """Take a suspended machine up again: its vCPUs run. Goes on when the caller is cancelled.
 
     Raises:
         WrongState: it is not suspended.
         HostLacks, MachineFailed: its memory cannot be continued here; it stays suspended, nothing is lost.
     """
+    await asyncio.shield(machine.own(_resume(machine, report), "resume"))
+
+
+async def _resume(machine: Machine, report: Report) -> None:
     if machine.record.suspended is None:
         raise machine.wrong_state("resuming", State.SUSPENDED)
     report(Progress("reading memory from disk"))
-    saved = await asyncio.to_thread(load_suspended, machine.record, machine.paths)
     try:
-        await machine.start(report, saved=saved)
+        async with _being_loaded(machine.record, machine.paths) as saved:
+            await machine.start(report, saved=saved)
     except (MachineFailed, HostLacks) as error:
         if machine.state is not State.SUSPENDED:
             raise
@@ -142,16 +152,42 @@ async def resume(machine: Machine, report: Report) -> None:
     await asyncio.to_thread(sweep_suspended, machine.paths, machine.record)
 
 
-def load_suspended(record: MachineRecord, paths: MachinePaths) -> SavedState:
+async def load_suspended(record: MachineRecord, paths: MachinePaths) -> SavedState:
     """Raises MachineFailed: what was written is not there whole."""
+    async with _being_loaded(record, paths) as saved:
+        assert saved.loading is not None
+        await saved.loading
+    return replace(saved, loading=None)
+
+
+@asynccontextmanager
+async def _being_loaded(record: MachineRecord, paths: MachinePaths) -> AsyncIterator[SavedState]:
+    """Its memory is there when the block has ended, or when its `loading` has."""
     suspended = record.suspended
     if suspended is None:
         raise WrongState(f"machine '{record.name}' is {record.state}, not suspended", machine=record.name)
+    with _told_unreadable(record):
+        devices = await asyncio.to_thread(paths.suspended.devices.read_bytes)
+    with MemoryFile(suspended.size_bytes) as file:
+
+        def load() -> None:
+            with _told_unreadable(record):
+                lay_over(paths.suspended, file)
+                file.seal().close()
+
+        loading = asyncio.ensure_future(asyncio.to_thread(load))
+        try:
+            yield SavedState(file.promise(), devices, loading)
+        finally:
+            await asyncio.wait({loading})  # a thread is not cancelled
+            if not loading.cancelled():
+                loading.exception()  # who waited for it has it
+
+
+@contextlib.contextmanager
+def _told_unreadable(record: MachineRecord) -> Iterator[None]:
     try:
-        with MemoryFile(suspended.size_bytes) as file:
-            lay_over(paths.suspended, file)
-            template = file.seal()
-        return SavedState(template, paths.suspended.devices.read_bytes())
+        yield
     except (OSError, ValueError) as error:
         raise MachineFailed(
             f"the memory of machine '{record.name}' cannot be read: {error}",
