@@ -13,8 +13,9 @@ from bough.bundle import Source
 from bough.errors import BoughError, HostLacks
 from bough.hypervisor.base import EPHEMERAL_GRACE_S, remove_tree
 from bough.hypervisor.making import Making
-from bough.machines.machine import Machine, SavedState
+from bough.machines.machine import Machine
 from bough.machines.record import LIVE, State, new_machine_id
+from bough.machines.saved import SavedState
 from bough.paths import MachinePaths
 from bough.progress import Progress, Report, ignore_progress
 from bough.snapshots.export import Format, exported, snapshot_subject, suspended_subject

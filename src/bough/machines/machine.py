@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from bough.errors import (
@@ -50,9 +50,9 @@ from bough.machines.record import (
     now,
 )
 from bough.machines.restart import Restarter
+from bough.machines.saved import SavedState, take_up
 from bough.machines.screen import VncDoor
 from bough.machines.turns import Turns
-from bough.machines.video import put_back, split_devices
 from bough.mounts.keeper import MountKeeper
 from bough.mounts.source import check_sources
 from bough.paths import MachinePaths
@@ -61,7 +61,6 @@ from bough.qemu.pid import read_boot_id
 from bough.qemu.plan import Plan
 from bough.qemu.process import ExitCause, QemuProcess, find_process, read_exit, start_process
 from bough.qemu.qmp import Qmp
-from bough.qemu.ram import Template, open_memory
 from bough.spec import MachineSpec, MountSpec
 from bough.storage import read_tail
 from bough.tasks import Tasks
@@ -71,23 +70,12 @@ log = logging.getLogger("bough.machines")
 #: Why QEMU says it shut down when somebody wanted it to (qapi/run-state.json, ShutdownCause).
 _WANTED_SHUTDOWNS = frozenset({"guest-shutdown", "host-qmp-quit", "host-qmp-system-reset", "host-ui"})
 _TAIL_BYTES = 4096
-_LOAD_POLL_S = 0.002
 #: How long a command waits for the agent of a machine that an earlier service started.
 _TAKEN_UP_S = 3.0
 _SETTLED_POLL_S = 0.2
 
 T = TypeVar("T")
 Planner = Callable[[MachineRecord, MachinePaths], Awaitable[Plan]]
-
-
-@dataclass(frozen=True)
-class SavedState:
-    """What a machine goes on from instead of booting."""
-
-    memory: Template
-    devices: bytes
-    #: Its memory is still being read: QEMU starts meanwhile, and waits for this before it looks at any.
-    loading: asyncio.Future[None] | None = None
 
 
 class Machine:
@@ -253,25 +241,9 @@ class Machine:
         self.chains.look()
 
     async def _load(self, saved: SavedState) -> None:
-        """Let QEMU take up the state of the devices, and the vCPUs run. Raises BoughError, OSError."""
+        """Take up the saved state, and the vCPUs run. Raises BoughError, OSError."""
         assert self._qmp is not None
-        try:
-            state, video = split_devices(saved.devices)
-        except ValueError as error:
-            raise MachineFailed(f"the state of its devices is damaged: {error}") from error
-        if saved.loading is not None:
-            await asyncio.shield(saved.loading)
-        # One announcement, not five: nobody is on its link who would have to learn where it is now, and each
-        # wakes the guest, its networkd and its resolved. None at all would take the timer away that QEMU's
-        # virtio_net_reset() stops without a look, when the guest reboots.
-        await self._qmp.execute("migrate-set-parameters", **{"announce-rounds": 1})
-        with open_memory(state) as descriptor:
-            await self._qmp.send_fd("devices", descriptor)
-            await self._qmp.execute("migrate-incoming", uri="fd:devices")
-        while (await self._qmp.query("query-status")).get("status") == "inmigrate":  # noqa: ASYNC110
-            await asyncio.sleep(_LOAD_POLL_S)
-        if video is not None:
-            await put_back(self._qmp, self.pid, video)
+        await take_up(self._qmp, self.pid, saved)
         if self.record.suspended is not None:
             # Before the guest can write to its disks: they and what was kept part here.
             identity = "clock" if self.record.identity == "known" else self.record.identity

@@ -16,7 +16,8 @@ from bough.errors import BoughError, InvalidInput
 from bough.images.confined import Confinement, find_program, run_confined
 from bough.images.store import ImageStore
 from bough.machines.disks import disk_chain
-from bough.machines.machine import Machine, SavedState
+from bough.machines.machine import Machine
+from bough.machines.saved import SavedState
 from bough.paths import Home
 from bough.progress import Progress, Report
 from bough.qemu.probe import find_qemu, probe_jail

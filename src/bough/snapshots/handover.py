@@ -28,10 +28,10 @@ from bough.images.formats import MOST_BYTES
 from bough.images.imports import copy_sparse
 from bough.images.overlays import render_chain
 from bough.machines.disks import convert_disk, create_disk
-from bough.machines.machine import SavedState
 from bough.machines.media import SEED, Media
 from bough.machines.plan import FIRMWARE_VARIABLES
 from bough.machines.record import FirstBoot, Hardware, now
+from bough.machines.saved import SavedState
 from bough.paths import Home, SnapshotPaths
 from bough.qemu.arch import ARCHITECTURES
 from bough.qemu.choice import choose_machine_type

@@ -15,8 +15,9 @@ from typing import Any, Literal
 from bough.errors import Conflict, SnapshotDamaged
 from bough.images.confined import Confinement
 from bough.images.overlays import check_disk
-from bough.machines.machine import Machine, SavedState
+from bough.machines.machine import Machine
 from bough.machines.record import LIVE, FirstBoot, MachineRecord, PortForward, State, new_mac, new_uuid, now
+from bough.machines.saved import SavedState
 from bough.paths import Home, MachinePaths
 from bough.progress import Progress, Report
 from bough.qemu.jail import machine_uid

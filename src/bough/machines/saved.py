@@ -1,0 +1,49 @@
+"""What a machine goes on from instead of booting: a snapshot's, a suspended machine's, a bundle's."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from bough.errors import MachineFailed
+from bough.machines.video import put_back, split_devices
+from bough.qemu.qmp import Qmp
+from bough.qemu.ram import Template, open_memory
+
+_LOAD_POLL_S = 0.002
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """`devices`: as in machines/video.py."""
+
+    memory: Template
+    devices: bytes
+    #: Its memory is still being read: QEMU starts meanwhile, and waits for this before it looks at any.
+    loading: asyncio.Future[None] | None = None
+
+
+async def take_up(qmp: Qmp, pid: int | None, saved: SavedState) -> None:
+    """Into a QEMU that was started over its memory and waits; the vCPUs stand still afterwards.
+
+    Raises:
+        MachineFailed: it is damaged, or does not fit.
+        BoughError, OSError: QEMU refused it, or ended.
+    """
+    try:
+        state, video = split_devices(saved.devices)
+    except ValueError as error:
+        raise MachineFailed(f"the state of its devices is damaged: {error}") from error
+    if saved.loading is not None:
+        await asyncio.shield(saved.loading)
+    # One announcement, not five: nobody is on its link who would have to learn where it is now, and each
+    # wakes the guest, its networkd and its resolved. None at all would take the timer away that QEMU's
+    # virtio_net_reset() stops without a look, when the guest reboots.
+    await qmp.execute("migrate-set-parameters", **{"announce-rounds": 1})
+    with open_memory(state) as descriptor:
+        await qmp.send_fd("devices", descriptor)
+        await qmp.execute("migrate-incoming", uri="fd:devices")
+    while (await qmp.query("query-status")).get("status") == "inmigrate":  # noqa: ASYNC110
+        await asyncio.sleep(_LOAD_POLL_S)
+    if video is not None:
+        await put_back(qmp, pid, video)
