@@ -18,7 +18,7 @@ demo: ## install what the host lacks, then build, run and use a virtual machine
 
 # All: by two workers. Some: by one process, so that -s, -x and --pdb do what they say.
 test: setup ## all tests, with real virtual machines; ARGS="-k name" for some
-	@$(BIN)/python -m pytest $(or $(ARGS),-n 2 --dist loadgroup --no-loadscope-reorder)
+	@$(BIN)/python -m pytest $(or $(ARGS),-n 2 --dist loadfile --no-loadscope-reorder)
 
 unit: setup ## the tests that need no virtual machine
 	@$(BIN)/python -m pytest tests/unit $(ARGS)

@@ -56,19 +56,16 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is quick and simple fails first; then what takes long, so that no worker ends long after
-    the other. A module stays on one worker, but for what names a group of its own."""
+    """What is quick and simple fails first; then the files with what takes long, so that no worker ends
+    long after the other."""
+    long = {item.path for item in items if item.get_closest_marker("long") is not None}
 
     def rank(item: pytest.Item) -> tuple[int, int]:
         folder = item.path.parent.name
         place = ORDER.index(folder) if folder in ORDER else len(ORDER)
-        takes_long = item.get_closest_marker("xdist_group") is not None
-        return (0 if folder == "unit" else 1 if takes_long else 2, place)
+        return (0 if folder == "unit" else 1 if item.path in long else 2, place)
 
     items.sort(key=rank)
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture(scope="session")
@@ -154,7 +151,7 @@ def pytest_runtest_makereport(
         told = [f"hint: {error.hint}", *(f"{name}: {value}" for name, value in error.details.items())]
         report.sections.append(("what the error knows", "\n".join(told)))
     if report.failed:
-        target = ARTIFACTS / item.nodeid.partition("@")[0].replace("/", ".").replace("::", ".")[-120:]
+        target = ARTIFACTS / item.nodeid.replace("/", ".").replace("::", ".")[-120:]
         target.mkdir(parents=True, exist_ok=True)
         # At once: the terminal tells it when all tests are through, if the run comes to that.
         (target / f"{report.when}.txt").write_text(

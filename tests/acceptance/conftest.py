@@ -120,6 +120,20 @@ def gone(cli: Cli) -> Iterator[list[str]]:
         cli("delete", name, "--force", check=False)
 
 
+@pytest.fixture
+def images(cli: Cli) -> Iterator[list[str]]:
+    names: list[str] = []
+    yield names
+    for name in reversed(names):
+        cli("image", "delete", name, check=False)
+    cli("image", "prune")
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
 @pytest.fixture(autouse=True)
 def _nothing_left(request: pytest.FixtureRequest) -> None:
     if "bough_home" in request.fixturenames:

@@ -21,6 +21,8 @@ from bough.paths import Home
 from tests.torture.processes import kill, qemus
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.long
+
 #: Enough that a merge of it is still going on when something is killed.
 LARGE = "dd if=/dev/urandom of=/root/large bs=1M count=128 2>/dev/null; sync; cksum < /root/large"
 DATA = {"size": "64MiB", "serial": "data"}
@@ -31,6 +33,7 @@ def base(hv: bough.Hypervisor, debian: str) -> Iterator[bough.Snapshot]:
     """Booted, with a second disk."""
     machine = hv.create(debian, name="chains", memory="512MiB", disks=[DATA])
     machine.start()
+    machine.wait("booted")  # or each fork would go through the rest of it
     machine.shell("mkfs.ext4 -q /dev/vdb && mkdir /data && mount /dev/vdb /data", check=True)
     snapshot = machine.snapshot("chains-base")
     machine.delete(force=True)

@@ -163,7 +163,6 @@ def test_waiting_until_it_is_up(cli: Cli, box: str) -> None:
     "BOUGH_TEST_LONG" not in os.environ, reason="takes an emulated guest seven minutes: make test-long"
 )
 @pytest.mark.timeout(1800)
-@pytest.mark.xdist_group("kernel package")
 def test_another_kernel_package_is_what_boots_next(cli: Cli, debian: str, gone: list[str]) -> None:
     gone.append("kernels")
     cli("create", debian, "--name", "kernels", "--memory", "768MiB")

@@ -17,6 +17,8 @@ from tests.acceptance.conftest import Cli
 from tests.conftest import MEMORY
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.long
+
 
 def info(cli: Cli, name: str) -> dict[str, object]:
     found: dict[str, object] = cli.json("info", name)

@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import socket
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bough.paths import Home
-from tests.acceptance.conftest import BOUGH, Cli
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    """The code blocks of a page, also those inside a list."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL)
-    return [textwrap.dedent(block) for _, block in found]
+from tests.acceptance.conftest import Cli
 
 
 def request(home: Home, path: str, method: str = "GET", body: bytes = b"") -> tuple[int, Any]:
@@ -36,35 +23,6 @@ def request(home: Home, path: str, method: str = "GET", body: bytes = b"") -> tu
             while answer.readline().strip():
                 pass
             return status, json.loads(answer.read() or b"null")
-
-
-def test_the_python_of_the_readme_runs(cli: Cli, debian: str, tmp_path: Path) -> None:
-    found = blocks(ROOT / "README.md", "python")
-    assert found, "the README shows no Python"
-    before = cli.names()
-    for block in found:
-        done = subprocess.run(
-            [sys.executable, "-c", block],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            cwd=tmp_path,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-    assert cli.names() == before
-
-
-@pytest.mark.xdist_group("quick start")
-def test_the_commands_of_the_quick_start_run(cli: Cli, debian: str, tmp_path: Path) -> None:
-    """Word for word, in one shell per page, with `bough` on the PATH."""
-    script = "\n".join(blocks(ROOT / "docs" / "quickstart.md", "sh"))
-    assert "bough " in script
-    environment = cli.env | {"PATH": f"{BOUGH.parent}:{cli.env['PATH']}"}
-    subprocess.run(
-        ["bash", "-euxc", script], check=True, timeout=600, cwd=tmp_path, env=environment, input=b""
-    )
-    assert cli.names() == [name for name in cli.names() if name in ("box", "bench")]
 
 
 def test_errors_are_exceptions_with_their_fields(cli: Cli, box: str) -> None:

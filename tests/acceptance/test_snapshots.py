@@ -31,11 +31,13 @@ WHAT = (
     "new key",
 )
 WHO_AM_I = """
+set -e
 cat /etc/machine-id; hostname; cat /sys/class/net/e*/address
 cut -d ' ' -f 2 /etc/ssh/ssh_host_ed25519_key.pub /etc/ssh/ssh_host_ecdsa_key.pub
 head -c 32 /dev/urandom | base64
 python3 -c 'import os; print(os.urandom(32).hex())'
-ssh-keygen -q -t ed25519 -N '' -f /run/key && cut -d ' ' -f 2 /run/key.pub
+ssh-keygen -q -t ed25519 -N '' -f /run/key
+cut -d ' ' -f 2 /run/key.pub
 """
 
 

@@ -22,7 +22,7 @@ schemathesis = pytest.importorskip(
     "schemathesis", reason="not in every environment: pip install schemathesis"
 )
 
-pytestmark = pytest.mark.xdist_group("api")
+pytestmark = pytest.mark.long
 
 #: What would end the service, fetch packages or files, or probe the host for seconds, time and again.
 LEFT_OUT = ("/v1/shutdown", "/v1/images/build", "/v1/images/import", "/v1/doctor", "/v1/doctor/store")

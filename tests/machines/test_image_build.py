@@ -19,7 +19,7 @@ from tests.leftovers import processes_of, wait_nothing_left
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("mmdebstrap") is None, reason="mmdebstrap is not installed"),
-    pytest.mark.xdist_group("image build"),
+    pytest.mark.long,
 ]
 
 LABEL = "debian:12"

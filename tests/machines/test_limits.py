@@ -183,7 +183,7 @@ def pair(hv: bough.Hypervisor, debian: str) -> Iterator[tuple[bough.Machine, bou
     neighbour.delete(force=True)
 
 
-@pytest.mark.xdist_group("flood")
+@pytest.mark.long
 @needs_cpu_groups
 def test_a_flood_stays_within_its_limits(
     pair: tuple[bough.Machine, bough.Machine], bough_home: Home, nothing_left: None
