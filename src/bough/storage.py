@@ -18,6 +18,9 @@ from bough.errors import NoSpace
 _UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}")
 
 
+NO_SPACE_HINT = "free some space there (`bough image prune` may help), or set BOUGH_HOME elsewhere"
+
+
 @contextmanager
 def no_space_is_told(what: str, where: Path) -> Iterator[None]:
     """Turn ENOSPC and EDQUOT into NoSpace, which names the file system."""
@@ -27,7 +30,7 @@ def no_space_is_told(what: str, where: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoSpace(
                 f"no space left for {what} below {where}",
-                hint="free some space there (`bough image prune` may help), or set BOUGH_HOME elsewhere",
+                hint=NO_SPACE_HINT,
                 path=str(where),
             ) from error
         raise

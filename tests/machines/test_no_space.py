@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import bough
-from bough.errors import NoSpace
+from bough.errors import BeyondHost, NoSpace
 from bough.paths import Home
 from tests.waiting import wait_until
 
@@ -193,14 +193,14 @@ def test_a_suspend_and_a_bundle_without_space(small_home: Home, tmp_path: Path) 
         hypervisor.import_bundle(tmp_path / "sleeper.bough", name="taken").delete(force=True)
 
     try:
-        for free in STEPS:
+        for free in (*STEPS, 150_000, 300_000):  # imports and exports leave some for others
             for act in (suspend, export, take):
                 ballast.leave(free)
                 before = {each.id for each in hypervisor.machines()}
                 try:
                     act()
                     done[act.__name__] += 1
-                except NoSpace:
+                except (NoSpace, BeyondHost):  # there is none, or less than its disks may come to
                     refused[act.__name__] += 1
                 assert {each.id for each in hypervisor.machines()} == before
                 assert machine.state == "running"

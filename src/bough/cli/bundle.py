@@ -57,10 +57,11 @@ def export(source: str, file: str, disk_only: bool, without_image: bool) -> None
     help="keep: it is the machine that was handed over; new: it is somebody else.",
 )
 @click.option("--cold", is_flag=True, help="Its disks alone; stopped.")
+@click.option("--force", is_flag=True, help="More than this host has, all the same.")
 @click.option("--timeout", type=DURATION, default="120s", help="For it to answer.")
 @json_option
 def import_bundle(
-    file: str, name: str | None, identity: str, cold: bool, timeout: float, as_json: bool
+    file: str, name: str | None, identity: str, cold: bool, force: bool, timeout: float, as_json: bool
 ) -> None:
     """Take up the machine in FILE, a bundle; `-` is standard input. It goes on where it was."""
     from bough.client.bundle import import_stream
@@ -68,7 +69,14 @@ def import_bundle(
     stream = sys.stdin.buffer if file == "-" else _open(file)
     with progress() as report:
         made = import_stream(
-            connect(), stream, name=name, identity=identity, cold=cold, timeout=timeout, progress=report
+            connect(),
+            stream,
+            name=name,
+            identity=identity,
+            cold=cold,
+            force=force,
+            timeout=timeout,
+            progress=report,
         )
     show_json(made) if as_json else print(made["name"])
 

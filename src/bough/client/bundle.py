@@ -88,12 +88,14 @@ def import_stream(
     name: str | None = None,
     identity: str = "keep",
     cold: bool = False,
+    force: bool = False,
     wait: bool = True,
     timeout: float = 120.0,
     progress: Report | None = None,
 ) -> dict[str, Any]:
     """The machine's description."""
-    path = path_of("import", name=name, identity=identity, cold=cold, wait=wait, timeout_s=timeout)
+    asked = {"name": name, "identity": identity, "cold": cold, "force": force, "wait": wait}
+    path = path_of("import", **asked, timeout_s=timeout)
     with api.websocket(path) as socket:
         feeding = threading.Thread(target=_feed, args=(socket, stream), daemon=True)
         feeding.start()

@@ -222,6 +222,7 @@ class Hypervisor:
         name: str | None = None,
         identity: Literal["keep", "new"] = "keep",
         cold: bool = False,
+        force: bool = False,
         timeout: float = 120.0,
         progress: Report | None = None,
     ) -> Machine:
@@ -229,9 +230,11 @@ class Hypervisor:
 
         Args:
             identity: "keep": it is the machine that was handed over; "new": it is somebody else.
+            force: also if it is larger than this host.
 
         Raises:
             BadBundle: it is cut off, altered, or cannot be continued here; nothing was made.
+            BeyondHost, NoSpace, NameTaken: likewise.
         """
         from bough.client.bundle import import_stream
 
@@ -242,6 +245,7 @@ class Hypervisor:
                 name=name,
                 identity=identity,
                 cold=cold,
+                force=force,
                 timeout=timeout,
                 progress=progress,
             )

@@ -241,15 +241,19 @@ class Branches(Making):
         name: str | None,
         identity: Identity,
         cold: bool,
+        force: bool = False,
         report: Report,
     ) -> Machine:
         """The machine that is in a bundle; it goes on, where its memory is there.
+
+        Args:
+            force: also if it is larger than this host.
 
         Raises:
             BadBundle: nothing was made. NameTaken, BeyondHost, NotFound (its image), NoSpace
         """
         with self._half_made():
-            async with taken_up(source, self.images, cold=cold, report=report) as arrival:
+            async with taken_up(source, self.images, cold=cold, force=force, report=report) as arrival:
                 if name is None:
                     name = arrival.name
                 with self._reserve(name):

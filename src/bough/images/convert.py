@@ -215,7 +215,7 @@ def check_space(where: Path, needed_bytes: int = 0) -> None:
     free = stat_.f_bavail * stat_.f_frsize
     if free < needed_bytes + _SPARE_BYTES:
         raise NoSpace(
-            f"{where} has {format_size(free)} free, which is not enough for this image",
+            f"{where} has {format_size(free)} free, which is not enough for what is to be written there",
             hint="free some space (`bough image prune` may help), or set BOUGH_HOME elsewhere",
             path=str(where),
         )

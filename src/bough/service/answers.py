@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,8 +14,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from bough.errors import BoughError, InvalidInput, NotFound
+from bough.errors import BoughError, InvalidInput, NoSpace, NotFound
 from bough.progress import Progress, Report
+from bough.storage import NO_SPACE_HINT
 from bough.tasks import end_tasks
 
 NDJSON = "application/x-ndjson"
@@ -36,6 +38,10 @@ def as_bough_error(error: BaseException) -> BoughError:
     if isinstance(error, HTTPException):
         kind = NotFound if error.status_code == 404 else InvalidInput
         return kind(str(error.detail))
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        # Wherever it was met: a step that is not through is undone.
+        where = f" for {error.filename}" if error.filename else ""
+        return NoSpace(f"no space left on the host{where}", hint=NO_SPACE_HINT)
     log.error("a request failed in a way nobody foresaw", exc_info=error)
     return BoughError(
         f"bough made a mistake: {type(error).__name__}: {error}",

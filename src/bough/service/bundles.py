@@ -52,6 +52,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
         name: str | None = None,
         identity: Literal["new", "keep"] = "keep",
         cold: bool = False,
+        force: bool = False,
         wait: bool = True,
         timeout_s: float = 120,
     ) -> None:
@@ -69,7 +70,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
             feeding = asyncio.create_task(feed())
             try:
                 machine = await hypervisor.import_bundle(
-                    inflow, name=name, identity=identity, cold=cold, report=report
+                    inflow, name=name, identity=identity, cold=cold, force=force, report=report
                 )
                 if wait and machine.state == "running":
                     await machine.wait_ready(timeout_s=timeout_s, report=report)

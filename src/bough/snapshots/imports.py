@@ -45,7 +45,7 @@ class Arrival:
     ) -> None:
         self._source, self._digest, self._bundle = source, digest, bundle
         self._images, self._work = images, work
-        self.cold = False
+        self.cold = self.force = False
         self.report: Report = lambda _: None
 
     async def check(self) -> None:
@@ -56,7 +56,7 @@ class Arrival:
         accelerators = dict(await probe_accelerators(qemu, jail, home))
         facts = await inspect_qemu(qemu, home)
         self._spec, self._hardware = check_here(bundle, facts, accelerators, cold=self.cold)
-        check_against_host(self._spec, await read_host_facts(home))
+        check_against_host(self._spec, await read_host_facts(home), force=self.force)
         self._image = self._find_image()
         check_space(self._work)
 
@@ -102,7 +102,7 @@ class Arrival:
 
 @asynccontextmanager
 async def taken_up(
-    source: Source, images: ImageStore, *, cold: bool, report: Report
+    source: Source, images: ImageStore, *, cold: bool, force: bool, report: Report
 ) -> AsyncIterator[Arrival]:
     """Nothing is left of it but what was moved into the store meanwhile.
 
@@ -118,7 +118,7 @@ async def taken_up(
     work.mkdir(mode=0o711)
     try:
         arrival = Arrival(source, digest, bundle, images, work)
-        arrival.cold, arrival.report = cold, report
+        arrival.cold, arrival.force, arrival.report = cold, force, report
         await arrival.check()
         yield arrival
     finally:
