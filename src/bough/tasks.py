@@ -27,11 +27,6 @@ class Tasks:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def cancel(self) -> None:
-        """For who waits for them elsewhere, or not at all."""
-        for task in self._tasks:
-            task.cancel()
-
     async def end(self) -> None:
         await end_tasks(*self._tasks)
 

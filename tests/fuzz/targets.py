@@ -11,8 +11,10 @@ import contextlib
 import io
 import json
 import os
+import struct
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,7 +23,10 @@ from bough.cli.output import clean
 from bough.client.unpack import Unpacker, parse_name, to_bytes
 from bough.errors import BadBundle, BoughError
 from bough.guest import wire
+from bough.machines.memory import MOST_VIDEO_BYTES
+from bough.machines.video import split_devices
 from bough.networks.uplink_filter import MAX_FRAME_BYTES, Sieve, is_allowed
+from bough.qemu.ram import PAGE_BYTES
 from bough.snapshots.handover import parse_manifest
 from tests.fuzz.images import fuzz_disk, fuzz_lists, fuzz_ova
 
@@ -270,6 +275,19 @@ def fuzz_bundle(data: bytes) -> None:
             assert not manifest.spec.autostart
             assert not manifest.spec.mounts
             assert manifest.spec.kernel is None
+    _fuzz_screen(data)
+
+
+def _fuzz_screen(data: bytes) -> None:
+    """Its part with the devices: pages that lie in a display adapter, or refused."""
+    for packed in (data, zlib.compress(data), zlib.compress(data + bytes(PAGE_BYTES))):
+        end = struct.pack("<Q", len(packed)) + b"bough-video-1\0\0\0"
+        with contextlib.suppress(ValueError):
+            state, video = split_devices(b"state" + packed + end)
+            assert state == b"state"
+            assert video is not None
+            assert sum(video.extents[-1]) <= MOST_VIDEO_BYTES
+            assert sum(length for _, length in video.extents) == len(video.content)
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {

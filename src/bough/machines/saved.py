@@ -31,7 +31,7 @@ async def take_up(qmp: Qmp, pid: int | None, saved: SavedState) -> None:
         BoughError, OSError: QEMU refused it, or ended.
     """
     try:
-        state, video = split_devices(saved.devices)
+        state, video = await asyncio.to_thread(split_devices, saved.devices)
     except ValueError as error:
         raise MachineFailed(f"the state of its devices is damaged: {error}") from error
     if saved.loading is not None:

@@ -15,6 +15,7 @@ A bundle's comes from somebody else: it is bounded before it is unpacked.
 
 from __future__ import annotations
 
+import asyncio
 import struct
 import zlib
 from dataclasses import dataclass
@@ -103,4 +104,4 @@ async def put_back(qmp: Qmp, pid: int | None, video: Video) -> None:
     memory = await find_video(qmp, pid)
     if memory is None or sum(video.extents[-1]) > memory.size_bytes:
         raise MachineFailed("what was on its screen has no place in its display adapter")
-    memory.write(video.extents, video.content)
+    await asyncio.to_thread(memory.write, video.extents, video.content)
