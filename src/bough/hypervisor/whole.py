@@ -16,7 +16,7 @@ from bough.hypervisor.images import Images
 from bough.hypervisor.running import Running
 from bough.images.bootstrap import remove_build
 from bough.machines.autostart import start_machines
-from bough.machines.disks import first_disks, read_disk_usage, remove_strays
+from bough.machines.disks import read_disk_usage, remove_strays
 from bough.machines.machine import Machine
 from bough.machines.mounts import add_mount, describe_mounts
 from bough.machines.plan import host_arch
@@ -57,9 +57,6 @@ class Hypervisor(Running, Images):
                 self._unreadable[root.name] = str(error)
                 self.snapshots.store.keep_all(root.name)
             else:
-                if not record.disks:  # of a bough that knew no snapshots
-                    image_bytes = self.images.resolve(record.image_digest).size_bytes
-                    record.disks = first_disks(record, self.home, image_bytes)
                 self._machines[record.id] = self._machine_of(record, paths)
         async with asyncio.TaskGroup() as group:
             for machine in self._machines.values():

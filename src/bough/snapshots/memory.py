@@ -145,17 +145,13 @@ def lay_over(paths: SnapshotPaths, file: MemoryFile) -> None:
     table = paths.extents.read_bytes()
     if len(table) % _PAIR.size:
         raise ValueError("the table of its memory is cut off")
-    with paths.memory.open("rb", buffering=0) as pages, memoryview(file.buffer) as view:
-        for begin, length in _PAIR.iter_unpack(table):
-            start, end = begin, begin + length
-            if end > file.size_bytes:
+    with paths.memory.open("rb", buffering=0) as pages:
+        position = 0
+        for start, length in _PAIR.iter_unpack(table):
+            if start + length > file.size_bytes:
                 raise ValueError("an extent lies beyond its memory")
-            while start < end:
-                with view[start:end] as part:
-                    got = pages.readinto(part)
-                if not got:
-                    raise ValueError("its memory ends too early")
-                start += got
+            file.copy_in(pages.fileno(), position, start, length)
+            position += length
 
 
 def _damaged(manifest: SnapshotManifest, why: str) -> SnapshotDamaged:
