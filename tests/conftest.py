@@ -104,9 +104,20 @@ def debian(hv: bough.Hypervisor, bough_home: Home, request: pytest.FixtureReques
 
 
 @pytest.fixture(scope="session")
-def booted(hv: bough.Hypervisor, debian: str) -> bough.Snapshot:
+def ssh_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A private key whose owner may log in to the shared machine as root."""
+    key = tmp_path_factory.mktemp("ssh") / "key"
+    if shutil.which("ssh-keygen") is None:
+        pytest.skip("no ssh-keygen on this host")
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    return key
+
+
+@pytest.fixture(scope="session")
+def booted(hv: bough.Hypervisor, debian: str, ssh_key: Path) -> bough.Snapshot:
     """A Debian of 512 MiB that has booted and come to rest: a fork of it is there in a third of a second."""
-    machine = hv.create(debian, name="booted", memory=MEMORY)
+    key = Path(f"{ssh_key}.pub").read_text()
+    machine = hv.create(debian, name="booted", memory=MEMORY, ssh_keys=[key])
     machine.start()
     machine.wait("booted")
     snapshot = machine.snapshot("booted")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ import pytest
 
 import bough
 from bough.paths import Home
-from tests.conftest import MEMORY
 
 BOUGH = Path(sys.executable).parent / "bough"
 
@@ -84,31 +82,12 @@ def cli(bough_home: Home) -> Cli:
 
 
 @pytest.fixture(scope="session")
-def ssh_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A private key whose owner may log in to the shared machine as root."""
-    key = tmp_path_factory.mktemp("ssh") / "key"
-    if shutil.which("ssh-keygen") is None:
-        pytest.skip("no ssh-keygen on this host")
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
-    return key
-
-
-@pytest.fixture(scope="session")
-def box(cli: Cli, debian: str, ssh_key: Path) -> Iterator[str]:
+def box(cli: Cli, booted: bough.Snapshot) -> Iterator[str]:
     """The name of a running machine that all tests here share; they leave it running and as it was."""
     name = "box"
-    cli("create", debian, "--name", name, "--memory", MEMORY, "--ssh-key", f"{ssh_key}.pub")
-    cli("start", name)
-    cli("exec", name, "--", "systemctl", "is-system-running", "--wait", check=False)
-    cli("snapshot", "create", name, "--as", "booted")
+    cli("fork", booted.id, name)
     yield name
     cli("delete", name, "--force", check=False)
-
-
-@pytest.fixture(scope="session")
-def booted(box: str, hv: bough.Hypervisor) -> bough.Snapshot:
-    """The box as it was when it had booted: no second machine is booted for forks."""
-    return hv.snapshot("booted")
 
 
 @pytest.fixture

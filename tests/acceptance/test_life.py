@@ -25,11 +25,9 @@ def info(cli: Cli, name: str) -> dict[str, object]:
     return found
 
 
-def test_what_is_on_the_disk_stays(cli: Cli, debian: str, gone: list[str]) -> None:
+def test_what_is_on_the_disk_stays(cli: Cli, booted: bough.Snapshot, gone: list[str]) -> None:
     gone.append("keeper")
-    cli("create", debian, "--name", "keeper", "--memory", MEMORY)
-    assert info(cli, "keeper")["state"] == "stopped"
-    cli("start", "keeper")
+    booted.fork("keeper")
     first_boot = cli.text("exec", "keeper", "--", "cat", "/proc/sys/kernel/random/boot_id")
     cli("exec", "keeper", "--", "sh", "-c", "echo kept > /root/file && sync")
     cli("restart", "keeper")
@@ -42,10 +40,9 @@ def test_what_is_on_the_disk_stays(cli: Cli, debian: str, gone: list[str]) -> No
     assert cli.text("exec", "keeper", "--", "cat", "/root/file") == "kept"
 
 
-def test_a_reboot_and_a_power_off_from_inside(cli: Cli, debian: str, gone: list[str]) -> None:
+def test_a_reboot_and_a_power_off_from_inside(cli: Cli, booted: bough.Snapshot, gone: list[str]) -> None:
     gone.append("inner")
-    cli("run", "--name", "inner", "--memory", MEMORY, debian, "--", "true")
-    cli("start", "inner", check=False)
+    booted.fork("inner")
     before = cli.text("exec", "inner", "--", "cat", "/proc/sys/kernel/random/boot_id")
     cli("exec", "inner", "--", "systemctl", "reboot", check=False)
     wait_until(
@@ -138,8 +135,8 @@ def test_the_plan_is_shown_as_data_and_as_a_command_line(cli: Cli, box: str) -> 
 
 
 def test_the_console_log(cli: Cli, box: str) -> None:
-    # A machine is ready before its login prompt is there.
-    wait_until(lambda: "login:" in cli.text("logs", box), timeout_s=60)
+    cli("exec", box, "--", "sh", "-c", "echo said on the console > /dev/console")
+    wait_until(lambda: "said on the console" in cli.text("logs", box))
 
 
 def test_events_while_things_happen(cli: Cli, debian: str, gone: list[str]) -> None:

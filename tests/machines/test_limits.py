@@ -171,13 +171,14 @@ def test_standing_back() -> None:
 
 
 @pytest.fixture
-def pair(hv: bough.Hypervisor, debian: str) -> Iterator[tuple[bough.Machine, bough.Machine]]:
+def pair(
+    hv: bough.Hypervisor, debian: str, booted: bough.Snapshot
+) -> Iterator[tuple[bough.Machine, bough.Machine]]:
     """A machine with limits, and one without; both run."""
     limits = {"cpu": 60, "disk": 2 * MIB, "iops": 200, "console": 65536}
     hostile = hv.create(debian, name="hostile", memory="384MiB", limits=limits, ssh_keys=[])
-    neighbour = hv.create(debian, name="neighbour", memory="384MiB", vcpus=1, ssh_keys=[])
-    neighbour.start()
     hostile.start(timeout=170)
+    neighbour = booted.fork("neighbour")
     yield hostile, neighbour
     hostile.delete(force=True)
     neighbour.delete(force=True)

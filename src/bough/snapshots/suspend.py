@@ -78,15 +78,18 @@ async def _suspend(machine: Machine, home: Home, report: Report) -> None:
 
 
 async def _prepare(machine: Machine) -> None:
-    """What makes the way back quick; and who it has just become reaches its disk."""
+    """What makes the way back quick; and who it has just become reaches its disk.
+
+    Neither is needed: one whose agent is older, or whose disk is too slow, is told again when it goes on.
+    """
     channel = machine.channel()
     if channel is None:
         return
-    with contextlib.suppress(BoughError):  # an older agent
+    with contextlib.suppress(BoughError):
         await prepare_guest(channel)
-    if machine.record.identity == "new":
-        await settle_identity(channel)
-        machine.change(identity="known", mac_before=None)
+        if machine.record.identity == "new":
+            await settle_identity(channel)
+            machine.change(identity="known", mac_before=None)
 
 
 async def _write(machine: Machine, qmp: Qmp, made: SnapshotPaths) -> Suspended:
