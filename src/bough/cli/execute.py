@@ -104,16 +104,23 @@ def _raw_terminal(socket: WebSocket | None) -> Iterator[None]:
     if socket is None or not os.isatty(0):
         yield
         return
+    import _thread
     import signal
     import termios
     import tty
 
-    def resized(*_: object) -> None:
-        with suppress(ServiceUnavailable):  # it has ended
-            socket.send(bytes([_RESIZE]) + json.dumps(_size()).encode())
+    resized = {signal.SIGWINCH}
+
+    def follow() -> None:
+        while signal.sigwait(resized):
+            with suppress(ServiceUnavailable):  # it has ended
+                socket.send(bytes([_RESIZE]) + json.dumps(_size()).encode())
 
     before = termios.tcgetattr(0)
-    handler = signal.signal(signal.SIGWINCH, resized)
+    # By a thread that waits for it: a handler would not run before the next output if the signal came on the
+    # way into the read, and could meet a message that it interrupted half sent.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, resized)
+    _thread.start_new_thread(follow, ())
     # Ended by a signal, the terminal must be whole again all the same.
     previous = {number: signal.signal(number, _leave) for number in (signal.SIGTERM, signal.SIGHUP)}
     # Not TCSAFLUSH, which is the default: what was typed ahead is not to be lost.
@@ -122,7 +129,7 @@ def _raw_terminal(socket: WebSocket | None) -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(0, termios.TCSADRAIN, before)
-        signal.signal(signal.SIGWINCH, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, old in previous.items():
             signal.signal(number, old)
 
