@@ -7,7 +7,7 @@ again at its next boot.
 """
 
 # pathlib and contextlib cost an emulated guest 20 ms each to load.
-# ruff: noqa: PTH104, PTH108, PTH112, PTH123, PTH208, SIM105
+# ruff: noqa: PTH104, PTH108, PTH110, PTH112, PTH114, PTH116, PTH123, PTH208, PTH211, SIM105
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
 _SIOCSIFHWADDR = 0x8924
 _SIGHUP = 1
+_JOURNALS = ("/var/log/journal", "/run/log/journal")
 _HOST_KEY = "/etc/ssh/ssh_host_{}_key"
 _KINDS = ("ed25519", "ecdsa")
 #: Of the guest's own time, so a fork has nearly all of it.
@@ -84,7 +85,7 @@ def become(_agent: Agent, _call: int, arguments: Arguments) -> dict[str, object]
 
 
 def settle(_arguments: Arguments, _tell: Tell) -> dict[str, object]:
-    """What became is on the disk, and sshd, where it runs, has its new keys.
+    """What became is on the disk, sshd, where it runs, has its new keys, and journalctl finds the journal.
 
     The lease needs nothing: the uplink of each machine gives the same address to whoever asks.
     """
@@ -93,8 +94,28 @@ def settle(_arguments: Arguments, _tell: Tell) -> dict[str, object]:
             os.kill(int(file.read(20)), _SIGHUP)
     except (OSError, ValueError):
         pass  # none runs: the next one reads the new keys
+    for place in _JOURNALS:
+        try:
+            _lead_to_journal(place)
+        except OSError:
+            pass  # no journal there, or one that is read-only
     os.sync()
     return {}
+
+
+def _lead_to_journal(place: str) -> None:
+    """journald goes on writing below the name of the parent's machine-id; journalctl looks below its own."""
+    with open("/etc/machine-id", "rb", buffering=0) as file:
+        own = file.read(32).decode("ascii", "replace")
+    found = []
+    for name in os.listdir(place):
+        if name == own:
+            return
+        path = f"{place}/{name}"
+        if not os.path.islink(path) and os.path.exists(f"{path}/system.journal"):
+            found.append((os.stat(f"{path}/system.journal").st_mtime_ns, name))
+    if found and len(own) == 32 and own.isalnum():
+        os.symlink(max(found)[1], f"{place}/{own}")
 
 
 def stir(entropy: bytes) -> None:
