@@ -261,6 +261,25 @@ async def test_an_endless_result_ends_the_channel() -> None:
             await call
 
 
+async def test_an_answer_that_nobody_waits_for_any_more() -> None:
+    async with greeted() as (channel, guest):
+        late = asyncio.create_task(channel.call("freeze", {}, 0.01))
+        late_id, _ = await guest.until(wire.CALL)
+        with pytest.raises(AgentTimeout, match="freeze"):
+            await late
+        cancelled = asyncio.create_task(channel.call("settle", {}, 5))
+        cancelled_id, _ = await guest.until(wire.CALL)
+        cancelled.cancel()
+        await asyncio.wait({cancelled})
+        await guest.tell(wire.RESULT, cancelled_id, wire.encode({}))
+        await guest.tell(wire.RESULT, late_id, wire.encode({}))
+        call = asyncio.create_task(channel.call("load", {}, 5))
+        call_id, _ = await guest.until(wire.CALL)
+        await guest.tell(wire.RESULT, call_id, wire.encode({"one": 1}))
+        assert await call == {"one": 1}
+        assert not channel.lost.is_set()
+
+
 async def test_no_answer_is_a_timeout() -> None:
     guest = Guest()
     channel = AgentChannel(guest.host_end, machine="silent")

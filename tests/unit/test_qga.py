@@ -128,6 +128,32 @@ async def test_a_line_without_end_and_silence(tmp_path: Path, monkeypatch: pytes
         await QgaChannel.connect(tmp_path / "nobody", machine="old")
 
 
+async def test_an_answer_that_nobody_waits_for_any_more(tmp_path: Path) -> None:
+    held: list[dict[str, Any]] = []
+
+    def reply(request: dict[str, Any]) -> bytes | None:
+        if request["execute"] == "guest-exec":
+            held.append(request)
+            return b""
+        if held and "sync" in request["execute"]:  # the late one comes first, as from a slow guest
+            late = json.dumps({"return": {"pid": 7}}).encode() + b"\n"
+            held.clear()
+            return late + b"\xff" + json.dumps({"return": answer(request)}).encode() + b"\n"
+        return None
+
+    async with agent(tmp_path, reply) as (channel, _):
+        await channel.hello(5)
+        with pytest.raises(AgentTimeout, match="guest-exec"):
+            await channel.ask("guest-exec", timeout_s=0.05)
+        assert await channel.ask("guest-exec-status", timeout_s=5) == answer({"execute": "guest-exec-status"})
+        asking = asyncio.create_task(channel.ask("guest-exec", timeout_s=5))
+        while not held:  # noqa: ASYNC110 - the agent is a function of this test
+            await asyncio.sleep(0.005)
+        asking.cancel()
+        await asyncio.wait({asking})
+        assert await channel.ask("guest-exec-status", timeout_s=5) == answer({"execute": "guest-exec-status"})
+
+
 async def test_too_much_input(tmp_path: Path) -> None:
     async with agent(tmp_path) as (channel, _):
         await channel.hello(5)

@@ -137,7 +137,7 @@ class AgentChannel:
             return None
         try:
             async with asyncio.timeout(timeout_s):
-                return await call.answer
+                return await asyncio.shield(call.answer)
         except TimeoutError:
             return None
         finally:
@@ -241,15 +241,13 @@ class AgentChannel:
                 nonce = self._nonce
                 for part in wire.pack_parts(wire.CALL, nonce, call_id, payload):
                     await self._queue_bulk(part)
-                return await call.answer
+                # Shielded: who waits may be cancelled, the call is not, and it is answered some time.
+                return await asyncio.shield(call.answer)
         except TimeoutError:
             text = f"machine {self.machine!r} did not finish {operation} in {timeout_s:g} s"
             raise AgentTimeout(text, machine=self.machine, timeout_s=timeout_s) from None
         finally:
-            # Its answer may still come, and is to be known then.
-            call.abandoned = True
-            if call.answer.done():
-                self._calls.pop(call_id, None)
+            call.abandoned = True  # its answer may still come, and is known then
 
     def guest_closed(self) -> None:
         """The guest closed its side of the port (QEMU tells so): what went on has ended."""

@@ -44,6 +44,8 @@ class QgaChannel:
         self._reader = reader
         self._writer = writer
         self._turn = asyncio.Lock()
+        #: An answer may be on its way that nobody waits for; it must not be taken for the next one's.
+        self._is_owed = False
         self._commands: frozenset[str] = frozenset()
 
     @classmethod
@@ -82,6 +84,7 @@ class QgaChannel:
     async def _sync(self, timeout_s: float) -> None:
         """Whatever was on its way before is dropped: the answer comes after a byte that no JSON has."""
         number = secrets.randbelow(1 << 31)
+        self._is_owed = True
         request = {"execute": "guest-sync-delimited", "arguments": {"id": number}}
         self._writer.write(b"\xff" + json.dumps(request).encode() + b"\n")
         try:
@@ -91,6 +94,7 @@ class QgaChannel:
                     with contextlib.suppress(ValueError):
                         answer = json.loads(line)
                         if isinstance(answer, dict) and answer.get("return") == number:
+                            self._is_owed = False
                             return
         except TimeoutError:
             raise AgentTimeout("no answer", machine=self.machine) from None
@@ -112,14 +116,17 @@ class QgaChannel:
             raise GuestRefused(f"the agent of machine {self.machine!r} cannot do {command}")
         request = {"execute": command, **({"arguments": arguments} if arguments else {})}
         async with self._turn:
-            self._writer.write(json.dumps(request).encode() + b"\n")
             try:
                 async with asyncio.timeout(timeout_s):
+                    if self._is_owed:
+                        await self._sync(timeout_s)
+                    self._is_owed = True
+                    self._writer.write(json.dumps(request).encode() + b"\n")
                     await self._writer.drain()
-                    answer = json.loads((await self._line()).lstrip(b"\xff"))
+                    line = await self._line()
+                    self._is_owed = False
+                answer = json.loads(line.lstrip(b"\xff"))
             except TimeoutError:
-                with contextlib.suppress(BoughError):
-                    await self._sync(1)  # its answer must not be taken for the next one's
                 raise AgentTimeout(
                     f"the agent of machine {self.machine!r} did not answer {command} in {timeout_s:g} s",
                     machine=self.machine,
