@@ -16,9 +16,9 @@ demo: ## install what the host lacks, then build, run and use a virtual machine
 	@scripts/setup.sh
 	@$(BIN)/python examples/demo.py
 
-# All: by two workers. Some: by one process, so that -s, -x and --pdb do what they say.
+# Some: by one process, so that -s, -x and --pdb do what they say.
 test: setup ## all tests, with real virtual machines; ARGS="-k name" for some
-	@$(BIN)/python -m pytest $(or $(ARGS),-n 2 --dist loadfile --no-loadscope-reorder)
+	@$(if $(ARGS),$(BIN)/python -m pytest $(ARGS),scripts/test.sh)
 
 unit: setup ## the tests that need no virtual machine
 	@$(BIN)/python -m pytest tests/unit $(ARGS)

@@ -225,6 +225,15 @@ async def test_terminal(channel: AgentChannel) -> None:
     assert (await finish(session))[2] == ExitStatus(7)
 
 
+async def test_same_addresses(channel: AgentChannel) -> None:
+    async def where() -> bytes:
+        return (await run(channel, "head", "-1", "/proc/self/maps"))[0]
+
+    for same in (False, True, False):
+        channel.same_addresses = same
+        assert (await where() == await where() == await where()) is same
+
+
 async def test_end_of_input_on_a_terminal(channel: AgentChannel) -> None:
     out, _, status = await run(channel, "cat", tty=True, data=b"hello\n")
     assert out == b"hello\r\nhello\r\n"

@@ -37,7 +37,7 @@ GOLDEN = f"""
 dump-guest-core=off,mem-merge=off,suppress-vmdesc=on
 -boot strict=on
 -action panic=none
--accel tcg,thread=multi
+-accel tcg,thread=multi,tb-size=256
 -cpu Nehalem
 -smp cpus=2,sockets=1,cores=2,threads=1
 -object memory-backend-ram,id=ram,size=1073741824,share=off

@@ -22,6 +22,7 @@ _FIONREAD = 0x541B
 _TIOCSWINSZ = 0x5414
 _TIOCSCTTY = 0x540E
 _ENOEXEC = 8
+_ADDR_NO_RANDOMIZE = 0x0040000
 _SHELL = b"/bin/sh"
 # A command must ignore none of these. Python ignores the first two, the others who started the agent perhaps.
 _PERHAPS_IGNORED = (
@@ -59,10 +60,32 @@ def start(request: dict[str, object], *, apart: bool = False) -> Process:
     With `apart` nothing that it names is touched here, but in a child: what is on a file system that this
     process serves would never come. It takes longer, and what is wrong is told by `Process.failure`.
     """
+    keep_addresses(request.get("same_addresses") is True)
     command = _Apart(request) if apart else _Command(request)
     process = (_start_on_terminal if request.get("tty") else _start_on_pipes)(request, command)
     process.failure = command.failure
     return process
+
+
+def keep_addresses(same: bool) -> None:
+    """Of what is started from here on: each program at the same addresses each time, or at others
+    (personality(2))."""
+    global _same_addresses  # noqa: PLW0603 - of this process, as the kernel's
+    if same == _same_addresses:
+        return
+    try:
+        import _ctypes  # all of ctypes costs an emulated guest 50 ms
+
+        personality = _ctypes.dlsym(_ctypes.dlopen(None, 0), "personality")  # type: ignore[arg-type]
+        now = _ctypes.call_function(personality, (0xFFFFFFFF,))
+        wanted = now | _ADDR_NO_RANDOMIZE if same else now & ~_ADDR_NO_RANDOMIZE
+        _ctypes.call_function(personality, (wanted,))
+    except Exception:
+        pass  # a Python without it: commands run as ever
+    _same_addresses = same
+
+
+_same_addresses = False
 
 
 def _text(request: dict[str, object], key: str) -> str | None:

@@ -51,6 +51,8 @@ class AgentChannel:
     Attributes:
         lost: set when the socket ended or was closed, by either side; `lost_reason` says why.
         facts: of the last hello.
+        same_addresses: commands are loaded at the same addresses each time: not as safe from who attacks
+            them, and much quicker where the processor is emulated by an older QEMU.
     """
 
     def __init__(self, sock: socket.socket, *, machine: str) -> None:
@@ -60,6 +62,7 @@ class AgentChannel:
         self.lost = asyncio.Event()
         self.lost_reason: BoughError | None = None
         self.facts: AgentFacts | None = None
+        self.same_addresses = False
         self.input_window = 0
         self._socket = sock
         self._loop = asyncio.get_running_loop()
@@ -179,6 +182,8 @@ class AgentChannel:
         }
         if request.tty:
             values.update(tty=True, rows=request.rows, columns=request.columns, term=request.term)
+        if self.same_addresses:
+            values["same_addresses"] = True
         payload = wire.encode(values)
         if len(payload) > wire.MAX_PAYLOAD:
             raise GuestRefused(

@@ -66,13 +66,18 @@ class Guest:
         """To an agent of ours that answers, if there is one."""
         return self.channel if self.answers and isinstance(self.channel, AgentChannel) else None
 
-    async def connect(self) -> None:
-        """Its QEMU has just been started, or found again. Raises BoughError, OSError."""
+    async def connect(self, *, same_addresses: bool) -> None:
+        """Its QEMU has just been started, or found again. Raises BoughError, OSError.
+
+        Args:
+            same_addresses: as AgentChannel's.
+        """
         machine = self._machine
         self.answers = self._awake = False
         self.ready.clear()
         if machine.record.image_agent:
             self.channel = await AgentChannel.connect(machine.paths.agent_socket, machine=machine.name)
+            self.channel.same_addresses = same_addresses
         else:
             self.ready.set()
             self.channel = await QgaChannel.connect(machine.paths.agent_socket, machine=machine.name)

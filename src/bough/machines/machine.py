@@ -73,6 +73,9 @@ _TAIL_BYTES = 4096
 #: How long a command waits for the agent of a machine that an earlier service started.
 _TAKEN_UP_S = 3.0
 _SETTLED_POLL_S = 0.2
+#: An older QEMU translates a program, and the C library, anew for each address that they are loaded at, so
+#: for each process: twice the time and, for 50 of `true`, 75 MiB of memory (docs/decisions/0010).
+_TRANSLATES_ONCE = (8, 0)
 
 T = TypeVar("T")
 Planner = Callable[[MachineRecord, MachinePaths], Awaitable[Plan]]
@@ -227,7 +230,7 @@ class Machine:
             self._ports = ports
             jail = process.jail.to_dict() if process.jail else None
             try:
-                await self._attach(process, greet=saved is None)
+                await self._attach(process, plan.accelerator, greet=saved is None)
                 if saved is not None:
                     await self._load(saved)
             except (BoughError, OSError) as error:
@@ -293,7 +296,7 @@ class Machine:
             return
         try:
             self._ports = PortServer(self.name, self._dial)
-            await self._attach(process)
+            await self._attach(process, self.record.accelerator)
             self._taken_up = True
             assert self._qmp is not None
             status = (await self._qmp.query("query-status")).get("status")
@@ -627,7 +630,7 @@ class Machine:
 
     # -- the life of its QEMU -----------------------------------------------------------------
 
-    async def _attach(self, process: QemuProcess, *, greet: bool = True) -> None:
+    async def _attach(self, process: QemuProcess, accelerator: str | None, *, greet: bool = True) -> None:
         self._process = process
         self._stop_asked = self._panicked = self._taken_up = False
         self._shutdown_reason = None
@@ -644,7 +647,9 @@ class Machine:
         if self.record.media.display:
             self._door = VncDoor(self.paths.vnc_socket, self._qmp)
             self._door.open()
-        await self._guest.connect()
+        await self._guest.connect(
+            same_addresses=accelerator == "tcg" and self._qmp.version < _TRANSLATES_ONCE
+        )
         if greet:
             self._guest.greet()
 

@@ -10,6 +10,10 @@ from collections.abc import Mapping, Sequence
 
 from bough.qemu.arch import Architecture, architecture
 from bough.qemu.plan import DiskPlan, Layer, MediumPlan, NicPlan, Plan
+from bough.units import MIB
+
+_LEAST_CODE_MIB = 128
+_MOST_CODE_MIB = 1024
 
 #: Sockets that are bound by us and passed as descriptors; the numbers are those of `info --plan`.
 DISPLAYED_DESCRIPTORS = {"qmp": 3, "agent": 4, "console": 5, "uplink": 6, "memory": 7}
@@ -100,7 +104,12 @@ def _machine(plan: Plan, arch: Architecture) -> list[str]:
 
 
 def _processors(plan: Plan) -> list[str]:
-    accelerator = "tcg,thread=multi" if plan.accelerator == "tcg" else "kvm"
+    accelerator = "kvm"
+    if plan.accelerator == "tcg":
+        # What translated code may take of the host: as much as a quarter of the guest's memory. QEMU's own
+        # bound is 1 GiB, and a small guest's boot alone fills 400 MiB of it with code that runs once.
+        code_mib = min(max(plan.memory_bytes // 4 // MIB, _LEAST_CODE_MIB), _MOST_CODE_MIB)
+        accelerator = f"tcg,thread=multi,tb-size={code_mib}"
     topology = option(f"cpus={plan.vcpus}", sockets=1, cores=plan.vcpus, threads=1)
     return ["-accel", accelerator, "-cpu", plan.cpu_model, "-smp", topology]
 

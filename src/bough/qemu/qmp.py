@@ -113,6 +113,14 @@ class Qmp:
             self._check_open()
             raise self._lost(command) from error
 
+    @property
+    def version(self) -> tuple[int, int]:
+        """Major and minor of QEMU's, as its greeting says; (0, 0) where that says nothing one can read."""
+        greeting = self._client.greeting
+        told = greeting.QMP.version.get("qemu") if greeting is not None else None
+        major, minor = (told.get(part) for part in ("major", "minor")) if isinstance(told, dict) else (0, 0)
+        return (major, minor) if isinstance(major, int) and isinstance(minor, int) else (0, 0)
+
     async def query(self, command: str, /, **arguments: Any) -> dict[str, Any]:
         """As `execute`, of a command that returns an object. Raises QmpLost too when it returns none."""
         answer = await self.execute(command, **arguments)
