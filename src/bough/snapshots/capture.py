@@ -335,7 +335,7 @@ def _copy_before(ram: GuestRam) -> MemoryFile:
 
 def _copy_again(ram: GuestRam, file: MemoryFile, video: GuestRam | None) -> tuple[list[Extent], Video | None]:
     extents = ram.private_extents()
-    file.read_process(ram.pid, ram.address, extents)
+    file.read_process(ram.pid, ram.address, extents, hurry=True)
     return extents, Video.read(video) if video is not None else None
 
 
