@@ -17,6 +17,11 @@ from bough.spec import parse_architecture
 RELEASES = {"aarch64": "debian:13", "riscv64": "debian:13", "i386": "debian:12"}
 KERNELS = {"aarch64": "aarch64", "riscv64": "riscv64", "i386": "i686"}
 ASKED = [parse_architecture(word) for word in os.environ.get("BOUGH_TEST_FOREIGN", "").split()]
+#: A mirror may be in the middle of its update: BOUGH_TEST_SECURITY_MIRROR=none.
+MIRRORS = {
+    "mirror": os.environ.get("BOUGH_TEST_MIRROR"),
+    "security_mirror": os.environ.get("BOUGH_TEST_SECURITY_MIRROR"),
+}
 
 pytestmark = [
     pytest.mark.skipif(not ASKED, reason="make test-foreign"),
@@ -28,8 +33,7 @@ pytestmark = [
 def machine(hv: bough.Hypervisor, request: pytest.FixtureRequest) -> Iterator[bough.Machine]:
     arch = request.param
     label = os.environ.get(f"BOUGH_TEST_{arch.upper()}", RELEASES[arch])
-    mirror = os.environ.get("BOUGH_TEST_MIRROR")
-    assert hv.build_image(label, arch=arch, mirror=mirror).arch == arch
+    assert hv.build_image(label, arch=arch, **MIRRORS).arch == arch
     made = hv.create(label, name=f"foreign-{arch}", arch=arch, memory="512MiB")
     made.start(timeout=300)
     yield made
@@ -65,7 +69,7 @@ def test_a_recipe(hv: bough.Hypervisor, machine: bough.Machine) -> None:
     """A layer upon it, made in a machine of that processor."""
     arch = machine.info().hardware["arch"]
     recipe = {"base": RELEASES[arch], "arch": arch, "size": "9GiB", "commands": ["uname -m >/etc/made-on"]}
-    made = hv.build_recipe(recipe, label="made-there")
+    made = hv.build_recipe(recipe, label="made-there", **MIRRORS)
     assert (made.arch, made.size_bytes) == (arch, 9 << 30)
     with hv.run("made-there", arch=arch, memory="512MiB", timeout=300) as run:
         assert run.read_text("/etc/made-on").strip() == KERNELS[arch]
