@@ -82,6 +82,7 @@ async def test_execute_returns_what_qemu_returned(path: Path) -> None:
     async with served(path, session) as qmp:
         assert await qmp.execute("query-status") == {"status": "running"}
         await qmp.execute("block_resize", **{"node-name": "disk0", "size": 5})
+        assert qmp.version == (7, 2)
     assert "arguments" not in asked[0]
     assert asked[1]["arguments"] == {"node-name": "disk0", "size": 5}
 

@@ -68,9 +68,9 @@ class QgaChannel:
         """
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            with contextlib.suppress(AgentTimeout):
-                async with self._turn:
-                    await self._sync(_SYNC_EVERY_S)
+            with contextlib.suppress(AgentTimeout, TimeoutError):
+                async with self._turn, asyncio.timeout(_SYNC_EVERY_S):
+                    await self._sync()
                 info = await self.ask("guest-info", timeout_s=10)
                 commands = info.get("supported_commands", []) if isinstance(info, dict) else []
                 self._commands = frozenset(
@@ -81,23 +81,17 @@ class QgaChannel:
                 return
         raise AgentTimeout(f"no agent of machine {self.machine!r} answered in {timeout_s:g} s")
 
-    async def _sync(self, timeout_s: float) -> None:
+    async def _sync(self) -> None:
         """Whatever was on its way before is dropped: the answer comes after a byte that no JSON has."""
         number = secrets.randbelow(1 << 31)
         self._is_owed = True
         request = {"execute": "guest-sync-delimited", "arguments": {"id": number}}
         self._writer.write(b"\xff" + json.dumps(request).encode() + b"\n")
-        try:
-            async with asyncio.timeout(timeout_s):
-                while True:
-                    line = (await self._line()).rpartition(b"\xff")[2]
-                    with contextlib.suppress(ValueError):
-                        answer = json.loads(line)
-                        if isinstance(answer, dict) and answer.get("return") == number:
-                            self._is_owed = False
-                            return
-        except TimeoutError:
-            raise AgentTimeout("no answer", machine=self.machine) from None
+        while self._is_owed:
+            line = (await self._line()).rpartition(b"\xff")[2]
+            with contextlib.suppress(ValueError):
+                answer = json.loads(line)
+                self._is_owed = not (isinstance(answer, dict) and answer.get("return") == number)
 
     async def _line(self) -> bytes:
         try:
@@ -119,7 +113,7 @@ class QgaChannel:
             try:
                 async with asyncio.timeout(timeout_s):
                     if self._is_owed:
-                        await self._sync(timeout_s)
+                        await self._sync()
                     self._is_owed = True
                     self._writer.write(json.dumps(request).encode() + b"\n")
                     await self._writer.drain()
