@@ -18,6 +18,7 @@ class Platform:
         grub_bios, grub_efi: GRUB's names of the platforms that the disk boots by; "" for none.
         efi_loader: UEFI specification 3.5.1.1: the boot loader's name where nothing else is set up.
         releases: that have this architecture and a kernel for it.
+        initramfs: the package that makes the initrd; debian/initramfs/ has what it is told.
         machine: e_machine of its ELF programs.
         bits: of its ELF programs.
         exit_code: machine code that ends a Linux program with status 0.
@@ -34,6 +35,7 @@ class Platform:
     machine: int
     bits: int
     exit_code: bytes
+    initramfs: str = "tiny-initramfs"
 
     @property
     def firmware(self) -> tuple[str, ...]:
@@ -83,6 +85,7 @@ PLATFORMS = {
         machine=0xF3,
         bits=64,
         exit_code=bytes.fromhex("13050000 9308d005 73000000"),
+        initramfs="initramfs-tools",  # Debian 13 has the other one's programs for all but this
     ),
     # A PC of before 2003: no 64-bit mode, so no cloud kernel, and BIOS.
     "i386": Platform(

@@ -19,7 +19,6 @@ _PACKAGES = (
     *(
         "passwd",
         "login",
-        "tiny-initramfs",
         "mount",
         "systemd-sysv",
         "udev",
@@ -124,4 +123,5 @@ def recipe_for(reference: str, arch: str) -> Recipe:
         grub_packages=platform.grub_packages,
     )
     # From 12 on a package of its own; before, a part of systemd.
-    return recipe if version == "11" else replace(recipe, packages=(*_PACKAGES, "systemd-resolved"))
+    resolved = () if version == "11" else ("systemd-resolved",)
+    return replace(recipe, packages=(*_PACKAGES, platform.initramfs, *resolved))

@@ -22,7 +22,10 @@ chroot "$root" systemctl -q disable $BOUGH_DISABLED_UNITS
 mkdir -p "$root/etc/systemd/system-generators"
 for generator in $BOUGH_MASKED_GENERATORS; do ln -sf /dev/null "$root/etc/systemd/system-generators/$generator"; done
 chroot "$root" systemctl -q mask $BOUGH_MASKED_UNITS
-chroot "$root" update-tirfs
+case $BOUGH_INITRAMFS in
+    tiny-initramfs) chroot "$root" update-tirfs ;;
+    initramfs-tools) chroot "$root" update-initramfs -u -k all ;;
+esac
 
 echo "@step making the boot loader"
 grub=$root/tmp/grub

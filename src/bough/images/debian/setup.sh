@@ -3,8 +3,13 @@
 set -eu
 root=$1
 mkdir -p "$root/etc"
-cp -R /mnt/early/. "$root/"
-[ -z "$BOUGH_MODULES" ] || sed -i "/^INCLUDE_MODULES=/s/\$/,$BOUGH_MODULES/" "$root/etc/tiny-initramfs/tiny-initramfs.conf"
+cp -R /mnt/early/. "/mnt/initramfs/$BOUGH_INITRAMFS/." "$root/"
+for module in $BOUGH_MODULES; do
+    case $BOUGH_INITRAMFS in
+        tiny-initramfs) sed -i "/^INCLUDE_MODULES=/s/\$/,$module/" "$root/etc/tiny-initramfs/tiny-initramfs.conf" ;;
+        initramfs-tools) echo "$module" >> "$root/etc/initramfs-tools/modules" ;;
+    esac
+done
 # What mmdebstrap chose stays in the guest (customize.sh), which has its own keys and needs none of the host's.
 sed 's/^deb \[signed-by=[^]]*\] /deb /' "$root/etc/apt/sources.list" > /mnt/tmp/sources.list
 awk -v mirror="$BOUGH_MIRROR" -v security="$BOUGH_SECURITY_MIRROR" -f /mnt/mirrors.awk \
