@@ -5,30 +5,33 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Literal
 
 from bench.harness import Bench
-from bench.machine import a_guest, at_rest
+from bench.machine import a_guest, at_rest, wait_for_spares
 from bench.peer import SavedGuest, stock_image
 
 if TYPE_CHECKING:
-    from bough import Machine, Snapshot
+    from bough import Hypervisor, Machine, Snapshot
 
 ABOUT = "forks of a snapshot of a running Debian, each with an identity of its own, against QEMU's loadvm"
 MEMORIES_GIB = (1, 2, 4, 8)
 COUNTS = (1, 5, 10, 20, 100)
 DEPTH = 20
+SPARES = 20
 
 
 def run(bench: Bench) -> None:
     for gib in MEMORIES_GIB:
-        with a_guest("bench-fork", memory=f"{gib}GiB") as (_, machine):
+        with a_guest("bench-fork", memory=f"{gib}GiB") as (hypervisor, machine):
             at_rest(machine)
             snapshot = machine.snapshot()
             if gib == 1:
                 beside_loadvm(bench, machine, snapshot)
                 by_count(bench, snapshot)
                 by_depth(bench, snapshot)
+                that_stand_by(bench, hypervisor, snapshot)
             taken = sorted(one(snapshot) for _ in range(5))
             bench.curve("fork by memory", "GiB of the guest", "ms", [(float(gib), taken[2] * 1000)])
             snapshot.delete()
@@ -106,6 +109,24 @@ def by_depth(bench: Bench, snapshot: Snapshot) -> None:
             stack.callback(source.delete)
             fork.discard()
     bench.curve("fork by depth", "forks below the first", "ms", points)
+
+
+def that_stand_by(bench: Bench, hypervisor: Hypervisor, snapshot: Snapshot) -> None:
+    """Forks of a snapshot that spares are kept of."""
+    snapshot.keep_spares(1)
+    taken = []
+    for _ in range(8):
+        wait_for_spares(hypervisor)
+        taken.append(one(snapshot))
+    bench.note(f"a fork that stood by: {min(taken) * 1000:.0f} ms at best, {median(taken) * 1000:.0f} median")
+    snapshot.keep_spares(SPARES)
+    wait_for_spares(hypervisor)
+    started = time.perf_counter()
+    forks = snapshot.fork(count=SPARES, ephemeral=True, timeout=900)
+    bench.note(f"{SPARES} forks of one call that stood by: {time.perf_counter() - started:.2f} s")
+    snapshot.keep_spares(0)
+    for fork in forks:
+        fork.discard()
 
 
 def _private_mib(pid: int | None) -> float:

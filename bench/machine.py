@@ -44,3 +44,12 @@ def run_bough(*words: str | Path, home: Path | None = None) -> str:
     env = os.environ | ({"BOUGH_HOME": str(home)} if home else {})
     command = [str(BOUGH), *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
+
+
+def wait_for_spares(hypervisor: Hypervisor, timeout_s: float = 600) -> None:
+    """Until all that are wanted stand by. RuntimeError if they do not come."""
+    deadline = time.monotonic() + timeout_s
+    while not all(entry["ready"] == entry["count"] for entry in hypervisor.spares()):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"no spare came: {hypervisor.spares()}")
+        time.sleep(0.2)

@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import bough
 from bench.harness import RESULTS, Bench, run_quietly
-from bench.machine import IMAGE, run_bough
+from bench.machine import IMAGE, run_bough, wait_for_spares
 
 ABOUT = "`bough run` of true, against `podman run` of true in a Debian of packages"
 ROOT = RESULTS / "peer" / "root"
-READY_TIMEOUT_S = 120
+GONE_TIMEOUT_S = 120
 
 
 def run(bench: Bench) -> None:
@@ -49,7 +49,7 @@ def ours() -> float:
 def settle() -> None:
     """The machine that nobody waited for is gone before the peer has its turn."""
     home = bough.connect().home
-    deadline = time.monotonic() + READY_TIMEOUT_S
+    deadline = time.monotonic() + GONE_TIMEOUT_S
     while any(home.incoming.iterdir()) and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.1)
@@ -66,11 +66,7 @@ def python(hypervisor: bough.Hypervisor) -> float:
 
 def spared(hypervisor: bough.Hypervisor, work: object) -> float:
     """`work` once a spare stands by, timed alone."""
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    while not all(entry["ready"] == entry["count"] for entry in hypervisor.spares()):
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"no spare came: {hypervisor.spares()}")
-        time.sleep(0.2)
+    wait_for_spares(hypervisor)
     assert callable(work)
     started = time.perf_counter()
     own = work()

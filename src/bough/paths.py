@@ -10,7 +10,7 @@ $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root
   images/<digest>/{image.json,disk.raw}
   labels.json                            label -> digest
   known_hosts                            host keys of machines, as ssh has them; ssh writes it
-  spares.json                            what machines are to stand by for the next run
+  spares.json                            what machines are to stand by for the next run or fork
   catalogue.json                         what others publish, where a newer list than our own was fetched
   snapshots/<id>/
     snapshot.json                        the manifest; written last

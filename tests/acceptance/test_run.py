@@ -9,7 +9,7 @@ import time
 import pytest
 
 import bough
-from bough.errors import InvalidInput, NotFound
+from bough.errors import NotFound
 from tests.acceptance.conftest import Cli
 from tests.conftest import MEMORY
 from tests.waiting import wait_until
@@ -121,21 +121,3 @@ def test_a_machine_that_is_held_outlives_the_service(hv: bough.Hypervisor, cli: 
         wait_until(lambda: vm.info().agent == "answering")
         assert vm.read_text("/dev/shm/kept") == "here\n"
     assert vm.name not in cli.names()
-
-
-def test_spares_stand_by_and_are_taken(hv: bough.Hypervisor, cli: Cli, debian: str) -> None:
-    before = cli.names()
-    with pytest.raises(InvalidInput, match="of its own"):
-        hv.keep_spares(debian, 1, memory=MEMORY, commands=["true"])
-    hv.keep_spares(debian, 1, memory=MEMORY)
-    try:
-        wait_until(lambda: [entry["ready"] for entry in hv.spares()] == [1])
-        assert cli.names() == before, "a spare is nobody's yet"
-        with hv.run(debian, memory=MEMORY) as vm:
-            assert vm.exec("hostname").stdout.strip() == vm.name
-            assert abs(int(vm.exec("date", "+%s").stdout) - time.time()) < 2
-            assert vm.name in cli.names()
-        wait_until(lambda: [entry["ready"] for entry in hv.spares()] == [1])
-    finally:
-        hv.keep_spares(debian, 0, memory=MEMORY)
-    assert hv.spares() == []

@@ -244,13 +244,15 @@ def test_after_the_service_was_killed(
 
 
 def test_from_the_shell(cli: Cli, origin: bough.Machine, gone: list[str]) -> None:
-    gone += ["shell-a", "shell-b"]
+    gone += ["shell-a", "shell-b", "shell-c-1", "shell-c-2"]
     cli("snapshot", "create", "origin", "--as", "shell-point", "-m", "for the shell")
     assert "for the shell" in cli.text("snapshot", "list")
     assert cli.text("fork", "shell-point", "shell-a", "shell-b").split() == ["shell-a", "shell-b"]
     assert cli.text("exec", "shell-b", "--", "hostname") == "shell-b"
     assert "shell-a" in cli.text("snapshot", "tree")
+    assert cli.text("fork", "shell-point", "shell-c", "--count", "2").split() == ["shell-c-1", "shell-c-2"]
     cli.error("fork", "shell-point", "shell-a", says="exists already")
+    cli.error("fork", "shell-point", "d", "e", "--count", "3", says="2 names for 3 forks", hint="numbered")
     cli.error("fork", "shell-pint", says="no machine is called", hint="")
     cli.error("snapshot", "create", "origin", "--as", "shell-point", says="exists already")
     cli("snapshot", "delete", "shell-point")

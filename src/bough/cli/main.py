@@ -15,7 +15,7 @@ from bough import __version__
 #: command -> (module below bough.cli, attribute, help in one line), in the order of `bough --help`.
 COMMANDS = {
     "run": ("run", "run", "Run a command on a new machine, gone afterwards."),
-    "spares": ("spares", "spares", "Keep machines that stand by for the next run."),
+    "spares": ("spares", "spares", "Keep machines that stand by for the next run or fork."),
     "create": ("life", "create", "Create a machine, stopped."),
     "start": ("life", "start", "Start a machine and wait until it answers."),
     "stop": ("life", "stop", "Ask a machine to power off; after a deadline pull the plug."),

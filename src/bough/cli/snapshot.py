@@ -133,7 +133,7 @@ def delete_snapshot(references: tuple[str, ...]) -> None:
 @click.command()
 @click.argument("source")
 @click.argument("names", nargs=-1)
-@click.option("--count", type=click.IntRange(1, 1000), help="How many; as many as NAMES by default.")
+@click.option("--count", type=click.IntRange(1, 1000), help="How many; with one name NAME-1, NAME-2, ...")
 @click.option(
     "--identity",
     type=click.Choice(["new", "keep"]),

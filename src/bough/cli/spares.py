@@ -1,4 +1,4 @@
-"""spares: machines that stand by for the next run."""
+"""spares: machines that stand by for the next run or fork."""
 
 from __future__ import annotations
 
@@ -13,38 +13,45 @@ from bough.cli.spec import spec_of, spec_options
 
 @click.command()
 @click.option("--count", type=click.IntRange(0), help="How many to keep; 0 keeps none any more.")
+@click.option("--snapshot", metavar="SNAPSHOT", help="For forks of that snapshot.")
 @spec_options
 @click.argument("image", type=IMAGE, required=False)
 @json_option
-def spares(image: str | None, count: int | None, as_json: bool, force: bool, **given: Any) -> None:
-    """Keep machines of IMAGE that stand still and go on when the next `bough run` asks for such a one.
+def spares(
+    image: str | None, snapshot: str | None, count: int | None, as_json: bool, force: bool, **given: Any
+) -> None:
+    """Keep machines that stand still, and go on when the next `bough run` of IMAGE, or the next `bough fork`
+    of a snapshot, asks for one.
 
-    A run takes one where its machine is of the same kind and it asks for no users, files or commands. They
-    are made in the background and given up while memory is short. Without IMAGE: tell what is kept.
+    A run takes one where its machine is of the same kind and it asks for no users, files or commands; a fork
+    where it is not to keep its parent's identity. They are made in the background and given up while memory
+    is short. Without IMAGE or --snapshot: tell what is kept.
     """
+    spec = spec_of(image, given) if image is not None else {}
+    if snapshot is not None and (image is not None or any(given.values())):
+        raise click.UsageError("a fork is made of what its snapshot is: --snapshot goes with --count alone")
+    if image is None and snapshot is None and count is not None:
+        raise click.UsageError("of what? bough spares IMAGE --count N, or --snapshot SNAPSHOT --count N")
     service = connect()
-    if image is None:
-        if count is not None:
-            raise click.UsageError("which image? bough spares IMAGE --count N")
+    if image is None and snapshot is None:
         kept = service.get("/spares")
     else:
-        kept = service.call(
-            "PUT", "/spares", {"spec": spec_of(image, given), "count": 1 if count is None else count}
-        )
+        of = {"spec": spec} if snapshot is None else {"snapshot": snapshot}
+        kept = service.call("PUT", "/spares", {**of, "count": 1 if count is None else count})
     if as_json:
         show_json(kept)
         return
     rows = [
-        [
-            entry["spec"]["image"],
-            f"{entry['ready']} of {entry['count']}",
-            _settings(entry),
-            entry["trouble"] or "",
-        ]
+        [_of(entry), f"{entry['ready']} of {entry['count']}", _settings(entry), entry["trouble"] or ""]
         for entry in kept
     ]
-    show_table(rows, ["IMAGE", "READY", "SETTINGS", "TROUBLE"])
+    show_table(rows, ["OF", "READY", "SETTINGS", "TROUBLE"])
+
+
+def _of(entry: dict[str, Any]) -> str:
+    return str(entry["spec"]["image"]) if "spec" in entry else f"snapshot {entry['snapshot']}"
 
 
 def _settings(entry: dict[str, Any]) -> str:
-    return " ".join(f"{name}={value}" for name, value in entry["spec"].items() if name != "image") or "-"
+    settings = {name: value for name, value in entry.get("spec", {}).items() if name != "image"}
+    return " ".join(f"{name}={value}" for name, value in settings.items()) or "-"

@@ -134,7 +134,8 @@ class Hypervisor:
         self.api.call("PUT", "/spares", {"spec": {"image": image, **spec}, "count": count})
 
     def spares(self) -> list[dict[str, Any]]:
-        """What was asked for: "spec", "count", and how many are "ready"; "trouble" where none can be made."""
+        """What was asked for: "spec" or "snapshot" (its id), "count", and how many are "ready"; "trouble"
+        where none can be made."""
         return list(self.api.get("/spares"))
 
     def create(

@@ -49,6 +49,16 @@ class Snapshot:
         """Forks and other snapshots keep what they stand on."""
         self._api.call("DELETE", path_of("snapshots", self.id))
 
+    def keep_spares(self, count: int) -> None:
+        """Have `count` forks of it stand by, paused: `fork` takes one, in some ms, unless it is to keep its
+        parent's identity. They are made in the background, have run for some seconds, and are given up while
+        the host is short of memory; 0 keeps none any more.
+
+        Raises:
+            InvalidInput: it has no memory, or its machine no agent of ours.
+        """
+        self._api.call("PUT", "/spares", {"snapshot": self.id, "count": count})
+
     @overload
     def fork(
         self,
@@ -87,7 +97,7 @@ class Snapshot:
         """A new machine that goes on from here; with `count` as many, in a list.
 
         Args:
-            name: of the one; those of many are chosen.
+            name: with `count` name-1, name-2, ...; chosen where there is none.
             identity: "keep": it takes itself for its parent (host name, keys, MAC address).
             cold: from the disks alone: stopped.
             ephemeral: deleted when its `with` block or this program ends.

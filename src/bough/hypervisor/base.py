@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -21,6 +22,7 @@ from bough.machines.plan import resolve_plan
 from bough.machines.record import LIVE, MachineRecord, State
 from bough.paths import Home, MachinePaths
 from bough.qemu.plan import Plan
+from bough.snapshots.spares import Of, Spares
 from bough.snapshots.store import SnapshotManifest
 from bough.snapshots.tree import SnapshotTree
 from bough.spec import check_name
@@ -36,7 +38,7 @@ _EXPIRE_AGAIN_S = 1.0
 _SEE_OFF_S = 10.0
 
 
-class Base:
+class Base(ABC):
     """What the other parts share; a Hypervisor is all of them."""
 
     def __init__(self, home: Home) -> None:
@@ -45,6 +47,7 @@ class Base:
         self.images = ImageStore(home)
         self.catalogues = Catalogues(home)
         self.snapshots = SnapshotTree(home)
+        self.spares = Spares(home.spares, self._make_spare, self._discard_spare)
         self._machines: dict[str, Machine] = {}
         self._reserved_names: set[str] = set()
         self._creating: dict[str, int] = {}
@@ -131,6 +134,14 @@ class Base:
             states = (State.STOPPED, State.FAILED, State.SUSPENDED)
             async with machine.transition("being deleted", *states):
                 await self._bury(machine)
+
+    @abstractmethod
+    async def _make_spare(self, of: Of) -> Machine: ...
+
+    async def _discard_spare(self, machine: Machine) -> None:
+        self._holders.pop(machine.id, None)
+        with contextlib.suppress(BoughError):
+            await self.delete(machine, force=True)
 
     def discard(self, machine: Machine) -> None:
         """As `delete` with force, of an ephemeral machine that nobody wants any more: it is shown no longer,
@@ -246,8 +257,10 @@ class Base:
 
     @contextmanager
     def _reserve(self, name: str) -> Iterator[str]:
-        """`name`, and nobody else's until the block ends."""
+        """`name`, and nobody else's until the block ends; a spare that has it gives way."""
         check_name(name)
+        if (spare := self.spares.take(lambda machine: machine.name == name)) is not None:
+            self.discard(spare)
         if name in self._reserved_names or any(m.name == name for m in self._present()):
             raise NameTaken(
                 f"a machine named '{name}' exists already",

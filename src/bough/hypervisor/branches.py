@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from bough.bundle import Source
-from bough.errors import BoughError, HostLacks
+from bough.errors import BoughError, HostLacks, InvalidInput
 from bough.hypervisor.base import EPHEMERAL_GRACE_S, remove_tree
 from bough.hypervisor.making import Making
 from bough.machines.machine import Machine
@@ -24,7 +25,9 @@ from bough.snapshots.imports import taken_up
 from bough.snapshots.store import SnapshotManifest
 from bough.snapshots.tree import Identity
 from bough.spec import MachineSpec, check_name
-from bough.storage import sync_directory
+from bough.storage import sync_directory, sync_file
+
+log = logging.getLogger("bough.hypervisor")
 
 #: More of them at once only wait for each other.
 _FORKS_AT_ONCE = max(2, os.cpu_count() or 2)
@@ -55,7 +58,20 @@ class Branches(Making):
             raise
 
     def delete_snapshot(self, reference: str) -> None:
-        self.snapshots.delete(self.snapshots.store.resolve(reference), self._records())
+        manifest = self.snapshots.store.resolve(reference)
+        self.spares.want({"snapshot": manifest.id}, 0)
+        self.snapshots.delete(manifest, self._records())
+
+    def want_fork_spares(self, reference: str, count: int) -> None:
+        """For forks of that snapshot. Raises NotFound, InvalidInput for one whose forks cannot stand by."""
+        manifest = self.snapshots.store.resolve(reference)
+        if count and (manifest.memory is None or not manifest.image_agent):
+            lacks = "memory" if manifest.memory is None else "our agent"
+            raise InvalidInput(
+                f"the snapshot {reference} has no {lacks}, so none of its forks can stand by",
+                hint="take one of a running machine whose image has the agent",
+            )
+        self.spares.want({"snapshot": manifest.id}, count)
 
     async def restore(
         self, machine: Machine, reference: str, *, keep: bool = False, report: Report = ignore_progress
@@ -127,7 +143,11 @@ class Branches(Making):
                 async def one(name: str | None) -> Machine | BoughError:
                     async with limit:
                         try:
-                            machine = await self._fork(manifest, name, saved, identity, ephemeral)
+                            machine = None
+                            if source is None and saved is not None and identity == "new":
+                                machine = await self._fork_spare(manifest, name, ephemeral)
+                            if machine is None:
+                                machine = await self._fork(manifest, name, saved, identity, ephemeral)
                             # Its client holds it when it knows of it: when all of them are made.
                             holds.enter_context(self.hold(machine, grace_s=EPHEMERAL_GRACE_S))
                             if saved is not None and wait:
@@ -196,6 +216,40 @@ class Branches(Making):
                 with contextlib.suppress(BoughError):
                     await self.delete(machine, force=True)
                 raise
+        return machine
+
+    async def _fork_spare(
+        self, manifest: SnapshotManifest, name: str | None, ephemeral: bool
+    ) -> Machine | None:
+        with contextlib.ExitStack() as stack:
+            if name is not None:
+                stack.enter_context(self._reserve(name))
+            return await self._take_spare(
+                lambda spare: spare.record.forked_from == manifest.id, name=name, ephemeral=ephemeral
+            )
+
+    async def _take_spare(
+        self, fits: Callable[[Machine], bool], *, name: str | None, ephemeral: bool
+    ) -> Machine | None:
+        """One that stands by, and runs now; None: make one."""
+        machine = self.spares.take(fits)
+        if machine is None:
+            return None
+        try:
+            await machine.wake_spare(name=name, ephemeral=ephemeral)
+        except BoughError as error:
+            log.warning("a spare was of no use: %s", error)
+            self._tasks.begin(self._discard_spare(machine), "discard a spare")
+            return None
+        except BaseException:
+            self._tasks.begin(self._discard_spare(machine), "discard a spare")
+            raise
+        self._holders.pop(machine.id, None)
+        if not ephemeral:
+            await asyncio.to_thread(_sync_machine, machine)
+        forked = machine.record.forked_from
+        how = ("created", "") if forked is None else ("forked", f"from {forked}")
+        self.events.emit(how[0], machine=machine.id, name=machine.name, detail=how[1])
         return machine
 
     @asynccontextmanager
@@ -268,3 +322,11 @@ class Branches(Making):
             self._collect()
         self.events.emit("imported", machine=machine.id, name=machine.name)
         return machine
+
+
+def _sync_machine(machine: Machine) -> None:
+    """One that was ephemeral is to survive a power cut from now on."""
+    for path in (*machine.paths.disks.iterdir(), machine.paths.record):
+        sync_file(path)
+    for directory in (machine.paths.disks, machine.paths.root, machine.paths.root.parent):
+        sync_directory(directory)

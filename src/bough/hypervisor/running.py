@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from bough.errors import (
@@ -44,10 +45,9 @@ from bough.snapshots.ready import (
     ready_key,
     stale,
 )
-from bough.snapshots.spares import Spares
+from bough.snapshots.spares import Of
 from bough.snapshots.store import SnapshotManifest
 from bough.spec import MachineSpec, check_against_host, parse_spec
-from bough.storage import sync_directory, sync_file
 
 log = logging.getLogger("bough.hypervisor")
 
@@ -56,7 +56,6 @@ class Running(Branches):
     def __init__(self, home: Home) -> None:
         super().__init__(home)
         self._making_ready: dict[str, asyncio.Lock] = {}
-        self.spares = Spares(home.spares, self._make_spare, self._discard_spare)
 
     async def run(
         self,
@@ -86,7 +85,7 @@ class Running(Branches):
                 pass  # told before an image is booted
         machine = None
         if name is None and not cold and is_neutral(spec):
-            machine = await self._take_spare(spec, ephemeral)
+            machine = await self._take_spare(self._can_run(spec), name=None, ephemeral=ephemeral)
         manifest = None if cold or machine is not None else await self._ready_snapshot(spec, report)
         try:
             if manifest is not None:
@@ -125,25 +124,46 @@ class Running(Branches):
             return None
 
     def want_spares(self, data: dict[str, Any], count: int) -> None:
-        """Raises InvalidSpec for a spec that cannot stand by."""
+        """For runs of that spec. Raises InvalidSpec for one that cannot stand by."""
         if count and not is_neutral(parse_spec(data)):
             raise InvalidInput(
                 "a spare has no host name, users, files, commands, ports, limits or mounts of its own",
                 hint="leave those out; a run that asks for them takes no spare",
             )
-        self.spares.want(data, count)
+        self.spares.want({"spec": data}, count)
 
-    async def _make_spare(self, data: dict[str, Any]) -> Machine:
-        """It has answered and settled, has run a command, and stands still."""
-        spec = parse_spec(data)
-        manifest = await self._ready_snapshot(spec, ignore_progress)
-        if manifest is None:
+    def _can_run(self, spec: MachineSpec) -> Callable[[Machine], bool]:
+        """Whether a spare is of that spec, and of the image that its label stands for now."""
+        try:
+            digest = self.images.resolve(spec.image, spec.arch).digest
+        except (NotFound, Conflict):
+            return lambda _: False
+        return lambda spare: (
+            spare.record.forked_from is None
+            and spare.record.spec == spec
+            and spare.record.image_digest == digest
+        )
+
+    async def _make_spare(self, of: Of) -> Machine:
+        if "snapshot" in of:
+            manifest = self.snapshots.store.resolve(of["snapshot"])
+            with self.snapshots.using(manifest):
+                saved = await self.snapshots.saved_state(manifest)
+                machine = await self._fork(manifest, None, saved, "new", True, spare=True)
+            return await self._stand_by(machine)
+        spec = parse_spec(of["spec"])
+        ready = await self._ready_snapshot(spec, ignore_progress)
+        if ready is None:
             raise InvalidInput(
                 f"machines of {spec.image} with these settings boot each time, and have no spares"
             )
-        machine = await self._run_from(manifest, spec, None, True, ignore_progress, spare=True)
-        if machine is None:
+        made = await self._run_from(ready, spec, None, True, ignore_progress, spare=True)
+        if made is None:
             raise MachineFailed("what is kept of the booted image is damaged; it is made anew")
+        return await self._stand_by(made)
+
+    async def _stand_by(self, machine: Machine) -> Machine:
+        """It has answered and settled, has run a command, and stands still."""
         self._holders[machine.id] = 1
         try:
             await machine.wait_ready()
@@ -159,31 +179,6 @@ class Running(Branches):
             await asyncio.shield(self._discard_spare(machine))
             raise
         return machine
-
-    async def _take_spare(self, spec: MachineSpec, ephemeral: bool) -> Machine | None:
-        try:
-            image = self.images.resolve(spec.image, spec.arch)
-        except (NotFound, Conflict):
-            return None
-        machine = self.spares.take(spec, image.digest)
-        if machine is None:
-            return None
-        try:
-            await machine.wake_spare(spec, ephemeral=ephemeral)
-        except BoughError as error:
-            log.warning("a spare was of no use: %s", error)
-            self._tasks.begin(self._discard_spare(machine), "discard a spare")
-            return None
-        self._holders.pop(machine.id, None)
-        if not ephemeral:
-            await asyncio.to_thread(_sync_machine, machine)
-        self.events.emit("created", machine=machine.id, name=machine.name)
-        return machine
-
-    async def _discard_spare(self, machine: Machine) -> None:
-        self._holders.pop(machine.id, None)
-        with contextlib.suppress(BoughError):
-            await self.delete(machine, force=True)
 
     async def _ready_snapshot(self, spec: MachineSpec, report: Report) -> SnapshotManifest | None:
         """Of the booted image on that hardware, made where there is none; None: this one is booted."""
@@ -224,11 +219,3 @@ class Running(Branches):
                 await asyncio.shield(self.delete(machine, force=True))
         self._drop_ready(stale(self.snapshots.store, self._image_digests()))
         return manifest
-
-
-def _sync_machine(machine: Machine) -> None:
-    """One that was ephemeral is to survive a power cut from now on."""
-    for path in (*machine.paths.disks.iterdir(), machine.paths.record):
-        sync_file(path)
-    for directory in (machine.paths.disks, machine.paths.root, machine.paths.root.parent):
-        sync_directory(directory)

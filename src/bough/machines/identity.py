@@ -59,11 +59,30 @@ async def give_identity(
         AgentUnavailable: it went away in the middle; call again when it answers.
     """
     done = None if told_at is None else await channel.first_answer(_ANSWER_TIMEOUT_S)
-    started = told_at if told_at is not None and done is not None else time.monotonic()
     if done is None:
-        done = await channel.call(BECOME, render_identity(record), timeout_s=_CALL_TIMEOUT_S)
+        await _become(channel, render_identity(record))
+    else:
+        assert told_at is not None
+        await _check_clock(channel, done, told_at)
+
+
+async def give_name(channel: AgentChannel, hostname: str) -> None:
+    """To a guest that is somebody already, and has stood still since: a host name, and the right time.
+
+    Raises: as `give_identity`.
+    """
+    await _become(channel, {"hostname": hostname, "unix_ns": time.time_ns()})
+
+
+async def _become(channel: AgentChannel, arguments: dict[str, Any]) -> None:
+    started = time.monotonic()
+    done = await channel.call(BECOME, arguments, timeout_s=_CALL_TIMEOUT_S)
+    await _check_clock(channel, done, started)
+
+
+async def _check_clock(channel: AgentChannel, done: dict[str, Any], told_at: float) -> None:
     took = done.get("took_ns")
-    way_s = time.monotonic() - started - (took / 1e9 if isinstance(took, int) and took > 0 else 0)
+    way_s = time.monotonic() - told_at - (took / 1e9 if isinstance(took, int) and took > 0 else 0)
     if way_s >= _CLOCK_ERROR_S:
         await set_clock(channel)
 

@@ -36,7 +36,7 @@ from bough.machines.chain import Chains
 from bough.machines.console import Console, read_console
 from bough.machines.events import Events
 from bough.machines.guest import Guest
-from bough.machines.identity import set_clock
+from bough.machines.identity import give_name, set_clock
 from bough.machines.mounts import trouble_error
 from bough.machines.ports import PortServer
 from bough.machines.record import (
@@ -61,7 +61,7 @@ from bough.qemu.pid import read_boot_id
 from bough.qemu.plan import Plan
 from bough.qemu.process import ExitCause, QemuProcess, find_process, read_exit, start_process
 from bough.qemu.qmp import Qmp
-from bough.spec import MachineSpec, MountSpec
+from bough.spec import MountSpec
 from bough.storage import read_tail
 from bough.tasks import Tasks
 
@@ -431,28 +431,32 @@ class Machine:
         if self.record.identity == "new":
             self._guest.settle_soon()
 
-    async def wake_spare(self, spec: MachineSpec, *, ephemeral: bool) -> None:
-        """It stood by, paused, and goes on as somebody's machine, with the right time."""
+    async def wake_spare(self, *, name: str | None, ephemeral: bool) -> None:
+        """It stood by, paused, and goes on as somebody's machine, with the right time.
+
+        Args:
+            name: None: the one that it has.
+        """
         channel = self.channel()
         async with self.transition("starting", State.PAUSED):
             if channel is None:
                 raise AgentUnavailable(f"the agent of machine '{self.name}' is gone", machine=self.name)
-            # The time lies there when it wakes: the first thing that it finds.
-            clock = asyncio.create_task(set_clock(channel))
+            # It lies there when it wakes: the first thing that it finds.
+            telling = set_clock(channel) if name is None else give_name(channel, name)
+            told = asyncio.create_task(telling)
             await asyncio.sleep(0)
             try:
                 await self._running_qmp().execute("cont")
-                await clock
+                await told
             finally:
-                clock.cancel()
+                told.cancel()
             moment = now()
-            asked: dict[str, Any] = {
-                "spec": spec,
-                "ephemeral": ephemeral,
-                "created": moment,
-                "started": moment,
-            }
+            asked: dict[str, Any] = {"ephemeral": ephemeral, "created": moment, "started": moment}
+            if name is not None:
+                asked |= {"name": name, "identity": "new"}  # until the name is on its disk
             self._change(state=State.RUNNING, spare=False, **asked)
+        if name is not None:
+            self._guest.settle_soon()
 
     async def wait_settled(self, *, timeout_s: float = 120) -> None:
         """Until all of a new identity is on its disk. Raises DeadlineExceeded, MachineFailed."""

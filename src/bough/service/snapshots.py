@@ -32,7 +32,7 @@ class RestoreRequest(_Body):
 
 
 class ForkRequest(_Body):
-    """`names` and then as many chosen ones as `count` asks for."""
+    """`names`; with `count` and one name that name, numbered; with `count` alone chosen ones."""
 
     source: str
     names: list[str] = Field(default_factory=list, max_length=MAX_FORKS)
@@ -97,10 +97,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
     @router.post("/forks")
     async def fork(body: ForkRequest, request: Request) -> Response:
         """For each fork, in order: {"machine": ...} or {"error": ...}."""
-        count = body.count or max(1, len(body.names))
-        if count < len(body.names):
-            raise InvalidInput(f"{len(body.names)} names for {count} forks")
-        names: list[str | None] = [*body.names, *([None] * (count - len(body.names)))]
+        names = _names(body.names, body.count)
 
         async def work(report: Report) -> Any:
             forks = await hypervisor.fork(
@@ -123,3 +120,13 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
         return await long_call(request, work)
 
     return router
+
+
+def _names(given: list[str], count: int | None) -> list[str | None]:
+    if count is None or count == len(given):
+        return [*given] or [None]
+    if len(given) > 1:
+        raise InvalidInput(
+            f"{len(given)} names for {count} forks", hint="name each of them, or one for all, to be numbered"
+        )
+    return [f"{given[0]}-{number}" for number in range(1, count + 1)] if given else [None] * count

@@ -1,4 +1,4 @@
-"""/v1/spares: how many machines stand by for the next run of an image."""
+"""/v1/spares: how many machines stand by for the next run of an image, or fork of a snapshot."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
+from bough.errors import InvalidInput
 from bough.hypervisor import Hypervisor
 from bough.snapshots.spares import MOST
 
 
 class SparesRequest(BaseModel):
+    """`spec` or `snapshot`, not both."""
+
     model_config = ConfigDict(extra="forbid")
-    spec: dict[str, Any]
+    spec: dict[str, Any] | None = None
+    snapshot: str | None = None
     count: int = Field(ge=0, le=MOST)
 
 
@@ -22,13 +26,18 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.get("/spares")
     async def list_spares() -> list[dict[str, Any]]:
-        """What was asked for, and how many of it are `ready`."""
+        """What was asked for, of which spec or snapshot, and how many of it are `ready`."""
         return hypervisor.spares.describe()
 
     @router.put("/spares")
     async def keep_spares(body: SparesRequest) -> list[dict[str, Any]]:
-        """Keep `count` of that spec (0: none), made in the background."""
-        hypervisor.want_spares(body.spec, body.count)
+        """Keep `count` of that spec or snapshot (0: none), made in the background."""
+        if body.spec is not None and body.snapshot is None:
+            hypervisor.want_spares(body.spec, body.count)
+        elif body.snapshot is not None and body.spec is None:
+            hypervisor.want_fork_spares(body.snapshot, body.count)
+        else:
+            raise InvalidInput("a spare is of a spec or of a snapshot: name one of them")
         return hypervisor.spares.describe()
 
     return router

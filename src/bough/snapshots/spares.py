@@ -1,8 +1,9 @@
-"""Spares: machines that have gone on from a booted image, have answered, know who they are, and stand still.
+"""Spares: machines that have gone on from a snapshot, have answered, know who they are, and stand still.
 
-`run` takes one and lets it go on: what is left of a start is `cont` and a look at the clock. Its emulated
-processor has translated what it needs by then. None is kept unless asked for; what is asked for is in
-spares.json. All are given up while the host is short of memory, and when the service ends.
+`run`, of a booted image, or `fork`, of a snapshot, takes one and lets it go on: what is left of a start is
+`cont` and a look at the clock. Its emulated processor has translated what it needs by then. None is kept
+unless asked for; what is asked for is in spares.json. All are given up while the host is short of memory,
+and when the service ends.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from typing import Any
 
 from bough.errors import BoughError
 from bough.machines.machine import Machine
-from bough.spec import MachineSpec
 from bough.storage import write_json
 from bough.tasks import end_tasks
 
@@ -30,12 +30,14 @@ _LOOK_EVERY_S = 15.0
 #: Whoever took one is busy with it: making the next would be in the way.
 _MAKE_AFTER_S = 1.0
 
-Make = Callable[[dict[str, Any]], Awaitable[Machine]]
+#: What a spare is of: {"spec": ...}, for runs of that spec, or {"snapshot": id}, for its forks.
+Of = dict[str, Any]
+Make = Callable[[Of], Awaitable[Machine]]
 Discard = Callable[[Machine], Awaitable[None]]
 
 
 class Spares:
-    """Made with two ways of the hypervisor: to make a spare of a spec, and to be rid of it."""
+    """Made with two ways of the hypervisor: to make a spare, and to be rid of it."""
 
     def __init__(self, settings: Path, make: Make, discard: Discard) -> None:
         self._settings = settings
@@ -53,7 +55,7 @@ class Spares:
         with contextlib.suppress(FileNotFoundError):
             try:
                 self._wanted = [
-                    {"spec": dict(entry["spec"]), "count": int(entry["count"])}
+                    {**_of(entry), "count": int(entry["count"])}
                     for entry in json.loads(self._settings.read_bytes())
                 ]
             except (ValueError, TypeError, KeyError) as error:
@@ -65,21 +67,23 @@ class Spares:
             await end_tasks(self._keeper)
         await self._give_up()
 
-    def want(self, spec: dict[str, Any], count: int) -> None:
-        """Keep so many of that spec from now on; they are made in the background. Written down."""
-        left = [entry for entry in self._wanted if entry["spec"] != spec]
-        wanted = [*left, {"spec": spec, "count": count}] if count else left
+    def want(self, of: Of, count: int) -> None:
+        """Keep so many from now on; they are made in the background. Written down."""
+        left = [entry for entry in self._wanted if _of(entry) != of]
+        wanted = [*left, {**of, "count": count}] if count else left
+        if wanted == self._wanted:
+            return
         write_json(self._settings, wanted)
         self._wanted = wanted
-        self._trouble.pop(_name(spec), None)
+        self._trouble.pop(_name(of), None)
         self._start()
         self._changed.set()
 
-    def take(self, spec: MachineSpec, image_digest: str) -> Machine | None:
-        """One of that spec, and of the image that its label stands for now."""
+    def take(self, fits: Callable[[Machine], bool]) -> Machine | None:
+        """One that fits is the caller's from now on, and the next is made."""
         for kept in self._kept.values():
             for machine in kept:
-                if machine.record.spec == spec and machine.record.image_digest == image_digest:
+                if fits(machine):
                     kept.remove(machine)
                     self._changed.set()
                     return machine
@@ -89,8 +93,8 @@ class Spares:
         return [
             {
                 **entry,
-                "ready": len(self._kept.get(_name(entry["spec"]), ())),
-                "trouble": self._trouble.get(_name(entry["spec"])),
+                "ready": len(self._kept.get(_name(entry), ())),
+                "trouble": self._trouble.get(_name(entry)),
             }
             for entry in self._wanted
         ]
@@ -115,7 +119,7 @@ class Spares:
         if is_memory_short():
             await self._give_up()
             return
-        wanted = {_name(entry["spec"]): entry for entry in self._wanted}
+        wanted = {_name(entry): entry for entry in self._wanted}
         for name in [name for name in self._kept if name not in wanted]:
             await self._give_up(name)
         for name, entry in wanted.items():
@@ -124,10 +128,10 @@ class Spares:
                 await self._discard(kept.pop())
             while len(kept) < entry["count"] and not is_memory_short():
                 try:
-                    kept.append(await self._make(entry["spec"]))
+                    kept.append(await self._make(_of(entry)))
                     self._trouble.pop(name, None)
                 except BoughError as error:
-                    log.warning("no spare of %s: %s", entry["spec"].get("image"), error)
+                    log.warning("no spare of %s: %s", name, error)
                     self._trouble[name] = error.message
                     break
                 if self._changed.is_set():
@@ -150,5 +154,9 @@ def is_memory_short() -> bool:
     return found["MemAvailable"] < _LEAST_MEMORY * found["MemTotal"]
 
 
-def _name(spec: dict[str, Any]) -> str:
-    return json.dumps(spec, sort_keys=True)
+def _of(entry: dict[str, Any]) -> Of:
+    return {"spec": dict(entry["spec"])} if "spec" in entry else {"snapshot": str(entry["snapshot"])}
+
+
+def _name(entry: dict[str, Any]) -> str:
+    return json.dumps(_of(entry), sort_keys=True)

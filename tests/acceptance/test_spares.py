@@ -1,0 +1,82 @@
+"""Machines that stand by: for the next run of an image, for the next fork of a snapshot."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+import bough
+from bough.errors import InvalidInput
+from tests.acceptance.conftest import Cli
+from tests.conftest import MEMORY
+from tests.waiting import wait_until
+
+
+def wait_for_spares(hv: bough.Hypervisor) -> None:
+    """Of an image, whose first one boots it."""
+    wait_until(lambda: all(one["ready"] == one["count"] for one in hv.spares()), timeout_s=180)
+
+
+def test_runs(hv: bough.Hypervisor, cli: Cli, debian: str) -> None:
+    before = cli.names()
+    with pytest.raises(InvalidInput, match="of its own"):
+        hv.keep_spares(debian, 1, memory=MEMORY, commands=["true"])
+    hv.keep_spares(debian, 1, memory=MEMORY)
+    try:
+        wait_for_spares(hv)
+        assert cli.names() == before, "a spare is nobody's yet"
+        with hv.run(debian, memory=MEMORY) as vm:
+            assert vm.exec("hostname").stdout.strip() == vm.name
+            assert abs(int(vm.exec("date", "+%s").stdout) - time.time()) < 2
+            assert vm.name in cli.names()
+        wait_for_spares(hv)
+    finally:
+        hv.keep_spares(debian, 0, memory=MEMORY)
+    assert hv.spares() == []
+
+
+def test_forks(hv: bough.Hypervisor, cli: Cli, booted: bough.Snapshot, gone: list[str]) -> None:
+    source = booted.fork("source")
+    gone += ["source", "source-1", "picked"]
+    source.write_file("/dev/shm/word", "in memory")
+    snapshot = source.snapshot("stands-by")
+    before = cli.names()
+    cli("spares", "--snapshot", "stands-by", "--count", "2")
+    wait_for_spares(hv)
+    assert cli.names() == before
+    spares = cli.json("spares")
+    assert [(one["snapshot"], one["count"], one["ready"]) for one in spares] == [(snapshot.id, 2, 2)]
+
+    # A name that a spare has is free, whoever asks for it.
+    first, second = snapshot.fork("source-1"), snapshot.fork("picked")
+    identities = {source.read_text("/etc/machine-id")}
+    for machine, name in ((first, "source-1"), (second, "picked")):
+        assert machine.exec("hostname").stdout.strip() == name
+        identities.add(machine.read_text("/etc/machine-id"))
+        assert abs(int(machine.exec("date", "+%s").stdout) - time.time()) < 2
+    assert len(identities) == 3
+    assert second.read_text("/dev/shm/word") == "in memory"
+    assert second.info().raw["forked_from"] == snapshot.id
+    snapshot.fork(ephemeral=True).discard()
+
+    # It is a machine like others from then on.
+    second.write_file("/root/kept", "kept")
+    second.shell("sync")
+    second.restart()
+    assert second.read_text("/root/kept") == "kept"
+    assert second.exec("hostname").stdout.strip() == "picked"
+
+    snapshot.delete()
+    assert hv.spares() == []
+    wait_until(lambda: hv.doctor_store()["clean"])
+
+
+def test_what_cannot_stand_by(cli: Cli, booted: bough.Snapshot, gone: list[str]) -> None:
+    gone.append("bare")
+    booted.fork("bare").snapshot("bare-disks", memory=False)
+    cli.error("spares", "--snapshot", "bare-disks", says="no memory")
+    cli.error("spares", "--snapshot", "nothing-there", says="nothing-there")
+    cli.error("spares", "--snapshot", "bare-disks", "--memory", "1GiB", says="--snapshot goes with")
+    cli.error("spares", "--count", "2", says="of what")
+    cli("snapshot", "delete", "bare-disks")
