@@ -197,7 +197,7 @@ def read_parts(
         tell(part.name)
         if part.name.startswith("disk"):
             path = disks[int(part.name[4:])]
-            yield number, _difference(path, image) if part.image and image else _data_of(path)
+            yield number, read_difference(path, image) if part.image and image else _data_of(path)
         elif part.name in ("variables", "seed"):
             file = FIRMWARE_VARIABLES if part.name == "variables" else SEED
             yield number, _data_of(subject.companions / file)
@@ -240,12 +240,14 @@ def _data_of(path: Path) -> Iterator[tuple[int, bytes]]:
         os.close(descriptor)
 
 
-def _difference(path: Path, image: Path) -> Iterator[tuple[int, bytes]]:
+def read_difference(path: Path, image: Path) -> Iterator[tuple[int, bytes]]:
     """Where the disk is another than the image: also where it is empty and the image is not."""
     with path.open("rb") as ours, image.open("rb") as theirs:
         size, base = os.fstat(ours.fileno()).st_size, os.fstat(theirs.fileno()).st_size
         for start in range(0, size, MOST_CHUNK_BYTES):
             length = min(MOST_CHUNK_BYTES, size - start)
+            if _is_hole(ours.fileno(), start, length) and _is_hole(theirs.fileno(), start, length):
+                continue  # most of a disk, and reading it takes the kernel a page for each
             new = os.pread(ours.fileno(), length, start)
             old = os.pread(theirs.fileno(), length, start) if start < base else b""
             old += bytes(length - len(old))
@@ -254,6 +256,13 @@ def _difference(path: Path, image: Path) -> Iterator[tuple[int, bytes]]:
             for at in range(0, length, _BLOCK):
                 if new[at : at + _BLOCK] != old[at : at + _BLOCK]:
                     yield start + at, new[at : at + _BLOCK]
+
+
+def _is_hole(descriptor: int, start: int, length: int) -> bool:
+    try:
+        return os.lseek(descriptor, start, os.SEEK_DATA) >= start + length
+    except OSError:  # ENXIO: only a hole is left
+        return True
 
 
 # -- taking up ----------------------------------------------------------------------------------------
