@@ -146,6 +146,10 @@ class AgentChannel:
         finally:
             call.abandoned = True
 
+    @property
+    def has_sessions(self) -> bool:
+        return bool(self._sessions)
+
     async def ping(self, timeout_s: float = 5) -> float:
         """Seconds from here to the agent and back. AgentTimeout if longer than `timeout_s`."""
         self._check_established()

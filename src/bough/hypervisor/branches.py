@@ -152,9 +152,8 @@ class Branches(Making):
                             holds.enter_context(self.hold(machine, grace_s=EPHEMERAL_GRACE_S))
                             if saved is not None and wait:
                                 await machine.wait_ready(timeout_s=timeout_s)
-                                # What its new name wakes in it can wait until the others have answered.
-                                machine.stand_back()
-                                holds.callback(machine.stand_back, False)
+                                if len(names) > 1:
+                                    self._let_others_go_first(machine, holds)
                             return machine
                         except BoughError as error:
                             return error
@@ -217,6 +216,13 @@ class Branches(Making):
                     await self.delete(machine, force=True)
                 raise
         return machine
+
+    def _let_others_go_first(self, machine: Machine, call: contextlib.ExitStack) -> None:
+        """What its new name has woken in it can wait until the others of the call have answered, and then
+        for those that somebody wants something of: until it has settled."""
+        machine.stand_back()
+        if not machine.settling:
+            call.callback(machine.stand_back, False)
 
     async def _fork_spare(
         self, manifest: SnapshotManifest, name: str | None, ephemeral: bool

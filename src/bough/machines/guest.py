@@ -42,6 +42,7 @@ class Host(Protocol):
     def change(self, **fields: Any) -> None: ...
     def own(self, work: Coroutine[Any, Any, T], what: str) -> asyncio.Task[T]: ...
     def tell(self, kind: str, detail: str = "") -> None: ...
+    def stand_back(self, back: bool = True) -> None: ...
 
 
 class Guest:
@@ -116,10 +117,18 @@ class Guest:
         elif not self.answers and (self._greeting is None or self._greeting.done()):
             self.greet()
 
+    @property
+    def is_talked_to(self) -> bool:
+        return isinstance(self.channel, AgentChannel) and self.channel.has_sessions
+
+    @property
+    def settling(self) -> bool:
+        return self._settling is not None and not self._settling.done()
+
     def settle_soon(self) -> None:
         """Have the rest of a new identity, what nobody waits for, written to its disk."""
         channel = self.agent
-        if channel is not None and (self._settling is None or self._settling.done()):
+        if channel is not None and not self.settling:
             self._settling = self._machine.own(self._wait_and_settle(channel), "wait to settle")
 
     async def _greet(self) -> None:
@@ -181,12 +190,15 @@ class Guest:
     async def _wait_and_settle(self, channel: AgentChannel) -> None:
         # Later, and one machine after the other: it would cost those that are being forked just now.
         await asyncio.sleep(_SETTLE_AFTER_S)
-        async with _settle_turn:
-            if self._machine.state is State.PAUSED:
-                return  # resume() sees to it
-            settling = self._machine.own(self._settle(channel), "settle identity")
-            await asyncio.wait({settling}, timeout=_SETTLE_TURN_S)
-        await settling
+        try:
+            async with _settle_turn:
+                if self._machine.state is State.PAUSED:
+                    return  # resume() sees to it
+                settling = self._machine.own(self._settle(channel), "settle identity")
+                await asyncio.wait({settling}, timeout=_SETTLE_TURN_S)
+            await settling
+        finally:
+            self._machine.stand_back(False)
 
     async def _settle(self, channel: AgentChannel) -> None:
         with contextlib.suppress(BoughError):  # one that dies before is told again at its next boot

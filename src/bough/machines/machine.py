@@ -73,6 +73,8 @@ _TAIL_BYTES = 4096
 #: How long a command waits for the agent of a machine that an earlier service started.
 _TAKEN_UP_S = 3.0
 _SETTLED_POLL_S = 0.2
+#: One that stands back is forward for so long, and longer while it has a session.
+_FORWARD_S = 0.3
 #: An older QEMU translates a program, and the C library, anew for each address that they are loaded at, so
 #: for each process: twice the time and, for 50 of `true`, 75 MiB of memory (docs/decisions/0010).
 _TRANSLATES_ONCE = (8, 0)
@@ -110,6 +112,7 @@ class Machine:
         self._shutdown_reason: str | None = None
         self._panicked = False
         self._taken_up = False
+        self._stands_back = False
         self._ended = asyncio.Event()
         self._ended.set()
 
@@ -138,9 +141,24 @@ class Machine:
         return "answering" if self._guest.answers else "silent"
 
     def stand_back(self, back: bool = True) -> None:
-        """Leave the processors of the host to others that are in a hurry, until told not to."""
+        """Leave the processors of the host to others that are in a hurry, until told not to; but for as long
+        as somebody has something to say to its agent."""
         if self._process is not None:
+            self._stands_back = back
             self._process.stand_back(back)
+
+    def _step_forward(self) -> None:
+        if self._stands_back and self._process is not None:
+            self._process.stand_back(False)
+            asyncio.get_running_loop().call_later(_FORWARD_S, self._step_back)
+
+    def _step_back(self) -> None:
+        if not self._stands_back:
+            return
+        if self._guest.is_talked_to:
+            asyncio.get_running_loop().call_later(_FORWARD_S, self._step_back)
+        else:
+            self.stand_back()
 
     def console_tail(self) -> str:
         return read_console(self.paths.console_log, _TAIL_BYTES)
@@ -458,6 +476,11 @@ class Machine:
         if name is not None:
             self._guest.settle_soon()
 
+    @property
+    def settling(self) -> bool:
+        """A new identity is not wholly on its disk yet, and will be."""
+        return self._guest.settling
+
     async def wait_settled(self, *, timeout_s: float = 120) -> None:
         """Until all of a new identity is on its disk. Raises DeadlineExceeded, MachineFailed."""
         deadline = time.monotonic() + timeout_s
@@ -581,6 +604,7 @@ class Machine:
                 machine=self.name,
                 console=self.console_tail(),
             )
+        self._step_forward()
         return self._guest.channel
 
     async def _dial(self, guest_port: int) -> Any:
