@@ -192,17 +192,21 @@ async def test_no_greeting(path: Path) -> None:
             await Qmp.connect(path, timeout_s=0.05)
 
 
-async def test_an_event_before_the_greeting(path: Path) -> None:
+@pytest.mark.parametrize("place", ["the greeting", "the first answer"])
+async def test_an_event_before(path: Path, place: str) -> None:
     """As QEMU does when something happens while its monitor takes up a client."""
     connections = 0
+    event = {"event": "RESUME", "timestamp": {"seconds": 1, "microseconds": 0}}
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal connections
         connections += 1
         server = Server(reader, writer)
-        if connections == 1:
-            server.send({"event": "RESUME", "timestamp": {"seconds": 1, "microseconds": 0}})
+        if connections == 1 and place == "the greeting":
+            server.send(event)
         server.send(GREETING)
+        if connections == 1 and place == "the first answer":
+            server.send(event)
         with contextlib.suppress(ConnectionError):
             await server.answer({})
             await reader.read()

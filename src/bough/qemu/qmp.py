@@ -16,7 +16,7 @@ from typing import Any
 from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient, QMPError, Runstate
 from qemu.qmp.events import EventListener
 from qemu.qmp.message import Message
-from qemu.qmp.qmp_client import GreetingError
+from qemu.qmp.qmp_client import GreetingError, NegotiationError
 
 from bough.errors import DeadlineExceeded, QmpLost, QmpRefused, WrongState
 
@@ -34,7 +34,13 @@ logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 
 class _NotGreeted(Exception):
-    """Something else came instead of a greeting. Never leaves this file."""
+    """Something else came instead of a greeting, or of what follows on it. Never leaves this file."""
+
+
+def _is_early_event(error: Exception) -> bool:
+    return isinstance(error, GreetingError) or (
+        isinstance(error, NegotiationError) and isinstance(error.exc, AssertionError)
+    )
 
 
 class Qmp:
@@ -59,7 +65,8 @@ class Qmp:
             async with asyncio.timeout(timeout_s):
                 # An event of a QEMU that is just starting may come before its greeting: its monitor takes
                 # "not asked for capabilities yet" for "negotiated" until it has seen its client (QEMU's
-                # monitor_qapi_event_emit()). One of the next connections is greeted.
+                # monitor_qapi_event_emit()). Or between the client's first command and its answer, which the
+                # library takes for that. One of the next connections is greeted.
                 while True:
                     with contextlib.suppress(_NotGreeted):
                         return await cls._connect(path)
@@ -82,7 +89,7 @@ class Qmp:
             # The library asserts that a connection it has just made still stands.
             with contextlib.suppress(Exception):
                 await client.disconnect()
-            if isinstance(error, ConnectError) and isinstance(error.exc, GreetingError):
+            if isinstance(error, ConnectError) and _is_early_event(error.exc):
                 raise _NotGreeted from error
             raise QmpLost(f"no QMP connection at {path}: {error}") from error
         return cls(client, listener)
