@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import partial
+from operator import is_
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,7 @@ class Base(ABC):
 
     def machine(self, reference: str) -> Machine:
         """By name, id, or a prefix of an id that only one has (4 or more digits)."""
-        present = self._present()
+        present = [machine for machine in self._present() if not machine.record.spare]
         for machine in present:
             if reference in (machine.name, machine.id):
                 return machine
@@ -236,7 +238,8 @@ class Base(ABC):
         users: dict[str, list[str]] = {digest: ["(a machine being created)"] for digest in self._creating}
         for machine in self._machines.values():
             for digest in {machine.record.image_digest, *machine.record.media.digests}:
-                users.setdefault(digest, []).append(machine.name)
+                name = "(what stands by: bough spares)" if machine.record.spare else machine.name
+                users.setdefault(digest, []).append(name)
         for digest, user in self.snapshots.store.images_in_use():
             users.setdefault(digest, []).append(user)
         return users
@@ -259,8 +262,11 @@ class Base(ABC):
     def _reserve(self, name: str) -> Iterator[str]:
         """`name`, and nobody else's until the block ends; a spare that has it gives way."""
         check_name(name)
-        if (spare := self.spares.take(lambda machine: machine.name == name)) is not None:
-            self.discard(spare)
+        for machine in self._present():
+            if machine.name == name and machine.record.spare:
+                self.spares.take(partial(is_, machine))  # none, while it is still being made
+                self._holders.pop(machine.id, None)
+                self.discard(machine)
         if name in self._reserved_names or any(m.name == name for m in self._present()):
             raise NameTaken(
                 f"a machine named '{name}' exists already",

@@ -241,6 +241,7 @@ class Branches(Making):
         machine = self.spares.take(fits)
         if machine is None:
             return None
+        machine.record.spare = False  # it gives way to nobody any more
         try:
             await machine.wake_spare(name=name, ephemeral=ephemeral)
         except BoughError as error:

@@ -70,9 +70,9 @@ class Spares:
     def want(self, of: Of, count: int) -> None:
         """Keep so many from now on; they are made in the background. Written down."""
         left = [entry for entry in self._wanted if _of(entry) != of]
-        wanted = [*left, {**of, "count": count}] if count else left
-        if wanted == self._wanted:
+        if not count and left == self._wanted:
             return
+        wanted = [*left, {**of, "count": count}] if count else left
         write_json(self._settings, wanted)
         self._wanted = wanted
         self._trouble.pop(_name(of), None)
