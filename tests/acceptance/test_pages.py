@@ -40,6 +40,24 @@ def test_the_python_of_the_readme_runs(cli: Cli, debian: str, tmp_path: Path) ->
     assert cli.names() == before
 
 
+def test_the_tests_of_the_python_page_pass(cli: Cli, debian: str, tmp_path: Path) -> None:
+    (found,) = [block for block in blocks(ROOT / "docs" / "python.md", "python") if "def test_" in block]
+    (tmp_path / "test_page.py").write_text(found)
+    before = cli.names()
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_page.py"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 passed" in done.stdout
+    assert cli.names() == before
+    assert cli.json("spares") == []
+
+
 def test_the_commands_of_the_quick_start_run(cli: Cli, debian: str, tmp_path: Path) -> None:
     """Word for word, in one shell per page, with `bough` on the PATH."""
     script = "\n".join(blocks(ROOT / "docs" / "quickstart.md", "sh"))

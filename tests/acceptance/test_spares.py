@@ -58,6 +58,7 @@ def test_forks(hv: bough.Hypervisor, cli: Cli, booted: bough.Snapshot, gone: lis
     assert len(identities) == 3
     assert second.read_text("/dev/shm/word") == "in memory"
     assert second.info().raw["forked_from"] == snapshot.id
+    cli.error("port", "remove", "picked", "1", says="machine 'picked' has no forwarded port")
     snapshot.fork(ephemeral=True).discard()
 
     # It is a machine like others from then on.

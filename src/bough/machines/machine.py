@@ -474,6 +474,7 @@ class Machine:
                 asked |= {"name": name, "identity": "new"}  # until the name is on its disk
             self._change(state=State.RUNNING, spare=False, **asked)
         if name is not None:
+            self._tell_name()
             self._guest.settle_soon()
 
     @property
@@ -494,7 +495,14 @@ class Machine:
         self._turns.check()
         old = self.name
         self._change(name=name, event=False)
+        self._tell_name()
         self._events.emit("renamed", machine=self.id, name=name, detail=f"from {old}")
+
+    def _tell_name(self) -> None:
+        """To what names it in errors."""
+        for part in (self._ports, self._guest.channel):
+            if part is not None:
+                part.machine = self.name
 
     def keep_restarts(self, restarts: Restarts, *, detail: str | None = None) -> None:
         """Write down what the policy has done, and tell it."""

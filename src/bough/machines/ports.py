@@ -20,10 +20,14 @@ MAX_CONNECTIONS = 256
 
 
 class PortServer:
-    """Listens for one machine; `dial` opens a connection inside it."""
+    """Listens for one machine; `dial` opens a connection inside it.
+
+    Attributes:
+        machine: its name, for errors.
+    """
 
     def __init__(self, machine: str, dial: Dial) -> None:
-        self._machine = machine
+        self.machine = machine
         self._dial = dial
         self._servers: dict[int, asyncio.Server] = {}
         self._connections: set[asyncio.Task[None]] = set()
@@ -43,7 +47,7 @@ class PortServer:
         except (OSError, OverflowError) as error:
             raise Conflict(
                 f"port {forward.host_port} of {forward.host} cannot be used for machine "
-                f"'{self._machine}': {getattr(error, 'strerror', None) or error}",
+                f"'{self.machine}': {getattr(error, 'strerror', None) or error}",
                 hint="choose another port of the host, or 0 for any free one",
             ) from error
         port = int(server.sockets[0].getsockname()[1])
@@ -53,7 +57,7 @@ class PortServer:
     async def unlisten(self, host_port: int) -> None:
         server = self._servers.pop(host_port, None)
         if server is None:
-            raise NotFound(f"machine '{self._machine}' has no forwarded port {host_port}")
+            raise NotFound(f"machine '{self.machine}' has no forwarded port {host_port}")
         server.close()
 
     async def close(self) -> None:
