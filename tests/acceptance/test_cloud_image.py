@@ -90,12 +90,13 @@ def test_a_cloud_image_end_to_end(
         "#cloud-config\nwrite_files:\n- path: /root/from-user\n  content: mine\nruncmd:\n- touch /root/ran\n",
     )
     cli("create", "cloud", "--name", "cloudy", "--memory", "768MiB", "--disk", "10GiB",
-        "--user-data", user_data, "--user", "joe")  # fmt: skip
+        "--user-data", user_data, "--user", "joe", "--mount", f"{site}:/srv/site")  # fmt: skip
     cli("start", "cloudy", "--timeout", "600s", timeout_s=620)
     script = "cat /root/from-user; echo; ls /root/ran; hostname; id -un joe; cloud-init status"
     told = cli.text("exec", "cloudy", "--", "sh", "-c", script).splitlines()
     assert told[:4] == ["mine", "/root/ran", "cloudy", "joe"]
     assert "done" in told[4]
+    assert sha256 in cli.text("exec", "cloudy", "--", "cat", "/srv/site/SHA256SUMS")
     cli("restart", "cloudy", timeout_s=400)
     assert cli.text("exec", "cloudy", "--", "echo", "again") == "again"
     cli.error("create", "debian:12", "--user-data", user_data, says="cloud-init", hint="--cloud-init")
