@@ -48,6 +48,8 @@ def test_forks(hv: bough.Hypervisor, cli: Cli, booted: bough.Snapshot, gone: lis
     spares = cli.json("spares")
     assert [(one["snapshot"], one["count"], one["ready"]) for one in spares] == [(snapshot.id, 2, 2)]
 
+    assert hv.doctor_store()["clean"]
+
     # A name that a spare has is free, whoever asks for it.
     first, second = snapshot.fork("source-1"), snapshot.fork("picked")
     identities = {source.read_text("/etc/machine-id")}
@@ -58,7 +60,7 @@ def test_forks(hv: bough.Hypervisor, cli: Cli, booted: bough.Snapshot, gone: lis
     assert len(identities) == 3
     assert second.read_text("/dev/shm/word") == "in memory"
     assert second.info().raw["forked_from"] == snapshot.id
-    cli.error("port", "remove", "picked", "1", says="machine 'picked' has no forwarded port")
+    cli.error("port", "remove", "picked", "1", says="machine 'picked' forwards no port")
     snapshot.fork(ephemeral=True).discard()
 
     # It is a machine like others from then on.

@@ -18,7 +18,7 @@ import pytest
 from bough.audit.files import Look
 from bough.audit.store import audit_store
 from bough.audit.sweep import sweep_unfinished_writes
-from bough.errors import WrongState
+from bough.errors import NotFound, WrongState
 from bough.images.disk import digest_image
 from bough.images.store import ImageManifest, ImageStore
 from bough.machines.record import Hardware, MachineRecord
@@ -38,6 +38,12 @@ async def _stopped(_: str) -> AsyncIterator[None]:
 @asynccontextmanager
 async def _running(_: str) -> AsyncIterator[None]:
     raise WrongState("it runs")
+    yield
+
+
+@asynccontextmanager
+async def _gone(_: str) -> AsyncIterator[None]:
+    raise NotFound("no machine is called that")
     yield
 
 
@@ -298,6 +304,13 @@ async def test_a_machine_that_runs_is_not_checked_and_that_is_said(home: Home) -
     found = await look(home, hold=_running, live={"aaaaaaaaaaaa"})
     assert found["clean"]
     assert found["skipped"] == [{"what": "disks of web", "why": "the machine is in use; stop it first"}]
+
+
+@needs_qemu_img
+async def test_a_machine_that_is_deleted_meanwhile_is_nobodys_fault(home: Home) -> None:
+    found = await look(home, hold=_gone)
+    assert found["clean"]
+    assert not found["skipped"]
 
 
 @needs_qemu_img

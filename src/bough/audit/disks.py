@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bough.audit.files import disk_files
 from bough.audit.finding import Finding, Repair, Skipped
-from bough.errors import BoughError, Conflict, HostLacks
+from bough.errors import BoughError, Conflict, HostLacks, NotFound
 from bough.images.build import verify_image
 from bough.images.confined import Confinement
 from bough.images.overlays import check_disk, read_backing
@@ -43,6 +43,8 @@ async def audit_disks(
                     findings += await _check(disk, record, jail, repair=repair)
     except Conflict:
         return findings, [Skipped(f"disks of {record.name}", "the machine is in use; stop it first")]
+    except NotFound:
+        return [], []  # it was deleted meanwhile, and what was missing of it was on its way out
     return findings, []
 
 

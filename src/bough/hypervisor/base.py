@@ -72,10 +72,12 @@ class Base(ABC):
         return [machine for machine in self._machines.values() if machine.id not in self._leaving]
 
     def machine(self, reference: str) -> Machine:
-        """By name, id, or a prefix of an id that only one has (4 or more digits)."""
+        """By name, id, or a prefix of an id that only one has (4 or more digits); a spare by its id alone."""
+        if reference in self._machines and reference not in self._leaving:
+            return self._machines[reference]
         present = [machine for machine in self._present() if not machine.record.spare]
         for machine in present:
-            if reference in (machine.name, machine.id):
+            if reference == machine.name:
                 return machine
         if reference in self._unreadable:
             raise Conflict(
