@@ -52,6 +52,7 @@ from bough.machines.record import (
 from bough.machines.restart import Restarter
 from bough.machines.saved import SavedState, take_up
 from bough.machines.screen import VncDoor
+from bough.machines.standing import Standing
 from bough.machines.turns import Turns
 from bough.mounts.keeper import MountKeeper
 from bough.mounts.source import check_sources
@@ -73,8 +74,6 @@ _TAIL_BYTES = 4096
 #: How long a command waits for the agent of a machine that an earlier service started.
 _TAKEN_UP_S = 3.0
 _SETTLED_POLL_S = 0.2
-#: One that stands back is forward for so long, and longer while it has a session.
-_FORWARD_S = 0.3
 #: An older QEMU translates a program, and the C library, anew for each address that they are loaded at, so
 #: for each process: twice the time and, for 50 of `true`, 75 MiB of memory (docs/decisions/0010).
 _TRANSLATES_ONCE = (8, 0)
@@ -112,7 +111,7 @@ class Machine:
         self._shutdown_reason: str | None = None
         self._panicked = False
         self._taken_up = False
-        self._stands_back = False
+        self._standing: Standing | None = None
         self._ended = asyncio.Event()
         self._ended.set()
 
@@ -141,24 +140,9 @@ class Machine:
         return "answering" if self._guest.answers else "silent"
 
     def stand_back(self, back: bool = True) -> None:
-        """Leave the processors of the host to others that are in a hurry, until told not to; but for as long
-        as somebody has something to say to its agent."""
-        if self._process is not None:
-            self._stands_back = back
-            self._process.stand_back(back)
-
-    def _step_forward(self) -> None:
-        if self._stands_back and self._process is not None:
-            self._process.stand_back(False)
-            asyncio.get_running_loop().call_later(_FORWARD_S, self._step_back)
-
-    def _step_back(self) -> None:
-        if not self._stands_back:
-            return
-        if self._guest.is_talked_to:
-            asyncio.get_running_loop().call_later(_FORWARD_S, self._step_back)
-        else:
-            self.stand_back()
+        """Leave the processors of the host to others that are in a hurry; see standing.py."""
+        if self._standing is not None:
+            self._standing.stand_back(back)
 
     def console_tail(self) -> str:
         return read_console(self.paths.console_log, _TAIL_BYTES)
@@ -612,7 +596,8 @@ class Machine:
                 machine=self.name,
                 console=self.console_tail(),
             )
-        self._step_forward()
+        if self._standing is not None:
+            self._standing.step_forward()
         return self._guest.channel
 
     async def _dial(self, guest_port: int) -> Any:
@@ -668,6 +653,7 @@ class Machine:
 
     async def _attach(self, process: QemuProcess, accelerator: str | None, *, greet: bool = True) -> None:
         self._process = process
+        self._standing = Standing(process, lambda: self._guest.is_talked_to)
         self._stop_asked = self._panicked = self._taken_up = False
         self._shutdown_reason = None
         self._ended.clear()
@@ -715,7 +701,7 @@ class Machine:
         # Everything that QEMU still said is read before the state changes, so that a failure is
         # told with it.
         await self._disconnect()
-        self._process = None
+        self._process = self._standing = None
         self._settle(cause, seen=True)
         self._ended.set()
 
