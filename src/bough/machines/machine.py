@@ -248,7 +248,7 @@ class Machine:
     async def _load(self, saved: SavedState) -> None:
         """Take up the saved state, and the vCPUs run. Raises BoughError, OSError."""
         assert self._qmp is not None
-        await take_up(self._qmp, self.pid, saved)
+        await take_up(self._qmp, self.pid, saved, announces=self.record.hardware.announces)
         if self.record.suspended is not None:
             # Before the guest can write to its disks: they and what was kept part here.
             identity = "clock" if self.record.identity == "known" else self.record.identity

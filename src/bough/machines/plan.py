@@ -86,6 +86,7 @@ async def resolve_hardware(
         vmgenid=new_uuid(),
         mac=new_mac() if spec.uplink else None,
         uid=uid,
+        announces=False,
     )
 
 
@@ -149,7 +150,7 @@ async def resolve_plan(record: MachineRecord, paths: MachinePaths, home: Home) -
         media=plan_media(record.media, spec, home),
         display=record.media.display,
         boot_index=boot_index(spec, "disk"),
-        nic=_plan_nic(spec, hardware.mac),
+        nic=_plan_nic(spec, hardware.mac, announces=hardware.announces),
         firmware=_plan_firmware(hardware, paths, qemu.path),
         direct_boot=DirectBoot(spec.kernel, spec.initrd, spec.cmdline or "") if spec.kernel else None,
         clock=resolve_clock(spec.clock, spec.clock_offset_s),
@@ -174,12 +175,12 @@ def _plan_disks(record: MachineRecord, paths: MachinePaths, home: Home) -> tuple
     )
 
 
-def _plan_nic(spec: MachineSpec, mac: str | None) -> NicPlan | None:
+def _plan_nic(spec: MachineSpec, mac: str | None, *, announces: bool = False) -> NicPlan | None:
     if mac is None:
         return None
     if spec.uplink == "isolated":
-        return NicPlan(mac, "isolated")
-    return NicPlan(mac, "passt" if shutil.which("passt") else "user")
+        return NicPlan(mac, "isolated", announces)
+    return NicPlan(mac, "passt" if shutil.which("passt") else "user", announces)
 
 
 def resolve_limits(spec: MachineSpec) -> Limits:

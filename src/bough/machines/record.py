@@ -47,6 +47,9 @@ class Hardware(_Kept):
     vmgenid: str
     mac: str | None
     uid: int | None
+    #: Its network card has the guest tell its neighbours where it is when it goes on elsewhere. No neighbour
+    #: of ours has to be told; machines of earlier versions have it.
+    announces: bool = True
 
 
 class Failure(_Kept):

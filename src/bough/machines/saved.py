@@ -23,8 +23,11 @@ class SavedState:
     loading: asyncio.Future[None] | None = None
 
 
-async def take_up(qmp: Qmp, pid: int | None, saved: SavedState) -> None:
+async def take_up(qmp: Qmp, pid: int | None, saved: SavedState, *, announces: bool) -> None:
     """Into a QEMU that was started over its memory and waits; the vCPUs stand still afterwards.
+
+    Args:
+        announces: as in Hardware.
 
     Raises:
         MachineFailed: it is damaged, or does not fit.
@@ -36,10 +39,10 @@ async def take_up(qmp: Qmp, pid: int | None, saved: SavedState) -> None:
         raise MachineFailed(f"the state of its devices is damaged: {error}") from error
     if saved.loading is not None:
         await asyncio.shield(saved.loading)
-    # One announcement, not five: nobody is on its link who would have to learn where it is now, and each
-    # wakes the guest, its networkd and its resolved. None at all would take the timer away that QEMU's
-    # virtio_net_reset() stops without a look, when the guest reboots.
-    await qmp.execute("migrate-set-parameters", **{"announce-rounds": 1})
+    # Nobody is on its link who would have to learn where it is now, and each announcement by the guest wakes
+    # its kernel, its networkd and its resolved. To a card that has them make one, none would take the timer
+    # away that QEMU's virtio_net_reset() stops without a look, when the guest reboots.
+    await qmp.execute("migrate-set-parameters", **{"announce-rounds": int(announces)})
     with open_memory(state) as descriptor:
         await qmp.send_fd("devices", descriptor)
         await qmp.execute("migrate-incoming", uri="fd:devices")

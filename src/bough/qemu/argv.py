@@ -275,7 +275,7 @@ def _nic(nic: NicPlan, descriptors: Mapping[str, int]) -> list[str]:
         backend = option("user", id="uplink", ipv6="off")
     # romfile="": no network boot, and no ROM that every start would load.
     device = option("virtio-net-pci", id="uplink-device", netdev="uplink", mac=nic.mac, romfile="")
-    return ["-netdev", backend, "-device", device]
+    return ["-netdev", backend, "-device", device if nic.announces else f"{device},guest_announce=off"]
 
 
 def _entropy() -> list[str]:

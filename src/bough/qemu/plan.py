@@ -50,10 +50,11 @@ class MediumPlan:
 class NicPlan:
     """The uplink. `passt` reaches the host's networks and not its loopback; `user` is QEMU's own,
     for hosts without passt: slower, and it needs the host's network in the jail. `isolated` leads
-    nowhere: a hub of QEMU's with nothing else at it."""
+    nowhere: a hub of QEMU's with nothing else at it. `announces` is Hardware's."""
 
     mac: str
     backend: Literal["passt", "user", "isolated"]
+    announces: bool = False
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from typing import Any
 
 from bough.errors import HostLacks
 from bough.paths import Home
+from bough.qemu import arch as arch_table
 from bough.qemu import probe_guest
 from bough.qemu.arch import Architecture, architecture
 from bough.qemu.argv import SANDBOX
@@ -129,7 +130,8 @@ async def probe_accelerators(
     async def find() -> Any:
         return [(await _probe(name, qemu, jail, home)).to_dict() for name in ("kvm", "tcg")]
 
-    files = [qemu.path, _KVM, jail.bwrap or "bwrap"]
+    # Another bough may give them other processors.
+    files = [qemu.path, _KVM, jail.bwrap or "bwrap", arch_table.__file__]
     known = await cached_fact(home, f"accelerators-{qemu.arch}", files, find, refresh=refresh)
     return {entry["name"]: Accelerator(**entry) for entry in known}
 

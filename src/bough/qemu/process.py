@@ -47,6 +47,7 @@ KILL_TIMEOUT_S = 10.0
 STDERR_BYTES = 64 * 1024
 
 _LOG_PART_BYTES = 128 * 1024
+_HIGH_DESCRIPTOR = 255
 #: Address space that QEMU reserves beside its memory: 1.7 GiB as a rule, more with many processors.
 _RESERVED_BYTES = 4 << 30
 
@@ -62,8 +63,7 @@ read -r boot < /proc/sys/kernel/random/boot_id
 {
   (
     identify
-    echo "$boot $waiter $me $start" > "$dir/process.new" || exit 125
-    mv -f "$dir/process.new" "$dir/process" || exit 125
+    echo "$boot $waiter $me $start" > "$dir/process" || exit 125
     while [ "$1" != -- ]; do echo 0 > "$1/cgroup.procs" || exit 125; shift; done
     shift
     ulimit -v "$space"
@@ -267,6 +267,10 @@ def _spawn(
         descriptors["uplink"] = sockets.enter_context(ours).fileno()
     if memory is not None:
         descriptors["memory"] = memory
+    # So high that the table of open files is made for as many as QEMU comes to have: the kernel waits some
+    # 20 ms before it gives a larger one to a process with threads (fs/file.c, expand_fdtable).
+    lock = fcntl.fcntl(lock, fcntl.F_DUPFD_CLOEXEC, _HIGH_DESCRIPTOR)
+    sockets.callback(os.close, lock)
     outer = open_filter() if plan.jail.bwrap and plan.jail.system_calls else None
     if outer is not None:
         sockets.callback(os.close, outer)
