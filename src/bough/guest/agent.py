@@ -20,6 +20,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from bough.guest.agent_become import Ready
+
     Handler = Callable[[int], None]
 
 AGENT_VERSION = "1"
@@ -40,6 +42,8 @@ class Agent:
         blocked: the host takes nothing at the moment.
         sessions: what is open, by the id that the host gave it.
         on_reset: what else ends when the host goes away.
+        welcome: made ready for the next hello (agent_become.py); empty: it is made then.
+        ready: as `welcome`, for who the guest is to become.
         carries: this process serves file systems of the guest, so it must not wait for a path itself.
     """
 
@@ -49,6 +53,9 @@ class Agent:
         self.nonce = 0
         self.blocked = False
         self.carries = False
+        self.welcome = b""
+        self.ready: Ready | None = None
+        self._start_call: Callable[[Agent, int, str, dict[str, object]], None] | None = None
         self.sessions: dict[int, Session] = {}
         self.on_reset: list[Callable[[], None]] = []
         self._parts: dict[int, list[bytes]] = {}
@@ -307,8 +314,6 @@ class Agent:
             session.finish({"error": str(error)[:1000]})
 
     def _hello(self, nonce: int, payload: memoryview) -> None:
-        from bough.guest import agent_facts
-
         try:
             token = wire.decode_map(payload).get("token")
         except wire.WireError:
@@ -317,11 +322,16 @@ class Agent:
             self._reset()
             self._set_blocked(False)
             self.nonce = nonce
+        welcome = wire.extend_map(self.welcome or self.render_welcome(), "token", token)
+        self._pending.append(wire.SYNC + wire.pack(wire.WELCOME, nonce, 0, welcome))
+
+    def render_welcome(self) -> bytes:
+        """The map that a hello is answered with, but for its token."""
+        from bough.guest import agent_facts
+
         facts = agent_facts.gather()
-        facts.update(
-            token=token, version=wire.VERSION, agent_version=AGENT_VERSION, window=agent_session.INPUT_WINDOW
-        )
-        self._pending.append(wire.SYNC + wire.pack(wire.WELCOME, nonce, 0, wire.encode(facts)))
+        facts.update(version=wire.VERSION, agent_version=AGENT_VERSION, window=agent_session.INPUT_WINDOW)
+        return wire.encode(facts)
 
     def _open(self, kind: int, session_id: int, payload: memoryview) -> None:
         try:
@@ -340,11 +350,13 @@ class Agent:
                 del parts[:]
             return
         del self._parts[call]
-        from bough.guest import agent_calls
-
         try:
+            if self._start_call is None:
+                from bough.guest.agent_calls import start
+
+                self._start_call = start  # an import that does nothing is a thousand blocks of code, too
             request = wire.decode_map(b"".join(parts))
-            agent_calls.start(self, call, str(request.get("operation")), _map(request.get("arguments")))
+            self._start_call(self, call, str(request.get("operation")), _map(request.get("arguments")))
         except Exception as error:
             self.send_error(call, error)
 

@@ -17,6 +17,8 @@ import os
 import time
 from struct import pack
 
+from bough.guest import agent_calls
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bough.guest.agent import Agent
@@ -27,56 +29,105 @@ _RNDRESEEDCRNG = 0x5207
 _SIOCSIFHWADDR = 0x8924
 _SIGHUP = 1
 _JOURNALS = ("/var/log/journal", "/run/log/journal")
-_HOST_KEY = "/etc/ssh/ssh_host_{}_key"
-_KINDS = ("ed25519", "ecdsa")
+_KEYS = {"ed25519": "/etc/ssh/ssh_host_ed25519_key", "ecdsa": "/etc/ssh/ssh_host_ecdsa_key"}
+#: The parent's, which nobody makes anew.
+_OLD_KEYS = ("/etc/ssh/ssh_host_rsa_key", "/etc/ssh/ssh_host_rsa_key.pub")
 #: Of the guest's own time, so a fork has nearly all of it.
 _FIRST_FOR_S = 2.0
+
+
+class Ready:
+    """What become needs, looked up and opened by prepare: whatever is done before the snapshot, no fork does.
+
+    Attributes:
+        files: path -> descriptor and length of what is there.
+        hosts: /etc/hosts before and after the line of the host name.
+        nics: hardware address -> name.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[str, tuple[int, int]] = {}
+        self.hosts: tuple[bytes, bytes] | None = _split_hosts()
+        self.nics = _find_nics()
+        self.has_ssh = os.path.isdir("/etc/ssh")
+        self.old_keys = [path for path in _OLD_KEYS if os.path.lexists(path)]
+        self.socket = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM, 0)
+        self.random = os.open("/dev/urandom", os.O_WRONLY)
+        keys = [path + end for path in _KEYS.values() for end in ("", ".pub")]
+        for path in ("/etc/machine-id", "/etc/hostname", "/etc/hosts", *keys):
+            try:
+                fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
+            except OSError:
+                continue  # become finds out why
+            self.files[path] = fd, os.lseek(fd, 0, 2)
+
+    def close(self) -> None:
+        for fd, _ in self.files.values():
+            os.close(fd)
+        os.close(self.random)
+        self.socket.close()
 
 
 def prepare(agent: Agent, _call: int, _arguments: Arguments) -> dict[str, object]:
     """A snapshot is taken now. What a fork uses first is loaded: this module, the clock, commands."""
     __import__("bough.guest.agent_system")
     __import__("bough.guest.agent_spawn")
-    _go_first(agent)
+    agent_calls.load("become")
+    _forget_ready(agent)
+    agent.ready = Ready()
+    agent.welcome = agent.render_welcome()
+    _go_first()
+    agent.call_later(_FIRST_FOR_S, lambda: _go_along(agent))
     return {}
 
 
-def _go_first(agent: Agent) -> None:
+def _forget_ready(agent: Agent) -> None:
+    if agent.ready is not None:
+        agent.ready.close()
+    agent.ready = None
+    agent.welcome = b""
+
+
+def _go_first() -> None:
     """Before all other processes, for a while: a fork's new name and time wake half of its services, each of
     which has an emulated processor translate some thousand blocks of code."""
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
     except OSError:
-        return
-    agent.call_later(_FIRST_FOR_S, _go_along)
+        pass
 
 
-def _go_along() -> None:
-    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+def _go_along(agent: Agent) -> None:
+    _forget_ready(agent)
+    try:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    except OSError:
+        pass
 
 
-def become(_agent: Agent, _call: int, arguments: Arguments) -> dict[str, object]:
+def become(agent: Agent, _call: int, arguments: Arguments) -> dict[str, object]:
     """{"unix_ns", "entropy"}, and for somebody new {"hostname", "machine_id", "host_keys": {kind: [private,
     public]}, "mac_from", "mac"} -> {"took_ns"}; the clock is set to unix_ns and what it took.
     """
     began = time.monotonic_ns()
+    ready = agent.ready
     # The randomness first: what comes after may draw on it.
     entropy = arguments.get("entropy")
     if isinstance(entropy, bytes) and entropy:
-        stir(entropy)
+        stir(entropy, ready.random if ready else -1)
     keys = arguments.get("host_keys")
-    if isinstance(keys, dict) and os.path.isdir("/etc/ssh"):
-        _set_host_keys(keys)
+    if isinstance(keys, dict) and (ready.has_ssh if ready else os.path.isdir("/etc/ssh")):
+        _set_host_keys(keys, ready)
     machine_id = arguments.get("machine_id")
     if isinstance(machine_id, str) and len(machine_id) == 32 and machine_id.isalnum():
-        _set_machine_id(machine_id)
+        _set_machine_id(machine_id, ready)
     # Each of the following wakes services of the guest, which would be in the way of the rest.
     hostname = arguments.get("hostname")
     if isinstance(hostname, str):
-        _set_hostname(hostname)
+        _set_hostname(hostname, ready)
     mac_from, mac = arguments.get("mac_from"), arguments.get("mac")
     if isinstance(mac_from, str) and isinstance(mac, str):
-        _set_mac(mac_from, mac)
+        _set_mac(mac_from, mac, ready)
     took = time.monotonic_ns() - began
     now = arguments.get("unix_ns")
     if isinstance(now, int):
@@ -118,78 +169,108 @@ def _lead_to_journal(place: str) -> None:
         os.symlink(max(found)[1], f"{place}/{own}")
 
 
-def stir(entropy: bytes) -> None:
-    """Into the pool, and the generator starts anew."""
+def stir(entropy: bytes, device: int = -1) -> None:
+    """Into the pool, and the generator starts anew.
+
+    Args:
+        device: /dev/urandom, where it is open.
+    """
     padded = entropy + bytes(-len(entropy) % 4)
-    device = os.open("/dev/urandom", os.O_WRONLY)
+    opened = device if device >= 0 else os.open("/dev/urandom", os.O_WRONLY)
     try:
-        fcntl.ioctl(device, _RNDADDENTROPY, pack("ii", 8 * len(entropy), len(padded)) + padded)
-        fcntl.ioctl(device, _RNDRESEEDCRNG, 0)
+        fcntl.ioctl(opened, _RNDADDENTROPY, pack("ii", 8 * len(entropy), len(padded)) + padded)
+        fcntl.ioctl(opened, _RNDRESEEDCRNG, 0)
     finally:
-        os.close(device)
+        if opened != device:
+            os.close(opened)
 
 
-def _set_machine_id(machine_id: str) -> None:
+def _set_machine_id(machine_id: str, ready: Ready | None) -> None:
     try:
-        _write("/etc/machine-id", machine_id + "\n", 0o444)
+        _write("/etc/machine-id", machine_id + "\n", 0o444, ready)
     except OSError as error:
         if error.errno not in (16, 30):
             raise
         # A first boot that is not over: systemd has its own mounted there until it writes it to the disk.
         words = ["umount", "-l", "/etc/machine-id"]
         os.waitpid(os.posix_spawn("/bin/umount", words, dict(os.environ)), 0)
-        _write("/etc/machine-id", machine_id + "\n", 0o444)
+        _write("/etc/machine-id", machine_id + "\n", 0o444, None)
 
 
-def _set_hostname(name: str) -> None:
+def _set_hostname(name: str, ready: Ready | None) -> None:
     label = name.replace(".", "-").replace("-", "")
     if not label.isascii() or not label.isalnum() or len(name) > 64:
         raise OSError(22, f"{name[:80]!r} cannot be a host name")
     old = _socket.gethostname()
     _socket.sethostname(name)
-    _write("/etc/hostname", name + "\n", 0o644)
-    try:
-        with open("/etc/hosts", "rb", buffering=0) as file:
-            hosts = file.read(1 << 20).decode("utf-8", "surrogateescape")
-    except FileNotFoundError:
-        return
-    lines = [line for line in hosts.splitlines() if not line.startswith("127.0.1.1")]
-    short = name.partition(".")[0]
-    lines.insert(1, f"127.0.1.1 {name}" if short == name else f"127.0.1.1 {name} {short}")
-    if old != name:
-        _write("/etc/hosts", "\n".join(lines) + "\n", 0o644)
+    _write("/etc/hostname", name + "\n", 0o644, ready)
+    hosts = ready.hosts if ready else _split_hosts()
+    if hosts is not None and old != name:
+        short = name.partition(".")[0]
+        own = "127.0.1.1 " + (name if short == name else name + " " + short) + "\n"
+        _write("/etc/hosts", hosts[0] + own.encode() + hosts[1], 0o644, ready)
 
 
-def _set_host_keys(keys: dict[str, object]) -> None:
-    for kind in _KINDS:
+def _split_hosts() -> tuple[bytes, bytes] | None:
+    lines = [line for line in _read("/etc/hosts").splitlines() if not line.startswith(b"127.0.1.1")]
+    if not os.path.exists("/etc/hosts"):
+        return None
+    return b"".join(line + b"\n" for line in lines[:1]), b"".join(line + b"\n" for line in lines[1:])
+
+
+def _set_host_keys(keys: dict[str, object], ready: Ready | None) -> None:
+    for kind, path in _KEYS.items():
         pair = keys.get(kind)
         if isinstance(pair, list) and len(pair) == 2:
-            _write(_HOST_KEY.format(kind), str(pair[0]), 0o600)
-            _write(_HOST_KEY.format(kind) + ".pub", str(pair[1]), 0o644)
-    for end in ("", ".pub"):  # the parent's, which nobody makes anew
+            _write(path, str(pair[0]), 0o600, ready)
+            _write(path + ".pub", str(pair[1]), 0o644, ready)
+    for path in ready.old_keys if ready else _OLD_KEYS:
         try:
-            os.unlink(_HOST_KEY.format("rsa") + end)
+            os.unlink(path)
         except FileNotFoundError:
             pass
 
 
-def _set_mac(mac_from: str, mac: str) -> None:
-    for name in os.listdir("/sys/class/net"):
-        with open(f"/sys/class/net/{name}/address", "rb", buffering=0) as file:
-            if file.read(64).decode("ascii", "replace").strip() != mac_from.lower():
-                continue
-        sock = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM, 0)
-        address = bytes.fromhex(mac.replace(":", ""))
-        try:
-            fcntl.ioctl(sock.fileno(), _SIOCSIFHWADDR, pack("16sH14s", name.encode(), 1, address))
-        finally:
-            sock.close()
+def _set_mac(mac_from: str, mac: str, ready: Ready | None) -> None:
+    name = (ready.nics if ready else _find_nics()).get(mac_from.lower())
+    if name is None:
         return
+    sock = ready.socket if ready else _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM, 0)
+    address = bytes.fromhex(mac.replace(":", ""))
+    try:
+        fcntl.ioctl(sock.fileno(), _SIOCSIFHWADDR, pack("16sH14s", name, 1, address))
+    finally:
+        if not ready:
+            sock.close()
 
 
-def _write(path: str, text: str, mode: int) -> None:
+def _find_nics() -> dict[str, bytes]:
+    """Hardware address -> name."""
+    found = {}
+    for name in os.listdir("/sys/class/net"):
+        address = _read(f"/sys/class/net/{name}/address").decode("ascii", "replace").strip()
+        found[address] = name.encode()
+    return found
+
+
+def _read(path: str) -> bytes:
+    """Nothing, where it cannot be read."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read(1 << 20)
+    except OSError:
+        return b""
+
+
+def _write(path: str, text: str | bytes, mode: int, ready: Ready | None) -> None:
     """Over what is there; a link, or nothing, is replaced by a file with that mode."""
-    content = text.encode("utf-8", "surrogateescape")
+    content = text.encode() if isinstance(text, str) else text
+    opened = ready.files.get(path) if ready else None
+    if (
+        opened is not None and os.fstat(opened[0]).st_nlink
+    ):  # else it was replaced since, right before the snapshot
+        _overwrite(*opened, content)
+        return
     try:
         fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
     except OSError as error:
@@ -198,11 +279,15 @@ def _write(path: str, text: str, mode: int) -> None:
         _replace(path, content, mode)
         return
     try:
-        os.write(fd, content)
-        if os.lseek(fd, 0, 2) > len(content):
-            os.ftruncate(fd, len(content))
+        _overwrite(fd, os.lseek(fd, 0, 2), content)
     finally:
         os.close(fd)
+
+
+def _overwrite(fd: int, length: int, content: bytes) -> None:
+    os.pwrite(fd, content, 0)
+    if length > len(content):
+        os.ftruncate(fd, len(content))
 
 
 def _replace(path: str, content: bytes, mode: int) -> None:

@@ -37,6 +37,7 @@ _SLOW = {
     "set_mounts": "agent_mounts",
 }
 _workers: dict[str, Worker] = {}
+_loaded: dict[str, Callable[..., dict[str, object] | None]] = {}
 
 
 class OperationFailed(Exception):
@@ -49,7 +50,7 @@ class OperationFailed(Exception):
 
 def start(agent: Agent, call: int, operation: str, arguments: Arguments) -> None:
     if operation in _QUICK:
-        function = _load(_QUICK[operation], operation)
+        function = _loaded.get(operation) or load(operation)
         result = function(agent, call, arguments)
         if result is not None:
             agent.send_values(wire.RESULT, call, result)
@@ -68,11 +69,13 @@ def start(agent: Agent, call: int, operation: str, arguments: Arguments) -> None
         agent.send_values(wire.ERROR, call, {"message": message, "errno": "ENOSYS"})
 
 
-def _load(module: str, function: str) -> Callable[..., dict[str, object] | None]:
-    __import__("bough.guest." + module)
+def load(operation: str) -> Callable[..., dict[str, object] | None]:
     from sys import modules
 
-    loaded: Callable[..., dict[str, object] | None] = getattr(modules["bough.guest." + module], function)
+    module = "bough.guest." + (_QUICK.get(operation) or _SLOW[operation])
+    __import__(module)
+    loaded: Callable[..., dict[str, object] | None] = getattr(modules[module], operation)
+    _loaded[operation] = loaded
     return loaded
 
 
@@ -161,7 +164,7 @@ def _work(operation: str, arguments: Arguments, report: int, hold: int) -> None:
             say(wire.PROGRESS, {"step": step, "fraction": fraction, "detail": detail[:200]})
 
         try:
-            function = _load(_SLOW[operation], operation)
+            function = load(operation)
             if operation == "freeze":
                 function(arguments, lambda values: say(wire.RESULT, values), hold)
             else:

@@ -192,6 +192,13 @@ def encode(value: object) -> bytes:
     return b"".join(parts)
 
 
+def extend_map(encoded: bytes, key: str, value: object) -> bytes:
+    """An encoded map of up to 22 pairs, and one more."""
+    if not 0xA0 <= encoded[0] < 0xB7:
+        raise WireError("too many pairs")
+    return b"".join((bytes((encoded[0] + 1,)), encoded[1:], encode(key), encode(value)))
+
+
 def _head(major: int, number: int) -> bytes:
     if number < 24:
         return bytes((major << 5 | number,))

@@ -24,6 +24,7 @@ from bough.machines.plan import resolve_plan
 from bough.machines.record import LIVE, MachineRecord, State
 from bough.paths import Home, MachinePaths
 from bough.qemu.plan import Plan
+from bough.snapshots.ahead import Ahead, Begun, Kind
 from bough.snapshots.spares import Of, Spares
 from bough.snapshots.store import SnapshotManifest
 from bough.snapshots.tree import SnapshotTree
@@ -50,6 +51,7 @@ class Base(ABC):
         self.catalogues = Catalogues(home)
         self.snapshots = SnapshotTree(home)
         self.spares = Spares(home.spares, self._make_spare, self._discard_spare)
+        self.ahead = Ahead(self._begin_fork, self._discard_spare)
         self._machines: dict[str, Machine] = {}
         self._reserved_names: set[str] = set()
         self._creating: dict[str, int] = {}
@@ -142,6 +144,9 @@ class Base(ABC):
     @abstractmethod
     async def _make_spare(self, of: Of) -> Machine: ...
 
+    @abstractmethod
+    async def _begin_fork(self, kind: Kind) -> Begun: ...
+
     async def _discard_spare(self, machine: Machine) -> None:
         self._holders.pop(machine.id, None)
         with contextlib.suppress(BoughError):
@@ -226,7 +231,11 @@ class Base(ABC):
 
     def _drop_ready(self, manifests: Iterable[SnapshotManifest]) -> None:
         for manifest in manifests:
-            self.snapshots.delete(manifest, self._records())
+            self._delete_snapshot(manifest)
+
+    def _delete_snapshot(self, manifest: SnapshotManifest) -> None:
+        self.ahead.forget(manifest.id)
+        self.snapshots.delete(manifest, self._records())
 
     def _image_digests(self) -> list[str]:
         return [entry.manifest.digest for entry in self.images.entries()]
@@ -239,6 +248,8 @@ class Base(ABC):
         """digest -> names of the machines whose disks stand on it."""
         users: dict[str, list[str]] = {digest: ["(a machine being created)"] for digest in self._creating}
         for machine in self._machines.values():
+            if self.ahead.has(machine):
+                continue
             for digest in {machine.record.image_digest, *machine.record.media.digests}:
                 name = "(what stands by: bough spares)" if machine.record.spare else machine.name
                 users.setdefault(digest, []).append(name)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from bough.machines.record import LIVE, State, new_machine_id
 from bough.machines.saved import SavedState
 from bough.paths import MachinePaths
 from bough.progress import Progress, Report, ignore_progress
+from bough.snapshots.ahead import Begun, Kind
 from bough.snapshots.export import Format, exported, snapshot_subject, suspended_subject
 from bough.snapshots.handover import Subject
 from bough.snapshots.imports import taken_up
@@ -60,7 +61,7 @@ class Branches(Making):
     def delete_snapshot(self, reference: str) -> None:
         manifest = self.snapshots.store.resolve(reference)
         self.spares.want({"snapshot": manifest.id}, 0)
-        self.snapshots.delete(manifest, self._records())
+        self._delete_snapshot(manifest)
 
     def want_fork_spares(self, reference: str, count: int) -> None:
         """For forks of that snapshot. Raises NotFound, InvalidInput for one whose forks cannot stand by."""
@@ -138,6 +139,8 @@ class Branches(Making):
         try:
             with self.snapshots.using(manifest), contextlib.ExitStack() as holds:
                 saved = None if cold else await self.snapshots.saved_state(manifest)
+                kind = Kind(manifest, identity) if source is None and saved is not None else None
+                holds.enter_context(self.ahead.forking(kind))
                 limit = asyncio.Semaphore(_FORKS_AT_ONCE)
 
                 async def one(name: str | None) -> Machine | BoughError:
@@ -146,6 +149,8 @@ class Branches(Making):
                             machine = None
                             if source is None and saved is not None and identity == "new":
                                 machine = await self._fork_spare(manifest, name, ephemeral)
+                            if machine is None and kind is not None:
+                                machine = await self._fork_begun(kind, name, ephemeral)
                             if machine is None:
                                 machine = await self._fork(manifest, name, saved, identity, ephemeral)
                             # Its client holds it when it knows of it: when all of them are made.
@@ -176,10 +181,13 @@ class Branches(Making):
         *,
         spec: MachineSpec | None = None,
         spare: bool = False,
+        hold: bool = False,
     ) -> Machine:
-        stem = spec.image if spec is not None else manifest.machine_name
-        with self._reserve(name or self._free_name(stem)) as reserved:
-            machine_id = new_machine_id()
+        """`hold` is Machine.start's; then its name is one that nobody would choose."""
+        machine_id = new_machine_id()
+        if name is None:
+            name = f"fork-{machine_id}" if hold else self._free_name(_stem(manifest, spec))
+        with self._reserve(name) as reserved:
             record = self.snapshots.fork_record(
                 manifest,
                 machine_id=machine_id,
@@ -209,7 +217,7 @@ class Branches(Making):
             self._expire_unless_held(machine.id)
         if saved is not None:
             try:
-                await machine.start(saved=saved)
+                await machine.start(saved=saved, hold=hold)
             except BaseException:
                 self._expire_unless_held(machine.id, grace_s=0)
                 with contextlib.suppress(BoughError):
@@ -242,10 +250,36 @@ class Branches(Making):
         if machine is None:
             return None
         machine.record.spare = False  # it gives way to nobody any more
+        return await self._wake(machine, machine.wake_spare(name=name, ephemeral=ephemeral), ephemeral)
+
+    async def _begin_fork(self, kind: Kind) -> Begun:
+        """See snapshots/ahead.py."""
+        with self.snapshots.using(kind.manifest):
+            saved = await self.snapshots.saved_state(kind.manifest)
+            assert saved is not None
+            machine = await self._fork(
+                kind.manifest, None, saved, kind.identity, True, spec=kind.spec, spare=True, hold=True
+            )
+        self._holders[machine.id] = 1
+        return Begun(kind, machine, saved)
+
+    async def _fork_begun(self, kind: Kind, name: str | None, ephemeral: bool) -> Machine | None:
+        """One that was begun before, and runs now; None: make one."""
+        with self._reserve(name or self._free_name(_stem(kind.manifest, kind.spec))) as reserved:
+            begun = self.ahead.take(kind)
+            if begun is None:
+                return None
+            waking = begun.machine.go_on(begun.saved, name=reserved, ephemeral=ephemeral)
+            return await self._wake(begun.machine, waking, ephemeral)
+
+    async def _wake(
+        self, machine: Machine, waking: Coroutine[Any, Any, None], ephemeral: bool
+    ) -> Machine | None:
+        """It stood by, and is somebody's now; None: it was of no use."""
         try:
-            await machine.wake_spare(name=name, ephemeral=ephemeral)
+            await waking
         except BoughError as error:
-            log.warning("a spare was of no use: %s", error)
+            log.warning("a machine that stood by was of no use: %s", error)
             self._tasks.begin(self._discard_spare(machine), "discard a spare")
             return None
         except BaseException:
@@ -329,6 +363,11 @@ class Branches(Making):
             self._collect()
         self.events.emit("imported", machine=machine.id, name=machine.name)
         return machine
+
+
+def _stem(manifest: SnapshotManifest, spec: MachineSpec | None) -> str:
+    """Of the name of a machine that nobody has given one."""
+    return manifest.machine_name if spec is None else spec.image
 
 
 def _sync_machine(machine: Machine) -> None:

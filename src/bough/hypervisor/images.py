@@ -162,6 +162,7 @@ class Images(Making):
 
     async def delete_image(self, reference: str) -> None:
         await self._see_off()
+        await self.ahead.clear()
         manifest = self.images.resolve(reference)
         self._drop_ready(m for m in self.snapshots.store.ready() if m.image_digest == manifest.digest)
         used_by = self.image_users().get(manifest.digest)
@@ -175,6 +176,7 @@ class Images(Making):
 
     async def prune_images(self) -> dict[str, Any]:
         await self._see_off()
+        await self.ahead.clear()
         sweep_downloads(self.home.downloads, older_than_s=0)
         labelled = {entry.manifest.digest for entry in self.images.entries() if entry.labels}
         self._drop_ready(m for m in self.snapshots.store.ready() if m.image_digest not in labelled)

@@ -35,6 +35,7 @@ from bough.progress import Progress, Report, ignore_progress
 from bough.qemu.choice import choose_accelerator
 from bough.qemu.host import read_host_facts
 from bough.qemu.probe import find_qemu, probe_accelerators, probe_jail
+from bough.snapshots.ahead import Kind
 from bough.snapshots.ready import (
     SETTLE_SCRIPT,
     SETTLE_TIMEOUT_S,
@@ -87,15 +88,19 @@ class Running(Branches):
         if name is None and not cold and is_neutral(spec):
             machine = await self._take_spare(self._can_run(spec), name=None, ephemeral=ephemeral)
         manifest = None if cold or machine is not None else await self._ready_snapshot(spec, report)
+        alike = Kind(manifest, "new", spec) if manifest is not None and is_neutral(spec) else None
         try:
-            if manifest is not None:
-                machine = await self._run_from(manifest, spec, name, ephemeral, report)
-            if machine is None:
-                machine = await self.create(data, name=name, force=force, ephemeral=ephemeral, report=report)
-            with self.hold(machine, grace_s=EPHEMERAL_GRACE_S):
-                if machine.state is State.STOPPED:
-                    await machine.start(report)
-                await machine.wait_ready(timeout_s=timeout_s, report=report)
+            with self.ahead.forking(alike):
+                if manifest is not None:
+                    machine = await self._run_from(manifest, spec, name, ephemeral, report)
+                if machine is None:
+                    machine = await self.create(
+                        data, name=name, force=force, ephemeral=ephemeral, report=report
+                    )
+                with self.hold(machine, grace_s=EPHEMERAL_GRACE_S):
+                    if machine.state is State.STOPPED:
+                        await machine.start(report)
+                    await machine.wait_ready(timeout_s=timeout_s, report=report)
             return machine
         except BaseException:
             if ephemeral and machine is not None:
@@ -117,10 +122,15 @@ class Running(Branches):
         try:
             with self.snapshots.using(manifest):
                 saved = await self.snapshots.saved_state(manifest)
-                return await self._fork(manifest, name, saved, "new", ephemeral, spec=spec, spare=spare)
+                machine = None
+                if not spare:
+                    machine = await self._fork_begun(Kind(manifest, "new", spec), name, ephemeral)
+                return machine or await self._fork(
+                    manifest, name, saved, "new", ephemeral, spec=spec, spare=spare
+                )
         except MachineFailed as error:
             log.warning("cannot go on from the booted image %s: %s", manifest.id, error)
-            self.snapshots.delete(manifest, self._records())
+            self._delete_snapshot(manifest)
             return None
 
     def want_spares(self, data: dict[str, Any], count: int) -> None:

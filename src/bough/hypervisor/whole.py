@@ -11,7 +11,7 @@ from typing import Any
 from bough.audit.files import Look
 from bough.audit.store import audit_store
 from bough.audit.sweep import sweep_runtime, sweep_unfinished_writes
-from bough.hypervisor.base import remove_tree
+from bough.hypervisor.base import EPHEMERAL_GRACE_S, remove_tree
 from bough.hypervisor.images import Images
 from bough.hypervisor.running import Running
 from bough.images.bootstrap import remove_build
@@ -69,13 +69,15 @@ class Hypervisor(Running, Images):
         self._collect()
         for machine in self._machines.values():
             if machine.record.ephemeral:
-                self._expire_unless_held(machine.id)
+                # A spare was the last service's, and nobody comes back for it.
+                self._expire_unless_held(machine.id, 0 if machine.record.spare else EPHEMERAL_GRACE_S)
         self._tasks.begin(start_machines(self.machines(), self.events), "autostart")
         self.spares.open()
 
     async def close(self) -> None:
         """Let go of the machines; they run on."""
         await self.spares.close()
+        await self.ahead.clear()
         await self._tasks.end()
         await self.snapshots.close()
         await asyncio.gather(*(machine.let_go() for machine in self._machines.values()))

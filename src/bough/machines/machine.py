@@ -183,16 +183,18 @@ class Machine:
         *,
         by_policy: bool = False,
         saved: SavedState | None = None,
+        hold: bool = False,
     ) -> None:
         """Until its vCPUs run; `wait_ready` waits for the guest. Not interrupted by cancelling.
 
         Args:
             by_policy: it failed and is started again; the count of that goes on.
             saved: go on from there instead of booting.
+            hold: only until its QEMU waits for that state; `go_on` is the rest.
         """
-        await asyncio.shield(self.own(self._start(report, by_policy, saved), "start"))
+        await asyncio.shield(self.own(self._start(report, by_policy, saved, hold), "start"))
 
-    async def _start(self, report: Report, by_policy: bool, saved: SavedState | None) -> None:
+    async def _start(self, report: Report, by_policy: bool, saved: SavedState | None, hold: bool) -> None:
         resumes = saved is not None and self.record.suspended is not None
         allowed = (State.SUSPENDED,) if resumes else (State.STOPPED, State.FAILED)
         async with self.transition("starting", *allowed):
@@ -233,17 +235,49 @@ class Machine:
             jail = process.jail.to_dict() if process.jail else None
             try:
                 await self._attach(process, plan.accelerator, greet=saved is None)
-                if saved is not None:
+                if saved is not None and not hold:
                     await self._load(saved)
             except (BoughError, OSError) as error:
-                process.kill()
-                await self._ended_or(5)
-                if self.record.suspended is None:
-                    self._note(state=State.FAILED)
-                when = "while it was started" if saved is None else "while it took up its saved state"
-                raise self.ended_error(f"{when}: {error}") from error
-            self._note(state=State.RUNNING, accelerator=plan.accelerator, jail=jail)
+                raise await self._give_up_start(process, error, saved) from error
+            state = State.PAUSED if hold else State.RUNNING
+            self._note(state=state, accelerator=plan.accelerator, jail=jail)
+        if not hold:
+            self.chains.look()
+
+    async def go_on(self, saved: SavedState, *, name: str, ephemeral: bool) -> None:
+        """The rest of a start that was held, as somebody's machine. Not interrupted by cancelling."""
+        await asyncio.shield(self.own(self._go_on(saved, name, ephemeral), "start"))
+
+    async def _go_on(self, saved: SavedState, name: str, ephemeral: bool) -> None:
+        async with self.transition("starting", State.PAUSED):
+            process, moment = self._process, now()
+            if process is None:
+                raise self.ended_error("while it stood by")
+            self._change(
+                state=State.STARTING,
+                spare=False,
+                name=name,
+                ephemeral=ephemeral,
+                created=moment,
+                started=moment,
+            )
+            self._tell_name()
+            try:
+                await self._load(saved)
+            except (BoughError, OSError) as error:
+                raise await self._give_up_start(process, error, saved) from error
+            self._note(state=State.RUNNING)
         self.chains.look()
+
+    async def _give_up_start(
+        self, process: QemuProcess, error: Exception, saved: SavedState | None
+    ) -> BoughError:
+        process.kill()
+        await self._ended_or(5)
+        if self.record.suspended is None:
+            self._note(state=State.FAILED)
+        when = "while it was started" if saved is None else "while it took up its saved state"
+        return self.ended_error(f"{when}: {error}")
 
     async def _load(self, saved: SavedState) -> None:
         """Take up the saved state, and the vCPUs run. Raises BoughError, OSError."""

@@ -1,0 +1,159 @@
+"""The next fork of a snapshot, begun before anybody asks for it.
+
+Half of the time of a fork passes before its guest's state is looked at: its files are made, its jail is
+entered, QEMU starts. Whoever forks a snapshot once, tests that each want a machine say, does so again: after
+a fork the next is brought that far, and waits, for a while. It holds little memory and no processor, and
+its guest has not gone on: it is told who it is as any fork is. A spare (spares.py) is one that has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+
+from bough.errors import BoughError
+from bough.machines.machine import Machine
+from bough.machines.record import State
+from bough.machines.saved import SavedState
+from bough.snapshots.spares import is_memory_short
+from bough.snapshots.store import SnapshotManifest
+from bough.snapshots.tree import Identity
+from bough.spec import MachineSpec
+from bough.tasks import Tasks
+
+log = logging.getLogger("bough.ahead")
+
+#: For so many snapshots at once: those that were forked last.
+_MOST = 2
+_KEPT_S = 60.0
+_LOOK_EVERY_S = 10.0
+#: The one before it has just answered, and somebody wants something of it.
+_BEGIN_AFTER_S = 0.1
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What forks are alike.
+
+    Attributes:
+        spec: of a machine that `run` makes; None: the snapshot's.
+    """
+
+    manifest: SnapshotManifest
+    identity: Identity
+    spec: MachineSpec | None = None
+
+    def is_like(self, other: Kind) -> bool:
+        ours = (self.manifest.id, self.identity, self.spec)
+        return ours == (other.manifest.id, other.identity, other.spec)
+
+
+@dataclass(eq=False)
+class Begun:
+    """`saved` is what it waits for, `until` (time.monotonic) is how long it does."""
+
+    kind: Kind
+    machine: Machine
+    saved: SavedState
+    until: float = 0.0
+
+
+Begin = Callable[[Kind], Awaitable[Begun]]
+Discard = Callable[[Machine], Awaitable[None]]
+
+
+class Ahead:
+    """Made with two ways of the hypervisor: to begin a fork, and to be rid of it."""
+
+    def __init__(self, begin: Begin, discard: Discard) -> None:
+        self._begin = begin
+        self._discard = discard
+        #: Those that were forked last at the end.
+        self._begun: list[Begun] = []
+        self._forking = 0
+        self._last: Kind | None = None
+        self._beginning: asyncio.Task[None] | None = None
+        self._tasks = Tasks()
+
+    async def clear(self) -> None:
+        """Be rid of all that were begun, and of the one that is being."""
+        await self._tasks.end()
+        begun, self._begun = self._begun, []
+        for one in begun:
+            await self._drop(one)
+
+    def has(self, machine: Machine) -> bool:
+        return any(one.machine is machine for one in self._begun)
+
+    @contextlib.contextmanager
+    def forking(self, kind: Kind | None) -> Iterator[None]:
+        """Forks of that kind are made in the block, and afterwards the next is begun; None: of none."""
+        self._forking += 1
+        try:
+            yield
+        finally:
+            self._forking -= 1
+            self._last = kind or self._last
+            if self._last is not None and (self._beginning is None or self._beginning.done()):
+                self._beginning = self._tasks.begin(self._begin_next(), "begin the next fork")
+
+    def take(self, kind: Kind) -> Begun | None:
+        """The caller's from now on."""
+        one = self._find(kind)
+        if one is not None:
+            self._begun.remove(one)
+        return one
+
+    def forget(self, snapshot_id: str) -> None:
+        """That snapshot is to be deleted."""
+        for one in [one for one in self._begun if one.kind.manifest.id == snapshot_id]:
+            self._let_go(one)
+
+    async def _begin_next(self) -> None:
+        while self._last is not None:
+            await asyncio.sleep(_BEGIN_AFTER_S)
+            if self._forking:
+                return  # the last of them looks again
+            kind, self._last = self._last, None
+            one = self._find(kind)
+            if one is None and not is_memory_short():
+                one = await self._try_to_begin(kind)
+            if one is not None:
+                one.until = time.monotonic() + _KEPT_S
+
+    def _find(self, kind: Kind) -> Begun | None:
+        for dead in [one for one in self._begun if one.machine.state is not State.PAUSED]:
+            self._let_go(dead)
+        return next((one for one in self._begun if one.kind.is_like(kind)), None)
+
+    async def _try_to_begin(self, kind: Kind) -> Begun | None:
+        try:
+            one = await self._begin(kind)
+        except BoughError as error:  # told to whoever forks it next
+            log.info("no fork of %s could be begun: %s", kind.manifest.id, error)
+            return None
+        self._begun.append(one)
+        self._tasks.begin(self._expire(one), "wait with a fork that was begun")
+        for old in self._begun[:-_MOST]:
+            self._let_go(old)
+        return one
+
+    async def _expire(self, one: Begun) -> None:
+        left = _KEPT_S
+        while left > 0 and one in self._begun and not is_memory_short():
+            await asyncio.sleep(min(left, _LOOK_EVERY_S))
+            left = one.until - time.monotonic()
+        if one in self._begun:
+            self._let_go(one)
+
+    def _let_go(self, one: Begun) -> None:
+        self._begun.remove(one)
+        self._tasks.begin(self._drop(one), "discard a fork that was begun")
+
+    async def _drop(self, one: Begun) -> None:
+        with contextlib.suppress(BoughError):
+            await self._discard(one.machine)

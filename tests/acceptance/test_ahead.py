@@ -1,0 +1,119 @@
+"""The next fork of a snapshot, begun before anybody asks for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+import bough
+from bough.paths import Home
+from tests.acceptance.conftest import Cli
+from tests.conftest import MEMORY
+from tests.torture.processes import kill, qemus
+from tests.waiting import wait_until
+
+
+@pytest.fixture
+def snapshot(booted: bough.Snapshot) -> Iterator[bough.Snapshot]:
+    """One that no other test forks."""
+    with booted.fork("ahead", ephemeral=True) as source:
+        source.write_file("/dev/shm/word", "in memory")
+        made = source.snapshot()
+    yield made
+    made.delete()
+
+
+def begun(home: Home, snapshot: str) -> list[str]:
+    """Ids of the machines that wait for the state of that snapshot."""
+    records = [json.loads(path.read_bytes()) for path in home.machines.glob("*/machine.json")]
+    return [
+        record["id"]
+        for record in records
+        if record["spare"] and record["snapshot"] == snapshot and record["state"] == "paused"
+    ]
+
+
+def wait_begun(home: Home, snapshot: str) -> str:
+    wait_until(lambda: bool(begun(home, snapshot)), what="the next fork is begun")
+    (found,) = begun(home, snapshot)
+    return found
+
+
+def test_a_fork(
+    hv: bough.Hypervisor, cli: Cli, bough_home: Home, snapshot: bough.Snapshot, gone: list[str]
+) -> None:
+    gone += ["ahead-1", "ahead-2", "ahead-3"]
+    first = snapshot.fork("ahead-1")
+    following = wait_begun(bough_home, snapshot.id)
+    assert following not in [machine.id for machine in hv.machines()]
+    assert following not in cli.text("list", "--json")
+    assert hv.doctor_store()["clean"]
+
+    second = snapshot.fork("ahead-2")
+    assert second.id == following
+    assert second.info().raw["forked_from"] == snapshot.id
+    assert second.read_text("/dev/shm/word") == "in memory"
+    assert second.exec("hostname").stdout.strip() == "ahead-2"
+    assert second.read_text("/etc/machine-id") != first.read_text("/etc/machine-id")
+    assert abs(int(second.exec("date", "+%s").stdout) - time.time()) < 2
+    cli.error("port", "remove", "ahead-2", "1", says="machine 'ahead-2' forwards no port")
+
+    # It is a machine like others.
+    second.write_file("/root/kept", "kept")
+    second.shell("sync")
+    second.restart()
+    assert second.read_text("/root/kept") == "kept"
+
+    # What is begun with a new identity is no fork that keeps its parent's.
+    wait_begun(bough_home, snapshot.id)
+    same = snapshot.fork("ahead-3", identity="keep")
+    assert same.exec("hostname").stdout.strip() == "ahead"
+
+
+def test_a_run(hv: bough.Hypervisor, bough_home: Home, debian: str) -> None:
+    with hv.run(debian, memory=MEMORY) as vm:
+        booted = vm.info().raw["snapshot"]
+        following = wait_begun(bough_home, booted)
+    with hv.run(debian, memory=MEMORY) as vm:
+        assert vm.id == following
+        assert vm.exec("hostname").stdout.strip() == vm.name
+        assert not vm.name.startswith("fork-")
+    with hv.run(debian, memory=MEMORY, environment={"WORD": "own"}) as vm:
+        assert vm.id != following
+
+
+def test_it_is_of_no_use(bough_home: Home, snapshot: bough.Snapshot) -> None:
+    """Its QEMU ended."""
+    snapshot.fork(ephemeral=True).discard()
+    following = wait_begun(bough_home, snapshot.id)
+    kill(qemus(bough_home)[following])
+    with snapshot.fork(ephemeral=True) as fork:
+        assert fork.id != following
+        assert fork.read_text("/dev/shm/word") == "in memory"
+
+
+def test_the_service_is_killed(
+    hv: bough.Hypervisor, cli: Cli, bough_home: Home, snapshot: bough.Snapshot
+) -> None:
+    snapshot.fork(ephemeral=True).discard()
+    following = wait_begun(bough_home, snapshot.id)
+    os.kill(hv.version()["pid"], signal.SIGKILL)
+    assert following not in cli.text("list", "--json")
+    wait_until(lambda: following not in qemus(bough_home), what="what the last service began is gone")
+    with snapshot.fork(ephemeral=True) as fork:
+        assert fork.read_text("/dev/shm/word") == "in memory"
+
+
+def test_its_snapshot_is_deleted(hv: bough.Hypervisor, bough_home: Home, snapshot: bough.Snapshot) -> None:
+    with snapshot.fork(ephemeral=True) as source:
+        other = source.snapshot()
+    other.fork(ephemeral=True).discard()
+    following = wait_begun(bough_home, other.id)
+    other.delete()
+    wait_until(lambda: following not in qemus(bough_home), what="nothing waits for what is gone")
+    wait_until(lambda: hv.doctor_store()["clean"])
