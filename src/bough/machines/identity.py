@@ -122,7 +122,7 @@ def make_host_keys() -> dict[str, list[str]]:
     for kind, pair in pairs.items():
         private = pair.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
         public = pair.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-        keys[kind] = [private.decode(), public.decode() + "\n"]
+        keys[kind] = [private.decode(), public.decode() + " \n"]
     return keys
 
 
