@@ -221,7 +221,7 @@ class Machine:
                     process = await start_process(plan, self.paths)
                 else:
                     plan = replace(plan, from_template=True)
-                    process = await start_process(plan, self.paths, memory=saved.memory.fileno())
+                    process = await start_process(plan, self.paths, memory=saved.memory.fileno(), back=hold)
             except MachineFailed as error:
                 await ports.close()
                 self._fail_to_start(error)
@@ -253,6 +253,7 @@ class Machine:
             process, moment = self._process, now()
             if process is None:
                 raise self.ended_error("while it stood by")
+            self.stand_back(False)
             self._change(
                 state=State.STARTING,
                 spare=False,

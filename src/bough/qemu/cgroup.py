@@ -72,11 +72,17 @@ def stand_back(pid: int, back: bool) -> bool:
         mount = _MOUNT if controllers == "" else _MOUNT / controllers
         group = mount / path.lstrip("/")
         if (controllers == "" or "cpu" in controllers.split(",")) and group.parent.name == "bough":
-            for file, (last, usual) in _SHARES.items():
-                if (group / file).exists():
-                    with contextlib.suppress(OSError):  # it is gone
-                        (group / file).write_text(last if back else usual)
-                    return True
+            return share_last(group, back)
+    return False
+
+
+def share_last(group: Path, back: bool) -> bool:
+    """The same of one group; False where it is of no controller for that."""
+    for file, (last, usual) in _SHARES.items():
+        if (group / file).exists():
+            with contextlib.suppress(OSError):  # it is gone
+                (group / file).write_text(last if back else usual)
+            return True
     return False
 
 

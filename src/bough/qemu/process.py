@@ -34,7 +34,14 @@ from bough.errors import BoughError, HostLacks, MachineFailed, QmpLost, WrongSta
 from bough.networks.uplink import start_uplink
 from bough.paths import MachinePaths, make_private_directory
 from bough.qemu.argv import render_argv
-from bough.qemu.cgroup import add_to_groups, create_groups, limits_memory, remove_groups, stand_back
+from bough.qemu.cgroup import (
+    add_to_groups,
+    create_groups,
+    limits_memory,
+    remove_groups,
+    share_last,
+    stand_back,
+)
 from bough.qemu.jail import JailReport, Sight, render_jail, report_jail
 from bough.qemu.pid import Pid, read_boot_id
 from bough.qemu.plan import Plan
@@ -151,12 +158,15 @@ class QemuProcess:
                 await asyncio.to_thread(child.wait, KILL_TIMEOUT_S)
 
 
-async def start_process(plan: Plan, paths: MachinePaths, *, memory: int | None = None) -> QemuProcess:
+async def start_process(
+    plan: Plan, paths: MachinePaths, *, memory: int | None = None, back: bool = False
+) -> QemuProcess:
     """Start QEMU and wait until its QMP socket answers; its vCPUs run then, unless it goes on from a
     template: then it waits for the state of its devices.
 
     Args:
         memory: descriptor of the memory file that a plan `from_template` needs.
+        back: nobody waits for it: it stands back from the beginning, where it has a group for that.
 
     Cancelling, or any error, leaves no process and no socket behind, only log/.
 
@@ -173,7 +183,7 @@ async def start_process(plan: Plan, paths: MachinePaths, *, memory: int | None =
         with contextlib.ExitStack() as sockets:
             children: list[subprocess.Popen[bytes]] = []
             try:
-                waiter = _spawn(plan, paths, lock, memory, sockets, children)
+                waiter = _spawn(plan, paths, lock, memory, back, sockets, children)
             except BaseException:
                 for child in children:
                     child.kill()
@@ -250,6 +260,7 @@ def _spawn(
     paths: MachinePaths,
     lock: int,
     memory: int | None,
+    back: bool,
     sockets: contextlib.ExitStack,
     children: list[subprocess.Popen[bytes]],
 ) -> Pid:
@@ -261,6 +272,9 @@ def _spawn(
     }
     descriptors = {name: sockets.enter_context(_listen(path)).fileno() for name, path in listeners.items()}
     groups = create_groups(plan.jail.groups, plan.machine_id, plan.limits)
+    if back:
+        for group in groups:
+            share_last(Path(group), back)
     if plan.nic is not None and plan.nic.backend == "passt":
         ours, processes = start_uplink(machine_id=plan.machine_id, uid=plan.uid)
         children += processes

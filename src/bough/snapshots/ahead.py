@@ -32,7 +32,7 @@ _MOST = 2
 _KEPT_S = 60.0
 _LOOK_EVERY_S = 10.0
 #: The one before it has just answered, and somebody wants something of it.
-_BEGIN_AFTER_S = 0.1
+_BEGIN_AFTER_S = 1.0
 
 
 @dataclass(frozen=True)
