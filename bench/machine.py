@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from bough import Hypervisor, Machine
 
 IMAGE = "debian:12"
+#: By then what a fork leaves to be done is done: it is gone, the next is begun (snapshots/ahead.py).
+AT_EASE_S = 2.5
 BOUGH = Path(sys.executable).parent / "bough"
 
 

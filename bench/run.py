@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import bough
 from bench.harness import RESULTS, Bench, run_quietly
-from bench.machine import IMAGE, run_bough, wait_for_spares
+from bench.machine import AT_EASE_S, IMAGE, run_bough, wait_for_spares
 
 ABOUT = "`bough run` of true, against `podman run` of true in a Debian of packages"
 ROOT = RESULTS / "peer" / "root"
@@ -52,7 +52,7 @@ def settle() -> None:
     deadline = time.monotonic() + GONE_TIMEOUT_S
     while any(home.incoming.iterdir()) and time.monotonic() < deadline:
         time.sleep(0.02)
-    time.sleep(0.1)
+    time.sleep(AT_EASE_S)
 
 
 def python(hypervisor: bough.Hypervisor) -> float:
@@ -61,6 +61,7 @@ def python(hypervisor: bough.Hypervisor) -> float:
     machine.ping()
     taken = time.perf_counter() - started
     machine.delete(force=True)
+    time.sleep(AT_EASE_S)
     return taken
 
 

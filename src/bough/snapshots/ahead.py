@@ -74,6 +74,8 @@ class Ahead:
         self._discard = discard
         #: Those that were forked last at the end.
         self._begun: list[Begun] = []
+        #: Ids, which are never given again.
+        self._forgotten: set[str] = set()
         self._forking = 0
         self._last: Kind | None = None
         self._beginning: asyncio.Task[None] | None = None
@@ -110,6 +112,7 @@ class Ahead:
 
     def forget(self, snapshot_id: str) -> None:
         """That snapshot is to be deleted."""
+        self._forgotten.add(snapshot_id)
         for one in [one for one in self._begun if one.kind.manifest.id == snapshot_id]:
             self._let_go(one)
 
@@ -120,7 +123,7 @@ class Ahead:
                 return  # the last of them looks again
             kind, self._last = self._last, None
             one = self._find(kind)
-            if one is None and not is_memory_short():
+            if one is None and kind.manifest.id not in self._forgotten and not is_memory_short():
                 one = await self._try_to_begin(kind)
             if one is not None:
                 one.until = time.monotonic() + _KEPT_S
@@ -133,8 +136,11 @@ class Ahead:
     async def _try_to_begin(self, kind: Kind) -> Begun | None:
         try:
             one = await self._begin(kind)
-        except BoughError as error:  # told to whoever forks it next
+        except (BoughError, OSError) as error:  # told to whoever forks it next
             log.info("no fork of %s could be begun: %s", kind.manifest.id, error)
+            return None
+        if kind.manifest.id in self._forgotten:  # deleted meanwhile
+            await self._drop(one)
             return None
         self._begun.append(one)
         self._tasks.begin(self._expire(one), "wait with a fork that was begun")
