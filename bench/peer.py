@@ -72,6 +72,7 @@ class SavedGuest:
         with self._start() as qemu:
             try:
                 _await(qemu, LOGIN_PROMPT)
+                time.sleep(_REST_S)
                 _type(qemu, _TO_MONITOR + b"savevm saved\ninfo status\n")
                 _await(qemu, b"VM status")
             finally:
@@ -97,6 +98,8 @@ class SavedGuest:
         return subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.PIPE)
 
 
+#: It is at rest when it is saved, as ours is: else each restore goes through the rest of the boot.
+_REST_S = 15
 #: Of a multiplexed character device: from the guest's console to QEMU's monitor and back.
 _TO_MONITOR = b"\x01c"
 

@@ -36,6 +36,7 @@ _OLD_KEYS = ("/etc/ssh/ssh_host_rsa_key", "/etc/ssh/ssh_host_rsa_key.pub")
 #: Of the guest's own time, so a fork has nearly all of it.
 _FIRST_FOR_S = 2.0
 _REHEARSALS = 16
+_MOST_READ = 1 << 20
 
 
 class Ready:
@@ -232,9 +233,10 @@ def _set_hostname(name: str, ready: Ready | None) -> None:
 
 
 def _split_hosts() -> tuple[bytes, bytes] | None:
-    lines = [line for line in _read("/etc/hosts").splitlines() if not line.startswith(b"127.0.1.1")]
-    if not os.path.exists("/etc/hosts"):
+    content = _read("/etc/hosts")
+    if not content or len(content) == _MOST_READ:
         return None
+    lines = [line for line in content.splitlines() if not line.startswith(b"127.0.1.1")]
     return b"".join(line + b"\n" for line in lines[:1]), b"".join(line + b"\n" for line in lines[1:])
 
 
@@ -277,7 +279,7 @@ def _read(path: str) -> bytes:
     """Nothing, where it cannot be read."""
     try:
         with open(path, "rb", buffering=0) as file:
-            return file.read(1 << 20)
+            return file.read(_MOST_READ)
     except OSError:
         return b""
 
@@ -286,9 +288,8 @@ def _write(path: str, text: str | bytes, mode: int, ready: Ready | None) -> None
     """Over what is there; a link, or nothing, is replaced by a file with that mode."""
     content = text.encode() if isinstance(text, str) else text
     opened = ready.files.get(path) if ready else None
-    if (
-        opened is not None and os.fstat(opened[0]).st_nlink
-    ):  # else it was replaced since, right before the snapshot
+    # One that was replaced since, right before the snapshot, has no name any more.
+    if opened is not None and os.fstat(opened[0]).st_nlink:
         _overwrite(*opened, content)
         return
     try:

@@ -172,7 +172,7 @@ class Base(ABC):
                 sync_directory(self.home.machines)
             del self._machines[machine.id]
             machine.bury()
-            self.events.emit("deleted", machine=machine.id, name=machine.name)
+            machine.tell("deleted")
             await asyncio.to_thread(remove_tree, grave)
             await asyncio.to_thread(remove_tree, machine.paths.runtime)
             self._collect()

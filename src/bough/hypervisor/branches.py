@@ -280,10 +280,10 @@ class Branches(Making):
             await waking
         except BoughError as error:
             log.warning("a machine that stood by was of no use: %s", error)
-            self._tasks.begin(self._discard_spare(machine), "discard a spare")
+            self._throw_away(machine)
             return None
         except BaseException:
-            self._tasks.begin(self._discard_spare(machine), "discard a spare")
+            self._throw_away(machine)
             raise
         self._holders.pop(machine.id, None)
         if not ephemeral:
@@ -292,6 +292,12 @@ class Branches(Making):
         how = ("created", "") if forked is None else ("forked", f"from {forked}")
         self.events.emit(how[0], machine=machine.id, name=machine.name, detail=how[1])
         return machine
+
+    def _throw_away(self, machine: Machine) -> None:
+        """At once in everybody's eyes: another is to have its name."""
+        machine.record.spare = machine.record.ephemeral = True
+        self._holders.pop(machine.id, None)
+        self.discard(machine)
 
     @asynccontextmanager
     async def subject(self, reference: str, *, disks_only: bool, report: Report) -> AsyncIterator[Subject]:

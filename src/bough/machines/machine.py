@@ -795,7 +795,9 @@ class Machine:
         self._change(event=False, **fields)
 
     def tell(self, kind: str, detail: str = "") -> None:
-        """An event about it."""
+        """An event about it; of one that only stands by nobody is told."""
+        if self.record.spare:
+            return
         self._events.emit(kind, machine=self.id, name=self.name, detail=detail)
 
     def own(self, work: Coroutine[Any, Any, T], what: str) -> asyncio.Task[T]:
@@ -833,6 +835,6 @@ class Machine:
 
     def _take(self, changed: MachineRecord, *, event: bool, **fields: Any) -> None:
         self.record = changed
-        if event and "state" in fields:
+        if event and "state" in fields and not changed.spare:
             detail = changed.failure.cause if changed.failure else ""
             self._events.emit(str(changed.state), machine=self.id, name=self.name, detail=detail)
