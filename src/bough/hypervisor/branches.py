@@ -140,16 +140,17 @@ class Branches(Making):
             with self.snapshots.using(manifest), contextlib.ExitStack() as holds:
                 saved = None if cold else await self.snapshots.saved_state(manifest)
                 kind = Kind(manifest, identity) if source is None and saved is not None else None
-                holds.enter_context(self.ahead.forking(kind))
+                holds.enter_context(self.ahead.forking())
                 limit = asyncio.Semaphore(_FORKS_AT_ONCE)
 
                 async def one(name: str | None) -> Machine | BoughError:
                     async with limit:
                         try:
                             machine = None
-                            if source is None and saved is not None and identity == "new":
+                            if kind is not None and identity == "new":
                                 machine = await self._fork_spare(manifest, name, ephemeral)
                             if machine is None and kind is not None:
+                                self.ahead.expect(kind)
                                 machine = await self._fork_begun(kind, name, ephemeral)
                             if machine is None:
                                 machine = await self._fork(manifest, name, saved, identity, ephemeral)

@@ -88,9 +88,10 @@ class Running(Branches):
         if name is None and not cold and is_neutral(spec):
             machine = await self._take_spare(self._can_run(spec), name=None, ephemeral=ephemeral)
         manifest = None if cold or machine is not None else await self._ready_snapshot(spec, report)
-        alike = Kind(manifest, "new", spec) if manifest is not None and is_neutral(spec) else None
+        if manifest is not None and is_neutral(spec):
+            self.ahead.expect(Kind(manifest, "new", spec))
         try:
-            with self.ahead.forking(alike):
+            with self.ahead.forking():
                 if manifest is not None:
                     machine = await self._run_from(manifest, spec, name, ephemeral, report)
                 if machine is None:

@@ -83,6 +83,7 @@ class Ahead:
 
     async def clear(self) -> None:
         """Be rid of all that were begun, and of the one that is being."""
+        self._last = None
         await self._tasks.end()
         begun, self._begun = self._begun, []
         for one in begun:
@@ -92,16 +93,19 @@ class Ahead:
         return any(one.machine is machine for one in self._begun)
 
     @contextlib.contextmanager
-    def forking(self, kind: Kind | None) -> Iterator[None]:
-        """Forks of that kind are made in the block, and afterwards the next is begun; None: of none."""
+    def forking(self) -> Iterator[None]:
+        """Nothing is begun until the block, in which somebody waits for a fork, ends."""
         self._forking += 1
         try:
             yield
         finally:
             self._forking -= 1
-            self._last = kind or self._last
             if self._last is not None and (self._beginning is None or self._beginning.done()):
                 self._beginning = self._tasks.begin(self._begin_next(), "begin the next fork")
+
+    def expect(self, kind: Kind) -> None:
+        """One was made; the next is to be begun."""
+        self._last = kind
 
     def take(self, kind: Kind) -> Begun | None:
         """The caller's from now on."""
