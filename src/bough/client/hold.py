@@ -20,30 +20,39 @@ class Hold:
         self._connection = connection
         self._path = path_of("machines", machine_id, "hold")
         self._released = threading.Event()
-        self._socket: WebSocket = socket or connection.websocket(self._path)
+        self._socket = socket
+        # Nobody waits for it: a machine that is new, or whose service is, is kept for a while in any case.
         threading.Thread(target=self._stay, name=f"hold {machine_id}", daemon=True).start()
 
     def _stay(self) -> None:
         while not self._released.is_set():
+            socket = self._socket
+            if socket is None:
+                if not self._hold():
+                    return
+                continue
             with contextlib.suppress(BoughError):
-                self._socket.receive()
-            if not self._released.wait(0.2) and not self._hold_again():
-                return
+                socket.receive()
+            self._socket = None
+            self._released.wait(0.2)
 
-    def _hold_again(self) -> bool:
-        """The service was restarted, or ended: it keeps the machine for a while."""
+    def _hold(self) -> bool:
+        """False when there is nothing to be held any more."""
         try:
-            self._socket = self._connection.websocket(self._path)
+            socket = self._connection.websocket(self._path)
         except NotFound:
             return False
         except (ServiceUnavailable, OSError):
             return not self._released.wait(0.3)
         except BoughError:
             return False
+        self._socket = socket
         if self._released.is_set():
-            self._socket.close()
+            socket.close()
         return True
 
     def release(self) -> None:
         self._released.set()
-        self._socket.close()
+        socket = self._socket
+        if socket is not None:
+            socket.close()
