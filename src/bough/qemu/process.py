@@ -80,7 +80,8 @@ read -r boot < /proc/sys/kernel/random/boot_id
   grep -qs 'oom_kill [1-9]' -- "$1/memory.events" "$1/memory.oom_control" "$2/memory.oom_control" &&
     echo "bough: the host's kernel ended it: it took more memory than limits.memory"
 } 2>&1 | {
-  until head -c "$part" > "$dir/qemu.log"; [ "$(wc -c < "$dir/qemu.log")" -lt "$part" ]; do
+  # Not "until": where the machine is deleted before it began, there is nowhere to write to, and no end.
+  while head -c "$part" > "$dir/qemu.log" && [ "$(wc -c < "$dir/qemu.log")" -ge "$part" ]; do
     mv -f "$dir/qemu.log" "$dir/qemu.log.old"
   done
 }
