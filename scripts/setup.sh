@@ -126,7 +126,7 @@ install_packages() {
         if is_packaged "$package"; then packaged="$packaged $package"; else say "warning: no package $package here"; fi
     done
     # shellcheck disable=SC2086  # a list of words
-    as_root apt-get install -q -y --no-install-recommends $packaged >"$log" 2>&1 </dev/null ||
+    as_root apt-get -o DPkg::Lock::Timeout=300 install -q -y --no-install-recommends $packaged >"$log" 2>&1 </dev/null ||
         { tail -n 20 "$log" >&2; die "apt-get install failed" "the whole output is in $log"; }
     rm -f "$log"
     say "installed:$packaged"

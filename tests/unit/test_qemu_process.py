@@ -13,7 +13,7 @@ from bough.qemu.cgroup import create_groups, remove_groups
 from bough.qemu.facts import cached_fact
 from bough.qemu.pid import Pid
 from bough.qemu.plan import Limits
-from bough.qemu.process import STDERR_BYTES, find_process, read_exit
+from bough.qemu.process import _WAITER, STDERR_BYTES, find_process, read_exit
 
 
 @pytest.fixture
@@ -21,6 +21,13 @@ def paths(tmp_path: Path) -> MachinePaths:
     found = MachinePaths(tmp_path / "m", tmp_path / "run")
     found.log.mkdir(parents=True)
     return found
+
+
+def test_a_machine_that_is_deleted_before_it_began(tmp_path: Path) -> None:
+    """What waits for its QEMU, and what keeps its messages, end: there is nowhere to write to."""
+    gone = str(tmp_path / "gone")
+    command = ["sh", "-c", _WAITER, "bough-test", gone, "1000", "unlimited", "--", "true"]
+    subprocess.run(command, timeout=10, stderr=subprocess.DEVNULL, check=False)
 
 
 @pytest.mark.parametrize(

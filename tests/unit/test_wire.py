@@ -92,6 +92,19 @@ def test_a_name_that_is_no_utf8_is_sent_as_bytes() -> None:
     assert wire.decode(wire.encode(b"\xff".decode("utf-8", "surrogateescape"))) == b"\xff"
 
 
+@pytest.mark.parametrize("pairs", [0, 1, 22])
+def test_a_map_and_one_more_pair(pairs: int) -> None:
+    values = {f"k{number}": number for number in range(pairs)}
+    longer = wire.extend_map(wire.encode(values), "token", b"x")
+    assert longer == wire.encode({**values, "token": b"x"})
+
+
+@pytest.mark.parametrize("value", [{str(number): 0 for number in range(23)}, [], 1, None])
+def test_what_no_pair_can_be_added_to(value: object) -> None:
+    with pytest.raises(wire.WireError):
+        wire.extend_map(wire.encode(value), "token", b"x")
+
+
 def test_too_much_for_a_frame() -> None:
     with pytest.raises(ValueError, match="does not fit"):
         wire.pack(wire.DATA, NONCE, 1, bytes(wire.MAX_PAYLOAD + 1))

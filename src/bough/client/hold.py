@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 class Hold:
-    """From construction until `release`, or the end of this program, however it ends."""
+    """Until `release`, or the end of this program, however it ends. It begins soon after construction; until
+    then the service keeps the machine by itself, for half a minute at the most."""
 
     def __init__(self, connection: Connection, machine_id: str, socket: WebSocket | None = None) -> None:
         self._connection = connection
         self._path = path_of("machines", machine_id, "hold")
         self._released = threading.Event()
         self._socket = socket
-        # Nobody waits for it: a machine that is new, or whose service is, is kept for a while in any case.
         threading.Thread(target=self._stay, name=f"hold {machine_id}", daemon=True).start()
 
     def _stay(self) -> None:
