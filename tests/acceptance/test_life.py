@@ -94,6 +94,14 @@ def test_rename(cli: Cli, debian: str, gone: list[str]) -> None:
     cli.error("rename", "after", "box box", says="name")
 
 
+def test_the_store_of_one_that_has_never_run_is_as_it_should_be(
+    cli: Cli, debian: str, gone: list[str]
+) -> None:
+    gone.append("never")
+    cli("create", debian, "--name", "never")
+    cli("doctor", "--store")
+
+
 def test_delete_refuses_what_runs_and_takes_what_does_not(
     cli: Cli, box: str, bough_home: Home, debian: str
 ) -> None:

@@ -102,6 +102,7 @@ def _damaged(disk: Path, record: MachineRecord, why: str) -> Finding:
 
 async def _check(disk: Path, record: MachineRecord, jail: Jail, *, repair: bool) -> list[Finding]:
     confinement = Confinement(jail, record.hardware.uid)
+    confinement.give(disk)  # one that has never run is the service's still
     try:
         found = await check_disk(disk, confinement)
     except HostLacks:
