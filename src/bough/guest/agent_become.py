@@ -29,6 +29,7 @@ _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
 _SIOCSIFHWADDR = 0x8924
 _SIGHUP = 1
+_ENODEV = 19
 _JOURNALS = ("/var/log/journal", "/run/log/journal")
 _KEYS = {"ed25519": "/etc/ssh/ssh_host_ed25519_key", "ecdsa": "/etc/ssh/ssh_host_ecdsa_key"}
 #: The parent's, which nobody makes anew.
@@ -261,6 +262,10 @@ def _set_mac(mac_from: str, mac: str, ready: Ready | None) -> None:
     address = bytes.fromhex(mac.replace(":", ""))
     try:
         fcntl.ioctl(sock.fileno(), _SIOCSIFHWADDR, pack("16sH14s", name, 1, address))
+    except OSError as error:
+        if ready is None or error.errno != _ENODEV:
+            raise
+        _set_mac(mac_from, mac, None)  # it has another name since, as a card gets one when its guest boots
     finally:
         if not ready:
             sock.close()

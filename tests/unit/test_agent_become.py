@@ -1,0 +1,31 @@
+"""What the agent does when its guest becomes another one, as far as it needs no guest."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+RENAMED = """
+import socket, subprocess
+from types import SimpleNamespace
+from bough.guest import agent_become
+
+subprocess.run(["ip", "link", "add", "enp0s3", "type", "veth"], check=True)
+old = open("/sys/class/net/enp0s3/address").read().strip()
+ready = SimpleNamespace(nics={old: b"eth0"}, socket=socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+agent_become._set_mac(old, "52:54:00:01:02:03", ready)
+print(open("/sys/class/net/enp0s3/address").read().strip())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="makes a network card")
+def test_a_card_that_got_another_name_since_the_snapshot_was_prepared() -> None:
+    """A snapshot of a guest that boots: udev names its card just then."""
+    mount = 'mount -t sysfs sysfs /sys && exec "$@"'
+    words = ["unshare", "--net", "--mount", "sh", "-c", mount, "sh", sys.executable, "-c", RENAMED]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.stdout == "52:54:00:01:02:03\n", done.stderr
