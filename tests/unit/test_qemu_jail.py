@@ -104,8 +104,13 @@ def test_without_bubblewrap_root_still_gives_up_root() -> None:
     assert render_jail(Jail(), SIGHT, QEMU) == QEMU
 
 
-def test_no_proc_where_it_cannot_be_mounted() -> None:
-    assert "--proc" not in render_jail(Jail(bwrap="/b", own_proc=False), SIGHT, QEMU)
+def test_of_proc_only_its_own_descriptors_where_it_cannot_be_mounted() -> None:
+    argv = render_jail(Jail(bwrap="/b", own_proc=False), SIGHT, QEMU)
+    assert "--proc" not in argv
+    assert [word for word in argv if word.startswith("/proc")] == ["/proc/self/fd", "/proc/self/fd"]
+    # They are those of the process that bubblewrap becomes, not of a child of it.
+    assert "--as-pid-1" in argv
+    assert "--as-pid-1" not in render_jail(FULL, SIGHT, QEMU)
 
 
 def test_uids_are_stable_and_apart() -> None:

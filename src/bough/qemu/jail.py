@@ -47,7 +47,8 @@ class Jail:
     Attributes:
         bwrap: bubblewrap's path when it works here.
         setpriv: its path, when the service is root.
-        own_proc: a /proc that shows only the jail; where it cannot be mounted there is none.
+        own_proc: a /proc that shows only the jail; where it cannot be mounted there is one with nothing but
+            the process's own descriptors.
         system_calls: QEMU filters its own system calls.
         groups: directories of cgroup hierarchies in which a group per machine can be made.
         refused: what the host said to the parts that could not be had, by part.
@@ -113,7 +114,7 @@ def render_jail(
         return inner
     return [
         jail.bwrap,
-        *_namespaces(sight, as_root=uid is not None),
+        *_namespaces(jail, sight, as_root=uid is not None),
         *_root_directory(jail, sight),
         *("--chdir", "/", "--clearenv", "--setenv", "PATH", "/usr/bin:/bin", "--new-session"),
         *_capabilities(jail, as_root=uid is not None),
@@ -140,16 +141,19 @@ def render_setpriv(
     ]
 
 
-def _namespaces(sight: Sight, *, as_root: bool) -> list[str]:
+def _namespaces(jail: Jail, sight: Sight, *, as_root: bool) -> list[str]:
     # Root needs no user namespace, and must not have one: its id 0 would be mapped into it.
     user = [] if as_root else ["--unshare-user"]
     network = [] if sight.network else ["--unshare-net"]
-    return [*user, "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", *network]
+    # Else bubblewrap stays between, as the first process: see _proc.
+    first = [] if jail.own_proc else ["--as-pid-1"]
+    others = ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
+    return [*user, *others, *first, *network]
 
 
 def _root_directory(jail: Jail, sight: Sight) -> list[str]:
     words = render_system()
-    words += ["--proc", "/proc"] if jail.own_proc else []
+    words += _proc(jail)
     words += ["--dev", "/dev", "--tmpfs", "/tmp"]
     binds = [("--ro-bind-try", path) for path in (*SYSTEM_FILES, *_program_directory(sight.program))]
     binds += [("--dev-bind", path) for path in sight.devices]
@@ -161,6 +165,12 @@ def _root_directory(jail: Jail, sight: Sight) -> list[str]:
     words += [word for bind, path in binds for word in (bind, path, path)]
     # What bubblewrap made itself is in memory, owned by who started it, and would be a place to write to.
     return [*words, "--remount-ro", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/"]
+
+
+def _proc(jail: Jail) -> list[str]:
+    """QEMU opens its guest's memory as /proc/self/fd/N. In a container an ordinary user may often not mount a
+    /proc; the descriptors of the very process that bubblewrap becomes can be had from that of outside."""
+    return ["--proc", "/proc"] if jail.own_proc else ["--ro-bind", "/proc/self/fd", "/proc/self/fd"]
 
 
 def render_system() -> list[str]:
