@@ -88,6 +88,10 @@ missing_packages() {
         needs ssh openssh-client
         needs rsync rsync
         needs gpg gpg
+        needs gpg-agent gpg-agent
+        needs xz xz-utils
+        needs zstd zstd
+        needs bzip2 bzip2
     fi
 }
 

@@ -163,16 +163,20 @@ def pytest_runtest_makereport(
         report.sections.append(("what the error knows", "\n".join(told)))
     if report.failed:
         target = ARTIFACTS / item.nodeid.replace("/", ".").replace("::", ".")[-120:]
-        target.mkdir(parents=True, exist_ok=True)
-        # At once: the terminal tells it when all tests are through, if the run comes to that.
-        (target / f"{report.when}.txt").write_text(
-            f"{report.longreprtext}\n" + "\n".join(f"-- {name}\n{text}" for name, text in report.sections)
-        )
-        home = getattr(item, "funcargs", {}).get("bough_home")
-        if home is not None:
-            _keep_artifacts(home, target)
-        report.sections.append(("what was kept", str(target)))
+        with contextlib.suppress(PermissionError):  # tests that another user runs, as one of ours does
+            _keep_report(report, target)
+            home = getattr(item, "funcargs", {}).get("bough_home")
+            if home is not None:
+                _keep_artifacts(home, target)
+            report.sections.append(("what was kept", str(target)))
     return report
+
+
+def _keep_report(report: pytest.TestReport, target: Path) -> None:
+    """At once: the terminal tells it when all tests are through, if the run comes to that."""
+    target.mkdir(parents=True, exist_ok=True)
+    told = "\n".join(f"-- {name}\n{text}" for name, text in report.sections)
+    (target / f"{report.when}.txt").write_text(f"{report.longreprtext}\n{told}")
 
 
 def _keep_artifacts(home: Home, target: Path) -> None:

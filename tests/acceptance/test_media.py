@@ -26,6 +26,9 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     got = subprocess.run(["apt-get", "download", *packages], cwd=place, capture_output=True, check=False)
     if got.returncode:
         pytest.skip(f"no packages: {got.stderr.decode(errors='replace')[-300:]}")
+    # Debian 13 has the images of GRUB for UEFI in one of their own.
+    unsigned = ["apt-get", "download", "grub-efi-amd64-unsigned"]
+    subprocess.run(unsigned, cwd=place, capture_output=True, check=False)
     for package in place.glob("*.deb"):
         subprocess.run(["dpkg-deb", "-x", package, place / "x"], check=True)
     return place / "x"
@@ -104,7 +107,7 @@ def test_a_floppy_is_booted(cli: Cli, media: Path, gone: list[str], images: list
 
 @pytest.mark.parametrize(
     ("loader", "says"),
-    [("usr/lib/grub/x86_64-efi/monolithic/gcdx64.efi", "grub>"), ("boot/ipxe.efi", "iPXE")],
+    [("gcdx64.efi", "grub>"), ("ipxe.efi", "iPXE")],
 )
 def test_a_stick_is_booted_by_uefi(
     cli: Cli, media: Path, gone: list[str], images: list[str], tmp_path: Path, loader: str, says: str
@@ -117,7 +120,7 @@ def test_a_stick_is_booted_by_uefi(
     for words in (
         ["mformat", "-i", stick, "::"],
         ["mmd", "-i", stick, "::/EFI", "::/EFI/BOOT"],
-        ["mcopy", "-i", stick, media / loader, "::/EFI/BOOT/BOOTX64.EFI"],
+        ["mcopy", "-i", stick, next(media.rglob(loader)), "::/EFI/BOOT/BOOTX64.EFI"],
     ):
         subprocess.run(words, check=True)
     cli("image", "import", stick, "--name", "stick")

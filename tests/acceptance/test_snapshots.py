@@ -48,7 +48,7 @@ def origin(booted: bough.Snapshot) -> Iterator[bough.Machine]:
     machine.write_file("/root/word", "before")
     # A process whose memory tells whether it went on or began anew.
     machine.shell(
-        "setsid sh -c 'n=0; while :; do n=$((n+1)); echo $n > /run/count; sleep 0.5; done' >/dev/null 2>&1 &"
+        "setsid sh -c 'n=0; while :; do n=$((n+1)); echo $n 1<>/run/count; sleep .5; done' >/dev/null 2>&1 &"
     )
     yield machine
     machine.delete(force=True)

@@ -19,7 +19,7 @@ from tests.acceptance.conftest import Cli
 from tests.waiting import wait_until
 
 COUNTER = (
-    "setsid sh -c 'n=0; while :; do n=$((n+1)); echo $n > /run/count; sleep 0.3; done' >/dev/null 2>&1 &"
+    "setsid sh -c 'n=0; while :; do n=$((n+1)); echo $n 1<> /run/count; sleep 0.3; done' >/dev/null 2>&1 &"
 )
 
 
