@@ -5,12 +5,12 @@ from __future__ import annotations
 from bench.harness import Bench
 from bench.machine import a_guest, at_rest
 
-ABOUT = "how long a machine of 2 GiB stands still for a snapshot, by how much it has written since the last"
-WRITTEN_MIB = (0, 8, 32, 128, 512)
+ABOUT = "how long a machine of 4 GiB stands still for a snapshot, by how much it has written since the last"
+WRITTEN_MIB = (0, 8, 32, 128, 512, 1024)
 
 
 def run(bench: Bench) -> None:
-    with a_guest("bench-pause", memory="2GiB") as (_, machine):
+    with a_guest("bench-pause", memory="4GiB") as (_, machine):
         at_rest(machine)
         first = machine.snapshot()
         bench.note(f"freshly booted: {first.info().pause_ms:.0f} ms")

@@ -37,6 +37,7 @@ from bough.machines.console import Console, read_console
 from bough.machines.events import Events
 from bough.machines.guest import Guest
 from bough.machines.identity import give_name, set_clock
+from bough.machines.live_copy import end_live_copy
 from bough.machines.mounts import trouble_error
 from bough.machines.ports import PortServer
 from bough.machines.record import (
@@ -336,9 +337,10 @@ class Machine:
             await self._attach(process, self.record.accelerator)
             self._taken_up = True
             assert self._qmp is not None
+            await end_live_copy(self._qmp)
             status = (await self._qmp.query("query-status")).get("status")
             await self._finish_snapshot(self._qmp)
-            if status == "paused" and self.state is not State.PAUSED:
+            if status in ("paused", "postmigrate") and self.state is not State.PAUSED:
                 # The service died while it had it stand still, for a snapshot or on the way to a suspend.
                 await self._qmp.execute("cont")
                 status = "running"

@@ -15,6 +15,8 @@ from bough.units import MIB
 _LEAST_CODE_MIB = 128
 _MOST_CODE_MIB = 1024
 
+#: The block that is the guest's RAM, also in what QEMU says and writes of it.
+RAM_ID = "ram"
 #: Sockets that are bound by us and passed as descriptors; the numbers are those of `info --plan`.
 DISPLAYED_DESCRIPTORS = {"qmp": 3, "agent": 4, "console": 5, "uplink": 6, "memory": 7}
 
@@ -91,7 +93,7 @@ def _machine(plan: Plan, arch: Architecture) -> list[str]:
     options = [
         plan.machine_type,
         *arch.machine_options,
-        "memory-backend=ram",
+        f"memory-backend={RAM_ID}",
         "dump-guest-core=off",
         "mem-merge=off",
         "suppress-vmdesc=on",
@@ -121,14 +123,14 @@ def _memory(plan: Plan, descriptors: Mapping[str, int]) -> list[str]:
         path = f"/proc/self/fd/{descriptors['memory']}"
         backend = option(
             "memory-backend-file",
-            id="ram",
+            id=RAM_ID,
             size=plan.memory_bytes,
             mem_path=path,
             share="off",
             prealloc="off",
         )
     else:
-        backend = option("memory-backend-ram", id="ram", size=plan.memory_bytes, share="off")
+        backend = option("memory-backend-ram", id=RAM_ID, size=plan.memory_bytes, share="off")
     return ["-object", backend]
 
 

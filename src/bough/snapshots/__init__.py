@@ -2,7 +2,7 @@
 
 store.py     the manifests, who stands on whom, what can go
 memory.py    guest memory on disk, and as templates that forks map
-capture.py   taking one: of a machine that runs on, or of one that is stopped
+capture.py   taking one: of a machine that runs on, or of one that is stopped; copying.py: its memory
 suspend.py   a machine's memory to disk, and back
 handover.py  what is in a bundle; export.py, imports.py: written and taken up; ovf.py: for others
 ready.py     kept snapshots of booted images, which runs are forks of

@@ -37,7 +37,8 @@ from bough.paths import MachinePaths, SnapshotPaths
 from bough.progress import Progress, Report
 from bough.qemu.arch import architecture
 from bough.qemu.qmp import Qmp
-from bough.qemu.ram import Extent, GuestRam, MemoryFile, Template
+from bough.qemu.ram import GuestRam, Template
+from bough.snapshots.copying import Followed, Outside, copying
 from bough.snapshots.store import SnapshotDisk, SnapshotManifest, SnapshotStore
 from bough.storage import copy_holes, no_space_is_told, sync_directory, sync_file
 
@@ -47,14 +48,9 @@ _FREEZE_S = 20.0
 
 @dataclass(frozen=True)
 class Memory:
-    """Of a machine at the moment of its snapshot.
-
-    Attributes:
-        extents: where it differs from zero or, for a machine that came from a template, from that.
-    """
+    """Of a machine at the moment of its snapshot."""
 
     template: Template
-    extents: list[Extent]
     devices: bytes
 
 
@@ -305,67 +301,48 @@ async def _with_memory(
         qmp, machine.pid, manifest.spec.memory, architecture(manifest.hardware.arch).ram_start
     )
     report(Progress("copying memory"))
-    file = await asyncio.to_thread(_copy_before, ram)
-    with file:
+    async with (
+        copying(qmp, ram, runs=machine.state is State.RUNNING) as copy,
+        device_state(qmp) as state,
+    ):
+        # Last, for the guest keeps what is ready for two seconds.
         if channel is not None and machine.state is State.RUNNING:
             with contextlib.suppress(BoughError):  # an older agent: its forks load it themselves
                 await prepare_guest(channel)
-        async with device_state(qmp) as state:
-            extents, drawn, pause_ms = await _stand_still(machine, qmp, switch, ram, file, state)
-            devices = await asyncio.to_thread(join_devices, state.read(), drawn)
-        template = await asyncio.to_thread(file.seal)
-    return Memory(template, extents, devices), pause_ms
-
-
-def _copy_before(ram: GuestRam) -> MemoryFile:
-    """Step 3. The pages are there afterwards, so that copying them again costs little."""
-    file = MemoryFile(ram.size_bytes)
-    try:
-        extents = ram.private_extents()
-        origin = ram.open_template()
-        if origin is not None:
-            file.copy_from(origin, extents)
-            origin.close()
-        file.read_process(ram.pid, ram.address, extents)
-    except BaseException:
-        file.__exit__()
-        raise
-    return file
-
-
-def _copy_again(ram: GuestRam, file: MemoryFile, video: GuestRam | None) -> tuple[list[Extent], Video | None]:
-    extents = ram.private_extents()
-    file.read_process(ram.pid, ram.address, extents, hurry=True)
-    return extents, Video.read(video) if video is not None else None
+        drawn, pause_ms = await _stand_still(machine, qmp, switch, copy, state)
+        devices = await asyncio.to_thread(join_devices, state.read(), drawn)
+        template = await copy.seal()
+    return Memory(template, devices), pause_ms
 
 
 async def _stand_still(
-    machine: Machine,
-    qmp: Qmp,
-    switch: list[dict[str, Any]],
-    ram: GuestRam,
-    file: MemoryFile,
-    state: DeviceState,
-) -> tuple[list[Extent], Video | None, float]:
+    machine: Machine, qmp: Qmp, switch: list[dict[str, Any]], copy: Outside | Followed, state: DeviceState
+) -> tuple[Video | None, float]:
+    """Step 4: what is on its screen, and how long it took, in ms."""
     was_running = machine.state is State.RUNNING
     video = await find_video(qmp, machine.pid) if machine.record.media.display else None
     started = time.monotonic()
     try:
         if was_running:
             await qmp.execute("stop")
-        copying = asyncio.ensure_future(asyncio.to_thread(_copy_again, ram, file, video))
+        copied, drawn = asyncio.ensure_future(copy.beside()), asyncio.ensure_future(_read_video(video))
         try:
             await state.save()
             await qmp.execute("transaction", actions=switch)
         finally:
             # Before the guest goes on, whatever happened.
-            await asyncio.wait((copying,))
-        extents, drawn = copying.result()
+            await asyncio.wait((copied, drawn))
+        copied.result()
+        await copy.last()
     finally:
         if was_running:
             await qmp.execute("cont")
         pause_ms = (time.monotonic() - started) * 1000
-    return extents, drawn, pause_ms
+    return drawn.result(), pause_ms
+
+
+async def _read_video(video: GuestRam | None) -> Video | None:
+    return await asyncio.to_thread(Video.read, video) if video is not None else None
 
 
 class DeviceState:

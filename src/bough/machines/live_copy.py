@@ -1,0 +1,286 @@
+"""The memory of a guest that runs on, copied by QEMU, which follows what is written meanwhile.
+
+QEMU from 9.0 on writes a migration into a file in which each page of RAM has its place (the capability
+mapped-ram; QEMU's docs/devel/migration/mapped-ram.rst). It copies all, then again what was written since,
+and so on, until little is left; only that is still to copy when the vCPUs stand still. The migration is to
+nobody: afterwards the machine goes on where it is.
+
+    follow      QEMU copies, and follows; the guest runs
+    stop
+    catch_up    what was written last is copied, while others see to devices and disks
+    finish
+    cont
+    move_to     out of the migration's file, into a memory file
+
+What QEMU writes is untrusted: where it says that its pages are is looked at once, and bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import struct
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from bough.errors import BoughError, MachineFailed
+from bough.qemu.argv import RAM_ID
+from bough.qemu.qmp import Qmp
+from bough.qemu.ram import PAGE_BYTES, Extent, MemoryFile
+
+#: The first QEMU that has mapped-ram.
+OLDEST = (9, 0)
+_FD_SET = 2
+#: What is left to copy in the pause, when the guest lets it become so little.
+_LITTLE_BYTES = 4 << 20
+#: One that writes faster than is copied is not waited for.
+_MOST_ROUNDS = 6
+_POLL_S = 0.01
+_POLL_PAUSED_S = 0.001
+_STALLED_S = 30.0
+_FINISH_S = 60.0
+#: The most that QEMU takes: what is left now is the rest.
+_MOST_DOWNTIME_MS = 2_000_000
+_UNTIL_CANCELLED_S = 30.0
+#: Until it is known where QEMU will put the pages.
+_SLOW_BYTES_PER_S = 1 << 20
+_PLACES_S = 5.0
+#: Before the first page there are names and sizes of what QEMU holds in memory, some 100 bytes each.
+_HEAD_BYTES = 64 << 10
+#: Of one block of RAM, as QEMU's mapped_ram_setup_ramblock() writes it: version, bytes of a page, where the
+#: bitmap of its pages is and where the pages are.
+_PLACES = struct.Struct(">IQQQ")
+_PLACES_VERSION = 1
+#: The bitmap, and QEMU aligns the pages.
+_MOST_BEFORE_BYTES = 64 << 20
+_BITS = [f"{byte:08b}"[::-1].encode() for byte in range(256)]
+#: Moved at once; what was is given back to the host.
+_MOVE_BYTES = 64 << 20
+
+_CAPABILITIES = ("mapped-ram", "pause-before-switchover")
+_ENDED = ("completed", "failed", "cancelled")
+
+
+class CannotFollow(Exception):
+    """This QEMU, as it is, cannot; the machine runs as before, and its memory can be copied from outside."""
+
+
+class LiveCopy:
+    """See `live_copy`, which makes one."""
+
+    def __init__(self, qmp: Qmp, descriptor: int, places: Places) -> None:
+        self._qmp = qmp
+        self._descriptor = descriptor
+        self._places = places
+
+    async def follow(self) -> None:
+        """Returns when little is left to copy, or when waiting for longer would not make it less.
+
+        Raises:
+            CannotFollow: it refused, or gave up.
+        """
+        before, deadline = None, 0.0
+        while True:
+            told = await self._told()
+            ram = told.get("ram")
+            counts = ram if isinstance(ram, dict) else {}
+            rounds, left = counts.get("dirty-sync-count"), counts.get("remaining")
+            if told.get("status") == "pre-switchover":
+                return  # nothing at all is left
+            if (rounds, left) != before:
+                before, deadline = (rounds, left), time.monotonic() + _STALLED_S
+            elif time.monotonic() > deadline:
+                raise CannotFollow("it does not go on copying")
+            # Of the first round all is left that has not been looked at.
+            if isinstance(rounds, int) and isinstance(left, int) and rounds > 1:
+                enough = left <= _LITTLE_BYTES or rounds > _MOST_ROUNDS
+                if enough:
+                    return
+            await asyncio.sleep(_POLL_S)
+
+    async def catch_up(self) -> None:
+        """The vCPUs stand still: copy what was written last.
+
+        Raises:
+            MachineFailed: it gave up.
+        """
+        await self._qmp.execute("migrate-set-parameters", **_downtime(_MOST_DOWNTIME_MS))
+        await self._until("pre-switchover")
+
+    async def finish(self) -> None:
+        """After `catch_up`: nothing is left to copy. QEMU gives its disks up, until `cont`.
+
+        Raises:
+            MachineFailed: it gave up.
+        """
+        await self._qmp.execute("migrate-continue", state="pre-switchover")
+        await self._until("completed")
+
+    async def _until(self, status: str) -> None:
+        deadline = time.monotonic() + _FINISH_S
+        while True:
+            try:
+                if (await self._told()).get("status") == status:
+                    return
+            except CannotFollow as error:
+                raise MachineFailed(f"its memory could not be copied: {error}") from error
+            if time.monotonic() > deadline:
+                raise MachineFailed(f"its memory was not copied within {_FINISH_S:g} s")
+            await asyncio.sleep(_POLL_PAUSED_S)
+
+    def move_to(self, file: MemoryFile) -> None:
+        """What was copied, into a memory file; of this one, nothing is left.
+
+        Raises:
+            MachineFailed: what QEMU wrote makes no sense.
+        """
+        places = self._places
+        bitmap = os.pread(self._descriptor, places.bitmap_bytes, places.bitmap)
+        if len(bitmap) != places.bitmap_bytes:
+            raise MachineFailed("QEMU's copy of its guest's memory has no end")
+        # From the end: what has been moved is cut off, and there never is a third copy of the guest's memory.
+        for start, length in reversed(list(_pieces(_extents(bitmap)))):
+            try:
+                file.copy_in(self._descriptor, places.pages + start, start, length)
+            except ValueError:
+                raise MachineFailed("QEMU's copy of its guest's memory is cut off") from None
+            os.ftruncate(self._descriptor, places.pages + start)
+
+    async def _told(self) -> dict[str, Any]:
+        told = await self._qmp.query("query-migrate")
+        if told.get("status") in ("failed", "cancelled"):
+            raise CannotFollow(str(told.get("error-desc", told["status"]))[:500])
+        return told
+
+
+@dataclass(frozen=True)
+class Places:
+    """Of the guest's RAM in the file: its first page, and a bit for each page that holds something."""
+
+    pages: int
+    bitmap: int
+    bitmap_bytes: int
+
+    @classmethod
+    def read(cls, descriptor: int, size_bytes: int) -> Places | None:
+        """None: QEMU has not written them, or is not to be believed."""
+        head = os.pread(descriptor, _HEAD_BYTES, 0)
+        name = RAM_ID.encode()
+        mark = bytes((len(name),)) + name + struct.pack(">Q", size_bytes)
+        found = head.find(mark)
+        if found < 0 or len(head) < found + len(mark) + _PLACES.size:
+            return None
+        version, page_bytes, bitmap, pages = _PLACES.unpack_from(head, found + len(mark))
+        bitmap_bytes = size_bytes // PAGE_BYTES // 8
+        if version != _PLACES_VERSION or page_bytes != PAGE_BYTES or pages % PAGE_BYTES:
+            return None
+        if not len(mark) < bitmap <= bitmap + bitmap_bytes <= pages <= _MOST_BEFORE_BYTES:
+            return None
+        return cls(pages, bitmap, bitmap_bytes)
+
+
+@contextlib.asynccontextmanager
+async def live_copy(qmp: Qmp, size_bytes: int, held: list[Extent]) -> AsyncIterator[LiveCopy]:
+    """QEMU has begun to copy; at the end of the block it has ended, one way or the other.
+
+    Args:
+        held: what holds something. The pages of its copy are made here: those that QEMU makes count as the
+            machine's, which may not have that much.
+
+    Raises:
+        CannotFollow: it refuses to begin.
+    """
+    copy = os.memfd_create("bough-copy", os.MFD_CLOEXEC)
+    try:
+        try:
+            try:
+                await _begin(qmp, copy)
+                places = await _find_places(copy, size_bytes)
+                await asyncio.to_thread(_make_pages, copy, places, held)
+                await qmp.execute("migrate-set-parameters", **_bandwidth(0))
+            except (BoughError, OSError) as error:
+                raise CannotFollow(str(error)) from error
+            yield LiveCopy(qmp, copy, places)
+        finally:
+            await end_live_copy(qmp)
+    finally:
+        os.close(copy)
+
+
+async def _begin(qmp: Qmp, copy: int) -> None:
+    descriptor = os.open(f"/proc/self/fd/{copy}", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        await qmp.add_fd(_FD_SET, descriptor)
+    finally:
+        os.close(descriptor)
+    await _set_capabilities(qmp, True)
+    # It is not to come to an end by itself as long as anything is left: when, is ours to say.
+    await qmp.execute("migrate-set-parameters", **_bandwidth(_SLOW_BYTES_PER_S), **_downtime(0))
+    await qmp.execute("migrate", uri=f"file:/dev/fdset/{_FD_SET}")
+
+
+async def _find_places(copy: int, size_bytes: int) -> Places:
+    deadline = time.monotonic() + _PLACES_S
+    while True:
+        places = Places.read(copy, size_bytes)
+        if places is not None:
+            return places
+        if time.monotonic() > deadline:
+            raise CannotFollow("it does not say where the pages are")
+        await asyncio.sleep(_POLL_S)
+
+
+def _make_pages(copy: int, places: Places, held: list[Extent]) -> None:
+    for start, length in held:
+        os.posix_fallocate(copy, places.pages + start, length)
+
+
+def _bandwidth(bytes_per_s: int) -> dict[str, Any]:
+    """0: as much as there is."""
+    return {"max-bandwidth": bytes_per_s}
+
+
+def _downtime(milliseconds: int) -> dict[str, Any]:
+    return {"downtime-limit": milliseconds}
+
+
+async def end_live_copy(qmp: Qmp) -> None:
+    """Also of one that a service began which has died since: nothing is copied any more.
+
+    The vCPUs are as they were, or, where it had come to its end, stand still until `cont`.
+    """
+    if qmp.version < OLDEST:
+        return
+    with contextlib.suppress(BoughError):
+        if (await qmp.query("query-migrate")).get("status", "completed") not in _ENDED:
+            await qmp.execute("migrate_cancel")
+            deadline = time.monotonic() + _UNTIL_CANCELLED_S
+            while (await qmp.query("query-migrate")).get("status") not in _ENDED:
+                if time.monotonic() > deadline:
+                    break
+                await asyncio.sleep(_POLL_S)
+    for undo in (_set_capabilities(qmp, False), qmp.remove_fd(_FD_SET)):
+        with contextlib.suppress(BoughError):
+            await undo
+
+
+async def _set_capabilities(qmp: Qmp, on: bool) -> None:
+    wanted = [{"capability": name, "state": on} for name in _CAPABILITIES]
+    await qmp.execute("migrate-set-capabilities", capabilities=wanted)
+
+
+def _extents(bitmap: bytes) -> Iterator[Extent]:
+    """Of the pages that hold something."""
+    bits = b"".join(map(_BITS.__getitem__, bitmap))
+    for run in re.finditer(b"1+", bits):
+        yield run.start() * PAGE_BYTES, (run.end() - run.start()) * PAGE_BYTES
+
+
+def _pieces(extents: Iterator[Extent]) -> Iterator[Extent]:
+    for start, length in extents:
+        for offset in range(start, start + length, _MOVE_BYTES):
+            yield offset, min(_MOVE_BYTES, start + length - offset)
