@@ -23,7 +23,7 @@ import os
 import re
 import struct
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,10 @@ _FD_SET = 2
 _LITTLE_BYTES = 4 << 20
 #: One that writes faster than is copied is not waited for.
 _MOST_ROUNDS = 6
+#: Of the first round: as much as is copied while the guest prepares itself.
+_NEARLY_BYTES = 32 << 20
 _POLL_S = 0.01
+_POLL_SOON_S = 0.002
 _POLL_PAUSED_S = 0.001
 _STALLED_S = 30.0
 _FINISH_S = 60.0
@@ -61,6 +64,8 @@ _BITS = [f"{byte:08b}"[::-1].encode() for byte in range(256)]
 #: Moved at once; what was is given back to the host.
 _MOVE_BYTES = 64 << 20
 
+Prepare = Callable[[], Awaitable[None]]
+
 _CAPABILITIES = ("mapped-ram", "pause-before-switchover")
 _ENDED = ("completed", "failed", "cancelled")
 
@@ -77,30 +82,41 @@ class LiveCopy:
         self._descriptor = descriptor
         self._places = places
 
-    async def follow(self) -> None:
+    async def follow(self, prepare: Prepare) -> None:
         """Returns when little is left to copy, or when waiting for longer would not make it less.
+
+        Args:
+            prepare: what the guest is to do right before it stands still; begun when most is copied. Where
+                nothing at all is left to copy, QEMU has the guest stand still by itself, and does not wait
+                for it.
 
         Raises:
             CannotFollow: it refused, or gave up.
         """
+        preparing: asyncio.Future[None] | None = None
         before, deadline = None, 0.0
-        while True:
-            told = await self._told()
-            ram = told.get("ram")
-            counts = ram if isinstance(ram, dict) else {}
-            rounds, left = counts.get("dirty-sync-count"), counts.get("remaining")
-            if told.get("status") == "pre-switchover":
-                return  # nothing at all is left
-            if (rounds, left) != before:
-                before, deadline = (rounds, left), time.monotonic() + _STALLED_S
-            elif time.monotonic() > deadline:
-                raise CannotFollow("it does not go on copying")
-            # Of the first round all is left that has not been looked at.
-            if isinstance(rounds, int) and isinstance(left, int) and rounds > 1:
-                enough = left <= _LITTLE_BYTES or rounds > _MOST_ROUNDS
-                if enough:
+        try:
+            while True:
+                told = await self._told()
+                if told.get("status") == "pre-switchover":
                     return
-            await asyncio.sleep(_POLL_S)
+                rounds, left = _progress(told)
+                if (rounds, left) != before:
+                    before, deadline = (rounds, left), time.monotonic() + _STALLED_S
+                elif time.monotonic() > deadline:
+                    raise CannotFollow("it does not go on copying")
+                # In the first round what has not been looked at is left.
+                if preparing is None and (rounds > 1 or left <= _NEARLY_BYTES):
+                    preparing = asyncio.ensure_future(prepare())
+                enough = rounds > 1 and (left <= _LITTLE_BYTES or rounds > _MOST_ROUNDS)
+                if enough and preparing is not None and preparing.done():
+                    preparing.result()
+                    return
+                await asyncio.sleep(_POLL_S if preparing is None else _POLL_SOON_S)
+        finally:
+            if preparing is not None and not preparing.done():
+                preparing.cancel()
+                await asyncio.wait((preparing,))
 
     async def catch_up(self) -> None:
         """The vCPUs stand still: copy what was written last.
@@ -155,6 +171,15 @@ class LiveCopy:
         if told.get("status") in ("failed", "cancelled"):
             raise CannotFollow(str(told.get("error-desc", told["status"]))[:500])
         return told
+
+
+def _progress(told: dict[str, Any]) -> tuple[int, int]:
+    """Which round it is, and how many bytes are left of it."""
+    ram = told.get("ram")
+    counts = ram if isinstance(ram, dict) else {}
+    rounds, left = counts.get("dirty-sync-count"), counts.get("remaining")
+    # Before it has begun it says nothing.
+    return (rounds, left) if isinstance(rounds, int) and isinstance(left, int) and rounds else (0, 1 << 63)
 
 
 @dataclass(frozen=True)

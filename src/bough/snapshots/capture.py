@@ -301,14 +301,16 @@ async def _with_memory(
         qmp, machine.pid, manifest.spec.memory, architecture(manifest.hardware.arch).ram_start
     )
     report(Progress("copying memory"))
-    async with (
-        copying(qmp, ram, runs=machine.state is State.RUNNING) as copy,
-        device_state(qmp) as state,
-    ):
-        # Last, for the guest keeps what is ready for two seconds.
-        if channel is not None and machine.state is State.RUNNING:
+
+    async def prepare() -> None:
+        if channel is not None:
             with contextlib.suppress(BoughError):  # an older agent: its forks load it themselves
                 await prepare_guest(channel)
+
+    async with (
+        device_state(qmp) as state,
+        copying(qmp, ram, runs=machine.state is State.RUNNING, prepare=prepare) as copy,
+    ):
         drawn, pause_ms = await _stand_still(machine, qmp, switch, copy, state)
         devices = await asyncio.to_thread(join_devices, state.read(), drawn)
         template = await copy.seal()

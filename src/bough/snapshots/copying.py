@@ -15,7 +15,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 
-from bough.machines.live_copy import OLDEST, CannotFollow, LiveCopy, live_copy
+from bough.machines.live_copy import OLDEST, CannotFollow, LiveCopy, Prepare, live_copy
 from bough.qemu.qmp import Qmp
 from bough.qemu.ram import Extent, GuestRam, MemoryFile, Template, size_of, subtract, union
 from bough.units import MIB
@@ -71,11 +71,14 @@ class Followed:
 
 
 @contextlib.asynccontextmanager
-async def copying(qmp: Qmp, ram: GuestRam, *, runs: bool) -> AsyncIterator[Outside | Followed]:
+async def copying(
+    qmp: Qmp, ram: GuestRam, *, runs: bool, prepare: Prepare
+) -> AsyncIterator[Outside | Followed]:
     """Most of the memory is copied, by the way that suits it.
 
     Args:
         runs: whether the vCPUs do; else nothing is to follow.
+        prepare: what a guest that runs is to do right before it stands still; it must not fail.
 
     Raises:
         MachineFailed, HostLacks: see GuestRam.
@@ -84,7 +87,7 @@ async def copying(qmp: Qmp, ram: GuestRam, *, runs: bool) -> AsyncIterator[Outsi
     if held:
         try:
             async with live_copy(qmp, ram.size_bytes, held) as live:
-                await live.follow()
+                await live.follow(prepare)
                 yield Followed(live, ram.size_bytes)
                 return
         except CannotFollow as error:
@@ -92,6 +95,8 @@ async def copying(qmp: Qmp, ram: GuestRam, *, runs: bool) -> AsyncIterator[Outsi
                 "QEMU does not follow what its guest writes, so it stands still for longer: %s", error
             )
     with await asyncio.to_thread(_copy_once, ram) as file:
+        if runs:
+            await prepare()
         yield Outside(ram, file)
 
 
