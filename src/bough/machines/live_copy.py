@@ -135,6 +135,7 @@ class LiveCopy:
         """
         await self._qmp.execute("migrate-continue", state="pre-switchover")
         await self._until("completed")
+        await _until_settled(self._qmp)
 
     async def _until(self, status: str) -> None:
         deadline = time.monotonic() + _FINISH_S
@@ -288,9 +289,19 @@ async def end_live_copy(qmp: Qmp) -> None:
                 if time.monotonic() > deadline:
                     break
                 await asyncio.sleep(_POLL_S)
+        await _until_settled(qmp)
     for undo in (_set_capabilities(qmp, False), qmp.remove_fd(_FD_SET)):
         with contextlib.suppress(BoughError):
             await undo
+
+
+async def _until_settled(qmp: Qmp) -> None:
+    """QEMU says that it has ended a moment before it puts the vCPUs into the state that they then have."""
+    deadline = time.monotonic() + _UNTIL_CANCELLED_S
+    while (await qmp.query("query-status")).get("status") == "finish-migrate":
+        if time.monotonic() > deadline:
+            raise MachineFailed("QEMU does not come to the end of its copy")
+        await asyncio.sleep(_POLL_PAUSED_S)
 
 
 async def _set_capabilities(qmp: Qmp, on: bool) -> None:
