@@ -117,3 +117,17 @@ def test_its_snapshot_is_deleted(hv: bough.Hypervisor, bough_home: Home, snapsho
     other.delete()
     wait_until(lambda: following not in qemus(bough_home), what="nothing waits for what is gone")
     wait_until(lambda: hv.doctor_store()["clean"])
+
+
+@pytest.mark.parametrize("after_s", [1.0, 1.05, 1.2])
+def test_the_service_ends(
+    hv: bough.Hypervisor, cli: Cli, bough_home: Home, snapshot: bough.Snapshot, after_s: float
+) -> None:
+    """Just then a fork is being begun, or has been."""
+    snapshot.fork(ephemeral=True).discard()
+    time.sleep(after_s)
+    before = {machine.id for machine in hv.machines()}
+    hv.shutdown()
+    left = qemus(bough_home).keys() | {path.name for path in bough_home.machines.iterdir()}
+    cli.text("list")  # starts the next one
+    assert left <= before

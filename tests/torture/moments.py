@@ -327,7 +327,7 @@ class Torture:
                 self._looked_at.pop(machine_id, None)
             elif self._looked_at.get(machine_id) is not wanted:
                 self._check_disk(machine_id, wanted, f"{info.name}, {info.state}", where)
-        if operation.machine in self._files and after.machines[operation.machine].agent == "answering":
+        if operation.machine in after.answering():
             self._check_inside(client, operation.machine, where)
 
     def _check_disk(self, machine_id: str, wanted: Files, name: str, where: str) -> None:

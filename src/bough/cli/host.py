@@ -102,12 +102,9 @@ def serve(unit: bool, stop: bool, listen: str | None) -> None:
     if unit:
         print(_render_unit(arguments), end="")
     elif stop:
-        from bough.client.starting import wait_gone
+        from bough.client.starting import end_service
 
-        connection = connect(start=False)
-        connection.post("/shutdown")
-        connection.close()
-        wait_gone(connection)
+        end_service(connect(start=False))
     else:
         os.execv(sys.executable, arguments)
 

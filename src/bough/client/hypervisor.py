@@ -418,11 +418,9 @@ class Hypervisor:
 
     def shutdown(self) -> None:
         """End the service. Machines go on; the next command starts a new one that takes them up."""
-        from bough.client.starting import wait_gone
+        from bough.client.starting import end_service
 
-        self.api.post("/shutdown")
-        self.api.close()
-        wait_gone(self.api)  # or the next call would still find it, on its way out
+        end_service(self.api)
 
     def close(self) -> None:
         """Let go of the service's connections; everything goes on."""

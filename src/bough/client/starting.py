@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bough import __version__
 from bough.client.connection import Connection
-from bough.errors import ServiceUnavailable
+from bough.errors import DeadlineExceeded, ServiceUnavailable
 from bough.home import ANOTHER_SERVES
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from bough.paths import Home
 
 START_TIMEOUT_S = 60.0
+#: More than the service gives its requests, and then itself.
+_END_TIMEOUT_S = 30.0
 API_VERSION = 1
 LOG_BYTES = 4 * 1024 * 1024
 _LOG_TAIL_BYTES = 4000
@@ -47,9 +50,7 @@ def find_service(home: Home, *, start: bool = True) -> tuple[Connection, dict[st
 
 def _settle_versions(home: Home, connection: Connection, version: dict[str, Any]) -> dict[str, Any]:
     if version.get("busy") == 0:
-        connection.post("/shutdown")
-        connection.close()
-        wait_gone(connection)
+        end_service(connection)
         return _start_under_lock(home, connection)
     if version.get("api") != API_VERSION:
         raise ServiceUnavailable(
@@ -67,16 +68,47 @@ def _settle_versions(home: Home, connection: Connection, version: dict[str, Any]
     return version
 
 
-def wait_gone(connection: Connection) -> None:
-    """Until a service that was told to end does not answer any more; bounded."""
-    deadline = time.monotonic() + 15
-    while time.monotonic() < deadline:
-        try:
-            connection.get("/version", timeout=5)
-        except ServiceUnavailable:
-            return
+def end_service(connection: Connection) -> None:
+    """Until its process has ended, and so let go of its home. Machines go on.
+
+    Raises:
+        ServiceUnavailable: none answers. DeadlineExceeded: it was told to, and is still there.
+    """
+    pid = int(connection.get("/version")["pid"])
+    try:
+        process = os.pidfd_open(pid)
+    except OSError:  # one that we cannot see: of another container
+        process = None
+    try:
+        connection.post("/shutdown")
         connection.close()
-        time.sleep(0.02)
+        deadline = time.monotonic() + _END_TIMEOUT_S
+        while _answers(connection):
+            if time.monotonic() > deadline:
+                raise _still_there(pid)
+            time.sleep(0.02)
+        if process is not None and not select.select([process], [], [], deadline - time.monotonic())[0]:
+            raise _still_there(pid)
+    finally:
+        if process is not None:
+            os.close(process)
+
+
+def _answers(connection: Connection) -> bool:
+    try:
+        connection.get("/version", timeout=5)
+    except ServiceUnavailable:
+        return False
+    finally:
+        connection.close()
+    return True
+
+
+def _still_there(pid: int) -> DeadlineExceeded:
+    return DeadlineExceeded(
+        f"the service (pid {pid}) was told to end, and is still there after {_END_TIMEOUT_S:g} s",
+        hint="its log, service.log in BOUGH_HOME, names what it waits for",
+    )
 
 
 def _start_under_lock(home: Home, connection: Connection) -> dict[str, Any]:
