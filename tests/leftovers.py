@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -44,7 +45,8 @@ def find_leftovers(home: Home, *, service_may_run: bool = True) -> Leftovers:
         if "/passt " in text and uplinks > 0:
             uplinks -= 1  # its arguments do not say whose it is; each running machine has at most one
             continue
-        if service_may_run and "bough.service" in text:
+        begins_uplinks = "uplink_filter.py" in text and " up-" not in text
+        if service_may_run and ("bough.service" in text or begins_uplinks):
             continue
         found.processes.append(f"{pid} {text[:300]}")
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
@@ -78,11 +80,13 @@ def processes_of(home: Home) -> list[tuple[int, str]]:
         arguments = _read(process / "cmdline")
         if arguments == "":
             continue  # a kernel thread, or one that has ended
-        seen = [arguments, _readlink(process / "cwd"), *_open_files(process)]
+        # Its name: a filter of an uplink has its machine's id there (networks/uplink.py).
+        seen = [arguments, _read(process / "comm"), _readlink(process / "cwd"), *_open_files(process)]
         environment = _read(process / "environ")
         is_ours = any(mark in text for mark in marks for text in (*seen, environment))
         # What the tests themselves run has the home in its environment too.
-        if is_ours and int(process.name) not in _own_family() and not _is_test_runner(arguments):
+        is_the_tests = _is_test_runner(arguments) or _begins_uplinks_for_us(process)
+        if is_ours and int(process.name) not in _own_family() and not is_the_tests:
             found.append((int(process.name), " ".join(text for text in seen if text)))
     return found
 
@@ -96,6 +100,11 @@ def _own_family() -> set[int]:
         family.add(int(numbers.get("Pid", "0")))
         pid = numbers.get("PPid", "0").strip()
     return family
+
+
+def _begins_uplinks_for_us(process: Path) -> bool:
+    status = _read(process / "status")
+    return "uplink_filter.py" in _read(process / "cmdline") and f"PPid:\t{os.getpid()}\n" in status
 
 
 def _is_test_runner(arguments: str) -> bool:

@@ -22,7 +22,6 @@ from bough.errors import HostLacks, QmpLost, QmpRefused
 from bough.machines.console import LOG_BYTES
 from bough.paths import Home, MachinePaths
 from bough.qemu.cgroup import (
-    add_to_groups,
     create_groups,
     find_groups,
     limits_memory,
@@ -155,7 +154,8 @@ def test_standing_back() -> None:
     try:
         for name, process in zip(names, spinning, strict=True):
             os.sched_setaffinity(process.pid, {min(os.sched_getaffinity(0))})
-            add_to_groups(create_groups(bases, name, Limits()), process.pid)
+            for group in create_groups(bases, name, Limits()):
+                Path(group, "cgroup.procs").write_text(str(process.pid))
         assert stand_back(spinning[0].pid, True)
         back, front = shares()
         assert front > 5 * back
@@ -223,11 +223,13 @@ async def test_the_uplinks_processes_are_in_the_machines_groups(plan: Plan, path
     if not plan.jail.groups:
         pytest.skip("no control groups here")
     process = await start_process(replace(plan, nic=NicPlan("52:54:00:12:34:56", "passt")), paths)
-    uplink = {child.pid for child in process._children if child.poll() is None} - {process._waiter.number}
+    assert process._started is not None
+    uplink = process._started.uplink
+    assert uplink is not None
     for base in plan.jail.groups:
         group = Path(base, plan.machine_id)
         inside = {int(word) for word in (group / "cgroup.procs").read_text().split()}
-        assert uplink <= inside
+        assert uplink.number in inside
         assert process.pid in inside
     process.kill()
     await process.wait()

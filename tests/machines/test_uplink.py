@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
-import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from bough.networks.uplink import start_uplink
+from bough.errors import HostLacks
+from bough.networks.uplink import begin_uplink
 from bough.qemu.jail import machine_uid
+from bough.qemu.pid import Pid
 from tests.machines.ethernet import EthernetGuest
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not shutil.which("passt"), reason="needs passt")
 
@@ -22,15 +26,22 @@ UID = machine_uid("uplink-test") if os.geteuid() == 0 else None
 
 
 @contextlib.contextmanager
-def uplink() -> Iterator[tuple[EthernetGuest, list[subprocess.Popen[bytes]]]]:
-    end, processes = start_uplink(machine_id="uplink-test", uid=UID)
+def uplink() -> Iterator[tuple[EthernetGuest, int]]:
+    """A guest at it, and the process id of its filter."""
+    asked = begin_uplink(machine_id="0123456789ab", uid=UID, groups=[])
+    filtering = Pid.of(asked.started())
+    assert filtering is not None
     try:
-        with EthernetGuest(end) as guest:
-            yield guest, processes
+        with EthernetGuest(asked.end) as guest:
+            yield guest, filtering.number
     finally:
-        for process in processes:
-            # The socket's end is theirs: nobody has to kill them.
-            process.wait(timeout=5)
+        # The socket's end is its: nobody has to kill it.
+        wait_until(lambda: not filtering.is_alive(), timeout_s=5)
+
+
+def children_of(pid: int) -> list[int]:
+    found = Pid.of(pid)
+    return [child.number for child in found.children()] if found is not None else []
 
 
 @contextlib.contextmanager
@@ -115,9 +126,38 @@ def test_another_machines_uplink_is_out_of_reach(address: str) -> None:
 
 
 @pytest.mark.skipif(UID is None, reason="only root changes its user")
+@needs_route
 def test_its_processes_run_as_the_machines_user() -> None:
-    with uplink() as (guest, processes):
-        if has_route():
-            guest.get_address()  # they are up then
-            for process in processes:
-                assert Path(f"/proc/{process.pid}").stat().st_uid == UID
+    with uplink() as (guest, filtering):
+        guest.get_address()  # they are up then
+        processes = [filtering, *children_of(filtering)]
+        assert len(processes) == 2
+        for process in processes:
+            assert Path(f"/proc/{process}").stat().st_uid == UID
+
+
+def test_a_guest_that_says_nothing_has_no_passt() -> None:
+    with uplink() as (guest, filtering):
+        guest.send_stream((14).to_bytes(4, "big") + bytes(14))  # a frame that nobody may send
+        time.sleep(0.2)
+        assert children_of(filtering) == []
+        assert Path(f"/proc/{filtering}/comm").read_text() == "up-0123456789ab\n"
+        guest.send_stream((42).to_bytes(4, "big") + bytes(12) + b"\x08\x06" + bytes(28))
+        wait_until(lambda: len(children_of(filtering)) == 1)
+
+
+def test_its_beginner_is_killed() -> None:
+    """Those that there are go on, and the next one is begun."""
+    with uplink() as (_, first):
+        beginner = int(Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(beginner, signal.SIGKILL)
+        wait_until(lambda: Pid.of(beginner) is None)
+        with uplink() as (_, second):
+            assert Pid.of(first) is not None
+            assert Pid.of(second) is not None
+
+
+def test_there_is_no_passt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(HostLacks, match="passt is not installed"):
+        begin_uplink(machine_id="0123456789ab", uid=UID, groups=[])

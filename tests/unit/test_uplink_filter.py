@@ -91,7 +91,7 @@ def test_an_endless_frame_is_refused() -> None:
 def test_relay_carries_both_ways_and_ends_with_either_side() -> None:
     guest, guest_far = socket.socketpair()
     outside, outside_far = socket.socketpair()
-    thread = threading.Thread(target=relay, args=(guest_far, outside_far))
+    thread = threading.Thread(target=relay, args=(guest_far, outside_far, Sieve()))
     thread.start()
     with guest, outside, guest_far, outside_far:
         guest.sendall(framed(DENIED[0]) + framed(ALLOWED[0]))

@@ -1,4 +1,4 @@
-"""What a machine may send to the outside: run as a program between QEMU and passt.
+"""What a machine may send to the outside: a program between QEMU and passt.
 
     QEMU ── a stream of frames, each after its length (4 bytes) ── this ── the same ── passt
 
@@ -7,12 +7,17 @@ passt opens a socket of the host to wherever a frame says it goes. An honest gue
 not. So nothing but ARP, IPv4 and IPv6 gets through here, and no packet to a loopback or unspecified
 address. The other way everything does. It ends when either side does.
 
+The service runs this once, as what it asks for the process of each machine: a child of this is there in a
+millisecond, of which starting an interpreter takes 15. passt is started when the guest has something to say:
+nobody waits for a guest's network before that.
+
 Run by path, without bough's package or site-packages: standard library only.
 """
 
 from __future__ import annotations
 
-# Not socket: it takes as long to load as the interpreter, for each machine.
+# Not socket, not signal: each takes as long to load as the interpreter.
+import _signal  # type: ignore[import-not-found]
 import _socket
 import os
 import select
@@ -27,6 +32,9 @@ MAX_FRAME_BYTES = 0x10000 + 256
 _CHUNK_BYTES = 1 << 18
 #: Kept for one direction while the other side does not read.
 _MAX_QUEUED_BYTES = 1 << 20
+
+_MAX_REQUEST_BYTES = 1 << 14
+_FORWARD_NOTHING = ("--no-map-gw", "-t", "none", "-u", "none")
 
 
 def is_allowed(frame: memoryview) -> bool:
@@ -74,10 +82,22 @@ class Sieve:
         return b"".join(kept)
 
 
-def relay(guest: _socket.socket, outside: _socket.socket) -> None:
-    """Until one of them is closed. Raises ValueError, OSError for a broken one."""
-    sieve = Sieve()
-    queued = {guest: bytearray(), outside: bytearray()}
+def first_words(guest: _socket.socket, sieve: Sieve) -> bytes:
+    """What the guest may send of what it sends first; nothing: it is gone. Raises ValueError, OSError."""
+    while data := guest.recv(_CHUNK_BYTES):
+        if allowed := sieve.feed(data):
+            return allowed
+    return b""
+
+
+def relay(guest: _socket.socket, outside: _socket.socket, sieve: Sieve, first: bytes = b"") -> None:
+    """Until one of them is closed. Raises ValueError, OSError for a broken one.
+
+    Args:
+        sieve: for what comes from the guest.
+        first: is sent to the outside before that.
+    """
+    queued = {guest: bytearray(), outside: bytearray(first)}
     peers = {guest: outside, outside: guest}
     for end in peers:
         end.setblocking(False)
@@ -104,17 +124,67 @@ def _give_up_root(uid: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
-def main() -> None:
-    """Arguments: descriptors of the machine's and of passt's socket; a user id, or "-"; the machine's id."""
-    if sys.argv[3] != "-":
-        _give_up_root(int(sys.argv[3]))
-    guest, outside = (_socket.socket(fileno=int(number)) for number in sys.argv[1:3])
+def _start_passt(program: str) -> _socket.socket:
+    """Our end of it; it ends when that is closed."""
+    ours, theirs = _socket.socketpair()
+    os.set_inheritable(theirs.fileno(), True)
+    words = [program, "--foreground", "--quiet", "--fd", str(theirs.fileno()), *_FORWARD_NOTHING]
+    ignored_here = (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGCHLD)
+    os.posix_spawn(program, words, os.environ, setsigdef=ignored_here)
+    theirs.close()
+    return ours
+
+
+def carry(guest: _socket.socket, uid: str, label: str, passt: str, *groups: str) -> None:
+    """One machine's uplink, from its beginning to its end: see uplink.py for what is given."""
+    for group in groups:
+        try:
+            with open(f"{group}/cgroup.procs", "wb", buffering=0) as file:  # noqa: PTH123
+                file.write(b"0")
+        except OSError:
+            pass  # the machine has ended, and its group with it
+    with open("/proc/self/comm", "wb", buffering=0) as file:  # noqa: PTH123
+        file.write(label.encode())
+    if uid != "-":
+        _give_up_root(int(uid))
+    sieve = Sieve()
+    first = first_words(guest, sieve)
+    if first:
+        relay(guest, _start_passt(passt), sieve, first)
+
+
+def serve(control: _socket.socket) -> None:
+    """Until whoever asks is gone: each request is words, with NUL between them, and the guest's socket; each
+    answer a process id, or what went wrong."""
+    # Of the machines' processes: this has no others, and waits for none.
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
+    while True:
+        request, rights, _, _ = control.recvmsg(_MAX_REQUEST_BYTES, _socket.CMSG_SPACE(4))
+        if not request:
+            return
+        guest = _socket.socket(fileno=int.from_bytes(rights[0][2][:4], sys.byteorder))
+        try:
+            pid = os.fork()
+        except OSError as error:
+            control.send(f"{error}".encode())
+        else:
+            if pid == 0:
+                _be_uplink(control, guest, request.decode().split("\0"))
+            control.send(b"%d" % pid)
+        guest.close()
+
+
+def _be_uplink(control: _socket.socket, guest: _socket.socket, words: list[str]) -> None:
+    """In a child; never returns."""
     try:
-        relay(guest, outside)
+        control.close()
+        os.setsid()
+        carry(guest, *words)
     except (OSError, ValueError):
-        # The machine, passt, or both are gone; QEMU tells its own end of it.
-        return
+        pass  # the machine, passt, or both are gone; QEMU tells its own end of it
+    finally:
+        os._exit(0)
 
 
 if __name__ == "__main__":
-    main()
+    serve(_socket.socket(fileno=int(sys.argv[1])))

@@ -98,14 +98,6 @@ def limits_memory(groups: list[str]) -> bool:
     return any((Path(group) / file).exists() for group in groups for file in _MEMORY_FILES)
 
 
-def add_to_groups(groups: list[str], pid: int) -> None:
-    """A process beside QEMU that works for the machine: its time is the machine's, too."""
-    for group in groups:
-        # It, or all of the machine with its group, may have ended.
-        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-            (Path(group) / "cgroup.procs").write_text(str(pid))
-
-
 def remove_groups(bases: tuple[str, ...], machine_id: str) -> None:
     """Those of a machine whose waiter could not do it any more."""
     for base in bases:

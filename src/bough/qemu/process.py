@@ -31,11 +31,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bough.errors import BoughError, HostLacks, MachineFailed, QmpLost, WrongState
-from bough.networks.uplink import start_uplink
+from bough.networks.uplink import begin_uplink
 from bough.paths import MachinePaths, make_private_directory
 from bough.qemu.argv import render_argv
 from bough.qemu.cgroup import (
-    add_to_groups,
     create_groups,
     limits_memory,
     remove_groups,
@@ -124,7 +123,7 @@ class QemuProcess:
         self._paths = paths
         #: What it is locked into; None for one of an earlier service.
         self.jail = jail
-        self._children: list[subprocess.Popen[bytes]] = []
+        self._started: _Started | None = None
 
     @property
     def pid(self) -> int:
@@ -153,10 +152,26 @@ class QemuProcess:
         return read_exit(self._paths) or _unseen_end(self._paths)
 
     async def _reap(self) -> None:
-        """Take the children's exit statuses, so that no zombie stays; they have ended or are about to."""
-        for child in self._children:
+        """Take our child's exit status, so that no zombie stays; it has ended or is about to. The uplink is
+        about to."""
+        if self._started is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                await asyncio.to_thread(child.wait, KILL_TIMEOUT_S)
+                await asyncio.to_thread(self._started.shell.wait, KILL_TIMEOUT_S)
+            await self._started.end_uplink(KILL_TIMEOUT_S)
+
+
+@dataclass(frozen=True)
+class _Started:
+    """What was started for a machine: `shell` is the waiter, `uplink` its filter where it has one."""
+
+    waiter: Pid
+    shell: subprocess.Popen[bytes]
+    uplink: Pid | None
+
+    async def end_uplink(self, grace_s: float) -> None:
+        """It ends by itself, when nobody has its socket any more."""
+        if self.uplink is not None:
+            await _end_in(self.uplink, grace_s)
 
 
 async def start_process(
@@ -182,25 +197,17 @@ async def start_process(
         if plan.uid is not None:
             _give_disks(paths, plan.uid)
         with contextlib.ExitStack() as sockets:
-            children: list[subprocess.Popen[bytes]] = []
-            try:
-                waiter = _spawn(plan, paths, lock, memory, back, sockets, children)
-            except BaseException:
-                for child in children:
-                    child.kill()
-                    child.wait()
-                remove_groups(plan.jail.groups, plan.machine_id)
-                raise
+            started = await _spawn(plan, paths, lock, memory, back, sockets)
     try:
-        await _wait_greeting(plan, paths, waiter)
+        await _wait_greeting(plan, paths, started.waiter)
         found = _read_process_file(paths)
         if found is None:
-            raise await _ended_early(plan, paths, waiter)
+            raise await _ended_early(plan, paths, started.waiter)
     except BaseException:
-        await _end_all(plan, waiter, paths, children)
+        await _end_all(plan, paths, started)
         raise
-    process = QemuProcess(found.monitor.innermost(), waiter, paths, _report(plan))
-    process._children = children
+    process = QemuProcess(found.monitor.innermost(), started.waiter, paths, _report(plan))
+    process._started = started
     return process
 
 
@@ -256,16 +263,10 @@ def _read_stderr(paths: MachinePaths) -> str:
 # -- starting ---------------------------------------------------------------------------------
 
 
-def _spawn(
-    plan: Plan,
-    paths: MachinePaths,
-    lock: int,
-    memory: int | None,
-    back: bool,
-    sockets: contextlib.ExitStack,
-    children: list[subprocess.Popen[bytes]],
-) -> Pid:
-    """The waiter; `sockets` are closed here once they are passed on, `children` are to be reaped."""
+async def _spawn(
+    plan: Plan, paths: MachinePaths, lock: int, memory: int | None, back: bool, sockets: contextlib.ExitStack
+) -> _Started:
+    """`sockets` are closed here once they are passed on. Nothing is left of it where it fails."""
     listeners = {
         "qmp": paths.qmp_socket,
         "agent": paths.agent_socket,
@@ -273,13 +274,37 @@ def _spawn(
     }
     descriptors = {name: sockets.enter_context(_listen(path)).fileno() for name, path in listeners.items()}
     groups = create_groups(plan.jail.groups, plan.machine_id, plan.limits)
-    if back:
-        for group in groups:
-            share_last(Path(group), back)
-    if plan.nic is not None and plan.nic.backend == "passt":
-        ours, processes = start_uplink(machine_id=plan.machine_id, uid=plan.uid)
-        children += processes
-        descriptors["uplink"] = sockets.enter_context(ours).fileno()
+    uplink = None
+    try:
+        if back:
+            for group in groups:
+                share_last(Path(group), back)
+        if plan.nic is not None and plan.nic.backend == "passt":
+            asked = begin_uplink(machine_id=plan.machine_id, uid=plan.uid, groups=groups)
+            descriptors["uplink"] = sockets.enter_context(asked.end).fileno()
+            uplink = Pid.of(asked.started())
+        shell = _start_shell(plan, paths, groups, descriptors, lock, memory, sockets)
+        waiter = Pid.of(shell.pid)
+        if waiter is None:
+            raise MachineFailed("the shell that starts QEMU ended at once", exit_status=shell.wait())
+    except BaseException:
+        if uplink is not None:
+            await _end_in(uplink, 0)
+        remove_groups(plan.jail.groups, plan.machine_id)
+        raise
+    return _Started(waiter, shell, uplink)
+
+
+def _start_shell(
+    plan: Plan,
+    paths: MachinePaths,
+    groups: list[str],
+    descriptors: dict[str, int],
+    lock: int,
+    memory: int | None,
+    sockets: contextlib.ExitStack,
+) -> subprocess.Popen[bytes]:
+    """The waiter."""
     if memory is not None:
         descriptors["memory"] = memory
     # So high that the table of open files is made for as many as QEMU comes to have: the kernel waits some
@@ -299,7 +324,7 @@ def _spawn(
     shell = shutil.which("sh")
     if shell is None:
         raise HostLacks("no shell (sh) on PATH")
-    child = subprocess.Popen(
+    return subprocess.Popen(
         [
             shell,
             "-c",
@@ -320,14 +345,6 @@ def _spawn(
         start_new_session=True,
         env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
     )
-    # After QEMU has begun: each move waits some milliseconds for the kernel.
-    for beside in children:
-        add_to_groups(groups, beside.pid)
-    children.append(child)
-    pid = Pid.of(child.pid)
-    if pid is None:
-        raise MachineFailed("the shell that starts QEMU ended at once", exit_status=child.wait())
-    return pid
 
 
 def _address_space(plan: Plan, groups: list[str]) -> str:
@@ -457,11 +474,9 @@ async def _ended_early(plan: Plan, paths: MachinePaths, waiter: Pid) -> MachineF
     )
 
 
-async def _end_all(
-    plan: Plan, waiter: Pid, paths: MachinePaths, children: list[subprocess.Popen[bytes]]
-) -> None:
+async def _end_all(plan: Plan, paths: MachinePaths, started: _Started) -> None:
     """Kill what runs below the waiter, wait for it, and take its sockets away; bounded in time."""
-    deadline = time.monotonic() + KILL_TIMEOUT_S
+    waiter, deadline = started.waiter, time.monotonic() + KILL_TIMEOUT_S
     while (waiter.is_alive() or _is_locked(paths)) and time.monotonic() < deadline:
         found = _read_process_file(paths)
         if found is not None and found.monitor.is_alive():
@@ -472,16 +487,24 @@ async def _end_all(
             for orphan in _orphans(paths, waiter):
                 orphan.kill()
         await asyncio.sleep(0.005)
-    for child in children:
-        if child.poll() is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                await asyncio.to_thread(child.wait, 1)
-        if child.poll() is None:
-            child.kill()
-            child.wait()
+    if started.shell.poll() is None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            await asyncio.to_thread(started.shell.wait, 1)
+    if started.shell.poll() is None:
+        started.shell.kill()
+        started.shell.wait()
+    await started.end_uplink(1)
     remove_groups(plan.jail.groups, plan.machine_id)
     for path in (paths.qmp_socket, paths.agent_socket, paths.console_socket):
         path.unlink(missing_ok=True)
+
+
+async def _end_in(pid: Pid, grace_s: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(grace_s):
+            await pid.wait()
+    pid.kill()
+    await pid.wait()
 
 
 # -- finding again ----------------------------------------------------------------------------
