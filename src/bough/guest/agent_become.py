@@ -143,13 +143,16 @@ def become(agent: Agent, _call: int, arguments: Arguments) -> dict[str, object]:
     machine_id = arguments.get("machine_id")
     if isinstance(machine_id, str) and len(machine_id) == 32 and machine_id.isalnum():
         _set_machine_id(machine_id, ready)
-    # Each of the following wakes services of the guest, which would be in the way of the rest.
     hostname = arguments.get("hostname")
     if isinstance(hostname, str):
-        _set_hostname(hostname, ready)
+        _write_hostname(hostname, ready)
+    # Each of the following wakes services of the guest, which are in the way of the rest: last, and of them
+    # first what takes longest before it wakes anybody.
     mac_from, mac = arguments.get("mac_from"), arguments.get("mac")
     if isinstance(mac_from, str) and isinstance(mac, str):
         _set_mac(mac_from, mac, ready)
+    if isinstance(hostname, str):
+        _socket.sethostname(hostname)
     took = time.monotonic_ns() - began
     now = arguments.get("unix_ns")
     if isinstance(now, int):
@@ -219,12 +222,11 @@ def _set_machine_id(machine_id: str, ready: Ready | None) -> None:
         _write("/etc/machine-id", machine_id + "\n", 0o444, None)
 
 
-def _set_hostname(name: str, ready: Ready | None) -> None:
+def _write_hostname(name: str, ready: Ready | None) -> None:
     label = name.replace(".", "-").replace("-", "")
     if not label.isascii() or not label.isalnum() or len(name) > 64:
         raise OSError(22, f"{name[:80]!r} cannot be a host name")
     old = _socket.gethostname()
-    _socket.sethostname(name)
     _write("/etc/hostname", name + "\n", 0o644, ready)
     hosts = ready.hosts if ready else _split_hosts()
     if hosts is not None and old != name:
