@@ -44,7 +44,7 @@ dump-guest-core=off,mem-merge=off,suppress-vmdesc=on
 -rtc base=utc,clock=host
 -chardev socket,id=qmp,fd=3,server=on,wait=off -mon chardev=qmp,mode=control
 -chardev socket,id=console,fd=5,server=on,wait=off -device isa-serial,chardev=console
--chardev socket,id=agent,fd=4,server=on,wait=off -device virtio-serial-pci,id=ports
+-chardev socket,id=agent,fd=4,server=on,wait=off -device virtio-serial-pci,id=ports,max_ports=2
 -device virtserialport,id=agent,chardev=agent,name=org.bough.agent
 -blockdev driver=file,node-name=disk0-base0-file,filename=/i/disk.raw,read-only=on,auto-read-only=off,\
 aio=threads

@@ -24,6 +24,7 @@ from bough.qemu.choice import choose_accelerator, choose_cpu_model, choose_machi
 from bough.qemu.jail import Jail, machine_uid, report_jail
 from bough.qemu.plan import (
     AGENT_PORT,
+    SERIAL_PORTS,
     DirectBoot,
     DiskPlan,
     Firmware,
@@ -87,6 +88,7 @@ async def resolve_hardware(
         mac=new_mac() if spec.uplink else None,
         uid=uid,
         announces=False,
+        serial_ports=SERIAL_PORTS,
     )
 
 
@@ -146,6 +148,7 @@ async def resolve_plan(record: MachineRecord, paths: MachinePaths, home: Home) -
         uuid=hardware.uuid,
         vmgenid=hardware.vmgenid,
         disks=(*_plan_disks(record, paths, home), *plan_seed(record.media, paths.disks)),
+        serial_ports=hardware.serial_ports,
         agent_port=AGENT_PORT if record.image_agent else QGA_PORT,
         media=plan_media(record.media, spec, home),
         display=record.media.display,

@@ -45,7 +45,7 @@ def render_argv(plan: Plan, descriptors: Mapping[str, int] = DISPLAYED_DESCRIPTO
         _clock(plan),
         _monitor(descriptors["qmp"]),
         _console(arch, descriptors["console"]),
-        _agent_port(descriptors["agent"], plan.agent_port),
+        _agent_port(descriptors["agent"], plan),
         *(_disk(disk, plan.boot_index + number) for number, disk in enumerate(plan.disks)),
         *(_medium(medium, arch) for medium in plan.media),
         _display(plan, arch),
@@ -181,9 +181,10 @@ def _console(arch: Architecture, descriptor: int) -> list[str]:
     return [*_socket("console", descriptor), "-device", option(arch.console, chardev="console")]
 
 
-def _agent_port(descriptor: int, name: str) -> list[str]:
-    port = option("virtserialport", id="agent", chardev="agent", name=name)
-    return [*_socket("agent", descriptor), "-device", "virtio-serial-pci,id=ports", "-device", port]
+def _agent_port(descriptor: int, plan: Plan) -> list[str]:
+    ports = f"virtio-serial-pci,id=ports,max_ports={plan.serial_ports}"
+    port = option("virtserialport", id="agent", chardev="agent", name=plan.agent_port)
+    return [*_socket("agent", descriptor), "-device", ports, "-device", port]
 
 
 def _socket(name: str, descriptor: int) -> list[str]:

@@ -10,6 +10,8 @@ from typing import Any, Literal
 from bough.qemu.jail import Jail
 
 AGENT_PORT = "org.bough.agent"
+#: Of a new machine: the agent's, and number 0, which QEMU keeps for a console.
+SERIAL_PORTS = 2
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Plan:
     uid: as which the process runs when the service is root (see `machine_uid`).
     media, display: what a machine has for guests that have no agent of ours.
     boot_index: of the first disk; the others follow.
+    serial_ports: is Hardware's.
     agent_port: the name, in the guest, of the port that its agent opens.
     vmgenid: changes when the machine is cloned or set back, and only then.
     """
@@ -125,6 +128,7 @@ class Plan:
     media: tuple[MediumPlan, ...] = ()
     display: bool = False
     boot_index: int = 1
+    serial_ports: int = SERIAL_PORTS
     agent_port: str = AGENT_PORT
     from_template: bool = False
     jail: Jail = field(default_factory=Jail)
