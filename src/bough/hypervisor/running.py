@@ -53,6 +53,11 @@ from bough.spec import MachineSpec, check_against_host, parse_spec
 log = logging.getLogger("bough.hypervisor")
 
 
+#: How often a spare is woken before somebody wants it, and how long it stands still before each time.
+_REHEARSALS = 2
+_STANDS_STILL_S = 0.2
+
+
 class Running(Branches):
     def __init__(self, home: Home) -> None:
         super().__init__(home)
@@ -174,7 +179,7 @@ class Running(Branches):
         return await self._stand_by(made)
 
     async def _stand_by(self, machine: Machine) -> Machine:
-        """It has answered and settled, has run a command, and stands still."""
+        """It has answered and settled, has run a command, has gone on once, and stands still."""
         self._holders[machine.id] = 1
         try:
             await machine.wait_ready()
@@ -186,6 +191,9 @@ class Running(Branches):
             if isinstance(channel, AgentChannel):
                 await prepare_guest(channel)
             await machine.pause()
+            for _ in range(_REHEARSALS):
+                await asyncio.sleep(_STANDS_STILL_S)
+                await machine.rehearse()
         except BaseException:
             await asyncio.shield(self._discard_spare(machine))
             raise

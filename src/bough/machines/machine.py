@@ -470,33 +470,44 @@ class Machine:
         if self.record.identity == "new":
             self._guest.settle_soon()
 
+    async def rehearse(self) -> None:
+        """As `wake_spare`, and it stands still again: an emulated processor has translated what that
+        takes."""
+        async with self.transition("starting", State.PAUSED):
+            for name in (self.name, None):
+                await self._wake(name)
+                await self._running_qmp().execute("stop")
+
     async def wake_spare(self, *, name: str | None, ephemeral: bool) -> None:
         """It stood by, paused, and goes on as somebody's machine, with the right time.
 
         Args:
             name: None: the one that it has.
         """
-        channel = self.channel()
+        moment = now()
+        asked: dict[str, Any] = {"ephemeral": ephemeral, "created": moment, "started": moment}
+        if name is not None:
+            asked |= {"name": name, "identity": "new"}  # until the name is on its disk
         async with self.transition("starting", State.PAUSED):
-            if channel is None:
-                raise AgentUnavailable(f"the agent of machine '{self.name}' is gone", machine=self.name)
-            # It lies there when it wakes: the first thing that it finds.
-            telling = set_clock(channel) if name is None else give_name(channel, name)
-            told = asyncio.create_task(telling)
-            await asyncio.sleep(0)
-            try:
-                await self._running_qmp().execute("cont")
-                await told
-            finally:
-                told.cancel()
-            moment = now()
-            asked: dict[str, Any] = {"ephemeral": ephemeral, "created": moment, "started": moment}
-            if name is not None:
-                asked |= {"name": name, "identity": "new"}  # until the name is on its disk
-            self._change(state=State.RUNNING, spare=False, **asked)
+            await self._wake(name, lambda: self._change(state=State.RUNNING, spare=False, **asked))
         if name is not None:
             self._tell_name()
             self._guest.settle_soon()
+
+    async def _wake(self, name: str | None, meanwhile: Callable[[], None] = lambda: None) -> None:
+        channel = self.channel()
+        if channel is None:
+            raise AgentUnavailable(f"the agent of machine '{self.name}' is gone", machine=self.name)
+        # It lies there when it wakes: the first thing that it finds.
+        telling = set_clock(channel) if name is None else give_name(channel, name)
+        told = asyncio.create_task(telling)
+        await asyncio.sleep(0)
+        try:
+            await self._running_qmp().execute("cont")
+            meanwhile()  # it takes the guest a moment to answer
+            await told
+        finally:
+            told.cancel()
 
     @property
     def settling(self) -> bool:
