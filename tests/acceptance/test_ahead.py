@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
 from collections.abc import Iterator
 
@@ -14,7 +12,7 @@ import bough
 from bough.paths import Home
 from tests.acceptance.conftest import Cli
 from tests.conftest import MEMORY
-from tests.torture.processes import kill, qemus
+from tests.torture.processes import kill, qemus, service_pid
 from tests.waiting import wait_until
 
 
@@ -97,12 +95,10 @@ def test_it_is_of_no_use(bough_home: Home, snapshot: bough.Snapshot) -> None:
         assert fork.read_text("/dev/shm/word") == "in memory"
 
 
-def test_the_service_is_killed(
-    hv: bough.Hypervisor, cli: Cli, bough_home: Home, snapshot: bough.Snapshot
-) -> None:
+def test_the_service_is_killed(cli: Cli, bough_home: Home, snapshot: bough.Snapshot) -> None:
     snapshot.fork(ephemeral=True).discard()
     following = wait_begun(bough_home, snapshot.id)
-    os.kill(hv.version()["pid"], signal.SIGKILL)
+    kill(service_pid(bough_home))
     assert following not in cli.text("list", "--json")
     wait_until(lambda: following not in qemus(bough_home), what="what the last service began is gone")
     with snapshot.fork(ephemeral=True) as fork:
@@ -131,3 +127,24 @@ def test_the_service_ends(
     left = qemus(bough_home).keys() | {path.name for path in bough_home.machines.iterdir()}
     cli.text("list")  # starts the next one
     assert left <= before
+
+
+def test_the_service_is_killed_before_a_fork_has_its_state(
+    cli: Cli, bough_home: Home, snapshot: bough.Snapshot, gone: list[str]
+) -> None:
+    """What was begun ahead stands for a fork that somebody asked for: its QEMU waits for the same."""
+    snapshot.fork(ephemeral=True).discard()
+    following = wait_begun(bough_home, snapshot.id)
+    kill(service_pid(bough_home))
+    path = bough_home.machine(following).record
+    record = json.loads(path.read_bytes())
+    gone.append("ahead-half")
+    path.write_text(
+        json.dumps({**record, "name": "ahead-half", "spare": False, "ephemeral": False, "state": "starting"})
+    )
+    machine = cli.json("info", "ahead-half")
+    assert machine["state"] == "failed"
+    assert "the service ended before its saved state was taken up" in machine["failure"]["cause"]
+    assert following not in qemus(bough_home)
+    cli("start", "ahead-half")
+    assert cli.text("exec", "ahead-half", "--", "hostname").strip() == "ahead-half"

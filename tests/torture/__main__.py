@@ -62,11 +62,12 @@ def clean(home: Home, root: Path, *, keep: bool) -> None:
     client = bough.connect(home.root)
     for machine in client.machines():
         try:
-            machine.delete(force=True)
+            machine.stop(force=True) if keep else machine.delete(force=True)
         except BoughError as error:
-            print(f"{machine.name} could not be deleted: {error.message}", file=sys.stderr)
-    for snapshot in client.snapshots():
-        snapshot.delete()
+            print(f"{machine.name} could not be ended: {error.message}", file=sys.stderr)
+    if not keep:
+        for snapshot in client.snapshots():
+            snapshot.delete()
     client.shutdown()
     if not keep:
         shutil.rmtree(root, ignore_errors=True)

@@ -110,6 +110,8 @@ class Machine:
         self._restarter = Restarter(self)
         self._stop_asked = False
         self._shutdown_reason: str | None = None
+        #: Why we killed it ourselves, where nobody asked for that.
+        self._given_up: str | None = None
         self._panicked = False
         self._taken_up = False
         self._standing: Standing | None = None
@@ -333,31 +335,40 @@ class Machine:
                 self._restarter.take_up()
             return
         try:
-            self._ports = PortServer(self.name, self._dial)
-            await self._attach(process, self.record.accelerator)
-            self._taken_up = True
-            assert self._qmp is not None
-            await end_live_copy(self._qmp)
-            status = (await self._qmp.query("query-status")).get("status")
-            await self._finish_snapshot(self._qmp)
-            if status in ("paused", "postmigrate") and self.state is not State.PAUSED:
-                # The service died while it had it stand still, for a snapshot or on the way to a suspend.
-                await self._qmp.execute("cont")
-                status = "running"
+            runs = await self._rejoin(process)
         except (BoughError, OSError) as error:
             # It lives and cannot be talked to: not a machine any more, whatever it computes.
+            self._given_up = f"it was ended: {error}"
             process.kill()
             await self._ended_or(5)
             self.tell("lost", str(error))
             return
         self._stop_asked = self.state is State.STOPPING
-        self._note(state=State.PAUSED if status == "paused" else State.RUNNING)
+        self._note(state=State.RUNNING if runs else State.PAUSED)
         self.chains.take_up()
         if self._stop_asked:  # the service died while it stopped this one: finish it
             self.own(self.stop(), "stop")
+        assert self._ports is not None
         for forward in self.record.ports:
             with contextlib.suppress(Conflict):
                 await self._ports.listen(forward)
+
+    async def _rejoin(self, process: QemuProcess) -> bool:
+        """Whether its vCPUs run. Raises BoughError, OSError: it cannot be talked to, or is of no use."""
+        self._ports = PortServer(self.name, self._dial)
+        await self._attach(process, self.record.accelerator)
+        self._taken_up = True
+        assert self._qmp is not None
+        await end_live_copy(self._qmp)
+        status = (await self._qmp.query("query-status")).get("status")
+        await self._finish_snapshot(self._qmp)
+        if status == "inmigrate":  # it waits for it, and nobody would come any more
+            raise MachineFailed("the service ended before its saved state was taken up")
+        if status in ("paused", "postmigrate") and self.state is not State.PAUSED:
+            # The service died while it had it stand still, for a snapshot or on the way to a suspend.
+            await self._qmp.execute("cont")
+            return True
+        return status != "paused"
 
     async def _finish_snapshot(self, qmp: Qmp) -> None:
         """The service died while it took a snapshot: which disks does QEMU write?"""
@@ -703,7 +714,7 @@ class Machine:
         self._process = process
         self._standing = Standing(process, lambda: self._guest.is_talked_to)
         self._stop_asked = self._panicked = self._taken_up = False
-        self._shutdown_reason = None
+        self._shutdown_reason = self._given_up = None
         self._ended.clear()
         self.own(self._watch_process(process), "watch process")
         self._qmp = await Qmp.connect(self.paths.qmp_socket)
@@ -784,6 +795,8 @@ class Machine:
             return
         if self._panicked:
             text = "the guest's kernel panicked"
+        elif self._given_up is not None:
+            text = self._given_up
         elif cause is not None:
             text = cause.text
         else:

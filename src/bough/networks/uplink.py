@@ -9,6 +9,7 @@ Each ends when its neighbour does: nobody has to end them, and they outlive the 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
 import subprocess
@@ -58,7 +59,7 @@ def begin_uplink(*, machine_id: str, uid: int | None, groups: list[str]) -> Upli
     if passt is None:
         raise HostLacks("passt is not installed", hint="bough doctor tells the command that installs it")
     words = ["-" if uid is None else str(uid), f"{_LABEL}{machine_id}", passt, *groups]
-    request = "\0".join(words).encode()
+    request = os.fsencode("\0".join(words))
     ours, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with inside:
         try:

@@ -135,16 +135,20 @@ def _start_passt(program: str) -> _socket.socket:
     return ours
 
 
+def _write(path: str, text: str) -> None:
+    """Where it cannot be: the machine has ended, and its group with it."""
+    try:
+        with open(path, "wb", buffering=0) as file:  # noqa: PTH123
+            file.write(text.encode())
+    except OSError:
+        pass
+
+
 def carry(guest: _socket.socket, uid: str, label: str, passt: str, *groups: str) -> None:
     """One machine's uplink, from its beginning to its end: see uplink.py for what is given."""
     for group in groups:
-        try:
-            with open(f"{group}/cgroup.procs", "wb", buffering=0) as file:  # noqa: PTH123
-                file.write(b"0")
-        except OSError:
-            pass  # the machine has ended, and its group with it
-    with open("/proc/self/comm", "wb", buffering=0) as file:  # noqa: PTH123
-        file.write(label.encode())
+        _write(f"{group}/cgroup.procs", "0")
+    _write("/proc/self/comm", label)
     if uid != "-":
         _give_up_root(int(uid))
     sieve = Sieve()
@@ -169,7 +173,7 @@ def serve(control: _socket.socket) -> None:
             control.send(f"{error}".encode())
         else:
             if pid == 0:
-                _be_uplink(control, guest, request.decode().split("\0"))
+                _be_uplink(control, guest, os.fsdecode(request).split("\0"))
             control.send(b"%d" % pid)
         guest.close()
 
