@@ -122,11 +122,12 @@ def test_the_service_ends(
     """Just then a fork is being begun, or has been."""
     snapshot.fork(ephemeral=True).discard()
     time.sleep(after_s)
-    before = {machine.id for machine in hv.machines()}
     hv.shutdown()
-    left = qemus(bough_home).keys() | {path.name for path in bough_home.machines.iterdir()}
+    records = {path.parent.name: path.read_bytes() for path in bough_home.machines.glob("*/machine.json")}
+    running = qemus(bough_home).keys()
     cli.text("list")  # starts the next one
-    assert left <= before
+    assert [name for name, record in records.items() if json.loads(record)["spare"]] == []
+    assert running <= records.keys()
 
 
 def test_the_service_is_killed_before_a_fork_has_its_state(

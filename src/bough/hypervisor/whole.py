@@ -75,9 +75,12 @@ class Hypervisor(Running, Images):
         self.spares.open()
 
     async def close(self) -> None:
-        """Let go of the machines; they run on."""
+        """Let go of the machines; they run on. What stood by, and what was discarded, does not."""
         await self.spares.close()
         await self.ahead.clear()
+        for machine in [one for one in self._machines.values() if one.record.spare]:
+            self.discard(machine)  # it was just being started, which has to end first
+        await self._see_off()
         await self._tasks.end()
         await self.snapshots.close()
         await asyncio.gather(*(machine.let_go() for machine in self._machines.values()))
