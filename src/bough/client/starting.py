@@ -87,7 +87,8 @@ def end_service(connection: Connection) -> None:
             if time.monotonic() > deadline:
                 raise _still_there(pid)
             time.sleep(0.02)
-        if process is not None and not select.select([process], [], [], deadline - time.monotonic())[0]:
+        left = max(0.0, deadline - time.monotonic())
+        if process is not None and not select.select([process], [], [], left)[0]:
             raise _still_there(pid)
     finally:
         if process is not None:
@@ -99,6 +100,8 @@ def _answers(connection: Connection) -> bool:
         connection.get("/version", timeout=5)
     except ServiceUnavailable:
         return False
+    except DeadlineExceeded:  # busy with its end
+        return True
     finally:
         connection.close()
     return True

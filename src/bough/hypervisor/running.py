@@ -179,7 +179,7 @@ class Running(Branches):
         return await self._stand_by(made)
 
     async def _stand_by(self, machine: Machine) -> Machine:
-        """It has answered and settled, has run a command, has gone on once, and stands still."""
+        """It has answered and settled, has run a command, has been woken before, and stands still."""
         self._holders[machine.id] = 1
         try:
             await machine.wait_ready()

@@ -7,9 +7,8 @@ passt opens a socket of the host to wherever a frame says it goes. An honest gue
 not. So nothing but ARP, IPv4 and IPv6 gets through here, and no packet to a loopback or unspecified
 address. The other way everything does. It ends when either side does.
 
-The service runs this once, as what it asks for the process of each machine: a child of this is there in a
-millisecond, of which starting an interpreter takes 15. passt is started when the guest has something to say:
-nobody waits for a guest's network before that.
+The service runs this once, and asks it for the process of each machine: a child of this is there in a
+millisecond, where an interpreter takes 15 to start. passt is started when the guest has something to say.
 
 Run by path, without bough's package or site-packages: standard library only.
 """
