@@ -94,8 +94,14 @@ async def test_what_is_mounted(process: QemuProcess, plan: Plan, paths: MachineP
 
 
 async def test_its_open_files(process: QemuProcess, plan: Plan, paths: MachinePaths) -> None:
-    """Sockets, its disks, its image for reading, and the lock that says that it lives."""
-    allowed = {"/dev/null", str(paths.disk(0)), plan.disks[0].backing[0].path, str(paths.log / "lock")}
+    """Sockets, its disks, its image for reading, random numbers, and the lock that says that it lives."""
+    allowed = {
+        "/dev/null",
+        "/dev/urandom",
+        str(paths.disk(0)),
+        plan.disks[0].backing[0].path,
+        str(paths.log / "lock"),
+    }
     kinds = ("socket:", "pipe:", "anon_inode:")
     for link in Path(f"/proc/{process.pid}/fd").iterdir():
         try:

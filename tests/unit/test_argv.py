@@ -56,7 +56,7 @@ backing=disk0-base0
 -device virtio-blk-pci,id=disk0-device,drive=disk0,serial=root,bootindex=1,write-cache=on
 -netdev stream,id=uplink,addr.type=fd,addr.str=6
 -device virtio-net-pci,id=uplink-device,netdev=uplink,mac=52:54:00:00:00:01,romfile=,guest_announce=off
--object rng-builtin,id=entropy -device virtio-rng-pci,rng=entropy
+-object rng-random,id=entropy,filename=/dev/urandom -device virtio-rng-pci,rng=entropy
 -device vmgenid,guid=66666666-7777-4888-8999-aaaaaaaaaaaa,id=vmgenid
 -device pvpanic
 """.replace("bough-virtual-machine", "virtual machine")

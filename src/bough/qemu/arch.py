@@ -68,13 +68,14 @@ _PC_DISPLAY = ("VGA,id=video", "qemu-xhci,id=usb", "usb-tablet,bus=usb.0")
 
 #: Says that it is of the line of Intel's that executes in order (Bonnell), with the features of a later one:
 #: docs/decisions/0011. The stepping is one without errata. svm: no KVM of its own; monitor: mwait of an
-#: emulated processor is a busy loop. The rest is what QEMU 7.2 does not emulate of an EPYC, off in each
-#: version: a snapshot finds the same processor in the next one.
+#: emulated processor is a busy loop; rdrand: it is drawn from a generator in QEMU, whose state all processes
+#: would share that go on from one frozen one (frozen/); virtio-rng gives a guest the host's own. The rest is
+#: what QEMU 7.2 does not emulate of an EPYC, off in each version: a snapshot finds the same one in the next.
 _NOT_EMULATED = ("fxsr-opt", "misalignsse", "3dnowprefetch", "osvw", "topoext", "xsavec", "rdseed", "sha-ni")
 _EMULATED_PC = ",".join(
     (
         "EPYC,vendor=GenuineIntel,family=6,model=28,stepping=10,model-id=emulated",
-        *(f"{feature}=off" for feature in ("svm", "monitor", *_NOT_EMULATED)),
+        *(f"{feature}=off" for feature in ("svm", "monitor", "rdrand", *_NOT_EMULATED)),
     )
 )
 

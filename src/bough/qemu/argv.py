@@ -282,7 +282,10 @@ def _nic(nic: NicPlan, descriptors: Mapping[str, int]) -> list[str]:
 
 
 def _entropy() -> list[str]:
-    return ["-object", "rng-builtin,id=entropy", "-device", "virtio-rng-pci,rng=entropy"]
+    # The host's own, not a generator of QEMU's: its state would be that of each process that goes on from a
+    # frozen one.
+    source = "rng-random,id=entropy,filename=/dev/urandom"
+    return ["-object", source, "-device", "virtio-rng-pci,rng=entropy"]
 
 
 def _clone_notice(plan: Plan, arch: Architecture) -> list[str]:

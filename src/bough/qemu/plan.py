@@ -99,6 +99,7 @@ class Plan:
     clock: QEMU's -rtc base: "utc", "localtime", or a point in time (see `resolve_clock`).
     from_template: goes on from a snapshot: RAM is mapped over a memory file that is passed in, and QEMU
         waits for the state of its devices.
+    rehearsal: of nobody's machine: what its guest sends is thrown away.
     uid: as which the process runs when the service is root (see `machine_uid`).
     media, display: what a machine has for guests that have no agent of ours.
     boot_index: of the first disk; the others follow.
@@ -131,6 +132,7 @@ class Plan:
     serial_ports: int = SERIAL_PORTS
     agent_port: str = AGENT_PORT
     from_template: bool = False
+    rehearsal: bool = False
     jail: Jail = field(default_factory=Jail)
 
     def to_dict(self) -> dict[str, Any]:

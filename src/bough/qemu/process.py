@@ -26,7 +26,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,10 +41,15 @@ from bough.qemu.cgroup import (
     share_last,
     stand_back,
 )
+from bough.qemu.frozen import thaw_x86_64
+from bough.qemu.frozen.freeze import IMAGE, MEMORY, FrozenProcess
+from bough.qemu.frozen.likeness import marks_of
+from bough.qemu.frozen.program import render_program
 from bough.qemu.jail import JailReport, Sight, render_jail, report_jail
 from bough.qemu.pid import Pid, read_boot_id
 from bough.qemu.plan import Plan
 from bough.qemu.qmp import Qmp
+from bough.qemu.ram import open_memory
 from bough.qemu.syscalls import open_filter
 from bough.storage import read_tail
 
@@ -54,6 +59,7 @@ STDERR_BYTES = 64 * 1024
 
 _LOG_PART_BYTES = 128 * 1024
 _HIGH_DESCRIPTOR = 255
+_SWALLOWED_BYTES = 256 * 1024
 #: Address space that QEMU reserves beside its memory: 1.7 GiB as a rule, more with many processors.
 _RESERVED_BYTES = 4 << 30
 
@@ -123,7 +129,14 @@ class QemuProcess:
         self._paths = paths
         #: What it is locked into; None for one of an earlier service.
         self.jail = jail
+        #: It goes on from a frozen one: it has the state of its devices already.
+        self.thawed = False
         self._started: _Started | None = None
+
+    @property
+    def given(self) -> Mapping[str, int]:
+        """Name -> number, in QEMU, of the descriptors that it was given, where this service started it."""
+        return self._started.given if self._started is not None else {}
 
     @property
     def pid(self) -> int:
@@ -162,26 +175,37 @@ class QemuProcess:
 
 @dataclass(frozen=True)
 class _Started:
-    """What was started for a machine: `shell` is the waiter, `uplink` its filter where it has one."""
+    """What was started for a machine: `shell` is the waiter, `uplink` its filter where it has one, `sink`
+    what is there in its place."""
 
     waiter: Pid
     shell: subprocess.Popen[bytes]
     uplink: Pid | None
+    sink: asyncio.Task[None] | None
+    given: Mapping[str, int]
 
     async def end_uplink(self, grace_s: float) -> None:
         """It ends by itself, when nobody has its socket any more."""
+        if self.sink is not None:
+            self.sink.cancel()
         if self.uplink is not None:
             await _end_in(self.uplink, grace_s)
 
 
 async def start_process(
-    plan: Plan, paths: MachinePaths, *, memory: int | None = None, back: bool = False
+    plan: Plan,
+    paths: MachinePaths,
+    *,
+    memory: int | None = None,
+    frozen: FrozenProcess | None = None,
+    back: bool = False,
 ) -> QemuProcess:
     """Start QEMU and wait until its QMP socket answers; its vCPUs run then, unless it goes on from a
     template: then it waits for the state of its devices.
 
     Args:
         memory: descriptor of the memory file that a plan `from_template` needs.
+        frozen: go on from there, over that memory: nothing is left to take up.
         back: nobody waits for it: it stands back from the beginning, where it has a group for that.
 
     Cancelling, or any error, leaves no process and no socket behind, only log/.
@@ -197,7 +221,7 @@ async def start_process(
         if plan.uid is not None:
             _give_disks(paths, plan.uid)
         with contextlib.ExitStack() as sockets:
-            started = await _spawn(plan, paths, lock, memory, back, sockets)
+            started = await _spawn(plan, paths, lock, memory, frozen, back, sockets)
     try:
         await _wait_greeting(plan, paths, started.waiter)
         found = _read_process_file(paths)
@@ -208,6 +232,7 @@ async def start_process(
         raise
     process = QemuProcess(found.monitor.innermost(), started.waiter, paths, _report(plan))
     process._started = started
+    process.thawed = frozen is not None
     return process
 
 
@@ -264,7 +289,13 @@ def _read_stderr(paths: MachinePaths) -> str:
 
 
 async def _spawn(
-    plan: Plan, paths: MachinePaths, lock: int, memory: int | None, back: bool, sockets: contextlib.ExitStack
+    plan: Plan,
+    paths: MachinePaths,
+    lock: int,
+    memory: int | None,
+    frozen: FrozenProcess | None,
+    back: bool,
+    sockets: contextlib.ExitStack,
 ) -> _Started:
     """`sockets` are closed here once they are passed on. Nothing is left of it where it fails."""
     listeners = {
@@ -274,25 +305,31 @@ async def _spawn(
     }
     descriptors = {name: sockets.enter_context(_listen(path)).fileno() for name, path in listeners.items()}
     groups = create_groups(plan.jail.groups, plan.machine_id, plan.limits)
-    uplink = None
+    uplink = sink = None
     try:
         if back:
             for group in groups:
                 share_last(Path(group), back)
-        if plan.nic is not None and plan.nic.backend == "passt":
+        if plan.nic is not None and plan.nic.backend == "passt" and plan.rehearsal:
+            end, far = socket.socketpair()
+            descriptors["uplink"] = sockets.enter_context(end).fileno()
+            sink = asyncio.create_task(_swallow(far), name="swallow what a rehearsal sends")
+        elif plan.nic is not None and plan.nic.backend == "passt":
             asked = begin_uplink(machine_id=plan.machine_id, uid=plan.uid, groups=groups)
             descriptors["uplink"] = sockets.enter_context(asked.end).fileno()
             uplink = Pid.of(asked.started())
-        shell = _start_shell(plan, paths, groups, descriptors, lock, memory, sockets)
+        shell = _start_shell(plan, paths, groups, descriptors, lock, memory, frozen, sockets)
         waiter = Pid.of(shell.pid)
         if waiter is None:
             raise MachineFailed("the shell that starts QEMU ended at once", exit_status=shell.wait())
     except BaseException:
+        if sink is not None:
+            sink.cancel()
         if uplink is not None:
             await _end_in(uplink, 0)
         remove_groups(plan.jail.groups, plan.machine_id)
         raise
-    return _Started(waiter, shell, uplink)
+    return _Started(waiter, shell, uplink, sink, descriptors)
 
 
 def _start_shell(
@@ -302,22 +339,32 @@ def _start_shell(
     descriptors: dict[str, int],
     lock: int,
     memory: int | None,
+    frozen: FrozenProcess | None,
     sockets: contextlib.ExitStack,
 ) -> subprocess.Popen[bytes]:
-    """The waiter."""
+    """The waiter. What else QEMU is given is in `descriptors` afterwards."""
     if memory is not None:
-        descriptors["memory"] = memory
+        descriptors[MEMORY] = memory
     # So high that the table of open files is made for as many as QEMU comes to have: the kernel waits some
     # 20 ms before it gives a larger one to a process with threads (fs/file.c, expand_fdtable).
     lock = fcntl.fcntl(lock, fcntl.F_DUPFD_CLOEXEC, _HIGH_DESCRIPTOR)
     sockets.callback(os.close, lock)
+    descriptors["lock"] = lock
     outer = open_filter() if plan.jail.bwrap and plan.jail.system_calls else None
     if outer is not None:
         sockets.callback(os.close, outer)
+    passed = [*descriptors.values(), *(() if outer is None else (outer,))]
+    if frozen is None:
+        argv = render_argv(plan, descriptors)
+    else:
+        loader, program = _prepare_loader(plan, frozen, descriptors, sockets)
+        passed += [frozen.image.fileno(), loader, program]
+        # What follows is for those who look at the list of processes.
+        argv = [f"/proc/self/fd/{loader}", str(program), *render_argv(plan, descriptors)]
     command = render_jail(
         plan.jail,
         _sight(plan, paths),
-        render_argv(plan, descriptors),
+        argv,
         uid=plan.uid,
         filter_descriptor=outer,
     )
@@ -341,10 +388,31 @@ def _start_shell(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         cwd="/",
-        pass_fds=(*descriptors.values(), lock, *(() if outer is None else (outer,))),
+        pass_fds=passed,
         start_new_session=True,
         env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
     )
+
+
+def _prepare_loader(
+    plan: Plan, frozen: FrozenProcess, descriptors: Mapping[str, int], sockets: contextlib.ExitStack
+) -> tuple[int, int]:
+    """Descriptors of the loader and of what it is to do: files without names, which every mount lets run."""
+    given = {**descriptors, IMAGE: frozen.image.fileno()}
+    program = render_program(frozen, marks_of(plan), given, sandboxed=plan.jail.system_calls)
+    return (
+        sockets.enter_context(open_memory(thaw_x86_64.PROGRAM)),
+        sockets.enter_context(open_memory(program)),
+    )
+
+
+async def _swallow(connection: socket.socket) -> None:
+    """Read, and forget it."""
+    with connection:
+        connection.setblocking(False)
+        with contextlib.suppress(OSError):
+            while await asyncio.get_running_loop().sock_recv(connection, _SWALLOWED_BYTES):
+                pass
 
 
 def _address_space(plan: Plan, groups: list[str]) -> str:

@@ -204,25 +204,7 @@ class GuestRam:
             MachineFailed: the process is gone.
             HostLacks: this host does not let us look.
         """
-        extents: list[Extent] = []
-        position, end = self.address // PAGE_BYTES * 8, (self.address + self.size_bytes) // PAGE_BYTES * 8
-        start = position
-        try:
-            with Path(f"/proc/{self.pid}/pagemap").open("rb", buffering=0) as pagemap:
-                while position < end:
-                    data = os.pread(pagemap.fileno(), min(_PAGEMAP_CHUNK_BYTES, end - position), position)
-                    if not data:
-                        raise _unreadable(0)
-                    first = (position - start) // 8
-                    for run in re.finditer(b"\1+", data[7::8].translate(_IS_PRIVATE)):
-                        begin, stop = first + run.start(), first + run.end()
-                        _append(extents, begin * PAGE_BYTES, (stop - begin) * PAGE_BYTES)
-                    position += len(data)
-        except FileNotFoundError:
-            raise _unreadable(3) from None
-        except PermissionError as error:
-            raise _unreadable(error.errno or 1) from error
-        return extents
+        return private_pages(self.pid, self.address, self.size_bytes)
 
     def read(self, extents: Iterable[Extent]) -> Iterator[memoryview]:
         """Those parts, one after the other, in pieces that are good until the next one is asked for.
@@ -275,6 +257,32 @@ class GuestRam:
             except FileNotFoundError:
                 continue
         return None
+
+
+def private_pages(pid: int, address: int, length: int) -> list[Extent]:
+    """What of a process's memory from `address` on is its own, and in memory.
+
+    Raises: as `GuestRam.private_extents`.
+    """
+    extents: list[Extent] = []
+    position, end = address // PAGE_BYTES * 8, (address + length) // PAGE_BYTES * 8
+    start = position
+    try:
+        with Path(f"/proc/{pid}/pagemap").open("rb", buffering=0) as pagemap:
+            while position < end:
+                data = os.pread(pagemap.fileno(), min(_PAGEMAP_CHUNK_BYTES, end - position), position)
+                if not data:
+                    raise _unreadable(0)
+                first = (position - start) // 8
+                for run in re.finditer(b"\1+", data[7::8].translate(_IS_PRIVATE)):
+                    begin, stop = first + run.start(), first + run.end()
+                    _append(extents, begin * PAGE_BYTES, (stop - begin) * PAGE_BYTES)
+                position += len(data)
+    except FileNotFoundError:
+        raise _unreadable(3) from None
+    except PermissionError as error:
+        raise _unreadable(error.errno or 1) from error
+    return extents
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 #: name -> number on x86_64, number on those that took the common table (aarch64, riscv64); None: not there.
 REFUSED: Mapping[str, tuple[int, int | None]] = {
@@ -73,6 +73,46 @@ REFUSED: Mapping[str, tuple[int, int | None]] = {
     "vhangup": (153, 58),
 }
 
+#: x86_64: what a running QEMU has no use for, as its own -sandbox has it: no other program, no other user, no
+#: other place in the queue for a processor, nothing obsolete. For what goes on from a frozen process: no QEMU
+#: starts there that could see to it (frozen/).
+SANDBOXED: Mapping[str, int] = {
+    "fork": 57,
+    "vfork": 58,
+    "execve": 59,
+    "execveat": 322,
+    "setuid": 105,
+    "setgid": 106,
+    "setpgid": 109,
+    "setsid": 112,
+    "setreuid": 113,
+    "setregid": 114,
+    "setgroups": 116,
+    "setresuid": 117,
+    "setresgid": 119,
+    "setfsuid": 122,
+    "setfsgid": 123,
+    "setpriority": 141,
+    "sched_setparam": 142,
+    "sched_setscheduler": 144,
+    "sched_setattr": 314,
+    "sched_setaffinity": 203,
+    "ioprio_set": 251,
+    "ustat": 136,
+    "sysfs": 139,
+    "_sysctl": 156,
+    "create_module": 174,
+    "get_kernel_syms": 177,
+    "query_module": 178,
+    "nfsservctl": 180,
+    "getpmsg": 181,
+    "putpmsg": 182,
+    "afs_syscall": 183,
+    "tuxcall": 184,
+    "security": 185,
+    "vserver": 236,
+}
+
 #: machine (uname) -> its name in the filter's eyes (linux/audit.h), its column in REFUSED, clone and clone3.
 _MACHINES = {
     "x86_64": (0xC000003E, 0, 56),
@@ -82,6 +122,7 @@ _MACHINES = {
 _CLONE3 = 435
 #: CLONE_NEWTIME is none of clone's, but of clone3's.
 _NEW_NAMESPACES = 0x7E020000
+_CLONE_THREAD = 0x10000
 
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NUMBER, _MACHINE, _FIRST_ARGUMENT = 0, 4, 16
@@ -97,6 +138,21 @@ def render_filter(machine: str | None = None) -> bytes | None:
         return None
     name, column, clone = known
     numbers = sorted(number for row in REFUSED.values() if (number := row[column]) is not None)
+    # Namespaces are not made.
+    check = [(_ANY_BIT, 0, 1, _NEW_NAMESPACES), (_RETURN, 0, 0, _ERROR | _EPERM), (_RETURN, 0, 0, _ALLOW)]
+    return _render(name, clone, check, numbers)
+
+
+def render_sandbox() -> bytes:
+    """The program of SANDBOXED, for x86_64."""
+    name, _, clone = _MACHINES["x86_64"]
+    # Threads are.
+    check = [(_ANY_BIT, 1, 0, _CLONE_THREAD), (_RETURN, 0, 0, _ERROR | _EPERM), (_RETURN, 0, 0, _ALLOW)]
+    return _render(name, clone, check, sorted(SANDBOXED.values()))
+
+
+def _render(name: int, clone: int, check: list[tuple[int, int, int, int]], numbers: Sequence[int]) -> bytes:
+    """`check`: three steps on the flags of a clone."""
     steps = [
         (_LOAD, 0, 0, _MACHINE),
         (_EQUAL, 1, 0, name),
@@ -109,9 +165,7 @@ def render_filter(machine: str | None = None) -> bytes | None:
         (_RETURN, 0, 0, _ERROR | _ENOSYS),
         (_EQUAL, 0, 4, clone),
         (_LOAD, 0, 0, _FIRST_ARGUMENT),
-        (_ANY_BIT, 0, 1, _NEW_NAMESPACES),
-        (_RETURN, 0, 0, _ERROR | _EPERM),
-        (_RETURN, 0, 0, _ALLOW),
+        *check,
     ]
     for number in numbers:
         steps += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERROR | _EPERM)]

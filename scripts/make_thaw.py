@@ -1,0 +1,44 @@
+"""Build the loader of frozen processes, src/bough/qemu/frozen/thaw.c, into thaw_x86_64.py beside it.
+
+Run by who changes it; nobody else needs a compiler.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import tempfile
+import textwrap
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parents[1] / "src" / "bough" / "qemu" / "frozen"
+FLAGS = [
+    *("-Os", "-Wall", "-Wextra", "-Werror", "-static", "-nostdlib", "-ffreestanding", "-fno-builtin", "-s"),
+    *(
+        "-fno-stack-protector",
+        "-fcf-protection=none",
+        "-fno-tree-loop-distribute-patterns",
+        "-mgeneral-regs-only",
+    ),
+    *("-fno-asynchronous-unwind-tables", "-mcmodel=large", "-fno-pie", "-no-pie", "-Wl,--build-id=none"),
+    *("-Wl,-Ttext-segment=0x10000000000", "-Wl,-z,noexecstack,-z,noseparate-code"),
+]
+
+
+def main() -> None:
+    source = FOLDER / "thaw.c"
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder) / "thaw"
+        subprocess.run(["gcc", *FLAGS, "-o", built, source], check=True)
+        content = built.read_bytes()
+    lines = "\n".join(f'    "{line}"' for line in textwrap.wrap(content.hex(), 96))
+    (FOLDER / "thaw_x86_64.py").write_text(
+        '"""thaw.c, built: written by scripts/make_thaw.py."""\n\n'
+        f'SOURCE_SHA256 = "{hashlib.sha256(source.read_bytes()).hexdigest()}"\n'
+        f"PROGRAM = bytes.fromhex(\n{lines}\n)\n"
+    )
+    print(f"{len(content)} bytes")
+
+
+if __name__ == "__main__":
+    main()

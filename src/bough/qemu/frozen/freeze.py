@@ -1,0 +1,336 @@
+"""A process of QEMU, read while it stands still: all that another one needs to go on from there.
+
+What QEMU and the kernel tell of it is what its guest, which may own it, made of it. It is read into a file
+and into numbers, and is used by a process in a jail like the one that it came from; nothing of it is believed
+here but which of our own descriptors it has, and that only by their numbers.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bough.errors import HostLacks, MachineFailed
+from bough.qemu.frozen.likeness import Marks
+from bough.qemu.frozen.trace import Stopped, Thread, stopped
+from bough.qemu.ram import PAGE_BYTES, Template, private_pages
+
+#: What a host must be for it: the loader is made for it, and trace.py knows its registers.
+HOST = "x86_64"
+
+_PROT = {"r": 1, "w": 2, "x": 4}
+_MAP_PRIVATE, _MAP_ANONYMOUS, _MAP_NORESERVE = 0x02, 0x20, 0x4000
+#: Holes of an image that are smaller are part of it: each mapping takes the loader a microsecond.
+_SMALLEST_HOLE_BYTES = 64 << 10
+#: For the first stack to grow into: as much as Linux gives it (RLIMIT_STACK).
+_STACK_BYTES = 8 << 20
+#: Of a struct pthread: in it is the thread's number.
+_PTHREAD_BYTES = 2048
+_READ_BYTES = 4 << 20
+_MOST_IMAGE_BYTES = 512 << 20
+_MOST_THREADS = 320
+_SHORTEST_FORM_BYTES = 6
+#: Above it the loader has its own; a process of ours has 1024.
+FIRST_SLOT = 1000
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+#: Where the bytes of a mapping are: nowhere (zeros), in the image of the frozen process, in the memory of its
+#: guest's snapshot, or in a file of that path.
+IMAGE, MEMORY = "image", "memory"
+
+
+@dataclass(frozen=True)
+class Area:
+    """A mapping, as mmap(2) takes it; `source` is None, IMAGE, MEMORY or a path."""
+
+    start: int
+    length: int
+    protection: int
+    flags: int
+    source: str | None = None
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """Attributes:
+    kind: "given" (it is one of ours, by its name), "memory", "eventfd", "signalfd", "epoll" or "file".
+    flags: as fcntl(2) tells them, with O_CLOEXEC.
+    detail: the name, the mask of signals, the path.
+    locks: (is it for writing, start, length), of the open file (fcntl(2), F_OFD_SETLK).
+    watched: of an epoll: (descriptor, events, data).
+    """
+
+    number: int
+    kind: str
+    flags: int
+    detail: str = ""
+    locks: tuple[tuple[bool, int, int], ...] = ()
+    watched: tuple[tuple[int, int, int], ...] = ()
+
+
+@dataclass(eq=False)
+class FrozenProcess:
+    """Attributes:
+    is_of_use: no process was seen to fail that was to go on from it.
+    likeness: of which other plans it is the process too; see likeness.py.
+    image: sealed: everything private to it but the guest's memory.
+    files: path -> (inode, size, time of its last change in ns) of what is mapped.
+    kernel_areas: start, length and name of what the kernel maps into each process (vdso(7)).
+    tid_offset: in the C library's struct of a thread, where its number is.
+    places: form of a mark -> addresses of it.
+    """
+
+    marks: Marks
+    likeness: tuple[str, ...]
+    image: Template
+    areas: tuple[Area, ...]
+    files: dict[str, tuple[int, int, int]]
+    kernel_areas: tuple[tuple[int, int, str], ...]
+    descriptors: tuple[Descriptor, ...]
+    threads: tuple[Thread, ...]
+    tid_offset: int
+    signal_actions: tuple[tuple[int, bytes], ...]
+    places: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    is_of_use: bool = True
+
+
+@dataclass(frozen=True)
+class _Line:
+    """Of /proc/PID/maps (proc(5))."""
+
+    start: int
+    end: int
+    permissions: str
+    offset: int
+    is_file: bool
+    path: str
+
+    @property
+    def length(self) -> int:
+        return self.end - self.start
+
+    @property
+    def protection(self) -> int:
+        return sum(_PROT.get(letter, 0) for letter in self.permissions)
+
+
+def freeze(
+    pid: int,
+    marks: Marks,
+    likeness: tuple[str, ...],
+    given: Mapping[str, int],
+    more: Mapping[str, tuple[int, ...]],
+) -> FrozenProcess:
+    """Its vCPUs stand still, its guest's memory is that of its template, nobody is connected to it. It is to
+    be killed afterwards. Blocks; the thread that calls this traces it.
+
+    Args:
+        given: name -> number of those of its descriptors that we gave it.
+        more: form of a mark -> further addresses, in the guest's memory.
+
+    Raises:
+        MachineFailed: it is gone, is just doing something, or has what cannot be kept.
+        HostLacks: this host does not let us.
+    """
+    if any(len(form) < _SHORTEST_FORM_BYTES for form in marks.forms().values()):
+        raise MachineFailed("its ids are too short to be told from what else QEMU has in its memory")
+    with stopped(pid) as process:
+        threads = process.threads()
+        if len(threads) > _MOST_THREADS:
+            raise MachineFailed(f"QEMU has {len(threads)} threads")
+        lines = _read_lines(pid)
+        image, areas = _read_image(process, lines)
+        return FrozenProcess(
+            marks=marks,
+            likeness=likeness,
+            image=image,
+            areas=areas,
+            files=_look_at_files(areas),
+            kernel_areas=tuple((line.start, line.length, line.path) for line in lines if _is_kernels(line)),
+            descriptors=tuple(_read_descriptors(pid, {number: name for name, number in given.items()})),
+            threads=tuple(threads),
+            tid_offset=_find_tid_offset(process, threads),
+            signal_actions=tuple(process.signal_actions()),
+            places=_find(image, areas, marks, more),
+        )
+
+
+def look_at_file(path: str) -> tuple[int, int, int]:
+    """What changes when a distribution replaces it. Raises MachineFailed: it is gone."""
+    try:
+        status = Path(path).stat()
+    except OSError as error:
+        raise MachineFailed(f"QEMU's {path} cannot be looked at: {error}") from error
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _look_at_files(areas: tuple[Area, ...]) -> dict[str, tuple[int, int, int]]:
+    sources = {area.source for area in areas if area.source not in (None, IMAGE, MEMORY)}
+    return {source: look_at_file(source) for source in sources if source is not None}
+
+
+def _read_lines(pid: int) -> list[_Line]:
+    lines = []
+    for text in Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape").splitlines():
+        addresses, permissions, offset, _, inode, *path = text.split(None, 5)
+        start, end = (int(part, 16) for part in addresses.split("-"))
+        name = path[0] if path else ""
+        lines.append(_Line(start, end, permissions, int(offset, 16), inode != "0", name))
+    return lines
+
+
+def _is_kernels(line: _Line) -> bool:
+    return line.path.startswith("[v") and line.path != "[vsyscall]"
+
+
+def _read_image(process: Stopped, lines: list[_Line]) -> tuple[Template, tuple[Area, ...]]:
+    descriptor = os.memfd_create("bough-process", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        areas: list[Area] = []
+        position = 0
+        for line in lines:
+            if line.path.startswith("[v"):
+                continue
+            if line.permissions[3] != "p":
+                raise MachineFailed(f"QEMU shares memory: {line.path[:100]!r}")
+            for area in _areas_of(process, line, position):
+                areas.append(area)
+                if area.source == IMAGE:
+                    _copy(process, area, descriptor)
+                    position += area.length
+            if position > _MOST_IMAGE_BYTES:
+                raise MachineFailed("QEMU's own memory is too large to be kept")
+        os.ftruncate(descriptor, position)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return Template(descriptor, position), tuple(areas)
+
+
+def _areas_of(process: Stopped, line: _Line, position: int) -> Iterator[Area]:
+    """`position`: where in the image its bytes begin."""
+    if "memfd:bough-memory" in line.path:
+        flags = _MAP_PRIVATE | _MAP_NORESERVE
+        yield Area(line.start, line.length, line.protection, flags, MEMORY, line.offset)
+        return
+    own = [] if line.permissions.startswith("---") else private_pages(process.pid, line.start, line.length)
+    if line.is_file:
+        is_clean = not own and not line.path.endswith(" (deleted)")
+        source, offset = (line.path, line.offset) if is_clean else (IMAGE, position)
+        yield Area(line.start, line.length, line.protection, _MAP_PRIVATE, source, offset)
+        return
+    below = _STACK_BYTES if line.path == "[stack]" else 0
+    flags = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE
+    yield Area(line.start - below, line.length + below, line.protection, flags)
+    for start, length in _joined(own):
+        yield Area(line.start + start, length, line.protection, _MAP_PRIVATE, IMAGE, position)
+        position += length
+
+
+def _joined(extents: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    joined: list[tuple[int, int]] = []
+    for start, length in extents:
+        if joined and start - sum(joined[-1]) < _SMALLEST_HOLE_BYTES:
+            joined[-1] = (joined[-1][0], start + length - joined[-1][0])
+        else:
+            joined.append((start, length))
+    return joined
+
+
+def _copy(process: Stopped, area: Area, descriptor: int) -> None:
+    done = 0
+    while done < area.length:
+        data = process.read(area.start + done, min(_READ_BYTES, area.length - done))
+        done += os.pwrite(descriptor, data, area.offset + done)
+
+
+def _read_descriptors(pid: int, names: dict[int, str]) -> Iterator[Descriptor]:
+    folder = Path(f"/proc/{pid}/fd")
+    numbers = sorted(int(path.name) for path in folder.iterdir())
+    if numbers[-1] >= FIRST_SLOT:
+        raise MachineFailed(f"QEMU has an open file of the number {numbers[-1]}")
+    for number in numbers:
+        if number <= 2:  # what it prints goes where its waiter wants it
+            continue
+        link = str((folder / str(number)).readlink())
+        told = Path(f"/proc/{pid}/fdinfo/{number}").read_text()
+        flags = int(_told(told, r"^flags:\s*([0-7]+)$"), 8)
+        if number in names and names[number] != MEMORY:
+            yield Descriptor(number, "given", flags, names[number])
+        elif link.startswith("/memfd:bough-memory"):
+            yield Descriptor(number, MEMORY, flags)
+        elif link == "anon_inode:[eventfd]":
+            if int(_told(told, r"^eventfd-count:\s*([0-9a-f]+)$"), 16):
+                raise MachineFailed("QEMU is just being woken")
+            yield Descriptor(number, "eventfd", flags)
+        elif link == "anon_inode:[signalfd]":
+            yield Descriptor(number, "signalfd", flags, _told(told, r"^sigmask:\s*([0-9a-f]+)$"))
+        elif link == "anon_inode:[eventpoll]":
+            watched = re.findall(
+                r"^tfd:\s*(\d+) events:\s*([0-9a-f]+) data:\s*([0-9a-f]+)", told, re.MULTILINE
+            )
+            yield Descriptor(
+                number, "epoll", flags, watched=tuple((int(n), int(e, 16), int(d, 16)) for n, e, d in watched)
+            )
+        elif link.startswith("/") and not link.startswith("/memfd:") and not link.endswith(" (deleted)"):
+            yield Descriptor(number, "file", flags, link, locks=tuple(_locks(told)))
+        else:
+            raise MachineFailed(f"QEMU has open what cannot be kept: {link[:100]!r}")
+
+
+def _locks(told: str) -> Iterator[tuple[bool, int, int]]:
+    pattern = r"^lock:\s*\S+ OFDLCK\s+\S+\s+(READ|WRITE)\s+\S+\s+\S+\s+(\d+)\s+(\d+)$"
+    for kind, first, last in re.findall(pattern, told, re.MULTILINE):
+        yield kind == "WRITE", int(first), int(last) - int(first) + 1
+
+
+def _told(text: str, pattern: str) -> str:
+    found = re.search(pattern, text, re.MULTILINE)
+    if found is None:
+        raise HostLacks("this host's /proc does not tell what is open")
+    return found[1]
+
+
+def _find_tid_offset(process: Stopped, threads: list[Thread]) -> int:
+    """The one place that holds each thread's own number."""
+    found: set[int] | None = None
+    for thread in threads:
+        block = process.read(thread.registers["fs_base"], _PTHREAD_BYTES)
+        here = {at for at, (value,) in enumerate(struct.iter_unpack("=i", block)) if value == thread.inner_id}
+        found = here if found is None else found & here
+    if found is None or len(found) != 1:
+        raise MachineFailed("this C library's threads are not as they are known here")
+    return found.pop() * 4
+
+
+def _find(
+    image: Template, areas: tuple[Area, ...], marks: Marks, more: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Raises MachineFailed: one is nowhere."""
+    kept = [area for area in areas if area.source == IMAGE]
+    places: dict[str, tuple[int, ...]] = {}
+    with mmap.mmap(image.fileno(), image.size_bytes, mmap.MAP_SHARED, mmap.PROT_READ) as content:
+        for name, form in marks.forms().items():
+            found = list(more.get(name, ()))
+            at = content.find(form)
+            while at >= 0:
+                area = next(area for area in kept if area.offset <= at < area.offset + area.length)
+                if at + len(form) <= area.offset + area.length:
+                    found.append(area.start + at - area.offset)
+                at = content.find(form, at + 1)
+            places[name] = tuple(found)
+    for name in marks.needed:
+        if not places[name]:
+            raise MachineFailed(f"QEMU's {name} is nowhere in its memory")
+    return places
+
+
+assert PAGE_BYTES == 4096  # what the loader takes for granted

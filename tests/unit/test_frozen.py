@@ -1,0 +1,223 @@
+"""What is known of a frozen process, and what is written for the loader; that itself is in tests/machines."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import struct
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bough.errors import MachineFailed
+from bough.qemu.frozen import devices, thaw_x86_64
+from bough.qemu.frozen.devices import mark_cpus, render_state_file, split_cpus
+from bough.qemu.frozen.likeness import Marks, likeness_of, marks_of
+from bough.qemu.frozen.words import find_words, put_words
+from bough.qemu.plan import DiskPlan, Firmware, Layer, NicPlan
+from bough.qemu.syscalls import _MACHINES, SANDBOXED, render_sandbox
+from tests.unit.test_argv import PLAN
+from tests.unit.test_qemu_syscalls import ALLOW, verdict
+
+FOLDER = Path(devices.__file__).parent
+
+
+def cpu_part(number: int, halted: int, request: int, more: bytes = b"") -> bytes:
+    head = b"\x04" + struct.pack(">I", number) + b"\x0acpu_common" + struct.pack(">II", number, 1)
+    return head + struct.pack(">II", halted, request) + more + b"\x7e" + struct.pack(">I", number)
+
+
+STREAM = b"QEVM\0\0\0\3before" + cpu_part(4, 1, 16) + b"between" + cpu_part(6, 0, 2) + b"after"
+
+
+def test_parts_of_vcpus_are_taken_out() -> None:
+    rest, words = split_cpus(STREAM)
+    assert rest == b"QEVM\0\0\0\3beforebetweenafter"
+    assert [(word.halted, word.interrupt_request) for word in words] == [(1, 16), (0, 2)]
+
+
+def test_marks_take_their_place() -> None:
+    marked = mark_cpus(STREAM)
+    rest, words = split_cpus(marked.stream)
+    assert len(marked.stream) == len(STREAM)
+    assert words == marked.marks
+    assert rest == split_cpus(STREAM)[0]
+    assert len({word for mark in words for word in (mark.halted, mark.interrupt_request)}) == 4
+    assert all(mark.interrupt_request & 0xFFFF == 0 and mark.halted for mark in words)
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        b"",
+        b"QEVM",
+        cpu_part(4, 1, 0)[5:],
+        b"\x03" + cpu_part(4, 1, 0)[1:],
+        cpu_part(4, 1, 0)[:-5],
+        cpu_part(4, 1, 0, b"\x05\x10exception_index0"),
+        cpu_part(4, 1, 0, b"x" * 500),
+    ],
+)
+def test_a_state_that_is_not_known(stream: bytes) -> None:
+    with pytest.raises(MachineFailed):
+        split_cpus(stream)
+
+
+@pytest.mark.parametrize("size", [1, 65536, 65537, 300_000])
+def test_a_state_file_is_an_image_with_a_snapshot(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "state.qcow2"
+    path.write_bytes(render_state_file(os.urandom(size)))
+    subprocess.run(["qemu-img", "check", path], check=True, capture_output=True)
+    listed = subprocess.run(["qemu-img", "snapshot", "-l", path], check=True, capture_output=True, text=True)
+    assert devices.TAG in listed.stdout
+
+
+def test_a_state_that_is_too_large() -> None:
+    with pytest.raises(MachineFailed):
+        render_state_file(bytes((512 << 20) + 1))
+
+
+PROGRAM = """
+import ctypes, mmap, sys
+words = [int(word) for word in sys.argv[1:]]
+kept = (ctypes.c_uint32 * 4096)()
+for at, word in enumerate(words):
+    kept[100 + at * 7] = word
+print(ctypes.addressof(kept), flush=True)
+sys.stdin.readline()
+print(*(kept[100 + at * 7] for at in range(len(words))), flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_words_are_found_and_put() -> None:
+    marks = mark_cpus(STREAM).marks
+    words = [word for mark in marks for word in (mark.halted, mark.interrupt_request | 2)]
+    process = subprocess.Popen(
+        # What it is told is in its memory as text alone.
+        ["python3", "-c", PROGRAM, *map(str, words)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        first = int(process.stdout.readline()) + 400
+        try:
+            found = find_words(process.pid, marks)
+        except MachineFailed:
+            process.kill()
+            pytest.skip("Python keeps such a number a second time")
+        assert [place.halted for place in found] == [first, first + 56]
+        assert [place.interrupt_request for place in found] == [first + 28, first + 84]
+        put_words(process.pid, found, split_cpus(STREAM)[1])
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline().split() == ["1", str(16 | 2), "0", "2"]
+        process.stdin.write("\n")
+
+
+def test_words_of_a_process_that_is_gone() -> None:
+    with pytest.raises(MachineFailed):
+        find_words(2**22 - 1, mark_cpus(STREAM).marks)
+
+
+PLAN_TO_FREEZE = replace(
+    PLAN,
+    accelerator="tcg",
+    cpu_model="EPYC,rdrand=off,rdseed=off",
+    firmware=Firmware("bios", "/usr/share/seabios/bios-256k.bin"),
+    direct_boot=None,
+    media=(),
+    display=False,
+    nic=NicPlan("52:54:00:12:34:56", "passt"),
+    disks=(DiskPlan("disk0", "/m/aaaaaaaaaaaa/disks/0-00000000.qcow2", "s", backing=(Layer("/i", "raw"),)),),
+)
+
+
+def test_plans_that_are_alike() -> None:
+    other = replace(
+        PLAN_TO_FREEZE,
+        machine_id="bbbbbbbbbbbb",
+        name="other",
+        uuid="5c1c2f6e-6f3e-4c5b-8a40-0d3a7e7f0001",
+        vmgenid="5c1c2f6e-6f3e-4c5b-8a40-0d3a7e7f0002",
+        nic=NicPlan("52:54:00:65:43:21", "passt"),
+        disks=(replace(PLAN_TO_FREEZE.disks[0], path="/m/bbbbbbbbbbbb/disks/0-11111111.qcow2"),),
+    )
+    assert likeness_of(other) == likeness_of(PLAN_TO_FREEZE) is not None
+    assert likeness_of(replace(other, vcpus=7)) != likeness_of(other)
+    assert likeness_of(replace(other, nic=None)) != likeness_of(other)
+    backing = (Layer("/layer", "qcow2"), *other.disks[0].backing)
+    assert likeness_of(replace(other, disks=(replace(other.disks[0], backing=backing),))) != likeness_of(
+        other
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"accelerator": "kvm"},
+        {"arch": "aarch64"},
+        {"display": True},
+        {"firmware": Firmware("uefi", "/code", "/variables")},
+        {"nic": NicPlan("52:54:00:12:34:56", "user")},
+        {"cpu_model": "EPYC,rdseed=off"},
+        {"cpu_model": "EPYC,rdrand=on,rdseed=off"},
+        {"disks": (replace(PLAN_TO_FREEZE.disks[0], backing=()),)},
+        {"disks": (replace(PLAN_TO_FREEZE.disks[0], read_only=True),)},
+    ],
+)
+def test_plans_that_are_none_of_these(change: dict[str, object]) -> None:
+    assert likeness_of(replace(PLAN_TO_FREEZE, **change)) is None
+
+
+def test_marks_stand_for_each_other() -> None:
+    ours = marks_of(PLAN_TO_FREEZE)
+    assert ours.disks == ("0-00000000",)
+    its = Marks("b" * len(ours.machine_id), ours.uuid, ours.vmgenid, ours.mac, ("0-11111111",))
+    ours.check_fits(its)
+    path = f"/m/{ours.machine_id}/disks/0-00000000.qcow2"
+    assert ours.translate(path, its) == f"/m/{its.machine_id}/disks/0-11111111.qcow2"
+    with pytest.raises(MachineFailed):
+        ours.check_fits(replace(its, machine_id="short"))
+    with pytest.raises(MachineFailed):
+        ours.check_fits(replace(its, mac=None))
+
+
+def test_the_loader_is_that_of_its_source() -> None:
+    """Else: scripts/make_thaw.py."""
+    source = (FOLDER / "thaw.c").read_bytes()
+    assert hashlib.sha256(source).hexdigest() == thaw_x86_64.SOURCE_SHA256
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="a program of x86_64")
+@pytest.mark.parametrize(
+    ("arguments", "content"), [([], b""), (["0"], b""), (["0"], bytes(4096)), (["99"], b"")]
+)
+def test_a_loader_that_is_given_nonsense_says_so(
+    tmp_path: Path, arguments: list[str], content: bytes
+) -> None:
+    loader, given = tmp_path / "thaw", tmp_path / "given"
+    loader.write_bytes(thaw_x86_64.PROGRAM)
+    loader.chmod(0o755)
+    given.write_bytes(content)
+    with given.open("rb") as stdin:
+        done = subprocess.run([loader, *arguments], stdin=stdin, capture_output=True, check=False, text=True)
+    assert done.returncode == 71
+    assert done.stderr.startswith("bough-thaw: step 0 ")
+
+
+def test_the_filter_is_that_of_a_running_qemu() -> None:
+    name, _, clone = _MACHINES["x86_64"]
+    program = render_sandbox()
+    for number in range(470):
+        if number == clone:
+            continue
+        expected = 0x50000 | errno.EPERM if number in SANDBOXED.values() else ALLOW
+        expected = 0x50000 | errno.ENOSYS if number == 435 else expected
+        assert verdict(program, name, number) == expected, number
+    assert verdict(program, name, clone, 0x3D0F00) == ALLOW  # a thread
+    assert verdict(program, name, clone, 17) == 0x50000 | errno.EPERM  # fork
