@@ -9,7 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Literal
 
 from bench.harness import Bench
-from bench.machine import AT_EASE_S, a_guest, at_rest, wait_for_spares
+from bench.machine import AT_EASE_S, a_guest, at_rest, wait_for_rehearsal, wait_for_spares
 from bench.peer import SavedGuest, stock_image
 
 if TYPE_CHECKING:
@@ -27,18 +27,37 @@ def run(bench: Bench) -> None:
         with a_guest("bench-fork", memory=f"{gib}GiB") as (hypervisor, machine):
             at_rest(machine)
             snapshot = machine.snapshot()
+            first, second = one(snapshot), one(snapshot)
+            bench.note(
+                f"{gib} GiB, the first fork of a snapshot, before any was begun: {first * 1000:.0f} ms"
+            )
+            bench.note(
+                f"{gib} GiB, the second, begun before, not from a frozen process: {second * 1000:.0f} ms"
+            )
+            if gib == 1:
+                afresh(bench, machine)
+            wait_for_rehearsal(hypervisor)
             if gib == 1:
                 beside_loadvm(bench, machine, snapshot)
                 by_count(bench, snapshot)
                 by_depth(bench, snapshot)
                 that_stand_by(bench, hypervisor, snapshot)
-            first, *taken = [one(snapshot) for _ in range(6)]
-            bench.note(
-                f"the first fork of a snapshot of {gib} GiB, before any was begun: {first * 1000:.0f} ms"
-            )
-            taken.sort()
+            taken = sorted(one(snapshot) for _ in range(5))
             bench.curve("fork by memory", "GiB of the guest", "ms", [(float(gib), taken[2] * 1000)])
             snapshot.delete()
+
+
+def afresh(bench: Bench, machine: Machine) -> None:
+    """All at once, of a snapshot that nobody has forked before."""
+    for count in (20, 100):
+        snapshot = machine.snapshot()
+        started = time.perf_counter()
+        forks = snapshot.fork(count=count, ephemeral=True, timeout=900)
+        bench.note(f"{count} forks of one call, of a new snapshot: {time.perf_counter() - started:.1f} s")
+        for fork in forks:
+            fork.discard()
+        snapshot.delete()
+        time.sleep(3)
 
 
 def one(snapshot: Snapshot, identity: Literal["new", "keep"] = "new") -> float:

@@ -48,6 +48,20 @@ def run_bough(*words: str | Path, home: Path | None = None) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
 
 
+def wait_for_rehearsal(hypervisor: Hypervisor, timeout_s: float = 120) -> None:
+    """Of what was just forked or run: what comes after goes on from a frozen process, where there are any."""
+    begun, started = False, time.monotonic()
+    while time.monotonic() - started < (timeout_s if begun else 10):
+        records = (
+            path.read_text(errors="replace") for path in hypervisor.home.machines.glob("*/machine.json")
+        )
+        is_rehearsing = any('"rehearsal-' in record for record in records)
+        if begun and not is_rehearsing:
+            return
+        begun |= is_rehearsing
+        time.sleep(0.2)
+
+
 def wait_for_spares(hypervisor: Hypervisor, timeout_s: float = 600) -> None:
     """Until all that are wanted stand by. RuntimeError if they do not come."""
     deadline = time.monotonic() + timeout_s
