@@ -23,6 +23,7 @@ from bough.machines.machine import Machine
 from bough.machines.plan import resolve_plan
 from bough.machines.record import LIVE, MachineRecord, State
 from bough.paths import Home, MachinePaths
+from bough.qemu.frozen.freeze import FrozenProcess
 from bough.qemu.plan import Plan
 from bough.snapshots.ahead import Ahead, Begun, Kind
 from bough.snapshots.spares import Of, Spares
@@ -51,7 +52,7 @@ class Base(ABC):
         self.catalogues = Catalogues(home)
         self.snapshots = SnapshotTree(home)
         self.spares = Spares(home.spares, self._make_spare, self._discard_spare)
-        self.ahead = Ahead(self._begin_fork, self._discard_spare)
+        self.ahead = Ahead(self._begin_fork, self._discard_spare, self._rehearse, self.snapshots.frozen)
         self._machines: dict[str, Machine] = {}
         self._reserved_names: set[str] = set()
         self._creating: dict[str, int] = {}
@@ -146,6 +147,9 @@ class Base(ABC):
 
     @abstractmethod
     async def _begin_fork(self, kind: Kind) -> Begun: ...
+
+    @abstractmethod
+    async def _rehearse(self, kind: Kind, in_hurry: bool) -> FrozenProcess: ...
 
     async def _discard_spare(self, machine: Machine) -> None:
         self._holders.pop(machine.id, None)

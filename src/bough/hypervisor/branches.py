@@ -14,11 +14,16 @@ from bough.bundle import Source
 from bough.errors import BoughError, HostLacks, InvalidInput
 from bough.hypervisor.base import EPHEMERAL_GRACE_S, remove_tree
 from bough.hypervisor.making import Making
+from bough.machines.first_boot import run_script
 from bough.machines.machine import Machine
-from bough.machines.record import LIVE, State, new_machine_id
+from bough.machines.record import LIVE, MachineDisk, State, new_machine_id
+from bough.machines.rehearsal import rehearse
 from bough.machines.saved import SavedState
 from bough.paths import MachinePaths
 from bough.progress import Progress, Report, ignore_progress
+from bough.qemu.frozen.freeze import HOST as FROZEN_HOST
+from bough.qemu.frozen.freeze import FrozenProcess
+from bough.qemu.frozen.likeness import likeness_of
 from bough.snapshots.ahead import Begun, Kind
 from bough.snapshots.export import Format, exported, snapshot_subject, suspended_subject
 from bough.snapshots.handover import Subject
@@ -32,6 +37,12 @@ log = logging.getLogger("bough.hypervisor")
 
 #: More of them at once only wait for each other.
 _FORKS_AT_ONCE = max(2, os.cpu_count() or 2)
+#: For so many of one call the rehearsal, which they wait for, is made up for.
+_MANY = 32
+#: What a fork is asked to do before it is frozen, and how long it is left alone then.
+_REHEARSED_COMMANDS = 3
+_REHEARSED_COMMAND_S = 60.0
+_REHEARSED_S = 1.0
 
 
 class Branches(Making):
@@ -141,6 +152,10 @@ class Branches(Making):
                 saved = None if cold else await self.snapshots.saved_state(manifest)
                 kind = Kind(manifest, identity) if source is None and saved is not None else None
                 holds.enter_context(self.ahead.forking())
+                if saved is not None and len(names) >= _MANY:
+                    report(Progress("rehearsing a fork, for all of them"))
+                    await self.ahead.rehearse(Kind(manifest, identity))
+                    saved = await self.snapshots.saved_state(manifest)
                 limit = asyncio.Semaphore(_FORKS_AT_ONCE)
 
                 async def one(name: str | None) -> Machine | BoughError:
@@ -199,6 +214,8 @@ class Branches(Making):
                 spec=spec,
             )
             record.spare = spare
+            if saved is not None and saved.rehearsal is not None:
+                record.ports = []  # nobody is to find it
             made = MachinePaths(self.home.incoming / machine_id, self.home.runtime / machine_id)
             paths = self.home.machine(machine_id)
             try:
@@ -263,6 +280,56 @@ class Branches(Making):
             )
         self._holders[machine.id] = 1
         return Begun(kind, machine, saved)
+
+    async def _rehearse(self, kind: Kind, in_hurry: bool) -> FrozenProcess:
+        """See machines/rehearsal.py. Raises BoughError, OSError: forks of that snapshot start as they did.
+
+        Args:
+            in_hurry: somebody waits for it.
+        """
+        with self.snapshots.using(kind.manifest):
+            await self._check_can_be_frozen(kind)
+            saved = await self.snapshots.saved_state(kind.manifest)
+            assert saved is not None
+            devices, rehearsal = rehearse(saved.devices)
+            begun = SavedState(saved.memory, devices, rehearsal=rehearsal)
+            name = f"rehearsal-{new_machine_id()}"
+            machine = await self._fork(kind.manifest, name, begun, "new", True, spec=kind.spec, spare=True)
+            try:
+                self._holders[machine.id] = 1
+                machine.stand_back(not in_hurry)
+                await machine.wait_ready()
+                channel = await machine.agent()
+                for _ in range(_REHEARSED_COMMANDS):
+                    await run_script(channel, "true", timeout_s=_REHEARSED_COMMAND_S)
+                await machine.wait_settled()
+                await asyncio.sleep(_REHEARSED_S)
+                overlays = await asyncio.to_thread(self.snapshots.fresh_overlays, kind.manifest, machine)
+                return await machine.freeze(rehearsal, overlays, saved.memory)
+            finally:
+                await asyncio.shield(self._discard_spare(machine))
+
+    async def _check_can_be_frozen(self, kind: Kind) -> None:
+        """As far as can be told before. Raises HostLacks."""
+        manifest = kind.manifest
+        record = self.snapshots.fork_record(
+            manifest,
+            machine_id=new_machine_id(),
+            name="rehearsal",
+            taken_uids=(),
+            identity="new",
+            ephemeral=True,
+            spec=kind.spec,
+        )
+        record.disks = [
+            MachineDisk(file=f"{number}.qcow2", size_bytes=disk.size_bytes, layers=list(disk.layers))
+            for number, disk in enumerate(manifest.disks)
+        ]
+        plan = await self._plan(record, self.home.machine(record.id))
+        if os.uname().machine != FROZEN_HOST or likeness_of(plan) is None or not manifest.image_agent:
+            raise HostLacks("processes of such a machine are not frozen here")
+        if record.spec.mounts:
+            raise HostLacks("it shares directories of this host, which nobody's machine is to write to")
 
     async def _fork_begun(self, kind: Kind, name: str | None, ephemeral: bool) -> Machine | None:
         """One that was begun before, and runs now; None: make one."""

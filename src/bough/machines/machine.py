@@ -43,6 +43,7 @@ from bough.machines.ports import PortServer
 from bough.machines.record import (
     LIVE,
     Failure,
+    MachineDisk,
     MachineRecord,
     PortForward,
     Restarts,
@@ -50,19 +51,24 @@ from bough.machines.record import (
     Suspended,
     now,
 )
+from bough.machines.rehearsal import Rehearsal, freeze_process, put_back
 from bough.machines.restart import Restarter
 from bough.machines.saved import SavedState, take_up
 from bough.machines.screen import VncDoor
 from bough.machines.standing import Standing
 from bough.machines.turns import Turns
+from bough.machines.vcpus import read_vcpus
 from bough.mounts.keeper import MountKeeper
 from bough.mounts.source import check_sources
 from bough.paths import MachinePaths
 from bough.progress import Progress, Report, ignore_progress
+from bough.qemu.frozen.freeze import FrozenProcess
+from bough.qemu.frozen.likeness import likeness_of, marks_of
 from bough.qemu.pid import read_boot_id
 from bough.qemu.plan import Plan
 from bough.qemu.process import ExitCause, QemuProcess, find_process, read_exit, start_process
 from bough.qemu.qmp import Qmp
+from bough.qemu.ram import Template
 from bough.spec import MountSpec
 from bough.storage import read_tail
 from bough.tasks import Tasks
@@ -223,8 +229,7 @@ class Machine:
                 if saved is None:
                     process = await start_process(plan, self.paths)
                 else:
-                    plan = replace(plan, from_template=True)
-                    process = await start_process(plan, self.paths, memory=saved.memory.fileno(), back=hold)
+                    process = await self._start_saved(plan, saved, hold)
             except MachineFailed as error:
                 await ports.close()
                 self._fail_to_start(error)
@@ -246,6 +251,55 @@ class Machine:
             self._note(state=state, accelerator=plan.accelerator, jail=jail)
         if not hold:
             self.chains.look()
+
+    async def _start_saved(self, plan: Plan, saved: SavedState, back: bool) -> QemuProcess:
+        """Raises as `start_process`."""
+        plan = replace(plan, from_template=True, rehearsal=saved.rehearsal is not None)
+        memory, frozen = saved.memory.fileno(), saved.frozen
+        if frozen is not None and frozen.is_of_use and frozen.likeness == likeness_of(plan):
+            try:
+                return await start_process(plan, self.paths, memory=memory, frozen=frozen, back=back)
+            except MachineFailed as error:
+                frozen.is_of_use = False
+                log.warning("no process goes on from a frozen one, so they start: %s", error.message)
+        return await start_process(plan, self.paths, memory=memory, back=back)
+
+    async def freeze(
+        self, rehearsal: Rehearsal, overlays: list[MachineDisk], memory: Template
+    ) -> FrozenProcess:
+        """Put it back to where it went on from, and keep its process as data; see rehearsal.py. Whatever
+        happens, it is good for nothing but to be deleted.
+
+        Args:
+            overlays: empty ones, among its disks already.
+
+        Raises BoughError, OSError.
+        """
+        async with self.transition("being frozen", State.RUNNING):
+            qmp, process = self._running_qmp(), self._process
+            assert process is not None
+            await qmp.execute("stop")
+            await self._guest.close()
+            if self._console is not None:
+                await self._console.close()
+            places = await put_back(
+                rehearsal,
+                qmp,
+                process.pid,
+                self.paths,
+                [disk.file for disk in overlays],
+                memory,
+                arch=self.record.hardware.arch,
+                vmgenid=self.record.hardware.vmgenid,
+                uid=self.record.hardware.uid,
+            )
+            self.change(disks=overlays)
+            plan = replace(await self._planner(self.record, self.paths), from_template=True)
+            likeness = likeness_of(plan)
+            if likeness is None:
+                raise MachineFailed("its process is none that can be frozen")
+            await qmp.close()
+            return await freeze_process(process.pid, marks_of(plan), likeness, process.given, places)
 
     async def go_on(self, saved: SavedState, *, name: str, ephemeral: bool) -> None:
         """The rest of a start that was held, as somebody's machine. Not interrupted by cancelling."""
@@ -286,7 +340,11 @@ class Machine:
     async def _load(self, saved: SavedState) -> None:
         """Take up the saved state, and the vCPUs run. Raises BoughError, OSError."""
         assert self._qmp is not None
-        await take_up(self._qmp, self.pid, saved, announces=self.record.hardware.announces)
+        assert self._process is not None
+        if not self._process.thawed:
+            await take_up(self._qmp, self.pid, saved, announces=self.record.hardware.announces)
+        if saved.rehearsal is not None:
+            await saved.rehearsal.begin(self.pid)
         if self.record.suspended is not None:
             # Before the guest can write to its disks: they and what was kept part here.
             identity = "clock" if self.record.identity == "known" else self.record.identity
@@ -362,7 +420,8 @@ class Machine:
         await end_live_copy(self._qmp)
         status = (await self._qmp.query("query-status")).get("status")
         await self._finish_snapshot(self._qmp)
-        if status == "inmigrate":  # it waits for it, and nobody would come any more
+        # It waits for it, or has it from a frozen one, and nobody would come any more to let it go on.
+        if status in ("inmigrate", "prelaunch", "restore-vm"):
             raise MachineFailed("the service ended before its saved state was taken up")
         if status in ("paused", "postmigrate") and self.state is not State.PAUSED:
             # The service died while it had it stand still, for a snapshot or on the way to a suspend.
@@ -583,6 +642,7 @@ class Machine:
                 machine=self.name,
                 timeout_s=timeout_s,
                 console=self.console_tail(),
+                vcpus=await read_vcpus(self._qmp),
             )
         if not self._guest.ready.is_set():
             raise self.ended_error(f"before its agent answered, after {time.monotonic() - started:.1f} s")

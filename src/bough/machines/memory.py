@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from bough.errors import MachineFailed
+from bough.errors import MachineFailed, QmpRefused
 from bough.qemu.qmp import Qmp
 from bough.qemu.ram import GuestRam
 from bough.units import MIB
@@ -16,6 +16,8 @@ from bough.units import MIB
 MOST_VIDEO_BYTES = 64 * MIB
 #: The adapter's id; see qemu/arch.py.
 _VIDEO = "video"
+#: Where that part of a PC's memory is that its devices leave no room for below.
+HIGH_START = 1 << 32
 
 
 async def find_ram(qmp: Qmp, pid: int | None, size_bytes: int, ram_start: int) -> GuestRam:
@@ -24,6 +26,17 @@ async def find_ram(qmp: Qmp, pid: int | None, size_bytes: int, ram_start: int) -
     if pid is None or address is None:
         raise MachineFailed(f"QEMU does not say where its guest's memory is: {told[:200]!r}")
     return GuestRam(pid, address, size_bytes)
+
+
+async def find_low_bytes(qmp: Qmp, ram: GuestRam) -> int:
+    """How much of a PC's memory lies below HIGH_START; the rest begins there."""
+    try:
+        _, address = await _address_of(qmp, HIGH_START)
+    except QmpRefused:
+        return ram.size_bytes
+    if address is None or not ram.address < address < ram.address + ram.size_bytes:
+        return ram.size_bytes
+    return address - ram.address
 
 
 async def find_video(qmp: Qmp, pid: int | None) -> GuestRam | None:

@@ -6,7 +6,9 @@ import asyncio
 from dataclasses import dataclass
 
 from bough.errors import MachineFailed
+from bough.machines.rehearsal import Rehearsal
 from bough.machines.video import put_back, split_devices
+from bough.qemu.frozen.freeze import FrozenProcess
 from bough.qemu.qmp import Qmp
 from bough.qemu.ram import Template, open_memory
 
@@ -21,6 +23,10 @@ class SavedState:
     devices: bytes
     #: Its memory is still being read: QEMU starts meanwhile, and waits for this before it looks at any.
     loading: asyncio.Future[None] | None = None
+    #: A process that has taken it up already, where there is one.
+    frozen: FrozenProcess | None = None
+    #: It is taken up in order to make such a one.
+    rehearsal: Rehearsal | None = None
 
 
 async def take_up(qmp: Qmp, pid: int | None, saved: SavedState, *, announces: bool) -> None:

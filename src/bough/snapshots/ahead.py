@@ -4,6 +4,9 @@ Half of the time of a fork passes before its guest's state is looked at: its fil
 entered, QEMU starts. Whoever forks a snapshot once, tests that each want a machine say, does so again: after
 a fork the next is brought that far, and waits, for a while. It holds little memory and no processor, and
 its guest has not gone on: it is told who it is as any fork is. A spare (spares.py) is one that has.
+
+A snapshot that is forked more than once is rehearsed as well (machines/rehearsal.py), in the background: the
+forks of it after that, the one that is begun among them, go on from a frozen process.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
@@ -19,6 +23,8 @@ from bough.errors import BoughError
 from bough.machines.machine import Machine
 from bough.machines.record import State
 from bough.machines.saved import SavedState
+from bough.qemu.frozen.freeze import FrozenProcess
+from bough.snapshots.frozen import FrozenProcesses
 from bough.snapshots.spares import is_memory_short
 from bough.snapshots.store import SnapshotManifest
 from bough.snapshots.tree import Identity
@@ -33,6 +39,8 @@ _KEPT_S = 60.0
 _LOOK_EVERY_S = 10.0
 #: The one before it has just answered, and somebody wants something of it.
 _BEGIN_AFTER_S = 1.0
+#: Forks of a snapshot until it is worth a rehearsal. An image that was run is run again.
+_REHEARSE_AFTER = 2
 
 
 @dataclass(frozen=True)
@@ -64,14 +72,20 @@ class Begun:
 
 Begin = Callable[[Kind], Awaitable[Begun]]
 Discard = Callable[[Machine], Awaitable[None]]
+#: The second says whether somebody waits for it.
+Rehearse = Callable[[Kind, bool], Awaitable[FrozenProcess]]
 
 
 class Ahead:
-    """Made with two ways of the hypervisor: to begin a fork, and to be rid of it."""
+    """Made with three ways of the hypervisor: to begin a fork, to be rid of it, and to rehearse one."""
 
-    def __init__(self, begin: Begin, discard: Discard) -> None:
+    def __init__(self, begin: Begin, discard: Discard, rehearse: Rehearse, frozen: FrozenProcesses) -> None:
         self._begin = begin
         self._discard = discard
+        self._rehearse = rehearse
+        self._frozen = frozen
+        #: Snapshot -> how many forks of it were asked for.
+        self._asked: Counter[str] = Counter()
         #: Those that were forked last at the end.
         self._begun: list[Begun] = []
         #: Ids, which are never given again.
@@ -79,6 +93,7 @@ class Ahead:
         self._forking = 0
         self._last: Kind | None = None
         self._beginning: asyncio.Task[None] | None = None
+        self._rehearsing: asyncio.Task[None] | None = None
         self._tasks = Tasks()
 
     async def clear(self) -> None:
@@ -106,6 +121,7 @@ class Ahead:
     def expect(self, kind: Kind) -> None:
         """One was made; the next is to be begun."""
         self._last = kind
+        self._asked[kind.manifest.id] += 1
 
     def take(self, kind: Kind) -> Begun | None:
         """The caller's from now on."""
@@ -117,6 +133,7 @@ class Ahead:
     def forget(self, snapshot_id: str) -> None:
         """That snapshot is to be deleted."""
         self._forgotten.add(snapshot_id)
+        self._asked.pop(snapshot_id, None)
         for one in [one for one in self._begun if one.kind.manifest.id == snapshot_id]:
             self._let_go(one)
 
@@ -131,6 +148,40 @@ class Ahead:
                 one = await self._try_to_begin(kind)
             if one is not None:
                 one.until = time.monotonic() + _KEPT_S
+            self._rehearse_soon(kind)
+
+    def _rehearse_soon(self, kind: Kind) -> None:
+        name = kind.manifest.id
+        is_worth_it = kind.spec is not None or self._asked[name] >= _REHEARSE_AFTER
+        is_rehearsing = self._rehearsing is not None and not self._rehearsing.done()
+        if is_worth_it and not is_rehearsing and name not in self._forgotten and self._frozen.is_wanted(name):
+            work = self._try_to_rehearse(kind, in_hurry=False)
+            self._rehearsing = self._tasks.begin(work, "rehearse a fork")
+
+    async def rehearse(self, kind: Kind) -> None:
+        """Now, for many forks that are to go on from what comes of it."""
+        if self._frozen.is_wanted(kind.manifest.id):
+            work = self._try_to_rehearse(kind, in_hurry=True)
+            await asyncio.wait({self._tasks.begin(work, "rehearse a fork for many")})
+
+    async def _try_to_rehearse(self, kind: Kind, *, in_hurry: bool) -> None:
+        name = kind.manifest.id
+        try:
+            frozen = await self._rehearse(kind, in_hurry)
+        except (BoughError, OSError) as error:
+            log.info("no process of %s could be frozen, its forks start: %s", name, error)
+            self._frozen.refuse(name)
+            return
+        if name in self._forgotten:
+            return
+        self._frozen.put(name, frozen)
+        one = self._find(kind)
+        if one is not None and not self._forking:  # one that goes on from it is to stand there instead
+            self._begun.remove(one)
+            await self._drop(one)
+            following = await self._try_to_begin(kind)
+            if following is not None:
+                following.until = one.until
 
     def _find(self, kind: Kind) -> Begun | None:
         for dead in [one for one in self._begun if one.machine.state is not State.PAUSED]:

@@ -10,13 +10,24 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 from bough.errors import Conflict, SnapshotDamaged
 from bough.images.confined import Confinement
 from bough.images.overlays import check_disk
 from bough.machines.machine import Machine
-from bough.machines.record import LIVE, FirstBoot, MachineRecord, PortForward, State, new_mac, new_uuid, now
+from bough.machines.record import (
+    LIVE,
+    FirstBoot,
+    MachineDisk,
+    MachineRecord,
+    PortForward,
+    State,
+    new_mac,
+    new_uuid,
+    now,
+)
 from bough.machines.saved import SavedState
 from bough.paths import Home, MachinePaths
 from bough.progress import Progress, Report
@@ -31,6 +42,7 @@ from bough.snapshots.capture import (
     install_overlays,
     take_over_layer,
 )
+from bough.snapshots.frozen import FrozenProcesses
 from bough.snapshots.memory import (
     MAX_CHAIN,
     Templates,
@@ -58,6 +70,7 @@ class SnapshotTree:
         self._home = home
         memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         self.templates = Templates(self.store, int(memory_bytes * _TEMPLATE_SHARE))
+        self.frozen = FrozenProcesses()
         #: Of snapshots that are not written down, while forks begin from them.
         self._passing: dict[str, SavedState] = {}
         #: Snapshots that something is being made of: how often.
@@ -121,8 +134,9 @@ class SnapshotTree:
                 disks=(),
                 ready_key=ready_key,
             )
-            captured = await capture(machine, self.store, draft, memory=memory, report=report)
-            manifest = await self._keep(machine, captured, keep, report)
+            with self.using(draft):  # nothing stands on it yet
+                captured = await capture(machine, self.store, draft, memory=memory, report=report)
+                manifest = await self._keep(machine, captured, keep, report)
             await self._merge(machine, report)
             return manifest
 
@@ -188,11 +202,12 @@ class SnapshotTree:
         """None where it has no memory. Raises SnapshotDamaged."""
         passing = self._passing.get(manifest.id)
         if passing is not None:
-            return passing
+            return replace(passing, frozen=self.frozen.get(manifest.id))
         if manifest.memory is None:
             return None
         template = await self.templates.get(manifest)
-        return SavedState(template, await asyncio.to_thread(read_devices, self.store, manifest))
+        devices = await asyncio.to_thread(read_devices, self.store, manifest)
+        return SavedState(template, devices, frozen=self.frozen.get(manifest.id))
 
     @contextmanager
     def using(self, manifest: SnapshotManifest) -> Iterator[None]:
@@ -206,6 +221,7 @@ class SnapshotTree:
     def forget(self, manifest: SnapshotManifest) -> None:
         """The forks of one that was not written down have begun."""
         self._passing.pop(manifest.id, None)
+        self.frozen.drop(manifest.id)
         self.templates.drop(manifest.id)
 
     def fork_record(
@@ -274,6 +290,11 @@ class SnapshotTree:
             )
             copy_companions(source.disks, made.disks)
             record.write(made)
+
+    def fresh_overlays(self, manifest: SnapshotManifest, fork: Machine) -> list[MachineDisk]:
+        """Further empty overlays, among the disks of an ephemeral fork; its record does not know them."""
+        source, uid = self.store.paths(manifest.id), fork.record.hardware.uid
+        return install_overlays(source, manifest, fork.paths, uid, durable=False)
 
     def check_own(self, machine: Machine, manifest: SnapshotManifest) -> None:
         """Raises Conflict when the machine cannot be put back to it."""
@@ -351,6 +372,7 @@ class SnapshotTree:
     def delete(self, manifest: SnapshotManifest, records: Iterable[MachineRecord]) -> None:
         """No fork and no other snapshot is touched: what they stand on stays."""
         self.templates.drop(manifest.id)
+        self.frozen.drop(manifest.id)
         self.store.retire(manifest.id)
         self.collect(records)
 
@@ -393,6 +415,7 @@ class SnapshotTree:
         }
 
     async def close(self) -> None:
+        await self.frozen.close()
         await self.templates.close()
 
 

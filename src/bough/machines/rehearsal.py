@@ -1,0 +1,253 @@
+"""A machine that is nobody's: it goes on from a snapshot, does what each fork does first, is put back to the
+moment of the snapshot, and frozen. What its emulated processor has translated stays.
+
+    1. it starts as any fork does, with nobody at the end of its uplink
+    2. it has answered, knows who it is, and has settled: the caller sees to that
+    3. its vCPUs stop; it gets empty overlays; QEMU is reset, and loads the state of its devices once more
+    4. guest memory is written back where it differs, by QEMU, which forgets what it has translated of that
+    5. its process is read, and ended
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from bough.errors import MachineFailed
+from bough.machines.blocks import Node, read_nodes, read_tops
+from bough.machines.memory import HIGH_START, find_low_bytes, find_ram
+from bough.machines.video import split_devices
+from bough.paths import MachinePaths
+from bough.qemu.arch import architecture
+from bough.qemu.frozen.devices import TAG, CpuWords, mark_cpus, render_state_file, split_cpus
+from bough.qemu.frozen.freeze import FrozenProcess, freeze
+from bough.qemu.frozen.gdb import WRITE_BYTES, write_physical
+from bough.qemu.frozen.likeness import Marks
+from bough.qemu.frozen.words import find_words, put_words
+from bough.qemu.qmp import Qmp
+from bough.qemu.ram import PAGE_BYTES, GuestRam, Template
+
+_SMALLEST_BYTES = 256
+_POLL_S = 0.01
+_JOB_TIMEOUT_S = 30.0
+_FREEZE_ATTEMPTS = 20
+
+
+@dataclass
+class Rehearsal:
+    """Of one machine, from its start to its end. Made by `rehearse`.
+
+    Attributes:
+        stream: the state of its devices, without what makes QEMU forget.
+        words: what that left out of it; `marks`: what QEMU was given instead, and `places` where it has that.
+    """
+
+    stream: bytes
+    words: tuple[CpuWords, ...]
+    marks: tuple[CpuWords, ...]
+    places: tuple[CpuWords, ...] = ()
+
+    async def begin(self, pid: int | None) -> None:
+        """It has taken up its state, and has not gone on yet. Raises MachineFailed, HostLacks."""
+        if pid is None:
+            raise MachineFailed("QEMU ended")
+        self.places = await asyncio.to_thread(find_words, pid, self.marks)
+        await asyncio.to_thread(put_words, pid, self.places, self.words)
+
+
+def rehearse(devices: bytes) -> tuple[bytes, Rehearsal]:
+    """The state of devices to begin with, and what is to be remembered of it.
+
+    Raises MachineFailed: this one cannot be put back.
+    """
+    try:
+        stream, video = split_devices(devices)
+    except ValueError as error:
+        raise MachineFailed(f"the state of its devices is damaged: {error}") from error
+    if video is not None:
+        raise MachineFailed("it has a screen")
+    marked = mark_cpus(stream)
+    rest, words = split_cpus(stream)
+    return marked.stream, Rehearsal(rest, words, marked.marks)
+
+
+async def put_back(
+    rehearsal: Rehearsal,
+    qmp: Qmp,
+    pid: int,
+    paths: MachinePaths,
+    overlays: list[str],
+    memory: Template,
+    *,
+    arch: str,
+    vmgenid: str,
+    uid: int | None,
+) -> dict[str, tuple[int, ...]]:
+    """Steps 3 and 4; its vCPUs stand still, and nobody is connected to its guest.
+
+    Args:
+        overlays: file names of empty ones among its disks, one for each.
+        uid: as which it runs, where we are root.
+
+    Returns where in its memory its vmgenid is to be put, by form (see Marks).
+
+    Raises BoughError: it is of no use.
+    """
+    await _change_disks(qmp, paths, overlays)
+    # So that it can be told from one that was stopped, by who finds it: it is "prelaunch" from here on.
+    await qmp.execute("system_reset")
+    while (await qmp.query("query-status")).get("status") != "prelaunch":  # noqa: ASYNC110
+        await asyncio.sleep(_POLL_S)
+    ram = await find_ram(qmp, pid, memory.size_bytes, architecture(arch).ram_start)
+    await _write_back(qmp, ram, memory)  # its devices look at what their queues in it say
+    await _load(qmp, rehearsal.stream, paths, uid)
+    await asyncio.to_thread(put_words, pid, rehearsal.places, rehearsal.words)
+    place = await asyncio.to_thread(_find_vmgenid, ram, memory, vmgenid)
+    await _write_back(qmp, ram, memory)  # and write their own
+    if await asyncio.to_thread(_differs, ram, memory):
+        raise MachineFailed("its memory could not be put back")
+    return {"vmgenid_le": (place,)}
+
+
+async def freeze_process(
+    pid: int,
+    marks: Marks,
+    likeness: tuple[str, ...],
+    given: Mapping[str, int],
+    places: dict[str, tuple[int, ...]],
+) -> FrozenProcess:
+    """Step 5, without its end; nobody is connected to it at all.
+
+    Raises MachineFailed, HostLacks.
+    """
+    for attempt in range(_FREEZE_ATTEMPTS):
+        try:
+            return await asyncio.to_thread(freeze, pid, marks, likeness, given, places)
+        except MachineFailed:  # it is just taking notice that somebody went
+            if attempt == _FREEZE_ATTEMPTS - 1:
+                raise
+        await asyncio.sleep(_POLL_S * (attempt + 1))
+    raise AssertionError
+
+
+async def _change_disks(qmp: Qmp, paths: MachinePaths, overlays: list[str]) -> None:
+    tops, nodes = await read_tops(qmp), await read_nodes(qmp)
+    for number, file in enumerate(overlays):
+        old: Node = tops[f"disk{number}"]
+        name = f"disk{file.removesuffix('.qcow2')}"
+        disk: dict[str, Any] = {
+            "driver": "qcow2",
+            "node-name": name,
+            "file": {
+                "driver": "file",
+                "filename": str(paths.disks / file),
+                "aio": "threads",
+                "discard": "unmap",
+            },
+            "discard": "unmap",
+            "backing": nodes[old.name].backing,
+        }
+        await qmp.execute("blockdev-add", **disk)
+        device = f"/machine/peripheral/disk{number}-device"
+        await qmp.execute("qom-set", path=device, property="drive", value=name)
+        for gone in (old.name, f"{old.name}-file"):
+            named: dict[str, Any] = {"node-name": gone}
+            await qmp.execute("blockdev-del", **named)
+
+
+async def _load(qmp: Qmp, stream: bytes, paths: MachinePaths, uid: int | None) -> None:
+    # Not by descriptor: QEMU keeps one that it is handed for as long as its vCPUs stand still.
+    file = paths.disks / "state.qcow2"
+    file.write_bytes(render_state_file(stream))
+    if uid is not None:
+        os.chown(file, uid, uid)
+    node: dict[str, Any] = {
+        "driver": "qcow2",
+        "node-name": "state",
+        "file": {"driver": "file", "filename": str(file)},
+    }
+    await qmp.execute("blockdev-add", **node)
+    job: dict[str, Any] = {"job-id": "state", "tag": TAG, "vmstate": "state", "devices": ["state"]}
+    await qmp.execute("snapshot-load", **job)
+    async with asyncio.timeout(_JOB_TIMEOUT_S):
+        while (found := await _find_job(qmp)).get("status") != "concluded":  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_S)
+    await qmp.execute("job-dismiss", id="state")
+    if "error" in found:
+        raise MachineFailed(f"QEMU did not take up the state again: {str(found['error'])[:200]}")
+    named: dict[str, Any] = {"node-name": "state"}
+    await qmp.execute("blockdev-del", **named)
+    file.unlink()
+
+
+async def _find_job(qmp: Qmp) -> dict[str, object]:
+    for job in await qmp.query_list("query-jobs"):
+        if job.get("id") == "state":
+            return job
+    raise MachineFailed("QEMU's job is gone")
+
+
+async def _monitor(qmp: Qmp, line: str) -> None:
+    command: dict[str, Any] = {"command-line": line}
+    await qmp.execute("human-monitor-command", **command)
+
+
+def _find_vmgenid(ram: GuestRam, memory: Template, vmgenid: str) -> int:
+    """Its address in the process: QEMU has written it to the guest when it took up the state."""
+    form = UUID(vmgenid).bytes_le
+    places = [
+        ram.address + start + at for start, now, _ in _differing(ram, memory) if (at := now.find(form)) >= 0
+    ]
+    if len(places) != 1:
+        raise MachineFailed("its guest has not taken notice of its vmgenid")
+    return places[0]
+
+
+async def _write_back(qmp: Qmp, ram: GuestRam, memory: Template) -> None:
+    low_bytes = await find_low_bytes(qmp, ram)
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            await qmp.send_fd("debugger", theirs.fileno())
+        address = {"type": "fd", "data": {"str": "debugger"}}
+        backend = {"type": "socket", "data": {"addr": address, "server": False}}
+        await qmp.execute("chardev-add", id="debugger", backend=backend)
+        await _monitor(qmp, "gdbserver chardev:debugger")
+        await asyncio.to_thread(write_physical, ours, _pieces(ram, memory, low_bytes))
+    await _monitor(qmp, "gdbserver none")  # its chardev goes with it
+
+
+def _pieces(ram: GuestRam, memory: Template, low_bytes: int) -> Iterator[tuple[int, bytes]]:
+    """What is to be written: no more than what differs, for what is translated of the rest stays."""
+    for start, now, before in _differing(ram, memory):
+        physical = start if start < low_bytes else HIGH_START + start - low_bytes
+        at = 0
+        while at < len(now):
+            end = at
+            while end < len(now) and now[end : end + _SMALLEST_BYTES] != before[end : end + _SMALLEST_BYTES]:
+                end += _SMALLEST_BYTES
+            for piece in range(at, end, WRITE_BYTES):
+                yield physical + piece, before[piece : min(end, piece + WRITE_BYTES)]
+            at = max(end, at + _SMALLEST_BYTES)
+
+
+def _differing(ram: GuestRam, memory: Template) -> Iterator[tuple[int, bytes, bytes]]:
+    """Pages that are not as before: where, as it is now, as it was."""
+    with mmap.mmap(memory.fileno(), memory.size_bytes, mmap.MAP_SHARED, mmap.PROT_READ) as template:
+        for start, length in ram.private_extents():
+            now = b"".join(bytes(piece) for piece in ram.read([(start, length)]))
+            for at in range(0, length, PAGE_BYTES):
+                before = template[start + at : start + at + PAGE_BYTES]
+                page = now[at : at + PAGE_BYTES]
+                if page != before:
+                    yield start + at, page, before
+
+
+def _differs(ram: GuestRam, memory: Template) -> bool:
+    return next(_differing(ram, memory), None) is not None

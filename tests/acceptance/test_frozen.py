@@ -1,0 +1,173 @@
+"""Forks that go on from a frozen QEMU are forks like any other."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import bough
+from bough.errors import BoughError
+from bough.paths import Home
+from tests.acceptance.conftest import Cli
+from tests.torture.processes import kill, qemus, service_pid
+from tests.waiting import wait_until
+
+DMI = "/sys/class/dmi/id"
+OWN_IDS = f"cat {DMI}/product_uuid {DMI}/product_serial /sys/class/net/e*/address /etc/machine-id"
+
+
+def is_thawed(home: Home, machine: bough.Machine) -> bool:
+    """Whether its QEMU has not been started, but went on from a frozen one."""
+    words = Path(f"/proc/{qemus(home)[machine.id]}/cmdline").read_bytes().split(b"\0")
+    return words[0].startswith(b"/proc/self/fd/")
+
+
+def rehearsals(home: Home) -> list[str]:
+    records = [json.loads(path.read_bytes()) for path in home.machines.glob("*/machine.json")]
+    return [record["id"] for record in records if record["name"].startswith("rehearsal-")]
+
+
+def wait_settled(home: Home, machine: bough.Machine) -> None:
+    record = home.machine(machine.id).record
+    wait_until(lambda: json.loads(record.read_bytes())["identity"] == "known", what="it has settled")
+
+
+def ids_of(machine: bough.Machine) -> list[str]:
+    return machine.exec("sh", "-c", OWN_IDS, check=True).stdout.split()
+
+
+@pytest.fixture(scope="module")
+def snapshot(booted: bough.Snapshot, bough_home: Home) -> Iterator[bough.Snapshot]:
+    """One that has been forked so often that it has a frozen process."""
+    with booted.fork("thawed", ephemeral=True) as source:
+        source.write_file("/dev/shm/word", "in memory")
+        made = source.snapshot()
+
+    def goes_on() -> bool:
+        with made.fork(ephemeral=True) as fork:
+            return is_thawed(bough_home, fork)
+
+    wait_until(goes_on, what="forks go on from a frozen process", every_s=1.5)
+    yield made
+    made.delete()
+
+
+@pytest.fixture
+def forks(snapshot: bough.Snapshot) -> Iterator[list[bough.Machine]]:
+    made = snapshot.fork(count=3)
+    yield made
+    for fork in made:
+        fork.delete(force=True)
+
+
+def test_each_is_somebody(bough_home: Home, forks: list[bough.Machine]) -> None:
+    said = []
+    for fork in forks:
+        assert is_thawed(bough_home, fork)
+        assert fork.read_text("/dev/shm/word") == "in memory"
+        drawn = (
+            "od -An -tx1 -N32 /dev/urandom; python3 -c 'import os; print(os.urandom(32).hex())'; date +%s.%N"
+        )
+        told = fork.exec("sh", "-c", f"{drawn}; cat /etc/machine-id; hostname", check=True).stdout.split(
+            "\n"
+        )[:-1]
+        late = time.time() - float(told[-3])
+        assert -0.2 < late < 5, late
+        said.append(
+            [
+                *told[:-3],
+                *told[-2:],
+                fork.exec("sh", "-c", "cat /sys/class/net/e*/address", check=True).stdout,
+            ]
+        )
+    for which, ours in enumerate(zip(*said, strict=True)):
+        assert len(set(ours)) == len(forks), (which, ours)
+
+
+def test_it_keeps_what_it_writes_and_boots_as_itself(bough_home: Home, forks: list[bough.Machine]) -> None:
+    fork = forks[0]
+    wait_settled(bough_home, fork)
+    before = ids_of(fork)
+    record = json.loads(bough_home.machine(fork.id).record.read_bytes())
+    fork.exec("sh", "-c", "echo kept > /root/word; sync", check=True)
+    fork.stop(force=True)
+    fork.start()
+    fork.wait("booted")
+    assert not is_thawed(bough_home, fork)
+    assert fork.read_text("/root/word") == "kept\n"
+    uuid, serial, mac, machine_id = ids_of(fork)
+    assert (uuid.lower(), serial, mac) == (record["hardware"]["uuid"], fork.id, record["hardware"]["mac"])
+    assert [mac, machine_id] == before[2:]
+
+
+def test_it_reboots_as_itself(bough_home: Home, forks: list[bough.Machine]) -> None:
+    """Its firmware is started again by the process that went on, which has its own ids."""
+    fork = forks[0]
+    wait_settled(bough_home, fork)
+    record = json.loads(bough_home.machine(fork.id).record.read_bytes())
+    boot = fork.read_text("/proc/sys/kernel/random/boot_id")
+    fork.exec("sh", "-c", "sync; (sleep 1; systemctl reboot) > /dev/null 2>&1 &", check=True)
+
+    def is_back() -> bool:
+        try:
+            return fork.read_text("/proc/sys/kernel/random/boot_id") != boot
+        except BoughError:
+            return False
+
+    wait_until(is_back, timeout_s=120, what="it has rebooted", every_s=0.5)
+    fork.wait("booted")
+    assert is_thawed(bough_home, fork)
+    uuid, serial, mac, _ = ids_of(fork)
+    assert (uuid.lower(), serial, mac) == (record["hardware"]["uuid"], fork.id, record["hardware"]["mac"])
+
+
+def test_it_is_branched_and_suspended(bough_home: Home, forks: list[bough.Machine]) -> None:
+    fork = forks[0]
+    fork.write_file("/dev/shm/more", "since")
+    taken = fork.snapshot()
+    try:
+        with taken.fork(ephemeral=True) as below:
+            assert below.read_text("/dev/shm/more") == "since"
+    finally:
+        taken.delete()
+    fork.suspend()
+    fork.resume()
+    assert fork.read_text("/dev/shm/more") == "since"
+
+
+def test_it_outlives_the_service(cli: Cli, bough_home: Home, forks: list[bough.Machine]) -> None:
+    pid = qemus(bough_home)[forks[0].id]
+    kill(service_pid(bough_home))
+    cli.text("list")  # starts the next one
+    assert forks[0].read_text("/dev/shm/word") == "in memory"
+    assert qemus(bough_home)[forks[0].id] == pid
+
+
+def test_with_its_parents_identity(bough_home: Home, snapshot: bough.Snapshot) -> None:
+    with (
+        snapshot.fork(identity="keep", ephemeral=True) as one,
+        snapshot.fork(identity="keep", ephemeral=True) as two,
+    ):
+        assert ids_of(one)[2:] == ids_of(two)[2:]
+
+
+@pytest.mark.parametrize("after_s", [1.2, 3.0, 6.0])
+def test_the_service_is_killed_while_it_rehearses(
+    hv: bough.Hypervisor, cli: Cli, bough_home: Home, booted: bough.Snapshot, after_s: float
+) -> None:
+    with booted.fork(ephemeral=True) as source:
+        other = source.snapshot()
+    for fork in other.fork(count=2, ephemeral=True):
+        fork.discard()
+    time.sleep(after_s)
+    kill(service_pid(bough_home))
+    cli.text("list")  # starts the next one
+    wait_until(lambda: rehearsals(bough_home) == [], what="the rehearsal is gone")
+    with other.fork(ephemeral=True) as fork:
+        assert fork.exec("true").exit_code == 0
+    other.delete()
+    wait_until(lambda: hv.doctor_store()["clean"])

@@ -1,0 +1,174 @@
+"""A QEMU frozen and gone on from, in its jail, with nothing but its firmware inside."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bough.errors import MachineFailed
+from bough.machines.rehearsal import freeze_process
+from bough.paths import Home, MachinePaths
+from bough.qemu.frozen.freeze import FrozenProcess, freeze
+from bough.qemu.frozen.likeness import likeness_of, marks_of
+from bough.qemu.jail import machine_uid
+from bough.qemu.plan import NicPlan, Plan
+from bough.qemu.process import QemuProcess, find_process, start_process
+from bough.qemu.qmp import Qmp
+from tests.machines.conftest import IS_ROOT
+from tests.machines.test_jail import status
+
+pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="frozen on x86_64 alone")
+
+
+DISK = "0-01234567.qcow2"
+#: Of what /proc/PID/status says.
+ALIKE = ("Seccomp", "Seccomp_filters", "NoNewPrivs", "Threads", "Name")
+
+
+@pytest.fixture
+def plan(plan: Plan, paths: MachinePaths) -> Plan:
+    """That of a machine that can be frozen."""
+    nic = NicPlan("52:54:00:ab:cd:ef", "isolated")
+    disk = replace(plan.disks[0], path=str(Path(plan.disks[0].path).rename(paths.disks / DISK)))
+    return replace(plan, cpu_model="Nehalem,rdrand=off,rdseed=off", nic=nic, vcpus=2, disks=(disk,))
+
+
+@pytest.fixture
+async def frozen(plan: Plan, process: QemuProcess, paths: MachinePaths) -> FrozenProcess:
+    """Of one that has run its firmware for a moment."""
+    await asyncio.sleep(0.5)
+    qmp = await Qmp.connect(paths.qmp_socket)
+    await qmp.execute("stop")
+    await qmp.close()
+    likeness = likeness_of(plan)
+    assert likeness is not None
+    return await freeze_process(process.pid, marks_of(plan), likeness, process.given, {})
+
+
+@asynccontextmanager
+async def another(frozen: FrozenProcess, plan: Plan, home: Home) -> AsyncIterator[tuple[Plan, QemuProcess]]:
+    """Another machine's process, gone on from there. Nothing is left of it."""
+    number = int.from_bytes(os.urandom(3))
+    paths = home.machine(f"{number:0{len(plan.machine_id)}x}")
+    for directory in (paths.root, paths.disks):
+        directory.mkdir(mode=0o711)
+    disk = replace(plan.disks[0], path=str(paths.disks / DISK))
+    shutil.copy(plan.disks[0].path, disk.path)
+    its = replace(
+        plan,
+        machine_id=paths.root.name,
+        name="other",
+        uuid=f"22222222-3333-4444-8555-{number:012x}",
+        vmgenid=f"77777777-8888-4999-8aaa-{number:012x}",
+        nic=NicPlan("52:54:00:" + ":".join(f"{byte:02x}" for byte in number.to_bytes(3)), "isolated"),
+        disks=(disk,),
+        uid=machine_uid(paths.root.name) if IS_ROOT else None,
+    )
+    try:
+        process = await start_process(its, paths, frozen=frozen)
+        try:
+            yield its, process
+        finally:
+            process.kill()
+            await process.wait()
+    finally:
+        assert await find_process(paths) is None
+        shutil.rmtree(paths.root)
+
+
+async def test_it_goes_on_as_another_machine(frozen: FrozenProcess, plan: Plan, home: Home) -> None:
+    async with another(frozen, plan, home) as (its, process):
+        qmp = await Qmp.connect(home.machine(its.machine_id).qmp_socket)
+        assert (await qmp.query("query-status"))["status"] == "paused"
+        assert (await qmp.query("query-uuid"))["UUID"] == its.uuid
+        assert (await qmp.query("query-vm-generation-id"))["guid"] == its.vmgenid
+        (block,) = await qmp.query_list("query-block")
+        assert block["inserted"]["file"] == its.disks[0].path
+        await qmp.execute("cont")
+        await asyncio.sleep(0.2)
+        assert (await qmp.query("query-status"))["status"] == "running"
+        await qmp.execute("system_reset")  # it starts its firmware again, as on the first day
+        await asyncio.sleep(0.5)
+        assert (await qmp.query("query-status"))["status"] == "running"
+        await qmp.close()
+        assert process.is_alive()
+
+
+async def test_its_jail_is_as_tight(
+    frozen: FrozenProcess, process: QemuProcess, plan: Plan, home: Home
+) -> None:
+    async with another(frozen, plan, home) as (its, thawed):
+        before, after = status(process.pid), status(thawed.pid)
+        for field in (*ALIKE, "CapEff", "CapBnd", "CapAmb"):
+            assert after[field] == before[field], field
+        if its.uid is not None:
+            assert set(after["Uid"].split()) == {str(its.uid)}
+        for name in ("mnt", "pid", "net", "ipc", "uts"):
+            ours = Path(f"/proc/self/ns/{name}").readlink()
+            assert Path(f"/proc/{thawed.pid}/ns/{name}").readlink() != ours, name
+        await asyncio.sleep(0.2)  # it takes notice that who greeted it has gone
+        links = [str(link.readlink()) for link in Path(f"/proc/{thawed.pid}/fd").iterdir()]
+        assert not [link for link in links if link.startswith("/memfd:")]
+        kinds = sorted(link.rpartition(":")[0] for link in links)
+        assert kinds == sorted(
+            str(link.readlink()).rpartition(":")[0] for link in Path(f"/proc/{process.pid}/fd").iterdir()
+        )
+        words = Path(f"/proc/{thawed.pid}/cmdline").read_text().split("\0")
+        assert plan.qemu in words
+        assert any(its.machine_id in word for word in words)
+
+
+async def test_several_go_on_side_by_side(frozen: FrozenProcess, plan: Plan, home: Home) -> None:
+    async with another(frozen, plan, home) as (one, first), another(frozen, plan, home) as (two, second):
+        assert first.pid != second.pid
+        for its in (one, two):
+            qmp = await Qmp.connect(home.machine(its.machine_id).qmp_socket)
+            await qmp.execute("cont")
+            assert (await qmp.query("query-uuid"))["UUID"] == its.uuid
+            await qmp.close()
+
+
+async def test_a_library_was_replaced(frozen: FrozenProcess, plan: Plan, home: Home) -> None:
+    path, (inode, size, changed) = next(iter(frozen.files.items()))
+    frozen.files[path] = (inode, size, changed - 1)
+    with pytest.raises(MachineFailed, match="was replaced since"):
+        async with another(frozen, plan, home):
+            pass
+
+
+async def test_what_cannot_be_mapped(frozen: FrozenProcess, plan: Plan, home: Home) -> None:
+    nowhere = replace(frozen.areas[0], start=1 << 60)
+    broken = replace(frozen, areas=(nowhere, *frozen.areas[1:]))
+    with pytest.raises(MachineFailed, match=r"exited with 71: bough-thaw: step \d+ \(kind 1\)"):
+        async with another(broken, plan, home):
+            pass
+
+
+async def test_one_that_somebody_talks_to_is_not_frozen(
+    plan: Plan, process: QemuProcess, paths: MachinePaths
+) -> None:
+    qmp = await Qmp.connect(paths.qmp_socket)
+    await qmp.execute("stop")
+    likeness = likeness_of(plan)
+    assert likeness is not None
+    with pytest.raises(MachineFailed, match="QEMU (has open|is just)"):
+        await asyncio.to_thread(freeze, process.pid, marks_of(plan), likeness, process.given, {})
+    assert (await qmp.query("query-status"))["status"] == "paused"  # it goes on as it was
+    await qmp.execute("cont")
+    await qmp.close()
+
+
+async def test_what_cannot_be_frozen(process: QemuProcess, plan: Plan) -> None:
+    marks = marks_of(plan)
+    with pytest.raises(MachineFailed, match="too short"):
+        freeze(process.pid, replace(marks, disks=("0",)), (), process.given, {})
+    with pytest.raises(MachineFailed):
+        freeze(2**22 - 1, marks, (), process.given, {})
+    assert process.is_alive()
