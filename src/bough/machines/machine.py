@@ -78,6 +78,8 @@ log = logging.getLogger("bough.machines")
 #: Why QEMU says it shut down when somebody wanted it to (qapi/run-state.json, ShutdownCause).
 _WANTED_SHUTDOWNS = frozenset({"guest-shutdown", "host-qmp-quit", "host-qmp-system-reset", "host-ui"})
 _TAIL_BYTES = 4096
+#: Signals that a process gets for what it does itself.
+_OWN_FAULTS = frozenset({"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGSYS", "SIGTRAP"})
 #: How long a command waits for the agent of a machine that an earlier service started.
 _TAKEN_UP_S = 3.0
 _SETTLED_POLL_S = 0.2
@@ -121,6 +123,8 @@ class Machine:
         self._panicked = False
         self._taken_up = False
         self._standing: Standing | None = None
+        #: Its process goes on from it.
+        self._frozen: FrozenProcess | None = None
         self._ended = asyncio.Event()
         self._ended.set()
 
@@ -257,12 +261,19 @@ class Machine:
         plan = replace(plan, from_template=True, rehearsal=saved.rehearsal is not None)
         memory, frozen = saved.memory.fileno(), saved.frozen
         if frozen is not None and frozen.is_of_use and frozen.likeness == likeness_of(plan):
+            self._frozen = frozen
             try:
                 return await start_process(plan, self.paths, memory=memory, frozen=frozen, back=back)
             except MachineFailed as error:
-                frozen.is_of_use = False
-                log.warning("no process goes on from a frozen one, so they start: %s", error.message)
+                self._distrust_frozen(error.message)
         return await start_process(plan, self.paths, memory=memory, back=back)
+
+    def _distrust_frozen(self, why: str) -> None:
+        """Something went wrong with a process that went on from it: others start instead."""
+        if self._frozen is not None and self._frozen.is_of_use:
+            self._frozen.is_of_use = False
+            log.warning("no other process goes on from the frozen one of machine %s: %s", self.id, why)
+        self._frozen = None
 
     async def freeze(
         self, rehearsal: Rehearsal, overlays: list[MachineDisk], memory: Template
@@ -330,6 +341,7 @@ class Machine:
     async def _give_up_start(
         self, process: QemuProcess, error: Exception, saved: SavedState | None
     ) -> BoughError:
+        self._distrust_frozen(str(error))
         process.kill()
         await self._ended_or(5)
         if self.record.suspended is None:
@@ -635,6 +647,7 @@ class Machine:
         report(Progress("waiting for the guest to answer"))
         started = time.monotonic()
         if not await self._first_of(timeout_s, self._guest.ready, self._ended):
+            self._distrust_frozen("its guest did not answer")
             what = "is not done with its first boot" if self._guest.answers else "its agent did not answer"
             raise AgentTimeout(
                 f"machine '{self.name}' runs, and {what} within {timeout_s:.0f} s",
@@ -820,7 +833,9 @@ class Machine:
         # Everything that QEMU still said is read before the state changes, so that a failure is
         # told with it.
         await self._disconnect()
-        self._process = self._standing = None
+        if cause.signal in _OWN_FAULTS:
+            self._distrust_frozen(cause.text)
+        self._process = self._standing = self._frozen = None
         self._settle(cause, seen=True)
         self._ended.set()
 

@@ -1,0 +1,78 @@
+"""Which frozen processes are kept, and for how long."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from bough.snapshots import frozen
+from bough.snapshots.frozen import FrozenProcesses
+
+
+class Process:
+    is_of_use = True
+
+
+@pytest.fixture
+async def kept(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FrozenProcesses]:
+    monkeypatch.setattr(frozen, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(frozen, "is_memory_short", lambda: False)
+    processes = FrozenProcesses()
+    yield processes
+    await processes.close()
+    assert processes.get("one") is None
+
+
+def put(kept: FrozenProcesses, name: str) -> Any:
+    process = Process()
+    kept.put(name, process)
+    return process
+
+
+async def test_it_is_found_until_its_snapshot_goes(kept: FrozenProcesses) -> None:
+    assert kept.get("one") is None
+    assert kept.is_wanted("one")
+    process = put(kept, "one")
+    assert kept.get("one") is process
+    assert not kept.is_wanted("one")
+    kept.drop("one")
+    assert kept.get("one") is None
+
+
+async def test_what_is_of_no_use_is_not_made_again(kept: FrozenProcesses) -> None:
+    put(kept, "one").is_of_use = False
+    assert kept.get("one") is None
+    kept.refuse("two")
+    assert not kept.is_wanted("one")
+    assert not kept.is_wanted("two")
+
+
+async def test_those_used_last_are_kept(kept: FrozenProcesses) -> None:
+    for name in "abcd":
+        put(kept, name)
+    assert kept.get("a") is not None
+    put(kept, "e")
+    assert [name for name in "abcde" if kept.get(name) is not None] == ["a", "c", "d", "e"]
+
+
+async def test_unused_they_go(kept: FrozenProcesses, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frozen, "_KEPT_S", 0.05)
+    put(kept, "one")
+    await asyncio.sleep(0.3)
+    assert kept.get("one") is None
+    put(kept, "one")  # and are looked after again
+    await asyncio.sleep(0.3)
+    assert kept.get("one") is None
+
+
+async def test_while_memory_is_short_there_are_none(
+    kept: FrozenProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(kept, "one")
+    monkeypatch.setattr(frozen, "is_memory_short", lambda: True)
+    await asyncio.sleep(0.1)
+    assert kept.get("one") is None
+    assert not kept.is_wanted("one")
