@@ -35,7 +35,7 @@ from bough.qemu.ram import PAGE_BYTES, GuestRam, Template
 
 _SMALLEST_BYTES = 256
 _POLL_S = 0.01
-_JOB_TIMEOUT_S = 30.0
+_TIMEOUT_S = 30.0
 _FREEZE_ATTEMPTS = 20
 
 
@@ -97,13 +97,14 @@ async def put_back(
 
     Returns where in its memory its vmgenid is to be put, by form (see Marks).
 
-    Raises BoughError: it is of no use.
+    Raises BoughError, TimeoutError: it is of no use.
     """
     await _change_disks(qmp, paths, overlays)
     # So that it can be told from one that was stopped, by who finds it: it is "prelaunch" from here on.
     await qmp.execute("system_reset")
-    while (await qmp.query("query-status")).get("status") != "prelaunch":  # noqa: ASYNC110
-        await asyncio.sleep(_POLL_S)
+    async with asyncio.timeout(_TIMEOUT_S):
+        while (await qmp.query("query-status")).get("status") != "prelaunch":  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_S)
     ram = await find_ram(qmp, pid, memory.size_bytes, architecture(arch).ram_start)
     await _write_back(qmp, ram, memory)  # its devices look at what their queues in it say
     await _load(qmp, rehearsal.stream, paths, uid)
@@ -175,7 +176,7 @@ async def _load(qmp: Qmp, stream: bytes, paths: MachinePaths, uid: int | None) -
     await qmp.execute("blockdev-add", **node)
     job: dict[str, Any] = {"job-id": "state", "tag": TAG, "vmstate": "state", "devices": ["state"]}
     await qmp.execute("snapshot-load", **job)
-    async with asyncio.timeout(_JOB_TIMEOUT_S):
+    async with asyncio.timeout(_TIMEOUT_S):
         while (found := await _find_job(qmp)).get("status") != "concluded":  # noqa: ASYNC110
             await asyncio.sleep(_POLL_S)
     await qmp.execute("job-dismiss", id="state")
