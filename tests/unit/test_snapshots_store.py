@@ -9,6 +9,7 @@ import pytest
 from bough.machines.record import FirstBoot, Hardware
 from bough.paths import Home, SnapshotPaths
 from bough.snapshots.store import SnapshotDisk, SnapshotManifest, SnapshotStore
+from bough.snapshots.tree import SnapshotTree
 from bough.spec import parse_spec
 
 
@@ -43,3 +44,27 @@ def test_nothing_goes_while_nobody_knows_what_a_machine_stands_on(store: Snapsho
     store.keep_all("cccccccccccc")
     assert store.collect([]) == []
     assert store.paths("aaaaaaaaaaaa").manifest.exists()
+
+
+def test_what_was_written_of_a_memory_goes_with_the_service(store: SnapshotStore) -> None:
+    """It was killed before the manifest knew of it."""
+    paths = store.paths("aaaaaaaaaaaa")
+    paths.disks.mkdir()
+    paths.disk(0).touch()
+    for path in (paths.memory, paths.extents):
+        path.touch()
+    tree = SnapshotTree(store.home)
+    tree.store.open()
+    tree.settle()
+    assert not paths.memory.exists()
+    assert not paths.extents.exists()
+    assert paths.disk(0).exists()
+
+
+def test_one_that_is_just_being_taken_stays(store: SnapshotStore) -> None:
+    tree = SnapshotTree(store.home)
+    tree.store.open()
+    manifest = tree.store.get("aaaaaaaaaaaa")
+    with tree.using(manifest):
+        assert tree.collect([]) == []
+    assert tree.collect([]) == ["aaaaaaaaaaaa"]

@@ -360,7 +360,8 @@ class SnapshotTree:
         return {"id": manifest.id, "whole": True}
 
     def settle(self) -> None:
-        """At the start of the service: take over the layers of a snapshot that was interrupted.
+        """At the start of the service: take over the layers of a snapshot that was interrupted, and remove
+        what was written of its memory.
 
         The strays of machines are gone already, so a layer of one name is nobody's to write any more.
         """
@@ -368,6 +369,8 @@ class SnapshotTree:
             paths = self.store.paths(manifest.id)
             for number in range(len(manifest.disks)):
                 take_over_layer(paths.disk(number))
+            if manifest.memory is None:
+                remove_memory(paths)
 
     def delete(self, manifest: SnapshotManifest, records: Iterable[MachineRecord]) -> None:
         """No fork and no other snapshot is touched: what they stand on stays."""
