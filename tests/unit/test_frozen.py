@@ -15,9 +15,12 @@ import pytest
 from bough.errors import MachineFailed
 from bough.qemu.frozen import devices, thaw_x86_64
 from bough.qemu.frozen.devices import mark_cpus, render_state_file, split_cpus
+from bough.qemu.frozen.freeze import END_SLOT, FIRST_SLOT, Area, Descriptor, FrozenProcess
 from bough.qemu.frozen.likeness import Marks, likeness_of, marks_of
+from bough.qemu.frozen.program import render_program
 from bough.qemu.frozen.words import find_words, put_words
 from bough.qemu.plan import DiskPlan, Firmware, Layer, NicPlan
+from bough.qemu.ram import MemoryFile, Template
 from bough.qemu.syscalls import _MACHINES, SANDBOXED, render_sandbox
 from tests.unit.test_argv import PLAN
 from tests.unit.test_qemu_syscalls import ALLOW, verdict
@@ -185,6 +188,41 @@ def test_marks_stand_for_each_other() -> None:
         ours.check_fits(replace(its, machine_id="short"))
     with pytest.raises(MachineFailed):
         ours.check_fits(replace(its, mac=None))
+
+
+def nothing_frozen(marks: Marks, image: Template) -> FrozenProcess:
+    return FrozenProcess(
+        marks=marks,
+        likeness=(),
+        image=image,
+        areas=(Area(0x10000, 4096, 3, 2, "image"),),
+        files={},
+        kernel_areas=((0x7F0000000000, 8192, "[vvar]"), (0x7F0000002000, 4096, "[vdso]")),
+        descriptors=(Descriptor(9, "given", 2, "qmp"), Descriptor(10, "file", 0, "/dev/urandom")),
+        threads=(),
+        tid_offset=720,
+        signal_actions=(),
+    )
+
+
+@pytest.mark.parametrize("numbers", [(5, 6), (900, 901), (1022, 1023), (4000, 4001)])
+def test_what_is_given_waits_where_nothing_else_is(numbers: tuple[int, int]) -> None:
+    """The service may have hundreds of files open: what it hands on has any number."""
+    marks = marks_of(PLAN_TO_FREEZE)
+    with MemoryFile(4096) as file:
+        frozen = nothing_frozen(marks, file.seal())
+    given = {"qmp": numbers[0], "image": numbers[1]}
+    program = render_program(frozen, marks, given, sandboxed=False)
+    _, first, count, *_ = struct.unpack_from("=5Q", program)
+    steps = [struct.unpack_from("=7Q", program, first + 56 * at) for at in range(count)]
+    copies = [step[1:3] for step in steps if step[0] == 2]
+    assert [source for source, _ in copies[:2]] == list(numbers)
+    slots = [slot for _, slot in copies[:2]]
+    assert len({*slots, *numbers}) == 4
+    assert all(FIRST_SLOT <= slot < END_SLOT for slot in slots)
+    assert copies[2] == (slots[0], 9)
+    with pytest.raises(MachineFailed, match="qmp"):
+        render_program(frozen, marks, {"image": 5}, sandboxed=False)
 
 
 def test_the_loader_is_that_of_its_source() -> None:

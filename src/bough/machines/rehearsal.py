@@ -11,10 +11,12 @@ moment of the snapshot, and frozen. What its emulated processor has translated s
 from __future__ import annotations
 
 import asyncio
+import functools
 import mmap
 import os
 import socket
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -128,11 +130,16 @@ async def freeze_process(
     Raises MachineFailed, HostLacks.
     """
     for attempt in range(_FREEZE_ATTEMPTS):
+        # In a thread of its own: what it still traced is let go of by the kernel when it ends.
+        tracer = ThreadPoolExecutor(1, "tracer")
         try:
-            return await asyncio.to_thread(freeze, pid, marks, likeness, given, places)
+            work = functools.partial(freeze, pid, marks, likeness, given, places)
+            return await asyncio.get_running_loop().run_in_executor(tracer, work)
         except MachineFailed:  # it is just taking notice that somebody went
             if attempt == _FREEZE_ATTEMPTS - 1:
                 raise
+        finally:
+            tracer.shutdown(wait=False)
         await asyncio.sleep(_POLL_S * (attempt + 1))
     raise AssertionError
 

@@ -36,8 +36,8 @@ _READ_BYTES = 4 << 20
 _MOST_IMAGE_BYTES = 512 << 20
 _MOST_THREADS = 320
 _SHORTEST_FORM_BYTES = 6
-#: Above it the loader has its own; a process of ours has 1024.
-FIRST_SLOT = 1000
+#: From it on the loader has its own, to END_SLOT: the most that a process of ours may have (process.py).
+FIRST_SLOT, END_SLOT = 900, 1024
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 #: Where the bytes of a mapping are: nowhere (zeros), in the image of the frozen process, in the memory of its
@@ -129,7 +129,8 @@ def freeze(
     more: Mapping[str, tuple[int, ...]],
 ) -> FrozenProcess:
     """Its vCPUs stand still, its guest's memory is that of its template, nobody is connected to it. It is to
-    be killed afterwards. Blocks; the thread that calls this traces it.
+    be killed afterwards. Blocks. The thread that calls this traces it, and is to end soon: whatever went
+    wrong, the process is nobody's then.
 
     Args:
         given: name -> number of those of its descriptors that we gave it.
@@ -145,6 +146,7 @@ def freeze(
         threads = process.threads()
         if len(threads) > _MOST_THREADS:
             raise MachineFailed(f"QEMU has {len(threads)} threads")
+        descriptors = tuple(_read_descriptors(pid, {number: name for name, number in given.items()}))
         lines = _read_lines(pid)
         image, areas = _read_image(process, lines)
         return FrozenProcess(
@@ -154,7 +156,7 @@ def freeze(
             areas=areas,
             files=_look_at_files(areas),
             kernel_areas=tuple((line.start, line.length, line.path) for line in lines if _is_kernels(line)),
-            descriptors=tuple(_read_descriptors(pid, {number: name for name, number in given.items()})),
+            descriptors=descriptors,
             threads=tuple(threads),
             tid_offset=_find_tid_offset(process, threads),
             signal_actions=tuple(process.signal_actions()),

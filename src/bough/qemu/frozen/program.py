@@ -9,7 +9,16 @@ import struct
 from collections.abc import Mapping
 
 from bough.errors import MachineFailed
-from bough.qemu.frozen.freeze import FIRST_SLOT, IMAGE, MEMORY, Area, Descriptor, FrozenProcess, look_at_file
+from bough.qemu.frozen.freeze import (
+    END_SLOT,
+    FIRST_SLOT,
+    IMAGE,
+    MEMORY,
+    Area,
+    Descriptor,
+    FrozenProcess,
+    look_at_file,
+)
 from bough.qemu.frozen.likeness import Marks
 from bough.qemu.frozen.trace import REGISTERS, Thread
 from bough.qemu.syscalls import render_sandbox
@@ -57,7 +66,7 @@ def render_program(
         raise MachineFailed(f"the frozen process has {', '.join(sorted(missing))}, and this machine has not")
     steps = _Steps()
     # What was given, and what is mapped, waits for its place above those that QEMU has.
-    free = (number for number in range(FIRST_SLOT, FIRST_SLOT + 1000) if number not in given.values())
+    free = (number for number in range(FIRST_SLOT, END_SLOT) if number not in given.values())
     slots = {name: next(free) for name in (*given, _FILE)}
     for name, number in given.items():
         steps.add(_COPY, number, slots[name], _O_CLOEXEC)

@@ -1,7 +1,7 @@
 """Another process, stopped: ptrace(2), as far as freezing one needs it, on x86-64.
 
-All of it is to be called by one thread, which the kernel takes for the tracer. The process goes on, or may be
-killed, when the block ends.
+All of it is to be called by one thread, which the kernel takes for the tracer. The process goes on when the
+block ends; when it failed in its middle, perhaps not before that thread ends.
 """
 
 from __future__ import annotations
