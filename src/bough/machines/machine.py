@@ -433,13 +433,16 @@ class Machine:
         status = (await self._qmp.query("query-status")).get("status")
         await self._finish_snapshot(self._qmp)
         # It waits for it, or has it from a frozen one, and nobody would come any more to let it go on.
-        if status in ("inmigrate", "prelaunch", "restore-vm"):
+        begins = self.record.spare or self.state is State.STARTING
+        if status == "inmigrate" or (begins and status in ("prelaunch", "restore-vm")):
             raise MachineFailed("the service ended before its saved state was taken up")
-        if status in ("paused", "postmigrate") and self.state is not State.PAUSED:
+        # "prelaunch": its guest reset itself in the moment that it was stopped.
+        stands_still = ("paused", "postmigrate", "prelaunch")
+        if status in stands_still and self.state is not State.PAUSED:
             # The service died while it had it stand still, for a snapshot or on the way to a suspend.
             await self._qmp.execute("cont")
             return True
-        return status != "paused"
+        return status not in stands_still
 
     async def _finish_snapshot(self, qmp: Qmp) -> None:
         """The service died while it took a snapshot: which disks does QEMU write?"""
