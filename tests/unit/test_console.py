@@ -63,6 +63,7 @@ async def test_the_log_is_bounded_and_keeps_the_end(short: Path, monkeypatch: py
             writer.write(f"line {number}\r\n".encode())
             await writer.drain()
         writer.close()
+        await console.read_rest()
         await console.close()
     files = [short / "console.log", short / "console.log.1"]
     # One read of up to 64 KiB is written whole; beyond that the bound holds.

@@ -93,11 +93,16 @@ class Console:
         self._writer.write(data)
         await self._writer.drain()
 
-    async def close(self) -> None:
-        """Read what QEMU printed last, then let go. Bounded: half a second."""
+    async def read_rest(self) -> None:
+        """QEMU has ended: read what it printed last. Bounded: half a second."""
         self._closing.set()
         if self._reading is not None:
             await asyncio.wait({self._reading}, timeout=0.5)
+
+    async def close(self) -> None:
+        """Let go."""
+        self._closing.set()
+        if self._reading is not None:
             await end_tasks(self._reading)
         if self._writer is not None:
             self._writer.close()

@@ -835,18 +835,20 @@ class Machine:
         cause = await process.wait()
         # Everything that QEMU still said is read before the state changes, so that a failure is
         # told with it.
-        await self._disconnect()
+        await self._disconnect(ended=True)
         if cause.signal in _OWN_FAULTS:
             self._distrust_frozen(cause.text)
         self._process = self._standing = self._frozen = None
         self._settle(cause, seen=True)
         self._ended.set()
 
-    async def _disconnect(self) -> None:
+    async def _disconnect(self, *, ended: bool = False) -> None:
         if self._ports is not None:
             await self._ports.close()
             self._ports = None
         await self._guest.close()
+        if ended and self._console is not None:
+            await self._console.read_rest()
         for closable in (self._door, self._console, self._qmp):
             if closable is not None:
                 with contextlib.suppress(BoughError, OSError):
