@@ -14,6 +14,7 @@ from bough.qemu.facts import cached_fact
 from bough.qemu.pid import Pid
 from bough.qemu.plan import Limits
 from bough.qemu.process import _WAITER, STDERR_BYTES, find_process, read_exit
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -93,6 +94,21 @@ async def test_a_pid_is_not_a_later_process_of_that_number() -> None:
     assert not pid.is_alive()
     await pid.wait()
     pid.kill()
+
+
+def test_whether_it_wants_the_processor() -> None:
+    processes = [subprocess.Popen(["sh", "-c", "while :; do :; done"]), _start_cat()]
+    try:
+        busy, idle = (Pid.of(process.pid) for process in processes)
+        assert busy is not None
+        assert idle is not None
+        wait_until(busy.wants_processor)
+        wait_until(lambda: not idle.wants_processor())
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert not busy.wants_processor()
 
 
 def test_innermost() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from bough.errors import MachineFailed
-from bough.qemu.ram import PAGE_BYTES, GuestRam, MemoryFile, size_of
+from bough.qemu.ram import PAGE_BYTES, GuestRam, MemoryFile, different_extents, size_of
 
 SIZE = 64 << 20
 #: As QEMU's: private, and some of it never touched. Each page that is says which one it is.
@@ -52,3 +52,24 @@ def test_what_was_written_is_copied_and_nothing_else(ram: GuestRam, hurry: bool)
 def test_a_process_that_is_not_where_it_said(ram: GuestRam, hurry: bool) -> None:
     with MemoryFile(SIZE) as file, pytest.raises(MachineFailed, match="could not be read"):
         file.read_process(ram.pid, ram.address + SIZE // 2, [(0, SIZE)], hurry=hurry)
+
+
+def test_what_differs() -> None:
+    with MemoryFile(8 * PAGE_BYTES) as one, MemoryFile(8 * PAGE_BYTES) as two:
+        for at in (0, PAGE_BYTES - 1, 3 * PAGE_BYTES + 300, 7 * PAGE_BYTES):
+            one.buffer[at] = 1
+        old, new = one.promise(), two.promise()
+        whole = [(0, 8 * PAGE_BYTES)]
+        assert different_extents(new, old, whole) == [
+            (0, PAGE_BYTES),
+            (3 * PAGE_BYTES, PAGE_BYTES),
+            (7 * PAGE_BYTES, PAGE_BYTES),
+        ]
+        assert different_extents(new, old, whole, piece_bytes=256) == [
+            (0, 256),
+            (PAGE_BYTES - 256, 256),
+            (3 * PAGE_BYTES + 256, 256),
+            (7 * PAGE_BYTES, 256),
+        ]
+        assert different_extents(new, old, [(PAGE_BYTES, 6 * PAGE_BYTES)]) == [(3 * PAGE_BYTES, PAGE_BYTES)]
+        assert different_extents(new, new, whole) == []

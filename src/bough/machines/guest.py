@@ -50,6 +50,7 @@ class Guest:
     channel: None while no QEMU runs.
     answers: its agent has said hello, and its port is open.
     ready: it has answered, and its first boot's set-up is done. Set from the start where there is no agent.
+    port_closed: QEMU has told that the guest closed its end, which it tells once in a second at most.
     """
 
     def __init__(self, machine: Host) -> None:
@@ -57,6 +58,7 @@ class Guest:
         self.channel: AgentChannel | QgaChannel | None = None
         self.answers = False
         self.ready = asyncio.Event()
+        self.port_closed = asyncio.Event()
         #: It goes on from a saved state, and was not greeted since.
         self._awake = False
         self._greeting: asyncio.Task[None] | None = None
@@ -107,6 +109,10 @@ class Guest:
 
     def port_changed(self, is_open: bool) -> None:
         """The guest opened or closed its end: a reboot, an agent that was restarted."""
+        if is_open:
+            self.port_closed.clear()
+        else:
+            self.port_closed.set()
         if self.channel is None:
             return
         if not is_open:

@@ -303,6 +303,7 @@ class Machine:
                 arch=self.record.hardware.arch,
                 vmgenid=self.record.hardware.vmgenid,
                 uid=self.record.hardware.uid,
+                port_closed=self._guest.port_closed,
             )
             self.change(disks=overlays)
             plan = replace(await self._planner(self.record, self.paths), from_template=True)

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import mmap
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,13 +32,20 @@ from bough.qemu.frozen.freeze import FrozenProcess, freeze
 from bough.qemu.frozen.gdb import WRITE_BYTES, write_physical
 from bough.qemu.frozen.likeness import Marks
 from bough.qemu.frozen.words import find_words, put_words
+from bough.qemu.pid import Pid
 from bough.qemu.qmp import Qmp
-from bough.qemu.ram import PAGE_BYTES, GuestRam, Template
+from bough.qemu.ram import PAGE_BYTES, Extent, GuestRam, MemoryFile, Template, different_extents
 
 _SMALLEST_BYTES = 256
 _POLL_S = 0.01
 _TIMEOUT_S = 30.0
 _FREEZE_ATTEMPTS = 20
+#: A guest that nobody wants anything of wakes now and then for a moment.
+_LOOK_EVERY_S = 0.05
+_QUIET_LOOKS = 8
+_MOST_BUSY_S = 4.0
+#: QEMU tells no sooner that the guest's end of the agent's port, which it opened when it went on, was closed.
+_MOST_BUSY_IN_HURRY_S = 1.0
 
 
 @dataclass
@@ -79,6 +86,20 @@ def rehearse(devices: bytes) -> tuple[bytes, Rehearsal]:
     return marked.stream, Rehearsal(rest, words, marked.marks)
 
 
+async def wait_quiet(pid: int, *, began: float, in_hurry: bool) -> None:
+    """Until its guest has done what going on has woken in it, but no longer than that takes as a rule.
+
+    Args:
+        began: when it went on (time.monotonic).
+        in_hurry: somebody waits for it.
+    """
+    process, quiet = Pid.of(pid), 0
+    deadline = began + (_MOST_BUSY_IN_HURRY_S if in_hurry else _MOST_BUSY_S)
+    while process is not None and quiet < _QUIET_LOOKS and time.monotonic() < deadline:
+        await asyncio.sleep(_LOOK_EVERY_S)
+        quiet = 0 if process.wants_processor() else quiet + 1
+
+
 async def put_back(
     rehearsal: Rehearsal,
     qmp: Qmp,
@@ -90,12 +111,14 @@ async def put_back(
     arch: str,
     vmgenid: str,
     uid: int | None,
+    port_closed: asyncio.Event,
 ) -> dict[str, tuple[int, ...]]:
     """Steps 3 and 4; its vCPUs stand still, and nobody is connected to its guest.
 
     Args:
         overlays: file names of empty ones among its disks, one for each.
         uid: as which it runs, where we are root.
+        port_closed: set when QEMU has told that its guest closed the agent's port.
 
     Returns where in its memory its vmgenid is to be put, by form (see Marks).
 
@@ -107,6 +130,8 @@ async def put_back(
     async with asyncio.timeout(_TIMEOUT_S):
         while (await qmp.query("query-status")).get("status") != "prelaunch":  # noqa: ASYNC110
             await asyncio.sleep(_POLL_S)
+        # Else each process that goes on from this one would tell it, of a guest whose port is open.
+        await port_closed.wait()
     ram = await find_ram(qmp, pid, memory.size_bytes, architecture(arch).ram_start)
     await _write_back(qmp, ram, memory)  # its devices look at what their queues in it say
     await _load(qmp, rehearsal.stream, paths, uid)
@@ -209,8 +234,11 @@ async def _monitor(qmp: Qmp, line: str) -> None:
 def _find_vmgenid(ram: GuestRam, memory: Template, vmgenid: str) -> int:
     """Its address in the process: QEMU has written it to the guest when it took up the state."""
     form = UUID(vmgenid).bytes_le
+    now, differing = _differing(ram, memory, PAGE_BYTES)
     places = [
-        ram.address + start + at for start, now, _ in _differing(ram, memory) if (at := now.find(form)) >= 0
+        ram.address + start + at
+        for start, length in differing
+        if (at := os.pread(now.fileno(), length, start).find(form)) >= 0
     ]
     if len(places) != 1:
         raise MachineFailed("its guest has not taken notice of its vmgenid")
@@ -233,29 +261,24 @@ async def _write_back(qmp: Qmp, ram: GuestRam, memory: Template) -> None:
 
 def _pieces(ram: GuestRam, memory: Template, low_bytes: int) -> Iterator[tuple[int, bytes]]:
     """What is to be written: no more than what differs, for what is translated of the rest stays."""
-    for start, now, before in _differing(ram, memory):
-        physical = start if start < low_bytes else HIGH_START + start - low_bytes
-        at = 0
-        while at < len(now):
-            end = at
-            while end < len(now) and now[end : end + _SMALLEST_BYTES] != before[end : end + _SMALLEST_BYTES]:
-                end += _SMALLEST_BYTES
-            for piece in range(at, end, WRITE_BYTES):
-                yield physical + piece, before[piece : min(end, piece + WRITE_BYTES)]
-            at = max(end, at + _SMALLEST_BYTES)
+    _, differing = _differing(ram, memory, _SMALLEST_BYTES)
+    for start, length in differing:
+        at, end = start, start + length
+        while at < end:
+            size = min(WRITE_BYTES, end - at, low_bytes - at if at < low_bytes else WRITE_BYTES)
+            physical = at if at < low_bytes else HIGH_START + at - low_bytes
+            yield physical, os.pread(memory.fileno(), size, at)
+            at += size
 
 
-def _differing(ram: GuestRam, memory: Template) -> Iterator[tuple[int, bytes, bytes]]:
-    """Pages that are not as before: where, as it is now, as it was."""
-    with mmap.mmap(memory.fileno(), memory.size_bytes, mmap.MAP_SHARED, mmap.PROT_READ) as template:
-        for start, length in ram.private_extents():
-            now = b"".join(bytes(piece) for piece in ram.read([(start, length)]))
-            for at in range(0, length, PAGE_BYTES):
-                before = template[start + at : start + at + PAGE_BYTES]
-                page = now[at : at + PAGE_BYTES]
-                if page != before:
-                    yield start + at, page, before
+def _differing(ram: GuestRam, memory: Template, piece_bytes: int) -> tuple[Template, list[Extent]]:
+    """The guest's memory as it is, and where that is not as it was."""
+    with MemoryFile(ram.size_bytes) as file:
+        extents = ram.private_extents()
+        file.read_process(ram.pid, ram.address, extents)
+        now = file.promise()
+        return now, different_extents(now, memory, extents, piece_bytes=piece_bytes)
 
 
 def _differs(ram: GuestRam, memory: Template) -> bool:
-    return next(_differing(ram, memory), None) is not None
+    return bool(_differing(ram, memory, PAGE_BYTES)[1])

@@ -74,6 +74,15 @@ class Pid:
         with contextlib.suppress(OSError):
             Path(f"/proc/{self.number}/autogroup").write_text("19" if back else "0")
 
+    def wants_processor(self) -> bool:
+        """Whether a thread of it runs, or would if it had its turn. False when it is gone."""
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for thread in Path(f"/proc/{self.number}/task").iterdir():
+                found = _read_stat(int(thread.name))
+                if found is not None and found.state == "R":
+                    return True
+        return False
+
     @contextlib.contextmanager
     def _descriptor(self) -> Iterator[int | None]:
         """A pidfd, or None when it is gone."""

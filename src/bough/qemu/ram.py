@@ -299,10 +299,13 @@ def open_memory(content: bytes) -> Iterator[int]:
         os.close(descriptor)
 
 
-def different_extents(new: Template, old: Template, within: Iterable[Extent]) -> list[Extent]:
-    """Those pages of `within` that differ between two templates of the same size."""
+def different_extents(
+    new: Template, old: Template, within: Iterable[Extent], *, piece_bytes: int = PAGE_BYTES
+) -> list[Extent]:
+    """What of `within` differs between two templates of the same size, in pieces of that size, which is a
+    page's or a part of one."""
     found: list[Extent] = []
-    block = 16 * PAGE_BYTES
+    block = 16 * piece_bytes
     with (
         mmap.mmap(new.fileno(), new.size_bytes, mmap.MAP_PRIVATE) as ours,
         mmap.mmap(old.fileno(), old.size_bytes, mmap.MAP_PRIVATE) as theirs,
@@ -314,9 +317,9 @@ def different_extents(new: Template, old: Template, within: Iterable[Extent]) ->
                 size = min(block, start + length - offset)
                 if not _libc.memcmp(here + offset, there + offset, size):
                     continue
-                for page in range(offset, offset + size, PAGE_BYTES):
-                    if _libc.memcmp(here + page, there + page, PAGE_BYTES):
-                        _append(found, page, PAGE_BYTES)
+                for piece in range(offset, offset + size, piece_bytes):
+                    if _libc.memcmp(here + piece, there + piece, piece_bytes):
+                        _append(found, piece, piece_bytes)
         del a, b
     return found
 

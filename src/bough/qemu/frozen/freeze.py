@@ -7,6 +7,7 @@ here but which of our own descriptors it has, and that only by their numbers.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import mmap
 import os
@@ -39,6 +40,10 @@ _SHORTEST_FORM_BYTES = 6
 #: From it on the loader has its own, to END_SLOT: the most that a process of ours may have (process.py).
 FIRST_SLOT, END_SLOT = 900, 1024
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+_libc = ctypes.CDLL(None)
+_libc.memmem.restype = ctypes.c_void_p
+_libc.memmem.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_size_t]
 
 #: Where the bytes of a mapping are: nowhere (zeros), in the image of the frozen process, in the memory of its
 #: guest's snapshot, or in a file of that path.
@@ -316,23 +321,33 @@ def _find_tid_offset(process: Stopped, threads: list[Thread]) -> int:
 def _find(
     image: Template, areas: tuple[Area, ...], marks: Marks, more: Mapping[str, tuple[int, ...]]
 ) -> dict[str, tuple[int, ...]]:
-    """Raises MachineFailed: one is nowhere."""
-    kept = [area for area in areas if area.source == IMAGE]
-    places: dict[str, tuple[int, ...]] = {}
-    with mmap.mmap(image.fileno(), image.size_bytes, mmap.MAP_SHARED, mmap.PROT_READ) as content:
-        for name, form in marks.forms().items():
-            found = list(more.get(name, ()))
-            at = content.find(form)
-            while at >= 0:
-                area = next(area for area in kept if area.offset <= at < area.offset + area.length)
-                if at + len(form) <= area.offset + area.length:
-                    found.append(area.start + at - area.offset)
-                at = content.find(form, at + 1)
-            places[name] = tuple(found)
+    """Not in what it translated, half of it all: that has numbers of its guest's program.
+
+    Raises MachineFailed: one is nowhere.
+    """
+    kept = [area for area in areas if area.source == IMAGE and not area.protection & _PROT["x"]]
+    forms = marks.forms()
+    found = {name: list(more.get(name, ())) for name in forms}
+    with mmap.mmap(image.fileno(), image.size_bytes, mmap.MAP_PRIVATE) as content:
+        anchor = ctypes.c_char.from_buffer(content)
+        for area in kept:
+            begin = ctypes.addressof(anchor) + area.offset
+            for name, form in forms.items():
+                found[name] += (area.start + at for at in _search(begin, area.length, form))
+        del anchor
+    places = {name: tuple(addresses) for name, addresses in found.items()}
     for name in marks.needed:
         if not places[name]:
             raise MachineFailed(f"QEMU's {name} is nowhere in its memory")
     return places
+
+
+def _search(begin: int, length: int, form: bytes) -> Iterator[int]:
+    """By the C library, beside which the service's other threads go on."""
+    at = begin
+    while at := _libc.memmem(at, begin + length - at, form, len(form)) or 0:
+        yield at - begin
+        at += 1
 
 
 assert PAGE_BYTES == 4096  # what the loader takes for granted

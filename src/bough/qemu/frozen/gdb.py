@@ -13,6 +13,8 @@ from bough.errors import MachineFailed
 
 _TIMEOUT_S = 20.0
 _MOST_ANSWER_BYTES = 64 << 10
+#: QEMU reads no further before it has written its answer, for which there is to be room.
+_MOST_UNANSWERED = 32
 #: Half of a packet of QEMU's (PacketSize), in hex, with room for the address.
 WRITE_BYTES = 1024
 
@@ -24,10 +26,18 @@ def write_physical(connection: socket.socket, pieces: Iterable[tuple[int, bytes]
     """
     connection.settimeout(_TIMEOUT_S)
     session = _Session(connection)
-    session.ask(b"qSupported:")
+    session.send(b"qSupported:")
+    session.answer()
     session.demand(b"Qqemu.PhyMemMode:1")
+    asked = 0
     for address, content in pieces:
-        session.demand(b"M%x,%x:%s" % (address, len(content), content.hex().encode()))
+        session.send(b"M%x,%x:%s" % (address, len(content), content.hex().encode()))
+        asked += 1
+        if asked > _MOST_UNANSWERED:
+            session.confirm()
+            asked -= 1
+    for _ in range(asked):
+        session.confirm()
 
 
 class _Session:
@@ -36,20 +46,33 @@ class _Session:
         self._read = b""
 
     def demand(self, command: bytes) -> None:
-        answer = self.ask(command)
+        self.send(command)
+        self.confirm()
+
+    def confirm(self) -> None:
+        answer = self.answer()
         if answer != b"OK":
             raise MachineFailed(f"QEMU does not write its guest's memory: {answer[:100]!r}")
 
-    def ask(self, command: bytes) -> bytes:
+    def send(self, command: bytes) -> None:
+        """With the `+` for the answer before it."""
         try:
-            self._connection.sendall(b"$%s#%02x" % (command, sum(command) & 0xFF))
-            while (end := self._read.find(b"#")) < 0 or len(self._read) < end + 3:
-                data = self._connection.recv(_MOST_ANSWER_BYTES)
-                if not data or len(self._read) > _MOST_ANSWER_BYTES:
-                    raise MachineFailed("QEMU's server for debuggers ended in the middle of an answer")
-                self._read += data
-            packet, self._read = self._read[:end], self._read[end + 3 :]
-            self._connection.sendall(b"+")
+            self._connection.sendall(b"+$%s#%02x" % (command, sum(command) & 0xFF))
         except OSError as error:
-            raise MachineFailed(f"QEMU's server for debuggers does not answer: {error}") from error
+            raise _silent(error) from error
+
+    def answer(self) -> bytes:
+        while (end := self._read.find(b"#")) < 0 or len(self._read) < end + 3:
+            try:
+                data = self._connection.recv(_MOST_ANSWER_BYTES)
+            except OSError as error:
+                raise _silent(error) from error
+            if not data or len(self._read) > _MOST_ANSWER_BYTES:
+                raise MachineFailed("QEMU's server for debuggers ended in the middle of an answer")
+            self._read += data
+        packet, self._read = self._read[:end], self._read[end + 3 :]
         return packet.rpartition(b"$")[2]
+
+
+def _silent(error: OSError) -> MachineFailed:
+    return MachineFailed(f"QEMU's server for debuggers does not answer: {error}")

@@ -25,6 +25,9 @@ _RT_SIGACTION = 13
 #: struct kernel_sigaction.
 _ACTION_BYTES = 32
 _SYSCALL_INSTRUCTION = b"\x0f\x05"
+#: What a call that waited has come to when its thread was stopped: EINTR, or what the kernel makes of it
+#: later, ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND and ERESTART_RESTARTBLOCK (linux/errno.h).
+_INTERRUPTED = (-4, -512, -513, -514, -516)
 #: Below the stack pointer, and below what a function may use there without saying so (the ABI's red zone).
 _SCRATCH_BELOW = 1024
 
@@ -115,7 +118,11 @@ class Stopped:
         if inner is None or name is None:
             raise HostLacks("this host's /proc does not tell the threads of a process")
         registers = _registers(number)
-        if self.read(registers["rip"] - 2, 2) != _SYSCALL_INSTRUCTION or registers["orig_rax"] >> 63:
+        is_in_call = (
+            self.read(registers["rip"] - 2, 2) == _SYSCALL_INSTRUCTION and not registers["orig_rax"] >> 63
+        )
+        # Not one that has just been made, like the close of a number that is another file's the next moment.
+        if not is_in_call or ctypes.c_int64(registers["rax"]).value not in _INTERRUPTED:
             raise MachineFailed(f"QEMU's thread {name[1]!r} is in the middle of something")
         # It was waiting, and is to make the same call again.
         registers |= {"rip": registers["rip"] - 2, "rax": registers["orig_rax"]}
