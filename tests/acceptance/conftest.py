@@ -15,6 +15,7 @@ import pytest
 
 import bough
 from bough.paths import Home
+from tests.waiting import wait_until
 
 BOUGH = Path(sys.executable).parent / "bough"
 
@@ -117,3 +118,19 @@ def write(path: Path, text: str) -> Path:
 def _nothing_left(request: pytest.FixtureRequest) -> None:
     if "bough_home" in request.fixturenames:
         request.getfixturevalue("nothing_left")
+
+
+def begun(home: Home, snapshot: str) -> list[str]:
+    """Ids of the machines that wait for the state of that snapshot."""
+    records = [json.loads(path.read_bytes()) for path in home.machines.glob("*/machine.json")]
+    return [
+        record["id"]
+        for record in records
+        if record["spare"] and record["snapshot"] == snapshot and record["state"] == "paused"
+    ]
+
+
+def wait_begun(home: Home, snapshot: str) -> str:
+    wait_until(lambda: bool(begun(home, snapshot)), what="the next fork is begun")
+    (found,) = begun(home, snapshot)
+    return found

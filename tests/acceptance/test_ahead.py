@@ -10,7 +10,7 @@ import pytest
 
 import bough
 from bough.paths import Home
-from tests.acceptance.conftest import Cli
+from tests.acceptance.conftest import Cli, wait_begun
 from tests.conftest import MEMORY
 from tests.torture.processes import kill, qemus, service_pid
 from tests.waiting import wait_until
@@ -24,22 +24,6 @@ def snapshot(booted: bough.Snapshot) -> Iterator[bough.Snapshot]:
         made = source.snapshot()
     yield made
     made.delete()
-
-
-def begun(home: Home, snapshot: str) -> list[str]:
-    """Ids of the machines that wait for the state of that snapshot."""
-    records = [json.loads(path.read_bytes()) for path in home.machines.glob("*/machine.json")]
-    return [
-        record["id"]
-        for record in records
-        if record["spare"] and record["snapshot"] == snapshot and record["state"] == "paused"
-    ]
-
-
-def wait_begun(home: Home, snapshot: str) -> str:
-    wait_until(lambda: bool(begun(home, snapshot)), what="the next fork is begun")
-    (found,) = begun(home, snapshot)
-    return found
 
 
 def test_a_fork(

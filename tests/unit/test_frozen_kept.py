@@ -34,10 +34,10 @@ def put(kept: FrozenProcesses, name: str) -> Any:
 
 async def test_it_is_found_until_its_snapshot_goes(kept: FrozenProcesses) -> None:
     assert kept.get("one") is None
-    assert kept.is_wanted("one")
+    assert kept.is_wanted("one", forked=True)
     process = put(kept, "one")
     assert kept.get("one") is process
-    assert not kept.is_wanted("one")
+    assert not kept.is_wanted("one", forked=True)
     kept.drop("one")
     assert kept.get("one") is None
 
@@ -46,8 +46,8 @@ async def test_what_is_of_no_use_is_not_made_again(kept: FrozenProcesses) -> Non
     put(kept, "one").is_of_use = False
     assert kept.get("one") is None
     kept.refuse("two")
-    assert not kept.is_wanted("one")
-    assert not kept.is_wanted("two")
+    assert not kept.is_wanted("one", forked=True)
+    assert not kept.is_wanted("two", forked=True)
 
 
 async def test_those_used_last_are_kept(kept: FrozenProcesses) -> None:
@@ -58,12 +58,30 @@ async def test_those_used_last_are_kept(kept: FrozenProcesses) -> None:
     assert [name for name in "abcde" if kept.get(name) is not None] == ["a", "c", "d", "e"]
 
 
+async def test_those_that_were_never_used_make_way(kept: FrozenProcesses) -> None:
+    for name in "abcd":
+        put(kept, name)
+    assert kept.get("a") is not None
+    assert kept.is_wanted("e", forked=False)
+    put(kept, "e")
+    put(kept, "f")
+    assert [name for name in "abcdef" if not kept.is_wanted(name, forked=True)] == ["a", "d", "e", "f"]
+    for name in "def":
+        assert kept.get(name) is not None
+    assert not kept.is_wanted("g", forked=False)
+    assert kept.is_wanted("g", forked=True)
+
+
 async def test_unused_they_go(kept: FrozenProcesses, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frozen, "_KEPT_S", 0.05)
+    monkeypatch.setattr(frozen, "_KEPT_UNUSED_S", 0.05)
     put(kept, "one")
     await asyncio.sleep(0.3)
     assert kept.get("one") is None
     put(kept, "one")  # and are looked after again
+    assert kept.get("one") is not None
+    await asyncio.sleep(0.3)
+    assert kept.get("one") is not None
+    monkeypatch.setattr(frozen, "_KEPT_S", 0.05)
     await asyncio.sleep(0.3)
     assert kept.get("one") is None
 
@@ -75,4 +93,4 @@ async def test_while_memory_is_short_there_are_none(
     monkeypatch.setattr(frozen, "is_memory_short", lambda: True)
     await asyncio.sleep(0.1)
     assert kept.get("one") is None
-    assert not kept.is_wanted("one")
+    assert not kept.is_wanted("one", forked=True)

@@ -6,18 +6,21 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from bough.bundle import Source
 from bough.errors import BoughError, HostLacks, InvalidInput
+from bough.guest.channel import AgentChannel
 from bough.hypervisor.base import EPHEMERAL_GRACE_S, remove_tree
 from bough.hypervisor.making import Making
 from bough.machines.first_boot import run_script
+from bough.machines.identity import settle_identity
 from bough.machines.machine import Machine
 from bough.machines.record import LIVE, MachineDisk, State, new_machine_id
-from bough.machines.rehearsal import rehearse
+from bough.machines.rehearsal import rehearse, wait_quiet
 from bough.machines.saved import SavedState
 from bough.paths import MachinePaths
 from bough.progress import Progress, Report, ignore_progress
@@ -38,11 +41,10 @@ log = logging.getLogger("bough.hypervisor")
 #: More of them at once only wait for each other.
 _FORKS_AT_ONCE = max(2, os.cpu_count() or 2)
 #: For so many of one call the rehearsal, which they wait for, is made up for.
-_MANY = 32
-#: What a fork is asked to do before it is frozen, and how long it is left alone then.
+_MANY = 16
+#: What a fork is asked to do before it is frozen.
 _REHEARSED_COMMANDS = 3
 _REHEARSED_COMMAND_S = 60.0
-_REHEARSED_S = 1.0
 
 
 class Branches(Making):
@@ -59,6 +61,8 @@ class Branches(Making):
         if label is not None:
             check_name(label)
         manifest = await self._take(machine, label=label, message=message, memory=memory, report=report)
+        if manifest.memory is not None:
+            self.ahead.foresee(Kind(manifest, "new"))
         self.events.emit("snapshotted", machine=machine.id, name=machine.name, detail=manifest.id)
         return manifest
 
@@ -296,14 +300,17 @@ class Branches(Making):
             name = f"rehearsal-{new_machine_id()}"
             machine = await self._fork(kind.manifest, name, begun, "new", True, spec=kind.spec, spare=True)
             try:
+                began = time.monotonic()
                 self._holders[machine.id] = 1
                 machine.stand_back(not in_hurry)
                 await machine.wait_ready()
                 channel = await machine.agent()
                 for _ in range(_REHEARSED_COMMANDS):
                     await run_script(channel, "true", timeout_s=_REHEARSED_COMMAND_S)
-                await machine.wait_settled()
-                await asyncio.sleep(_REHEARSED_S)
+                assert isinstance(channel, AgentChannel)  # the image has ours
+                await settle_identity(channel)
+                if machine.pid is not None:
+                    await wait_quiet(machine.pid, began=began, in_hurry=in_hurry)
                 overlays = await asyncio.to_thread(self.snapshots.fresh_overlays, kind.manifest, machine)
                 return await machine.freeze(rehearsal, overlays, saved.memory)
             finally:

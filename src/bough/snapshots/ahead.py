@@ -5,8 +5,8 @@ entered, QEMU starts. Whoever forks a snapshot once, tests that each want a mach
 a fork the next is brought that far, and waits, for a while. It holds little memory and no processor, and
 its guest has not gone on: it is told who it is as any fork is. A spare (spares.py) is one that has.
 
-A snapshot that is forked more than once is rehearsed as well (machines/rehearsal.py), in the background: the
-forks of it after that, the one that is begun among them, go on from a frozen process.
+It is rehearsed as well (machines/rehearsal.py), in the background, and so is a snapshot that was just taken:
+the forks of it after that, the one that is begun among them, go on from a frozen process.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ from bough.tasks import Tasks
 
 log = logging.getLogger("bough.ahead")
 
-#: For so many snapshots at once: those that were forked last.
+#: For so many snapshots at once: those that were taken or forked last.
 _MOST = 2
 _KEPT_S = 60.0
 _LOOK_EVERY_S = 10.0
 #: The one before it has just answered, and somebody wants something of it.
 _BEGIN_AFTER_S = 1.0
-#: Forks of a snapshot until it is worth a rehearsal. An image that was run is run again.
-_REHEARSE_AFTER = 2
+#: So many forks of a snapshot one after the other, without a pause between them, do not wait for one to be
+#: rehearsed: they would never come to an end.
+_MOST_WITHOUT = 3
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,14 @@ class Ahead:
         self._last: Kind | None = None
         self._beginning: asyncio.Task[None] | None = None
         self._rehearsing: asyncio.Task[None] | None = None
+        #: By the id of the snapshot, one after the other, of which what was asked for last comes first.
+        self._to_rehearse: dict[str, Kind] = {}
         self._tasks = Tasks()
 
     async def clear(self) -> None:
         """Be rid of all that were begun, and of the one that is being."""
         self._last = None
+        self._to_rehearse.clear()
         await self._tasks.end()
         begun, self._begun = self._begun, []
         for one in begun:
@@ -115,13 +119,19 @@ class Ahead:
             yield
         finally:
             self._forking -= 1
-            if self._last is not None and (self._beginning is None or self._beginning.done()):
-                self._beginning = self._tasks.begin(self._begin_next(), "begin the next fork")
+            self._begin_soon()
 
     def expect(self, kind: Kind) -> None:
         """One was made; the next is to be begun."""
         self._last = kind
         self._asked[kind.manifest.id] += 1
+        if self._asked[kind.manifest.id] >= _MOST_WITHOUT:
+            self._rehearse_soon(kind)
+
+    def foresee(self, kind: Kind) -> None:
+        """None was made of that snapshot yet, and will be perhaps."""
+        self._last = kind
+        self._begin_soon()
 
     def take(self, kind: Kind) -> Begun | None:
         """The caller's from now on."""
@@ -137,30 +147,50 @@ class Ahead:
         for one in [one for one in self._begun if one.kind.manifest.id == snapshot_id]:
             self._let_go(one)
 
+    def _begin_soon(self) -> None:
+        if self._last is not None and (self._beginning is None or self._beginning.done()):
+            self._beginning = self._tasks.begin(self._begin_next(), "begin the next fork")
+
     async def _begin_next(self) -> None:
         while self._last is not None:
             await asyncio.sleep(_BEGIN_AFTER_S)
             if self._forking:
                 return  # the last of them looks again
             kind, self._last = self._last, None
-            one = self._find(kind)
-            if one is None and kind.manifest.id not in self._forgotten and not is_memory_short():
-                one = await self._try_to_begin(kind)
-            if one is not None:
-                one.until = time.monotonic() + _KEPT_S
+            if self._asked[kind.manifest.id]:
+                await self._stand_ready(kind)
             self._rehearse_soon(kind)
 
+    async def _stand_ready(self, kind: Kind) -> None:
+        """One is begun from now on, and waits."""
+        one = self._find(kind)
+        if one is None and kind.manifest.id not in self._forgotten and not is_memory_short():
+            one = await self._try_to_begin(kind)
+        if one is not None:
+            one.until = time.monotonic() + _KEPT_S
+
     def _rehearse_soon(self, kind: Kind) -> None:
+        if self._is_to_be_rehearsed(kind):
+            self._to_rehearse[kind.manifest.id] = kind
+            # Of a dozen that were taken one after the other the last are forked, if any.
+            while len(self._to_rehearse) > _MOST:
+                self._to_rehearse.pop(next(iter(self._to_rehearse)))
+            if self._rehearsing is None or self._rehearsing.done():
+                self._rehearsing = self._tasks.begin(self._rehearse_all(), "rehearse forks")
+
+    def _is_to_be_rehearsed(self, kind: Kind) -> bool:
         name = kind.manifest.id
-        is_worth_it = kind.spec is not None or self._asked[name] >= _REHEARSE_AFTER
-        is_rehearsing = self._rehearsing is not None and not self._rehearsing.done()
-        if is_worth_it and not is_rehearsing and name not in self._forgotten and self._frozen.is_wanted(name):
-            work = self._try_to_rehearse(kind, in_hurry=False)
-            self._rehearsing = self._tasks.begin(work, "rehearse a fork")
+        return name not in self._forgotten and self._frozen.is_wanted(name, forked=self._asked[name] > 0)
+
+    async def _rehearse_all(self) -> None:
+        while self._to_rehearse:
+            _, kind = self._to_rehearse.popitem()
+            if self._is_to_be_rehearsed(kind):
+                await self._try_to_rehearse(kind, in_hurry=False)
 
     async def rehearse(self, kind: Kind) -> None:
         """Now, for many forks that are to go on from what comes of it."""
-        if self._frozen.is_wanted(kind.manifest.id):
+        if self._frozen.is_wanted(kind.manifest.id, forked=True):
             work = self._try_to_rehearse(kind, in_hurry=True)
             await asyncio.wait({self._tasks.begin(work, "rehearse a fork for many")})
 
@@ -175,13 +205,12 @@ class Ahead:
         if name in self._forgotten:
             return
         self._frozen.put(name, frozen)
-        one = self._find(kind)
-        if one is not None and not self._forking:  # one that goes on from it is to stand there instead
-            self._begun.remove(one)
-            await self._drop(one)
-            following = await self._try_to_begin(kind)
-            if following is not None:
-                following.until = one.until
+        if not self._forking:
+            one = self._find(kind)
+            if one is not None:  # one that goes on from it is to stand there instead
+                self._begun.remove(one)
+                await self._drop(one)
+            await self._stand_ready(kind)
 
     def _find(self, kind: Kind) -> Begun | None:
         for dead in [one for one in self._begun if one.machine.state is not State.PAUSED]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from dataclasses import dataclass
 
 from bough.qemu.frozen.freeze import FrozenProcess
@@ -14,13 +13,21 @@ from bough.tasks import Tasks
 #: Each takes some 70 MiB of the host's memory, which its forks share.
 _MOST = 4
 _KEPT_S = 1800.0
+#: One of a snapshot that nobody has forked yet.
+_KEPT_UNUSED_S = 300.0
 _LOOK_EVERY_S = 10.0
 
 
 @dataclass(eq=False)
 class _Kept:
+    """`used` (time.monotonic): last, or when it was made; `uses`: how often."""
+
     process: FrozenProcess
     used: float
+    uses: int = 0
+
+    def is_old(self, now: float) -> bool:
+        return now - self.used > (_KEPT_S if self.uses else _KEPT_UNUSED_S)
 
 
 class FrozenProcesses:
@@ -28,8 +35,8 @@ class FrozenProcesses:
     they have of it."""
 
     def __init__(self) -> None:
-        #: By the id of the snapshot; those used last at the end.
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        #: By the id of the snapshot.
+        self._kept: dict[str, _Kept] = {}
         self._refused: set[str] = set()
         self._looking: asyncio.Task[None] | None = None
         self._tasks = Tasks()
@@ -42,17 +49,24 @@ class FrozenProcesses:
             self.refuse(snapshot_id)
             return None
         kept.used = time.monotonic()
-        self._kept.move_to_end(snapshot_id)
+        kept.uses += 1
         return kept.process
 
-    def is_wanted(self, snapshot_id: str) -> bool:
-        """There is none, and nothing is known that speaks against making one."""
-        return snapshot_id not in self._kept and snapshot_id not in self._refused and not is_memory_short()
+    def is_wanted(self, snapshot_id: str, *, forked: bool) -> bool:
+        """There is none, and nothing is known that speaks against making one.
+
+        Args:
+            forked: of a snapshot that was forked before: it may take the place of any other.
+        """
+        has_room = forked or sum(kept.uses > 0 for kept in self._kept.values()) < _MOST
+        is_new = snapshot_id not in self._kept and snapshot_id not in self._refused
+        return has_room and is_new and not is_memory_short()
 
     def put(self, snapshot_id: str, process: FrozenProcess) -> None:
         self._kept[snapshot_id] = _Kept(process, time.monotonic())
         while len(self._kept) > _MOST:
-            self._kept.popitem(last=False)
+            others = [name for name in self._kept if name != snapshot_id]
+            self._kept.pop(min(others, key=lambda name: (self._kept[name].uses > 0, self._kept[name].used)))
         if self._looking is None or self._looking.done():
             self._looking = self._tasks.begin(self._look(), "look after frozen processes")
 
@@ -73,7 +87,6 @@ class FrozenProcesses:
     async def _look(self) -> None:
         while self._kept:
             await asyncio.sleep(_LOOK_EVERY_S)
-            oldest = time.monotonic() - _KEPT_S
-            short = is_memory_short()
-            for name in [name for name, kept in self._kept.items() if short or kept.used < oldest]:
+            now, short = time.monotonic(), is_memory_short()
+            for name in [name for name, kept in self._kept.items() if short or kept.is_old(now)]:
                 self._kept.pop(name)
