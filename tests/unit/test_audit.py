@@ -178,6 +178,16 @@ async def test_what_is_being_made_is_left_alone(home: Home) -> None:
 
 
 @needs_qemu_img
+async def test_further_disks_of_what_only_stands_by_are_its_own(home: Home) -> None:
+    """It is being rehearsed, and knows of them a moment later."""
+    (machine(home).disks / "0-aaaaaaaa.qcow2").touch(0o600)
+    assert kinds(await look(home)) == ["stray"]
+    record = MachineRecord.read(machine(home))
+    record.model_copy(update={"spare": True}).write(machine(home))
+    assert (await look(home))["clean"]
+
+
+@needs_qemu_img
 async def test_writes_that_were_never_finished(home: Home) -> None:
     for directory in (home.root, machine(home).root, home.images / _only_image(home)):
         (directory / ".machine.json.abcd_123").write_text("{")

@@ -205,7 +205,8 @@ def _audit_machine(record: MachineRecord, paths: MachinePaths, look: Look) -> It
     wanted = disk_files(record)
     known = {*wanted, FIRMWARE_VARIABLES, *(disk.file for disk in record.disks_before or ())}
     for path in _entries(paths.disks):
-        if path.name not in known and path.suffix != ".iso":
+        # What is nobody's, and just being rehearsed, has disks that it does not know yet: they go with it.
+        if path.name not in known and path.suffix != ".iso" and not record.spare:
             yield _stray(path, record.id)
         else:
             yield from _check_mode(path, 0o600)
