@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 import bough
 from bough.errors import BoughError
 from bough.paths import Home
-from tests.acceptance.conftest import Cli, wait_begun
+from tests.acceptance.conftest import Cli, is_thawed, records, wait_begun
 from tests.torture.processes import kill, qemus, service_pid
 from tests.waiting import wait_until
 
@@ -20,15 +19,8 @@ DMI = "/sys/class/dmi/id"
 OWN_IDS = f"cat {DMI}/product_uuid {DMI}/product_serial /sys/class/net/e*/address /etc/machine-id"
 
 
-def is_thawed(home: Home, machine: bough.Machine) -> bool:
-    """Whether its QEMU has not been started, but went on from a frozen one."""
-    words = Path(f"/proc/{qemus(home)[machine.id]}/cmdline").read_bytes().split(b"\0")
-    return words[0].startswith(b"/proc/self/fd/")
-
-
 def rehearsals(home: Home) -> list[str]:
-    records = [json.loads(path.read_bytes()) for path in home.machines.glob("*/machine.json")]
-    return [record["id"] for record in records if record["name"].startswith("rehearsal-")]
+    return [record["id"] for record in records(home) if record["name"].startswith("rehearsal-")]
 
 
 def wait_settled(home: Home, machine: bough.Machine) -> None:
@@ -49,9 +41,9 @@ def snapshot(booted: bough.Snapshot, bough_home: Home) -> Iterator[bough.Snapsho
 
     def goes_on() -> bool:
         with made.fork(ephemeral=True) as fork:
-            return is_thawed(bough_home, fork)
+            return is_thawed(bough_home, fork.id)
 
-    wait_until(goes_on, what="forks go on from a frozen process", every_s=1.5)
+    wait_until(goes_on, timeout_s=240, what="forks go on from a frozen process", every_s=1.5)
     yield made
     made.delete()
 
@@ -62,7 +54,7 @@ def test_a_snapshot_that_nobody_has_forked(bough_home: Home, booted: bough.Snaps
         made = source.snapshot()
     wait_begun(bough_home, made.id)
     with made.fork(ephemeral=True) as fork:
-        assert is_thawed(bough_home, fork)
+        assert is_thawed(bough_home, fork.id)
         assert fork.read_text("/dev/shm/word") == "in memory"
     made.delete()
 
@@ -72,7 +64,7 @@ def test_many_of_one_call(bough_home: Home, booted: bough.Snapshot) -> None:
     with booted.fork(ephemeral=True) as source:
         made = source.snapshot()
     forks = made.fork(count=16, ephemeral=True)
-    assert all(is_thawed(bough_home, fork) for fork in forks)
+    assert all(is_thawed(bough_home, fork.id) for fork in forks)
     time.sleep(1.5)
     for fork in forks:
         assert fork.exec("hostname").stdout.strip() == fork.name
@@ -91,7 +83,7 @@ def forks(snapshot: bough.Snapshot) -> Iterator[list[bough.Machine]]:
 def test_each_is_somebody(bough_home: Home, forks: list[bough.Machine]) -> None:
     said = []
     for fork in forks:
-        assert is_thawed(bough_home, fork)
+        assert is_thawed(bough_home, fork.id)
         assert fork.read_text("/dev/shm/word") == "in memory"
         drawn = (
             "od -An -tx1 -N32 /dev/urandom; python3 -c 'import os; print(os.urandom(32).hex())'; date +%s.%N"
@@ -121,7 +113,7 @@ def test_it_keeps_what_it_writes_and_boots_as_itself(bough_home: Home, forks: li
     fork.stop(force=True)
     fork.start()
     fork.wait("booted")
-    assert not is_thawed(bough_home, fork)
+    assert not is_thawed(bough_home, fork.id)
     assert fork.read_text("/root/word") == "kept\n"
     uuid, serial, mac, machine_id = ids_of(fork)
     assert (uuid.lower(), serial, mac) == (record["hardware"]["uuid"], fork.id, record["hardware"]["mac"])
@@ -144,7 +136,7 @@ def test_it_reboots_as_itself(bough_home: Home, forks: list[bough.Machine]) -> N
 
     wait_until(is_back, timeout_s=120, what="it has rebooted", every_s=0.5)
     fork.wait("booted")
-    assert is_thawed(bough_home, fork)
+    assert is_thawed(bough_home, fork.id)
     uuid, serial, mac, _ = ids_of(fork)
     assert (uuid.lower(), serial, mac) == (record["hardware"]["uuid"], fork.id, record["hardware"]["mac"])
 

@@ -97,6 +97,8 @@ class Ahead:
         self._rehearsing: asyncio.Task[None] | None = None
         #: By the id of the snapshot, one after the other, of which what was asked for last comes first.
         self._to_rehearse: dict[str, Kind] = {}
+        #: Those that go on, by the id of the snapshot.
+        self._rehearsals: dict[str, asyncio.Task[None]] = {}
         self._tasks = Tasks()
 
     async def clear(self) -> None:
@@ -186,13 +188,21 @@ class Ahead:
         while self._to_rehearse:
             _, kind = self._to_rehearse.popitem()
             if self._is_to_be_rehearsed(kind):
-                await self._try_to_rehearse(kind, in_hurry=False)
+                await asyncio.wait({self._begin_rehearsal(kind, in_hurry=False)})
 
     async def rehearse(self, kind: Kind) -> None:
         """Now, for many forks that are to go on from what comes of it."""
         if self._frozen.is_wanted(kind.manifest.id, forked=True):
-            work = self._try_to_rehearse(kind, in_hurry=True)
-            await asyncio.wait({self._tasks.begin(work, "rehearse a fork for many")})
+            await asyncio.wait({self._begin_rehearsal(kind, in_hurry=True)})
+
+    def _begin_rehearsal(self, kind: Kind, *, in_hurry: bool) -> asyncio.Task[None]:
+        """Or the one that goes on."""
+        name = kind.manifest.id
+        if name not in self._rehearsals:
+            work = self._try_to_rehearse(kind, in_hurry=in_hurry)
+            self._rehearsals[name] = self._tasks.begin(work, "rehearse a fork")
+            self._rehearsals[name].add_done_callback(lambda _: self._rehearsals.pop(name))
+        return self._rehearsals[name]
 
     async def _try_to_rehearse(self, kind: Kind, *, in_hurry: bool) -> None:
         name = kind.manifest.id
