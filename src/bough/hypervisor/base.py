@@ -51,7 +51,7 @@ class Base(ABC):
         self.images = ImageStore(home)
         self.catalogues = Catalogues(home)
         self.snapshots = SnapshotTree(home)
-        self.spares = Spares(home.spares, self._make_spare, self._discard_spare)
+        self.spares = Spares(home.spares, self._make_spare, self._rouse_spare, self._discard_spare)
         self.ahead = Ahead(self._begin_fork, self._discard_spare, self._rehearse, self.snapshots.frozen)
         self._machines: dict[str, Machine] = {}
         self._reserved_names: set[str] = set()
@@ -144,6 +144,8 @@ class Base(ABC):
 
     @abstractmethod
     async def _make_spare(self, of: Of) -> Machine: ...
+    @abstractmethod
+    async def _rouse_spare(self, of: Of, machine: Machine) -> None: ...
 
     @abstractmethod
     async def _begin_fork(self, kind: Kind) -> Begun: ...

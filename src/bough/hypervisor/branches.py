@@ -272,7 +272,7 @@ class Branches(Making):
         if machine is None:
             return None
         machine.record.spare = False  # it gives way to nobody any more
-        return await self._wake(machine, machine.wake_spare(name=name, ephemeral=ephemeral), ephemeral)
+        return await self._wake(machine, machine.standby.take(name=name, ephemeral=ephemeral), ephemeral)
 
     async def _begin_fork(self, kind: Kind) -> Begun:
         """See snapshots/ahead.py."""

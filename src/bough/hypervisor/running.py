@@ -193,11 +193,16 @@ class Running(Branches):
             await machine.pause()
             for _ in range(_REHEARSALS):
                 await asyncio.sleep(_STANDS_STILL_S)
-                await machine.rehearse()
+                await machine.standby.rehearse()
         except BaseException:
             await asyncio.shield(self._discard_spare(machine))
             raise
         return machine
+
+    async def _rouse_spare(self, of: Of, machine: Machine) -> None:
+        """See Spares. Raises BoughError: it is of no use."""
+        if "spec" in of:
+            await machine.standby.rouse()
 
     async def _ready_snapshot(self, spec: MachineSpec, report: Report) -> SnapshotManifest | None:
         """Of the booted image on that hardware, made where there is none; None: this one is booted."""

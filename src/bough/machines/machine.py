@@ -36,7 +36,6 @@ from bough.machines.chain import Chains
 from bough.machines.console import Console, read_console
 from bough.machines.events import Events
 from bough.machines.guest import Guest
-from bough.machines.identity import give_name, set_clock
 from bough.machines.live_copy import end_live_copy
 from bough.machines.mounts import trouble_error
 from bough.machines.ports import PortServer
@@ -55,6 +54,7 @@ from bough.machines.rehearsal import Rehearsal, freeze_process, put_back
 from bough.machines.restart import Restarter
 from bough.machines.saved import SavedState, take_up
 from bough.machines.screen import VncDoor
+from bough.machines.standby import StandBy
 from bough.machines.standing import Standing
 from bough.machines.turns import Turns
 from bough.machines.vcpus import read_vcpus
@@ -115,6 +115,7 @@ class Machine:
         hidden = (paths.root.parent.parent, paths.runtime.parent)
         self.mounts = MountKeeper(record.id, hidden, self.tell)
         self.chains = Chains(self, merged)
+        self.standby = StandBy(self)
         self._restarter = Restarter(self)
         self._stop_asked = False
         self._shutdown_reason: str | None = None
@@ -556,45 +557,6 @@ class Machine:
         if self.record.identity == "new":
             self._guest.settle_soon()
 
-    async def rehearse(self) -> None:
-        """As `wake_spare`, and it stands still again: an emulated processor has translated what that
-        takes."""
-        async with self.transition("starting", State.PAUSED):
-            for name in (self.name, None):
-                await self._wake(name)
-                await self._running_qmp().execute("stop")
-
-    async def wake_spare(self, *, name: str | None, ephemeral: bool) -> None:
-        """It stood by, paused, and goes on as somebody's machine, with the right time.
-
-        Args:
-            name: None: the one that it has.
-        """
-        moment = now()
-        asked: dict[str, Any] = {"ephemeral": ephemeral, "created": moment, "started": moment}
-        if name is not None:
-            asked |= {"name": name, "identity": "new"}  # until the name is on its disk
-        async with self.transition("starting", State.PAUSED):
-            await self._wake(name, lambda: self._change(state=State.RUNNING, spare=False, **asked))
-        if name is not None:
-            self._tell_name()
-            self._guest.settle_soon()
-
-    async def _wake(self, name: str | None, meanwhile: Callable[[], None] = lambda: None) -> None:
-        channel = self.channel()
-        if channel is None:
-            raise AgentUnavailable(f"the agent of machine '{self.name}' is gone", machine=self.name)
-        # It lies there when it wakes: the first thing that it finds.
-        telling = set_clock(channel) if name is None else give_name(channel, name)
-        told = asyncio.create_task(telling)
-        await asyncio.sleep(0)
-        try:
-            await self._running_qmp().execute("cont")
-            meanwhile()  # it takes the guest a moment to answer
-            await told
-        finally:
-            told.cancel()
-
     @property
     def settling(self) -> bool:
         """A new identity is not wholly on its disk yet, and will be."""
@@ -615,6 +577,11 @@ class Machine:
         self._change(name=name, event=False)
         self._tell_name()
         self._events.emit("renamed", machine=self.id, name=name, detail=f"from {old}")
+
+    def renamed(self) -> None:
+        """Its guest has been told a name that is not on its disk yet."""
+        self._tell_name()
+        self._guest.settle_soon()
 
     def _tell_name(self) -> None:
         """To what names it in errors."""
@@ -897,9 +864,9 @@ class Machine:
 
     # -- bookkeeping --------------------------------------------------------------------------
 
-    def change(self, **fields: Any) -> None:
+    def change(self, *, event: bool = False, **fields: Any) -> None:
         """Change the record; for those who hold a transition."""
-        self._change(event=False, **fields)
+        self._change(event=event, **fields)
 
     def tell(self, kind: str, detail: str = "") -> None:
         """An event about it; of one that only stands by nobody is told."""

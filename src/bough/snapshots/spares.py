@@ -4,6 +4,9 @@
 `cont` and a look at the clock. Its emulated processor has translated what it needs by then. None is kept
 unless asked for; what is asked for is in spares.json. All are given up while the host is short of memory,
 and when the service ends.
+
+The next one that a run is to take is awake: it idles, and there is nothing that it has to be told. A spare of
+a snapshot is not: what runs in it would go on, and whoever forks it wants it as it was.
 """
 
 from __future__ import annotations
@@ -34,14 +37,17 @@ _MAKE_AFTER_S = 1.0
 Of = dict[str, Any]
 Make = Callable[[Of], Awaitable[Machine]]
 Discard = Callable[[Machine], Awaitable[None]]
+Rouse = Callable[[Of, Machine], Awaitable[None]]
 
 
 class Spares:
-    """Made with two ways of the hypervisor: to make a spare, and to be rid of it."""
+    """Made with three ways of the hypervisor: to make a spare, to have it stand by awake, where that may be,
+    and to be rid of it."""
 
-    def __init__(self, settings: Path, make: Make, discard: Discard) -> None:
+    def __init__(self, settings: Path, make: Make, rouse: Rouse, discard: Discard) -> None:
         self._settings = settings
         self._make = make
+        self._rouse = rouse
         self._discard = discard
         self._wanted: list[dict[str, Any]] = []
         #: In the order of `_wanted`.
@@ -126,9 +132,10 @@ class Spares:
             kept = self._kept.setdefault(name, [])
             while len(kept) > entry["count"]:
                 await self._discard(kept.pop())
+            await self._rouse_first(kept, _of(entry))
             while len(kept) < entry["count"] and not is_memory_short():
                 try:
-                    kept.append(await self._make(_of(entry)))
+                    kept.append(await self._make_next(kept, _of(entry)))
                     self._trouble.pop(name, None)
                 except BoughError as error:
                     log.warning("no spare of %s: %s", name, error)
@@ -136,6 +143,32 @@ class Spares:
                     break
                 if self._changed.is_set():
                     return  # what is wanted may have changed
+
+    async def _make_next(self, kept: list[Machine], of: Of) -> Machine:
+        machine = await self._make(of)
+        if not kept:
+            try:
+                await self._rouse(of, machine)
+            except BaseException:
+                await asyncio.shield(self._discard(machine))
+                raise
+        return machine
+
+    async def _rouse_first(self, kept: list[Machine], of: Of) -> None:
+        """It is nobody's to take meanwhile, which is a moment."""
+        if not kept:
+            return
+        first = kept.pop(0)
+        try:
+            await self._rouse(of, first)
+        except BoughError as error:
+            log.warning("a machine that stood by was of no use: %s", error)
+            await self._discard(first)
+        except BaseException:
+            kept.insert(0, first)
+            raise
+        else:
+            kept.insert(0, first)
 
     async def _give_up(self, only: str | None = None) -> None:
         for name in list(self._kept) if only is None else [only]:

@@ -1,0 +1,106 @@
+"""A machine that stands by until somebody wants it (snapshots/spares.py): paused, or awake and idle."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+from bough.errors import AgentUnavailable
+from bough.guest.channel import AgentChannel
+from bough.machines.identity import give_name, set_clock
+from bough.machines.record import State, now
+from bough.qemu.qmp import Qmp
+
+#: So far the host's clock may have been put forward or back, or the host have slept, and a guest's is right.
+_CLOCK_ERROR_S = 0.02
+
+
+class Host(Protocol):
+    """What a StandBy needs of its machine."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def state(self) -> State: ...
+    def transition(self, doing: str, *allowed: State) -> AbstractAsyncContextManager[None]: ...
+    def channel(self) -> AgentChannel | None: ...
+    def qmp(self) -> Qmp: ...
+    def change(self, *, event: bool = ..., **fields: Any) -> None: ...
+    def renamed(self) -> None: ...
+
+
+class StandBy:
+    def __init__(self, machine: Host) -> None:
+        self._machine = machine
+        #: What the host's clock was ahead of its time since boot when the guest's was last right.
+        self._ahead_s = 0.0
+
+    async def rehearse(self) -> None:
+        """As `take`, and it stands still again: an emulated processor has translated what that takes."""
+        machine = self._machine
+        async with machine.transition("starting", State.PAUSED):
+            for name in (machine.name, None):
+                await self._wake(name)
+                await machine.qmp().execute("stop")
+
+    async def rouse(self) -> None:
+        """It stands by awake from here on. Nothing happens to one that does already."""
+        machine = self._machine
+        if machine.state is State.RUNNING:
+            return
+        async with machine.transition("starting", State.PAUSED):
+            await self._wake(None)
+            machine.change(state=State.RUNNING)
+
+    async def take(self, *, name: str | None, ephemeral: bool) -> None:
+        """It goes on as somebody's machine, with the right time.
+
+        Args:
+            name: None: the one that it has.
+
+        Raises BoughError: it is of no use.
+        """
+        machine, moment = self._machine, now()
+        asked: dict[str, Any] = {"ephemeral": ephemeral, "created": moment, "started": moment}
+        if name is not None:
+            asked |= {"name": name, "identity": "new"}  # until the name is on its disk
+
+        def become_somebodys() -> None:
+            machine.change(event=True, state=State.RUNNING, spare=False, **asked)
+
+        async with machine.transition("starting", State.PAUSED, State.RUNNING):
+            await self._wake(name, become_somebodys)
+        if name is not None:
+            machine.renamed()
+
+    async def _wake(self, name: str | None, meanwhile: Callable[[], None] = lambda: None) -> None:
+        machine = self._machine
+        channel, awake = machine.channel(), machine.state is State.RUNNING
+        if channel is None:
+            raise AgentUnavailable(f"the agent of machine '{machine.name}' is gone", machine=machine.name)
+        # It lies there when it wakes: the first thing that it finds.
+        told = asyncio.create_task(self._tell(channel, name, awake))
+        await asyncio.sleep(0)
+        try:
+            if not awake:
+                await machine.qmp().execute("cont")
+            meanwhile()  # it takes the guest a moment to answer
+            await told
+        finally:
+            told.cancel()
+        self._ahead_s = _ahead_s()
+
+    async def _tell(self, channel: AgentChannel, name: str | None, awake: bool) -> None:
+        if name is not None:
+            await give_name(channel, name)
+        elif awake and abs(_ahead_s() - self._ahead_s) < _CLOCK_ERROR_S:
+            await channel.ping()  # its clock has gone on with the host's
+        else:
+            await set_clock(channel)
+
+
+def _ahead_s() -> float:
+    return time.time() - time.monotonic()
