@@ -20,7 +20,7 @@ from bough.cli.spec import spec_of, spec_options
 def spares(
     image: str | None, snapshot: str | None, count: int | None, as_json: bool, force: bool, **given: Any
 ) -> None:
-    """Keep machines that stand still, and go on when the next `bough run` of IMAGE, or the next `bough fork`
+    """Keep machines that stand by, and go on when the next `bough run` of IMAGE, or the next `bough fork`
     of a snapshot, asks for one.
 
     A run takes one where its machine is of the same kind and it asks for no users, files or commands; a fork
