@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -48,6 +49,7 @@ _ENDINGS = re.compile(r"\.(gz|xz|zst|bz2|raw|img|qcow2|vmdk|vdi|vhdx|ova|iso|tar
 _FIRMWARE = {"x86_64": ("bios", "uefi"), "i386": ("bios",)}
 #: An archive in an archive in an archive is nobody's disk.
 _MOST_LAYERS = 4
+_REMOVED_AGAIN_AFTER_S = (0.02, 0.1, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,16 @@ async def import_image(
             await asyncio.to_thread(store.add, made, manifest, label)
         return store.resolve(manifest.digest)
     finally:
-        await asyncio.to_thread(shutil.rmtree, work, True)
+        await asyncio.to_thread(_remove, work)
+
+
+def _remove(work: Path) -> None:
+    """A thread of an import that was cancelled may be at work in it for a moment still."""
+    for pause_s in _REMOVED_AGAIN_AFTER_S:
+        shutil.rmtree(work, ignore_errors=True)
+        if not work.exists():
+            return
+        time.sleep(pause_s)
 
 
 def _check_request(request: ImportRequest) -> str:
