@@ -32,6 +32,7 @@ from tests.torture.operations import (
     Scene,
 )
 from tests.torture.processes import kill, qemus, service_pid
+from tests.waiting import wait_until
 
 VICTIMS = ("service", "qemu", "both")
 SETTLED = {"stopped", "running", "paused", "suspended", "failed"}
@@ -159,8 +160,10 @@ class Torture:
             new = [machine for machine in running if machine not in before.machines]
             own = operation.machine if operation.machine in running and not new else None
             chosen = own or (self.random.choice(sorted(new or running)) if running else None)
-            if chosen is not None and kill(running[chosen]):
+            if chosen is not None and kill(pid := running[chosen]):
                 killed.add(chosen)
+                # It takes a while to be gone, and who asks until then is told that it runs.
+                wait_until(lambda: pid not in qemus(self.home).values(), what="a killed QEMU is gone")
         return killed
 
     def _choose(self, scene: Scene, names: str | None) -> Operation:
