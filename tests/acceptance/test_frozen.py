@@ -10,6 +10,7 @@ import pytest
 
 import bough
 from bough.errors import BoughError
+from bough.machines.chain import TOO_MANY_LAYERS
 from bough.paths import Home
 from tests.acceptance.conftest import Cli, is_thawed, records, wait_begun
 from tests.torture.processes import kill, qemus, service_pid
@@ -70,6 +71,27 @@ def test_many_of_one_call(bough_home: Home, booted: bough.Snapshot) -> None:
         assert fork.exec("hostname").stdout.strip() == fork.name
         fork.discard()
     made.delete()
+
+
+def test_one_on_more_layers_than_are_left_unmerged(bough_home: Home, booted: bough.Snapshot) -> None:
+    """The one that is rehearsed merges none of them: its forks stand on them all."""
+    source = booted.fork(ephemeral=True)
+    snapshots = []
+    for number in range(TOO_MANY_LAYERS + 1):
+        source.exec("sh", "-c", f"date +%N > /root/{number}; cat /root/* | sha256sum; sync", check=True)
+        snapshots.append(source.snapshot())
+        below = snapshots[-1].fork(ephemeral=True)
+        source.discard()
+        source = below
+    wait_begun(bough_home, snapshots[-1].id)
+    whole = source.exec("sh", "-c", "cat /root/* | sha256sum", check=True).stdout
+    with snapshots[-1].fork(ephemeral=True) as fork:
+        assert is_thawed(bough_home, fork.id)
+        told = fork.exec("sh", "-c", "echo 3 > /proc/sys/vm/drop_caches; cat /root/* | sha256sum", check=True)
+        assert told.stdout == whole
+    source.discard()
+    for made in snapshots:
+        made.delete()
 
 
 @pytest.fixture

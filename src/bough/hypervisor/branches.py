@@ -156,7 +156,9 @@ class Branches(Making):
                 saved = None if cold else await self.snapshots.saved_state(manifest)
                 kind = Kind(manifest, identity) if source is None and saved is not None else None
                 holds.enter_context(self.ahead.forking())
-                if saved is not None and len(names) >= _MANY:
+                takes_spares = kind is not None and identity == "new"
+                standing = self.spares.count(_is_fork_of(manifest)) if takes_spares else 0
+                if saved is not None and len(names) - standing >= _MANY:
                     report(Progress("rehearsing a fork, for all of them"))
                     await self.ahead.rehearse(Kind(manifest, identity))
                     saved = await self.snapshots.saved_state(manifest)
@@ -166,7 +168,7 @@ class Branches(Making):
                     async with limit:
                         try:
                             machine = None
-                            if kind is not None and identity == "new":
+                            if takes_spares:
                                 machine = await self._fork_spare(manifest, name, ephemeral)
                             if machine is None and kind is not None:
                                 self.ahead.expect(kind)
@@ -260,9 +262,7 @@ class Branches(Making):
         with contextlib.ExitStack() as stack:
             if name is not None:
                 stack.enter_context(self._reserve(name))
-            return await self._take_spare(
-                lambda spare: spare.record.forked_from == manifest.id, name=name, ephemeral=ephemeral
-            )
+            return await self._take_spare(_is_fork_of(manifest), name=name, ephemeral=ephemeral)
 
     async def _take_spare(
         self, fits: Callable[[Machine], bool], *, name: str | None, ephemeral: bool
@@ -444,6 +444,10 @@ class Branches(Making):
             self._collect()
         self.events.emit("imported", machine=machine.id, name=machine.name)
         return machine
+
+
+def _is_fork_of(manifest: SnapshotManifest) -> Callable[[Machine], bool]:
+    return lambda machine: machine.record.forked_from == manifest.id
 
 
 def _stem(manifest: SnapshotManifest, spec: MachineSpec | None) -> str:

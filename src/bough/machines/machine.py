@@ -254,7 +254,7 @@ class Machine:
                 raise await self._give_up_start(process, error, saved) from error
             state = State.PAUSED if hold else State.RUNNING
             self._note(state=state, accelerator=plan.accelerator, jail=jail)
-        if not hold:
+        if not hold and (saved is None or saved.rehearsal is None):  # whose layers are its forks'
             self.chains.look()
 
     async def _start_saved(self, plan: Plan, saved: SavedState, back: bool) -> QemuProcess:
@@ -299,7 +299,7 @@ class Machine:
                 qmp,
                 process.pid,
                 self.paths,
-                [disk.file for disk in overlays],
+                overlays,
                 memory,
                 arch=self.record.hardware.arch,
                 vmgenid=self.record.hardware.vmgenid,

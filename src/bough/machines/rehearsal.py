@@ -22,8 +22,9 @@ from typing import Any
 from uuid import UUID
 
 from bough.errors import MachineFailed
-from bough.machines.blocks import Node, read_nodes, read_tops
+from bough.machines.blocks import Node, chain_below, read_nodes, read_tops
 from bough.machines.memory import HIGH_START, find_low_bytes, find_ram
+from bough.machines.record import MachineDisk
 from bough.machines.video import split_devices
 from bough.paths import MachinePaths
 from bough.qemu.arch import architecture
@@ -105,7 +106,7 @@ async def put_back(
     qmp: Qmp,
     pid: int,
     paths: MachinePaths,
-    overlays: list[str],
+    overlays: list[MachineDisk],
     memory: Template,
     *,
     arch: str,
@@ -116,7 +117,7 @@ async def put_back(
     """Steps 3 and 4; its vCPUs stand still, and nobody is connected to its guest.
 
     Args:
-        overlays: file names of empty ones among its disks, one for each.
+        overlays: empty ones among its disks, one for each, on the same layers.
         uid: as which it runs, where we are root.
         port_closed: set when QEMU has told that its guest closed the agent's port.
 
@@ -169,10 +170,13 @@ async def freeze_process(
     raise AssertionError
 
 
-async def _change_disks(qmp: Qmp, paths: MachinePaths, overlays: list[str]) -> None:
+async def _change_disks(qmp: Qmp, paths: MachinePaths, overlays: list[MachineDisk]) -> None:
     tops, nodes = await read_tops(qmp), await read_nodes(qmp)
-    for number, file in enumerate(overlays):
+    for number, overlay in enumerate(overlays):
         old: Node = tops[f"disk{number}"]
+        file = overlay.file
+        if len(chain_below(nodes, old.name)) != len(overlay.layers):
+            raise MachineFailed(f"QEMU does not have the {len(overlay.layers)} layers of {file}")
         name = f"disk{file.removesuffix('.qcow2')}"
         disk: dict[str, Any] = {
             "driver": "qcow2",

@@ -95,6 +95,10 @@ class Spares:
                     return machine
         return None
 
+    def count(self, fits: Callable[[Machine], bool]) -> int:
+        """How many `take` would find, one after the other."""
+        return sum(fits(machine) for kept in self._kept.values() for machine in kept)
+
     def describe(self) -> list[dict[str, Any]]:
         return [
             {
