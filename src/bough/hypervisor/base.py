@@ -144,6 +144,7 @@ class Base(ABC):
 
     @abstractmethod
     async def _make_spare(self, of: Of) -> Machine: ...
+
     @abstractmethod
     async def _rouse_spare(self, of: Of, machine: Machine) -> None: ...
 
