@@ -10,7 +10,7 @@ import pytest
 
 import bough
 from bough.paths import Home
-from tests.acceptance.conftest import Cli, wait_begun
+from tests.acceptance.conftest import Cli, begun, wait_begun
 from tests.conftest import MEMORY
 from tests.torture.processes import kill, qemus, service_pid
 from tests.waiting import wait_until
@@ -55,6 +55,19 @@ def test_a_fork(
     wait_begun(bough_home, snapshot.id)
     same = snapshot.fork("ahead-3", identity="keep")
     assert same.exec("hostname").stdout.strip() == "ahead"
+
+
+def test_the_first_fork(bough_home: Home, booted: bough.Snapshot) -> None:
+    """It was begun while the snapshot was written down."""
+    with booted.fork(ephemeral=True) as source:
+        source.write_file("/dev/shm/word", "in memory")
+        made = source.snapshot()
+        wait_until(lambda: begun(bough_home, made.id), what="a fork is begun", every_s=0.02)
+        following = begun(bough_home, made.id)
+        with made.fork(ephemeral=True) as fork:
+            assert [fork.id] == following
+            assert fork.read_text("/dev/shm/word") == "in memory"
+    made.delete()
 
 
 def test_a_run(hv: bough.Hypervisor, bough_home: Home, debian: str) -> None:

@@ -204,7 +204,7 @@ class Machine:
         Args:
             by_policy: it failed and is started again; the count of that goes on.
             saved: go on from there instead of booting.
-            hold: only until its QEMU waits for that state; `go_on` is the rest.
+            hold: only until its QEMU has taken that up; `go_on` is the rest.
         """
         await asyncio.shield(self.own(self._start(report, by_policy, saved, hold), "start"))
 
@@ -248,8 +248,10 @@ class Machine:
             jail = process.jail.to_dict() if process.jail else None
             try:
                 await self._attach(process, plan.accelerator, greet=saved is None)
+                if saved is not None:
+                    await self._take_up(saved)
                 if saved is not None and not hold:
-                    await self._load(saved)
+                    await self._leave(saved)
             except (BoughError, OSError) as error:
                 raise await self._give_up_start(process, error, saved) from error
             state = State.PAUSED if hold else State.RUNNING
@@ -257,9 +259,11 @@ class Machine:
         if not hold and (saved is None or saved.rehearsal is None):  # whose layers are its forks'
             self.chains.look()
 
-    async def _start_saved(self, plan: Plan, saved: SavedState, back: bool) -> QemuProcess:
+    async def _start_saved(self, plan: Plan, saved: SavedState, hold: bool) -> QemuProcess:
         """Raises as `start_process`."""
-        plan = replace(plan, from_template=True, rehearsal=saved.rehearsal is not None)
+        rehearsal = saved.rehearsal
+        plan = replace(plan, from_template=True, rehearsal=rehearsal is not None)
+        back = hold or (rehearsal is not None and not rehearsal.in_hurry)
         memory, frozen = saved.memory.fileno(), saved.frozen
         if frozen is not None and frozen.is_of_use and frozen.likeness == likeness_of(plan):
             self._frozen = frozen
@@ -334,7 +338,7 @@ class Machine:
             )
             self._tell_name()
             try:
-                await self._load(saved)
+                await self._leave(saved)
             except (BoughError, OSError) as error:
                 raise await self._give_up_start(process, error, saved) from error
             self._note(state=State.RUNNING)
@@ -351,14 +355,18 @@ class Machine:
         when = "while it was started" if saved is None else "while it took up its saved state"
         return self.ended_error(f"{when}: {error}")
 
-    async def _load(self, saved: SavedState) -> None:
-        """Take up the saved state, and the vCPUs run. Raises BoughError, OSError."""
+    async def _take_up(self, saved: SavedState) -> None:
+        """Its vCPUs stand still at the saved moment afterwards. Raises BoughError, OSError."""
         assert self._qmp is not None
         assert self._process is not None
         if not self._process.thawed:
             await take_up(self._qmp, self.pid, saved, announces=self.record.hardware.announces)
         if saved.rehearsal is not None:
             await saved.rehearsal.begin(self.pid)
+
+    async def _leave(self, saved: SavedState) -> None:
+        """Its guest goes on from there. Raises BoughError, OSError."""
+        assert self._qmp is not None
         if self.record.suspended is not None:
             # Before the guest can write to its disks: they and what was kept part here.
             identity = "clock" if self.record.identity == "known" else self.record.identity

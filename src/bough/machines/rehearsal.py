@@ -55,10 +55,12 @@ class Rehearsal:
 
     Attributes:
         stream: the state of its devices, without what makes QEMU forget.
+        in_hurry: somebody waits for what comes of it.
         words: what that left out of it; `marks`: what QEMU was given instead, and `places` where it has that.
     """
 
     stream: bytes
+    in_hurry: bool
     words: tuple[CpuWords, ...]
     marks: tuple[CpuWords, ...]
     places: tuple[CpuWords, ...] = ()
@@ -71,7 +73,7 @@ class Rehearsal:
         await asyncio.to_thread(put_words, pid, self.places, self.words)
 
 
-def rehearse(devices: bytes) -> tuple[bytes, Rehearsal]:
+def rehearse(devices: bytes, *, in_hurry: bool) -> tuple[bytes, Rehearsal]:
     """The state of devices to begin with, and what is to be remembered of it.
 
     Raises MachineFailed: this one cannot be put back.
@@ -84,7 +86,7 @@ def rehearse(devices: bytes) -> tuple[bytes, Rehearsal]:
         raise MachineFailed("it has a screen")
     marked = mark_cpus(stream)
     rest, words = split_cpus(stream)
-    return marked.stream, Rehearsal(rest, words, marked.marks)
+    return marked.stream, Rehearsal(rest, in_hurry, words, marked.marks)
 
 
 async def wait_quiet(pid: int, *, began: float, in_hurry: bool) -> None:

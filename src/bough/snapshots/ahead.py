@@ -1,9 +1,10 @@
 """The next fork of a snapshot, begun before anybody asks for it.
 
-Half of the time of a fork passes before its guest's state is looked at: its files are made, its jail is
-entered, QEMU starts. Whoever forks a snapshot once, tests that each want a machine say, does so again: after
-a fork the next is brought that far, and waits, for a while. It holds little memory and no processor, and
-its guest has not gone on: it is told who it is as any fork is. A spare (spares.py) is one that has.
+Half of the time of a fork passes before its guest goes on: its files are made, its jail is entered, QEMU
+starts, and takes up its state. Whoever forks a snapshot once, tests that each want a machine say, does so
+again: after a fork the next is brought that far, and waits, for a while; and so is the first, while the
+snapshot is still being written down. It holds little memory and no processor, and its guest has not gone on:
+it is told who it is as any fork is. A spare (spares.py) is one that has.
 
 It is rehearsed as well (machines/rehearsal.py), in the background, and so is a snapshot that was just taken:
 the forks of it after that, the one that is begun among them, go on from a frozen process.
@@ -63,7 +64,7 @@ class Kind:
 
 @dataclass(eq=False)
 class Begun:
-    """`saved` is what it waits for, `until` (time.monotonic) is how long it does."""
+    """`saved` is what it has taken up, `until` (time.monotonic) is how long it waits."""
 
     kind: Kind
     machine: Machine
@@ -131,7 +132,11 @@ class Ahead:
             self._rehearse_soon(kind)
 
     def foresee(self, kind: Kind) -> None:
-        """None was made of that snapshot yet, and will be perhaps."""
+        """None was made of that snapshot, which is still being written down, and will be perhaps."""
+        self._tasks.begin(self._stand_ready(kind), "begin the first fork")
+
+    def offer(self, kind: Kind) -> None:
+        """That snapshot is there now."""
         self._last = kind
         self._begin_soon()
 
@@ -159,8 +164,7 @@ class Ahead:
             if self._forking:
                 return  # the last of them looks again
             kind, self._last = self._last, None
-            if self._asked[kind.manifest.id]:
-                await self._stand_ready(kind)
+            await self._stand_ready(kind)
             self._rehearse_soon(kind)
 
     async def _stand_ready(self, kind: Kind) -> None:
@@ -215,17 +219,19 @@ class Ahead:
         if name in self._forgotten:
             return
         self._frozen.put(name, frozen)
-        if not self._forking:
-            one = self._find(kind)
-            if one is not None:  # one that goes on from it is to stand there instead
-                self._begun.remove(one)
-                await self._drop(one)
+        if not self._forking:  # in the place of one that was begun before
             await self._stand_ready(kind)
 
     def _find(self, kind: Kind) -> Begun | None:
-        for dead in [one for one in self._begun if one.machine.state is not State.PAUSED]:
-            self._let_go(dead)
+        for one in [one for one in self._begun if self._is_of_no_use(one)]:
+            self._let_go(one)
         return next((one for one in self._begun if one.kind.is_like(kind)), None)
+
+    def _is_of_no_use(self, one: Begun) -> bool:
+        """It died, or was begun before there was a frozen process: the next that goes on from that is
+        there sooner."""
+        is_outdone = one.saved.frozen is None and self._frozen.has(one.kind.manifest.id)
+        return is_outdone or one.machine.state is not State.PAUSED
 
     async def _try_to_begin(self, kind: Kind) -> Begun | None:
         try:

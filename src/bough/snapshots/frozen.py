@@ -52,6 +52,9 @@ class FrozenProcesses:
         kept.uses += 1
         return kept.process
 
+    def has(self, snapshot_id: str) -> bool:
+        return snapshot_id in self._kept
+
     def is_wanted(self, snapshot_id: str, *, forked: bool) -> bool:
         """There is none, and nothing is known that speaks against making one.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
@@ -71,7 +71,7 @@ class SnapshotTree:
         memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         self.templates = Templates(self.store, int(memory_bytes * _TEMPLATE_SHARE))
         self.frozen = FrozenProcesses()
-        #: Of snapshots that are not written down, while forks begin from them.
+        #: Of snapshots that are not written down, or not yet, while forks begin from them.
         self._passing: dict[str, SavedState] = {}
         #: Snapshots that something is being made of: how often.
         self._used: Counter[str] = Counter()
@@ -87,6 +87,7 @@ class SnapshotTree:
         memory: bool = True,
         keep: bool = True,
         ready_key: str | None = None,
+        captured: Callable[[SnapshotManifest], None] = lambda _: None,
         report: Report,
     ) -> SnapshotManifest:
         """Of a machine that runs on, or is stopped. Goes on when the caller is cancelled.
@@ -95,13 +96,14 @@ class SnapshotTree:
             memory: of a running machine, with what it is doing; otherwise its disks alone.
             keep: write it down. Otherwise it is there until `forget`, for forks that begin at once.
             ready_key: it is one that `run` goes on from; each that does has a first boot of its own.
+            captured: told when the machine runs on, before its memory is written down: forks can begin.
 
         Raises:
             NameTaken, WrongState, Conflict, HostLacks, NoSpace: nothing was changed.
             MachineFailed: QEMU refused or ended.
         """
         self.store.check_label(label)
-        work = self._take(machine, label, message, memory, keep, ready_key, report)
+        work = self._take(machine, label, message, memory, keep, ready_key, captured, report)
         return await asyncio.shield(machine.own(work, "take a snapshot"))
 
     async def _take(
@@ -112,6 +114,7 @@ class SnapshotTree:
         memory: bool,
         keep: bool,
         ready_key: str | None,
+        captured: Callable[[SnapshotManifest], None],
         report: Report,
     ) -> SnapshotManifest:
         allowed = (State.RUNNING, State.PAUSED, State.STOPPED, State.FAILED)
@@ -135,8 +138,12 @@ class SnapshotTree:
                 ready_key=ready_key,
             )
             with self.using(draft):  # nothing stands on it yet
-                captured = await capture(machine, self.store, draft, memory=memory, report=report)
-                manifest = await self._keep(machine, captured, keep, report)
+                found = await capture(machine, self.store, draft, memory=memory, report=report)
+                if found.memory is not None:
+                    self.templates.put(draft.id, found.memory.template)
+                    self._passing[draft.id] = SavedState(found.memory.template, found.memory.devices)
+                    captured(found.manifest)
+                manifest = await self._keep(machine, found, keep, report)
             await self._merge(machine, report)
             return manifest
 
@@ -153,14 +160,10 @@ class SnapshotTree:
         self, machine: Machine, captured: Captured, keep: bool, report: Report
     ) -> SnapshotManifest:
         manifest, memory = captured.manifest, captured.memory
-        if memory is not None:
-            self.templates.put(manifest.id, memory.template)
-        if not keep:
-            if memory is not None:
-                self._passing[manifest.id] = SavedState(memory.template, memory.devices)
-            self.store.update(manifest)
-            return manifest
         try:
+            if not keep:
+                self.store.update(manifest)
+                return manifest
             if memory is not None:
                 report(Progress("writing memory"))
                 kept = await asyncio.to_thread(self._write, manifest, memory, machine.record.accelerator)
@@ -170,8 +173,9 @@ class SnapshotTree:
         except BaseException:
             # Not listed, and nobody's; its layers stay for as long as the machine stands on them.
             remove_memory(self.store.paths(manifest.id))
-            self.templates.drop(manifest.id)
+            self.forget(manifest)
             raise
+        self._passing.pop(manifest.id, None)
         return whole
 
     def _write(self, manifest: SnapshotManifest, memory: Memory, accelerator: str | None) -> Any:
