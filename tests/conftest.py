@@ -12,14 +12,13 @@ import os
 import shutil
 import subprocess
 import sys
-import warnings
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bough.errors import AgentTimeout, BoughError
+from bough.errors import BoughError
 from bough.paths import Home
 from tests.leftovers import find_leftovers, wait_nothing_left
 from tests.run import Run
@@ -119,14 +118,7 @@ def booted(hv: bough.Hypervisor, debian: str, ssh_key: Path) -> bough.Snapshot:
     """A Debian of 512 MiB that has booted and come to rest: a fork of it is there in a third of a second."""
     key = Path(f"{ssh_key}.pub").read_text()
     machine = hv.create(debian, name="booted", memory=MEMORY, ssh_keys=[key])
-    try:
-        machine.start()
-    except AgentTimeout as error:
-        # Seen once in thousands of emulated boots, before its kernel said a word, and not explained. All
-        # tests of this worker stand on this one.
-        warnings.warn(f"a guest hung while it booted: {error}, {error.details}", stacklevel=1)
-        machine.stop(force=True)
-        machine.start()
+    machine.start()
     machine.wait("booted")
     snapshot = machine.snapshot("booted")
     machine.delete(force=True)

@@ -31,6 +31,7 @@ from bough.errors import (
 )
 from bough.guest.channel import AgentChannel
 from bough.guest.qga import QgaChannel
+from bough.machines import stuck
 from bough.machines.blocks import writes
 from bough.machines.chain import Chains
 from bough.machines.console import Console, read_console
@@ -160,6 +161,11 @@ class Machine:
 
     def console_tail(self) -> str:
         return read_console(self.paths.console_log, _TAIL_BYTES)
+
+    @property
+    def is_free(self) -> bool:
+        """No transition of it is under way."""
+        return self._turns.is_free
 
     # -- transitions --------------------------------------------------------------------------
 
@@ -634,7 +640,7 @@ class Machine:
                 machine=self.name,
                 timeout_s=timeout_s,
                 console=self.console_tail(),
-                vcpus=await read_vcpus(self._qmp),
+                vcpus=[vcpu.text for vcpu in await read_vcpus(self._qmp)],
             )
         if not self._guest.ready.is_set():
             raise self.ended_error(f"before its agent answered, after {time.monotonic() - started:.1f} s")
@@ -771,6 +777,8 @@ class Machine:
         self.own(self._watch_process(process), "watch process")
         self._qmp = await Qmp.connect(self.paths.qmp_socket)
         self.own(self._watch_qmp(self._qmp), "watch QMP")
+        if stuck.can_be(self.record, accelerator):
+            self.own(stuck.watch(self), "look after its vCPUs")
         self._console = Console(
             self.paths.console_socket,
             self.paths.console_log,

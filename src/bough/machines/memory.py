@@ -73,7 +73,6 @@ def _objects(listed: Any) -> list[dict[str, Any]]:
 
 async def _address_of(qmp: Qmp, guest_address: int) -> tuple[str, int | None]:
     """What QEMU says, and the address in its process that it names."""
-    command: dict[str, Any] = {"command-line": f"gpa2hva {guest_address:#x}"}
-    told = str(await qmp.execute("human-monitor-command", **command))[:500]
+    told = (await qmp.monitor(f"gpa2hva {guest_address:#x}"))[:500]
     match = re.search(r" is (?:0x)?([0-9a-f]{4,16})\b", told)
     return told, int(match[1], 16) if match else None

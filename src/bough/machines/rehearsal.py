@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from uuid import UUID
 
 from bough.errors import MachineFailed
 from bough.machines.blocks import Node, chain_below, read_nodes, read_tops
+from bough.machines.debugger import debugger
 from bough.machines.memory import HIGH_START, find_low_bytes, find_ram
 from bough.machines.record import MachineDisk
 from bough.machines.video import split_devices
@@ -30,9 +30,9 @@ from bough.paths import MachinePaths
 from bough.qemu.arch import architecture
 from bough.qemu.frozen.devices import TAG, CpuWords, mark_cpus, render_state_file, split_cpus
 from bough.qemu.frozen.freeze import FrozenProcess, freeze
-from bough.qemu.frozen.gdb import WRITE_BYTES, write_physical
 from bough.qemu.frozen.likeness import Marks
 from bough.qemu.frozen.words import find_words, put_words
+from bough.qemu.gdb import WRITE_BYTES, write_physical
 from bough.qemu.pid import Pid
 from bough.qemu.qmp import Qmp
 from bough.qemu.ram import PAGE_BYTES, Extent, GuestRam, MemoryFile, Template, different_extents
@@ -232,11 +232,6 @@ async def _find_job(qmp: Qmp) -> dict[str, object]:
     raise MachineFailed("QEMU's job is gone")
 
 
-async def _monitor(qmp: Qmp, line: str) -> None:
-    command: dict[str, Any] = {"command-line": line}
-    await qmp.execute("human-monitor-command", **command)
-
-
 def _find_vmgenid(ram: GuestRam, memory: Template, vmgenid: str) -> int:
     """Its address in the process: QEMU has written it to the guest when it took up the state."""
     form = UUID(vmgenid).bytes_le
@@ -253,16 +248,8 @@ def _find_vmgenid(ram: GuestRam, memory: Template, vmgenid: str) -> int:
 
 async def _write_back(qmp: Qmp, ram: GuestRam, memory: Template) -> None:
     low_bytes = await find_low_bytes(qmp, ram)
-    ours, theirs = socket.socketpair()
-    with ours:
-        with theirs:
-            await qmp.send_fd("debugger", theirs.fileno())
-        address = {"type": "fd", "data": {"str": "debugger"}}
-        backend = {"type": "socket", "data": {"addr": address, "server": False}}
-        await qmp.execute("chardev-add", id="debugger", backend=backend)
-        await _monitor(qmp, "gdbserver chardev:debugger")
-        await asyncio.to_thread(write_physical, ours, _pieces(ram, memory, low_bytes))
-    await _monitor(qmp, "gdbserver none")  # its chardev goes with it
+    async with debugger(qmp) as connection:
+        await asyncio.to_thread(write_physical, connection, _pieces(ram, memory, low_bytes))
 
 
 def _pieces(ram: GuestRam, memory: Template, low_bytes: int) -> Iterator[tuple[int, bytes]]:

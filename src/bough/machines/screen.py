@@ -154,9 +154,7 @@ async def read_text(qmp: Qmp) -> str:
             "the screen shows graphics, not text", hint="take a picture of it: bough screenshot NAME FILE.png"
         )
     # 80x25 characters, each with its colour.
-    question: dict[str, Any] = {"command-line": "xp/1000xw 0xb8000"}
-    dump = await qmp.execute("human-monitor-command", **question)
-    return parse_text(str(dump))
+    return parse_text(await qmp.monitor("xp/1000xw 0xb8000"))
 
 
 def parse_text(dump: str) -> str:

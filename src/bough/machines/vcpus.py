@@ -1,25 +1,59 @@
-"""What the vCPUs of a guest that says nothing are doing, for whoever asks why."""
+"""What the vCPUs of an x86 guest are doing, as QEMU tells it. Untrusted: it is looked at, and no more."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import re
-from typing import Any
+from dataclasses import dataclass
 
 from bough.errors import BoughError
 from bough.qemu.qmp import Qmp
 
 _TIMEOUT_S = 2.0
 _MOST = 16
+_LINE = re.compile(r"^[RE]IP=([0-9a-f]{8,16}) [RE]FL=([0-9a-f]{8}) [^\n]{0,80}", re.MULTILINE)
+_RING = re.compile(r" CPL=([0-3]) ")
+_BYTE = re.compile(r": 0x([0-9a-f]{2})\s*$")
+#: Of a processor's flags: it takes interrupts (Intel SDM, volume 1, 3.4.3).
+_IF = 1 << 9
 
 
-async def read_vcpus(qmp: Qmp | None) -> list[str]:
-    """Of each, where it is and whether it waits for an interrupt, as a PC's QEMU tells it; empty where it
-    does not."""
-    command: dict[str, Any] = {"command-line": "info registers -a"}
+@dataclass(frozen=True)
+class Vcpu:
+    """`text` is the line as QEMU has it; `ring` 0 is the kernel's."""
+
+    text: str
+    address: int
+    ring: int
+    is_halted: bool
+    takes_interrupts: bool
+
+
+async def read_vcpus(qmp: Qmp | None) -> list[Vcpu]:
+    """Of each where it is, while it runs; empty where it cannot be told."""
     with contextlib.suppress(BoughError, TimeoutError):
         async with asyncio.timeout(_TIMEOUT_S):
-            told = str(await qmp.execute("human-monitor-command", **command)) if qmp is not None else ""
-        return re.findall(r"^[RE]IP=[0-9a-f]+ [RE]FL=[0-9a-f]+ [^\n]{0,80}", told, re.MULTILINE)[:_MOST]
+            return parse_vcpus(await qmp.monitor("info registers -a") if qmp is not None else "")
     return []
+
+
+def parse_vcpus(told: str) -> list[Vcpu]:
+    found = []
+    for match in list(_LINE.finditer(told))[:_MOST]:
+        text, ring = match[0].strip(), _RING.search(match[0])
+        vcpu = Vcpu(
+            text,
+            int(match[1], 16),
+            int(ring[1]) if ring else 3,
+            "HLT=1" in text,
+            bool(int(match[2], 16) & _IF),
+        )
+        found.append(vcpu)
+    return found
+
+
+async def read_byte(qmp: Qmp, vcpu: int, address: int) -> int | None:
+    """Of what is in memory where that vCPU's tables say; None: nothing is. Raises BoughError."""
+    match = _BYTE.search(await qmp.monitor(f"x/1xb {address:#x}", vcpu=vcpu))
+    return int(match[1], 16) if match else None

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
 
 @dataclass(frozen=True)
 class Pid:
@@ -74,6 +76,11 @@ class Pid:
         with contextlib.suppress(OSError):
             Path(f"/proc/{self.number}/autogroup").write_text("19" if back else "0")
 
+    def used_s(self) -> float | None:
+        """Processor time of all of its threads so far; None when it is gone."""
+        found = _read_stat(self.number)
+        return found.used_s if found is not None and found.start == self.start else None
+
     def wants_processor(self) -> bool:
         """Whether a thread of it runs, or would if it had its turn. False when it is gone."""
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -125,6 +132,7 @@ class _Stat:
     state: str
     parent: int
     start: int
+    used_s: float
 
 
 def _read_stat(number: int) -> _Stat | None:
@@ -134,7 +142,8 @@ def _read_stat(number: int) -> _Stat | None:
         return None
     # The second field is the program's name in parentheses, and may contain any byte.
     fields = text[text.rindex(b")") + 2 :].split()
-    return _Stat(fields[0].decode(), int(fields[1]), int(fields[19]))
+    used_s = (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+    return _Stat(fields[0].decode(), int(fields[1]), int(fields[19]), used_s)
 
 
 def _children_of(number: int) -> list[int]:

@@ -128,6 +128,17 @@ class Qmp:
         major, minor = (told.get(part) for part in ("major", "minor")) if isinstance(told, dict) else (0, 0)
         return (major, minor) if isinstance(major, int) and isinstance(minor, int) else (0, 0)
 
+    async def monitor(self, line: str, *, vcpu: int | None = None) -> str:
+        """What its monitor for people answers, for what QMP has no command for. Raises as `execute`.
+
+        Args:
+            vcpu: whose registers and tables the line is about; the first one's.
+        """
+        arguments: dict[str, Any] = {"command-line": line}
+        if vcpu is not None:
+            arguments["cpu-index"] = vcpu
+        return str(await self.execute("human-monitor-command", **arguments))
+
     async def query(self, command: str, /, **arguments: Any) -> dict[str, Any]:
         """As `execute`, of a command that returns an object. Raises QmpLost too when it returns none."""
         answer = await self.execute(command, **arguments)

@@ -10,8 +10,6 @@ shares it with the others until it is changed, and has no start of QEMU to wait 
     program    what the loader does to become it, with files, sockets and ids of another machine
     thaw.c     the loader: carries that out, without a library; thaw_x86_64.py is it, built
     devices    the state of devices, edited so that QEMU keeps its translations when it takes it up
-    gdb        guest memory written as QEMU sees it: what it has translated of that is forgotten
-
     words      where QEMU keeps two words of each of its vCPUs
     likeness   which machines' processes are alike
 

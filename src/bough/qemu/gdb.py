@@ -1,7 +1,7 @@
 """Guest memory, written as QEMU sees it: what it has translated of that is forgotten.
 
-Over QEMU's server for debuggers, the one way in that writes physical memory (docs/system/gdb.rst), in the
-protocol of gdb's remote targets: `$` packet `#` sum, each answered by `+` and a packet.
+Over QEMU's server for debuggers, the one way in that writes memory (docs/system/gdb.rst), in the protocol
+of gdb's remote targets: `$` packet `#` sum, each answered by `+` and a packet.
 """
 
 from __future__ import annotations
@@ -24,11 +24,7 @@ def write_physical(connection: socket.socket, pieces: Iterable[tuple[int, bytes]
 
     Raises MachineFailed: it refuses, or says nothing.
     """
-    connection.settimeout(_TIMEOUT_S)
-    session = _Session(connection)
-    session.send(b"qSupported:")
-    session.answer()
-    session.demand(b"Qqemu.PhyMemMode:1")
+    session = _Session(connection, physical=True)
     asked = 0
     for address, content in pieces:
         session.send(b"M%x,%x:%s" % (address, len(content), content.hex().encode()))
@@ -40,10 +36,30 @@ def write_physical(connection: socket.socket, pieces: Iterable[tuple[int, bytes]
         session.confirm()
 
 
+def write_back(connection: socket.socket, places: Iterable[tuple[int, int, int]]) -> None:
+    """What is there, at each (number of a vCPU, virtual address in its tables, bytes). The vCPUs stand still.
+    Blocks.
+
+    Raises MachineFailed: it refuses, or says nothing.
+    """
+    session = _Session(connection, physical=False)
+    for vcpu, address, size in places:
+        session.demand(b"Hg%x" % (vcpu + 1))
+        session.send(b"m%x,%x" % (address, size))
+        content = session.answer()
+        if len(content) != 2 * size:
+            raise MachineFailed(f"QEMU does not read its guest's memory: {content[:100]!r}")
+        session.demand(b"M%x,%x:%s" % (address, size, content))
+
+
 class _Session:
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, *, physical: bool) -> None:
+        connection.settimeout(_TIMEOUT_S)
         self._connection = connection
         self._read = b""
+        self.send(b"qSupported:")
+        self.answer()
+        self.demand(b"Qqemu.PhyMemMode:%d" % physical)  # it keeps that from one connection to the next
 
     def demand(self, command: bytes) -> None:
         self.send(command)

@@ -1,0 +1,26 @@
+"""QEMU's server for debuggers, for the moment that somebody needs it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from bough.qemu.qmp import Qmp
+
+
+@asynccontextmanager
+async def debugger(qmp: Qmp) -> AsyncIterator[socket.socket]:
+    """A connection to it, for qemu/gdb.py; the vCPUs stand still, and do so afterwards. Raises BoughError."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            await qmp.send_fd("debugger", theirs.fileno())
+        address = {"type": "fd", "data": {"str": "debugger"}}
+        backend = {"type": "socket", "data": {"addr": address, "server": False}}
+        await qmp.execute("chardev-add", id="debugger", backend=backend)
+        await qmp.monitor("gdbserver chardev:debugger")
+        try:
+            yield ours
+        finally:
+            await qmp.monitor("gdbserver none")  # its chardev goes with it

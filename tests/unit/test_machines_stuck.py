@@ -1,0 +1,62 @@
+"""Who is taken for caught in what is not in memory any more, by what QEMU says of its vCPUs."""
+
+from __future__ import annotations
+
+import pytest
+
+from bough.machines.stuck import place_of
+from bough.machines.vcpus import Vcpu, parse_vcpus
+
+SITE, HANDLER, AFTER = 0xFFFFFFFF87610B81, 0xFFFFFFFF87C00B80, 0xFFFFFFFF87C0107F
+
+
+def at(address: int, *, takes_interrupts: bool = False) -> Vcpu:
+    return Vcpu("", address, 0, False, takes_interrupts)
+
+
+def test_what_qemu_says() -> None:
+    told = (
+        "\r\nCPU#0\r\nRAX=0000000000000000 RBX=ffffffff00000000\r\n"
+        "RIP=ffffffff87610b81 RFL=00000293 [--S-A-C] CPL=0 II=0 A20=1 SMM=0 HLT=0\r\n"
+        "CPU#1\r\nEIP=00401000 EFL=00000046 [---Z-P-] CPL=3 II=0 A20=1 SMM=0 HLT=1\r\n"
+    )
+    first, second = parse_vcpus(told)
+    assert (first.address, first.ring, first.is_halted, first.takes_interrupts) == (SITE, 0, False, True)
+    assert (second.address, second.ring, second.is_halted, second.takes_interrupts) == (
+        0x401000,
+        3,
+        True,
+        False,
+    )
+    assert first.text == "RIP=ffffffff87610b81 RFL=00000293 [--S-A-C] CPL=0 II=0 A20=1 SMM=0 HLT=0"
+
+
+@pytest.mark.parametrize(
+    "told", ["", "RIP=", "RIP=zz RFL=00000293 CPL=0", "PC=ffff0000 PSTATE=600003c5", "\0" * 99]
+)
+def test_what_says_nothing(told: str) -> None:
+    assert parse_vcpus(told) == []
+
+
+def test_no_more_than_a_few() -> None:
+    assert len(parse_vcpus("RIP=0000000000000000 RFL=00000002 \r\n" * 1000)) == 16
+
+
+def test_who_is_caught() -> None:
+    inside = [at(SITE, takes_interrupts=True), at(HANDLER), at(SITE, takes_interrupts=True), at(AFTER)] * 4
+    assert place_of(inside) == SITE
+    assert place_of([at(SITE), at(HANDLER), at(AFTER)] * 5 + [at(SITE)]) == SITE
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        [at(SITE, takes_interrupts=True)] * 16,
+        [at(SITE, takes_interrupts=True)] * 15 + [at(AFTER, takes_interrupts=True)],
+        [at(SITE + number) for number in range(16)],
+        [at(SITE), at(SITE)] + [at(HANDLER + number) for number in range(14)],
+    ],
+    ids=["one long instruction", "which is interrupted", "busy with interrupts off", "with many turns"],
+)
+def test_who_is_not(samples: list[Vcpu]) -> None:
+    assert place_of(samples) is None
