@@ -20,6 +20,8 @@ MEMORIES_GIB = (1, 2, 4, 8)
 COUNTS = (1, 5, 10, 20, 100)
 DEPTH = 20
 SPARES = 20
+#: Of a processor, for each fork: less than that, and nothing is being done any more.
+AT_REST = 0.005
 
 
 def run(bench: Bench) -> None:
@@ -116,7 +118,7 @@ def what_they_hold(bench: Bench, forks: list[Machine]) -> None:
         before = [_cpu_s(pid) for pid in pids]
         time.sleep(10)
         used = sorted((_cpu_s(pid) - was) / 10 for pid, was in zip(pids, before, strict=True))
-        if sum(used) < 1:
+        if sum(used) < AT_REST * len(forks):
             break
     held = sorted(_private_mib(pid) for pid in pids)
     middle = len(forks) // 2
