@@ -141,7 +141,7 @@ def records(home: Home) -> list[dict[str, Any]]:
 
 
 def begun(home: Home, snapshot: str) -> list[str]:
-    """Ids of the machines that wait for the state of that snapshot, or have it from a frozen process."""
+    """Ids of the machines that have the state of that snapshot, and wait."""
     return [
         record["id"]
         for record in records(home)
