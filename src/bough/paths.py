@@ -9,7 +9,9 @@ $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root
   downloads/<key>.{part,json}            what can be resumed; at most a week old
   images/<digest>/{image.json,disk.raw}
   labels.json                            label -> digest
-  known_hosts                            host keys of machines, as ssh has them; ssh writes it
+  ssh/{key,key.pub}                      bough's own key, which logs in to each machine; mode 0700
+  ssh/config-<user>                      what `bough ssh` gives to ssh
+  known_hosts                            of earlier versions of bough; not used any more
   spares.json                            what machines are to stand by for the next run or fork
   catalogue.json                         what others publish, where a newer list than our own was fetched
   snapshots/<id>/
@@ -184,6 +186,21 @@ class Home:
         return self.root / "spares.json"
 
     @property
+    def ssh(self) -> Path:
+        return self.root / "ssh"
+
+    @property
+    def ssh_key(self) -> Path:
+        return self.ssh / "key"
+
+    @property
+    def ssh_public_key(self) -> Path:
+        return self.ssh / "key.pub"
+
+    def ssh_config(self, user: str) -> Path:
+        return self.ssh / f"config-{user}"
+
+    @property
     def known_hosts(self) -> Path:
         return self.root / "known_hosts"
 
@@ -238,6 +255,7 @@ class Home:
             self.spares,
             self.catalogue,
             self.known_hosts,
+            self.ssh,
         ]
         return frozenset(path.name for path in logs + nouns + rest) | {RUNTIME_LINK, "networks", "projects"}
 

@@ -1,17 +1,15 @@
-"""port, proxy, ssh, ssh-config: other programs' ways to a machine, all through its agent."""
+"""port, proxy: other programs' ways to a machine, all through its agent."""
 
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
 from bough.cli.output import show_json, show_table
 from bough.cli.service import DURATION, NAME, connect, json_option, machine_path
-from bough.errors import GuestRefused, HostLacks, InvalidInput
+from bough.errors import BoughError, GuestRefused, InvalidInput
 
 
 @click.group()
@@ -68,11 +66,14 @@ def _parse(text: str) -> dict[str, Any]:
 @click.argument("name", type=NAME)
 @click.argument("guest_port", type=click.IntRange(1, 65535))
 @click.option("--wait", "wait_s", type=DURATION, default="0", help="So long for something to listen there.")
-def proxy(name: str, guest_port: int, wait_s: float) -> None:
+@click.option("--authorize", metavar="USER", help="Let bough's own ssh key log in as USER first.")
+def proxy(name: str, guest_port: int, wait_s: float, authorize: str | None) -> None:
     """Carry standard input and output to a TCP port of a machine, as ssh's ProxyCommand wants it."""
     import threading
 
     with _tunnel(name, guest_port, wait_s) as socket:
+        if authorize is not None:
+            _authorize(name, authorize)
 
         def outward() -> None:
             try:
@@ -103,61 +104,13 @@ def _tunnel(name: str, guest_port: int, wait_s: float) -> Any:
         time.sleep(0.2)
 
 
-@click.command("ssh-config")
-@click.argument("name", type=NAME, required=False)
-def ssh_config(name: str | None) -> None:
-    """Print Host entries for all machines or one: bough ssh-config >> ~/.ssh/config
-
-    They go through the agent: no address, no port of this host, no network in the machine is needed,
-    and a name stays right whatever happens to the machine.
-    """
-    service = connect()
-    machines = [service.get(machine_path(name))] if name else service.get("/machines")
-    print("\n".join(_entry(machine) for machine in machines), end="")
-
-
-def _entry(machine: dict[str, Any]) -> str:
+def _authorize(name: str, user: str) -> None:
+    """Warn where the key cannot be authorized: ssh may know another key that the machine accepts."""
+    from bough.client import ssh
     from bough.paths import Home
 
-    home = Home.from_environment()
-    program = Path(sys.argv[0]).absolute()
-    command = (
-        f"env BOUGH_HOME={_quote(str(home.root))} {_quote(str(program))} proxy --wait 30s {machine['id']} %p"
-    )
-    users = machine["spec"]["users"]
-    lines = [
-        f"Host {machine['name']}",
-        f"    HostName {machine['name']}",
-        f"    User {users[0]['name'] if users else 'root'}",
-        f"    ProxyCommand {command}",
-        # A name may come to mean another machine; an id never does.
-        f"    HostKeyAlias bough-{machine['id']}",
-        f"    UserKnownHostsFile {_quote(str(home.known_hosts))}",
-        "    StrictHostKeyChecking accept-new",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _quote(text: str) -> str:
-    return f'"{text}"' if any(c in text for c in " \t") else text
-
-
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.argument("name", type=NAME)
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def ssh(name: str, arguments: tuple[str, ...]) -> None:
-    """Run ssh to a machine, with ARGUMENTS of ssh."""
-    import shutil
-    import tempfile
-
-    program = shutil.which("ssh")
-    if program is None:
-        raise HostLacks("ssh is not installed", hint="bough shell needs none")
-    machine = connect().get(machine_path(name))
-    # The descriptor outlives exec, the file's name does not outlive this line.
-    with tempfile.TemporaryFile("w") as config:
-        config.write(_entry(machine))
-        config.flush()
-        os.set_inheritable(config.fileno(), True)
-        os.execv(program, [program, "-F", f"/proc/self/fd/{config.fileno()}", machine["name"], *arguments])
+    try:
+        _, public_key = ssh.own_key(Home.from_environment())
+        ssh.authorize(connect().websocket(machine_path(name, "exec")), user, public_key)
+    except (BoughError, TimeoutError) as error:
+        click.echo(f"warning: {name} does not accept bough's own ssh key for {user}: {error}", err=True)
