@@ -25,6 +25,12 @@ def info(cli: Cli, name: str) -> dict[str, object]:
     return found
 
 
+def told(done: subprocess.CompletedProcess[bytes]) -> str:
+    """Standard error, but for the progress."""
+    lines = done.stderr.decode().splitlines()
+    return "\n".join(line for line in lines if not line.endswith("..."))
+
+
 def test_what_is_on_the_disk_stays(cli: Cli, booted: bough.Snapshot, gone: list[str]) -> None:
     gone.append("keeper")
     booted.fork("keeper")
@@ -76,12 +82,49 @@ def test_pause_and_resume(cli: Cli, box: str) -> None:
     cli("pause", box)
     try:
         assert info(cli, box)["state"] == "paused"
-        cli.error("pause", box, says="paused")
+        assert told(cli("pause", box)) == f"{box} is paused already"
+        assert info(cli, box)["state"] == "paused"
+        cli.error("start", box, says="paused", hint=f"bough resume {box}")
         cli.error("exec", box, "--", "true", says="paused", hint=f"bough resume {box}")
     finally:
         cli("resume", box)
     assert cli.text("exec", box, "--", "cat", "/proc/sys/kernel/random/boot_id") == before
-    cli.error("resume", box, says="running")
+    for command in ("resume", "start"):
+        assert told(cli(command, box)) == f"{box} is running already"
+
+
+def test_stopping_what_does_not_run(cli: Cli, debian: str, gone: list[str]) -> None:
+    gone.append("at-rest")
+    cli("create", debian, "--name", "at-rest")
+    for words in (("stop", "at-rest"), ("stop", "at-rest", "--force")):
+        assert told(cli(*words)) == "at-rest is stopped already"
+    assert info(cli, "at-rest")["state"] == "stopped"
+    for command in ("pause", "resume", "suspend"):
+        cli.error(command, "at-rest", says="is stopped", hint="bough start at-rest")
+
+
+def test_a_machine_that_shuts_down_is_not_up(cli: Cli, booted: bough.Snapshot, gone: list[str]) -> None:
+    gone.append("anew")
+    fork = booted.fork("anew")
+    boots = [fork.info().boot_id]
+    cli("exec", "anew", "--", "systemctl", "reboot")
+    cli("wait", "anew", "--until", "booted")
+    boots.append(fork.info().boot_id)
+    assert fork.exec("systemctl", "is-system-running").stdout.strip() in ("running", "degraded")
+    cli("exec", "anew", "--", "systemd-run", "--on-active=2", "systemctl", "reboot")
+    cli("wait", "anew", "--until", "rebooted")
+    boots.append(fork.info().boot_id)
+    cli("wait", "anew", "--until", "rebooted", "--boot-id", str(boots[1]))
+    cli.error("wait", "anew", "--until", "rebooted", "--timeout", "2s", says="has not rebooted")
+    cli("restart", "anew", "--until", "booted")
+    boots.append(fork.info().boot_id)
+    assert fork.exec("systemctl", "is-system-running").stdout.strip() in ("running", "degraded")
+    assert len({*boots}) == len(boots), boots
+    # One that is on its way to a power-off never comes up.
+    cli("exec", "anew", "--", "systemctl", "poweroff")
+    cli.error("wait", "anew", "--until", "booted", says="the guest powered off")
+    cli("start", "anew", "--until", "booted")
+    assert fork.exec("systemctl", "is-system-running").stdout.strip() in ("running", "degraded")
 
 
 def test_rename(cli: Cli, debian: str, gone: list[str]) -> None:

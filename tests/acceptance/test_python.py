@@ -37,7 +37,7 @@ def test_errors_are_exceptions_with_their_fields(cli: Cli, box: str) -> None:
         hv.create("debian:12", name=box)
     assert taken.value.name == box
     with pytest.raises(WrongState):
-        hv.machine(box).resume()
+        hv.machine(box).delete()
 
 
 def test_openapi_describes_every_call(cli: Cli, box: str, bough_home: Home) -> None:

@@ -10,6 +10,13 @@ from bough.cli.output import progress, show_json
 from bough.cli.service import DURATION, IMAGE, NAME, connect, json_option, machine_path
 from bough.cli.spec import spec_of, spec_options
 
+_until = click.option(
+    "--until",
+    type=click.Choice(["agent", "booted"]),
+    default="agent",
+    help="What to wait for; booted: its services are started, and its network is up.",
+)
+
 
 @click.command()
 @click.argument("image", type=IMAGE, required=False)
@@ -40,19 +47,25 @@ def create(
 @click.command()
 @click.argument("name", type=NAME)
 @click.option("--no-wait", is_flag=True, help="Do not wait until it answers.")
+@_until
 @click.option("--timeout", type=DURATION, default="120s", help="How long to wait; 2m by default.")
 @click.option("--cold", is_flag=True, help="Boot a suspended machine; what is in its memory is lost.")
-def start(name: str, no_wait: bool, timeout: float, cold: bool) -> None:
+def start(name: str, no_wait: bool, until: str, timeout: float, cold: bool) -> None:
     """Start a machine and wait until it answers. A suspended one goes on where it was."""
     with progress() as report:
-        _start(connect(), name, timeout, report, wait=not no_wait, cold=cold)
+        started = _start(connect(), name, timeout, report, wait=not no_wait, until=until, cold=cold)
+    _say_already(started, "is running")
 
 
-def _start(
-    service: Any, name: str, timeout: float, report: Any, *, wait: bool = True, cold: bool = False
-) -> Any:
-    body = {"wait": wait, "timeout_s": timeout, "cold": cold}
+def _start(service: Any, name: str, timeout: float, report: Any, **options: Any) -> Any:
+    body = {"timeout_s": timeout, **options}
     return service.long_call("POST", machine_path(name, "start"), body, progress=report)
+
+
+def _say_already(answer: dict[str, Any], how: str) -> None:
+    """On stderr, where nothing was to be done: a script goes on, its author may want to know."""
+    if answer.get("already"):
+        click.echo(f"{answer['name']} {how} already", err=True)
 
 
 @click.command()
@@ -68,6 +81,9 @@ def stop(names: tuple[str, ...], deadline: float, force: bool) -> None:
         for name in names:
             body = {"deadline_s": deadline, "force": force}
             done = service.long_call("POST", machine_path(name, "stop"), body, progress=report)
+            if done.get("how") == "already":
+                how = "failed, and does not run" if done["state"] == "failed" else "is stopped already"
+                click.echo(f"{name} {how}", err=True)
             if done.get("how") == "power" and not force:
                 click.echo(f"{name} did not power off within {deadline:.0f} s: its plug was pulled", err=True)
 
@@ -75,11 +91,12 @@ def stop(names: tuple[str, ...], deadline: float, force: bool) -> None:
 @click.command()
 @click.argument("name", type=NAME)
 @click.option("--deadline", type=DURATION, default="60s", help="Then the plug is pulled; 60s by default.")
+@_until
 @click.option("--timeout", type=DURATION, default="120s", help="How long to wait until it answers.")
-def restart(name: str, deadline: float, timeout: float) -> None:
+def restart(name: str, deadline: float, until: str, timeout: float) -> None:
     """Stop a machine and start it again."""
     with progress() as report:
-        body = {"deadline_s": deadline, "timeout_s": timeout}
+        body = {"deadline_s": deadline, "until": until, "timeout_s": timeout}
         connect().long_call("POST", machine_path(name, "restart"), body, progress=report)
 
 
@@ -87,7 +104,7 @@ def restart(name: str, deadline: float, timeout: float) -> None:
 @click.argument("name", type=NAME)
 def pause(name: str) -> None:
     """Stop a machine's processors; its memory stays."""
-    connect().post(machine_path(name, "pause"))
+    _say_already(connect().post(machine_path(name, "pause")), "is paused")
 
 
 @click.command()
@@ -100,7 +117,9 @@ def suspend(names: tuple[str, ...]) -> None:
     service = connect()
     with progress() as report:
         for name in names:
-            service.long_call("POST", machine_path(name, "suspend"), {}, timeout=None, progress=report)
+            path = machine_path(name, "suspend")
+            done = service.long_call("POST", path, {}, timeout=None, progress=report)
+            _say_already(done, "is suspended")
 
 
 @click.command()
@@ -111,7 +130,9 @@ def resume(name: str, no_wait: bool, timeout: float) -> None:
     """Let a paused or suspended machine go on."""
     body = {"wait": not no_wait, "timeout_s": timeout}
     with progress() as report:
-        connect().long_call("POST", machine_path(name, "resume"), body, timeout=None, progress=report)
+        path = machine_path(name, "resume")
+        done = connect().long_call("POST", path, body, timeout=None, progress=report)
+    _say_already(done, "is running")
 
 
 @click.command()

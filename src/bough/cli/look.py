@@ -170,15 +170,21 @@ def logs(name: str, follow: bool, tail_bytes: int, qemu: bool, raw: bool) -> Non
 @click.argument("name", type=NAME)
 @click.option(
     "--until",
-    type=click.Choice(["agent", "booted", "stopped", "first-boot"]),
+    type=click.Choice(["agent", "booted", "rebooted", "stopped", "first-boot"]),
     default="agent",
-    help="booted: its services are started, and its network is up.",
+    help="booted: its services are started, and its network is up; rebooted: the same of a later boot.",
 )
+@click.option("--boot-id", help="With --until rebooted: the boot before, as `info --json` shows it.")
 @click.option("--timeout", type=DURATION, default="120s", help="2m by default.")
-def wait(name: str, until: str, timeout: float) -> None:
-    """Wait until a machine answers, is up, or has stopped."""
+def wait(name: str, until: str, boot_id: str | None, timeout: float) -> None:
+    """Wait until a machine answers, is up, has rebooted, or has stopped.
+
+    A machine that shuts down is not up: its next boot is waited for.
+    """
+    if boot_id and until != "rebooted":
+        raise click.UsageError("--boot-id is for --until rebooted")
     with progress() as report:
-        body = {"until": until, "timeout_s": timeout}
+        body = {"until": until, "boot_id": boot_id, "timeout_s": timeout}
         connect().long_call("POST", machine_path(name, "wait"), body, progress=report)
 
 

@@ -71,6 +71,7 @@ class MachineInfo(_Told):
         layers: on how many files the disk stands that stands on most: its image, snapshots.
         hardware: what computer it is: arch, machine_type, cpu_model, firmware, ...
         created, started: times in ISO 8601; started is None while it does not run.
+        boot_id: changes with each boot of the guest's kernel, as the guest's agent told it last.
     """
 
     id: str
@@ -94,6 +95,7 @@ class MachineInfo(_Told):
     first_boot: dict[str, Any] | None = None
     hardware: dict[str, Any]
     spec: dict[str, Any]
+    boot_id: str | None = None
     pid: int | None = None
     ephemeral: bool = False
 

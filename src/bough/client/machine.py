@@ -116,13 +116,17 @@ class Machine:
         self,
         *,
         wait: bool = True,
+        until: Literal["agent", "booted"] = "agent",
         cold: bool = False,
         timeout: float | None = 120.0,
         progress: Report | None = None,
     ) -> None:
         """Start it; with `wait`, until its agent has answered and the first boot's set-up is done.
 
+        A machine that runs already runs on.
+
         Args:
+            until: what to wait for; see `wait`.
             cold: a suspended one boots from its disks, and what was in its memory is lost; otherwise it
                 goes on.
 
@@ -130,28 +134,31 @@ class Machine:
             MachineFailed: its QEMU ended; carries the ends of its stderr and of the console.
             AgentTimeout: no answer within `timeout` seconds; it is left running to be looked at.
         """
-        self._long("start", {"wait": wait, "cold": cold, **_timeout(timeout)}, timeout, progress)
+        body = {"wait": wait, "until": until, "cold": cold, **_timeout(timeout)}
+        self._long("start", body, timeout, progress)
 
     def stop(
         self, *, deadline: float = 60.0, force: bool = False, progress: Report | None = None
-    ) -> Literal["guest", "power"]:
+    ) -> Literal["guest", "power", "already"]:
         """Ask the guest to power off; after `deadline` seconds, or at once with `force`, pull the plug.
 
-        Returns which of the two it was.
+        Returns which of the two it was, or "already" for a machine that did not run.
         """
         answer = self._long("stop", {"deadline_s": deadline, "force": force}, None, progress)
-        return "power" if answer.get("how") == "power" else "guest"
+        how = answer.get("how")
+        return "power" if how == "power" else "already" if how == "already" else "guest"
 
     def restart(
         self,
         *,
         deadline: float = 60.0,
         wait: bool = True,
+        until: Literal["agent", "booted"] = "agent",
         timeout: float | None = 120.0,
         progress: Report | None = None,
     ) -> None:
         """Stop (see `stop`) and start (see `start`)."""
-        body = {"deadline_s": deadline, "wait": wait, **_timeout(timeout)}
+        body = {"deadline_s": deadline, "wait": wait, "until": until, **_timeout(timeout)}
         self._long("restart", body, None if timeout is None else timeout + deadline, progress)
 
     def pause(self) -> None:
@@ -236,18 +243,23 @@ class Machine:
 
     def wait(
         self,
-        until: Literal["agent", "running", "stopped", "first-boot", "booted"] = "agent",
+        until: Literal["agent", "running", "stopped", "first-boot", "booted", "rebooted"] = "agent",
         *,
+        boot_id: str | None = None,
         timeout: float | None = 120.0,
         progress: Report | None = None,
     ) -> None:
-        """Until the agent answers, the machine has stopped, or ("booted") its init has started everything.
+        """Until the agent answers, the machine has stopped, its init has started everything ("booted"), or it
+        has done so in a later boot ("rebooted").
+
+        Args:
+            boot_id: with "rebooted": `info().boot_id` of the boot before; default: the one of now.
 
         Raises:
             AgentTimeout, DeadlineExceeded: not within `timeout` seconds.
             MachineFailed: it ended instead.
         """
-        self._long("wait", {"until": until, **_timeout(timeout)}, timeout, progress)
+        self._long("wait", {"until": until, "boot_id": boot_id, **_timeout(timeout)}, timeout, progress)
 
     def __enter__(self) -> Machine:
         return self

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 from bough.audit.files import Look
 from bough.audit.store import audit_store
@@ -85,8 +85,13 @@ class Hypervisor(Running, Images):
         await self.snapshots.close()
         await asyncio.gather(*(machine.let_go() for machine in self._machines.values()))
 
-    async def start(self, machine: Machine, *, cold: bool = False, report: Report = ignore_progress) -> None:
-        """Until its vCPUs run; a suspended one goes on, unless `cold` gives its memory up."""
+    async def start(self, machine: Machine, *, cold: bool = False, report: Report = ignore_progress) -> bool:
+        """Until its vCPUs run; a suspended one goes on, unless `cold` gives its memory up.
+
+        Returns whether it ran already: then nothing was done.
+        """
+        if await _is_already(machine, "starting", State.RUNNING):
+            return True
         if machine.state is not State.SUSPENDED:
             await machine.start(report)
         elif cold:
@@ -95,18 +100,47 @@ class Hypervisor(Running, Images):
                 await machine.start(report)
         else:
             await resume(machine, report)
+        return False
 
-    async def suspend(self, machine: Machine, *, report: Report = ignore_progress) -> None:
-        """See snapshots/suspend.py."""
+    async def stop(
+        self,
+        machine: Machine,
+        *,
+        deadline_s: float = 60,
+        force: bool = False,
+        report: Report = ignore_progress,
+    ) -> Literal["guest", "power", "already"]:
+        """See Machine.stop; "already": it did not run, and is not about to."""
+        at_rest = [State.STOPPED] if machine.record.restarts.next else [State.STOPPED, State.FAILED]
+        if await _is_already(machine, "stopping", *at_rest):
+            return "already"
+        how = await machine.stop(deadline_s=deadline_s, force=force, report=report)
+        return "guest" if how == "guest" else "power"
+
+    async def pause(self, machine: Machine) -> bool:
+        """Returns whether it was paused already."""
+        if await _is_already(machine, "pausing", State.PAUSED):
+            return True
+        await machine.pause()
+        return False
+
+    async def suspend(self, machine: Machine, *, report: Report = ignore_progress) -> bool:
+        """See snapshots/suspend.py. Returns whether it was suspended already."""
+        if await _is_already(machine, "being suspended", State.SUSPENDED):
+            return True
         with self._half_made():
             await suspend(machine, self.home, report)
+        return False
 
-    async def resume(self, machine: Machine, *, report: Report = ignore_progress) -> None:
-        """A paused or suspended machine goes on."""
+    async def resume(self, machine: Machine, *, report: Report = ignore_progress) -> bool:
+        """A paused or suspended machine goes on. Returns whether it ran already."""
+        if await _is_already(machine, "resuming", State.RUNNING):
+            return True
         if machine.state is State.SUSPENDED:
             await resume(machine, report)
         else:
             await machine.resume()
+        return False
 
     async def restart(
         self, machine: Machine, *, deadline_s: float = 60, report: Report = ignore_progress
@@ -153,6 +187,7 @@ class Hypervisor(Running, Images):
             "suspended": record.suspended.model_dump() if record.suspended else None,
             "snapshot": record.snapshot,
             "forked_from": record.forked_from,
+            "boot_id": machine.boot_id,
             "pid": machine.pid,
             "vnc": str(machine.paths.vnc_socket) if machine.pid and record.media.display else None,
             "spec": record.spec.model_dump(mode="json"),
@@ -183,3 +218,15 @@ class Hypervisor(Running, Images):
         states = (State.STOPPED, State.FAILED, State.SUSPENDED)
         async with self.machine(machine_id).transition("being checked", *states):
             yield
+
+
+async def _is_already(machine: Machine, doing: str, *states: State) -> bool:
+    """Whether what is asked for is so, and nothing is under way that would change it.
+
+    Raises:
+        Conflict, NotFound: as a transition does.
+    """
+    if machine.state not in states:
+        return False
+    async with machine.transition(doing, *states):
+        return True

@@ -69,6 +69,12 @@ class Guest:
         """To an agent of ours that answers, if there is one."""
         return self.channel if self.answers and isinstance(self.channel, AgentChannel) else None
 
+    @property
+    def boot_id(self) -> str | None:
+        """As the agent told it with its last hello, whether it answers now or not."""
+        facts = self.channel.facts if isinstance(self.channel, AgentChannel) else None
+        return facts.boot_id or None if facts is not None else None
+
     async def connect(self, *, same_addresses: bool) -> None:
         """Its QEMU has just been started, or found again. Raises BoughError, OSError.
 

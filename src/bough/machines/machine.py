@@ -154,6 +154,11 @@ class Machine:
             return "qemu-guest-agent" if self._guest.answers else "none"
         return "answering" if self._guest.answers else "silent"
 
+    @property
+    def boot_id(self) -> str | None:
+        """The id of the guest's boot, as its agent told it last. Untrusted."""
+        return self._guest.boot_id
+
     def stand_back(self, back: bool = True) -> None:
         """Leave the processors of the host to others that are in a hurry; see standing.py."""
         if self._standing is not None:

@@ -9,8 +9,9 @@ from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from bough.hypervisor import Hypervisor
-from bough.machines.booted import wait_booted
+from bough.machines.booted import wait_booted, wait_rebooted
 from bough.machines.console import read_console
+from bough.machines.machine import Machine
 from bough.machines.record import PortForward
 from bough.progress import Report
 from bough.qemu.argv import render_argv
@@ -49,6 +50,7 @@ class RenameRequest(_Body):
 
 class StartRequest(_Body):
     wait: bool = True
+    until: Literal["agent", "booted"] = "agent"
     timeout_s: float = Field(120, gt=0, le=MAX_WAIT_S)
     cold: bool = False
 
@@ -66,11 +68,14 @@ class StopRequest(_Body):
 class RestartRequest(_Body):
     deadline_s: float = Field(60, ge=0, le=MAX_WAIT_S)
     wait: bool = True
+    until: Literal["agent", "booted"] = "agent"
     timeout_s: float = Field(120, gt=0, le=MAX_WAIT_S)
 
 
 class WaitRequest(_Body):
-    until: Literal["agent", "running", "stopped", "first-boot", "booted"] = "agent"
+    until: Literal["agent", "running", "stopped", "first-boot", "booted", "rebooted"] = "agent"
+    #: With "rebooted": the id of the boot before; default: the one that the agent told last.
+    boot_id: str | None = Field(None, max_length=64)
     timeout_s: float = Field(120, gt=0, le=MAX_WAIT_S)
 
 
@@ -134,20 +139,21 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
         machine = hypervisor.machine(reference)
 
         async def work(report: Report) -> Any:
-            await hypervisor.start(machine, cold=body.cold, report=report)
+            already = await hypervisor.start(machine, cold=body.cold, report=report)
             if body.wait:
-                await machine.wait_ready(timeout_s=body.timeout_s, report=report)
-            return hypervisor.describe(machine)
+                await _wait(machine, body.until, body.timeout_s, report)
+            return {**hypervisor.describe(machine), "already": already}
 
         return await long_call(request, work)
 
     @router.post("/{reference}/stop")
     async def stop_machine(reference: str, body: StopRequest, request: Request) -> Response:
-        """`how` in the answer: "guest" where it powered itself off, "power" where the plug was pulled."""
+        """`how` in the answer: "guest" where it powered itself off, "power" where the plug was pulled,
+        "already" where it did not run."""
         machine = hypervisor.machine(reference)
 
         async def work(report: Report) -> Any:
-            how = await machine.stop(deadline_s=body.deadline_s, force=body.force, report=report)
+            how = await hypervisor.stop(machine, deadline_s=body.deadline_s, force=body.force, report=report)
             return {**hypervisor.describe(machine), "how": how}
 
         return await long_call(request, work)
@@ -159,7 +165,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
         async def work(report: Report) -> Any:
             await hypervisor.restart(machine, deadline_s=body.deadline_s, report=report)
             if body.wait:
-                await machine.wait_ready(timeout_s=body.timeout_s, report=report)
+                await _wait(machine, body.until, body.timeout_s, report)
             return hypervisor.describe(machine)
 
         return await long_call(request, work)
@@ -167,8 +173,8 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
     @router.post("/{reference}/pause")
     async def pause_machine(reference: str) -> dict[str, Any]:
         machine = hypervisor.machine(reference)
-        await machine.pause()
-        return hypervisor.describe(machine)
+        already = await hypervisor.pause(machine)
+        return {**hypervisor.describe(machine), "already": already}
 
     @router.post("/{reference}/suspend")
     async def suspend_machine(reference: str, request: Request) -> Response:
@@ -176,8 +182,8 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
         machine = hypervisor.machine(reference)
 
         async def work(report: Report) -> Any:
-            await hypervisor.suspend(machine, report=report)
-            return hypervisor.describe(machine)
+            already = await hypervisor.suspend(machine, report=report)
+            return {**hypervisor.describe(machine), "already": already}
 
         return await long_call(request, work)
 
@@ -189,10 +195,10 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
         was_suspended = machine.state == "suspended"
 
         async def work(report: Report) -> Any:
-            await hypervisor.resume(machine, report=report)
+            already = await hypervisor.resume(machine, report=report)
             if was_suspended and wait:
                 await machine.wait_ready(timeout_s=timeout_s, report=report)
-            return hypervisor.describe(machine)
+            return {**hypervisor.describe(machine), "already": already}
 
         return await long_call(request, work)
 
@@ -221,10 +227,10 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
         async def work(report: Report) -> Any:
             if body.until == "stopped":
                 await machine.wait_stopped(timeout_s=body.timeout_s)
-            elif body.until == "booted":
-                await wait_booted(machine, timeout_s=body.timeout_s, report=report)
+            elif body.until == "rebooted":
+                await wait_rebooted(machine, timeout_s=body.timeout_s, after_boot=body.boot_id, report=report)
             else:
-                await machine.wait_ready(timeout_s=body.timeout_s, report=report)
+                await _wait(machine, body.until, body.timeout_s, report)
             return hypervisor.describe(machine)
 
         return await long_call(request, work)
@@ -254,3 +260,10 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
         return {"removed": True}
 
     return router
+
+
+async def _wait(machine: Machine, until: str, timeout_s: float, report: Report) -> None:
+    if until == "booted":
+        await wait_booted(machine, timeout_s=timeout_s, report=report)
+    else:
+        await machine.wait_ready(timeout_s=timeout_s, report=report)
