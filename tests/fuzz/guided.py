@@ -7,7 +7,13 @@ import sys
 import atheris  # type: ignore[import-not-found]  # not in the dev extra: there is none for every Python
 
 with atheris.instrument_imports(
-    include=["bough.guest", "bough.networks", "bough.client.unpack", "bough.cli.output"]
+    include=[
+        "bough.guest",
+        "bough.networks",
+        "bough.client.archive",
+        "bough.client.unpack",
+        "bough.cli.output",
+    ]
 ):
     from tests.fuzz.targets import TARGETS
 

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from bough.bundle import read_manifest, read_pieces, write_bundle
 from bough.cli.output import clean
-from bough.client.unpack import Unpacker, parse_name, to_bytes
+from bough.client.archive import Reader
+from bough.client.unpack import Unpacker, parse_name
 from bough.errors import BadBundle, BoughError
 from bough.guest import wire
 from bough.machines.memory import MOST_VIDEO_BYTES
@@ -240,14 +241,11 @@ def _archive(script: Script, outside: Path) -> bytes:
 
 
 def _unpack(data: bytes, inside: Path) -> None:
-    with contextlib.suppress(BoughError, OSError, tarfile.TarError, ValueError, EOFError):
-        with (
-            tarfile.open(fileobj=io.BytesIO(data), mode="r|") as archive,
-            Unpacker(os.fsencode(inside)) as unpacker,
-        ):
-            for member in archive:
-                unpacker.extract(archive, member, parse_name(to_bytes(member.name)))
-            unpacker.finish()
+    reader = Reader(io.BytesIO(data).read)
+    with contextlib.suppress(BoughError, OSError), Unpacker(os.fsencode(inside)) as unpacker:
+        while (entry := reader.next()) is not None:
+            unpacker.extract(reader, entry, parse_name(entry.path))
+        unpacker.finish()
 
 
 def fuzz_bundle(data: bytes) -> None:

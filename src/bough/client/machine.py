@@ -441,20 +441,30 @@ class Machine:
     # -- files ------------------------------------------------------------------------------------
 
     def copy_to(
-        self, source: str | PathLike[str], destination: str, *, progress: Report | None = None
+        self,
+        source: str | PathLike[str] | Sequence[str | PathLike[str]],
+        destination: str,
+        *,
+        owner: bool = False,
+        progress: Report | None = None,
     ) -> CopyResult:
-        """Copy a file or a tree of the host into the guest, as `cp -r` does; see bough.client.copy."""
+        """Copy files and trees of the host into the guest, as `cp -r` does; see bough.client.copy."""
         from bough.client.copy import copy_in
 
-        return copy_in(self, source, destination, progress)
+        return copy_in(self, source, destination, progress, owner=owner)
 
     def copy_from(
-        self, source: str, destination: str | PathLike[str], *, progress: Report | None = None
+        self,
+        source: str | Sequence[str],
+        destination: str | PathLike[str],
+        *,
+        owner: bool = False,
+        progress: Report | None = None,
     ) -> CopyResult:
-        """Copy a file or a tree of the guest to the host, as `cp -r` does; see bough.client.copy."""
+        """Copy files and trees of the guest to the host, as `cp -r` does; see bough.client.copy."""
         from bough.client.copy import copy_out
 
-        return copy_out(self, source, destination, progress)
+        return copy_out(self, source, destination, progress, owner=owner)
 
     def read_file(self, path: str, *, max_bytes: int = 64 * 1024 * 1024) -> bytes:
         """Raises: NotFound, GuestRefused; and when it is larger than `max_bytes`."""

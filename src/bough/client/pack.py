@@ -1,151 +1,261 @@
-"""A tree of the host as a tar stream: modes, times to the nanosecond, links, holes."""
+"""Trees as a stream of entries: modes, times to the nanosecond, links, holes, extended attributes.
+
+Runs at the end of a copy that sends, the guest's included: standard library only.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-import tarfile
-from collections.abc import Callable
-from typing import IO, Any, Literal
 
-BLOCK = 512
-_CHUNK = 256 * 1024
-#: A map of holes with more parts than this costs more than the zeros.
-_MAX_SEGMENTS = 10_000
+from bough.client.archive import (
+    BLOCK,
+    CHUNK,
+    MOST_SEGMENTS,
+    Entry,
+    padding,
+    render_end,
+    render_entry,
+)
+from bough.client.descent import DIRECTORY, Descent
+from bough.client.notes import Notes
 
-Count = Callable[[int], None]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Write = Callable[[bytes], object]
+    Count = Callable[[int], None]
+
+#: A file of /proc says that it is empty. So much of one is read before it is sent.
+_MOST_UNKNOWN = 16 << 20
+_MOST_XATTR_BYTES = 256 * 1024
+_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe in a file's place does not hold us
 
 
 class Packer:
-    """Writes entries to `stream`. Sockets, pipes and devices are left out and listed in `skipped`."""
+    """Writes entries with `write`. What cannot be sent is in `notes`, and the rest is sent.
 
-    def __init__(self, stream: IO[bytes], count: Count = lambda _: None) -> None:
-        self._stream = stream
+    Args:
+        owner: the other end keeps owners and what gives rights; else what is lost by that is noted.
+    """
+
+    def __init__(
+        self,
+        write: Write,
+        count: Count = lambda _: None,
+        *,
+        owner: bool = False,
+        notes: Notes | None = None,
+    ) -> None:
+        self._write = write
         self._count = count
-        self._seen: dict[tuple[int, int], str] = {}
-        self.files = 0
-        self.bytes = 0
-        self.skipped: list[str] = []
+        self._owner = owner
+        self._me = os.geteuid()
+        self._seen: dict[tuple[int, int], bytes] = {}
+        self.notes = notes or Notes()
 
-    def add(self, path: str, name: str, *, follow: bool = False) -> None:
-        """`path` with all below it, as `name`; `follow` a link at the top, never one below."""
-        info = os.stat(path, follow_symlinks=follow)  # noqa: PTH116
+    def add(self, path: bytes, name: bytes) -> None:
+        """`path` with all below it, as `name`; a link at the top is followed, one below never.
+
+        Raises:
+            OSError: of `path` itself.
+        """
+        info = os.stat(path)  # noqa: PTH116
         if stat.S_ISDIR(info.st_mode):
-            self._header(self._entry(name + "/", info, tarfile.DIRTYPE))
-            with os.scandir(path) as entries:
-                names = sorted(entry.name for entry in entries)
-            for inner in names:
-                self.add(os.path.join(path, inner), f"{name}/{inner}")  # noqa: PTH118 (bytes survive)
+            self._add_tree(path, name)
         elif stat.S_ISREG(info.st_mode):
-            self._add_file(path, name, info)
-        elif stat.S_ISLNK(info.st_mode):
-            entry = self._entry(name, info, tarfile.SYMTYPE)
-            entry.linkname = os.readlink(path)  # noqa: PTH115
-            self._header(entry)
-            self.files += 1
+            self._add_file(path, None, path, name, info)
         else:
-            self.skipped.append(path)
-
-    def add_stream(self, source: IO[bytes], name: str, size: int, mode: int, mtime_ns: int) -> None:
-        entry = tarfile.TarInfo(name)
-        entry.size, entry.mode = size, mode
-        _set_time(entry, mtime_ns)
-        self._header(entry)
-        self._body(source, size)
-        self.files += 1
+            self.notes.fail(path, "it is neither a file nor a directory")
 
     def close(self) -> None:
         """The end of the archive; the stream itself stays open."""
-        self._stream.write(b"\0" * (2 * BLOCK))
+        self._write(render_end())
 
-    def _add_file(self, path: str, name: str, info: os.stat_result) -> None:
-        entry = self._entry(name, info, tarfile.REGTYPE)
+    def _add_tree(self, path: bytes, name: bytes) -> None:
+        descent = Descent(os.open(path, DIRECTORY & ~os.O_NOFOLLOW))
+        place = path.rstrip(b"/") or b""
+        try:
+            self._send_directory(descent.top, name, path)
+            left = [_names(descent.top)]
+            parts = [name]
+            shown = [place]
+            while left:
+                if left[-1]:
+                    inner = left[-1].pop()
+                    shown.append(inner)
+                    parts.append(inner)
+                    if self._add_inner(descent, inner, b"/".join(parts), shown):
+                        left.append(self._list(descent.top, shown))
+                        continue
+                elif len(left) > 1:
+                    left.pop()
+                    descent.up()
+                else:
+                    break
+                shown.pop()
+                parts.pop()
+        finally:
+            descent.close()
+
+    def _add_inner(self, descent: Descent, inner: bytes, name: bytes, shown: list[bytes]) -> bool:
+        """One entry of the directory that `descent` is at; True: a directory, and we are in it now."""
+        at = descent.top
+        try:
+            info = os.stat(inner, dir_fd=at, follow_symlinks=False)
+            if stat.S_ISDIR(info.st_mode):
+                self._send_directory(descent.down(inner), name, b"/".join(shown))
+                return True
+            if stat.S_ISREG(info.st_mode):
+                self._add_file(inner, at, b"/".join(shown), name, info)
+            elif stat.S_ISLNK(info.st_mode):
+                entry = self._entry("link", name, info, b"/".join(shown))
+                entry.link = os.readlink(inner, dir_fd=at)
+                self._send(entry)
+            else:
+                self.notes.add(_kind(info.st_mode), b"/".join(shown))
+        except OSError as error:
+            if isinstance(error, BrokenPipeError) or error.errno in (errno.EIO, errno.EMFILE):
+                raise
+            self.notes.fail(b"/".join(shown), error.strerror or str(error))
+        return False
+
+    def _list(self, descriptor: int, shown: list[bytes]) -> list[bytes]:
+        try:
+            return _names(descriptor)
+        except OSError as error:
+            self.notes.fail(b"/".join(shown), error.strerror)
+            return []
+
+    def _send_directory(self, descriptor: int, name: bytes, shown: bytes) -> None:
+        entry = self._entry("directory", name, os.fstat(descriptor), shown)
+        self._add_xattrs(entry, descriptor, shown)
+        self._write(render_entry(entry))
+
+    def _send(self, entry: Entry) -> None:
+        self._write(render_entry(entry))
+        self.notes.files += 1
+
+    def _add_file(self, path: bytes, at: int | None, shown: bytes, name: bytes, info: os.stat_result) -> None:
+        entry = self._entry("file", name, info, shown)
         key = (info.st_dev, info.st_ino)
         if info.st_nlink > 1 and key in self._seen:
-            entry.type, entry.linkname = tarfile.LNKTYPE, self._seen[key]
-            self._header(entry)
-            self.files += 1
+            entry.kind, entry.link = "again", self._seen[key]
+            self._send(entry)
             return
-        self._seen[key] = name
-        # O_NONBLOCK: a pipe that was put in the file's place meanwhile does not hold us.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb", buffering=0) as file:
-            size = os.fstat(descriptor).st_size
-            segments = _find_segments(descriptor, size, info.st_blocks)
-            if segments is None:
-                entry.size = size
-                self._header(entry)
-                self._body(file, size)
-            else:
-                self._sparse(entry, file, size, segments)
-        self.files += 1
+        descriptor = os.open(path, _OPEN if at is None else _OPEN | os.O_NOFOLLOW, dir_fd=at)
+        try:
+            if info.st_nlink > 1:
+                self._seen[key] = name
+                entry.linked = True
+            self._add_xattrs(entry, descriptor, shown)
+            self._send_content(entry, descriptor, shown)
+        finally:
+            os.close(descriptor)
 
-    def _sparse(self, entry: tarfile.TarInfo, file: Any, size: int, segments: list[tuple[int, int]]) -> None:
-        """As GNU tar's manual describes PAX format 1.0: the map is the beginning of the data."""
-        table = "\n".join(map(str, [len(segments), *(number for pair in segments for number in pair)]))
-        content = table.encode() + b"\n"
-        content += b"\0" * (-len(content) % BLOCK)
-        entry.size = len(content) + sum(length for _, length in segments)
-        entry.pax_headers = {
-            **entry.pax_headers,
-            "GNU.sparse.major": "1",
-            "GNU.sparse.minor": "0",
-            "GNU.sparse.name": entry.name,
-            "GNU.sparse.realsize": str(size),
-        }
-        self._header(entry)
-        self._stream.write(content)
-        for begin, length in segments:
-            file.seek(begin)
-            self._copy(file, length)
-            self._count(length)
-        self._pad(entry.size)
-        self.bytes += size
+    def _send_content(self, entry: Entry, descriptor: int, shown: bytes) -> None:
+        info = os.fstat(descriptor)
+        entry.size = info.st_size
+        entry.segments = _find_segments(descriptor, info.st_size, info.st_blocks)
+        if entry.segments is None:
+            head = _read_head(descriptor, info.st_size)
+            if len(head) < CHUNK or not info.st_size:
+                entry.size = len(head)  # all that there is, whatever the file says of its size
+            self._send(entry)
+            self._write(head)
+            self._count(len(head))
+            self._copy(descriptor, entry.size - len(head), shown)
+            self._write(padding(entry.size))
+        else:
+            self._send(entry)
+            for begin, length in entry.segments:
+                os.lseek(descriptor, begin, os.SEEK_SET)
+                self._copy(descriptor, length, shown)
+            self._write(padding(sum(length for _, length in entry.segments)))
+        self.notes.bytes += entry.size
 
-    def _entry(self, name: str, info: os.stat_result, kind: bytes) -> tarfile.TarInfo:
-        entry = tarfile.TarInfo(name)
-        entry.type = kind
-        entry.mode = stat.S_IMODE(info.st_mode)
-        _set_time(entry, info.st_mtime_ns)
+    def _copy(self, descriptor: int, length: int, shown: bytes) -> None:
+        while length:
+            data = os.read(descriptor, min(CHUNK, length))
+            if not data:  # the header has promised its size
+                self.notes.add("shrank", shown)
+                data = b"\0" * min(CHUNK, length)
+            self._write(data)
+            length -= len(data)
+            self._count(len(data))
+
+    def _entry(self, kind: str, name: bytes, info: os.stat_result, shown: bytes) -> Entry:
+        entry = Entry(kind, name, stat.S_IMODE(info.st_mode), info.st_mtime_ns)
+        entry.uid, entry.gid = info.st_uid, info.st_gid
+        if not self._owner:
+            if info.st_uid != self._me:
+                self.notes.add("owner", shown)
+            if entry.mode & 0o6000 and kind != "link":
+                self.notes.add("set-id", shown)
         return entry
 
-    def _header(self, entry: tarfile.TarInfo) -> None:
-        # A name that is no UTF-8 has no place in a PAX header; GNU's form takes any bytes.
+    def _add_xattrs(self, entry: Entry, descriptor: int, shown: bytes) -> None:
         try:
-            (entry.name + entry.linkname).encode()
-            form: Literal[1, 2] = 2  # tarfile.PAX_FORMAT
-        except UnicodeEncodeError:
-            form = 1  # tarfile.GNU_FORMAT
-            entry.mtime = int(float(entry.pax_headers.get("mtime", entry.mtime)))
-        self._stream.write(entry.tobuf(form, "utf-8", "surrogateescape"))
-
-    def _body(self, file: IO[bytes], size: int) -> None:
-        self._copy(file, size, count=True)
-        self._pad(size)
-        self.bytes += size
-
-    def _copy(self, file: IO[bytes], length: int, *, count: bool = False) -> None:
-        while length:
-            data = file.read(min(_CHUNK, length))
-            if not data:
-                # It shrank while it was read; the header has promised its size.
-                self._stream.write(b"\0" * length)
-                return
-            self._stream.write(data)
-            length -= len(data)
-            if count:
-                self._count(len(data))
-
-    def _pad(self, size: int) -> None:
-        self._stream.write(b"\0" * (-size % BLOCK))
+            names = os.listxattr(descriptor)
+        except OSError:  # a file system that has none
+            return
+        room = _MOST_XATTR_BYTES
+        for text in names:
+            reason = xattr_kind(text)
+            if reason is None:
+                continue
+            if reason == "capability" and not self._owner:
+                self.notes.add(reason, shown)
+                continue
+            try:
+                value = os.getxattr(descriptor, text)
+            except OSError:
+                value = b"" if room < 0 else b"\0" * (room + 1)
+            room -= len(text) + len(value)
+            if room < 0:
+                self.notes.add(reason, shown)
+                continue
+            entry.xattrs[os.fsencode(text)] = value
 
 
-def _set_time(entry: tarfile.TarInfo, mtime_ns: int) -> None:
-    seconds, rest = divmod(mtime_ns, 1_000_000_000)
-    entry.mtime = seconds
-    if rest or seconds < 0:
-        exact = f"{mtime_ns / 1e9:.9f}" if seconds < 0 else f"{seconds}.{rest:09d}"
-        entry.pax_headers = {**entry.pax_headers, "mtime": exact}
+def xattr_kind(name: str) -> str | None:
+    """In which word of ours one is told that is not kept; None: it is not asked for.
+
+    Labels of SELinux and the like are the receiving system's own.
+    """
+    if name.startswith("user."):
+        return "xattr"
+    if name in ("system.posix_acl_access", "system.posix_acl_default"):
+        return "acl"
+    return "capability" if name == "security.capability" else None
+
+
+def _names(descriptor: int) -> list[bytes]:
+    """Of a directory, the last one first."""
+    return sorted(map(os.fsencode, os.listdir(descriptor)), reverse=True)
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISFIFO(mode):
+        return "pipe"
+    return "socket" if stat.S_ISSOCK(mode) else "device"
+
+
+def _read_head(descriptor: int, size: int) -> bytes:
+    """The first bytes, up to CHUNK; more of what says that it is empty and is not."""
+    most = CHUNK if size else _MOST_UNKNOWN
+    parts: list[bytes] = []
+    while most:
+        data = os.read(descriptor, min(CHUNK, most))
+        if not data:
+            return b"".join(parts)
+        parts.append(data)
+        most -= len(data)
+    if not size:
+        raise OSError(errno.EFBIG, "it does not say how large it is; use - as the destination")
+    return b"".join(parts)
 
 
 def _find_segments(descriptor: int, size: int, blocks: int) -> list[tuple[int, int]] | None:
@@ -154,7 +264,7 @@ def _find_segments(descriptor: int, size: int, blocks: int) -> list[tuple[int, i
         return None
     segments: list[tuple[int, int]] = []
     position = 0
-    while position < size and len(segments) < _MAX_SEGMENTS:
+    while position < size and len(segments) < MOST_SEGMENTS:
         try:
             begin = os.lseek(descriptor, position, os.SEEK_DATA)
         except OSError:  # ENXIO: nothing but a hole follows
@@ -162,6 +272,6 @@ def _find_segments(descriptor: int, size: int, blocks: int) -> list[tuple[int, i
         position = min(os.lseek(descriptor, begin, os.SEEK_HOLE), size)
         segments.append((begin, position - begin))
     os.lseek(descriptor, 0, os.SEEK_SET)
-    if len(segments) >= _MAX_SEGMENTS or sum(length for _, length in segments) >= size:
+    if len(segments) >= MOST_SEGMENTS or sum(length for _, length in segments) >= size:
         return None
-    return [*segments, (size, 0)]
+    return segments

@@ -1,4 +1,4 @@
-"""A tar stream that a guest sent, as files of the host. Every byte of it may be hostile.
+"""A stream of entries as files. From a guest, every byte of it may be hostile.
 
 What makes it safe does not depend on what names look like alone: every directory is opened one part at a
 time without following links, and everything is made relative to such a descriptor. So a link that came
@@ -6,191 +6,317 @@ with the tree, or that stands in the target, is never written through. Links the
 are: a copy of /etc without its absolute links would be no copy.
 
 Refused: absolute names, `..`, hard links to what did not come in the same stream. Left out and listed:
-devices, pipes, sockets. Taken away: set-user-id and set-group-id, and the owner.
+devices, pipes, sockets. Taken away unless owners are kept: set-user-id, set-group-id and capabilities.
+
+client/copy.py states what happens to what is there already. Runs in a guest as well, when the host copies to
+one: standard library only.
 """
 
 from __future__ import annotations
 
+import errno
 import os
-import secrets
-import tarfile
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
+import stat
 
+from bough.client.archive import CHUNK
+from bough.client.descent import Descent
+from bough.client.notes import Notes
+from bough.client.pack import xattr_kind
 from bough.errors import ProtocolError
 
-MAX_DEPTH = 512
-MAX_NAME_BYTES = 4096
-_CHUNK = 256 * 1024
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bough.client.archive import Entry, Reader
+
+MAX_DEPTH = 4096
+MAX_NAME_BYTES = 64 * 1024
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class InTheWay(NotADirectoryError):
+    """Something is there that a copy does not replace."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(errno.ENOTDIR, text)
 
 
 class Unpacker:
-    """Extracts below the directory `root`, which exists. Use as a context manager: closes what it opened."""
+    """Extracts below the directory `root`, which exists. Use as a context manager: closes what it opened.
 
-    def __init__(self, root: bytes, count: Callable[[int], None] = lambda _: None) -> None:
-        self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    Args:
+        owner: keep owners and what gives rights, as far as this process may.
+    """
+
+    def __init__(
+        self,
+        root: bytes,
+        count: Callable[[int], None] = lambda _: None,
+        *,
+        owner: bool = False,
+        notes: Notes | None = None,
+    ) -> None:
+        self._descent = Descent(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), self._settle)
         self._count = count
-        #: The directory where the last entry went, for the next is mostly beside it.
-        self._at: tuple[bytes, ...] = ()
-        self._open = [self._root]
-        self._came: set[tuple[bytes, ...]] = set()
-        self._directories: dict[tuple[bytes, ...], tuple[int, int]] = {}
-        self.files = 0
-        self.bytes = 0
+        self._owner = owner
+        #: Directories that were made here and are not complete, with what they are to be like in the end.
+        self._made: dict[tuple[bytes, ...], tuple[Entry, bytes]] = {}
+        self._linked: dict[tuple[bytes, ...], tuple[int, int]] = {}
+        self.notes = notes or Notes()
+        #: The names of what is neither a file nor a directory nor a link.
         self.skipped: list[str] = []
 
     def __enter__(self) -> Unpacker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for descriptor in self._open:
-            os.close(descriptor)
-        self._open = []
+        self._descent.close()
 
-    def extract(self, archive: tarfile.TarFile, member: tarfile.TarInfo, parts: tuple[bytes, ...]) -> None:
-        """`member` as `parts` below the root; () is the root itself."""
-        if member.isdir():
+    def extract(
+        self,
+        archive: Reader,
+        entry: Entry,
+        parts: tuple[bytes, ...],
+        shown: bytes = b"",
+        target: tuple[bytes, ...] | None = None,
+    ) -> None:
+        """Make `entry` as `parts` below the root; () is the root itself.
+
+        Args:
+            shown: its name in notes.
+            target: what a hard link leads to, below the root; default: what the entry says.
+
+        Raises:
+            InTheWay: something is there that must stay.
+            OSError: the file system says no. What was there before is there still.
+        """
+        if entry.kind == "directory":
             if parts:
-                self._make_directory(parts)
-            self._directories[parts] = (member.mode & 0o777, mtime_ns(member))
+                self._make_directory(entry, parts, shown)
             return
         if not parts:
             raise ProtocolError("the guest sent something that is no directory in the place of one")
-        if member.isreg():
-            self._write_file(archive, member, parts)
-        elif member.issym():
-            self._make_link(member, parts)
-        elif member.islnk():
-            self._link_again(member, parts)
+        if entry.kind == "file":
+            self._write_file(archive, entry, parts, shown)
+        elif entry.kind == "link":
+            self._make_link(entry, parts, shown)
+        elif entry.kind == "again":
+            self._link_again(entry, parts, parse_name(entry.link) if target is None else target)
         else:
-            self.skipped.append(member.name)
+            self.notes.add(entry.kind, shown)
+            if len(self.skipped) < 1000:
+                self.skipped.append(os.fsdecode(entry.path))
             return
-        self._came.add(parts)
-        self.files += 1
+        self.notes.files += 1
 
     def finish(self) -> None:
-        """Modes and times of directories: last, for a directory may be closed to its owner."""
-        for parts in sorted(self._directories, key=len, reverse=True):
-            mode, mtime = self._directories[parts]
-            with suppress(PermissionError):  # a directory that was there before and is another's
-                descriptor = self._enter(parts)
-                os.fchmod(descriptor, mode)
-                os.utime(descriptor, ns=(mtime, mtime))
+        """Give the directories that are open still their modes and times."""
+        self._descent.back_to(0)
 
-    # -- places -----------------------------------------------------------------------------------
+    # -- directories ------------------------------------------------------------------------------
 
     def _enter(self, parts: tuple[bytes, ...]) -> int:
         """A descriptor of that directory, reached without following a link."""
-        common = 0
-        while common < min(len(parts), len(self._at)) and parts[common] == self._at[common]:
-            common += 1
-        while len(self._at) > common:
-            os.close(self._open.pop())
-            self._at = self._at[:-1]
+        common = self._descent.common(parts)
+        self._descent.back_to(common)
         for part in parts[common:]:
             try:
-                descriptor = os.open(part, _DIRECTORY, dir_fd=self._open[-1])
+                self._descent.down(part)
             except FileNotFoundError:
-                os.mkdir(part, 0o700, dir_fd=self._open[-1])
-                descriptor = os.open(part, _DIRECTORY, dir_fd=self._open[-1])
-            self._open.append(descriptor)
-            self._at = (*self._at, part)
-        return self._open[-1]
+                os.mkdir(part, 0o700, dir_fd=self._descent.top)
+                self._descent.down(part)
+            except OSError as error:
+                raise self._explain(part, error) from None
+        return self._descent.top
 
-    def _make_directory(self, parts: tuple[bytes, ...]) -> None:
+    def _make_directory(self, entry: Entry, parts: tuple[bytes, ...], shown: bytes) -> None:
         parent = self._enter(parts[:-1])
-        with suppress(FileExistsError):
+        try:
             os.mkdir(parts[-1], 0o700, dir_fd=parent)
-        self._enter(parts)  # refuses a link or a file in its place
+        except FileExistsError:
+            self._enter(parts)  # refuses a link or a file in its place; what is there stays as it is
+            return
+        self._enter(parts)
+        self._made[parts] = (entry, shown)
 
-    def _place(self, parts: tuple[bytes, ...]) -> tuple[int, bytes, bytes]:
-        """Directory, final name, and the name under which it is made."""
-        name = parts[-1]
-        return self._enter(parts[:-1]), name, b"." + name[:100] + b"." + secrets.token_hex(6).encode()
+    def _settle(self, parts: tuple[bytes, ...], descriptor: int) -> None:
+        """Modes and times of a directory: last, for it may be closed to its owner."""
+        entry, shown = self._made.pop(parts, (None, b""))
+        if entry is not None:
+            self._keep(entry, descriptor, shown)
+
+    def _explain(self, part: bytes, error: OSError) -> OSError:
+        """Why a directory could not be entered, in words."""
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            return error
+        mode = os.stat(part, dir_fd=self._descent.top, follow_symlinks=False).st_mode
+        return InTheWay("Not a directory: " + ("a link" if stat.S_ISLNK(mode) else "a file") + " is there")
+
+    # -- what is there ----------------------------------------------------------------------------
+
+    def _look(self, directory: int, entry: Entry, name: bytes) -> os.stat_result | None:
+        """The regular file that `entry` replaces, or None.
+
+        Raises:
+            InTheWay: what is there must stay.
+        """
+        try:
+            info = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        if stat.S_ISREG(info.st_mode):
+            return info
+        if stat.S_ISLNK(info.st_mode):
+            if entry.kind != "link" and _leads_to_directory(directory, name):
+                raise InTheWay("a link to a directory is there")
+            return None
+        what = "a directory" if stat.S_ISDIR(info.st_mode) else "a device, pipe or socket"
+        raise InTheWay(f"{what} is there")
 
     # -- entries ----------------------------------------------------------------------------------
 
-    def _write_file(
-        self, archive: tarfile.TarFile, member: tarfile.TarInfo, parts: tuple[bytes, ...]
-    ) -> None:
-        directory, name, temporary = self._place(parts)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(temporary, flags, 0o600, dir_fd=directory)
+    def _write_file(self, archive: Reader, entry: Entry, parts: tuple[bytes, ...], shown: bytes) -> None:
+        directory, name = self._enter(parts[:-1]), parts[-1]
+        before = self._look(directory, entry, name)
+        temporary = _temporary()
+        descriptor = os.open(temporary, _CREATE, 0o600, dir_fd=directory)
         try:
             try:
-                self.bytes += write_content(archive, member, descriptor, self._count)
-                os.fchmod(descriptor, member.mode & 0o777)
-                os.utime(descriptor, ns=(mtime_ns(member),) * 2)
+                self.notes.bytes += write_content(archive, entry, descriptor, self._count)
+                if before is not None and not self._owner and os.fstat(descriptor).st_uid != before.st_uid:
+                    _try(os.fchown, descriptor, before.st_uid, before.st_gid)
+                self._keep(entry, descriptor, shown)
+                self._replace(directory, temporary, name, descriptor)
+                if entry.linked:
+                    info = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                    self._linked[parts] = (info.st_dev, info.st_ino)
             finally:
                 os.close(descriptor)
-            os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
         except BaseException:
-            with suppress(OSError):
-                os.unlink(temporary, dir_fd=directory)
+            _try(os.unlink, temporary, dir_fd=directory)
             raise
 
-    def _make_link(self, member: tarfile.TarInfo, parts: tuple[bytes, ...]) -> None:
-        directory, name, temporary = self._place(parts)
-        os.symlink(to_bytes(member.linkname), temporary, dir_fd=directory)
-        self._settle(directory, temporary, name)
-        with suppress(OSError):
-            times = (mtime_ns(member),) * 2
-            os.utime(name, ns=times, dir_fd=directory, follow_symlinks=False)
-
-    def _link_again(self, member: tarfile.TarInfo, parts: tuple[bytes, ...]) -> None:
-        target = parse_name(to_bytes(member.linkname))
-        # Its first part is what `parts` lost when the copy was given its name here.
-        target = target[len(parse_name(to_bytes(member.name))) - len(parts) :]
-        if target not in self._came:
-            raise ProtocolError(f"the guest sent a hard link to what it did not send: {member.linkname!r}")
-        source = os.dup(self._enter(target[:-1]))
+    def _replace(self, directory: int, temporary: bytes, name: bytes, descriptor: int) -> None:
         try:
-            directory, name, temporary = self._place(parts)
+            os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            _overwrite(directory, temporary, name)  # a mount point stays one
+            _try(os.unlink, temporary, dir_fd=directory)
+
+    def _make_link(self, entry: Entry, parts: tuple[bytes, ...], shown: bytes) -> None:
+        directory, name = self._enter(parts[:-1]), parts[-1]
+        self._look(directory, entry, name)
+        temporary = _temporary()
+        os.symlink(entry.link, temporary, dir_fd=directory)
+        if self._owner and not _try(
+            os.chown, temporary, entry.uid, entry.gid, dir_fd=directory, follow_symlinks=False
+        ):
+            self.notes.add("owner", shown)
+        times = (entry.mtime_ns, entry.mtime_ns)
+        _try(os.utime, temporary, ns=times, dir_fd=directory, follow_symlinks=False)
+        self._move(directory, temporary, name)
+
+    def _link_again(self, entry: Entry, parts: tuple[bytes, ...], target: tuple[bytes, ...]) -> None:
+        if target not in self._linked:
+            raise ProtocolError(f"the guest sent a hard link to what it did not send: {entry.link[:200]!r}")
+        directory, name = self._enter(parts[:-1]), parts[-1]
+        self._look(directory, entry, name)
+        temporary = _temporary()
+        source = self._open_again(target[:-1])
+        try:
             os.link(target[-1], temporary, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
-            self._settle(directory, temporary, name)
+            info = os.stat(temporary, dir_fd=directory, follow_symlinks=False)
+            if (info.st_dev, info.st_ino) != self._linked[target]:
+                _try(os.unlink, temporary, dir_fd=directory)
+                raise OSError(errno.ESTALE, "a file was replaced while it was copied")
+            self._move(directory, temporary, name)
         finally:
             os.close(source)
 
-    def _settle(self, directory: int, temporary: bytes, name: bytes) -> None:
+    def _open_again(self, parts: tuple[bytes, ...]) -> int:
+        """A descriptor of a directory elsewhere in the tree; where we are stays as it is."""
+        way = Descent(os.dup(self._descent.root))
+        try:
+            for part in parts:
+                way.down(part)
+            return os.dup(way.top)
+        finally:
+            way.close()
+
+    def _move(self, directory: int, temporary: bytes, name: bytes) -> None:
         try:
             os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(temporary, dir_fd=directory)
-            raise
-        # A rename onto another link to the same file does nothing (POSIX), and leaves both.
-        with suppress(OSError):
-            os.unlink(temporary, dir_fd=directory)
+        finally:
+            # A rename onto another link to the same file does nothing (POSIX), and leaves both.
+            _try(os.unlink, temporary, dir_fd=directory)
+
+    def _keep(self, entry: Entry, descriptor: int, shown: bytes) -> None:
+        """Owner, mode, attributes and time of what was made; in this order, for each takes from the next."""
+        if self._owner and not _try(os.fchown, descriptor, entry.uid, entry.gid):
+            self.notes.add("owner", shown)
+        os.fchmod(descriptor, entry.mode & (0o7777 if self._owner else 0o1777))
+        for name, value in entry.xattrs.items():
+            kind = xattr_kind(os.fsdecode(name))
+            if kind is None or (kind == "capability" and not self._owner):
+                continue
+            if not _try(os.setxattr, descriptor, name, value):
+                self.notes.add(kind, shown)
+        os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
 
 
-def write_content(
-    archive: tarfile.TarFile, member: tarfile.TarInfo, descriptor: int, count: Callable[[int], None]
-) -> int:
-    """The content of `member`, holes as holes; no more than its header said. Returns its size."""
-    # Not extractfile(): it hands out holes as zeros, and a few bytes can claim an exabyte of them.
-    source: Any = archive.fileobj
-    source.seek(member.offset_data)
-    sparse: Any = member.sparse
-    segments = list(sparse) if sparse is not None else [(0, member.size)]
-    for begin, length in segments:
-        if begin < 0 or length < 0 or begin + length > member.size:
-            raise ProtocolError(f"the guest sent {member.name!r} with a map of holes that makes no sense")
-        os.lseek(descriptor, begin, os.SEEK_SET)
-        left = length
-        while left:
-            data = source.read(min(_CHUNK, left))
-            if not data:
-                raise ProtocolError(f"the guest sent less of {member.name!r} than it had said")
-            _write_all(descriptor, data)
-            left -= len(data)
-            count(len(data))
-    os.ftruncate(descriptor, member.size)
-    return member.size
+def _leads_to_directory(directory: int, name: bytes) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(name, dir_fd=directory).st_mode)
+    except OSError:
+        return False
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def _temporary() -> bytes:
+    return b".bough-" + os.urandom(8).hex().encode()
+
+
+def _try(call: Callable[..., object], *arguments: object, **options: object) -> bool:
+    try:
+        call(*arguments, **options)
+    except OSError:
+        return False
+    return True
+
+
+def _overwrite(directory: int, temporary: bytes, name: bytes) -> None:
+    source = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        flags = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        target = os.open(name, flags, dir_fd=directory)
+        try:
+            data = os.read(source, CHUNK)
+            while data:
+                write_all(target, data)
+                data = os.read(source, CHUNK)
+        finally:
+            os.close(target)
+    finally:
+        os.close(source)
+
+
+def write_content(archive: Reader, entry: Entry, descriptor: int, count: Callable[[int], None]) -> int:
+    """The content of `entry`, holes as holes; no more than its header said. Returns its size."""
+    at = 0
+    for offset, data in archive.content(entry):
+        if offset != at:
+            os.lseek(descriptor, offset, os.SEEK_SET)
+        write_all(descriptor, data)
+        at = offset + len(data)
+        count(len(data))
+    if at != entry.size:
+        os.ftruncate(descriptor, entry.size)
+    return entry.size
+
+
+def write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
@@ -208,19 +334,3 @@ def parse_name(name: bytes) -> tuple[bytes, ...]:
     if len(parts) > MAX_DEPTH or len(name) > MAX_NAME_BYTES or any(len(part) > 255 for part in parts):
         raise ProtocolError(f"the guest sent a file with a name that is too long: {name[:60]!r}...")
     return parts
-
-
-def to_bytes(name: str) -> bytes:
-    """A name as the guest had it; tarfile keeps bytes that are no UTF-8 as surrogates."""
-    return name.encode("utf-8", "surrogateescape")
-
-
-def mtime_ns(member: tarfile.TarInfo) -> int:
-    """To the nanosecond where the archive has it; within what every file system can keep."""
-    text = member.pax_headers.get("mtime", "")
-    seconds, _, rest = text.partition(".")
-    if seconds.isdigit() and len(seconds) < 12 and (rest.isdigit() or not rest):
-        exact = int(seconds) * 1_000_000_000 + int((rest + "000000000")[:9])
-    else:
-        exact = int(member.mtime * 1_000_000_000) if abs(member.mtime) < 1e12 else 0
-    return max(-(2**31) * 1_000_000_000, min(exact, (2**33) * 1_000_000_000))

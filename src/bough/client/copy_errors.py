@@ -1,0 +1,188 @@
+"""What went wrong with a copy, and what it did not keep, in words."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from bough.client.inside import NO_PYTHON
+from bough.client.notes import Fault, Notes, parse
+from bough.errors import (
+    BoughError,
+    GuestRefused,
+    InvalidInput,
+    NoSpace,
+    NotFound,
+    ProtocolError,
+)
+
+if TYPE_CHECKING:
+    from bough.client.machine import Machine
+
+MISSING, NO_PARENT, NOT_DIRECTORY, NOT_FILE, DANGLING = 71, 72, 73, 74, 76
+_STATUS = {
+    MISSING: "missing",
+    NO_PARENT: "no_parent",
+    NOT_DIRECTORY: "not_directory",
+    NOT_FILE: "is_directory",
+    DANGLING: "dangling",
+}
+_FAULTS: dict[str, tuple[type[BoughError], str, str | None]] = {
+    "missing": (NotFound, "no file {}", None),
+    "no_parent": (NotFound, "no directory {}", None),
+    "not_directory": (InvalidInput, "{} is not a directory", None),
+    "is_directory": (InvalidInput, "{} is a directory", None),
+    "special": (InvalidInput, "{} is neither a file nor a directory", "- copies standard input"),
+    "dangling": (
+        InvalidInput,
+        "{} is a link to a file that is not there",
+        "remove the link, or name the file that it should lead to",
+    ),
+}
+#: How much of a guest's words is shown.
+_MOST_SAID = 4000
+_MOST_SHOWN = 10
+#: Reason: what is told of one entry, of several.
+_NOT_KEPT = {
+    "pipe": ("left out {} pipe", "left out {} pipes"),
+    "socket": ("left out {} socket", "left out {} sockets"),
+    "device": ("left out {} device", "left out {} devices"),
+    "owner": ("did not keep the owner of {} entry", "did not keep the owners of {} entries"),
+    "set-id": (
+        "did not keep the set-user-id or set-group-id bit of {} entry",
+        "did not keep the set-user-id or set-group-id bits of {} entries",
+    ),
+    "capability": ("did not keep the capabilities of {} file", "did not keep the capabilities of {} files"),
+    "acl": ("did not keep the ACL of {} entry", "did not keep the ACLs of {} entries"),
+    "xattr": (
+        "did not keep an extended attribute of {} entry",
+        "did not keep extended attributes of {} entries",
+    ),
+    "shrank": (
+        "{} file became shorter while it was read, and ends in zeros",
+        "{} files became shorter while they were read, and end in zeros",
+    ),
+}
+
+
+def check_names(names: list[bytes]) -> None:
+    """Raises: InvalidInput: two sources would become the same file."""
+    for name in names:
+        if name and names.count(name) > 1:
+            raise InvalidInput(
+                f"two of the sources are named {os.fsdecode(name)}", hint="copy them one after the other"
+            )
+
+
+# -- a copy that could not be made --------------------------------------------------------------------
+
+
+def raise_fault_of_host(fault: Fault) -> NoReturn:
+    error = _fault_error(fault, "", InvalidInput)
+    error.details["path"] = os.fsdecode(fault.path)
+    raise error from None
+
+
+def raise_fault_of_guest(machine: Machine, status: int, said: bytes, path: str) -> Notes:
+    """What the guest's end has noted.
+
+    Raises:
+        BoughError: it could not do what it was asked for.
+    """
+    try:
+        notes, before = parse(said)
+    except (ValueError, KeyError):
+        raise ProtocolError("the guest sent a report that makes no sense", machine=machine.name) from None
+    if notes is None or status not in (0, 3):
+        raise_of_guest(machine, status, before, path)
+    if notes.fault is not None:
+        error = _fault_error(notes.fault, f" in machine '{machine.name}'", GuestRefused)
+        error.details |= {"machine": machine.name, "path": os.fsdecode(notes.fault.path)}
+        raise error
+    return notes
+
+
+def _fault_error(fault: Fault, where: str, other: type[BoughError]) -> BoughError:
+    path = os.fsdecode(fault.path) or "."
+    if fault.kind == "no_space":
+        return NoSpace(f"no space left for {path}{where or ' on this host'}")
+    if fault.kind in _FAULTS:
+        kind, text, hint = _FAULTS[fault.kind]
+        return kind(text.format(path + where), hint=hint)
+    verb = "read" if fault.kind == "unreadable" else "write"
+    return other(f"cannot {verb} {path}{where}: {fault.text}")
+
+
+def raise_of_guest(machine: Machine, code: int, said: bytes, path: str) -> NoReturn:
+    """By the status of a command in the guest, and what it wrote to standard error."""
+    where = f" in machine '{machine.name}'"
+    text = said[-_MOST_SAID:].decode(errors="replace").strip()
+    facts: dict[str, Any] = {"machine": machine.name, "path": path}
+    if code in _STATUS:
+        named = path
+        if code == NO_PARENT:
+            named = os.path.dirname(path.rstrip("/")) or path  # noqa: PTH120
+        error = _fault_error(Fault(_STATUS[code], os.fsencode(named)), where, GuestRefused)
+        error.details |= facts
+        raise error
+    if code == NO_PYTHON:
+        raise GuestRefused(
+            f"machine '{machine.name}' has no Python 3, which copying needs",
+            hint=f"- copies one file without it: bough cp - {machine.name}:PATH < FILE",
+            **facts,
+        )
+    if "No space left" in text:
+        raise NoSpace(f"no space left for {path}{where}", **facts)
+    reason = text.splitlines()[-1].strip()[:300] if text else f"the guest's command ended with {code}"
+    raise GuestRefused(f"cannot copy {path}{where}: {reason}", output=text, **facts)
+
+
+def raise_of_host(error: OSError, target: str) -> NoReturn:
+    place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else target
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise NoSpace(f"no space left on this host for {target}", path=target) from error
+    raise InvalidInput(f"cannot write {place}: {error.strerror}", path=target) from error
+
+
+# -- a copy that is not complete ----------------------------------------------------------------------
+
+
+def tell_not_kept(notes: Notes) -> tuple[str, ...]:
+    """A sentence for each kind of what is not as it was. From a guest: to be cleaned before it is shown."""
+    told = []
+    for reason, (one, many) in _NOT_KEPT.items():
+        count, names = notes.kept_out.get(reason, (0, []))
+        if count:
+            shown = ", ".join(os.fsdecode(name) for name in names[:_MOST_SHOWN])
+            more = f" and {count - _MOST_SHOWN} more" if count > _MOST_SHOWN else ""
+            told.append(f"{(one if count == 1 else many).format(count)}: {shown}{more}")
+    return tuple(told)
+
+
+def raise_failed(
+    notes: Notes,
+    files: int,
+    destination: str,
+    machine: Machine,
+    failed_there: list[tuple[bytes, str]],
+    not_kept: tuple[str, ...],
+    *,
+    outward: bool,
+) -> None:
+    """Raises: InvalidInput, if entries could not be copied; `failed_there` are those at the receiving end."""
+    if not notes.failures:
+        return
+    problems = []
+    for path, text in notes.failed:
+        in_guest = outward != ((path, text) in failed_there)
+        where = f" in machine '{machine.name}'" if in_guest else ""
+        problems.append({"place": os.fsdecode(path) + where, "message": text, "hint": None})
+    if notes.failures == 1:
+        message = "not copied: {place}: {message}".format(**problems[0])
+    else:
+        message = f"{notes.failures} entries were not copied to {destination}, {files} were"
+    hint = None
+    if any(text.endswith("is there") for _, text in failed_there):
+        hint = "what is in the way stays: remove it, or copy to the directory that the link leads to"
+    raise InvalidInput(message, hint=hint, problems=problems, machine=machine.name, not_kept=list(not_kept))

@@ -1,0 +1,269 @@
+"""The two ends of a copy: what is sent, where it goes, and how the guest's end is started.
+
+The same code runs at both ends, so that one rule holds in both directions. The guest's end gets its program
+from the client: an image of any age has the right one. It needs Python 3.7 or newer in the guest, and no
+module but Python's own.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+
+from bough.client.archive import CHUNK, Entry, Reader
+from bough.client.notes import Fault, Notes
+from bough.client.pack import Packer
+from bough.client.unpack import Unpacker, parse_name, write_all
+from bough.errors import ProtocolError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: After these the next file would fail as well.
+_FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+
+
+# -- sending ------------------------------------------------------------------------------------------
+
+
+def name_of(source: bytes) -> bytes:
+    """The name that a copy of `source` gets in a directory; b"" for its content (".", "..", "/", "dir/.")."""
+    name = source.rstrip(b"/").rpartition(b"/")[2]
+    return b"" if name in (b".", b"..") else name
+
+
+def check_source(path: bytes) -> os.stat_result:
+    """Raises: Fault, if it cannot be copied."""
+    try:
+        info = os.stat(path)  # noqa: PTH116
+        if path.endswith(b"/") and not stat.S_ISDIR(info.st_mode):
+            raise Fault("not_directory", path)
+        if not (stat.S_ISDIR(info.st_mode) or stat.S_ISREG(info.st_mode)):
+            raise Fault("special", path)
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        return info
+    except FileNotFoundError:
+        raise Fault("missing", path) from None
+    except OSError as error:
+        raise Fault("unreadable", path, error.strerror) from None
+
+
+def send(sources: list[bytes], packer: Packer) -> None:
+    """All of `sources`, numbered; the receiver knows their names.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    for number, source in enumerate(sources):
+        packer.add(source, b"%d" % number)
+    packer.close()
+
+
+# -- receiving ----------------------------------------------------------------------------------------
+
+
+class Receiver:
+    """Puts what comes where `cp -r` would.
+
+    Args:
+        destination: a path as the user gave it; links in it are followed, those below are not.
+        names: of the sources, in their order; see `name_of`.
+        begin: called with the first entry, when it is known that the copy can begin.
+    """
+
+    def __init__(
+        self,
+        destination: bytes,
+        names: list[bytes],
+        count: Callable[[int], None] = lambda _: None,
+        begin: Callable[[Entry], None] = lambda _: None,
+        *,
+        owner: bool = False,
+    ) -> None:
+        self.notes = Notes()
+        self.destination = destination
+        self._names = names
+        self._count = count
+        self._begin = begin
+        self._owner = owner
+        self._unpacker: Unpacker | None = None
+        self._base = destination
+        #: Where each source goes, below the unpacker's root, and what kind it is.
+        self._tops: list[tuple[tuple[bytes, ...], str]] = []
+        self._refused: set[tuple[bytes, ...]] = set()
+        self._into = os.path.isdir(destination)  # noqa: PTH112
+
+    def receive(self, reader: Reader) -> None:
+        """Raises: Fault: it cannot begin, or cannot go on; what came before is there."""
+        if not self._into and (len(self._names) > 1 or self.destination.endswith(b"/")):
+            raise Fault("not_directory", self.destination)
+        try:
+            entry = reader.next()
+            while entry is not None:
+                self._take(reader, entry)
+                entry = reader.next()
+            if len(self._tops) != len(self._names):
+                raise ProtocolError("the guest sent less than it was asked for")
+            if self._unpacker is not None:
+                self._unpacker.finish()
+        finally:
+            if self._unpacker is not None:
+                self._unpacker.__exit__()
+
+    def _take(self, reader: Reader, entry: Entry) -> None:
+        number, rest = self._split(entry.path)
+        if number == len(self._tops):
+            if rest:
+                raise ProtocolError("the guest sent something below what it did not send")
+            if not self._place(reader, entry, number):
+                return
+        top, kind = self._tops[number]
+        if rest and kind != "directory":
+            raise ProtocolError("the guest sent something below a file")
+        parts = top + rest
+        if self._refused and any(parts[:end] in self._refused for end in range(len(parts) + 1)):
+            return
+        shown = b"/".join((self._base.rstrip(b"/"), *parts))
+        target = None
+        if entry.kind == "again":
+            place, below = self._split(entry.link)
+            target = self._tops[place][0] + below if place < len(self._tops) else ()
+        self._extract(reader, entry, parts, shown, target)
+
+    def _extract(
+        self,
+        reader: Reader,
+        entry: Entry,
+        parts: tuple[bytes, ...],
+        shown: bytes,
+        target: tuple[bytes, ...] | None,
+    ) -> None:
+        assert self._unpacker is not None
+        try:
+            self._unpacker.extract(reader, entry, parts, shown, target)
+        except OSError as error:
+            if error.errno in _FATAL:
+                raise Fault(_kind(error), shown, error.strerror) from None
+            if entry.kind == "directory" and len(self._refused) < 10_000:
+                self._refused.add(parts)
+            self.notes.fail(shown, (error.strerror or str(error)).replace("Not a directory: ", ""))
+
+    def _split(self, path: bytes) -> tuple[int, tuple[bytes, ...]]:
+        """The number of the source, and the parts below it."""
+        parts = parse_name(path)
+        if not parts or not parts[0].isdigit() or len(parts[0]) > 9:
+            raise ProtocolError(f"the guest sent {path[:60]!r}, which it was not asked for")
+        number = int(parts[0])
+        if number > len(self._tops) or number >= len(self._names):
+            raise ProtocolError(f"the guest sent {path[:60]!r}, which it was not asked for")
+        return number, parts[1:]
+
+    def _place(self, reader: Reader, entry: Entry, number: int) -> bool:
+        """Decide where a source goes; False: that is a device, which has its content now."""
+        if entry.kind not in ("directory", "file") and not (entry.kind == "again" and number):
+            raise ProtocolError(f"the guest sent a {entry.kind} in the place of a file")
+        name = self._names[number]
+        if not name and entry.kind != "directory" and self._into:
+            raise ProtocolError("the guest sent something that is no directory in the place of one")
+        if self._into:
+            self._base, top = self.destination, (name,) if name else ()
+        else:
+            path = self._resolve(entry)
+            if _is_special(path):
+                self._begin(entry)
+                self._write_through(reader, entry, path)
+                self._tops.append(((), entry.kind))
+                return False
+            self._base, base = os.path.split(path)
+            top = (base,)
+            if not os.path.isdir(self._base or b"."):  # noqa: PTH112
+                raise Fault("no_parent", self._base)
+        if self._unpacker is None:
+            self._begin(entry)
+            root = self._base or b"."
+            self._unpacker = Unpacker(root, self._count, owner=self._owner, notes=self.notes)
+        self._tops.append((top, entry.kind))
+        return True
+
+    def _resolve(self, entry: Entry) -> bytes:
+        """The path that the destination stands for, which is no directory."""
+        path = self.destination
+        if entry.kind == "directory":
+            if os.path.lexists(path):
+                raise Fault("not_directory", path)
+            return path
+        if os.path.islink(path):  # noqa: PTH114
+            if not os.path.exists(path):  # noqa: PTH110
+                raise Fault("dangling", path)
+            if not _is_special(path):  # /dev/stdout leads to a pipe, which has no path
+                return os.path.realpath(path)
+        return path
+
+    def _write_through(self, reader: Reader, entry: Entry, path: bytes) -> None:
+        """As `cp` does, into a device or a pipe: it is not replaced by a file. Holes are zeros there."""
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC)
+            try:
+                at = 0
+                for offset, data in reader.content(entry):
+                    at = self._fill(descriptor, at, offset)
+                    write_all(descriptor, data)
+                    at += len(data)
+                    self._count(len(data))
+                self._fill(descriptor, at, entry.size)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise Fault(_kind(error), path, error.strerror) from None
+        self.notes.files += 1
+        self.notes.bytes += entry.size
+
+    def _fill(self, descriptor: int, at: int, end: int) -> int:
+        while at < end:
+            size = min(CHUNK, end - at)
+            write_all(descriptor, b"\0" * size)
+            at += size
+        return at
+
+
+def _is_special(path: bytes) -> bool:
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def _kind(error: OSError) -> str:
+    return "no_space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "unwritable"
+
+
+# -- the end in the guest -----------------------------------------------------------------------------
+
+
+def main(action: str, paths: list[bytes], names: list[bytes], owner: bool) -> None:
+    """Send `paths` to standard output, or receive into paths[0]; the report goes to standard error."""
+    notes = Notes()
+    try:
+        if action == "send":
+            for path in paths:
+                check_source(path)
+            with open(1, "wb", CHUNK, closefd=False) as stream:
+                send(paths, Packer(stream.write, owner=owner, notes=notes))
+        else:
+            with open(0, "rb", CHUNK, closefd=False) as source:
+                receiver = Receiver(paths[0], names, owner=owner)
+                notes = receiver.notes
+                receiver.receive(Reader(source.read))
+    except Fault as fault:
+        notes.fault = fault
+    except BrokenPipeError:
+        sys.exit(1)
+    except OSError as error:
+        notes.fault = Fault(_kind(error), paths[0], error.strerror or str(error))
+    with open(2, "wb", closefd=False) as stream:
+        stream.write(notes.render())
+    sys.exit(3 if notes.fault else 0)
