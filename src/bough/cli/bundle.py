@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from bough.cli.output import progress, show_json
-from bough.cli.service import DURATION, connect, json_option
+from bough.cli.service import DURATION, TIMEOUT_HELP, connect, json_option
 from bough.errors import InvalidInput, NotFound
 
 
@@ -58,10 +58,10 @@ def export(source: str, file: str, disk_only: bool, without_image: bool) -> None
 )
 @click.option("--cold", is_flag=True, help="Its disks alone; stopped.")
 @click.option("--force", is_flag=True, help="More than this host has, all the same.")
-@click.option("--timeout", type=DURATION, default="120s", help="For it to answer.")
+@click.option("--timeout", type=DURATION, help=TIMEOUT_HELP)
 @json_option
 def import_bundle(
-    file: str, name: str | None, identity: str, cold: bool, force: bool, timeout: float, as_json: bool
+    file: str, name: str | None, identity: str, cold: bool, force: bool, timeout: float | None, as_json: bool
 ) -> None:
     """Take up the machine in FILE, a bundle; `-` is standard input. It goes on where it was."""
     from bough.client.bundle import import_stream

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from bough.cli.output import progress, show_json
-from bough.cli.service import DURATION, IMAGE, NAME, connect, json_option, machine_path
+from bough.cli.service import DURATION, IMAGE, NAME, TIMEOUT_HELP, connect, json_option, machine_path
 from bough.cli.spec import spec_of, spec_options
 
 _until = click.option(
@@ -40,7 +40,7 @@ def create(
         body = {"spec": data, "name": name, "force": force}
         machine = service.long_call("POST", "/machines", body, progress=report)
         if start:
-            machine = _start(service, machine["name"], 120, report)
+            machine = _start(service, machine["name"], None, report)
     show_json(machine) if as_json else print(machine["name"])
 
 
@@ -48,16 +48,16 @@ def create(
 @click.argument("name", type=NAME)
 @click.option("--no-wait", is_flag=True, help="Do not wait until it answers.")
 @_until
-@click.option("--timeout", type=DURATION, default="120s", help="How long to wait; 2m by default.")
+@click.option("--timeout", type=DURATION, help=TIMEOUT_HELP)
 @click.option("--cold", is_flag=True, help="Boot a suspended machine; what is in its memory is lost.")
-def start(name: str, no_wait: bool, until: str, timeout: float, cold: bool) -> None:
+def start(name: str, no_wait: bool, until: str, timeout: float | None, cold: bool) -> None:
     """Start a machine and wait until it answers. A suspended one goes on where it was."""
     with progress() as report:
         started = _start(connect(), name, timeout, report, wait=not no_wait, until=until, cold=cold)
     _say_already(started, "is running")
 
 
-def _start(service: Any, name: str, timeout: float, report: Any, **options: Any) -> Any:
+def _start(service: Any, name: str, timeout: float | None, report: Any, **options: Any) -> Any:
     body = {"timeout_s": timeout, **options}
     return service.long_call("POST", machine_path(name, "start"), body, progress=report)
 
@@ -92,8 +92,8 @@ def stop(names: tuple[str, ...], deadline: float, force: bool) -> None:
 @click.argument("name", type=NAME)
 @click.option("--deadline", type=DURATION, default="60s", help="Then the plug is pulled; 60s by default.")
 @_until
-@click.option("--timeout", type=DURATION, default="120s", help="How long to wait until it answers.")
-def restart(name: str, deadline: float, until: str, timeout: float) -> None:
+@click.option("--timeout", type=DURATION, help=TIMEOUT_HELP)
+def restart(name: str, deadline: float, until: str, timeout: float | None) -> None:
     """Stop a machine and start it again."""
     with progress() as report:
         body = {"deadline_s": deadline, "until": until, "timeout_s": timeout}
@@ -125,8 +125,8 @@ def suspend(names: tuple[str, ...]) -> None:
 @click.command()
 @click.argument("name", type=NAME)
 @click.option("--no-wait", is_flag=True, help="Do not wait until it answers.")
-@click.option("--timeout", type=DURATION, default="120s", help="How long to wait; 2m by default.")
-def resume(name: str, no_wait: bool, timeout: float) -> None:
+@click.option("--timeout", type=DURATION, help=TIMEOUT_HELP)
+def resume(name: str, no_wait: bool, timeout: float | None) -> None:
     """Let a paused or suspended machine go on."""
     body = {"wait": not no_wait, "timeout_s": timeout}
     with progress() as report:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from bough.cli.output import ago, clean, progress, show_json, show_table
-from bough.cli.service import DURATION, NAME, connect, json_option, machine_path
+from bough.cli.service import DURATION, NAME, TIMEOUT_HELP, connect, json_option, machine_path
 from bough.units import format_size
 
 
@@ -175,8 +175,8 @@ def logs(name: str, follow: bool, tail_bytes: int, qemu: bool, raw: bool) -> Non
     help="booted: its services are started, and its network is up; rebooted: the same of a later boot.",
 )
 @click.option("--boot-id", help="With --until rebooted: the boot before, as `info --json` shows it.")
-@click.option("--timeout", type=DURATION, default="120s", help="2m by default.")
-def wait(name: str, until: str, boot_id: str | None, timeout: float) -> None:
+@click.option("--timeout", type=DURATION, help=f"{TIMEOUT_HELP} For `stopped` 2m.")
+def wait(name: str, until: str, boot_id: str | None, timeout: float | None) -> None:
     """Wait until a machine answers, is up, has rebooted, or has stopped.
 
     A machine that shuts down is not up: its next boot is waited for.

@@ -35,7 +35,7 @@ def attempt(words: list[str]) -> int | None:
     told = f'{{"argv": [{", ".join(map(_quote, command))}]}}'
     if verb == "run":
         target = "/v1/run"
-        told = f'{{"spec": {{"image": {_quote(of)}}}, "timeout_s": 180, "command": {told}}}'
+        told = f'{{"spec": {{"image": {_quote(of)}}}, "command": {told}}}'
     elif _NAME.issuperset(of):
         target = f"/v1/machines/{of}/exec"
     else:

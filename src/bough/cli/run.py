@@ -11,7 +11,7 @@ import click
 from bough.cli.carry import await_machine
 from bough.cli.execute import carry_here, on_terminal, run_in
 from bough.cli.output import progress
-from bough.cli.service import DURATION, IMAGE, connect
+from bough.cli.service import DURATION, IMAGE, TIMEOUT_HELP, connect
 from bough.cli.spec import spec_of, spec_options
 
 
@@ -24,7 +24,7 @@ from bough.cli.spec import spec_of, spec_options
 @click.option(
     "--cold", is_flag=True, help="Boot it, instead of going on from a snapshot of the booted image."
 )
-@click.option("--timeout", type=DURATION, default="180s", help="For the machine to answer.")
+@click.option("--timeout", type=DURATION, help=TIMEOUT_HELP)
 @spec_options
 @click.argument("image", type=IMAGE)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
@@ -37,7 +37,7 @@ def run(
     interactive: bool,
     as_user: str | None,
     cold: bool,
-    timeout: float,
+    timeout: float | None,
     force: bool,
     **given: Any,
 ) -> int:

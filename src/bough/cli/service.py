@@ -86,4 +86,5 @@ class Duration(click.ParamType):  # type: ignore[type-arg]
 NAME = MachineName()
 IMAGE = ImageName()
 DURATION = Duration()
+TIMEOUT_HELP = "Wait at most so long for the guest. Default: as long as the guest makes progress."
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

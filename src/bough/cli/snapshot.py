@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from bough.cli.output import progress, show_error, show_json, show_table
-from bough.cli.service import DURATION, NAME, connect, json_option, machine_path
+from bough.cli.service import DURATION, NAME, TIMEOUT_HELP, connect, json_option, machine_path
 from bough.client.connection import path_of
 from bough.errors import error_from_dict
 from bough.units import format_size
@@ -141,7 +141,7 @@ def delete_snapshot(references: tuple[str, ...]) -> None:
     help="keep: it takes itself for its parent.",
 )
 @click.option("--cold", is_flag=True, help="From the disks alone; stopped.")
-@click.option("--timeout", type=DURATION, default="120s", help="For each to answer.")
+@click.option("--timeout", type=DURATION, help=TIMEOUT_HELP)
 @json_option
 def fork(
     source: str,
@@ -149,7 +149,7 @@ def fork(
     count: int | None,
     identity: str,
     cold: bool,
-    timeout: float,
+    timeout: float | None,
     as_json: bool,
 ) -> int:
     """Make new machines that go on from SOURCE: a machine, running or not, or a snapshot."""

@@ -90,7 +90,7 @@ def import_stream(
     cold: bool = False,
     force: bool = False,
     wait: bool = True,
-    timeout: float = 120.0,
+    timeout: float | None = None,
     progress: Report | None = None,
 ) -> dict[str, Any]:
     """The machine's description."""

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from bough.client.snapshot import Snapshot
     from bough.progress import Report
 
-START_TIMEOUT_S = 120.0
-
 
 def connect(home: str | os.PathLike[str] | None = None, *, start: bool = True) -> Hypervisor:
     """The hypervisor of `home` (default: $BOUGH_HOME, else the user's own).
@@ -67,7 +65,7 @@ class Hypervisor:
         keep: bool = False,
         force: bool = False,
         cold: bool = False,
-        timeout: float | None = START_TIMEOUT_S,
+        timeout: float | None = None,
         progress: Report | None = None,
         **spec: Any,
     ) -> Machine:
@@ -79,7 +77,8 @@ class Hypervisor:
 
         Args:
             cold: boot it, whatever is kept.
-            timeout: seconds for its start, not for building an image that is not there yet.
+            timeout: seconds for its start, not for building an image that is not there yet; None: as long as
+                the guest makes progress.
             spec: settings as in a spec file: memory="512MiB", vcpus=2, ports=["8080:80"], ...
 
         Raises:
@@ -93,8 +92,7 @@ class Hypervisor:
             "force": force,
             "cold": cold,
         }
-        if timeout is not None:
-            body["timeout_s"] = timeout
+        body["timeout_s"] = timeout
         if keep or name is not None:
             data = self.api.long_call("POST", "/machines/run", {**body, "name": name}, progress=progress)
             return Machine(self.api, data["id"], name=data["name"])
@@ -224,7 +222,7 @@ class Hypervisor:
         identity: Literal["keep", "new"] = "keep",
         cold: bool = False,
         force: bool = False,
-        timeout: float = 120.0,
+        timeout: float | None = None,
         progress: Report | None = None,
     ) -> Machine:
         """The machine in a bundle; it goes on where it was, unless `cold` takes its disks alone.
@@ -382,7 +380,7 @@ class Hypervisor:
         *,
         arch: str | None = None,
         probe: bool = True,
-        timeout: float | None = 120.0,
+        timeout: float | None = 300.0,
         progress: Report | None = None,
     ) -> dict[str, Any]:
         """What the host has and lacks: "checks", "accelerators" (proven by running a guest), "jail".

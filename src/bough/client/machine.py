@@ -118,7 +118,7 @@ class Machine:
         wait: bool = True,
         until: Literal["agent", "booted"] = "agent",
         cold: bool = False,
-        timeout: float | None = 120.0,
+        timeout: float | None = None,
         progress: Report | None = None,
     ) -> None:
         """Start it; with `wait`, until its agent has answered and the first boot's set-up is done.
@@ -129,10 +129,12 @@ class Machine:
             until: what to wait for; see `wait`.
             cold: a suspended one boots from its disks, and what was in its memory is lost; otherwise it
                 goes on.
+            timeout: seconds; None: as long as the guest makes progress, which is seen by its console, its
+                agent and the processor time of its QEMU.
 
         Raises:
             MachineFailed: its QEMU ended; carries the ends of its stderr and of the console.
-            AgentTimeout: no answer within `timeout` seconds; it is left running to be looked at.
+            AgentTimeout: no answer in time; it is left running to be looked at.
         """
         body = {"wait": wait, "until": until, "cold": cold, **_timeout(timeout)}
         self._long("start", body, timeout, progress)
@@ -154,7 +156,7 @@ class Machine:
         deadline: float = 60.0,
         wait: bool = True,
         until: Literal["agent", "booted"] = "agent",
-        timeout: float | None = 120.0,
+        timeout: float | None = None,
         progress: Report | None = None,
     ) -> None:
         """Stop (see `stop`) and start (see `start`)."""
@@ -171,7 +173,7 @@ class Machine:
         self._long("suspend", {}, None, progress)
 
     def resume(
-        self, *, wait: bool = True, timeout: float | None = 120.0, progress: Report | None = None
+        self, *, wait: bool = True, timeout: float | None = None, progress: Report | None = None
     ) -> None:
         """Let it go on, paused or suspended; with `wait`, one that was suspended has answered.
 
@@ -246,7 +248,7 @@ class Machine:
         until: Literal["agent", "running", "stopped", "first-boot", "booted", "rebooted"] = "agent",
         *,
         boot_id: str | None = None,
-        timeout: float | None = 120.0,
+        timeout: float | None = None,
         progress: Report | None = None,
     ) -> None:
         """Until the agent answers, the machine has stopped, its init has started everything ("booted"), or it
@@ -256,7 +258,8 @@ class Machine:
             boot_id: with "rebooted": `info().boot_id` of the boot before; default: the one of now.
 
         Raises:
-            AgentTimeout, DeadlineExceeded: not within `timeout` seconds.
+            AgentTimeout, DeadlineExceeded: not within `timeout` seconds. None is 120 s for "stopped", and as
+                long as the guest makes progress otherwise.
             MachineFailed: it ended instead.
         """
         self._long("wait", {"until": until, "boot_id": boot_id, **_timeout(timeout)}, timeout, progress)
@@ -309,7 +312,7 @@ class Machine:
         identity: Literal["new", "keep"] = "new",
         cold: bool = False,
         ephemeral: bool = False,
-        timeout: float = 120.0,
+        timeout: float | None = None,
         progress: Report | None = None,
     ) -> Machine: ...
     @overload
@@ -321,7 +324,7 @@ class Machine:
         identity: Literal["new", "keep"] = "new",
         cold: bool = False,
         ephemeral: bool = False,
-        timeout: float = 120.0,
+        timeout: float | None = None,
         progress: Report | None = None,
     ) -> list[Machine]: ...
     def fork(
@@ -332,7 +335,7 @@ class Machine:
         identity: Literal["new", "keep"] = "new",
         cold: bool = False,
         ephemeral: bool = False,
-        timeout: float = 120.0,
+        timeout: float | None = None,
         progress: Report | None = None,
     ) -> Machine | list[Machine]:
         """A new machine that goes on from where this one is, which runs on; see Snapshot.fork."""
@@ -562,8 +565,8 @@ class Machine:
         return dict(self._api.long_call("POST", self._path(call), body, timeout=limit, progress=progress))
 
 
-def _timeout(timeout: float | None) -> dict[str, float]:
-    return {"timeout_s": 7 * 86400.0 if timeout is None else timeout}
+def _timeout(timeout: float | None) -> dict[str, float | None]:
+    return {"timeout_s": timeout}
 
 
 def _command_failed(

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from bough.progress import Report
 
 Identity = Literal["new", "keep"]
-FORK_TIMEOUT_S = 120.0
 
 
 class Fork(NamedTuple):
@@ -68,7 +67,7 @@ class Snapshot:
         identity: Identity = "new",
         cold: bool = False,
         ephemeral: bool = False,
-        timeout: float = FORK_TIMEOUT_S,
+        timeout: float | None = None,
         progress: Report | None = None,
     ) -> Machine: ...
     @overload
@@ -80,7 +79,7 @@ class Snapshot:
         identity: Identity = "new",
         cold: bool = False,
         ephemeral: bool = False,
-        timeout: float = FORK_TIMEOUT_S,
+        timeout: float | None = None,
         progress: Report | None = None,
     ) -> list[Machine]: ...
     def fork(
@@ -91,7 +90,7 @@ class Snapshot:
         identity: Identity = "new",
         cold: bool = False,
         ephemeral: bool = False,
-        timeout: float = FORK_TIMEOUT_S,
+        timeout: float | None = None,
         progress: Report | None = None,
     ) -> Machine | list[Machine]:
         """A new machine that goes on from here; with `count` as many, in a list.
@@ -116,7 +115,7 @@ def fork(
     identity: Identity,
     cold: bool,
     ephemeral: bool,
-    timeout: float,
+    timeout: float | None,
     progress: Report | None,
 ) -> Machine | list[Machine]:
     made = fork_each(
@@ -146,7 +145,7 @@ def fork_each(
     identity: Identity = "new",
     cold: bool = False,
     ephemeral: bool = False,
-    timeout: float = FORK_TIMEOUT_S,
+    timeout: float | None = None,
     progress: Report | None = None,
 ) -> list[Fork]:
     """Each works or fails by itself; raises only when the source cannot be forked."""
@@ -159,7 +158,8 @@ def fork_each(
         "ephemeral": ephemeral,
         "timeout_s": timeout,
     }
-    answer = api.long_call("POST", "/forks", body, timeout=timeout + 60, progress=progress)
+    limit = None if timeout is None else timeout + 60
+    answer = api.long_call("POST", "/forks", body, timeout=limit, progress=progress)
     return [_fork(api, one, ephemeral) for one in answer]
 
 

@@ -25,6 +25,7 @@ from bough.guest.calls import Call
 from bough.guest.facts import AgentFacts, clean_name, clean_text
 from bough.guest.session import OUTPUT_WINDOW, ExecRequest, ExecSession, Session, Tunnel
 from bough.progress import Report, ignore_progress
+from bough.progress_watch import Patience, Stalled, by_the_clock
 
 MAX_SESSIONS = 256
 MAX_ARGUMENTS = 16 * 1024 * 1024
@@ -53,6 +54,9 @@ class AgentChannel:
         facts: of the last hello.
         same_addresses: commands are loaded at the same addresses each time: not as safe from who attacks
             them, and much quicker where the processor is emulated by an older QEMU.
+        patience: makes the watch of a call from its `timeout_s`; the clock alone, unless somebody knows how
+            the guest gets on.
+        heard: bytes that came from the guest.
     """
 
     def __init__(self, sock: socket.socket, *, machine: str) -> None:
@@ -63,6 +67,8 @@ class AgentChannel:
         self.lost_reason: BoughError | None = None
         self.facts: AgentFacts | None = None
         self.same_addresses = False
+        self.patience: Patience = by_the_clock
+        self.heard = 0
         self.input_window = 0
         self._socket = sock
         self._loop = asyncio.get_running_loop()
@@ -139,9 +145,8 @@ class AgentChannel:
         if call is None:
             return None
         try:
-            async with asyncio.timeout(timeout_s):
-                return await asyncio.shield(call.answer)
-        except TimeoutError:
+            return await self.patience(timeout_s).run(asyncio.shield(call.answer))
+        except Stalled:
             return None
         finally:
             call.abandoned = True
@@ -221,11 +226,21 @@ class AgentChannel:
         return tunnel
 
     async def call(
-        self, operation: str, arguments: Mapping[str, Any], timeout_s: float, report: Report = ignore_progress
+        self,
+        operation: str,
+        arguments: Mapping[str, Any],
+        timeout_s: float,
+        report: Report = ignore_progress,
+        *,
+        exact: bool = False,
     ) -> dict[str, Any]:
         """Have the agent do `operation` (docs/agent.md lists them).
 
         Cancelling it, or its time running out, does not stop the guest.
+
+        Args:
+            timeout_s: time of the guest's own without a sign of progress; see `patience`.
+            exact: `timeout_s` are seconds of the clock.
 
         Raises:
             GuestRefused: it failed; details: errno, output where a command was run.
@@ -245,15 +260,18 @@ class AgentChannel:
         call = Call(self._loop, report)
         call_id = self._new_id()
         self._calls[call_id] = call
+
+        async def ask() -> dict[str, Any]:
+            for part in wire.pack_parts(wire.CALL, self._nonce, call_id, payload):
+                await self._queue_bulk(part)
+            # Shielded: who waits may be cancelled, the call is not, and it is answered some time.
+            return await asyncio.shield(call.answer)
+
+        watch = by_the_clock(timeout_s) if exact else self.patience(timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
-                nonce = self._nonce
-                for part in wire.pack_parts(wire.CALL, nonce, call_id, payload):
-                    await self._queue_bulk(part)
-                # Shielded: who waits may be cancelled, the call is not, and it is answered some time.
-                return await asyncio.shield(call.answer)
-        except TimeoutError:
-            text = f"machine {self.machine!r} did not finish {operation} in {timeout_s:g} s"
+            return await watch.run(ask())
+        except Stalled as stalled:
+            text = f"machine {self.machine!r} did not finish {operation} {stalled}"
             raise AgentTimeout(text, machine=self.machine, timeout_s=timeout_s) from None
         finally:
             call.abandoned = True  # its answer may still come, and is known then
@@ -438,6 +456,7 @@ class AgentChannel:
         if count == 0:
             self._socket_ended(None)
             return
+        self.heard += count
         self._reader.added(count)
         if self._welcome is not None and self._reader.holds(_READY):
             self._again.set()
@@ -539,14 +558,17 @@ class AgentChannel:
         self._check_established()  # sending may have shown that nobody is there
         self._sessions[session.id] = session
         try:
-            await asyncio.wait((session.opened,), timeout=timeout_s)
+            if timeout_s is None:
+                await asyncio.wait((session.opened,))
+            elif not session.opened.done():
+                await self.patience(timeout_s).run(asyncio.wait((session.opened,)))
         except asyncio.CancelledError:
             await session.abort()
             raise
-        if not session.opened.done():
+        except Stalled as stalled:
             await session.abort()
-            text = f"machine {self.machine!r} did not start it in {timeout_s:g} s"
-            raise AgentTimeout(text, machine=self.machine, timeout_s=timeout_s)
+            text = f"machine {self.machine!r} did not start it {stalled}"
+            raise AgentTimeout(text, machine=self.machine, timeout_s=timeout_s) from None
         session.opened.result()
 
     def _new_id(self) -> int:

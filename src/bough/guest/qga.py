@@ -22,6 +22,7 @@ from bough.errors import AgentTimeout, AgentUnavailable, BoughError, GuestRefuse
 from bough.guest.facts import clean_text
 from bough.guest.session import ExecRequest, ExitStatus
 from bough.progress import Report, ignore_progress
+from bough.progress_watch import Patience, Stalled, by_the_clock
 
 PORT = "org.qemu.guest_agent.0"
 #: Base64 of 16 MiB, twice, and some JSON around it.
@@ -36,11 +37,13 @@ class QgaChannel:
 
     Attributes:
         lost: set when the socket ended or was closed.
+        patience: as AgentChannel's.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, machine: str) -> None:
         self.machine = machine
         self.lost = asyncio.Event()
+        self.patience: Patience = by_the_clock
         self._reader = reader
         self._writer = writer
         self._turn = asyncio.Lock()
@@ -109,20 +112,24 @@ class QgaChannel:
         if self._commands and command not in self._commands:
             raise GuestRefused(f"the agent of machine {self.machine!r} cannot do {command}")
         request = {"execute": command, **({"arguments": arguments} if arguments else {})}
+
+        async def ask() -> bytes:
+            if self._is_owed:
+                await self._sync()
+            self._is_owed = True
+            self._writer.write(json.dumps(request).encode() + b"\n")
+            await self._writer.drain()
+            line = await self._line()
+            self._is_owed = False
+            return line
+
         async with self._turn:
             try:
-                async with asyncio.timeout(timeout_s):
-                    if self._is_owed:
-                        await self._sync()
-                    self._is_owed = True
-                    self._writer.write(json.dumps(request).encode() + b"\n")
-                    await self._writer.drain()
-                    line = await self._line()
-                    self._is_owed = False
+                line = await self.patience(timeout_s).run(ask())
                 answer = json.loads(line.lstrip(b"\xff"))
-            except TimeoutError:
+            except Stalled as stalled:
                 raise AgentTimeout(
-                    f"the agent of machine {self.machine!r} did not answer {command} in {timeout_s:g} s",
+                    f"the agent of machine {self.machine!r} did not answer {command} {stalled}",
                     machine=self.machine,
                 ) from None
             except (ValueError, RecursionError):
@@ -141,7 +148,13 @@ class QgaChannel:
         return time.monotonic() - start
 
     async def call(
-        self, operation: str, arguments: Mapping[str, Any], timeout_s: float, report: Report = ignore_progress
+        self,
+        operation: str,
+        arguments: Mapping[str, Any],
+        timeout_s: float,
+        report: Report = ignore_progress,
+        *,
+        exact: bool = False,
     ) -> dict[str, Any]:
         """The operations of docs/agent.md that this agent has something for."""
         if operation == "power_off":

@@ -143,7 +143,7 @@ class Branches(Making):
         cold: bool = False,
         ephemeral: bool = False,
         wait: bool = True,
-        timeout_s: float = 120,
+        timeout_s: float | None = None,
         report: Report = ignore_progress,
     ) -> list[Machine | BoughError]:
         """New machines from a machine, running or not, or from a snapshot; one for each of `names`.

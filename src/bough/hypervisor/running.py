@@ -71,7 +71,7 @@ class Running(Branches):
         force: bool = False,
         ephemeral: bool = False,
         cold: bool = False,
-        timeout_s: float = 120,
+        timeout_s: float | None = None,
         report: Report = ignore_progress,
     ) -> Machine:
         """A new machine that has answered: gone on from a kept snapshot of the booted image where its
@@ -235,7 +235,7 @@ class Running(Branches):
             with self.hold(machine):
                 await machine.start(report)
                 with contextlib.suppress(DeadlineExceeded):  # what it still starts, its forks start
-                    await wait_booted(machine, timeout_s=120, report=report)
+                    await wait_booted(machine, report=report)
                 await run_script(await machine.agent(), SETTLE_SCRIPT, timeout_s=SETTLE_TIMEOUT_S)
                 manifest = await self._take(machine, ready_key=key, report=report)
         finally:

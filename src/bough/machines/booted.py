@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 
 from bough.errors import AgentUnavailable, DeadlineExceeded, GuestRefused
 from bough.machines.first_boot import run_script
@@ -45,7 +44,7 @@ _LOOK_AGAIN_S = 0.5
 async def wait_booted(
     machine: Machine,
     *,
-    timeout_s: float,
+    timeout_s: float | None = None,
     after_boot: str | None = None,
     report: Report = ignore_progress,
 ) -> None:
@@ -54,7 +53,7 @@ async def wait_booted(
     A guest that shuts down is not up: its next boot is waited for.
 
     Args:
-        timeout_s: from this call.
+        timeout_s: a bound that a user gave, from this call; None: as long as the guest makes progress.
         after_boot: the id of a boot that does not count.
 
     Raises:
@@ -63,15 +62,15 @@ async def wait_booted(
         AgentUnavailable: it has no agent.
         DeadlineExceeded: it answers, and is not up.
     """
-    deadline = time.monotonic() + timeout_s
+    watch = machine.watch(bound_s=timeout_s)
     answered, told = False, ""
-    while (left_s := deadline - time.monotonic()) > 0:
-        await machine.wait_ready(timeout_s=left_s, report=report)
+    while watch.look():
+        await machine.wait_ready(timeout_s=watch.left_s, report=report)
         report(Progress("waiting until it is up"))
         try:
             channel = await machine.agent()
             answered = True
-            told = await run_script(channel, BOOTED_SCRIPT, timeout_s=max(0.1, deadline - time.monotonic()))
+            told = await run_script(channel, BOOTED_SCRIPT, watch=watch)
         except AgentUnavailable:
             if not answered and not machine.record.image_agent:
                 raise
@@ -81,11 +80,15 @@ async def wait_booted(
         if _is_up(machine, told, after_boot):
             return
         await asyncio.sleep(_LOOK_AGAIN_S)
-    raise _not_up(machine, timeout_s, told, after_boot)
+    raise _not_up(machine, watch.waited_s, told, after_boot)
 
 
 async def wait_rebooted(
-    machine: Machine, *, timeout_s: float, after_boot: str | None = None, report: Report = ignore_progress
+    machine: Machine,
+    *,
+    timeout_s: float | None = None,
+    after_boot: str | None = None,
+    report: Report = ignore_progress,
 ) -> None:
     """Wait until the guest has booted anew, and is up.
 
@@ -112,7 +115,7 @@ def _is_up(machine: Machine, told: str, after_boot: str | None) -> bool:
     return match is not None and match[1] != after_boot
 
 
-def _not_up(machine: Machine, timeout_s: float, told: str, after_boot: str | None) -> DeadlineExceeded:
+def _not_up(machine: Machine, waited_s: float, told: str, after_boot: str | None) -> DeadlineExceeded:
     name = machine.name
     if told.strip() == "stopping":
         what, hint = "still shuts down", f"what it waits for: bough exec {name} -- systemctl list-jobs"
@@ -123,4 +126,4 @@ def _not_up(machine: Machine, timeout_s: float, told: str, after_boot: str | Non
             "answers, and is still starting",
             f"what it waits for: bough exec {name} -- systemctl list-jobs",
         )
-    return DeadlineExceeded(f"machine '{name}' {what} after {timeout_s:.0f} s", hint=hint, machine=name)
+    return DeadlineExceeded(f"machine '{name}' {what} after {waited_s:.0f} s", hint=hint, machine=name)

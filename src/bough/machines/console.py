@@ -25,12 +25,16 @@ class Console:
     """Args:
     bytes_per_s: a guest that prints more waits, as it would for a slow serial line: neither the
         service's time nor the host's disk is the guest's to use up.
+
+    Attributes:
+        printed: bytes since it was connected.
     """
 
     def __init__(self, socket: Path, log: Path, *, bytes_per_s: int = 1024 * 1024) -> None:
         self._socket = socket
         self._log = log
         self._rate = bytes_per_s
+        self.printed = 0
         self._due = 0.0
         self._closing = asyncio.Event()
         self._attached: set[asyncio.Queue[bytes | None]] = set()
@@ -47,6 +51,7 @@ class Console:
         stream = self._log.open("ab", buffering=0)
         try:
             while data := await reader.read(min(READ_BYTES, self._rate)):
+                self.printed += len(data)
                 if size + len(data) > LOG_BYTES:
                     stream.close()
                     self._log.replace(self._log.with_suffix(".log.1"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 from collections.abc import Awaitable, Callable
@@ -13,6 +12,7 @@ from bough.guest.channel import AgentChannel
 from bough.guest.qga import QgaChannel
 from bough.guest.session import ExecRequest
 from bough.machines.record import FirstBoot, MachineRecord
+from bough.progress_watch import ProgressWatch, Stalled
 
 #: Commands of the first boot may install packages in an emulated guest.
 COMMANDS_TIMEOUT_S = 3600.0
@@ -76,21 +76,34 @@ async def _install_sshfs(channel: AgentChannel) -> None:
         await run_script(channel, _INSTALL_SSHFS, timeout_s=INSTALL_TIMEOUT_S)
 
 
-async def run_script(channel: AgentChannel | QgaChannel, script: str, *, timeout_s: float = 300) -> str:
+async def run_script(
+    channel: AgentChannel | QgaChannel,
+    script: str,
+    *,
+    timeout_s: float = 300,
+    watch: ProgressWatch | None = None,
+) -> str:
     """What a shell script printed in the guest: untrusted, its first MiB.
 
+    Args:
+        timeout_s: time of the guest's own without a sign of progress.
+        watch: how long to wait, instead of that.
+
     Raises:
-        DeadlineExceeded: it was ended after `timeout_s`. AgentUnavailable: it went away.
+        DeadlineExceeded: the script was ended. AgentUnavailable: the agent went away.
     """
     session = await channel.exec(ExecRequest(["/bin/sh", "-c", script], stdin=False))
     heard = bytearray()
+
+    async def listen() -> None:
+        async for stream, data in session:
+            if stream == "stdout":
+                heard.extend(data[: 1024 * 1024 - len(heard)])
+
     try:
-        async with asyncio.timeout(timeout_s):
-            async for stream, data in session:
-                if stream == "stdout":
-                    heard += data[: 1024 * 1024 - len(heard)]
-    except TimeoutError:
-        raise DeadlineExceeded(f"the guest was not done within {timeout_s:.0f} s") from None
+        await (watch or channel.patience(timeout_s)).run(listen())
+    except Stalled as stalled:
+        raise DeadlineExceeded(f"the guest was not done {stalled}") from None
     finally:
         await session.abort()  # nothing, where it has ended
     return heard.decode(errors="replace")
@@ -99,11 +112,14 @@ async def run_script(channel: AgentChannel | QgaChannel, script: str, *, timeout
 async def _wait_cloud_init(channel: AgentChannel) -> None:
     """Until it has set up the guest: both of us at once would be in each other's way."""
     session = await channel.exec(ExecRequest(["cloud-init", "status", "--wait"], stdin=False))
+
+    async def listen() -> None:
+        async for _ in session:
+            pass
+
     try:
-        async with asyncio.timeout(CLOUD_INIT_TIMEOUT_S):
-            async for _ in session:
-                pass
-    except TimeoutError:
+        await channel.patience(CLOUD_INIT_TIMEOUT_S).run(listen())
+    except Stalled:
         await session.abort()
 
 

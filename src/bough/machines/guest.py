@@ -17,6 +17,7 @@ from bough.machines.mounts import default_owner
 from bough.machines.record import MachineRecord, State
 from bough.mounts.keeper import MountKeeper
 from bough.paths import MachinePaths
+from bough.progress_watch import ProgressWatch
 
 T = TypeVar("T")
 
@@ -43,6 +44,7 @@ class Host(Protocol):
     def own(self, work: Coroutine[Any, Any, T], what: str) -> asyncio.Task[T]: ...
     def tell(self, kind: str, detail: str = "") -> None: ...
     def stand_back(self, back: bool = True) -> None: ...
+    def watch(self, quiet_s: float) -> ProgressWatch: ...
 
 
 class Guest:
@@ -90,6 +92,7 @@ class Guest:
         else:
             self.ready.set()
             self.channel = await QgaChannel.connect(machine.paths.agent_socket, machine=machine.name)
+        self.channel.patience = machine.watch
 
     async def close(self) -> None:
         if self._greeting is not None:

@@ -25,7 +25,7 @@ _CLOCK_ATTEMPTS = 4
 
 async def prepare_guest(channel: AgentChannel) -> None:
     """Have the agent load what a fork will need, so that not each fork has to."""
-    await channel.call("prepare", {}, timeout_s=10)
+    await channel.call("prepare", {}, timeout_s=10, exact=True)
 
 
 #: The operation of the agent.

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import logging
 import shutil
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import replace
@@ -37,6 +36,7 @@ from bough.machines.chain import Chains
 from bough.machines.console import Console, read_console
 from bough.machines.events import Events
 from bough.machines.guest import Guest
+from bough.machines.guest_watch import BOOT_QUIET_S, SET_UP_QUIET_S, guest_signs, watch_guest
 from bough.machines.live_copy import end_live_copy
 from bough.machines.mounts import trouble_error
 from bough.machines.ports import PortServer
@@ -63,6 +63,7 @@ from bough.mounts.keeper import MountKeeper
 from bough.mounts.source import check_sources
 from bough.paths import MachinePaths
 from bough.progress import Progress, Report, ignore_progress
+from bough.progress_watch import ProgressWatch
 from bough.qemu.frozen.freeze import FrozenProcess
 from bough.qemu.frozen.likeness import likeness_of, marks_of
 from bough.qemu.pid import read_boot_id
@@ -583,11 +584,11 @@ class Machine:
 
     async def wait_settled(self, *, timeout_s: float = 120) -> None:
         """Until all of a new identity is on its disk. Raises DeadlineExceeded, MachineFailed."""
-        deadline = time.monotonic() + timeout_s
+        watch = self.watch(timeout_s)
         while self.record.identity != "known":
             if await self._first_of(_SETTLED_POLL_S, self._ended):
                 raise self.ended_error("before it was settled")
-            if time.monotonic() > deadline:
+            if not watch.look():
                 raise DeadlineExceeded(f"machine '{self.name}' has not settled", machine=self.name)
 
     def rename(self, name: str) -> None:
@@ -624,8 +625,17 @@ class Machine:
 
     # -- waiting ------------------------------------------------------------------------------
 
-    async def wait_ready(self, *, timeout_s: float = 120, report: Report = ignore_progress) -> None:
+    def watch(self, quiet_s: float = BOOT_QUIET_S, *, bound_s: float | None = None) -> ProgressWatch:
+        """How long to wait for its guest, from now; see guest_watch.py."""
+        return watch_guest(
+            self.pid, guest_signs(self._console, self._guest), quiet_s=quiet_s, bound_s=bound_s
+        )
+
+    async def wait_ready(self, *, timeout_s: float | None = None, report: Report = ignore_progress) -> None:
         """Until the agent answered and the first boot's set-up is done.
+
+        Args:
+            timeout_s: a bound that a user gave; None: for as long as the guest gets on.
 
         Raises:
             MachineFailed: it ended meanwhile; carries the end of the console and of QEMU's stderr.
@@ -635,20 +645,11 @@ class Machine:
         if not self.record.image_agent:
             return
         report(Progress("waiting for the guest to answer"))
-        started = time.monotonic()
-        if not await self._first_of(timeout_s, self._guest.ready, self._ended):
-            self._distrust_frozen("its guest did not answer")
-            what = "is not done with its first boot" if self._guest.answers else "its agent did not answer"
-            raise AgentTimeout(
-                f"machine '{self.name}' runs, and {what} within {timeout_s:.0f} s",
-                hint=f"look at its console: bough console {self.name}",
-                machine=self.name,
-                timeout_s=timeout_s,
-                console=self.console_tail(),
-                vcpus=[vcpu.text for vcpu in await read_vcpus(self._qmp)],
-            )
+        watch = self.watch(bound_s=timeout_s)
+        if not await self._is_ready(watch):
+            raise await self._not_ready(watch)
         if not self._guest.ready.is_set():
-            raise self.ended_error(f"before its agent answered, after {time.monotonic() - started:.1f} s")
+            raise self.ended_error(f"before its agent answered, after {watch.waited_s:.1f} s")
         if self.record.first_boot.error:
             raise GuestRefused(
                 f"machine '{self.name}' runs, but its first boot did not finish: "
@@ -658,6 +659,26 @@ class Machine:
             )
         if self.mounts.trouble:
             raise trouble_error(self)
+
+    async def _is_ready(self, watch: ProgressWatch) -> bool:
+        """Whether it is ready, or has ended, before the watch runs out."""
+        if await watch.until(self._guest.ready, self._ended):
+            return True
+        if not self._guest.answers or watch.is_bounded:
+            return False
+        return await self.watch(SET_UP_QUIET_S).until(self._guest.ready, self._ended)
+
+    async def _not_ready(self, watch: ProgressWatch) -> AgentTimeout:
+        self._distrust_frozen("its guest did not answer")
+        what = "is not done with its first boot" if self._guest.answers else "its agent did not answer"
+        return AgentTimeout(
+            f"machine '{self.name}' runs, and {what} {watch.why}",
+            hint=f"look at its console: bough console {self.name}",
+            machine=self.name,
+            timeout_s=round(watch.waited_s, 1),
+            console=self.console_tail(),
+            vcpus=[vcpu.text for vcpu in await read_vcpus(self._qmp)],
+        )
 
     async def wait_stopped(self, *, timeout_s: float) -> None:
         if not await self._first_of(timeout_s, self._ended):

@@ -54,7 +54,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
         cold: bool = False,
         force: bool = False,
         wait: bool = True,
-        timeout_s: float = 120,
+        timeout_s: float | None = None,
     ) -> None:
         inflow = _Inflow()
 

@@ -65,7 +65,7 @@ class RunMessage(BaseModel):
     command: ExecMessage | None = None
     force: bool = False
     cold: bool = False
-    timeout_s: float = Field(120, gt=0, le=MAX_TIMEOUT_S)
+    timeout_s: float | None = Field(None, gt=0, le=MAX_TIMEOUT_S)
 
 
 def routes(hypervisor: Hypervisor) -> APIRouter:

@@ -20,6 +20,8 @@ from bough.spec.model import Address
 from bough.storage import read_tail
 
 MAX_WAIT_S = 7 * 86400.0
+#: For a machine to stop, which nobody need have asked for.
+STOPPED_S = 120.0
 MAX_LOG_BYTES = 2 * 1024 * 1024
 
 
@@ -41,7 +43,7 @@ class RunRequest(_Body):
     force: bool = False
     ephemeral: bool = False
     cold: bool = False
-    timeout_s: float = Field(120, gt=0, le=MAX_WAIT_S)
+    timeout_s: float | None = Field(None, gt=0, le=MAX_WAIT_S)
 
 
 class RenameRequest(_Body):
@@ -51,13 +53,13 @@ class RenameRequest(_Body):
 class StartRequest(_Body):
     wait: bool = True
     until: Literal["agent", "booted"] = "agent"
-    timeout_s: float = Field(120, gt=0, le=MAX_WAIT_S)
+    timeout_s: float | None = Field(None, gt=0, le=MAX_WAIT_S)
     cold: bool = False
 
 
 class ResumeRequest(_Body):
     wait: bool = True
-    timeout_s: float = Field(120, gt=0, le=MAX_WAIT_S)
+    timeout_s: float | None = Field(None, gt=0, le=MAX_WAIT_S)
 
 
 class StopRequest(_Body):
@@ -69,14 +71,14 @@ class RestartRequest(_Body):
     deadline_s: float = Field(60, ge=0, le=MAX_WAIT_S)
     wait: bool = True
     until: Literal["agent", "booted"] = "agent"
-    timeout_s: float = Field(120, gt=0, le=MAX_WAIT_S)
+    timeout_s: float | None = Field(None, gt=0, le=MAX_WAIT_S)
 
 
 class WaitRequest(_Body):
     until: Literal["agent", "running", "stopped", "first-boot", "booted", "rebooted"] = "agent"
     #: With "rebooted": the id of the boot before; default: the one that the agent told last.
     boot_id: str | None = Field(None, max_length=64)
-    timeout_s: float = Field(120, gt=0, le=MAX_WAIT_S)
+    timeout_s: float | None = Field(None, gt=0, le=MAX_WAIT_S)
 
 
 class PortRequest(_Body):
@@ -191,7 +193,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
     async def resume_machine(reference: str, request: Request, body: ResumeRequest | None = None) -> Response:
         """A paused or suspended machine goes on; with `wait`, a suspended one has answered."""
         machine = hypervisor.machine(reference)
-        wait, timeout_s = (True, 120.0) if body is None else (body.wait, body.timeout_s)
+        wait, timeout_s = (True, None) if body is None else (body.wait, body.timeout_s)
         was_suspended = machine.state == "suspended"
 
         async def work(report: Report) -> Any:
@@ -226,7 +228,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
         async def work(report: Report) -> Any:
             if body.until == "stopped":
-                await machine.wait_stopped(timeout_s=body.timeout_s)
+                await machine.wait_stopped(timeout_s=body.timeout_s or STOPPED_S)
             elif body.until == "rebooted":
                 await wait_rebooted(machine, timeout_s=body.timeout_s, after_boot=body.boot_id, report=report)
             else:
@@ -242,7 +244,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
     @router.get("/{reference}/load")
     async def get_load(reference: str) -> dict[str, Any]:
         """Memory and load, as the guest itself counts them."""
-        return await (await hypervisor.machine(reference).agent()).call("load", {}, timeout_s=10)
+        return await (await hypervisor.machine(reference).agent()).call("load", {}, timeout_s=10, exact=True)
 
     @router.get("/{reference}/ports")
     async def list_ports(reference: str) -> list[dict[str, Any]]:

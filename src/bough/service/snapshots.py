@@ -41,7 +41,7 @@ class ForkRequest(_Body):
     cold: bool = False
     ephemeral: bool = False
     wait: bool = True
-    timeout_s: float = Field(120, gt=0, le=86400)
+    timeout_s: float | None = Field(None, gt=0, le=86400)
 
 
 def routes(hypervisor: Hypervisor) -> APIRouter:

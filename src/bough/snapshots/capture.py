@@ -281,7 +281,7 @@ async def _disks_only(machine: Machine, qmp: Qmp, switch: list[dict[str, Any]]) 
     frozen = False
     if channel is not None:
         with contextlib.suppress(BoughError):
-            await channel.call("freeze", {"timeout_s": _FREEZE_S}, timeout_s=_FREEZE_S)
+            await channel.call("freeze", {"timeout_s": _FREEZE_S}, timeout_s=_FREEZE_S, exact=True)
             frozen = True
     try:
         await qmp.execute("transaction", actions=switch)

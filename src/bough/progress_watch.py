@@ -1,0 +1,180 @@
+"""A time-out that follows progress: a slow guest on a busy host is not a guest that hangs.
+
+A `ProgressWatch` counts the time that a guest could use since its last sign of life. A sign is anything
+that an observer reports as changed: bytes on the console, words of the agent. Between two looks,
+
+    an idle guest     used all of the time that passed: nothing held the guest back
+    a busy guest      used the processor time that its process got; the host kept the rest
+
+so a guest that spins on a quiet host is given up after `quiet_s`, and a guest with a quarter of a processor
+after four times that. A bound that a user gave is kept to the second, whatever moves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Any, Protocol, TypeVar
+
+from bough.tasks import end_tasks
+
+T = TypeVar("T")
+
+#: The end of every wait without a bound, for a guest that prints for ever.
+MOST_S = 3600.0
+_LOOK_EVERY_S = 1.0
+#: Of one processor, between two looks: more is work. An idle guest with a clock uses 0.025.
+_BUSY_SHARE = 0.05
+
+Sign = Callable[[], object]
+#: Wait until one of the tasks has ended, or for so many seconds.
+Pause = Callable[[Collection["asyncio.Task[Any]"], float], Awaitable[object]]
+
+
+class Work(Protocol):
+    """The process that does a guest's work, as the host's kernel describes it; `qemu.pid.Pid` is one."""
+
+    def used_s(self) -> float | None: ...
+    def wants_processor(self) -> bool: ...
+
+
+class Stalled(TimeoutError):
+    """The wait ended because nothing moved, or at its bound."""
+
+
+async def _pause(tasks: Collection[asyncio.Task[Any]], seconds: float) -> object:
+    return await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+
+
+class ProgressWatch:
+    """Decide whether to go on waiting.
+
+    Args:
+        quiet_s: time of the guest's own without a sign, after which the wait ends.
+        idle_s: the same for a guest that does nothing meanwhile; `quiet_s` by default.
+        most_s: the end in any case, in seconds from now.
+        bound_s: a bound that a user gave; it replaces the other three.
+        signs: observers; the guest made progress when one returns something else than at the last look.
+        work: the guest's process; None: all time counts.
+    """
+
+    def __init__(
+        self,
+        quiet_s: float,
+        *,
+        idle_s: float | None = None,
+        most_s: float = MOST_S,
+        bound_s: float | None = None,
+        signs: Sequence[Sign] = (),
+        work: Work | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        pause: Pause = _pause,
+    ) -> None:
+        self._quiet_s = quiet_s
+        self._idle_s = quiet_s if idle_s is None else idle_s
+        self._most_s = most_s
+        self._bound_s = bound_s
+        self._signs = signs
+        self._work = work
+        self._clock = clock
+        self._pause = pause
+        self._began = self._looked = clock()
+        self._seen: list[object] | None = None
+        self._used_s: float | None = None
+        self._spent_s = self._idled_s = 0.0
+        self.why = ""
+
+    @property
+    def waited_s(self) -> float:
+        return self._clock() - self._began
+
+    @property
+    def left_s(self) -> float | None:
+        """Until the bound that a user gave."""
+        return None if self._bound_s is None else max(0.001, self._bound_s - self.waited_s)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether a user gave the bound."""
+        return self._bound_s is not None
+
+    def look(self) -> bool:
+        """Whether to go on waiting; `why` says why not."""
+        if self._bound_s is not None:
+            self.why = f"within {self._bound_s:g} s"
+            return self.waited_s < self._bound_s
+        self._count()
+        if self.waited_s >= self._most_s:
+            self.why = f"within {self._most_s:g} s"
+        elif self._spent_s >= self._quiet_s:
+            self.why = f"and gave no sign of progress for {self._quiet_s:g} s"
+        elif self._idled_s >= self._idle_s:
+            self.why = f"and did nothing for {self._idle_s:g} s"
+        else:
+            return True
+        return False
+
+    def _count(self) -> None:
+        """Add what passed since the last look to what the guest had, or forget that at a sign."""
+        now = self._clock()
+        passed_s, self._looked = now - self._looked, now
+        used_s, is_busy = self._worked(passed_s)
+        seen = [sign() for sign in self._signs]
+        if self._seen is not None and seen != self._seen:
+            self._spent_s = self._idled_s = 0.0
+        else:
+            self._spent_s += min(passed_s, used_s) if is_busy else passed_s
+            self._idled_s = 0.0 if is_busy else self._idled_s + passed_s
+        self._seen = seen
+
+    def _worked(self, passed_s: float) -> tuple[float, bool]:
+        """Processor time since the last look, and whether the guest had work to do."""
+        total_s = None if self._work is None else self._work.used_s()
+        before_s, self._used_s = self._used_s, total_s
+        if self._work is None or total_s is None or before_s is None:
+            return 0.0, False
+        used_s = total_s - before_s
+        return used_s, used_s > _BUSY_SHARE * passed_s or self._work.wants_processor()
+
+    def _next_look_s(self) -> float:
+        if self._bound_s is None:
+            return _LOOK_EVERY_S
+        return max(0.0, min(60.0, self._bound_s - self.waited_s))
+
+    async def run(self, work: Awaitable[T]) -> T:
+        """The result of `work`. Cancels `work` and raises Stalled when the wait ends before."""
+        task = asyncio.ensure_future(work)
+        try:
+            while not task.done():
+                await self._pause((task,), self._next_look_s())
+                if not task.done() and not self.look():
+                    raise Stalled(self.why)
+            return task.result()
+        finally:
+            if not task.done():
+                await end_tasks(task)
+
+    async def until(self, *events: asyncio.Event) -> bool:
+        """Whether one of the events was set before the wait ended."""
+        if any(event.is_set() for event in events):
+            return True
+        waits = [asyncio.create_task(event.wait()) for event in events]
+        try:
+            while not any(wait.done() for wait in waits):
+                await self._pause(waits, self._next_look_s())
+                if not any(wait.done() for wait in waits) and not self.look():
+                    return False
+            return True
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+
+#: Makes the watch of one wait from its seconds.
+Patience = Callable[[float], ProgressWatch]
+
+
+def by_the_clock(seconds: float) -> ProgressWatch:
+    """A plain time-out: for what has no guest that could be observed."""
+    return ProgressWatch(seconds, bound_s=seconds)
