@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 #: The end of every wait without a bound, for a guest that prints for ever.
 MOST_S = 3600.0
-_LOOK_EVERY_S = 1.0
+LOOK_EVERY_S = 1.0
 #: Of one processor, between two looks: more is work. An idle guest with a clock uses 0.025.
 _BUSY_SHARE = 0.05
 
@@ -70,6 +70,7 @@ class ProgressWatch:
         work: Work | None = None,
         clock: Callable[[], float] = time.monotonic,
         pause: Pause = _pause,
+        look_every_s: float = LOOK_EVERY_S,
     ) -> None:
         self._quiet_s = quiet_s
         self._idle_s = quiet_s if idle_s is None else idle_s
@@ -79,6 +80,7 @@ class ProgressWatch:
         self._work = work
         self._clock = clock
         self._pause = pause
+        self._look_every_s = look_every_s
         self._began = self._looked = clock()
         self._seen: list[object] | None = None
         self._used_s: float | None = None
@@ -139,7 +141,7 @@ class ProgressWatch:
 
     def _next_look_s(self) -> float:
         if self._bound_s is None:
-            return _LOOK_EVERY_S
+            return self._look_every_s
         return max(0.0, min(60.0, self._bound_s - self.waited_s))
 
     async def run(self, work: Awaitable[T]) -> T:

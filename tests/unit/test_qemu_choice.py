@@ -13,6 +13,7 @@ from bough.errors import HostLacks, InvalidInput, InvalidSpec
 from bough.qemu import probe_guest
 from bough.qemu.arch import ARCHITECTURES, architecture, version_key
 from bough.qemu.choice import (
+    accelerator_note,
     choose_accelerator,
     choose_cpu_model,
     choose_machine_type,
@@ -38,6 +39,8 @@ FACTS = QemuFacts(
 TCG = Accelerator("tcg", True, "ran", "Nehalem")
 KVM = Accelerator("kvm", True, "ran", "EPYC")
 NO_KVM = Accelerator("kvm", False, "/dev/kvm is not there", "")
+DOUBTFUL_KVM = Accelerator("kvm", False, "a probe guest did not finish", "EPYC", tried=True, lasts_s=600)
+CLOSED_KVM = Accelerator("kvm", False, "/dev/kvm may not be opened", "", refused=True)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +87,27 @@ def test_accelerators() -> None:
         choose_accelerator("kvm", {"kvm": NO_KVM, "tcg": TCG})
     with pytest.raises(HostLacks):
         choose_accelerator("auto", {"kvm": NO_KVM})
+    assert choose_accelerator("auto", {"kvm": DOUBTFUL_KVM, "tcg": TCG}) is TCG
+    assert choose_accelerator("kvm", {"kvm": DOUBTFUL_KVM, "tcg": TCG}) is DOUBTFUL_KVM
+    with pytest.raises(HostLacks, match="may not be opened"):
+        choose_accelerator("kvm", {"kvm": CLOSED_KVM, "tcg": TCG})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kvm", "says"),
+    [
+        ("auto", KVM, None),
+        ("auto", NO_KVM, None),
+        ("auto", DOUBTFUL_KVM, "10 to 30 times slower"),
+        ("auto", CLOSED_KVM, "may not be opened"),
+        ("tcg", DOUBTFUL_KVM, None),
+        ("kvm", DOUBTFUL_KVM, "may not work on this host: a probe guest did not finish"),
+    ],
+)
+def test_what_a_fallback_costs_is_told(wanted: str, kvm: Accelerator, says: str | None) -> None:
+    accelerators = {"kvm": kvm, "tcg": TCG}
+    note = accelerator_note(wanted, choose_accelerator(wanted, accelerators), accelerators)
+    assert note is None if says is None else says in (note or "")
 
 
 def test_newest_complete_cpu() -> None:

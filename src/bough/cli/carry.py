@@ -53,6 +53,7 @@ def await_machine(socket: WebSocket) -> None:
     """
     deadline = time.monotonic() + _PATIENCE_S
     last, told = None, None
+    notices: list[str] = []
     try:
         while True:
             try:
@@ -62,6 +63,8 @@ def await_machine(socket: WebSocket) -> None:
 
                 told = progress()
                 report = told.__enter__()
+                while notices:
+                    _report(report, notices.pop(0))
                 message = last or ""
             if message is None:
                 raise ServiceUnavailable("the service ended before the machine was there", hint="try again")
@@ -70,12 +73,21 @@ def await_machine(socket: WebSocket) -> None:
                 return
             if message.startswith('{"machine"'):
                 return
+            if told is None and '"notice": true' in message:
+                notices.append(message)
+                continue
             last = message
             if told is not None and message:
                 _report(report, message)
     finally:
         if told is not None:
             told.__exit__(None, None, None)
+        if notices:
+            from bough.cli.output import progress
+
+            with progress() as report:
+                for message in notices:
+                    _report(report, message)
 
 
 def _report(report: Any, message: str) -> None:

@@ -64,7 +64,7 @@ def info(name: str, plan: bool, as_json: bool) -> None:
         ("on disk", f"{format_size(machine['disk_bytes'])}, upon {machine['layers']} layers"),
         ("limits", _limits(machine["spec"].get("limits") or {})),
         ("processor", hardware["arch"]),
-        ("accelerator", _accelerator(machine["accelerator"])),
+        ("accelerator", _accelerator(machine["accelerator"], machine.get("accelerator_note"))),
         ("pid", str(machine["pid"] or "-")),
         (
             "ports",
@@ -81,8 +81,9 @@ def info(name: str, plan: bool, as_json: bool) -> None:
     _show_trouble(machine)
 
 
-def _accelerator(name: str | None) -> str:
-    return "tcg (emulated)" if name == "tcg" else name or "-"
+def _accelerator(name: str | None, note: str | None) -> str:
+    told = "tcg (emulated)" if name == "tcg" else name or "-"
+    return f"{told}: {note}" if note else told
 
 
 def _limits(limits: dict[str, Any]) -> str:

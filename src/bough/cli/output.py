@@ -86,6 +86,10 @@ def progress(quiet: bool = False) -> Iterator[Report]:
         yield _Lines()
 
 
+def _render_notice(step: Progress) -> str:
+    return f"note: {clean(step.step)}"
+
+
 class _Lines:
     """A line per step."""
 
@@ -93,7 +97,9 @@ class _Lines:
         self._last = ""
 
     def __call__(self, step: Progress) -> None:
-        if step.step != self._last:
+        if step.notice:
+            print(_render_notice(step), file=sys.stderr, flush=True)
+        elif step.step != self._last:
             self._last = step.step
             print(f"{step.step}...", file=sys.stderr, flush=True)
 
@@ -104,6 +110,12 @@ def _bar() -> Iterator[Report]:
     shown: list[Any] = []
 
     def report(step: Progress) -> None:
+        if step.notice:
+            if shown:
+                shown[0][0].console.print(_render_notice(step), markup=False, highlight=False)
+            else:
+                print(_render_notice(step), file=sys.stderr, flush=True)
+            return
         if not shown:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn

@@ -121,7 +121,7 @@ def _until_result(socket: WebSocket, take: Any, progress: Report | None) -> Any:
         if "error" in told:
             raise error_from_dict(told["error"])
         if progress is not None and "progress" in told:
-            from bough.progress import Progress
+            from bough.client.connection import report_progress
 
-            progress(Progress(**told["progress"]))
+            report_progress(progress, told["progress"])
     raise ServiceUnavailable("the service ended in the middle", hint="see service.log in BOUGH_HOME")

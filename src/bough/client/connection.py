@@ -365,6 +365,7 @@ def report_progress(progress: Report, message: Mapping[str, Any]) -> None:
             str(message.get("step", "")),
             message.get("fraction"),
             str(message.get("detail") or ""),
+            notice=message.get("notice") is True,
         )
     )
 

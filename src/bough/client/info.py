@@ -89,6 +89,7 @@ class MachineInfo(_Told):
     ports: tuple[Port, ...] = ()
     mounts: tuple[Mount, ...] = ()
     accelerator: str | None = None
+    accelerator_note: str | None = None
     jail: dict[str, Any] | None = None
     failure: Failure | None = None
     restarts: dict[str, Any] | None = None

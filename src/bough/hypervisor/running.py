@@ -31,7 +31,7 @@ from bough.machines.plan import check_arch, host_arch, resolve_hardware
 from bough.machines.record import State
 from bough.mounts.source import resolve_mounts
 from bough.paths import Home
-from bough.progress import Progress, Report, ignore_progress
+from bough.progress import Progress, Report, ignore_progress, notice
 from bough.qemu.choice import choose_accelerator
 from bough.qemu.host import read_host_facts
 from bough.qemu.probe import find_qemu, probe_accelerators, probe_jail
@@ -136,6 +136,7 @@ class Running(Branches):
                 )
         except MachineFailed as error:
             log.warning("cannot go on from the booted image %s: %s", manifest.id, error)
+            report(notice(f"the machine boots: the kept snapshot of its booted image is of no use ({error})"))
             self._delete_snapshot(manifest)
             return None
 
@@ -223,6 +224,8 @@ class Running(Branches):
                 return await self._make_ready(neutral(spec, image), image, key, report)
             except (MachineFailed, NoSpace, AgentTimeout, GuestRefused, TimeoutError) as error:
                 log.warning("no snapshot of the booted %s could be kept: %s", spec.image, error)
+                why = f"no snapshot of the booted image could be kept ({error})"
+                report(notice(f"the machine boots once more: {why}"))
                 return None
 
     async def _make_ready(

@@ -178,6 +178,7 @@ class Hypervisor(Running, Images):
             "ports": [forward.model_dump() for forward in record.ports],
             "mounts": describe_mounts(machine),
             "accelerator": record.accelerator,
+            "accelerator_note": record.accelerator_note,
             "hardware": record.hardware.model_dump(),
             "jail": record.jail,
             "restarts": record.restarts.model_dump(),

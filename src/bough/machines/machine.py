@@ -62,7 +62,7 @@ from bough.machines.vcpus import read_vcpus
 from bough.mounts.keeper import MountKeeper
 from bough.mounts.source import check_sources
 from bough.paths import MachinePaths
-from bough.progress import Progress, Report, ignore_progress
+from bough.progress import Progress, Report, ignore_progress, notice
 from bough.progress_watch import ProgressWatch
 from bough.qemu.frozen.freeze import FrozenProcess
 from bough.qemu.frozen.likeness import likeness_of, marks_of
@@ -243,10 +243,7 @@ class Machine:
                 for forward in self.record.ports:
                     await ports.listen(forward)
                 plan = await self._planner(self.record, self.paths)
-                if saved is None:
-                    process = await start_process(plan, self.paths)
-                else:
-                    process = await self._start_saved(plan, saved, hold)
+                process = await self._start_process(plan, saved, hold, report)
             except MachineFailed as error:
                 await ports.close()
                 self._fail_to_start(error)
@@ -267,9 +264,24 @@ class Machine:
             except (BoughError, OSError) as error:
                 raise await self._give_up_start(process, error, saved) from error
             state = State.PAUSED if hold else State.RUNNING
-            self._note(state=state, accelerator=plan.accelerator, jail=jail)
+            self._note(
+                state=state,
+                accelerator=plan.accelerator,
+                accelerator_note=plan.accelerator_note,
+                jail=jail,
+            )
         if not hold and (saved is None or saved.rehearsal is None):  # whose layers are its forks'
             self.chains.look()
+
+    async def _start_process(
+        self, plan: Plan, saved: SavedState | None, hold: bool, report: Report
+    ) -> QemuProcess:
+        """Raises as `start_process`."""
+        if saved is not None:
+            return await self._start_saved(plan, saved, hold)
+        if plan.accelerator_note:
+            report(notice(plan.accelerator_note))
+        return await start_process(plan, self.paths)
 
     async def _start_saved(self, plan: Plan, saved: SavedState, hold: bool) -> QemuProcess:
         """Raises as `start_process`."""

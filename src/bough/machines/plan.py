@@ -20,7 +20,14 @@ from bough.machines.media import boot_index, plan_media, plan_seed
 from bough.machines.record import Hardware, MachineRecord, new_mac, new_uuid
 from bough.paths import Home, MachinePaths
 from bough.qemu.arch import architecture
-from bough.qemu.choice import choose_accelerator, choose_cpu_model, choose_machine_type, find_bios, find_uefi
+from bough.qemu.choice import (
+    accelerator_note,
+    choose_accelerator,
+    choose_cpu_model,
+    choose_machine_type,
+    find_bios,
+    find_uefi,
+)
 from bough.qemu.jail import Jail, machine_uid, report_jail
 from bough.qemu.plan import (
     AGENT_PORT,
@@ -134,13 +141,15 @@ async def resolve_plan(record: MachineRecord, paths: MachinePaths, home: Home) -
     check_jail(spec, jail, hardware.uid)
     # Memory goes on only on the accelerator that it was taken on.
     kept = record.suspended.accelerator if record.suspended else None
-    accelerator = choose_accelerator(kept or spec.accelerator, await probe_accelerators(qemu, jail, home))
+    accelerators = await probe_accelerators(qemu, jail, home)
+    accelerator = choose_accelerator(kept or spec.accelerator, accelerators)
     return Plan(
         machine_id=record.id,
         name=record.name,
         arch=hardware.arch,
         qemu=qemu.path,
         accelerator="kvm" if accelerator.name == "kvm" else "tcg",
+        accelerator_note=accelerator_note(kept or spec.accelerator, accelerator, accelerators),
         machine_type=hardware.machine_type,
         cpu_model=hardware.cpu_model,
         vcpus=spec.vcpus,

@@ -131,6 +131,8 @@ class MachineRecord(_Kept):
     #: It stands by for a run (see snapshots/spares.py), and is nobody's.
     spare: bool = False
     accelerator: str | None = None
+    #: What the user should know of that choice.
+    accelerator_note: str | None = None
     process: dict[str, Any] | None = None
     uplink: dict[str, Any] | None = None
     jail: dict[str, Any] | None = None

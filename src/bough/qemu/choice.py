@@ -21,10 +21,11 @@ from bough.qemu.probe import Accelerator, QemuFacts
 
 
 def choose_accelerator(wanted: str, accelerators: Mapping[str, Accelerator]) -> Accelerator:
-    """The fastest that works for "auto".
+    """The fastest that works for "auto". One that was asked for is taken although its probe guest did not
+    run: `accelerator_note` warns.
 
     Raises:
-        HostLacks: the one that was asked for does not work here, or none does.
+        HostLacks: the one that was asked for cannot work here, or none does.
     """
     if wanted == "auto":
         usable = [found for found in accelerators.values() if found.usable]
@@ -33,9 +34,19 @@ def choose_accelerator(wanted: str, accelerators: Mapping[str, Accelerator]) -> 
         said = "; ".join(f"{found.name}: {found.detail}" for found in accelerators.values())
         raise HostLacks(f"no accelerator works on this host ({said})", hint="bough doctor")
     found = accelerators[wanted]
-    if not found.usable:
+    if not found.usable and not found.tried:
         raise HostLacks(f"{wanted} does not work on this host: {found.detail}", hint=_instead(wanted))
     return found
+
+
+def accelerator_note(wanted: str, chosen: Accelerator, accelerators: Mapping[str, Accelerator]) -> str | None:
+    """What the user should know of the choice: a machine without KVM is 10 to 30 times slower."""
+    if not chosen.usable:
+        return f"{chosen.name} was asked for, and may not work on this host: {chosen.detail}"
+    kvm = accelerators.get("kvm")
+    if wanted != "auto" or chosen.name == "kvm" or kvm is None or not (kvm.tried or kvm.refused):
+        return None
+    return f"the machine is emulated (TCG), 10 to 30 times slower than with KVM: {kvm.detail}"
 
 
 def _instead(wanted: str) -> str:

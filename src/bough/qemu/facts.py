@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
 from pathlib import Path
@@ -18,23 +19,43 @@ from bough.qemu.pid import read_boot_id
 from bough.storage import write_json
 
 
+def _seconds_since_boot() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 async def cached_fact(
-    home: Home, name: str, files: list[str], find: Callable[[], Awaitable[Any]], *, refresh: bool = False
+    home: Home,
+    name: str,
+    files: list[str],
+    find: Callable[[], Awaitable[Any]],
+    *,
+    refresh: bool = False,
+    lasts_s: Callable[[Any], float | None] = lambda _: None,
+    clock: Callable[[], float] = _seconds_since_boot,
 ) -> Any:
     """The JSON-able result of `find`, from the cache when nothing it depends on has changed.
 
     Args:
         files: programs and devices that it depends on; that they appear or vanish counts as well.
         refresh: find out again all the same.
+        lasts_s: for how long a result counts; None: until something changes.
     """
     key = [read_boot_id(), os.geteuid(), *(_identify(file) for file in files)]
     known = _read(home).get(name)
-    if not refresh and isinstance(known, dict) and known.get("key") == key:
+    now_s = clock()
+    if not refresh and isinstance(known, dict) and known.get("key") == key and _lasts(known, now_s):
         return known["value"]
     value = await find()
+    lasts = lasts_s(value)
+    until_s = None if lasts is None else now_s + lasts
     # Read again: another fact may have been found meanwhile.
-    write_json(home.host_facts, {**_read(home), name: {"key": key, "value": value}})
+    write_json(home.host_facts, {**_read(home), name: {"key": key, "value": value, "until_s": until_s}})
     return value
+
+
+def _lasts(known: dict[str, Any], now_s: float) -> bool:
+    until_s = known.get("until_s")
+    return until_s is None or (isinstance(until_s, int | float) and now_s < until_s)
 
 
 def _identify(file: str) -> list[Any]:

@@ -105,6 +105,7 @@ class Plan:
     boot_index: of the first disk; the others follow.
     serial_ports: is Hardware's.
     agent_port: the name, in the guest, of the port that its agent opens.
+    accelerator_note: what the user should know of the accelerator.
     vmgenid: changes when the machine is cloned or set back, and only then.
     """
 
@@ -131,6 +132,7 @@ class Plan:
     boot_index: int = 1
     serial_ports: int = SERIAL_PORTS
     agent_port: str = AGENT_PORT
+    accelerator_note: str | None = None
     from_template: bool = False
     rehearsal: bool = False
     jail: Jail = field(default_factory=Jail)

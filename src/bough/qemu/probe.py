@@ -14,14 +14,15 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bough.errors import HostLacks
 from bough.paths import Home
+from bough.progress_watch import ProgressWatch, Stalled
 from bough.qemu import arch as arch_table
 from bough.qemu import probe_guest
 from bough.qemu.arch import Architecture, architecture
@@ -30,14 +31,26 @@ from bough.qemu.cgroup import find_groups
 from bough.qemu.facts import cached_fact
 from bough.qemu.jail import Jail, Sight, machine_uid, render_jail
 from bough.qemu.packages import render_fix
+from bough.qemu.pid import Pid
 from bough.qemu.subprocesses import end_subprocess, start_subprocess
 from bough.qemu.syscalls import open_filter
 
 OLDEST = (7, 2)
+T = TypeVar("T")
 
-#: A guest that KVM runs takes 0.1 s, one that it emulates a minute. TCG always works, only slowly.
-_GUEST_TIMEOUT_S = {"kvm": 2.0, "tcg": 20.0}
-_QUESTION_TIMEOUT_S = 20.0
+#: Processor time for the probe guest, one attempt after the other. A guest that KVM runs takes 0.1 s, one
+#: that KVM emulates a minute. TCG always works, only slowly.
+_ATTEMPTS_S = {"kvm": (2.0, 8.0), "tcg": (20.0, 60.0)}
+#: The end of one attempt, whatever the host is busy with.
+_ATTEMPT_MOST_S = 60.0
+#: A guest that had so much of its time, and did not end, will not: another attempt is of no use.
+_HAD_ITS_TIME = 0.75
+#: How long "KVM does not work" counts, where the host may have been the reason, and where not.
+_IN_DOUBT_LASTS_S = 600.0
+_SLOW_LASTS_S = 86400.0
+_QUESTION_S = 20.0
+_QUESTION_MOST_S = 120.0
+_LOOK_EVERY_S = 0.1
 _KVM = "/dev/kvm"
 
 
@@ -58,12 +71,21 @@ class QemuFacts:
 
 @dataclass(frozen=True)
 class Accelerator:
-    """`detail` says in what time the probe guest ran, or why it did not; `cpu_model` is what "auto" means."""
+    """Attributes:
+    detail: in what time the probe guest ran, or why it did not.
+    cpu_model: what "auto" means.
+    tried: a probe guest was started, and did not come to its end: an opinion, not a fact.
+    refused: the host has it, and keeps it from us.
+    lasts_s: how long this counts, where that is not until the host boots.
+    """
 
     name: str
     usable: bool
     detail: str
     cpu_model: str
+    tried: bool = False
+    refused: bool = False
+    lasts_s: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -92,9 +114,7 @@ def find_qemu(arch: str) -> QemuBinary:
 @lru_cache(maxsize=8)
 def _read_version(path: str, _: int) -> tuple[int, ...]:
     try:
-        done = subprocess.run(
-            [path, "--version"], capture_output=True, timeout=_QUESTION_TIMEOUT_S, check=True
-        )
+        done = subprocess.run([path, "--version"], capture_output=True, timeout=_QUESTION_MOST_S, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         raise HostLacks(f"{path} does not start: {error}", hint="install QEMU again") from error
     return parse_version(done.stdout.decode(errors="replace"))
@@ -125,15 +145,21 @@ async def inspect_qemu(qemu: QemuBinary, home: Home) -> QemuFacts:
 async def probe_accelerators(
     qemu: QemuBinary, jail: Jail, home: Home, *, refresh: bool = False
 ) -> dict[str, Accelerator]:
-    """By name, fastest first; found out once per boot of the host (2 s at most, 0.2 s as a rule)."""
+    """By name, fastest first; found out once per boot of the host, in 0.2 s as a rule. That KVM did not run
+    its probe guest is asked again later."""
 
     async def find() -> Any:
         return [(await _probe(name, qemu, jail, home)).to_dict() for name in ("kvm", "tcg")]
 
     # Another bough may give them other processors.
     files = [qemu.path, _KVM, jail.bwrap or "bwrap", arch_table.__file__]
-    known = await cached_fact(home, f"accelerators-{qemu.arch}", files, find, refresh=refresh)
+    name = f"accelerators-{qemu.arch}"
+    known = await cached_fact(home, name, files, find, refresh=refresh, lasts_s=_lasts_s)
     return {entry["name"]: Accelerator(**entry) for entry in known}
+
+
+def _lasts_s(found: list[dict[str, Any]]) -> float | None:
+    return min((entry["lasts_s"] for entry in found if entry["lasts_s"] is not None), default=None)
 
 
 async def _probe(name: str, qemu: QemuBinary, jail: Jail, home: Home) -> Accelerator:
@@ -146,7 +172,8 @@ async def _probe(name: str, qemu: QemuBinary, jail: Jail, home: Home) -> Acceler
     except HostLacks as error:
         missing = error.message
     if missing:
-        return Accelerator(name, False, missing, "")
+        has_it = os.uname().machine in row.hosts and Path(_KVM).exists()
+        return Accelerator(name, False, missing, "", refused=has_it)
     # One that has no processor in full to give gets the oldest, and the guest tells how it fares.
     return await _run_guest(name, newest_complete_cpu(row, cpus) or row.kvm_cpus[-1], qemu, jail, home)
 
@@ -177,28 +204,52 @@ def newest_complete_cpu(arch: Architecture, definitions: Sequence[dict[str, Any]
 
 
 async def _run_guest(name: str, cpu: str, qemu: QemuBinary, jail: Jail, home: Home) -> Accelerator:
-    timeout_s = _GUEST_TIMEOUT_S[name]
+    async def attempt(watched: Watched) -> Done | None:
+        return await _run_guest_once(name, cpu, qemu, jail, home, watched)
+
+    return await try_guest(name, cpu, qemu.arch, attempt)
+
+
+async def try_guest(
+    name: str, cpu: str, arch: str, attempt: Callable[[Watched], Awaitable[Done | None]]
+) -> Accelerator:
+    """What attempts with more and more patience tell, until the guest ends or has had time enough."""
+    for patience_s in _ATTEMPTS_S[name]:
+        watch = Watched(patience_s, most_s=_ATTEMPT_MOST_S)
+        done = await attempt(watch)
+        if done is not None:
+            return _judge(name, cpu, arch, done, watch.took_s)
+        if watch.used_s > _HAD_ITS_TIME * patience_s:
+            why = _too_slow(name, f"{watch.used_s:.1f} s of processor time")
+            return Accelerator(name, False, why, cpu, tried=True, lasts_s=_SLOW_LASTS_S)
+    why = f"a probe guest did not finish within {watch.took_s:.0f} s on a busy host; it is tried again later"
+    return Accelerator(name, False, why, cpu, tried=True, lasts_s=_IN_DOUBT_LASTS_S)
+
+
+async def _run_guest_once(
+    name: str, cpu: str, qemu: QemuBinary, jail: Jail, home: Home, watch: Watched
+) -> Done | None:
     with tempfile.NamedTemporaryFile(dir=home.incoming, prefix="probe-") as firmware:
-        guest = probe_guest.PROBE_GUESTS[qemu.arch]
-        firmware.write(guest.firmware)
+        firmware.write(probe_guest.PROBE_GUESTS[qemu.arch].firmware)
         firmware.flush()
         Path(firmware.name).chmod(0o644)
         argv = _render_probe(name, cpu, qemu, firmware.name)
         devices = (_KVM,) if name == "kvm" else ()
         sight = Sight(qemu.path, read_only=(firmware.name,), devices=devices)
-        started = asyncio.get_running_loop().time()
-        done = await _run(render_jail(jail, sight, argv, uid=_probe_uid()), timeout_s=timeout_s)
-        took_s = asyncio.get_running_loop().time() - started
-    if done is None:
-        return Accelerator(name, False, _too_slow(name, timeout_s), cpu)
-    if done.status == guest.exit_status and probe_guest.TOKEN in done.stdout:
+        return await _run(render_jail(jail, sight, argv, uid=_probe_uid()), watch)
+
+
+def _judge(name: str, cpu: str, arch: str, done: Done, took_s: float) -> Accelerator:
+    if done.status == probe_guest.PROBE_GUESTS[arch].exit_status and probe_guest.TOKEN in done.stdout:
         return Accelerator(name, True, f"a probe guest ran in {took_s:.2f} s", cpu)
     last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2][:300]
-    return Accelerator(name, False, f"a probe guest did not run: {last or f'status {done.status}'}", cpu)
+    why = f"a probe guest did not run: {last or f'status {done.status}'}"
+    # Another hypervisor may have the processor's virtualization for itself just now (EBUSY).
+    return Accelerator(name, False, why, cpu, tried=True, lasts_s=_IN_DOUBT_LASTS_S)
 
 
-def _too_slow(name: str, timeout_s: float) -> str:
-    why = f"a probe guest did not finish within {timeout_s:g} s"
+def _too_slow(name: str, time: str) -> str:
+    why = f"a probe guest did not finish in {time}"
     if name == "kvm" and not re.search(r"\b(vmx|svm)\b", Path("/proc/cpuinfo").read_text()):
         why += f": {_KVM} is there, but the processor has no hardware virtualization (vmx, svm) below it"
     return why
@@ -256,8 +307,8 @@ async def _try_jail(qemu: QemuBinary, jail: Jail) -> str | None:
     try:
         done = await _run(
             render_jail(jail, Sight(qemu.path), argv, uid=uid, filter_descriptor=outer),
+            _question(),
             input_=_render_questions("quit"),
-            timeout_s=_QUESTION_TIMEOUT_S,
             pass_fds=() if outer is None else (outer,),
         )
     finally:
@@ -291,7 +342,7 @@ _QUESTION = ("-nodefaults", "-no-user-config", "-display", "none", "-machine", "
 async def _ask(qemu: QemuBinary, accelerator: str, *commands: str) -> list[Any]:
     """Answers of a QEMU without a machine. Raises HostLacks when it does not start."""
     argv = [qemu.path, *_QUESTION, "-accel", accelerator, "-qmp", "stdio"]
-    done = await _run(argv, input_=_render_questions(*commands, "quit"), timeout_s=_QUESTION_TIMEOUT_S)
+    done = await _run(argv, _question(), input_=_render_questions(*commands, "quit"))
     if done is None or done.status != 0:
         why = done.stderr.decode(errors="replace").strip()[-300:] if done else "it did not answer"
         raise HostLacks(f"{qemu.path} does not start with {accelerator}: {why}", hint="bough doctor")
@@ -305,15 +356,65 @@ def _render_questions(*commands: str) -> bytes:
 
 
 @dataclass(frozen=True)
-class _Done:
+class Done:
     status: int
     stdout: bytes
     stderr: bytes
 
 
+class _Program:
+    """The program below the wrappers of a jail, as `ProgressWatch` looks at it.
+
+    Attributes:
+        last_s: its processor time when it was looked at last.
+    """
+
+    def __init__(self, top: int) -> None:
+        self._top = top
+        self.last_s = 0.0
+
+    def _pid(self) -> Pid | None:
+        top = Pid.of(self._top)
+        return top.innermost() if top is not None else None
+
+    def used_s(self) -> float | None:
+        used_s = pid.used_s() if (pid := self._pid()) is not None else None
+        self.last_s = self.last_s if used_s is None else used_s
+        return used_s
+
+    def wants_processor(self) -> bool:
+        return (pid := self._pid()) is not None and pid.wants_processor()
+
+
+class Watched:
+    """How long a program is waited for: by its processor time, for the host may be busy.
+
+    Attributes:
+        took_s: seconds until it ended, or was given up.
+        used_s: its processor time by then.
+    """
+
+    def __init__(self, quiet_s: float, *, most_s: float) -> None:
+        self._quiet_s, self._most_s = quiet_s, most_s
+        self.took_s = self.used_s = 0.0
+
+    async def run(self, pid: int, work: Awaitable[T]) -> T:
+        """Raises Stalled."""
+        program = _Program(pid)
+        watch = ProgressWatch(self._quiet_s, most_s=self._most_s, work=program, look_every_s=_LOOK_EVERY_S)
+        try:
+            return await watch.run(work)
+        finally:
+            self.took_s, self.used_s = watch.waited_s, program.last_s
+
+
+def _question() -> Watched:
+    return Watched(_QUESTION_S, most_s=_QUESTION_MOST_S)
+
+
 async def _run(
-    argv: Sequence[str], *, timeout_s: float, input_: bytes = b"", pass_fds: Sequence[int] = ()
-) -> _Done | None:
+    argv: Sequence[str], watched: Watched, *, input_: bytes = b"", pass_fds: Sequence[int] = ()
+) -> Done | None:
     """None when it was not done in time; nothing of it is left then, nor when cancelled."""
     # In a session of its own, so that all of it can be killed: bubblewrap leaves its child alive.
     process = await start_subprocess(
@@ -324,10 +425,9 @@ async def _run(
         pass_fds=tuple(pass_fds),
     )
     try:
-        async with asyncio.timeout(timeout_s):
-            stdout, stderr = await process.communicate(input_)
-    except TimeoutError:
+        stdout, stderr = await watched.run(process.pid, process.communicate(input_))
+    except Stalled:
         return None
     finally:
         await end_subprocess(process)
-    return _Done(process.returncode or 0, stdout, stderr)
+    return Done(process.returncode or 0, stdout, stderr)

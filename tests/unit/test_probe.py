@@ -1,0 +1,73 @@
+"""Accelerators that do not run their probe guest: how long that is believed, with a fake of QEMU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bough.paths import Home
+from bough.qemu.facts import cached_fact
+from bough.qemu.probe import Done, Watched, try_guest
+from bough.qemu.probe_guest import TOKEN
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    home = Home(tmp_path / "home", tmp_path / "run")
+    home.create()
+    return home
+
+
+class Host:
+    """For each attempt the processor time that the guest got; None: it came to its end."""
+
+    def __init__(self, *used_s: float | None) -> None:
+        self.used_s = list(used_s)
+        self.asked = 0
+
+    async def __call__(self, watch: Watched) -> Done | None:
+        self.asked += 1
+        used_s = self.used_s.pop(0)
+        watch.used_s, watch.took_s = used_s or 0.1, 9.0
+        return None if used_s is not None else Done(33, TOKEN, b"")
+
+
+@pytest.mark.parametrize(
+    ("used_s", "usable", "attempts", "lasts_s"),
+    [
+        pytest.param([None], True, 1, None, id="it works"),
+        pytest.param([0.3, None], True, 2, None, id="a busy host, then it works"),
+        pytest.param([0.3, 0.4], False, 2, 600, id="a busy host: asked again soon"),
+        pytest.param([2.0], False, 1, 86400, id="it had its time, and is too slow"),
+    ],
+)
+async def test_what_is_made_of_attempts(
+    used_s: list[float | None], usable: bool, attempts: int, lasts_s: float | None
+) -> None:
+    host = Host(*used_s)
+    found = await try_guest("kvm", "EPYC", "x86_64", host)
+    assert (found.usable, host.asked, found.lasts_s) == (usable, attempts, lasts_s)
+    assert found.tried is not usable
+
+
+async def test_a_finding_lasts_as_long_as_it_says(home: Home) -> None:
+    now_s = [1000.0]
+    found = iter(["no", "yes", "never"])
+
+    async def find() -> str:
+        return next(found)
+
+    async def ask() -> str:
+        def lasts_s(value: str) -> float | None:
+            return 600.0 if value == "no" else None
+
+        return str(await cached_fact(home, "kvm", [], find, lasts_s=lasts_s, clock=lambda: now_s[0]))
+
+    assert await ask() == "no"
+    now_s[0] += 599
+    assert await ask() == "no"
+    now_s[0] += 2
+    assert await ask() == "yes"
+    now_s[0] += 1e6
+    assert await ask() == "yes", "a yes counts until the host boots"
