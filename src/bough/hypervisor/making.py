@@ -128,7 +128,7 @@ class Making(Base):
             for directory in (made.root, made.disks, made.log):
                 directory.mkdir(mode=0o711)
             record.disks = await create_disks(made, record, image, self.home)
-            install_firmware_variables(hardware, made.disks)
+            install_firmware_variables(hardware, made.disks, image.efi_loader)
             if record.media.seed:
                 await asyncio.to_thread(create_seed, made.disks, record)
             record.write(made)

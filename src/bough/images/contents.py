@@ -1,31 +1,24 @@
 """What a disk boots by and for which processors, from its partition table and boot loaders.
 
-Read by us, bounded; the file names of an EFI system partition by mtools, in the jail.
+Read by us, bounded; the file names of an EFI system partition by mtools, in the jail (esp.py).
 """
 
 from __future__ import annotations
 
-import re
 import struct
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from bough.errors import HostLacks
-from bough.images.confined import Confinement, find_program, run_confined
+from bough.images.confined import Confinement
+from bough.images.esp import SECTOR, EfiLoader, EspFile, choose_loader, list_loaders
 
-SECTOR = 512
 _ESP_GUID = uuid.UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
+_BIOS_BOOT_GUID = uuid.UUID("21686148-6449-6e6f-744e-656564454649")
+#: Of a partition's attributes in a GPT (UEFI specification 5.3.3).
+_LEGACY_BIOS_BOOTABLE = 1 << 2
 _MOST_PARTITIONS = 128
-#: UEFI specification 3.5.1.1: the boot loader's name where nothing else is set up.
-_LOADERS = {
-    "BOOTX64": "x86_64",
-    "BOOTAA64": "aarch64",
-    "BOOTRISCV64": "riscv64",
-    "BOOTRISC": "riscv64",  # as a FAT without long names has it
-    "BOOTIA32": "i386",
-}
 #: Roots of the Discoverable Partitions Specification.
 _ROOTS = {
     uuid.UUID("4f68bce3-e8cd-4db1-96e7-fbcaf984b709"): "x86_64",
@@ -40,21 +33,52 @@ class Contents:
     """Attributes:
     firmware: what it can be booted by, as far as that can be seen; () where it cannot.
     architectures: of its boot loaders.
+    loaders: of each EFI system partition.
     """
 
     firmware: tuple[str, ...] = ()
     architectures: frozenset[str] = frozenset()
+    loaders: tuple[tuple[Partition, list[EspFile]], ...] = ()
+
+    def efi_loader(self, arch: str) -> EfiLoader | None:
+        """What a boot entry must name, for UEFI finds nothing by itself."""
+        chosen = [(esp, choose_loader(files, arch)) for esp, files in self.loaders]
+        if any(file.is_fallback and file.arch == arch for _, files in self.loaders for file in files):
+            return None
+        for esp, file in chosen:
+            if file is not None and esp.number:
+                return EfiLoader(
+                    path=file.path,
+                    partition=esp.number,
+                    first_sector=esp.first_sector,
+                    sectors=esp.sectors,
+                    identity=esp.identity.hex(),
+                )
+        return None
 
 
 @dataclass(frozen=True)
 class Partition:
+    """Attributes:
+    number: from 1 on; 0: it is the whole disk.
+    identity: its GUID as it is on the disk, or the signature of its MBR.
+    boots_by_bios: a GPT has it for a BIOS's sake.
+    """
+
     kind: uuid.UUID | int
     first_sector: int
     sectors: int
+    number: int = 0
+    identity: bytes = b""
+    boots_by_bios: bool = False
 
     @property
     def is_esp(self) -> bool:
         return self.kind in (_ESP_GUID, 0xEF)
+
+    @property
+    def is_gpt(self) -> bool:
+        return isinstance(self.kind, uuid.UUID)
 
 
 #: A stick or floppy: the file system from the first sector on (UEFI specification 13.3.2).
@@ -66,40 +90,23 @@ async def inspect_contents(disk: Path, confinement: Confinement) -> Contents:
         has_boot_code, partitions = read_partitions(stream)
         whole = [_WHOLE_DISK] if is_fat(stream) else []
     found = {_ROOTS[p.kind] for p in partitions if isinstance(p.kind, uuid.UUID) and p.kind in _ROOTS}
-    firmware = []
-    if has_boot_code:
-        firmware.append("bios")
-    for esp in [partition for partition in partitions if partition.is_esp] or whole:
-        loaders = await _list_loaders(disk, esp, confinement)
-        found |= loaders
-        if loaders and "uefi" not in firmware:
-            firmware.append("uefi")
+    esps = [partition for partition in partitions if partition.is_esp] or whole
+    loaders = tuple([(esp, await list_loaders(disk, esp.first_sector, confinement)) for esp in esps])
+    found |= {file.arch for _, files in loaders for file in files if file.arch is not None}
+    firmware = _firmware_of(has_boot_code, partitions, any(files for _, files in loaders))
     if found and (whole or not found & {"x86_64", "i386"}):
         # Boot code in the first sector is a PC's; that of a FAT may do no more than say that it is none.
         firmware = ["uefi"]
-    return Contents(tuple(firmware), frozenset(found))
+    return Contents(tuple(firmware), frozenset(found), loaders)
 
 
-async def _list_loaders(disk: Path, esp: Partition, confinement: Confinement) -> set[str]:
-    try:
-        mdir = find_program("mdir")
-    except HostLacks:
-        return set()
-    heard = bytearray()
-
-    async def told(data: bytes) -> None:
-        heard.extend(data[: 64 * 1024 - len(heard)])
-
-    place = f"{disk}@@{esp.first_sector * SECTOR}"
-    confinement.give(disk)
-    try:
-        await run_confined(
-            confinement, [mdir, "-b", "-i", place, "::/EFI/BOOT"], read_only=(disk,), on_output=told
-        )
-    finally:
-        confinement.take_back(disk)
-    names = re.findall(rb"/([A-Za-z0-9_~]+)\.EFI\s*$", bytes(heard).upper(), re.MULTILINE)
-    return {_LOADERS[name.decode()] for name in names if name.decode() in _LOADERS}
+def _firmware_of(has_boot_code: bool, partitions: list[Partition], has_loader: bool) -> list[str]:
+    """A system that was installed by UEFI has an EFI system partition. Its first sector holds code now and
+    then, which does nothing without the partition that a BIOS's loader needs on a GPT."""
+    has_gpt_esp = any(partition.is_esp and partition.is_gpt for partition in partitions)
+    for_bios = not has_gpt_esp or any(partition.boots_by_bios for partition in partitions)
+    firmware = ["bios"] if has_boot_code and for_bios else []
+    return [*firmware, "uefi"] if has_loader or has_gpt_esp else firmware
 
 
 def read_partitions(stream: BinaryIO) -> tuple[bool, list[Partition]]:
@@ -110,7 +117,12 @@ def read_partitions(stream: BinaryIO) -> tuple[bool, list[Partition]]:
         return False, []
     has_code = any(sector[:440])
     entries = [sector[446 + 16 * index : 462 + 16 * index] for index in range(4)]
-    partitions = [Partition(entry[4], *struct.unpack_from("<II", entry, 8)) for entry in entries if entry[4]]
+    signature = sector[440:444]
+    partitions = []
+    for number, entry in enumerate(entries, 1):
+        first, sectors = struct.unpack_from("<II", entry, 8)
+        if entry[4]:
+            partitions.append(Partition(entry[4], first, sectors, number, signature))
     if any(partition.kind == 0xEE for partition in partitions):
         return has_code, _read_gpt(stream)
     return has_code, partitions
@@ -134,9 +146,11 @@ def _read_gpt(stream: BinaryIO) -> list[Partition]:
     found = []
     stream.seek(place * SECTOR)
     table = stream.read(min(count, _MOST_PARTITIONS) * size)
-    for offset in range(0, len(table) - 127, size):
+    for number, offset in enumerate(range(0, len(table) - 127, size), 1):
         kind = uuid.UUID(bytes_le=table[offset : offset + 16])
-        first, last = struct.unpack_from("<QQ", table, offset + 32)
-        if kind.int and first <= last < 1 << 55:
-            found.append(Partition(kind, first, last - first + 1))
+        first, last, attributes = struct.unpack_from("<QQQ", table, offset + 32)
+        if kind.int and 0 < first <= last < 1 << 55:
+            for_bios = kind == _BIOS_BOOT_GUID or bool(attributes & _LEGACY_BIOS_BOOTABLE)
+            identity = table[offset + 16 : offset + 32]
+            found.append(Partition(kind, first, last - first + 1, number, identity, for_bios))
     return found

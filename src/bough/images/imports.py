@@ -322,6 +322,7 @@ async def _describe(
         "media": media,
         "cloud_init": request.cloud_init,
     }
+    loader = contents.efi_loader(arch) if media == "disk" and "uefi" in firmware else None
     digest = await asyncio.to_thread(digest_image, disk, lasting)
     origin = {"source": request.source, "sha256": checksum, "format": header.format}
     if request.checksum is not None:
@@ -338,6 +339,7 @@ async def _describe(
             "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "label": label,
             "recipe": "",
+            "efi_loader": loader,
             "origin": origin,
         }
     )

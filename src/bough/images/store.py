@@ -22,6 +22,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from bough.errors import Conflict, InvalidInput, NotFound
+from bough.images.esp import EfiLoader
 from bough.paths import Home
 from bough.spec.fields import parse_architecture
 from bough.storage import sync_directory, write_json
@@ -40,6 +41,7 @@ class ImageManifest(BaseModel):
     boot_loader: the same, of what the boot loader was made of.
     media: what it is to a machine: a disk that it starts from, or a CD or floppy to boot.
     cloud_init: it runs cloud-init, which gives it our agent at its first boot.
+    efi_loader: what UEFI is to boot, where it finds nothing by itself.
     origin: where an imported image came from: source, sha256, format.
     """
 
@@ -59,6 +61,7 @@ class ImageManifest(BaseModel):
     boot_loader: dict[str, str] = {}
     media: Literal["disk", "cdrom", "floppy"] = "disk"
     cloud_init: bool = False
+    efi_loader: EfiLoader | None = None
     origin: dict[str, Any] | None = None
 
 

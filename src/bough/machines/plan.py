@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bough.errors import HostLacks, InvalidSpec
 from bough.guest.qga import PORT as QGA_PORT
+from bough.images.esp import EfiLoader
 from bough.images.overlays import layer_format
 from bough.images.store import ImageManifest
 from bough.machines.media import boot_index, plan_media, plan_seed
@@ -42,6 +43,7 @@ from bough.qemu.plan import (
     resolve_clock,
 )
 from bough.qemu.probe import OLDEST, find_qemu, inspect_qemu, probe_accelerators, probe_jail
+from bough.qemu.uefi_variables import BootFile, add_boot_entry
 from bough.spec import MachineSpec
 from bough.storage import copy_holes
 from bough.units import GIB
@@ -123,14 +125,33 @@ def _problem(place: str, message: str) -> dict[str, str | None]:
     return {"place": place, "message": message, "hint": None}
 
 
-def install_firmware_variables(hardware: Hardware, disks: Path) -> None:
-    """A UEFI machine's own copy of the variable store, beside its disks."""
+def install_firmware_variables(hardware: Hardware, disks: Path, loader: EfiLoader | None) -> None:
+    """A UEFI machine's own copy of the variable store, beside its disks.
+
+    Args:
+        loader: what it is to boot, for the firmware finds nothing on the disk by itself.
+    """
     if hardware.firmware != "uefi":
         return
     template = find_uefi(hardware.arch, hardware.machine_type).variables_template
     if template is not None:
         copy_holes(Path(template), disks / FIRMWARE_VARIABLES)
         (disks / FIRMWARE_VARIABLES).chmod(0o600)
+        if loader is not None:
+            _enter_loader(disks / FIRMWARE_VARIABLES, loader)
+
+
+def _enter_loader(variables: Path, loader: EfiLoader) -> None:
+    file = BootFile(
+        loader.path, loader.partition, loader.first_sector, loader.sectors, bytes.fromhex(loader.identity)
+    )
+    try:
+        variables.write_bytes(add_boot_entry(variables.read_bytes(), file, "disk"))
+    except ValueError as error:  # somebody else's firmware
+        raise HostLacks(
+            f"the disk boots by {loader.path}, and this host's UEFI takes no boot entry: {error}",
+            hint="install EDK2's firmware (Debian: ovmf)",
+        ) from error
 
 
 async def resolve_plan(record: MachineRecord, paths: MachinePaths, home: Home) -> Plan:

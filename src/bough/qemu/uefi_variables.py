@@ -1,0 +1,98 @@
+"""Boot entries in a UEFI machine's variables, as an installed system has written them on other hardware.
+
+The store is EDK2's: a firmware volume with authenticated variables, one behind the other (edk2:
+MdeModulePkg/Include/Guid/VariableFormat.h). A load option and the device path in it are those of the UEFI
+specification 3.1.3 and 10.3; its path begins at the partition ("short form", 3.1.2), so that it holds
+wherever the disk is plugged in.
+"""
+
+from __future__ import annotations
+
+import struct
+import uuid
+from dataclasses import dataclass
+
+_VOLUME_SIGNATURE = b"_FVH"
+_AUTHENTICATED = uuid.UUID("aaf32c78-947b-439a-a180-2e144ec37792")
+_GLOBAL_VARIABLE = uuid.UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")
+_START, _ADDED, _ERASED = 0x55AA, 0x3F, 0xFF
+#: Kept over a reset, to be had before and after the system has taken over.
+_ATTRIBUTES = 7
+_STORE_HEADER = struct.Struct("<16sIBBHI")
+_FORMATTED, _HEALTHY = 0x5A, 0xFE
+_VARIABLE = struct.Struct("<HBBIQ16sIII16s")
+_ACTIVE = 1
+
+
+@dataclass(frozen=True)
+class BootFile:
+    r"""A program for UEFI on a partition.
+
+    Attributes:
+        path: as UEFI writes it: "\EFI\debian\grubx64.efi".
+        identity: of the partition: its GUID, 16 bytes, or the 4 bytes of an MBR's disk.
+    """
+
+    path: str
+    partition: int
+    first_sector: int
+    sectors: int
+    identity: bytes
+
+
+def add_boot_entry(store: bytes, file: BootFile, title: str) -> bytes:
+    """The variables, with an entry that boots `file` before all others.
+
+    Raises:
+        ValueError: `store` is none of EDK2's, has variables already, or is too small.
+    """
+    data = bytearray(store)
+    start, end = _find_room(store)
+    for name, value in (("Boot0000", _load_option(file, title)), ("BootOrder", struct.pack("<H", 0))):
+        variable = _variable(name, value)
+        if start + len(variable) > end:
+            raise ValueError("no room for a boot entry")
+        data[start : start + len(variable)] = variable
+        start = (start + len(variable) + 3) & ~3
+    return bytes(data)
+
+
+def _find_room(store: bytes) -> tuple[int, int]:
+    """Where the first variable is to be, and where the store ends."""
+    if len(store) < 64 or store[40:44] != _VOLUME_SIGNATURE:
+        raise ValueError("no firmware volume")
+    (begin,) = struct.unpack_from("<H", store, 48)
+    if begin + _STORE_HEADER.size > len(store):
+        raise ValueError("no variable store")
+    guid, size, format, state, _, _ = _STORE_HEADER.unpack_from(store, begin)
+    if uuid.UUID(bytes_le=guid) != _AUTHENTICATED or (format, state) != (_FORMATTED, _HEALTHY):
+        raise ValueError("a variable store of another kind")
+    start, end = begin + _STORE_HEADER.size, min(begin + size, len(store))
+    if any(byte != _ERASED for byte in store[start : start + 4]):
+        raise ValueError("a variable store that is in use")
+    return start, end
+
+
+def _variable(name: str, value: bytes) -> bytes:
+    text = name.encode("utf-16-le") + b"\0\0"
+    guid = _GLOBAL_VARIABLE.bytes_le
+    header = _VARIABLE.pack(_START, _ADDED, 0, _ATTRIBUTES, 0, bytes(16), 0, len(text), len(value), guid)
+    return header + text + value
+
+
+def _load_option(file: BootFile, title: str) -> bytes:
+    path = _device_path(file)
+    return struct.pack("<IH", _ACTIVE, len(path)) + title.encode("utf-16-le") + b"\0\0" + path
+
+
+def _device_path(file: BootFile) -> bytes:
+    is_gpt = len(file.identity) == 16
+    kind = (2, 2) if is_gpt else (1, 1)
+    place = struct.pack("<IQQ", file.partition, file.first_sector, file.sectors)
+    disk = _node(4, 1, place + file.identity.ljust(16, b"\0") + bytes(kind))
+    name = _node(4, 4, file.path.encode("utf-16-le") + b"\0\0")
+    return disk + name + _node(0x7F, 0xFF, b"")
+
+
+def _node(kind: int, subtype: int, content: bytes) -> bytes:
+    return struct.pack("<BBH", kind, subtype, 4 + len(content)) + content
