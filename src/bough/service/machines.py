@@ -264,7 +264,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
     return router
 
 
-async def _wait(machine: Machine, until: str, timeout_s: float, report: Report) -> None:
+async def _wait(machine: Machine, until: str, timeout_s: float | None, report: Report) -> None:
     if until == "booted":
         await wait_booted(machine, timeout_s=timeout_s, report=report)
     else:
