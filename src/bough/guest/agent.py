@@ -18,9 +18,11 @@ from bough.guest.agent_session import Refused, Session
 # What typing has costs an emulated guest 30 ms to load.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import _socket
     from collections.abc import Callable
 
     from bough.guest.agent_become import Ready
+    from bough.guest.agent_kept import Keeping
 
     Handler = Callable[[int], None]
 
@@ -28,6 +30,8 @@ AGENT_VERSION = "1"
 PORT_NAME = "org.bough.agent"
 MAX_SESSIONS = 256
 _MAX_CALL = 16 * 1024 * 1024
+#: An agent that is to end waits so long for a host that takes nothing.
+_LAST_WRITE_S = 2.0
 
 EPOLLIN = select.EPOLLIN
 EPOLLOUT = select.EPOLLOUT
@@ -45,9 +49,10 @@ class Agent:
         welcome: made ready for the next hello (agent_become.py); empty: it is made then.
         ready: as `welcome`, for who the guest is to become.
         carries: this process serves file systems of the guest, so it must not wait for a path itself.
+        keeping: the way to the keeper (agent_keeper.py); None: commands end with the agent.
     """
 
-    def __init__(self, port: int, *, is_device: bool) -> None:
+    def __init__(self, port: int, *, is_device: bool, keeping: Keeping | None = None) -> None:
         self.port = port
         self.is_device = is_device
         self.nonce = 0
@@ -58,6 +63,8 @@ class Agent:
         self._start_call: Callable[[Agent, int, str, dict[str, object]], None] | None = None
         self.sessions: dict[int, Session] = {}
         self.on_reset: list[Callable[[], None]] = []
+        self.keeping = keeping
+        self._leaving = False
         self._parts: dict[int, list[bytes]] = {}
         self._reader = wire.FrameReader(wire.SYNC)
         self._handlers: dict[int, Handler] = {}
@@ -72,6 +79,8 @@ class Agent:
         self._epoll.register(port, EPOLLIN)
         os.set_blocking(port, False)
         self._watch_children()
+        if keeping is not None:
+            keeping.attach(self)
 
     # The loop
 
@@ -89,6 +98,37 @@ class Agent:
             self._run_timers()
             if self._pending and not self.blocked:
                 self._flush()
+            if self._leaving:
+                self._leave()
+
+    def leave(self, *_: object) -> None:
+        """End soon: from a signal handler, or from within the loop."""
+        self._leaving = True
+
+    def _leave(self) -> None:
+        """Leave commands to the keeper, where there is one; what was read of them is sent."""
+        if self.keeping is None:
+            self.close()
+            return
+        self.keeping.keep_all()
+        self._flush_all()
+        self.port = -1
+
+    def _flush_all(self) -> None:
+        waiting = select.poll()
+        waiting.register(self.port, select.POLLOUT)
+        deadline = time.monotonic() + _LAST_WRITE_S
+        while self._pending and time.monotonic() < deadline and waiting.poll(_LAST_WRITE_S * 1000):
+            self._flush()
+
+    def keeper_died(self) -> None:
+        """Without it no next agent finds the commands: end them."""
+        for session in list(self.sessions.values()):
+            session.abandon()
+            session.finish({"error": "its keeper was killed, and the command with it"})
+        self._flush_all()
+        self.keeping = None
+        self.leave()
 
     def watch(self, fd: int, events: int, handler: Handler) -> None:
         if fd in self._handlers:
@@ -271,11 +311,12 @@ class Agent:
         self._reset()
         self.port = -1
 
-    def _reset(self) -> None:
-        """The host that asked for all this is gone: end it."""
-        for session in list(self.sessions.values()):
-            session.abandon()
-        self.sessions.clear()
+    def _reset(self, resumed: dict[str, object] | None = None) -> None:
+        """The host that asked for all this is gone: end it, but for the sessions that a new host resumes."""
+        for session_id, session in list(self.sessions.items()):
+            if resumed is None or str(session_id) not in resumed or not session.can_resume:
+                session.abandon()
+                del self.sessions[session_id]
         on_reset, self.on_reset = self.on_reset, []
         for action in on_reset:
             action()
@@ -315,15 +356,26 @@ class Agent:
 
     def _hello(self, nonce: int, payload: memoryview) -> None:
         try:
-            token = wire.decode_map(payload).get("token")
+            hello = wire.decode_map(payload)
         except wire.WireError:
             return
-        if nonce != self.nonce:
-            self._reset()
+        resumed = _map(hello.get("sessions"))
+        is_new = nonce != self.nonce
+        if is_new:
+            self._reset(resumed)
             self._set_blocked(False)
             self.nonce = nonce
-        welcome = wire.extend_map(self.welcome or self.render_welcome(), "token", token)
+        welcome = wire.extend_map(self.welcome or self.render_welcome(), "token", hello.get("token"))
+        going_on = [(self.sessions[int(key)], state) for key, state in resumed.items() if self._has(key)]
+        if going_on:
+            states = [session.describe(_map(state)) for session, state in going_on]
+            welcome = wire.extend_map(welcome, "sessions", states)
         self._pending.append(wire.SYNC + wire.pack(wire.WELCOME, nonce, 0, welcome))
+        for session, state in going_on if is_new else ():
+            session.resume(_map(state))
+
+    def _has(self, key: str) -> bool:
+        return key.isdigit() and int(key) in self.sessions
 
     def render_welcome(self) -> bytes:
         """The map that a hello is answered with, but for its token."""
@@ -331,6 +383,7 @@ class Agent:
 
         facts = agent_facts.gather()
         facts.update(version=wire.VERSION, agent_version=AGENT_VERSION, window=agent_session.INPUT_WINDOW)
+        facts.update(resumes=self.keeping is not None)
         return wire.encode(facts)
 
     def _open(self, kind: int, session_id: int, payload: memoryview) -> None:
@@ -379,20 +432,25 @@ def _map(value: object) -> dict[str, object]:
 
 def main(arguments: list[str]) -> int:
     """`--fd N`: serve on an open descriptor until it ends, and end with it. Otherwise: the port."""
+    return serve(arguments, None)
+
+
+def serve(arguments: list[str], control: _socket.socket | None) -> int:
+    """As main, below a keeper that is at the other end of `control`."""
     from bough.guest import agent_port
 
+    keeping = None
+    if control is not None:
+        from bough.guest.agent_kept import Keeping
+
+        keeping = Keeping(control)
     if arguments[:1] == ["--fd"]:
         port = int(arguments[1])
         os.set_inheritable(port, False)
-        agent = Agent(port, is_device=False)
+        agent = Agent(port, is_device=False, keeping=keeping)
     else:
         agent_port.prepare_process()
-        agent = Agent(agent_port.open_port(PORT_NAME), is_device=True)
-
-    def stop(*_: object) -> None:
-        agent.close()
-        raise SystemExit(0)
-
-    _signal.signal(_signal.SIGTERM, stop)
+        agent = Agent(agent_port.open_port(PORT_NAME), is_device=True, keeping=keeping)
+    _signal.signal(_signal.SIGTERM, agent.leave)
     agent.run()
     return 0

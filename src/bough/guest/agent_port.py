@@ -7,10 +7,6 @@ from __future__ import annotations
 
 import os
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from types import ModuleType
-
 _CLASS = "/sys/class/virtio-ports"
 _NETLINK_KOBJECT_UEVENT = 15
 
@@ -24,7 +20,7 @@ def open_port(name: str) -> int:
 
     port = _try_port(name)
     if port >= 0:
-        _tell_started(_socket)
+        tell_started()
         return port
 
     # The kernel's own word of a new device: no polling, and udev need not run.
@@ -32,7 +28,7 @@ def open_port(name: str) -> int:
     events.bind((0, 1))
     _load_driver()
     port = _try_port(name)
-    _tell_started(_socket)
+    tell_started()
     while port < 0:
         try:
             events.recv(8192)
@@ -43,10 +39,12 @@ def open_port(name: str) -> int:
     return port
 
 
-def _tell_started(socket: ModuleType) -> None:
+def tell_started() -> None:
     """Tell systemd, which lets the rest of the boot wait for us, as we need little and then sleep."""
     address = os.environ.pop("NOTIFY_SOCKET", "")
     if address:
+        import _socket as socket
+
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM, 0)
         try:
             sock.sendto(b"READY=1", "\0" + address[1:] if address.startswith("@") else address)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bough.guest.agent import Agent
+    from bough.guest.agent_kept import Mark
 
 # How much of a command's input the host may send ahead of what the command has read.
 INPUT_WINDOW = 512 * 1024
@@ -23,6 +24,7 @@ _MAX_WINDOW = 64 * 1024 * 1024
 _BURST = 8
 # A command that is to end has so long to do it by itself.
 _GRACE_S = 2.0
+_LOOK_EACH_S = 1.0
 
 
 EPOLLIN = select.EPOLLIN
@@ -53,6 +55,7 @@ class Session:
 
     agent: Agent
     id: int
+    can_resume = False
 
     def handle(self, kind: int, stream: int, payload: memoryview) -> None:
         raise NotImplementedError
@@ -67,6 +70,17 @@ class Session:
     def input_ended(self) -> None:
         """The input was closed, at the host's wish or because nobody reads it."""
 
+    def closed(self, stream: int) -> None:
+        """The descriptor of that stream was closed."""
+
+    def describe(self, state: dict[str, object]) -> dict[str, object]:
+        """What a host that resumes the session is told; `state` is what that host has of it."""
+        raise NotImplementedError
+
+    def resume(self, state: dict[str, object]) -> None:
+        """Go on from `state`, what the host has of the session."""
+        raise NotImplementedError
+
     def finish(self, values: dict[str, object]) -> None:
         if self.agent.sessions.get(self.id) is self:
             del self.agent.sessions[self.id]
@@ -78,15 +92,20 @@ class Outlet:
 
     Attributes:
         last_bytes: once known, how many bytes may still come before it counts as ended.
+        passed: how many bytes were read.
+        mark: where `passed` is kept for the next agent.
     """
 
     def __init__(self, session: Session, fd: int, stream: int, credit: int) -> None:
-        os.set_blocking(fd, False)
+        if fd >= 0:
+            os.set_blocking(fd, False)
         self.session = session
         self.fd = fd
         self.stream = stream
         self.credit = credit
         self.last_bytes: int | None = None
+        self.passed = 0
+        self.mark: Mark | None = None
         self.watched = False
         self.resume()
 
@@ -125,12 +144,19 @@ class Outlet:
             if limit <= 0:
                 self.pause()
                 return
+            if self.mark is not None:
+                self.mark.touch(self.passed)
             try:
                 count = agent.send_from(self.fd, limit, self.session.id, self.stream)
             except BlockingIOError:
-                return
+                count = -1
             except OSError:
                 count = 0  # a terminal that nobody has open any more, a connection reset
+            self.passed += max(count, 0)
+            if self.mark is not None:
+                self.mark.set(self.passed)
+            if count < 0:
+                return
             if count == 0:
                 self.end()
                 return
@@ -151,10 +177,16 @@ class Outlet:
             self.pause()
             os.close(self.fd)
             self.fd = -1
+            self.session.closed(self.stream)
 
 
 class Inlet:
-    """A descriptor that takes bytes from the host; gives credit back as they are taken."""
+    """A descriptor that takes bytes from the host; gives credit back as they are taken.
+
+    Attributes:
+        passed: how many bytes were written.
+        mark: where `passed` is kept for the next agent.
+    """
 
     def __init__(self, session: Session, fd: int, stream: int, end: Callable[[int], None]) -> None:
         """`end` is called with the descriptor at the end of the input, before it is closed."""
@@ -164,7 +196,17 @@ class Inlet:
         self.fd = fd
         self.stream = stream
         self._end = end
+        self.passed = 0
+        self.mark: Mark | None = None
         self._queue: list[tuple[memoryview, int]] = []
+        self._taken = 0
+        self._ending = False
+
+    def start_over(self) -> None:
+        """The host sends again what was not written yet."""
+        if self._queue:
+            self.session.agent.unwatch(self.fd)
+        self._queue.clear()
         self._taken = 0
         self._ending = False
 
@@ -189,13 +231,18 @@ class Inlet:
             self.session.agent.unwatch(self.fd)
             os.close(self.fd)
             self.fd = -1
+            self.session.closed(self.stream)
 
     def _write(self, payload: memoryview) -> memoryview:
         """What could not be written; nothing once nobody reads."""
         if self.fd < 0:
             return payload[:0]
+        if self.mark is not None:
+            self.mark.touch(self.passed)
         try:
-            return payload[os.write(self.fd, payload) :]
+            count = os.write(self.fd, payload)
+            self.passed += count
+            return payload[count:]
         except BlockingIOError:
             return payload
         except OSError:
@@ -203,6 +250,9 @@ class Inlet:
             self.session.agent.send(wire.STOP, self.session.id, b"", self.stream)
             self.session.input_ended()
             return payload[:0]
+        finally:
+            if self.mark is not None:
+                self.mark.set(self.passed)
 
     def _writable(self, _events: int) -> None:
         while self._queue:
@@ -238,8 +288,33 @@ def _window(request: dict[str, object]) -> int:
     return min(window, _MAX_WINDOW) if isinstance(window, int) else 64 * 1024
 
 
+_NAMES = {wire.STDIN: "stdin", wire.STDOUT: "stdout", wire.STDERR: "stderr"}
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
+
+
 class Command(Session):
-    """A command, in a session (setsid) of its own."""
+    """A command, in a session (setsid) of its own.
+
+    Attributes:
+        slot: of the memory that the next agent reads (agent_kept.py); -1: the keeper does not know of it.
+        is_open: it runs, and its streams are watched.
+    """
+
+    slot = -1
+    is_open = False
+    can_resume = True
+    #: Of one that was taken over: what is not right about its streams, by stream.
+    _torn: frozenset[int] = frozenset()
+    #: Taken over, and no host has asked for it yet.
+    _waits = False
+    _early_status: int | None = None
 
     def __init__(self, agent: Agent, session_id: int, request: dict[str, object]) -> None:
         self.agent = agent
@@ -281,6 +356,7 @@ class Command(Session):
                 self.finish(self._status)
 
     def abandon(self) -> None:
+        self._forget()
         self._close()
         self._kill()
 
@@ -294,6 +370,109 @@ class Command(Session):
         if process.stderr >= 0:
             self._outlets.append(Outlet(self, process.stderr, wire.STDERR, self._window))
         process.stdout = process.stderr = -1
+        self.is_open = True
+        if self.agent.keeping is not None:
+            self.agent.keeping.expect()
+
+    # -- from one agent to the next (agent_kept.py) ---------------------------------------------------
+
+    @classmethod
+    def adopt(cls, agent: Agent, session_id: int, process: agent_spawn.Process, marks: list[Mark]) -> Command:
+        """A command of the agent before; it waits for a host that resumes it."""
+        self = cls.__new__(cls)
+        self.agent = agent
+        self.id = session_id
+        self._status = None
+        self._window = 0
+        self._process = process
+        self._terminal = process.terminal
+        self.pid = process.pid
+        self._waits = True
+        self._inlet = Inlet(self, process.stdin, wire.STDIN, self._end_of_input)
+        outlets = ((process.stdout, wire.STDOUT), (process.stderr, wire.STDERR))
+        self._outlets = [Outlet(self, fd, stream, 0) for fd, stream in outlets]
+        process.stdin = process.stdout = process.stderr = -1
+        self._torn = frozenset(stream for stream, mark in enumerate(marks) if mark.read() is None)
+        for end in self._ends():
+            end.passed = marks[end.stream].read() or 0
+            end.mark = marks[end.stream]
+        self.is_open = True
+        agent.sessions[session_id] = self
+        agent.call_later(_LOOK_EACH_S, self._look)
+        return self
+
+    def _look(self, *, again: bool = False) -> None:
+        """The keeper tells of its end, unless that was killed too, or is no subreaper."""
+        if self.agent.sessions.get(self.id) is not self or self._status is not None:
+            return
+        gone = self._early_status is None and not self._waits and not _lives(self.pid)
+        if gone and again:
+            for outlet in self._outlets:
+                outlet.drain_until_empty()
+            self._status = {"error": "the agent was killed: the exit status is not known"}
+            self._finish_if_over()
+        else:
+            self.agent.call_later(_LOOK_EACH_S, lambda: self._look(again=gone))
+
+    def exited_before(self, wait_status: int) -> None:
+        """The keeper tells how it ended."""
+        if self._waits:
+            self._early_status = wait_status
+        else:
+            self._exited(wait_status)
+
+    def streams(self) -> dict[str, int]:
+        """The descriptors that the next agent needs."""
+        if self._terminal >= 0:
+            return {"terminal": self._terminal}
+        return {_NAMES[end.stream]: end.fd for end in self._ends() if end.fd >= 0}
+
+    def _ends(self) -> list[Inlet | Outlet]:
+        return [self._inlet, *self._outlets]
+
+    def mark(self, marks: list[Mark]) -> None:
+        for end in self._ends():
+            end.mark = marks[end.stream]
+            end.mark.set(end.passed)
+
+    def closed(self, stream: int) -> None:
+        if self.slot >= 0 and self._terminal < 0 and self.agent.keeping is not None:
+            self.agent.keeping.close(self, _NAMES[stream])
+
+    def describe(self, state: dict[str, object]) -> dict[str, object]:
+        """`lost`: bytes of stdout and stderr that were read and did not come; -1: perhaps."""
+        received = state.get("received")
+        lost = {wire.STDOUT: 0, wire.STDERR: 0}
+        if isinstance(received, list) and len(received) == 2:
+            for outlet in self._outlets:
+                lost[outlet.stream] = outlet.passed - received[outlet.stream - 1]
+        for stream in self._torn - {wire.STDIN}:
+            lost[stream] = -1
+        written = None if wire.STDIN in self._torn else self._inlet.passed
+        return {"id": self.id, "written": written, "lost": list(lost.values())}
+
+    def resume(self, state: dict[str, object]) -> None:
+        self._waits = False
+        self._inlet.start_over()
+        credit = state.get("credit")
+        if isinstance(credit, list) and len(credit) == 2:
+            for outlet in self._outlets:
+                outlet.credit = min(credit[outlet.stream - 1], _MAX_WINDOW)
+                outlet.resume()
+        if self._inlet.fd < 0:
+            self.agent.send(wire.STOP, self.id, b"", wire.STDIN)
+        if self._early_status is not None:
+            self._exited(self._early_status)
+
+    def finish(self, values: dict[str, object]) -> None:
+        self._forget()
+        super().finish(values)
+
+    def _forget(self) -> None:
+        if self.slot >= 0 and self.agent.keeping is not None:
+            self.agent.keeping.forget(self)
+
+    # -- its end --------------------------------------------------------------------------------------
 
     def _begun(self, _events: int) -> None:
         """One that was started apart runs now, or said why it cannot."""

@@ -15,7 +15,7 @@ import socket
 import struct
 import termios
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from bough.guest import wire
 from bough.guest.calls import Call
 from bough.guest.facts import AgentFacts, clean_name, clean_text
 from bough.guest.session import OUTPUT_WINDOW, ExecRequest, ExecSession, Session, Tunnel
+from bough.guest.suspended import SuspendedCommands
 from bough.progress import Report, ignore_progress
 from bough.progress_watch import Patience, Stalled, by_the_clock
 
@@ -52,6 +53,8 @@ class AgentChannel:
     Attributes:
         lost: set when the socket ended or was closed, by either side; `lost_reason` says why.
         facts: of the last hello.
+        resumes: commands go on when the agent is restarted.
+        on_restart: called when another agent begins where one had been greeted: greet it.
         same_addresses: commands are loaded at the same addresses each time: not as safe from who attacks
             them, and much quicker where the processor is emulated by an older QEMU.
         patience: makes the watch of a call from its `timeout_s`; the clock alone, unless somebody knows how
@@ -70,6 +73,8 @@ class AgentChannel:
         self.patience: Patience = by_the_clock
         self.heard = 0
         self.input_window = 0
+        self.resumes = False
+        self.on_restart: Callable[[], None] | None = None
         self._socket = sock
         self._loop = asyncio.get_running_loop()
         self._established = False
@@ -80,6 +85,7 @@ class AgentChannel:
         self._reader = wire.FrameReader(wire.SYNC)
         self._next_id = 1
         self._sessions: dict[int, Session] = {}
+        self._suspended = SuspendedCommands(self._loop, machine)
         self._calls: dict[int, Call] = {}
         self._pings: dict[bytes, asyncio.Future[None]] = {}
         self._first: Call | None = None
@@ -150,6 +156,11 @@ class AgentChannel:
             return None
         finally:
             call.abandoned = True
+
+    @property
+    def is_established(self) -> bool:
+        """An agent has been greeted, and has not gone away since."""
+        return self._established
 
     @property
     def has_sessions(self) -> bool:
@@ -282,7 +293,12 @@ class AgentChannel:
         if self._welcome is None:
             self._reader.reset()
             self._reader.pattern = wire.SYNC
+        self._suspended.take(self._sessions)
         self._end_all(AgentUnavailable(text, machine=self.machine))
+
+    def send_part(self, kind: int, session: int, payload: bytes, stream: int) -> None:
+        """As send_data, of what is bounded already."""
+        self._queue(self._bulk, wire.pack(kind, self._nonce, session, payload, stream))
 
     async def close(self) -> None:
         """End everything that goes on through the channel; the guest ends it when it notices."""
@@ -407,7 +423,8 @@ class AgentChannel:
                 delay = min(2 * delay, _LAST_RETRY_S)
 
     def _send_hello(self, *, padded: bool) -> None:
-        payload = wire.encode({"token": self._token, "version": wire.VERSION})
+        values = {"token": self._token, "version": wire.VERSION, **self._suspended.render()}
+        payload = wire.encode(values)
         frame = wire.SYNC + wire.pack(wire.HELLO, self._nonce, 0, payload)
         if padded:
             frame = wire.PADDING + frame
@@ -441,7 +458,19 @@ class AgentChannel:
         self.input_window = window
         self.facts = AgentFacts.from_guest(values)
         self._established = True
+        self.resumes = values.get("resumes") is True
+        self._resume(values.get("sessions"))
         self._welcome.set_result(self.facts)
+
+    def _resume(self, states: object) -> None:
+        for session, state in self._suspended.match(states):
+            self._sessions[session.id] = session
+            try:
+                session.resume(state)
+            except AgentUnavailable as error:
+                session.end(error)
+                del self._sessions[session.id]
+                self.send(wire.ABORT, session.id)
 
     # Inwards
 
@@ -492,7 +521,10 @@ class AgentChannel:
         if kind == wire.WELCOME:
             self._welcomed(nonce, payload)
         elif kind == wire.READY:
+            was_established = self._established
             self.guest_closed()
+            if was_established and self.on_restart is not None:
+                self.on_restart()
         elif not self._established:
             return  # of the session before
         elif nonce != self._nonce:
@@ -575,7 +607,7 @@ class AgentChannel:
         while True:
             new = self._next_id
             self._next_id = new % 0xFFFFFFFF + 1
-            if new not in self._sessions and new not in self._calls:
+            if new not in self._sessions and new not in self._calls and new not in self._suspended:
                 return new
 
     def _check_lost(self) -> None:
@@ -627,6 +659,7 @@ class AgentChannel:
         self._socket.close()
         self._cut = None
         self._end_all(reason)
+        self._suspended.end(reason)
 
 
 def _decode(payload: memoryview) -> dict[str, object]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from bough.errors import AgentUnavailable, BoughError, ProtocolError
 from bough.guest import wire
 from bough.guest.facts import clean_name
+from bough.guest.sent import SentInput
 
 if TYPE_CHECKING:
     from bough.guest.channel import AgentChannel
@@ -59,6 +60,8 @@ class Session:
     """A session of the channel; made by it, ended by the guest's EXIT or ERROR or with the channel."""
 
     outputs: tuple[int, ...] = (wire.STDOUT,)
+    #: What was sent of its input, where it can go on with another agent.
+    sent: SentInput | None = None
 
     def __init__(self, channel: AgentChannel, session_id: int) -> None:
         self._channel = channel
@@ -67,9 +70,11 @@ class Session:
         self._chunks: deque[tuple[int, bytes]] = deque()
         self._allowed = dict.fromkeys(self.outputs, OUTPUT_WINDOW)
         self._taken = dict.fromkeys(self.outputs, 0)
+        self._received = dict.fromkeys(self.outputs, 0)
         self._ended_outputs: set[int] = set()
         self._credit = channel.input_window
         self._input_open = True
+        self._input_ended = False
         self._changed = asyncio.Event()
         self._writable = asyncio.Event()
         self._over = False
@@ -118,6 +123,7 @@ class Session:
         if left < 0 or not len(payload) or stream in self._ended_outputs or not self.opened.done():
             raise ProtocolError(f"{len(payload)} bytes of stream {stream} without credit")
         self._allowed[stream] = left
+        self._received[stream] += len(payload)
         if not self._aborted:
             self._chunks.append((stream, bytes(payload)))
             self._changed.set()
@@ -125,7 +131,10 @@ class Session:
     def _more_credit(self, payload: memoryview) -> None:
         if len(payload) != wire.CREDIT_PAYLOAD.size:
             raise ProtocolError("a malformed credit")
-        self._credit += wire.CREDIT_PAYLOAD.unpack(payload)[0]
+        count = wire.CREDIT_PAYLOAD.unpack(payload)[0]
+        self._credit += count
+        if self.sent is not None:
+            self.sent.credited(count)
         if self._credit > _MAX_CREDIT:
             raise ProtocolError("more credit than anything could use")
         self._writable.set()
@@ -165,12 +174,15 @@ class Session:
             part = rest[: min(wire.MAX_PAYLOAD, self._credit - wire.FRAME_COST)]
             rest = rest[len(part) :]
             self._credit -= len(part) + wire.FRAME_COST
+            if self.sent is not None:
+                self.sent.add(bytes(part))
             await self._channel.send_data(wire.DATA, self.id, part, wire.STDIN)
         return True
 
     async def _end_input(self) -> None:
         if self._input_open:
             self._input_open = False
+            self._input_ended = True
             await self._channel.send_data(wire.EOF, self.id, b"", wire.STDIN)
 
     async def abort(self) -> None:
@@ -192,6 +204,56 @@ class ExecSession(Session):
     def __init__(self, channel: AgentChannel, session_id: int) -> None:
         super().__init__(channel, session_id)
         self.exit = ExitStatus()
+        self.sent = SentInput() if channel.resumes else None
+        self._loss: str | None = None
+        self._late: dict[int, bytes] = {}
+        self._suspended = False
+        self._told: dict[int, int] = {}
+
+    # -- from one agent to the next -----------------------------------------------------------------
+
+    @property
+    def can_resume(self) -> bool:
+        return self.sent is not None and self.opened.done() and not self._aborted and not self._over
+
+    def suspend(self) -> None:
+        """The agent has gone away, and the next one may find the command."""
+        self._suspended = True
+        self._told = dict(self._allowed)
+
+    def render_state(self) -> dict[str, object]:
+        """What the next agent is told of it."""
+        return {"received": list(self._received.values()), "credit": list(self._told.values())}
+
+    def resume(self, state: Mapping[str, object]) -> None:
+        """Go on as the next agent says. ProtocolError if that cannot be."""
+        assert self.sent is not None
+        self._suspended = False
+        self._note_loss(state.get("lost"))
+        written = state.get("written")
+        if not isinstance(written, int):
+            raise AgentUnavailable("the agent was killed while it passed on input: some of it may be lost")
+        for stream, told in self._told.items():
+            if more := self._allowed[stream] - told:  # taken since the hello
+                self._channel.send(wire.CREDIT, self.id, wire.CREDIT_PAYLOAD.pack(more), stream)
+        self._credit = self._channel.input_window
+        for part in self.sent.take_from(written):
+            self._credit -= len(part) + wire.FRAME_COST
+            self.sent.add(part)
+            self._channel.send_part(wire.DATA, self.id, part, wire.STDIN)
+        if self._input_ended:
+            self._channel.send_part(wire.EOF, self.id, b"", wire.STDIN)
+        late, self._late = self._late, {}
+        for kind, payload in late.items():
+            self._send(kind, payload)
+        self._writable.set()
+
+    def _note_loss(self, lost: object) -> None:
+        if not isinstance(lost, list) or len(lost) != 2 or not all(isinstance(n, int) for n in lost):
+            raise ProtocolError("a malformed account of a command")
+        if any(lost):
+            count = "perhaps some bytes" if min(lost) < 0 else f"{sum(lost)} bytes"
+            self._loss = f"the agent was killed while the command ran: {count} of its output are lost"
 
     def exited(self, values: Mapping[str, object]) -> None:
         code, signal = values.get("code"), values.get("signal")
@@ -203,6 +265,9 @@ class ExecSession(Session):
             self.exit = ExitStatus(error=AgentUnavailable(f"the agent failed: {clean_name(values['error'])}"))
         else:
             raise ProtocolError("a malformed exit status")
+        if self._loss is not None and self.exit.error is None:
+            ended = f"exit status {code}" if self.exit.code is not None else f"signal {signal}"
+            self.exit = ExitStatus(error=AgentUnavailable(f"{self._loss}; it ended with {ended}"))
         super().exited(values)
 
     def end(self, failure: BoughError | None) -> None:
@@ -235,7 +300,9 @@ class ExecSession(Session):
         self._send(wire.SIGNAL, name.encode("ascii", "replace")[:20])
 
     def _send(self, kind: int, payload: bytes) -> None:
-        if not self._over and not self._aborted:
+        if self._suspended:
+            self._late[kind] = payload
+        elif not self._over and not self._aborted:
             self._channel.send(kind, self.id, payload)
 
 

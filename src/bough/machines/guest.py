@@ -89,6 +89,7 @@ class Guest:
         if machine.record.image_agent:
             self.channel = await AgentChannel.connect(machine.paths.agent_socket, machine=machine.name)
             self.channel.same_addresses = same_addresses
+            self.channel.on_restart = self._agent_restarted
         else:
             self.ready.set()
             self.channel = await QgaChannel.connect(machine.paths.agent_socket, machine=machine.name)
@@ -131,6 +132,12 @@ class Guest:
             self.channel.guest_closed()
         elif not self.answers and (self._greeting is None or self._greeting.done()):
             self.greet()
+
+    def _agent_restarted(self) -> None:
+        """Another agent has begun, and QEMU, which tells of the port once in a second, has not told it."""
+        self.answers = False
+        self.ready.clear()
+        self.greet()
 
     @property
     def is_talked_to(self) -> bool:

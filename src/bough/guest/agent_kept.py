@@ -1,0 +1,169 @@
+"""What an agent tells its keeper, and how the next agent goes on with the commands of the one before.
+
+How many bytes each stream of a kept command has passed on stands in memory that agents share: the next agent
+compares it with what the host has sent and received, so that no gap in a stream goes unnoticed.
+"""
+
+# contextlib costs an emulated guest 20 ms to load.
+# ruff: noqa: SIM105
+
+from __future__ import annotations
+
+import os
+from mmap import mmap
+from struct import Struct
+
+from bough.guest import agent_keeper, wire
+from bough.guest.agent_session import Command
+from bough.guest.agent_spawn import Process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _socket
+
+    from bough.guest.agent import Agent
+
+#: A command that has run for so long is kept: most are over sooner, and are not delayed by it.
+_KEEP_AFTER_S = 1.0
+_NUMBER = Struct("<Q")
+_SLOTS = 256
+_SLOT_BYTES = 32
+
+
+def create_tally() -> int:
+    """A descriptor of the shared memory."""
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("bough-tally")
+    else:  # Python 3.7
+        fd = os.open("/run", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    os.ftruncate(fd, _SLOTS * _SLOT_BYTES)
+    return fd
+
+
+class Mark:
+    """How many bytes a stream has passed on; odd in memory while a change is under way."""
+
+    def __init__(self, memory: mmap, at: int) -> None:
+        self._memory = memory
+        self._at = at
+
+    def touch(self, count: int) -> None:
+        _NUMBER.pack_into(self._memory, self._at, 2 * count + 1)
+
+    def set(self, count: int) -> None:
+        _NUMBER.pack_into(self._memory, self._at, 2 * count)
+
+    def read(self) -> int | None:
+        """None: the agent was killed in the middle of a change."""
+        (value,) = _NUMBER.unpack_from(self._memory, self._at)
+        return None if value & 1 else value >> 1
+
+
+class Keeping:
+    """The agent's side of its keeper's socket."""
+
+    def __init__(self, control: _socket.socket) -> None:
+        self._control = control
+        self._memory: mmap | None = None
+        self._free = list(range(_SLOTS))
+        self._due = False
+        self._agent: Agent | None = None
+
+    def attach(self, agent: Agent) -> None:
+        """Take over the commands of the agent before, and watch the keeper from now on."""
+        self._agent = agent
+        while not self._take(agent):
+            pass
+        agent.watch(self._control.fileno(), 1, lambda _: self._keeper_said(agent))
+
+    def _take(self, agent: Agent) -> bool:
+        """One message of those that come before `begin`; whether it was that."""
+        said, fds = agent_keeper.receive(self._control)
+        values = wire.decode_map(said)
+        if "tally" in values:
+            self._memory = mmap(fds[0], _SLOTS * _SLOT_BYTES)
+            os.close(fds[0])
+        elif "record" in values:
+            self._adopt(agent, values, fds)
+        return "begin" in values
+
+    def _adopt(self, agent: Agent, values: dict[str, object], fds: list[int]) -> None:
+        record = wire.decode_map(values["record"])  # type: ignore[arg-type]
+        streams = dict(zip(values["streams"], fds))  # type: ignore[call-overload]  # noqa: B905
+        slot = int(record["slot"])  # type: ignore[call-overload]
+        self._free.remove(slot)
+        terminal = streams.get("terminal", -1)
+        process = Process(
+            int(record["pid"]),  # type: ignore[call-overload]
+            os.dup(terminal) if terminal >= 0 else streams.get("stdin", -1),
+            os.dup(terminal) if terminal >= 0 else streams.get("stdout", -1),
+            streams.get("stderr", -1),
+            terminal,
+        )
+        command = Command.adopt(agent, int(record["id"]), process, self._marks(slot))  # type: ignore[call-overload]
+        command.slot = slot
+        status = values.get("status")
+        if isinstance(status, int):
+            command.exited_before(status)
+
+    def _keeper_said(self, agent: Agent) -> None:
+        try:
+            said, _ = agent_keeper.receive(self._control)
+        except OSError:
+            said = b""
+        if not said:
+            agent.unwatch(self._control.fileno())
+            agent.keeper_died()
+            return
+        values = wire.decode_map(said)
+        for session in agent.sessions.values():
+            if isinstance(session, Command) and session.pid == values.get("pid"):
+                session.exited_before(int(values["status"]))  # type: ignore[call-overload]
+                return
+
+    def _marks(self, slot: int) -> list[Mark]:
+        assert self._memory is not None
+        at = slot * _SLOT_BYTES
+        return [Mark(self._memory, at + 8 * stream) for stream in range(3)]
+
+    # -- commands of this agent -----------------------------------------------------------------------
+
+    def expect(self) -> None:
+        """A command has been started: keep it if it runs for long."""
+        if not self._due and self._agent is not None:
+            self._due = True
+            self._agent.call_later(_KEEP_AFTER_S, self.keep_all)
+
+    def keep_all(self) -> None:
+        self._due = False
+        assert self._agent is not None
+        for session in self._agent.sessions.values():
+            if isinstance(session, Command) and session.is_open and session.slot < 0:
+                self._keep(session)
+
+    def _keep(self, command: Command) -> None:
+        if not self._free:
+            return
+        streams = command.streams()
+        slot = self._free.pop()
+        record = wire.encode({"id": command.id, "pid": command.pid, "slot": slot})
+        values = {"pid": command.pid, "keep": record, "streams": list(streams)}
+        command.mark(self._marks(slot))
+        command.slot = slot
+        self._tell(values, list(streams.values()))
+
+    def close(self, command: Command, stream: str) -> None:
+        """The agent has closed that stream, so the keeper must not hold it open."""
+        self._tell({"pid": command.pid, "close": stream})
+
+    def forget(self, command: Command) -> None:
+        if command.slot >= 0:
+            self._tell({"pid": command.pid, "forget": True})
+            self._free.append(command.slot)
+            command.slot = -1
+
+    def _tell(self, values: dict[str, object], fds: list[int] | None = None) -> None:
+        try:
+            agent_keeper.send(self._control, wire.encode(values), fds or [])
+        except OSError:
+            pass  # the keeper has ended, which its socket tells

@@ -1,0 +1,47 @@
+"""Input that was sent to a command, until the guest has passed it on: another agent may need it again."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from bough.errors import ProtocolError
+from bough.guest import wire
+
+
+class SentInput:
+    """Bounded by the credit that the guest gives: what was credited is passed on, and forgotten."""
+
+    def __init__(self) -> None:
+        self._parts: deque[bytes] = deque()
+        #: Bytes before the first part.
+        self._before = 0
+        self._credit = 0
+
+    def add(self, part: bytes) -> None:
+        self._parts.append(part)
+
+    def credited(self, count: int) -> None:
+        self._credit += count
+        while self._parts and self._credit >= len(self._parts[0]) + wire.FRAME_COST:
+            part = self._parts.popleft()
+            self._credit -= len(part) + wire.FRAME_COST
+            self._before += len(part)
+
+    def take_from(self, written: int) -> list[bytes]:
+        """What is to be sent again to an agent that has passed on `written` bytes.
+
+        Raises:
+            ProtocolError: nobody can have passed on so many, or so few.
+        """
+        skip = written - self._before
+        rest: list[bytes] = []
+        for part in self._parts:
+            if skip < len(part):
+                rest.append(part[max(skip, 0) :])
+            skip -= len(part)
+        if written < self._before or skip > 0:
+            raise ProtocolError("an agent that has passed on input that was not sent")
+        self._parts.clear()
+        self._before = written
+        self._credit = 0
+        return rest
