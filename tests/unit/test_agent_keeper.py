@@ -73,8 +73,6 @@ class Guest:
 async def guest(tmp_path: Path) -> AsyncIterator[tuple[AgentChannel, Guest]]:
     guest = Guest(tmp_path / "keeper.sock")
     channel = AgentChannel(guest.host_end, machine="test")
-    again = asyncio.Event()
-    channel.on_restart = again.set
     try:
         await channel.hello(20)
         guest.find_keeper()
@@ -90,10 +88,14 @@ async def started(channel: AgentChannel, script: str, *, tty: bool = False) -> E
     return session
 
 
-async def greet(channel: AgentChannel) -> None:
+async def until_away(channel: AgentChannel) -> None:
     async with asyncio.timeout(20):
-        while channel.is_established:
+        while channel.is_established:  # noqa: ASYNC110 - nobody tells of it
             await asyncio.sleep(0.01)
+
+
+async def greet(channel: AgentChannel) -> None:
+    await until_away(channel)
     await channel.hello(20)
 
 
@@ -159,9 +161,7 @@ async def test_a_client_that_left_meanwhile(guest: tuple[AgentChannel, Guest]) -
     session = await started(channel, "echo $$; exec sleep 1000")
     pid = int(await read_until(session, b"\n"))
     os.kill(machine.agent(), signal.SIGKILL)
-    async with asyncio.timeout(20):
-        while channel.is_established:
-            await asyncio.sleep(0.01)
+    await until_away(channel)
     assert is_running(pid)
     await session.abort()
     await channel.hello(20)
