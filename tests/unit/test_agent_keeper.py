@@ -21,7 +21,8 @@ from tests.unit.agent_process import SOURCE, is_running, kill_quietly
 from tests.unit.test_agent import finish, read_until, run, until_gone
 
 START = (
-    "import sys; sys.path.insert(0, {!r}); from bough.guest.agent_keeper import main;"
+    "import sys; sys.path.insert(0, {!r}); from bough.guest import agent_kept; agent_kept.KEEP_AFTER_S = 0.05;"
+    " from bough.guest.agent_keeper import main;"
     " sys.exit(main(['--fd', '{}', '--place', {!r}]))"
 )
 
@@ -55,7 +56,17 @@ class Guest:
 
     def restart(self) -> None:
         self.stop()
+        self.start()
+
+    def start(self) -> None:
         self._front = self._start()
+
+    def kill_front(self) -> None:
+        self._front.kill()
+        self._front.wait()
+
+    def front_status(self) -> int:
+        return self._front.wait(20)
 
     def stop(self) -> None:
         self._front.send_signal(signal.SIGTERM)
@@ -84,7 +95,7 @@ async def guest(tmp_path: Path) -> AsyncIterator[tuple[AgentChannel, Guest]]:
 
 async def started(channel: AgentChannel, script: str, *, tty: bool = False) -> ExecSession:
     session = await channel.exec(ExecRequest(["sh", "-c", script], tty=tty))
-    await asyncio.sleep(1.3)  # most commands are over sooner, so the keeper is told only then
+    await asyncio.sleep(0.3)  # the keeper knows of it now
     return session
 
 
@@ -120,9 +131,9 @@ async def test_a_command_outlives_its_agent(guest: tuple[AgentChannel, Guest], h
 async def test_streams_stay_whole(guest: tuple[AgentChannel, Guest]) -> None:
     channel, machine = guest
     data = os.urandom(1 << 20) * 6
-    session = await channel.exec(ExecRequest(["sh", "-c", "sleep 1.5; cat; sleep 0.3; cat; exit 3"]))
+    session = await channel.exec(ExecRequest(["sh", "-c", "sleep 0.5; cat; exit 3"]))
     feeding = asyncio.create_task(session.write(data))
-    await asyncio.sleep(1.3)
+    await asyncio.sleep(0.3)
     machine.restart()
     await greet(channel)
     ending = asyncio.create_task(finish(session))
@@ -135,11 +146,11 @@ async def test_streams_stay_whole(guest: tuple[AgentChannel, Guest]) -> None:
 
 async def test_a_command_that_ends_while_there_is_no_agent(guest: tuple[AgentChannel, Guest]) -> None:
     channel, machine = guest
-    session = await started(channel, "echo $$; sleep 1; echo last; exit 9")
+    session = await started(channel, "echo $$; sleep 0.5; echo last; exit 9")
     machine.stop()
     pid = int(await read_until(session, b"\n"))
     await until_gone(pid)
-    machine._front = machine._start()
+    machine.start()
     await greet(channel)
     out, _, status = await finish(session)
     assert out == b"last\n"
@@ -177,16 +188,15 @@ async def test_a_keeper_that_is_killed_takes_its_commands_along(guest: tuple[Age
     assert isinstance(status.error, AgentUnavailable)
     assert "keeper" in status.error.message
     await until_gone(pid)
-    assert machine._front.wait(20) == 1
+    assert machine.front_status() == 1
 
 
 async def test_a_front_that_is_killed_is_replaced(guest: tuple[AgentChannel, Guest]) -> None:
     channel, machine = guest
     session = await started(channel, "read line; echo $line; exit 4")
     agent = machine.agent()
-    machine._front.kill()
-    machine._front.wait()
-    machine._front = machine._start()
+    machine.kill_front()
+    machine.start()
     await session.write(b"on\n")
     assert (await finish(session))[::2] == (b"on\n", ExitStatus(4))
     assert machine.agent() == agent
@@ -197,7 +207,7 @@ async def test_many_at_once(guest: tuple[AgentChannel, Guest]) -> None:
     sessions = [
         await channel.exec(ExecRequest(["sh", "-c", f"read a; echo {n} $a; exit {n}"])) for n in range(50)
     ]
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(0.3)
     machine.restart()
     await greet(channel)
     for session in sessions:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bough.guest.agent import Agent
 
 #: A command that has run for so long is kept: most are over sooner, and are not delayed by it.
-_KEEP_AFTER_S = 1.0
+KEEP_AFTER_S = 1.0
 _NUMBER = Struct("<Q")
 _SLOTS = 256
 _SLOT_BYTES = 32
@@ -132,7 +132,7 @@ class Keeping:
         """A command has been started: keep it if it runs for long."""
         if not self._due and self._agent is not None:
             self._due = True
-            self._agent.call_later(_KEEP_AFTER_S, self.keep_all)
+            self._agent.call_later(KEEP_AFTER_S, self.keep_all)
 
     def keep_all(self) -> None:
         self._due = False
