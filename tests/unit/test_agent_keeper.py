@@ -21,7 +21,8 @@ from tests.unit.agent_process import SOURCE, is_running, kill_quietly
 from tests.unit.test_agent import finish, read_until, run, until_gone
 
 START = (
-    "import sys; sys.path.insert(0, {!r}); from bough.guest import agent_kept; agent_kept.KEEP_AFTER_S = 0.05;"
+    "import sys; sys.path.insert(0, {!r});"
+    " from bough.guest import agent_kept; agent_kept.KEEP_AFTER_S = 0.05;"
     " from bough.guest.agent_keeper import main;"
     " sys.exit(main(['--fd', '{}', '--place', {!r}]))"
 )

@@ -35,6 +35,8 @@ _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.2, 5.0
 _LONG_LIFE_S = 10.0
 #: Commands have so long to end by themselves when the guest shuts down.
 _GRACE_S = 2.0
+#: The last output and exit status of commands wait so long for an agent.
+_ALONE_S = 300.0
 _MAX_STATUSES = 4096
 _MAX_FDS = 4
 _PR_SET_CHILD_SUBREAPER = 36
@@ -145,6 +147,7 @@ class Keeper:
         self._agent_pid = -1
         self._wanted = False
         self._leaving_until: float | None = None
+        self._alone_until: float | None = None
         self._began = 0.0
         self._next_at: float | None = None
         self._pause = _FIRST_PAUSE_S
@@ -201,6 +204,7 @@ class Keeper:
             said = b""
         if said == _START:
             self._wanted = True
+            self._alone_until = None
             self._leaving_until = None
             if self._agent_pid < 0:
                 self._start_agent()
@@ -223,6 +227,7 @@ class Keeper:
         """Tell the front, which ends; without a command there is nothing left to do."""
         if not self._kept:
             os._exit(0)
+        self._alone_until = time.monotonic() + _ALONE_S
         if self._front is not None:
             self._front.close()
             self._front = None
@@ -340,11 +345,6 @@ class Keeper:
                 except OSError:
                     pass  # it has died: the next one gets it
         self._statuses.clear()
-        if not self._wanted and self._agent_pid < 0 and self._front is None and self._all_ended():
-            os._exit(0)
-
-    def _all_ended(self) -> bool:
-        return all(kept.status is not None for kept in self._kept.values())
 
     def _agent_ended(self) -> None:
         self._agent_pid = -1
@@ -360,7 +360,7 @@ class Keeper:
         self._pause = min(2 * self._pause, _LAST_PAUSE_S)
 
     def _until_deadline(self) -> float | None:
-        ends = [end for end in (self._next_at, self._leaving_until) if end is not None]
+        ends = [end for end in (self._next_at, self._leaving_until, self._alone_until) if end is not None]
         return max(0.0, min(ends) - time.monotonic()) if ends else None
 
     def _check_deadlines(self) -> None:
@@ -370,6 +370,11 @@ class Keeper:
             self._leaving_until = now + _LEAVE_S
         if self._next_at is not None and now >= self._next_at:
             self._start_agent()
+        if self._alone_until is not None and now >= self._alone_until:
+            # The host has given up by now, and what has ended has nobody to tell.
+            self._alone_until = now + _ALONE_S
+            if all(kept.status is not None for kept in self._kept.values()):
+                os._exit(0)
 
 
 def _accept(listener: Socket) -> Socket:
