@@ -50,13 +50,12 @@ def find_leftovers(home: Home, *, service_may_run: bool = True) -> Leftovers:
             continue
         found.processes.append(f"{pid} {text[:300]}")
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    found.mounts = [line for line in mounts if str(home.root) in line or str(home.runtime) in line]
+    found.mounts = [line for line in mounts if str(home.root) in line]
     if home.runtime.exists():
         found.sockets = [
             str(path)
             for path in home.runtime.rglob("*")
             if path.relative_to(home.runtime).parts[0] not in existing
-            and path.name != "start.lock"  # kept for the next start, as the lock of the home is
             and not (service_may_run and path == home.api_socket)
         ]
     if home.incoming.exists():
@@ -74,7 +73,6 @@ def wait_nothing_left(look: Callable[[], Found], timeout_s: float = 10) -> Found
 
 def processes_of(home: Home) -> list[tuple[int, str]]:
     """Pid and what tells of it, the tests themselves aside."""
-    marks = (str(home.root), str(home.runtime))
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         arguments = _read(process / "cmdline")
@@ -83,7 +81,7 @@ def processes_of(home: Home) -> list[tuple[int, str]]:
         # Its name: a filter of an uplink has its machine's id there (networks/uplink.py).
         seen = [arguments, _read(process / "comm"), _readlink(process / "cwd"), *_open_files(process)]
         environment = _read(process / "environ")
-        is_ours = any(mark in text for mark in marks for text in (*seen, environment))
+        is_ours = any(str(home.root) in text for text in (*seen, environment))
         # What the tests themselves run has the home in its environment too.
         is_the_tests = _is_test_runner(arguments) or _begins_uplinks_for_us(process)
         if is_ours and int(process.name) not in _own_family() and not is_the_tests:

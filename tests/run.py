@@ -99,8 +99,6 @@ class Run:
         for home in homes:
             kill_all(home)
         if not keep:
-            for home in homes:
-                shutil.rmtree(home.runtime, ignore_errors=True)
             shutil.rmtree(self.root, ignore_errors=True)
 
 

@@ -1,15 +1,16 @@
-"""Which BOUGH_HOME is meant, and the door of its service. Every command asks this first: it imports nothing
-that takes time."""
+"""Which BOUGH_HOME is meant, and where its service listens. Every command asks this first: the module imports
+nothing that takes time."""
 
 from __future__ import annotations
 
 import os
 
-#: In a BOUGH_HOME: leads to its runtime directory, whose name takes a hash to find.
-RUNTIME_LINK = "run"
+#: In a BOUGH_HOME: the directory of its sockets.
+RUNTIME = "run"
 API_SOCKET = "api.sock"
 #: Exit status of a service that finds another one in its place (sysexits.h, EX_TEMPFAIL).
 ANOTHER_SERVES = 75
+_MOST_ADDRESS_BYTES = 107
 
 
 def find_home() -> str:
@@ -21,3 +22,35 @@ def find_home() -> str:
     if data is None and os.geteuid() == 0:
         return "/var/lib/bough"
     return os.path.join(data or os.path.expanduser("~/.local/share"), "bough")  # noqa: PTH111, PTH118
+
+
+class SocketAddress:
+    """A context in which `path` can be given to bind() or connect(), however long it is.
+
+    The kernel bounds an address to 107 bytes (unix(7), sun_path). A longer path is reached through a
+    descriptor of its directory, which the context holds open.
+
+    Args:
+        inherit: the address is for a program that this process becomes.
+
+    Raises:
+        OSError: the directory of a longer path cannot be opened.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, inherit: bool = False) -> None:
+        self._path = os.fspath(path)
+        self._inherit = inherit
+        self._directory: int | None = None
+
+    def __enter__(self) -> str:
+        if len(os.fsencode(self._path)) <= _MOST_ADDRESS_BYTES:
+            return self._path
+        directory, name = os.path.split(self._path)
+        self._directory = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        os.set_inheritable(self._directory, self._inherit)
+        return f"/proc/self/fd/{self._directory}/{name}"
+
+    def __exit__(self, *_: object) -> None:
+        if self._directory is not None:
+            os.close(self._directory)
+            self._directory = None

@@ -1,8 +1,11 @@
 """Every on-disk name, once.
 
 $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root /var/lib/bough
-  lock                                   held by the service, holds its pid
-  run -> $XDG_RUNTIME_DIR/bough/<home>   the short way to api.sock
+  lock                                   held by the service: its pid and what it is doing
+  start.lock                             held by a client while it starts the service
+  run/                                   sockets, for this user alone
+    api.sock                             the service's
+    <machine id>/{qmp,agent,console,vnc}.sock
   service.log
   token                                  for the API over TCP, mode 0600; made by `bough serve --listen`
   incoming/                              whatever is half-made; swept when the service starts
@@ -27,22 +30,21 @@ $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root
   host.json                              what was probed of this host, per boot
   lost+found/<time>/                     what `bough doctor --store --repair` moved out of the way
 
-$XDG_RUNTIME_DIR/bough/<home>/           default: /run/user/<uid> or /tmp/bough-<uid>; <home> is a
-  api.sock                               hash of BOUGH_HOME, for a socket path holds 107 bytes
-  <machine id>/{qmp,agent,console,vnc}.sock
+The sockets are in BOUGH_HOME and not in $XDG_RUNTIME_DIR: a logout, or a program that cleans /run and /tmp,
+removes that one while machines run. `bough.home.SocketAddress` reaches a socket whose path is longer than an
+address can be.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
+import shlex
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from bough.errors import HostLacks
-from bough.home import API_SOCKET, RUNTIME_LINK, find_home
+from bough.home import API_SOCKET, RUNTIME, find_home
 
 
 @dataclass(frozen=True)
@@ -153,10 +155,9 @@ class SnapshotPaths:
 
 @dataclass(frozen=True)
 class Home:
-    """One BOUGH_HOME and the runtime directory that belongs to it."""
+    """One BOUGH_HOME."""
 
     root: Path
-    runtime: Path
 
     @classmethod
     def from_environment(cls) -> Home:
@@ -165,9 +166,11 @@ class Home:
     @classmethod
     def at(cls, root: str | os.PathLike[str]) -> Home:
         # realpath, not Path.resolve: a home that does not exist yet is fine.
-        path = Path(os.path.realpath(Path(root).expanduser()))
-        name = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
-        return cls(path, _runtime_base() / name)
+        return cls(Path(os.path.realpath(Path(root).expanduser())))
+
+    @property
+    def runtime(self) -> Path:
+        return self.root / RUNTIME
 
     @property
     def lock(self) -> Path:
@@ -247,6 +250,8 @@ class Home:
         nouns = [self.images, self.labels, self.machines, self.snapshots]
         rest = [
             self.lock,
+            self.start_lock,
+            self.runtime,
             self.token,
             self.incoming,
             self.downloads,
@@ -257,7 +262,7 @@ class Home:
             self.known_hosts,
             self.ssh,
         ]
-        return frozenset(path.name for path in logs + nouns + rest) | {RUNTIME_LINK, "networks", "projects"}
+        return frozenset(path.name for path in logs + nouns + rest) | {"networks", "projects"}
 
     @property
     def api_socket(self) -> Path:
@@ -266,12 +271,12 @@ class Home:
     @property
     def start_lock(self) -> Path:
         """Held by a client while it starts the service."""
-        return self.runtime / "start.lock"
+        return self.root / "start.lock"
 
     @property
     def runtime_names(self) -> frozenset[str]:
         """Everything that may be in `runtime`, beside a directory per machine."""
-        return frozenset({self.api_socket.name, self.start_lock.name})
+        return frozenset({self.api_socket.name})
 
     def machine(self, machine_id: str) -> MachinePaths:
         return MachinePaths(self.machines / machine_id, self.runtime / machine_id)
@@ -283,16 +288,30 @@ class Home:
         return SnapshotPaths(self.snapshots / snapshot_id)
 
     def create(self) -> None:
-        """Make the directories; others may pass through (a jailed QEMU does) but not look."""
+        """Make the directories; others may pass through (a jailed QEMU does) but not look.
+
+        Raises:
+            HostLacks: see `make_private_directory`. OSError: a directory cannot be made.
+        """
         for path in (self.root, self.incoming, self.images, self.machines, self.snapshots):
-            path.mkdir(mode=0o711, parents=True, exist_ok=True)
-        make_private_directory(self.runtime.parent)
-        make_private_directory(self.runtime)
-        _lead(self.root / RUNTIME_LINK, self.runtime)
+            make_directory(path, 0o711)
+        if not self.runtime.is_symlink():  # an earlier version's: see service/sockets.py
+            make_private_directory(self.runtime)
+
+
+def make_directory(path: Path, mode: int) -> None:
+    """Create `path` with exactly this mode, whatever the umask is; one that is there stays as it is."""
+    try:
+        path.mkdir(mode=mode, parents=True)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+    else:
+        path.chmod(mode)
 
 
 def make_private_directory(path: Path) -> None:
-    """Create `path` with mode 0700, or refuse one that somebody else made (it may be below /tmp).
+    """Create `path` with mode 0700, or refuse one that another user made.
 
     Raises:
         HostLacks: it is a link, is not ours, or is open to others.
@@ -302,25 +321,5 @@ def make_private_directory(path: Path) -> None:
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o022:
         raise HostLacks(
             f"{path} is not a directory that only this user can write to",
-            hint=f"remove {path}, or set XDG_RUNTIME_DIR to a directory of your own",
+            hint=f"if no machine runs, remove it: rm -rf {shlex.quote(str(path))}",
         )
-
-
-def _lead(link: Path, target: Path) -> None:
-    """A symbolic link, made or led elsewhere in one step."""
-    with contextlib.suppress(OSError):
-        if link.is_symlink() and link.readlink() == target:
-            return
-        fresh = link.with_name(f"{link.name}.{os.getpid()}.new")
-        fresh.symlink_to(target)
-        fresh.replace(link)
-
-
-def _runtime_base() -> Path:
-    uid = os.geteuid()
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    if base is None and Path(f"/run/user/{uid}").is_dir():
-        base = f"/run/user/{uid}"
-    if base is None and uid == 0:
-        base = "/run"
-    return Path(base) / "bough" if base else Path(f"/tmp/bough-{uid}")

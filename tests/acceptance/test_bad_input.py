@@ -118,7 +118,6 @@ def fresh(tmp_path: Path) -> Iterator[Cli]:
     yield cli
     end_service(root)
     shutil.rmtree(root)
-    shutil.rmtree(Home.at(root).runtime, ignore_errors=True)
 
 
 def end_service(root: Path) -> None:

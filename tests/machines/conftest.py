@@ -45,7 +45,6 @@ def home() -> Iterator[Home]:
     yield home
     assert _processes_with(str(root)) == []
     shutil.rmtree(root)
-    shutil.rmtree(home.runtime)
 
 
 def _processes_with(word: str) -> list[str]:

@@ -66,7 +66,6 @@ def service() -> Iterator[Service]:
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
         shutil.rmtree(root)
-        shutil.rmtree(home.runtime, ignore_errors=True)
 
 
 def run(service: Service, *more: str) -> int:

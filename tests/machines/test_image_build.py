@@ -27,7 +27,7 @@ LABEL = "debian:12"
 
 @pytest.fixture
 def store(tmp_path: Path) -> ImageStore:
-    home = Home(tmp_path / "home", tmp_path / "run" / "home")
+    home = Home(tmp_path / "home")
     home.create()
     return ImageStore(home)
 

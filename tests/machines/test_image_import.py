@@ -71,8 +71,7 @@ async def take(place: Path) -> Iterator[Importer]:
     root.chmod(0o711)
     home = Home.at(root)
     home.create()
-    yield Importer(home, Confinement(await probe_jail(find_qemu(host_arch()), home)))
-    shutil.rmtree(home.runtime, ignore_errors=True)
+    return Importer(home, Confinement(await probe_jail(find_qemu(host_arch()), home)))
 
 
 @pytest.fixture

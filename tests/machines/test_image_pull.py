@@ -102,7 +102,6 @@ async def pull(place: Path, signers: tuple[Signer, Signer], image: bytes, tmp_pa
     confinement = Confinement(await probe_jail(find_qemu(host_arch()), home))
     with serve_directory(tmp_path) as url:
         yield Place(home, confinement, tmp_path, url, signer)
-    shutil.rmtree(home.runtime, ignore_errors=True)
 
 
 async def test_every_kind_of_list(pull: Place) -> None:

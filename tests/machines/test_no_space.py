@@ -57,7 +57,6 @@ def small_home() -> Iterator[Home]:
             lambda: subprocess.run(["umount", place], check=False, capture_output=True).returncode == 0
         )
         shutil.rmtree(root)
-        shutil.rmtree(home.runtime, ignore_errors=True)
 
 
 class Ballast:

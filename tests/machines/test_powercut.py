@@ -38,7 +38,6 @@ def recording(debian: str, bough_home: Home) -> Iterator[Recording]:
     finally:
         bough.connect(home.root).shutdown()
         shutil.rmtree(root)
-        shutil.rmtree(home.runtime, ignore_errors=True)
 
 
 @pytest.mark.parametrize("level", ["guest", "host"])

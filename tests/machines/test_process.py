@@ -13,10 +13,11 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from bough.errors import MachineFailed, QmpRefused, WrongState
+from bough.errors import MachineFailed, QmpLost, QmpRefused, WrongState
 from bough.paths import Home, MachinePaths
 from bough.qemu.choice import choose_accelerator
 from bough.qemu.jail import Jail
@@ -135,6 +136,41 @@ async def test_found_although_its_wrapper_was_killed(
     assert found.pid == process.pid
     found.kill()
     assert "nobody saw it end" in (await found.wait()).text
+
+
+@pytest.mark.parametrize("jailed", [True, False])
+async def test_found_although_its_sockets_were_removed(plan: Plan, paths: MachinePaths, jailed: bool) -> None:
+    process = await start_process(plan if jailed else replace(plan, jail=Jail(), uid=None), paths)
+    for names in (paths.runtime, paths.qmp_socket):  # all of them, then the links that stand for them
+        shutil.rmtree(names) if names.is_dir() else names.unlink()
+        found = await find_process(paths)
+        assert found is not None
+        assert found.pid == process.pid
+        qmp = await Qmp.connect(paths.qmp_socket)
+        assert (await qmp.execute("query-status"))["status"] == "running"
+        for path in (paths.console_socket, paths.agent_socket):
+            _, writer = await asyncio.open_unix_connection(path)
+            writer.close()
+        await qmp.close()
+    process.kill()
+    await process.wait()
+    assert not paths.qmp_socket.exists()  # a link to a descriptor that is closed
+
+
+async def test_what_nobody_holds_stays_unreachable(process: QemuProcess, paths: MachinePaths) -> None:
+    for path in (paths.runtime / "qmp.sock", paths.runtime / "agent.sock"):
+        path.unlink()
+    waiter, monitor = (int(word) for word in (paths.log / "process").read_text().split()[1::2])
+    for line in Path(f"/proc/{waiter}/task/{waiter}/children").read_text().split():
+        if int(line) != monitor:  # the shell that keeps what QEMU prints
+            os.kill(int(line), 9)
+    os.kill(waiter, 9)
+    assert await find_process(paths) is not None
+    with pytest.raises(QmpLost, match=r"no QMP connection at .*qmp\.sock"):
+        await Qmp.connect(paths.qmp_socket)
+    assert process.is_alive()
+    while (found := await find_process(paths)) is not None:
+        found.kill()  # bubblewrap does not end at once, and the waiter that would wait for it is gone
 
 
 async def test_without_a_jail_it_starts_and_says_so(plan: Plan, paths: MachinePaths) -> None:

@@ -71,7 +71,6 @@ def clean(home: Home, root: Path, *, keep: bool) -> None:
     client.shutdown()
     if not keep:
         shutil.rmtree(root, ignore_errors=True)
-        shutil.rmtree(home.runtime, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,7 @@ import shutil
 import socket
 import struct
 import subprocess
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from bough.audit.files import Look
 from bough.audit.store import audit_store
 from bough.audit.sweep import sweep_unfinished_writes
 from bough.errors import NotFound, WrongState
+from bough.home import SocketAddress
 from bough.images.disk import digest_image
 from bough.images.store import ImageManifest, ImageStore
 from bough.machines.record import Hardware, MachineRecord
@@ -48,15 +48,7 @@ async def _gone(_: str) -> AsyncIterator[None]:
 
 
 @pytest.fixture
-def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A short one: the path of a socket holds 107 bytes, and tmp_path takes most of them."""
-    with tempfile.TemporaryDirectory(prefix="bough-audit-") as place:
-        monkeypatch.setenv("XDG_RUNTIME_DIR", place)
-        yield
-
-
-@pytest.fixture
-def home(tmp_path: Path, runtime: None) -> Home:
+def home(tmp_path: Path) -> Home:
     """With one image, one label and one machine, all right."""
     home = Home.at(tmp_path / "home")
     home.create()
@@ -141,7 +133,8 @@ async def test_a_record_that_cannot_be_read_is_set_aside_with_its_disks(home: Ho
 async def test_what_belongs_to_nothing(home: Home) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         (home.runtime / "bbbbbbbbbbbb").mkdir()
-        listener.bind(str(home.runtime / "bbbbbbbbbbbb" / "qmp.sock"))
+        with SocketAddress(home.runtime / "bbbbbbbbbbbb" / "qmp.sock") as address:
+            listener.bind(address)
     strays = [
         home.root / "note.txt",
         home.machines / "file",

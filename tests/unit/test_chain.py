@@ -181,7 +181,7 @@ class Still:
 
 @pytest.fixture
 def still(tmp_path: Path) -> Still:
-    home = Home(tmp_path / "home", tmp_path / "run")
+    home = Home(tmp_path / "home")
     home.create()
     return Still(home)
 

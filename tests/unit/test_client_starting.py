@@ -5,8 +5,11 @@ What is started is a small program in the service's place, with real processes, 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +21,7 @@ from bough.client import starting
 from bough.client.starting import find_service
 from bough.errors import ServiceUnavailable
 from bough.paths import Home
+from bough.serving import Owner, ServiceLock, read_owner
 
 # Counts its starts, takes the home's lock as the service does, answers anything with its version.
 SERVICE = """
@@ -46,7 +50,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
     place = Home.at(tmp_path / "home")
     yield place
     for pid in starts(place):
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def starts(home: Home) -> list[int]:
@@ -130,3 +135,77 @@ def test_another_version_is_warned_about(home: Home, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(starting, "__version__", "9.9.9")
     with pytest.warns(UserWarning, match=r"9\.9\.9"):
         find_service(home)
+
+
+# A service whose socket nobody finds; after the seconds given it is bound.
+HIDDEN = """
+import sys, time
+from pathlib import Path
+from bough.serving import ServiceLock
+home, path, version, doing, after_s = sys.argv[1:]
+lock = ServiceLock.take(Path(home, "lock"))
+lock.tell(doing)
+print(flush=True)
+time.sleep(float(after_s))
+lock.close()
+""" + SERVICE.replace('lock = open(home + "/lock", "w")', 'lock = open(home + "/lock", "a")')
+
+
+def hide_service(home: Home, doing: str, after_s: float = 60) -> subprocess.Popen[bytes]:
+    home.create()
+    words = [sys.executable, "-c", HIDDEN, home.root, home.api_socket, __version__, doing, str(after_s)]
+    service = subprocess.Popen(words, stdout=subprocess.PIPE)
+    assert service.stdout is not None
+    service.stdout.readline()
+    return service
+
+
+@pytest.mark.parametrize("start", [True, False])
+def test_one_that_cannot_be_reached_is_named_at_once(
+    home: Home, monkeypatch: pytest.MonkeyPatch, start: bool
+) -> None:
+    monkeypatch.setitem(starting._PATIENCE_S, "serving", 0.2)
+    serve_with(monkeypatch, SERVICE)
+    with hide_service(home, "serving") as hidden:
+        with pytest.raises(ServiceUnavailable, match=rf"\(pid {hidden.pid}\) does not answer") as caught:
+            find_service(home, start=start)
+        hidden.kill()
+    assert f"kill {hidden.pid}" in (caught.value.hint or "")
+    assert starts(home) == []
+
+
+@pytest.mark.parametrize("doing", ["starting", "serving", "ending"])
+def test_one_that_cannot_be_reached_yet_is_waited_for(
+    home: Home, monkeypatch: pytest.MonkeyPatch, doing: str
+) -> None:
+    serve_with(monkeypatch, SERVICE)
+    with hide_service(home, doing, after_s=0.5) as hidden:
+        assert find_service(home)[1]["pid"] in (hidden.pid, *starts(home))
+        hidden.kill()
+    assert len(starts(home)) == 1
+
+
+def test_one_that_is_killed_while_it_cannot_be_reached_is_started_again(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve_with(monkeypatch, SERVICE)
+    with hide_service(home, "serving") as hidden:
+        threading.Timer(0.3, hidden.kill).start()
+        assert find_service(home)[1]["pid"] in starts(home)
+
+
+def test_asking_who_serves_takes_no_lock_from_a_service(tmp_path: Path) -> None:
+    path, stop = tmp_path / "lock", threading.Event()
+    ServiceLock.take(path).close()
+    asking = threading.Thread(target=lambda: [read_owner(path) for _ in iter(stop.is_set, True)])
+    asking.start()
+    try:
+        for _ in range(50):
+            lock = ServiceLock.take(path)
+            assert read_owner(path) == Owner(os.getpid(), "starting")
+            lock.close()
+    finally:
+        stop.set()
+        asking.join()
+    assert read_owner(path) is None
+    assert read_owner(tmp_path / "none") is None

@@ -16,7 +16,7 @@ A, B = "a" * 64, "a" * 6 + "b" * 58
 
 @pytest.fixture
 def store(tmp_path: Path) -> ImageStore:
-    home = Home(tmp_path / "home", tmp_path / "run" / "home")
+    home = Home(tmp_path / "home")
     home.create()
     return ImageStore(home)
 

@@ -142,7 +142,7 @@ def test_limits_of_a_group(tmp_path: Path) -> None:
 
 
 async def test_facts_are_kept_until_what_they_depend_on_changes(tmp_path: Path) -> None:
-    home = Home(tmp_path, tmp_path / "run")
+    home = Home(tmp_path)
     program = tmp_path / "program"
     found = 0
 

@@ -82,7 +82,6 @@ def service() -> Iterator[Service]:
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
         shutil.rmtree(root)
-        shutil.rmtree(home.runtime)
 
 
 def test_only_the_owner_comes_to_the_socket(service: Service) -> None:

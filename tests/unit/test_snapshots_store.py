@@ -15,7 +15,7 @@ from bough.spec import parse_spec
 
 @pytest.fixture
 def store(tmp_path: Path) -> SnapshotStore:
-    home = Home(tmp_path / "home", tmp_path / "run")
+    home = Home(tmp_path / "home")
     home.create()
     store = SnapshotStore(home)
     made = SnapshotPaths(home.incoming / "aaaaaaaaaaaa")

@@ -312,7 +312,7 @@ def _audit_runtime(look: Look) -> Iterator[Finding]:
     for path in _entries(home.runtime):
         if path.name in home.runtime_names:
             continue
-        if path.is_dir() and not path.is_symlink():
+        if path.is_dir():  # or a link to one: of a machine that an earlier version started
             yield from _audit_machine_runtime(path, look)
         else:
             yield _stray(path, remove=_is_socket(path))
@@ -388,7 +388,8 @@ def _unfinished(path: Path) -> Finding:
 
 
 def _is_socket(path: Path) -> bool:
-    return stat.S_ISSOCK(path.lstat().st_mode)
+    """Or the link that stands for a socket whose name was lost."""
+    return stat.S_ISSOCK(path.lstat().st_mode) or path.is_symlink()
 
 
 def _check_mode(path: Path, most: int) -> Iterator[Finding]:

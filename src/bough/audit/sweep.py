@@ -20,8 +20,10 @@ def sweep_runtime(home: Home) -> None:
     """Sockets of machines that are not here any more: of a delete that was killed in its middle."""
     machines = {path.name for path in home.machines.iterdir()}
     for root in _below(home.runtime):
-        if root.name not in machines and all(path.is_socket() for path in root.iterdir()):
-            for path in root.iterdir():
+        entries = list(root.iterdir())
+        # A link stands for a socket whose name was lost.
+        if root.name not in machines and all(path.is_socket() or path.is_symlink() for path in entries):
+            for path in entries:
                 path.unlink()
             root.rmdir()
 

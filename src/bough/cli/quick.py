@@ -14,7 +14,7 @@ from bough import __version__
 from bough.cli.carry import await_machine, carry
 from bough.client.websocket import WebSocket
 from bough.errors import BoughError
-from bough.home import API_SOCKET, RUNTIME_LINK, find_home
+from bough.home import API_SOCKET, RUNTIME, SocketAddress, find_home
 
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
 
@@ -52,7 +52,8 @@ def attempt(words: list[str]) -> int | None:
 def _open(target: str) -> WebSocket | None:
     stream = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
-        stream.connect(f"{find_home()}/{RUNTIME_LINK}/{API_SOCKET}")
+        with SocketAddress(f"{find_home()}/{RUNTIME}/{API_SOCKET}") as address:
+            stream.connect(address)
         return WebSocket(stream, target)
     except (OSError, BoughError):
         stream.close()

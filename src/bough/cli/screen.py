@@ -11,6 +11,7 @@ import click
 from bough.cli.output import clean
 from bough.cli.service import NAME, connect, machine_path
 from bough.errors import HostLacks, InvalidInput
+from bough.home import SocketAddress
 
 #: Viewers that take the path of a socket, and how.
 _VIEWERS = {"vncviewer": "{}", "xtigervncviewer": "{}", "remote-viewer": "vnc+unix://{}"}
@@ -77,7 +78,8 @@ def screen(name: str, listen: int | None, only_print: bool) -> None:
     for viewer, form in _VIEWERS.items():
         program = shutil.which(viewer)
         if program is not None:
-            os.execv(program, [program, form.format(path)])
+            with SocketAddress(path, inherit=True) as address:
+                os.execv(program, [program, form.format(address)])
     raise HostLacks(
         "no viewer for VNC is installed",
         hint="sudo apt install tigervnc-viewer; or --listen 5900, and any viewer",
@@ -93,7 +95,8 @@ def _offer(path: str, port: int) -> None:
         while True:
             viewer, _ = server.accept()
             with viewer, socket.socket(socket.AF_UNIX) as machine:
-                machine.connect(path)
+                with SocketAddress(path) as address:
+                    machine.connect(address)
                 _carry(viewer, machine)
 
 

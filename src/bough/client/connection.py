@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import h11
 
 from bough.errors import BoughError, DeadlineExceeded, ProtocolError, ServiceUnavailable, error_from_dict
+from bough.home import SocketAddress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -162,7 +163,8 @@ def open_socket(path: str) -> socket.socket:
     link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         link.settimeout(QUICK_TIMEOUT_S)
-        link.connect(path)
+        with SocketAddress(path) as address:
+            link.connect(address)
         link.settimeout(None)
     except OSError as error:
         link.close()

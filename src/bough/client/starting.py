@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import sys
@@ -13,6 +14,7 @@ from bough import __version__
 from bough.client.connection import Connection
 from bough.errors import DeadlineExceeded, ServiceUnavailable
 from bough.home import ANOTHER_SERVES
+from bough.serving import ENDING, SERVING, STARTING, Owner, read_owner
 
 if TYPE_CHECKING:
     import subprocess
@@ -23,6 +25,10 @@ START_TIMEOUT_S = 60.0
 #: More than the service gives its requests, and then itself.
 _END_TIMEOUT_S = 30.0
 API_VERSION = 1
+#: How long a service may be silent, by what it says that it is doing. One that serves and has lost its socket
+#: binds it again within a second.
+_PATIENCE_S: dict[str | None, float] = {STARTING: START_TIMEOUT_S, SERVING: 5.0, ENDING: _END_TIMEOUT_S}
+_ASK_AGAIN_S = 0.05
 LOG_BYTES = 4 * 1024 * 1024
 _LOG_TAIL_BYTES = 4000
 
@@ -40,9 +46,10 @@ def find_service(home: Home, *, start: bool = True) -> tuple[Connection, dict[st
     try:
         version = connection.get("/version")
     except ServiceUnavailable:
-        if not start:
+        owned = None if start else _await_owner(home, connection)
+        if owned is None and not start:
             raise
-        version = _start_under_lock(home, connection)
+        version = owned or _start_under_lock(home, connection)
     if version.get("version") != __version__ and start:
         version = _settle_versions(home, connection, version)
     return connection, version
@@ -114,6 +121,35 @@ def _still_there(pid: int) -> DeadlineExceeded:
     )
 
 
+def _await_owner(home: Home, connection: Connection) -> dict[str, Any] | None:
+    """Return what the service that holds the home says of itself, when it answers; None: there is none.
+
+    Raises:
+        ServiceUnavailable: a service holds it, and is not heard of for longer than what it does should take.
+    """
+    seen, since = None, time.monotonic()
+    while (owner := read_owner(home.lock)) is not None:
+        with contextlib.suppress(ServiceUnavailable):
+            return dict(connection.get("/version"))
+        if owner != seen:
+            seen, since = owner, time.monotonic()
+        if time.monotonic() - since > _PATIENCE_S.get(owner.doing, _END_TIMEOUT_S):
+            raise _unheard(home, owner)
+        time.sleep(_ASK_AGAIN_S)
+    return None
+
+
+def _unheard(home: Home, owner: Owner) -> ServiceUnavailable:
+    pid = f"pid {owner.pid}" if owner.pid else "of an unknown pid"
+    doing = "" if owner.doing in (None, SERVING) else f" is {owner.doing} and"
+    hint = "`kill {pid}` ends it: machines go on, and the next command starts another" if owner.pid else ""
+    return ServiceUnavailable(
+        f"the service of {home.root} ({pid}){doing} does not answer at its socket {home.api_socket}",
+        hint=f"its log is {home.service_log}" + (f"; {hint.format(pid=owner.pid)}" if hint else ""),
+        socket=str(home.api_socket),
+    )
+
+
 def _start_under_lock(home: Home, connection: Connection) -> dict[str, Any]:
     import fcntl
 
@@ -128,10 +164,8 @@ def _start_under_lock(home: Home, connection: Connection) -> dict[str, Any]:
     lock = os.open(home.start_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            return dict(connection.get("/version"))  # another client was quicker
-        except ServiceUnavailable:
-            return _start(home, connection)
+        # Another client may have been quicker.
+        return _await_owner(home, connection) or _start(home, connection)
     finally:
         os.close(lock)
 
@@ -146,9 +180,10 @@ def _start(home: Home, connection: Connection) -> dict[str, Any]:
         if version is not None:
             return version
         log = _read_from(home.service_log, begin)
-        # The one before is still on its way out, and holds the home until then.
         if process.poll() != ANOTHER_SERVES or time.monotonic() > deadline:
             break
+        if (owned := _await_owner(home, connection)) is not None:
+            return owned
         time.sleep(0.1)
     status = process.poll()
     what = f"it ended with status {status}" if status is not None else "it did not answer in time"

@@ -25,6 +25,7 @@ from bough.guest.calls import Call
 from bough.guest.facts import AgentFacts, clean_name, clean_text
 from bough.guest.session import OUTPUT_WINDOW, ExecRequest, ExecSession, Session, Tunnel
 from bough.guest.suspended import SuspendedCommands
+from bough.home import SocketAddress
 from bough.progress import Report, ignore_progress
 from bough.progress_watch import Patience, Stalled, by_the_clock
 
@@ -103,7 +104,8 @@ class AgentChannel:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.setblocking(False)
         try:
-            await asyncio.get_running_loop().sock_connect(sock, os.fspath(socket_path))
+            with SocketAddress(socket_path) as address:
+                await asyncio.get_running_loop().sock_connect(sock, address)
         except BaseException as error:
             sock.close()
             if isinstance(error, OSError):

@@ -11,7 +11,6 @@ import asyncio
 import base64
 import contextlib
 import json
-import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -21,6 +20,7 @@ from typing import Any, Literal
 from bough.errors import AgentTimeout, AgentUnavailable, BoughError, GuestRefused, ProtocolError
 from bough.guest.facts import clean_text
 from bough.guest.session import ExecRequest, ExitStatus
+from bough.home import SocketAddress
 from bough.progress import Report, ignore_progress
 from bough.progress_watch import Patience, Stalled, by_the_clock
 
@@ -54,9 +54,8 @@ class QgaChannel:
     @classmethod
     async def connect(cls, socket_path: Path, *, machine: str) -> QgaChannel:
         try:
-            reader, writer = await asyncio.open_unix_connection(
-                os.fspath(socket_path), limit=_MOST_LINE_BYTES
-            )
+            with SocketAddress(socket_path) as address:
+                reader, writer = await asyncio.open_unix_connection(address, limit=_MOST_LINE_BYTES)
         except OSError as error:
             text = f"cannot reach the agent's port of machine {machine!r}: {error.strerror}"
             raise AgentUnavailable(text, machine=machine) from error

@@ -83,7 +83,7 @@ class Chains:
     def __init__(self, machine: Machine, merged: Callable[[], None]) -> None:
         self._machine = machine
         self._merged = merged
-        self._home = Home(machine.paths.root.parent.parent, machine.paths.runtime.parent)
+        self._home = Home(machine.paths.root.parent.parent)
         self._merging: asyncio.Task[None] | None = None
 
     @property

@@ -11,6 +11,7 @@ import contextlib
 import time
 from pathlib import Path
 
+from bough.home import SocketAddress
 from bough.storage import read_tail
 from bough.tasks import end_tasks
 
@@ -43,7 +44,8 @@ class Console:
 
     async def connect(self) -> None:
         """Raises OSError when QEMU does not listen (any more)."""
-        reader, self._writer = await asyncio.open_unix_connection(str(self._socket), limit=READ_BYTES)
+        with SocketAddress(self._socket) as address:
+            reader, self._writer = await asyncio.open_unix_connection(address, limit=READ_BYTES)
         self._reading = asyncio.create_task(self._read(reader), name=f"console {self._log}")
 
     async def _read(self, reader: asyncio.StreamReader) -> None:

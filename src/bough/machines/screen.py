@@ -17,6 +17,7 @@ from typing import Any
 
 from bough.errors import BoughError, InvalidInput, ProtocolError
 from bough.qemu.qmp import Qmp
+from bough.qemu.sockets import listen
 from bough.tasks import Tasks
 
 MOST_PICTURE_BYTES = 64 * 1024 * 1024
@@ -178,11 +179,8 @@ class VncDoor:
 
     def open(self) -> None:
         self._path.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        # The directory is 0700: nobody else can come between the two calls.
-        listener.bind(str(self._path))
-        self._path.chmod(0o600)
-        listener.listen(4)
+        listener = listen(self._path, backlog=4)
+        listener.setblocking(False)
         self._listener = listener
         asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 

@@ -11,8 +11,8 @@ The waiter outlives the service. It keeps below the machine's log/
     qemu.log    what QEMU printed, 128 KiB at most, and in qemu.log.old the 128 KiB before
     exit        its exit status, once it has ended
 
-so whatever moment the service is killed at, the next one knows. Sockets are bound here and passed on as
-descriptors: a client can connect before QEMU runs, and QEMU needs no right to make them.
+so whatever moment the service is killed at, the next one knows. It also keeps the names of QEMU's sockets:
+see sockets.py.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pathlib import Path
 
 from bough.errors import BoughError, HostLacks, MachineFailed, QmpLost, WrongState
 from bough.networks.uplink import begin_uplink
-from bough.paths import MachinePaths, make_private_directory
+from bough.paths import MachinePaths
 from bough.qemu.argv import render_argv
 from bough.qemu.cgroup import (
     create_groups,
@@ -50,6 +50,7 @@ from bough.qemu.pid import Pid, read_boot_id
 from bough.qemu.plan import Plan
 from bough.qemu.qmp import Qmp
 from bough.qemu.ram import open_memory
+from bough.qemu.sockets import clear, hold, listen, name_again, remove, socket_paths
 from bough.qemu.syscalls import open_filter
 from bough.storage import read_tail
 
@@ -64,6 +65,8 @@ _SWALLOWED_BYTES = 256 * 1024
 _RESERVED_BYTES = 4 << 30
 
 # "read < /proc/self/stat" is done by the very shell that it is about: $$ would be the first shell's.
+# Its standard input, output and error are the names of QEMU's sockets, which it keeps: see sockets.py. They
+# can neither be read nor written.
 _WAITER = """
 umask 077; ulimit -c 0; ulimit -n 1024
 dir=$1 part=$2 space=$3; shift 3
@@ -79,7 +82,7 @@ read -r boot < /proc/sys/kernel/random/boot_id
     while [ "$1" != -- ]; do echo 0 > "$1/cgroup.procs" || exit 125; shift; done
     shift
     ulimit -v "$space"
-    exec "$@"
+    exec "$@" < /dev/null
   )
   echo $? > "$dir/exit.new"
   grep -qs 'oom_kill [1-9]' -- "$1/memory.events" "$1/memory.oom_control" "$2/memory.oom_control" &&
@@ -242,8 +245,10 @@ async def find_process(paths: MachinePaths) -> QemuProcess | None:
     while _is_locked(paths):
         found = _read_process_file(paths)
         if found is not None and found.monitor.is_alive():
+            name_again(paths, found.waiter)
             return QemuProcess(found.monitor.innermost(), found.waiter, paths)
         if found is not None and (orphans := _orphans(paths, found.waiter)):
+            name_again(paths, found.waiter)
             return QemuProcess(orphans[0].innermost(), found.waiter, paths)
         # Started a moment ago and not there yet, or ended a moment ago and still being written down.
         await asyncio.sleep(0.01)
@@ -298,12 +303,8 @@ async def _spawn(
     sockets: contextlib.ExitStack,
 ) -> _Started:
     """`sockets` are closed here once they are passed on. Nothing is left of it where it fails."""
-    listeners = {
-        "qmp": paths.qmp_socket,
-        "agent": paths.agent_socket,
-        "console": paths.console_socket,
-    }
-    descriptors = {name: sockets.enter_context(_listen(path)).fileno() for name, path in listeners.items()}
+    names = socket_paths(paths)
+    descriptors = {name: sockets.enter_context(listen(path)).fileno() for name, path in names.items()}
     groups = create_groups(plan.jail.groups, plan.machine_id, plan.limits)
     uplink = sink = None
     try:
@@ -371,6 +372,8 @@ def _start_shell(
     shell = shutil.which("sh")
     if shell is None:
         raise HostLacks("no shell (sh) on PATH")
+    names = socket_paths(paths)
+    console, qmp, agent = (hold(names[name], sockets) for name in ("console", "qmp", "agent"))
     return subprocess.Popen(
         [
             shell,
@@ -384,9 +387,9 @@ def _start_shell(
             "--",
             *command,
         ],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdin=console,
+        stdout=qmp,
+        stderr=agent,
         cwd="/",
         pass_fds=passed,
         start_new_session=True,
@@ -456,26 +459,11 @@ def _report(plan: Plan) -> JailReport:
     return report_jail(plan.jail, uid=plan.uid, network=_needs_network(plan))
 
 
-def _listen(path: Path) -> socket.socket:
-    """A listening socket that only this user can connect to."""
-    listener = socket.socket(socket.AF_UNIX)
-    try:
-        # The directory is 0700: nobody else can come between the two calls.
-        listener.bind(str(path))
-        path.chmod(0o600)
-        listener.listen(1)
-    except OSError as error:
-        listener.close()
-        raise HostLacks(f"cannot listen at {path}: {error.strerror or error}") from error
-    return listener
-
-
 def _clear(paths: MachinePaths) -> None:
     """Remove what the last process left; it does not live."""
-    make_private_directory(paths.runtime)
-    sockets = (paths.qmp_socket, paths.agent_socket, paths.console_socket)
+    clear(paths)
     logs = (paths.qemu_log, Path(f"{paths.qemu_log}.old"), paths.exit_status, paths.log / "process")
-    for path in (*sockets, *logs):
+    for path in logs:
         path.unlink(missing_ok=True)
 
 
@@ -563,8 +551,7 @@ async def _end_all(plan: Plan, paths: MachinePaths, started: _Started) -> None:
         started.shell.wait()
     await started.end_uplink(1)
     remove_groups(plan.jail.groups, plan.machine_id)
-    for path in (paths.qmp_socket, paths.agent_socket, paths.console_socket):
-        path.unlink(missing_ok=True)
+    remove(paths)
 
 
 async def _end_in(pid: Pid, grace_s: float) -> None:

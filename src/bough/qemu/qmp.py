@@ -19,6 +19,7 @@ from qemu.qmp.message import Message
 from qemu.qmp.qmp_client import GreetingError, NegotiationError
 
 from bough.errors import DeadlineExceeded, QmpLost, QmpRefused, WrongState
+from bough.home import SocketAddress
 
 #: query-qmp-schema, the longest answer there is, takes some 200 KiB.
 MAX_MESSAGE_BYTES = 2 * 1024 * 1024
@@ -84,7 +85,8 @@ class Qmp:
         client.events.event_filter = lambda _: False
         client.register_listener(listener)
         try:
-            await client.connect(str(path))
+            with SocketAddress(path) as address:
+                await client.connect(address)
         except (QMPError, AssertionError) as error:
             # The library asserts that a connection it has just made still stands.
             with contextlib.suppress(Exception):
@@ -92,6 +94,8 @@ class Qmp:
             if isinstance(error, ConnectError) and _is_early_event(error.exc):
                 raise _NotGreeted from error
             raise QmpLost(f"no QMP connection at {path}: {error}") from error
+        except OSError as error:
+            raise QmpLost(f"no QMP connection at {path}: {error.strerror}") from error
         return cls(client, listener)
 
     async def execute(self, command: str, /, *, timeout_s: float = 60.0, **arguments: Any) -> Any:

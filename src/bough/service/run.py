@@ -6,14 +6,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import signal
 import socket
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -22,9 +20,11 @@ from bough.errors import BoughError, Conflict
 from bough.home import ANOTHER_SERVES
 from bough.hypervisor import Hypervisor
 from bough.paths import Home
+from bough.service.api_socket import ApiSocket, replace_runtime_link
 from bough.service.app import create_app
 from bough.service.gate import Gate, bind_tcp, is_loopback, read_token, url_of
 from bough.service.log import bound_log
+from bough.serving import ENDING, SERVING, ServiceLock
 
 log = logging.getLogger("bough.service")
 
@@ -32,6 +32,8 @@ log = logging.getLogger("bough.service")
 SHUTDOWN_GRACE_S = 3
 #: How long letting go of the machines may take then.
 CLOSE_TIMEOUT_S = 20
+#: uvicorn ticks ten times a second; so often it is seen whether the API's socket still has its name.
+_LOOK_EVERY_TICKS = 10
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -39,6 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--home", help="BOUGH_HOME to serve")
     parser.add_argument("--listen", metavar="ADDRESS:PORT", help="serve TCP too, to who has the token")
     options = parser.parse_args(arguments)
+    # Modes are given where files are made; whoever started the service may have another umask each time.
+    os.umask(0o022)
     home = Home.at(options.home) if options.home else Home.from_environment()
     bound_log(home.service_log)
     try:
@@ -60,21 +64,26 @@ async def serve(home: Home, listen: str | None = None) -> None:
         Conflict: another service serves this BOUGH_HOME.
     """
     home.create()
-    lock = _take_lock(home)
+    lock = ServiceLock.take(home.lock)
     try:
+        replace_runtime_link(home)
         hypervisor = Hypervisor(home)
-        listener = _bind(home.api_socket)
+        api_socket = ApiSocket(home)
+        listener = api_socket.bind()
 
         def leave(number: int = signal.SIGTERM) -> None:
             hypervisor.closing = True
+            lock.tell(ENDING)
             server.handle_exit(number, None)
 
         app = create_app(hypervisor, leave)
-        server = _Server(_configure(app))
+        server = _UnixServer(_configure(app), api_socket)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, leave, number)
         beyond = _bind_beyond(home, listen) if listen else None
         await hypervisor.open()
+        if not hypervisor.closing:
+            lock.tell(SERVING)
         log.info("serving %s on %s", home.root, home.api_socket)
         try:
             async with asyncio.TaskGroup() as group:
@@ -83,10 +92,11 @@ async def serve(home: Home, listen: str | None = None) -> None:
                 if over_tcp is not None:
                     over_tcp.should_exit = True
         finally:
-            home.api_socket.unlink(missing_ok=True)
+            lock.tell(ENDING)
+            api_socket.remove()
             await _close(hypervisor)
     finally:
-        os.close(lock)
+        lock.close()
 
 
 async def _close(hypervisor: Hypervisor) -> None:
@@ -105,6 +115,19 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+class _UnixServer(_Server):
+    def __init__(self, config: uvicorn.Config, api_socket: ApiSocket) -> None:
+        super().__init__(config)
+        self._api_socket = api_socket
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _LOOK_EVERY_TICKS == 0 and (listener := self._api_socket.bind_again()) is not None:
+            for server in self.servers:
+                server.close()  # no connection that stands
+            await self.startup(sockets=[listener])
+        return await super().on_tick(counter)
 
 
 def _configure(app: Any) -> uvicorn.Config:
@@ -138,35 +161,3 @@ def _serve_tcp(home: Home, app: Any, beyond: tuple[socket.socket, str], group: a
     if not is_loopback(listener):
         log.warning("%s is not this host's loopback, and nothing is encrypted there", url_of(listener))
     return server
-
-
-def _take_lock(home: Home) -> int:
-    # The file is never removed: a second service must lock the same inode.
-    descriptor = os.open(home.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
-        os.close(descriptor)
-        raise Conflict(
-            f"another service (pid {owner or 'unknown'}) serves {home.root} already",
-            hint="stop it first, or use another BOUGH_HOME",
-        ) from None
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor
-
-
-def _bind(path: Path) -> socket.socket:
-    path.unlink(missing_ok=True)  # of a service that was killed; the lock says that none lives
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # The mode is right from the first moment: the socket is bound with this umask.
-    before = os.umask(0o177)
-    try:
-        listener.bind(str(path))
-    finally:
-        os.umask(before)
-    listener.listen(512)
-    listener.setblocking(False)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    return listener

@@ -1,0 +1,106 @@
+"""The sockets at which a QEMU listens: its monitor, and the ports of its agent and its console.
+
+They are bound here and passed to QEMU as descriptors: a client can connect before QEMU runs, and QEMU needs
+no right to make them. A socket whose name was removed still listens. So the waiter (see process.py) keeps a
+descriptor of each name's file: with those, a later service gives a running machine its names again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from pathlib import Path
+
+from bough.errors import HostLacks
+from bough.home import SocketAddress
+from bough.paths import MachinePaths, make_private_directory
+from bough.qemu.pid import Pid
+
+_REMOVED = " (deleted)"
+
+
+def socket_paths(paths: MachinePaths) -> dict[str, Path]:
+    """By the names that a plan has for them."""
+    return {"qmp": paths.qmp_socket, "agent": paths.agent_socket, "console": paths.console_socket}
+
+
+def listen(path: Path, *, backlog: int = 1) -> socket.socket:
+    """Return a listening socket that only this user can connect to.
+
+    Raises:
+        HostLacks: `path` cannot be bound.
+    """
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        # The directory is 0700: nobody else can come between the two calls.
+        with SocketAddress(path) as address:
+            listener.bind(address)
+        path.chmod(0o600)
+        listener.listen(backlog)
+    except OSError as error:
+        listener.close()
+        raise HostLacks(
+            f"cannot listen at {path}: {error.strerror or error}",
+            hint="BOUGH_HOME has to be on a local file system that can hold sockets",
+        ) from error
+    return listener
+
+
+def hold(path: Path, until: contextlib.ExitStack) -> int:
+    """Return a descriptor of the file that is a socket's name, closed by `until`.
+
+    Connecting to /proc/PID/fd/N of that descriptor reaches the socket, also when the name is removed.
+    """
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    until.callback(os.close, descriptor)
+    return descriptor
+
+
+def clear(paths: MachinePaths) -> None:
+    """Make an empty directory for the sockets of a machine that does not run."""
+    if paths.runtime.is_symlink():  # to those that an earlier version made elsewhere
+        paths.runtime.unlink()
+    make_private_directory(paths.runtime)
+    remove(paths)
+
+
+def remove(paths: MachinePaths) -> None:
+    """Remove the names."""
+    for path in socket_paths(paths).values():
+        path.unlink(missing_ok=True)
+
+
+def name_again(paths: MachinePaths, waiter: Pid) -> None:
+    """Give sockets whose names were removed their names again, as links to the waiter's descriptors.
+
+    What no process of the waiter holds stays without a name: connecting to it fails.
+
+    Raises:
+        HostLacks: the directory cannot be made. OSError: a link cannot be made.
+    """
+    missing = {path.name: path for path in socket_paths(paths).values() if not path.exists()}
+    if not missing:
+        return
+    if not paths.runtime.is_dir():
+        paths.runtime.unlink(missing_ok=True)  # a link to nowhere: of an earlier version
+        make_private_directory(paths.runtime)
+    for name, held in _held_names(waiter).items():
+        if name in missing:
+            missing[name].unlink(missing_ok=True)
+            missing[name].symlink_to(held)
+
+
+def _held_names(waiter: Pid) -> dict[str, Path]:
+    """Name -> a descriptor of it: the waiter's, or that of another shell of its session where the waiter was
+    killed."""
+    found: dict[str, Path] = {}
+    for process in (Path(f"/proc/{waiter.number}"), *Path("/proc").glob("[0-9]*")):
+        with contextlib.suppress(OSError):  # it has ended, or is not ours
+            if os.getsid(int(process.name)) != waiter.number:
+                continue
+            for descriptor in (process / "fd").iterdir():
+                name = Path(str(descriptor.readlink()).removesuffix(_REMOVED)).name
+                if descriptor.is_socket():
+                    found.setdefault(name, descriptor)
+    return found
