@@ -1,7 +1,8 @@
 """Every on-disk name, once.
 
 $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root /var/lib/bough
-  lock                                   held by the service: its pid and what it is doing
+  lock                                   held by the service, holds its pid
+  ending                                 there while that service ends
   start.lock                             held by a client while it starts the service
   run/                                   sockets, for this user alone
     api.sock                             the service's
@@ -45,6 +46,7 @@ from pathlib import Path
 
 from bough.errors import HostLacks
 from bough.home import API_SOCKET, RUNTIME, find_home
+from bough.serving import ending_mark
 
 
 @dataclass(frozen=True)
@@ -250,6 +252,7 @@ class Home:
         nouns = [self.images, self.labels, self.machines, self.snapshots]
         rest = [
             self.lock,
+            ending_mark(self.lock),
             self.start_lock,
             self.runtime,
             self.token,

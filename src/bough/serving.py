@@ -11,26 +11,30 @@ from pathlib import Path
 
 from bough.errors import Conflict
 
-#: What the service that holds the lock is doing.
-STARTING, SERVING, ENDING = "starting", "serving", "ending"
 #: A client that asks holds the lock for a moment.
 _ASKED_S = 1.0
 _ASK_AGAIN_S = 0.01
-_LINE_BYTES = 64
+_PID_BYTES = 32
 
 
 @dataclass(frozen=True)
 class Owner:
-    """The service that holds the lock; None for what it has not written (an earlier version, or not yet)."""
+    """The service that holds the lock.
+
+    Attributes:
+        pid: None where it cannot be read.
+        ends: the service has been told to end, and has not ended yet.
+    """
 
     pid: int | None
-    doing: str | None
+    ends: bool
 
 
 class ServiceLock:
     """Held from `take` until `close`, or until the process ends."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path = path
         self._descriptor = descriptor
 
     @classmethod
@@ -39,28 +43,34 @@ class ServiceLock:
         # The file is never removed: a second service must lock the same inode.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         deadline = time.monotonic() + _ASKED_S
-        while not _is_locked_now(descriptor):
+        while not _take_now(descriptor):
             if time.monotonic() > deadline:
-                owner = _read(descriptor)
+                pid = _read_pid(descriptor)
                 os.close(descriptor)
                 raise Conflict(
-                    f"another service (pid {owner.pid or 'unknown'}) serves {path.parent} already",
+                    f"another service (pid {pid or 'unknown'}) serves {path.parent} already",
                     hint="stop it first, or use another BOUGH_HOME",
                 )
             time.sleep(_ASK_AGAIN_S)
-        lock = cls(descriptor)
-        lock.tell(STARTING)
-        return lock
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        ending_mark(path).unlink(missing_ok=True)
+        return cls(path, descriptor)
 
-    def tell(self, doing: str) -> None:
-        """Write down what this service is doing. A full disk does not keep it from serving."""
+    def tell_ending(self) -> None:
+        """Let those who ask know that this service ends."""
         with contextlib.suppress(OSError):
-            line = f"{os.getpid()} {doing}\n".encode()
-            os.pwrite(self._descriptor, line, 0)
-            os.ftruncate(self._descriptor, len(line))
+            ending_mark(self._path).touch(mode=0o600)
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            ending_mark(self._path).unlink(missing_ok=True)
         os.close(self._descriptor)
+
+
+def ending_mark(lock: Path) -> Path:
+    """There while the service that holds the lock ends; also after one that was killed on the way."""
+    return lock.with_name("ending")
 
 
 def read_owner(path: Path) -> Owner | None:
@@ -72,13 +82,13 @@ def read_owner(path: Path) -> Owner | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return _read(descriptor)
+        return Owner(_read_pid(descriptor), ending_mark(path).exists())
     finally:
         os.close(descriptor)
     return None
 
 
-def _is_locked_now(descriptor: int) -> bool:
+def _take_now(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -86,7 +96,6 @@ def _is_locked_now(descriptor: int) -> bool:
     return True
 
 
-def _read(descriptor: int) -> Owner:
-    words = os.pread(descriptor, _LINE_BYTES, 0).decode(errors="replace").split()
-    pid = int(words[0]) if words and words[0].isdecimal() else None
-    return Owner(pid, words[1] if len(words) > 1 else None)
+def _read_pid(descriptor: int) -> int | None:
+    text = os.pread(descriptor, _PID_BYTES, 0).decode(errors="replace").strip()
+    return int(text) if text.isdecimal() else None

@@ -142,18 +142,19 @@ HIDDEN = """
 import sys, time
 from pathlib import Path
 from bough.serving import ServiceLock
-home, path, version, doing, after_s = sys.argv[1:]
+home, path, version, ends, after_s = sys.argv[1:]
 lock = ServiceLock.take(Path(home, "lock"))
-lock.tell(doing)
+if ends == "True":
+    lock.tell_ending()
 print(flush=True)
 time.sleep(float(after_s))
 lock.close()
 """ + SERVICE.replace('lock = open(home + "/lock", "w")', 'lock = open(home + "/lock", "a")')
 
 
-def hide_service(home: Home, doing: str, after_s: float = 60) -> subprocess.Popen[bytes]:
+def hide_service(home: Home, *, ends: bool = False, after_s: float = 60) -> subprocess.Popen[bytes]:
     home.create()
-    words = [sys.executable, "-c", HIDDEN, home.root, home.api_socket, __version__, doing, str(after_s)]
+    words = [sys.executable, "-c", HIDDEN, home.root, home.api_socket, __version__, str(ends), str(after_s)]
     service = subprocess.Popen(words, stdout=subprocess.PIPE)
     assert service.stdout is not None
     service.stdout.readline()
@@ -161,25 +162,28 @@ def hide_service(home: Home, doing: str, after_s: float = 60) -> subprocess.Pope
 
 
 @pytest.mark.parametrize("start", [True, False])
+@pytest.mark.parametrize(
+    ("ends", "says"), [(False, "does not listen at its socket"), (True, "was told to end, and has not")]
+)
 def test_one_that_cannot_be_reached_is_named_at_once(
-    home: Home, monkeypatch: pytest.MonkeyPatch, start: bool
+    home: Home, monkeypatch: pytest.MonkeyPatch, start: bool, ends: bool, says: str
 ) -> None:
-    monkeypatch.setitem(starting._PATIENCE_S, "serving", 0.2)
+    monkeypatch.setattr(starting, "_END_TIMEOUT_S" if ends else "_REBIND_TIMEOUT_S", 0.2)
     serve_with(monkeypatch, SERVICE)
-    with hide_service(home, "serving") as hidden:
-        with pytest.raises(ServiceUnavailable, match=rf"\(pid {hidden.pid}\) does not answer") as caught:
+    with hide_service(home, ends=ends) as hidden:
+        with pytest.raises(ServiceUnavailable, match=rf"\(pid {hidden.pid}\) {says}") as caught:
             find_service(home, start=start)
         hidden.kill()
-    assert f"kill {hidden.pid}" in (caught.value.hint or "")
+    assert f"{hidden.pid}` ends it" in (caught.value.hint or "")
     assert starts(home) == []
 
 
-@pytest.mark.parametrize("doing", ["starting", "serving", "ending"])
+@pytest.mark.parametrize("ends", [True, False])
 def test_one_that_cannot_be_reached_yet_is_waited_for(
-    home: Home, monkeypatch: pytest.MonkeyPatch, doing: str
+    home: Home, monkeypatch: pytest.MonkeyPatch, ends: bool
 ) -> None:
     serve_with(monkeypatch, SERVICE)
-    with hide_service(home, doing, after_s=0.5) as hidden:
+    with hide_service(home, ends=ends, after_s=0.5) as hidden:
         assert find_service(home)[1]["pid"] in (hidden.pid, *starts(home))
         hidden.kill()
     assert len(starts(home)) == 1
@@ -189,7 +193,7 @@ def test_one_that_is_killed_while_it_cannot_be_reached_is_started_again(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve_with(monkeypatch, SERVICE)
-    with hide_service(home, "serving") as hidden:
+    with hide_service(home) as hidden:
         threading.Timer(0.3, hidden.kill).start()
         assert find_service(home)[1]["pid"] in starts(home)
 
@@ -202,7 +206,7 @@ def test_asking_who_serves_takes_no_lock_from_a_service(tmp_path: Path) -> None:
     try:
         for _ in range(50):
             lock = ServiceLock.take(path)
-            assert read_owner(path) == Owner(os.getpid(), "starting")
+            assert read_owner(path) == Owner(os.getpid(), ends=False)
             lock.close()
     finally:
         stop.set()

@@ -14,7 +14,7 @@ from bough import __version__
 from bough.client.connection import Connection
 from bough.errors import DeadlineExceeded, ServiceUnavailable
 from bough.home import ANOTHER_SERVES
-from bough.serving import ENDING, SERVING, STARTING, Owner, read_owner
+from bough.serving import Owner, read_owner
 
 if TYPE_CHECKING:
     import subprocess
@@ -25,9 +25,8 @@ START_TIMEOUT_S = 60.0
 #: More than the service gives its requests, and then itself.
 _END_TIMEOUT_S = 30.0
 API_VERSION = 1
-#: How long a service may be silent, by what it says that it is doing. One that serves and has lost its socket
-#: binds it again within a second.
-_PATIENCE_S: dict[str | None, float] = {STARTING: START_TIMEOUT_S, SERVING: 5.0, ENDING: _END_TIMEOUT_S}
+#: A service that lost its socket binds it again within a second.
+_REBIND_TIMEOUT_S = 5.0
 _ASK_AGAIN_S = 0.05
 LOG_BYTES = 4 * 1024 * 1024
 _LOG_TAIL_BYTES = 4000
@@ -133,7 +132,7 @@ def _await_owner(home: Home, connection: Connection) -> dict[str, Any] | None:
             return dict(connection.get("/version"))
         if owner != seen:
             seen, since = owner, time.monotonic()
-        if time.monotonic() - since > _PATIENCE_S.get(owner.doing, _END_TIMEOUT_S):
+        if time.monotonic() - since > (_END_TIMEOUT_S if owner.ends else _REBIND_TIMEOUT_S):
             raise _unheard(home, owner)
         time.sleep(_ASK_AGAIN_S)
     return None
@@ -141,11 +140,13 @@ def _await_owner(home: Home, connection: Connection) -> dict[str, Any] | None:
 
 def _unheard(home: Home, owner: Owner) -> ServiceUnavailable:
     pid = f"pid {owner.pid}" if owner.pid else "of an unknown pid"
-    doing = "" if owner.doing in (None, SERVING) else f" is {owner.doing} and"
-    hint = "`kill {pid}` ends it: machines go on, and the next command starts another" if owner.pid else ""
+    what = (
+        "was told to end, and has not" if owner.ends else f"does not listen at its socket {home.api_socket}"
+    )
+    kill = f"kill {'-9 ' if owner.ends else ''}{owner.pid or 'PID'}"
     return ServiceUnavailable(
-        f"the service of {home.root} ({pid}){doing} does not answer at its socket {home.api_socket}",
-        hint=f"its log is {home.service_log}" + (f"; {hint.format(pid=owner.pid)}" if hint else ""),
+        f"the service of {home.root} ({pid}) {what}",
+        hint=f"`{kill}` ends it: machines go on, and the next command starts another; its log is {home.service_log}",
         socket=str(home.api_socket),
     )
 

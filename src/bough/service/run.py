@@ -24,7 +24,7 @@ from bough.service.api_socket import ApiSocket, replace_runtime_link
 from bough.service.app import create_app
 from bough.service.gate import Gate, bind_tcp, is_loopback, read_token, url_of
 from bough.service.log import bound_log
-from bough.serving import ENDING, SERVING, ServiceLock
+from bough.serving import ServiceLock
 
 log = logging.getLogger("bough.service")
 
@@ -73,7 +73,7 @@ async def serve(home: Home, listen: str | None = None) -> None:
 
         def leave(number: int = signal.SIGTERM) -> None:
             hypervisor.closing = True
-            lock.tell(ENDING)
+            lock.tell_ending()
             server.handle_exit(number, None)
 
         app = create_app(hypervisor, leave)
@@ -82,8 +82,6 @@ async def serve(home: Home, listen: str | None = None) -> None:
             asyncio.get_running_loop().add_signal_handler(number, leave, number)
         beyond = _bind_beyond(home, listen) if listen else None
         await hypervisor.open()
-        if not hypervisor.closing:
-            lock.tell(SERVING)
         log.info("serving %s on %s", home.root, home.api_socket)
         try:
             async with asyncio.TaskGroup() as group:
@@ -92,7 +90,7 @@ async def serve(home: Home, listen: str | None = None) -> None:
                 if over_tcp is not None:
                     over_tcp.should_exit = True
         finally:
-            lock.tell(ENDING)
+            lock.tell_ending()
             api_socket.remove()
             await _close(hypervisor)
     finally:
