@@ -146,6 +146,7 @@ async def test_found_although_its_sockets_were_removed(plan: Plan, paths: Machin
         found = await find_process(paths)
         assert found is not None
         assert found.pid == process.pid
+        found.name_sockets()
         qmp = await Qmp.connect(paths.qmp_socket)
         assert (await qmp.execute("query-status"))["status"] == "running"
         for path in (paths.console_socket, paths.agent_socket):
@@ -165,7 +166,9 @@ async def test_what_nobody_holds_stays_unreachable(process: QemuProcess, paths: 
         if int(line) != monitor:  # the shell that keeps what QEMU prints
             os.kill(int(line), 9)
     os.kill(waiter, 9)
-    assert await find_process(paths) is not None
+    found = await find_process(paths)
+    assert found is not None
+    found.name_sockets()
     with pytest.raises(QmpLost, match=r"no QMP connection at .*qmp\.sock"):
         await Qmp.connect(paths.qmp_socket)
     assert process.is_alive()

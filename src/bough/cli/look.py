@@ -23,7 +23,7 @@ def list_machines(as_json: bool) -> None:
     rows = [
         [
             m["name"],
-            m["state"] if m["state"] != "running" or m["agent"] != "silent" else "running (silent)",
+            _state(m),
             m["image"],
             str(m["vcpus"]),
             format_size(m["memory_bytes"]),
@@ -34,6 +34,13 @@ def list_machines(as_json: bool) -> None:
         for m in machines
     ]
     show_table(rows, ["NAME", "STATE", "IMAGE", "VCPUS", "MEMORY", "ON DISK", "UP", "PORTS"])
+
+
+def _state(machine: dict[str, Any]) -> str:
+    state = str(machine["state"])
+    if machine["unreachable"]:
+        return f"{state} (unreachable)"
+    return f"{state} (silent)" if state == "running" and machine["agent"] == "silent" else state
 
 
 @click.command()
@@ -135,6 +142,8 @@ def _show_policy(machine: dict[str, Any]) -> None:
 
 
 def _show_trouble(machine: dict[str, Any]) -> None:
+    if machine["unreachable"]:
+        print(f"{'unreachable:':13}{clean(machine['unreachable'])}")
     if machine["first_boot"]["error"]:
         print(f"{'first boot:':13}{clean(machine['first_boot']['error'])}")
     failure = machine["failure"]

@@ -66,6 +66,7 @@ class MachineInfo(_Told):
 
     Attributes:
         state: stopped, starting, running, paused, suspended, stopping or failed.
+        unreachable: why bough cannot control it, although it runs; None when bough can.
         agent: answering, silent or none.
         disk_bytes: what its own disks really take on the host.
         layers: on how many files the disk stands that stands on most: its image, snapshots.
@@ -77,6 +78,7 @@ class MachineInfo(_Told):
     id: str
     name: str
     state: str
+    unreachable: str | None = None
     agent: str = "none"
     image: str
     image_digest: str

@@ -139,15 +139,14 @@ def _await_owner(home: Home, connection: Connection) -> dict[str, Any] | None:
 
 
 def _unheard(home: Home, owner: Owner) -> ServiceUnavailable:
+    socket = home.api_socket
     pid = f"pid {owner.pid}" if owner.pid else "of an unknown pid"
-    what = (
-        "was told to end, and has not" if owner.ends else f"does not listen at its socket {home.api_socket}"
-    )
+    what = "was told to end, and has not" if owner.ends else f"does not listen at its socket {socket}"
     kill = f"kill {'-9 ' if owner.ends else ''}{owner.pid or 'PID'}"
     return ServiceUnavailable(
         f"the service of {home.root} ({pid}) {what}",
-        hint=f"`{kill}` ends it: machines go on, and the next command starts another; its log is {home.service_log}",
-        socket=str(home.api_socket),
+        hint=f"`{kill}` ends it: machines go on, and the next command starts another; see {home.service_log}",
+        socket=str(socket),
     )
 
 

@@ -166,6 +166,7 @@ class Hypervisor(Running, Images):
             "id": record.id,
             "name": record.name,
             "state": str(record.state),
+            "unreachable": machine.reach.trouble,
             "agent": machine.agent_state if record.state in LIVE else "none",
             "image": record.spec.image,
             "image_digest": record.image_digest,

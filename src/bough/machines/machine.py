@@ -26,6 +26,7 @@ from bough.errors import (
     GuestRefused,
     MachineFailed,
     NoSpace,
+    QmpLost,
     WrongState,
 )
 from bough.guest.channel import AgentChannel
@@ -40,6 +41,7 @@ from bough.machines.guest_watch import BOOT_QUIET_S, SET_UP_QUIET_S, guest_signs
 from bough.machines.live_copy import end_live_copy
 from bough.machines.mounts import trouble_error
 from bough.machines.ports import PortServer
+from bough.machines.reach import Reach
 from bough.machines.record import (
     LIVE,
     Failure,
@@ -119,6 +121,7 @@ class Machine:
         self.chains = Chains(self, merged)
         self.standby = StandBy(self)
         self._restarter = Restarter(self)
+        self.reach = Reach(self, self._join)
         self._stop_asked = False
         self._shutdown_reason: str | None = None
         #: Why we killed it ourselves, where nobody asked for that.
@@ -256,7 +259,8 @@ class Machine:
             self._ports = ports
             jail = process.jail.to_dict() if process.jail else None
             try:
-                await self._attach(process, plan.accelerator, greet=saved is None)
+                self._hold(process, plan.accelerator)
+                await self._attach(plan.accelerator, greet=saved is None)
                 if saved is not None:
                     await self._take_up(saved)
                 if saved is not None and not hold:
@@ -438,14 +442,27 @@ class Machine:
             else:
                 self._restarter.take_up()
             return
+        self._hold(process, self.record.accelerator)
         try:
-            runs = await self._rejoin(process)
+            await self._join()
         except (BoughError, OSError) as error:
-            # It lives and cannot be talked to: not a machine any more, whatever it computes.
-            self._given_up = f"it was ended: {error}"
-            process.kill()
-            await self._ended_or(5)
-            self.tell("lost", str(error))
+            if not self._ended.is_set():
+                self.reach.lose(error)
+
+    async def _join(self) -> None:
+        """Take control of a QEMU that an earlier service started.
+
+        Raises BoughError, OSError: it cannot be talked to. It runs on, and this can be tried again.
+        """
+        if self._process is None:
+            raise QmpLost("its QEMU has ended")
+        self._process.name_sockets()
+        try:
+            runs = await self._rejoin()
+        except (BoughError, OSError):
+            await self._disconnect()
+            raise
+        if runs is None:
             return
         self._stop_asked = self.state is State.STOPPING
         self._note(state=State.RUNNING if runs else State.PAUSED)
@@ -457,10 +474,10 @@ class Machine:
             with contextlib.suppress(Conflict):
                 await self._ports.listen(forward)
 
-    async def _rejoin(self, process: QemuProcess) -> bool:
-        """Whether its vCPUs run. Raises BoughError, OSError: it cannot be talked to, or is of no use."""
+    async def _rejoin(self) -> bool | None:
+        """Whether its vCPUs run; None: it was of no use, and is ended. Raises BoughError, OSError."""
         self._ports = PortServer(self.name, self._dial)
-        await self._attach(process, self.record.accelerator)
+        await self._attach(self.record.accelerator)
         self._taken_up = True
         assert self._qmp is not None
         await end_live_copy(self._qmp)
@@ -469,7 +486,8 @@ class Machine:
         # It waits for it, or has it from a frozen one, and nobody would come any more to let it go on.
         begins = self.record.spare or self.state is State.STARTING
         if status == "inmigrate" or (begins and status in ("prelaunch", "restore-vm")):
-            raise MachineFailed("the service ended before its saved state was taken up")
+            await self._end_useless("the service ended before its saved state was taken up")
+            return None
         # "prelaunch": its guest reset itself in the moment that it was stopped.
         stands_still = ("paused", "postmigrate", "prelaunch")
         if status in stands_still and self.state is not State.PAUSED:
@@ -477,6 +495,14 @@ class Machine:
             await self._qmp.execute("cont")
             return True
         return status not in stands_still
+
+    async def _end_useless(self, why: str) -> None:
+        """Its guest has not run, and cannot."""
+        assert self._process is not None
+        self._given_up = f"it was ended: {why}"
+        self._process.kill()
+        await self._ended_or(5)
+        self.tell("lost", why)
 
     async def _finish_snapshot(self, qmp: Qmp) -> None:
         """The service died while it took a snapshot: which disks does QEMU write?"""
@@ -513,7 +539,9 @@ class Machine:
             return "power"
         if self.state not in LIVE:
             raise self.wrong_state("stopping", State.RUNNING, State.PAUSED)
-        if self.state is State.STARTING:
+        if not force:
+            self.reach.check()
+        if self.state is State.STARTING and self.reach.trouble is None:
             raise Conflict(f"machine '{self.name}' is starting just now", machine=self.name)
         if self.state is not State.STOPPING or force:
             paused = self.state is State.PAUSED
@@ -574,6 +602,8 @@ class Machine:
             with contextlib.suppress(BoughError, OSError, TimeoutError):
                 async with asyncio.timeout(2):
                     await self._qmp.execute("quit")
+        elif self._process is not None:
+            self._process.terminate()
         if not await self._ended_or(5) and self._process is not None:
             self._process.kill()
 
@@ -659,6 +689,7 @@ class Machine:
         report(Progress("waiting for the guest to answer"))
         watch = self.watch(bound_s=timeout_s)
         if not await self._is_ready(watch):
+            self.reach.check()
             raise await self._not_ready(watch)
         if not self._guest.ready.is_set():
             raise self.ended_error(f"before its agent answered, after {watch.waited_s:.1f} s")
@@ -735,6 +766,7 @@ class Machine:
         """
         if self.state is not State.RUNNING and self.state is not State.STOPPING:
             raise self.wrong_state("talking to its agent", State.RUNNING)
+        self.reach.check()
         if not self.record.image_agent and not self._guest.answers:
             raise AgentUnavailable(
                 f"machine '{self.name}' has no agent of ours, and no qemu-guest-agent answers",
@@ -759,6 +791,7 @@ class Machine:
         return await (await self.agent()).dial(guest_port)
 
     def console(self) -> Console:
+        self.reach.check()
         if self._console is None:
             raise self.wrong_state("its console", State.RUNNING)
         return self._console
@@ -769,6 +802,7 @@ class Machine:
         Raises:
             WrongState: it does not run, or has no screen.
         """
+        self.reach.check()
         if self._qmp is None:
             raise self.wrong_state("its screen", State.RUNNING)
         if not self.record.media.display:
@@ -806,17 +840,21 @@ class Machine:
 
     # -- the life of its QEMU -----------------------------------------------------------------
 
-    async def _attach(self, process: QemuProcess, accelerator: str | None, *, greet: bool = True) -> None:
+    def _hold(self, process: QemuProcess, accelerator: str | None) -> None:
+        """It runs: from now on its end is seen."""
         self._process = process
         self._standing = Standing(process, lambda: self._guest.is_talked_to)
         self._stop_asked = self._panicked = self._taken_up = False
         self._shutdown_reason = self._given_up = None
         self._ended.clear()
         self.own(self._watch_process(process), "watch process")
-        self._qmp = await Qmp.connect(self.paths.qmp_socket)
-        self.own(self._watch_qmp(self._qmp), "watch QMP")
         if stuck.can_be(self.record, accelerator):
             self.own(stuck.watch(self), "look after its vCPUs")
+
+    async def _attach(self, accelerator: str | None, *, greet: bool = True) -> None:
+        """Connect to all of its sockets. Raises BoughError, OSError; `_disconnect` undoes what was done."""
+        self._qmp = await Qmp.connect(self.paths.qmp_socket)
+        self.own(self._watch_qmp(self._qmp), "watch QMP")
         self._console = Console(
             self.paths.console_socket,
             self.paths.console_log,
@@ -860,6 +898,7 @@ class Machine:
         await self._disconnect(ended=True)
         if cause.signal in _OWN_FAULTS:
             self._distrust_frozen(cause.text)
+        self.reach.end()
         self._process = self._standing = self._frozen = None
         self._settle(cause, seen=True)
         self._ended.set()
@@ -941,6 +980,7 @@ class Machine:
         return self._running_qmp()
 
     def _running_qmp(self) -> Qmp:
+        self.reach.check()
         if self._qmp is None:
             raise self.wrong_state("this", State.RUNNING)
         return self._qmp

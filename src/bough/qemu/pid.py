@@ -33,9 +33,16 @@ class Pid:
 
     def kill(self) -> None:
         """SIGKILL; nothing happens when it is gone."""
+        self._send(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """SIGTERM; nothing happens when it is gone."""
+        self._send(signal.SIGTERM)
+
+    def _send(self, number: signal.Signals) -> None:
         with self._descriptor() as descriptor, contextlib.suppress(ProcessLookupError):
             if descriptor is not None:
-                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                signal.pidfd_send_signal(descriptor, number)
 
     async def wait(self) -> None:
         """Until it has ended; it need not be a child. Safe to cancel."""

@@ -158,6 +158,14 @@ class QemuProcess:
         """SIGKILL; `wait` then tells the end."""
         self._pid.kill()
 
+    def terminate(self) -> None:
+        """SIGTERM: QEMU writes what it holds of its disks, and ends."""
+        self._pid.terminate()
+
+    def name_sockets(self) -> None:
+        """Give its sockets their names again, where those were removed. Raises HostLacks, OSError."""
+        name_again(self._paths, self._waiter)
+
     async def wait(self) -> ExitCause:
         """Until it has ended and its end is written down. Safe to cancel, and to call more than once."""
         await self._pid.wait()
@@ -245,10 +253,8 @@ async def find_process(paths: MachinePaths) -> QemuProcess | None:
     while _is_locked(paths):
         found = _read_process_file(paths)
         if found is not None and found.monitor.is_alive():
-            name_again(paths, found.waiter)
             return QemuProcess(found.monitor.innermost(), found.waiter, paths)
         if found is not None and (orphans := _orphans(paths, found.waiter)):
-            name_again(paths, found.waiter)
             return QemuProcess(orphans[0].innermost(), found.waiter, paths)
         # Started a moment ago and not there yet, or ended a moment ago and still being written down.
         await asyncio.sleep(0.01)

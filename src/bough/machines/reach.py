@@ -1,0 +1,84 @@
+"""A machine that runs and cannot be reached: it lives on, and the service tries again until it answers.
+
+A QEMU may hang for a while (a host that has no memory left, a file system that does not answer, SIGSTOP), or
+the names of its sockets may be gone for good. Neither is a reason to end a machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol
+
+from bough.errors import BoughError, QmpLost
+
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 30.0
+
+
+class Host(Protocol):
+    """What a Reach needs of its machine."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def pid(self) -> int | None: ...
+    def own(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]: ...
+    def tell(self, kind: str, detail: str = "") -> None: ...
+
+
+class Reach:
+    """Args:
+    join: connects to the machine's sockets and takes control. Raises BoughError, OSError.
+
+    Attributes:
+        trouble: why the machine cannot be reached; None when it can, or does not run.
+    """
+
+    def __init__(self, machine: Host, join: Callable[[], Awaitable[None]]) -> None:
+        self._machine = machine
+        self._join = join
+        self._trying: asyncio.Task[None] | None = None
+        self.trouble: str | None = None
+
+    def lose(self, error: Exception) -> None:
+        """`join` has failed: try again from time to time."""
+        self.trouble = _words(error)
+        self._machine.tell("unreachable", self.trouble)
+        self._trying = self._machine.own(self._try_again(), "reach again")
+
+    def end(self) -> None:
+        """The machine's QEMU has ended."""
+        self.trouble = None
+        if self._trying is not None:
+            self._trying.cancel()
+            self._trying = None
+
+    def check(self) -> None:
+        """Raises QmpLost: the machine cannot be reached."""
+        if self.trouble is not None:
+            raise QmpLost(
+                f"machine '{self._machine.name}' runs (pid {self._machine.pid}) and cannot be reached: "
+                f"{self.trouble}",
+                hint="bough tries again by itself; to pull the machine's plug: "
+                f"bough stop {self._machine.name} --force",
+                machine=self._machine.name,
+            )
+
+    async def _try_again(self) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            await asyncio.sleep(pause_s)
+            try:
+                await self._join()
+            except (BoughError, OSError) as error:
+                self.trouble = _words(error)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            else:
+                self.trouble = self._trying = None
+                self._machine.tell("reached")
+                return
+
+
+def _words(error: Exception) -> str:
+    return error.message if isinstance(error, BoughError) else str(error)
