@@ -117,7 +117,7 @@ def test_a_home_with_an_odd_name(cli: Cli, box: str, bough_home: Home, tmp_path:
     odd.mkdir()
     # What ssh-config says of such a home, of a service that is the same.
     (odd / "home").symlink_to(bough_home.root)
-    shown = Home(odd / "home", bough_home.runtime)
+    shown = Home(odd / "home")
     from bough.cli.ssh import render_entry
 
     config = tmp_path / "config"

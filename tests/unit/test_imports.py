@@ -14,7 +14,18 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "bough"
 
-ROOT = {"errors", "units", "home", "paths", "progress", "storage", "bundle", "tasks", "progress_watch", "serving"}
+ROOT = {
+    "errors",
+    "units",
+    "home",
+    "paths",
+    "progress",
+    "storage",
+    "bundle",
+    "tasks",
+    "progress_watch",
+    "serving",
+}
 BOTTOM = ROOT | {"spec"}
 
 #: Who (a package, or a module of the root) may import whom. Everybody may import itself.

@@ -14,7 +14,7 @@ from bough.qemu.probe_guest import TOKEN
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
-    home = Home(tmp_path / "home", tmp_path / "run")
+    home = Home(tmp_path / "home")
     home.create()
     return home
 

@@ -28,9 +28,7 @@ class Aside:
 
     def take(self, path: Path, why: str) -> Path:
         home = self._home
-        relative = (
-            path.relative_to(home.root) if path.is_relative_to(home.root) else Path("runtime", path.name)
-        )
+        relative = path.relative_to(home.root)
         target = self.root / relative
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         home.lost_and_found.chmod(0o700)
