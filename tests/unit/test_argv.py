@@ -90,6 +90,7 @@ def test_descriptors_are_the_callers() -> None:
         ({"jail": Jail()}, [], ["-sandbox"]),
         ({"clock": "2020-02-29T12:00:00"}, ["-rtc base=2020-02-29T12:00:00,clock=host"], []),
         ({"disks": ()}, [], ["-blockdev"]),
+        ({"disk_queues": 2}, ["bootindex=1,num-queues=2"], []),
         (
             {"direct_boot": DirectBoot("/k", "/i", "console=ttyS0 a=b,c")},
             ["-kernel /k -initrd /i -append console=ttyS0 a=b,c"],

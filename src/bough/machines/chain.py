@@ -33,6 +33,7 @@ from bough.machines.blocks import Node, chain_below, find_file_node, read_nodes,
 from bough.machines.disks import disk_chain
 from bough.machines.record import MachineDisk
 from bough.paths import Home
+from bough.qemu.block import DiskNode
 from bough.qemu.jail import Jail
 from bough.qemu.qmp import Qmp
 
@@ -309,13 +310,8 @@ async def _wait_concluded(qmp: Qmp, job_id: str) -> str | None:
 
 async def _flush(qmp: Qmp, node: str, file: str, backing: str) -> None:
     """Reopened as it is, which writes everything out and syncs it, and says when that fails."""
-    options = {
-        "driver": "qcow2",
-        "node-name": node,
-        "file": await find_file_node(qmp, file),
-        "backing": backing,
-        "discard": "unmap",
-    }
+    disk = DiskNode(node, file, "qcow2", discard=True, backing=backing)
+    options = disk.format_options(await find_file_node(qmp, file))
     await qmp.execute("blockdev-reopen", options=[options])
 
 

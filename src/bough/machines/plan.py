@@ -98,6 +98,7 @@ async def resolve_hardware(
         uid=uid,
         announces=False,
         serial_ports=SERIAL_PORTS,
+        disk_queues=spec.vcpus,
     )
 
 
@@ -179,6 +180,7 @@ async def resolve_plan(record: MachineRecord, paths: MachinePaths, home: Home) -
         vmgenid=hardware.vmgenid,
         disks=(*_plan_disks(record, paths, home), *plan_seed(record.media, paths.disks)),
         serial_ports=hardware.serial_ports,
+        disk_queues=hardware.disk_queues,
         agent_port=AGENT_PORT if record.image_agent else QGA_PORT,
         media=plan_media(record.media, spec, home),
         display=record.media.display,

@@ -53,6 +53,9 @@ class Hardware(_Kept):
     #: How many ports its virtio-serial device has room for. QEMU's own number, which machines of earlier
     #: versions have, makes 64 queues, each of which costs every start and every pause.
     serial_ports: int = 31
+    #: Queues of each disk. QEMU's default follows the number of vCPUs: a vCPU added later would change the
+    #: device state. None: QEMU's default, for machines of earlier versions.
+    disk_queues: int | None = None
 
 
 class Failure(_Kept):

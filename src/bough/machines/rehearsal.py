@@ -28,6 +28,7 @@ from bough.machines.record import MachineDisk
 from bough.machines.video import split_devices
 from bough.paths import MachinePaths
 from bough.qemu.arch import architecture
+from bough.qemu.block import DiskNode, overlay_node
 from bough.qemu.frozen.devices import TAG, CpuWords, mark_cpus, render_state_file, split_cpus
 from bough.qemu.frozen.freeze import FrozenProcess, freeze
 from bough.qemu.frozen.likeness import Marks
@@ -179,22 +180,10 @@ async def _change_disks(qmp: Qmp, paths: MachinePaths, overlays: list[MachineDis
         file = overlay.file
         if len(chain_below(nodes, old.name)) != len(overlay.layers):
             raise MachineFailed(f"QEMU does not have the {len(overlay.layers)} layers of {file}")
-        name = f"disk{file.removesuffix('.qcow2')}"
-        disk: dict[str, Any] = {
-            "driver": "qcow2",
-            "node-name": name,
-            "file": {
-                "driver": "file",
-                "filename": str(paths.disks / file),
-                "aio": "threads",
-                "discard": "unmap",
-            },
-            "discard": "unmap",
-            "backing": nodes[old.name].backing,
-        }
-        await qmp.execute("blockdev-add", **disk)
+        node = overlay_node(str(paths.disks / file), file, backing=nodes[old.name].backing)
+        await qmp.execute("blockdev-add", **node.qmp_options())
         device = f"/machine/peripheral/disk{number}-device"
-        await qmp.execute("qom-set", path=device, property="drive", value=name)
+        await qmp.execute("qom-set", path=device, property="drive", value=node.name)
         for gone in (old.name, f"{old.name}-file"):
             named: dict[str, Any] = {"node-name": gone}
             await qmp.execute("blockdev-del", **named)
@@ -206,12 +195,7 @@ async def _load(qmp: Qmp, stream: bytes, paths: MachinePaths, uid: int | None) -
     file.write_bytes(render_state_file(stream))
     if uid is not None:
         os.chown(file, uid, uid)
-    node: dict[str, Any] = {
-        "driver": "qcow2",
-        "node-name": "state",
-        "file": {"driver": "file", "filename": str(file)},
-    }
-    await qmp.execute("blockdev-add", **node)
+    await qmp.execute("blockdev-add", **DiskNode("state", str(file), "qcow2").qmp_options())
     job: dict[str, Any] = {"job-id": "state", "tag": TAG, "vmstate": "state", "devices": ["state"]}
     await qmp.execute("snapshot-load", **job)
     async with asyncio.timeout(_TIMEOUT_S):

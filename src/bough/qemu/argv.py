@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from bough.qemu.arch import Architecture, architecture
-from bough.qemu.plan import DiskPlan, Layer, MediumPlan, NicPlan, Plan
+from bough.qemu.block import DiskNode, escape, render_option
+from bough.qemu.plan import DiskPlan, MediumPlan, NicPlan, Plan
 from bough.units import MIB
 
 _LEAST_CODE_MIB = 128
@@ -46,7 +47,7 @@ def render_argv(plan: Plan, descriptors: Mapping[str, int] = DISPLAYED_DESCRIPTO
         _monitor(descriptors["qmp"]),
         _console(arch, descriptors["console"]),
         _agent_port(descriptors["agent"], plan),
-        *(_disk(disk, plan.boot_index + number) for number, disk in enumerate(plan.disks)),
+        *(_disk(disk, plan.boot_index + number, plan.disk_queues) for number, disk in enumerate(plan.disks)),
         *(_medium(medium, arch) for medium in plan.media),
         _display(plan, arch),
         _nic(plan.nic, descriptors) if plan.nic else [],
@@ -58,20 +59,12 @@ def render_argv(plan: Plan, descriptors: Mapping[str, int] = DISPLAYED_DESCRIPTO
 
 
 def option(first: str, **values: str | int | None) -> str:
-    """QEMU's key=value syntax; a comma in a value is doubled, None is left out, "_" stands for "-".
+    """QEMU's key=value syntax; "_" in a key stands for "-".
 
     >>> option("guest", name="a,b")
     'guest,name=a,,b'
     """
-    words = [first]
-    for key, value in values.items():
-        if value is not None:
-            words.append(f"{key.rstrip('_').replace('_', '-')}={escape(str(value))}")
-    return ",".join(word for word in words if word)
-
-
-def escape(value: str) -> str:
-    return value.replace(",", ",,")
+    return render_option(first, {key.rstrip("_").replace("_", "-"): value for key, value in values.items()})
 
 
 def _sandbox(plan: Plan) -> list[str]:
@@ -148,12 +141,12 @@ def _firmware(plan: Plan) -> list[str]:
     if firmware.kind == "bios":
         # In flash, which QEMU fills when it starts. Its own way to load a BIOS leaves that to a migration
         # (hw/core/loader.c, rom_reset): what went on from a snapshot could not be rebooted.
-        return _file_node("firmware-code", firmware.code, read_only=True, format="raw")
+        return DiskNode("firmware-code", firmware.code, "raw", read_only=True).arguments()
     if firmware.variables is None:  # U-Boot, which QEMU's own OpenSBI starts like a kernel
         return [] if plan.direct_boot else ["-kernel", firmware.code]
     return [
-        *_file_node("firmware-code", firmware.code, read_only=True, format="raw"),
-        *_file_node("firmware-variables", firmware.variables, read_only=False, format="raw"),
+        *DiskNode("firmware-code", firmware.code, "raw", read_only=True).arguments(),
+        *DiskNode("firmware-variables", firmware.variables, "raw").arguments(),
     ]
 
 
@@ -191,27 +184,28 @@ def _socket(name: str, descriptor: int) -> list[str]:
     return ["-chardev", option("socket", id=name, fd=descriptor, server="on", wait="off")]
 
 
-def _disk(disk: DiskPlan, boot_index: int) -> list[str]:
+def _disk(disk: DiskPlan, boot_index: int, queues: int | None) -> list[str]:
     words: list[str] = []
     below: str | None = None
     for depth, layer in reversed(list(enumerate(disk.backing))):
-        below = _layer(words, f"{disk.id}-base{depth}", layer, below)
-    words += _file_node(
-        disk.id, disk.path, read_only=disk.read_only, format=disk.format, discard="unmap", backing=below
-    )
+        node = DiskNode(f"{disk.id}-base{depth}", layer.path, layer.format, read_only=True, backing=below)
+        words, below = [*words, *node.arguments()], node.name
+    top = DiskNode(disk.id, disk.path, disk.format, read_only=disk.read_only, discard=True, backing=below)
+    words += top.arguments()
     device = option(
         "virtio-blk-pci",
         id=f"{disk.id}-device",
         drive=disk.id,
         serial=disk.serial,
         bootindex=boot_index,
+        num_queues=queues,
         write_cache="on",
     )
     return [*words, "-device", device]
 
 
 def _medium(medium: MediumPlan, arch: Architecture) -> list[str]:
-    node = _file_node(medium.kind, medium.path, read_only=True, format="raw")
+    node = DiskNode(medium.kind, medium.path, "raw", read_only=True).arguments()
     if medium.kind == "floppy":
         controller = option("isa-fdc", id="floppies", bootindexA=medium.boot_index)
         drive = option("floppy", id="floppy-device", bus="floppies.0", unit=0, drive="floppy")
@@ -229,43 +223,6 @@ def _display(plan: Plan, arch: Architecture) -> list[str]:
     if not plan.display:
         return []
     return ["-vnc", "none", *(word for device in arch.display for word in ("-device", device))]
-
-
-def _layer(words: list[str], node: str, layer: Layer, below: str | None) -> str:
-    words += _file_node(node, layer.path, read_only=True, format=layer.format, backing=below)
-    return node
-
-
-def _file_node(
-    node: str,
-    path: str,
-    *,
-    read_only: bool,
-    format: str,
-    discard: str | None = None,
-    backing: str | None = None,
-) -> list[str]:
-    """A block node over its file's. The host's page cache is used, a guest's flush reaches the disk."""
-    mode = "on" if read_only else "off"
-    file = option(
-        "driver=file",
-        node_name=f"{node}-file",
-        filename=path,
-        read_only=mode,
-        auto_read_only="off",
-        discard=discard,
-        aio="threads",
-    )
-    top = option(
-        f"driver={format}",
-        node_name=node,
-        file=f"{node}-file",
-        read_only=mode,
-        auto_read_only="off",
-        discard=discard,
-        backing=backing,
-    )
-    return ["-blockdev", file, "-blockdev", top]
 
 
 def _nic(nic: NicPlan, descriptors: Mapping[str, int]) -> list[str]:

@@ -103,7 +103,7 @@ class Plan:
     uid: as which the process runs when the service is root (see `machine_uid`).
     media, display: what a machine has for guests that have no agent of ours.
     boot_index: of the first disk; the others follow.
-    serial_ports: is Hardware's.
+    serial_ports, disk_queues: see Hardware.
     agent_port: the name, in the guest, of the port that its agent opens.
     accelerator_note: what the user should know of the accelerator.
     vmgenid: changes when the machine is cloned or set back, and only then.
@@ -131,6 +131,7 @@ class Plan:
     display: bool = False
     boot_index: int = 1
     serial_ports: int = SERIAL_PORTS
+    disk_queues: int | None = None
     agent_port: str = AGENT_PORT
     accelerator_note: str | None = None
     from_template: bool = False

@@ -36,6 +36,7 @@ from bough.machines.video import Video, join_devices
 from bough.paths import MachinePaths, SnapshotPaths
 from bough.progress import Progress, Report
 from bough.qemu.arch import architecture
+from bough.qemu.block import overlay_node
 from bough.qemu.qmp import Qmp
 from bough.qemu.ram import GuestRam, Template
 from bough.snapshots.copying import Followed, Outside, copying
@@ -262,17 +263,9 @@ async def _capture_running(
 
 
 async def _add_overlay(qmp: Qmp, path: Path, name: str) -> str:
-    node = "disk" + name.removesuffix(".qcow2")
-    file = {"driver": "file", "filename": str(path), "aio": "threads", "discard": "unmap"}
-    options: dict[str, Any] = {
-        "driver": "qcow2",
-        "node-name": node,
-        "file": file,
-        "discard": "unmap",
-        "backing": None,
-    }
-    await qmp.execute("blockdev-add", **options)
-    return node
+    node = overlay_node(str(path), name)  # blockdev-snapshot attaches its backing file
+    await qmp.execute("blockdev-add", **node.qmp_options())
+    return node.name
 
 
 async def _disks_only(machine: Machine, qmp: Qmp, switch: list[dict[str, Any]]) -> str:
