@@ -1,10 +1,18 @@
-"""Write the pages of docs/ that are made from the code."""
+"""Write the files that are made from the code: docs/cli.md, docs/spec.md, examples/machine.toml."""
 
 from pathlib import Path
 
 from bough.cli.reference import render_reference
+from bough.spec.reference import render_example, render_settings
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {
+    "docs/cli.md": render_reference,
+    "docs/spec.md": render_settings,
+    "examples/machine.toml": render_example,
+}
 
-(DOCS / "cli.md").write_text(render_reference())
-print(f"wrote {DOCS / 'cli.md'}")
+if __name__ == "__main__":
+    for name, render in PAGES.items():
+        (ROOT / name).write_text(render())
+        print(f"wrote {name}")

@@ -9,76 +9,35 @@ from typing import Any
 import click
 
 from bough.errors import InvalidInput
-
-_FLAGS: list[tuple[str, dict[str, Any]]] = [
-    ("--vcpus", {"type": int, "help": "Virtual processors."}),
-    ("--memory", {"metavar": "SIZE", "help": "Memory, like 512MiB."}),
-    ("--disk", {"metavar": "SIZE", "help": "Size of the first disk; the guest's file system grows."}),
-    ("--arch", {"help": "Processor architecture; the host's by default."}),
-    ("--cpu", {"help": "A CPU model of QEMU."}),
-    ("--machine-type", {"help": "A versioned machine type of QEMU, like pc-q35-7.2."}),
-    ("--firmware", {"metavar": "bios|uefi", "help": "What boots the disk."}),
-    ("--kernel", {"metavar": "FILE", "help": "A kernel of this host instead of the disk's."}),
-    ("--initrd", {"metavar": "FILE", "help": "With --kernel."}),
-    ("--cmdline", {"metavar": "TEXT", "help": "With --kernel."}),
-    ("--clock", {"metavar": "utc|local|OFFSET", "help": "What time it is there: -7d, +2h."}),
-    ("--cdrom", {"metavar": "IMAGE|FILE", "help": "An ISO in the drive; a file is imported."}),
-    ("--floppy", {"metavar": "IMAGE|FILE", "help": "A floppy in the drive; a file is imported."}),
-    ("--boot", {"metavar": "disk|cdrom|floppy", "help": "What is tried first."}),
-    ("--hostname", {"help": "The machine's name by default."}),
-    ("--restart", {"metavar": "no|on-failure", "help": "Whether it is started again when it failed."}),
-    ("--accelerator", {"metavar": "auto|kvm|tcg", "help": "How the processor is virtualized."}),
-]
-_LISTS: list[tuple[str, str, dict[str, Any]]] = [
-    ("--extra-disk", "disks", {"metavar": "SIZE", "help": "An empty disk beside the first."}),
-    ("--user", "users", {"metavar": "NAME", "help": "A user that is made at first boot, may sudo."}),
-    ("--ssh-key", "ssh_keys", {"metavar": "FILE|KEY", "help": "May log in as root by ssh."}),
-    ("--env", "environment", {"metavar": "NAME=VALUE", "help": "For every command and login."}),
-    ("--copy", "files", {"metavar": "FILE:PATH", "help": "Written there at first boot."}),
-    ("--command", "commands", {"metavar": "SHELL", "help": "Run at first boot, in order."}),
-    (
-        "--limit",
-        "limits",
-        {"metavar": "WHAT=VALUE", "help": "memory=3GiB, cpu=150%, disk=20MiB/s, iops=500, console=1MiB/s."},
-    ),
-    ("--port", "ports", {"metavar": "HOST:GUEST", "help": "A port of this host for one of the machine."}),
-    (
-        "--mount",
-        "mounts",
-        {"metavar": "DIR:PATH[:rw]", "help": "A directory of this host there; read-only without :rw."},
-    ),
-]
-_SHORT = {"--memory": "-m", "--port": "-p"}
+from bough.spec.table import Flag, flags
 
 
 def spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Every setting of a machine as an option; `spec_of` collects them."""
-    options = [click.option(flag, *_short(flag), **more) for flag, more in _FLAGS]
-    options += [click.option(flag, name, *_short(flag), multiple=True, **more) for flag, name, more in _LISTS]
+    """Every setting of a machine as an option, from the table of settings; `spec_of` collects them."""
+    options = [click.option(*_names(setting, flag), **_how(flag)) for setting, flag in flags()]
     options += [
-        click.option(
-            "--display/--no-display", default=None, help="A screen, or none; without our agent it has one."
-        ),
-        click.option("--user-data", metavar="FILE", help="For an image that runs cloud-init."),
-        click.option("--autostart", is_flag=True, help="Start it when the service starts."),
-        click.option("--no-uplink", is_flag=True, help="No way out to the network."),
-        click.option("--isolated", is_flag=True, help="A network card that leads nowhere."),
-        click.option(
-            "--require-jail", is_flag=True, help="Refuse where this host cannot give the whole jail."
-        ),
-        click.option(
-            "--no-ssh-keys", is_flag=True, help="Not the public keys in ~/.ssh, which may log in else."
-        ),
-        click.option("-f", "--file", "spec_file", metavar="TOML", help="A machine spec; flags go before it."),
-        click.option("--force", is_flag=True, help="More than this host has, all the same."),
+        click.option("--no-ssh-keys", is_flag=True, help="Do not authorize the public keys in ~/.ssh."),
+        click.option("-f", "--file", "spec_file", metavar="TOML", help="TOML spec; flags override it."),
+        click.option("--force", is_flag=True, help="Allow more memory, disk or vCPUs than the host has."),
     ]
     for option in reversed(options):
         command = option(command)
     return command
 
 
-def _short(flag: str) -> list[str]:
-    return [_SHORT[flag]] if flag in _SHORT else []
+def _names(setting: str, flag: Flag) -> list[str]:
+    """The option's spellings, then the parameter's name: the setting's, but a switch has one of its own."""
+    parameter = [] if flag.kind == "switch" else [setting]
+    return [flag.name, *([flag.short] if flag.short else []), *parameter]
+
+
+def _how(flag: Flag) -> dict[str, Any]:
+    how: dict[str, Any] = {"help": flag.help, "metavar": flag.metavar}
+    if flag.kind == "switch":
+        return {"help": flag.help, "is_flag": True}
+    if flag.kind == "pair":
+        return {"help": flag.help, "default": None}
+    return how | {"type": int if flag.kind == "number" else str, "multiple": flag.many}
 
 
 def spec_of(image: str | None, given: dict[str, Any]) -> dict[str, Any]:
@@ -91,28 +50,23 @@ def spec_of(image: str | None, given: dict[str, Any]) -> dict[str, Any]:
         path = Path(given["spec_file"])
         # What the file names is relative to the file.
         data = resolve_sources(load_toml(path), path.absolute().parent)
-    for flag, _ in _FLAGS:
-        name = flag[2:].replace("-", "_")
-        if given[name] is not None:
-            data[name] = given[name]
+    for setting, flag in flags():
+        if flag.kind == "switch":
+            if given[flag.name[2:].replace("-", "_")]:
+                data[setting] = flag.value
+        elif not flag.many and setting != "user_data" and given[setting] is not None:
+            data[setting] = given[setting]
     for name in ("kernel", "initrd"):
         if name in data:  # the service works in another directory
             data[name] = str(Path(data[name]).expanduser().absolute())
     if image is not None:
         data["image"] = image
     _add_media(data, given)
-    if given["no_uplink"]:
-        data["uplink"] = False
-    if given["isolated"]:
-        data["uplink"] = "isolated"
-    data.update({name: True for name in ("require_jail", "autostart") if given[name]})
     _add_lists(data, given)
     return data
 
 
 def _add_media(data: dict[str, Any], given: dict[str, Any]) -> None:
-    if given["display"] is not None:
-        data["display"] = given["display"]
     for name in ("cdrom", "floppy"):
         if name in data and Path(data[name]).expanduser().is_file():
             data[name] = _import(Path(data[name]))

@@ -34,6 +34,8 @@ from bough.snapshots.imports import taken_up
 from bough.snapshots.store import SnapshotManifest
 from bough.snapshots.tree import Identity
 from bough.spec import MachineSpec, check_name
+from bough.spec.model import used_settings
+from bough.spec.table import barring_process_image
 from bough.storage import sync_directory, sync_file
 
 log = logging.getLogger("bough.hypervisor")
@@ -362,8 +364,9 @@ class Branches(Making):
         plan = await self._plan(record, self.home.machine(record.id))
         if os.uname().machine != FROZEN_HOST or likeness_of(plan) is None or not manifest.image_agent:
             raise HostLacks("processes of such a machine are not frozen here")
-        if record.spec.mounts:
-            raise HostLacks("it shares directories of this host, which nobody's machine is to write to")
+        barred = barring_process_image(used_settings(record.spec))
+        if barred:
+            raise HostLacks(f"machines with {', '.join(barred)} get no process image")
 
     async def _fork_begun(self, kind: Kind, name: str | None, ephemeral: bool) -> Machine | None:
         """One that was begun before, and runs now; None: make one."""

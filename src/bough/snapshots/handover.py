@@ -40,6 +40,7 @@ from bough.qemu.ram import MemoryFile
 from bough.snapshots.memory import read_template
 from bough.snapshots.store import SnapshotDisk, SnapshotManifest, new_snapshot_id
 from bough.spec import MachineSpec
+from bough.spec.table import SETTINGS, entry_of
 from bough.storage import no_space_is_told, sync_directory
 from bough.units import MIB
 
@@ -271,23 +272,15 @@ def _is_hole(descriptor: int, start: int, length: int) -> bool:
 def parse_manifest(data: dict[str, Any]) -> BundleManifest:
     """What the bundle says, as far as it can be so anywhere.
 
-    What is for its new owner to decide is not taken over: autostart, directories of the host that are
-    mounted, and at which addresses ports listen.
+    The table of settings says which of them a bundle may bring: autostart and mounts stay with the old
+    owner, ports listen on the loopback, and a file of the exporting host is refused.
 
     Raises:
         BadBundle
     """
     spec = data.get("spec")
     if isinstance(spec, dict):
-        if spec.get("kernel") or spec.get("initrd"):
-            raise BadBundle("the machine in the bundle wants a kernel that is a file of the host")
-        given = spec.get("ports")
-        ports = [
-            {**port, "host": "127.0.0.1"}
-            for port in (given if isinstance(given, list) else ())
-            if isinstance(port, dict)
-        ]
-        data = {**data, "spec": {**spec, "autostart": False, "ports": ports, "mounts": []}}
+        data = {**data, "spec": _travelled(spec)}
     try:
         manifest = BundleManifest.model_validate(data)
     except ValidationError as error:
@@ -299,6 +292,27 @@ def parse_manifest(data: dict[str, Any]) -> BundleManifest:
     _check_hardware(manifest.hardware)
     _check_parts(manifest)
     return manifest
+
+
+def _travelled(spec: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a bundle's spec that may arrive. Raises BadBundle."""
+    arrived: dict[str, Any] = {}
+    for name, value in spec.items():
+        kind = entry_of(name).bundle
+        if kind == "refused" and value is not None:
+            known = name in SETTINGS
+            why = "names a file of the exporting host" if known else "is unknown to this version of bough"
+            raise BadBundle(f"the machine in the bundle has the setting {name[:40]!r}, which {why}")
+        if kind == "kept":
+            arrived[name] = value
+        elif kind == "here":
+            ports = value if isinstance(value, list) else ()
+            arrived[name] = [_on_loopback(one) for one in ports if isinstance(one, dict)]
+    return arrived
+
+
+def _on_loopback(port: dict[str, Any]) -> dict[str, Any]:
+    return {**port, "host": "127.0.0.1"}
 
 
 def _check_hardware(hardware: Hardware) -> None:

@@ -15,22 +15,16 @@ import json
 import os
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from bough.images.store import ImageManifest
 from bough.machines.record import Hardware
 from bough.snapshots.store import SnapshotManifest, SnapshotStore
 from bough.spec import MachineSpec
+from bough.spec.table import Boot, entry_of
 
 #: Changes when a machine that was made ready by this bough is not what an earlier one made.
 _GENERATION = 2
-#: What a machine is told after it has booted, or what only its process on the host has to do with: the
-#: same booted machine serves them all.
-_AFTER_BOOT = {
-    *("hostname", "users", "ssh_keys", "environment", "files", "commands"),
-    *("image", "ports", "restart", "autostart", "limits", "require_jail", "accelerator", "mounts"),
-}
-_SET_UP = ("users", "ssh_keys", "environment", "files", "commands")
-
 MOST = 8
 UNUSED_DAYS = 14
 
@@ -45,41 +39,34 @@ SETTLE_TIMEOUT_S = 120.0
 
 
 def can_be_ready(spec: MachineSpec, image: ImageManifest) -> bool:
-    """Whether a machine of that spec can go on from a booted one: it has our agent, and nothing in it
-    depends on how, or when, it boots."""
-    return (
-        image.agent
-        and not image.cloud_init
-        and spec.kernel is None
-        and spec.cdrom is None
-        and spec.floppy is None
-        and spec.user_data is None
-        and not spec.display
-        and spec.clock_offset_s is None
-    )
+    """Whether a machine of that spec may continue from a booted snapshot instead of booting."""
+    boots = (getattr(spec, name) not in (None, False) for name in _fields("always"))
+    return image.agent and not image.cloud_init and spec.clock_offset_s is None and not any(boots)
 
 
 def needs_set_up(spec: MachineSpec) -> bool:
-    return any(getattr(spec, name) for name in _SET_UP)
+    return any(getattr(spec, name) for name in _fields("setup"))
 
 
 def is_neutral(spec: MachineSpec) -> bool:
-    """Whether it asks for nothing but what it is made of: any such machine will do."""
-    fields = MachineSpec.model_fields
-    return all(
-        getattr(spec, name) == fields[name].get_default(call_default_factory=True)
-        for name in _AFTER_BOOT - {"image", "accelerator"}
-        if name in fields
-    )
+    """Whether any standby machine of the same hardware will do: the spec asks for nothing else."""
+    asked = _fields("setup", "name", "host") - {"image", "accelerator"}
+    return all(getattr(spec, name) == _default(name) for name in asked)
 
 
 def neutral(spec: MachineSpec, image: ImageManifest) -> MachineSpec:
-    """The machine that is booted for all that have its key."""
-    plain = {name: field.default for name, field in MachineSpec.model_fields.items() if name in _AFTER_BOOT}
-    for name in ("users", "ssh_keys", "files", "commands", "ports", "environment", "limits", "mounts"):
-        if name in plain:
-            plain[name] = MachineSpec.model_fields[name].get_default(call_default_factory=True)
+    """The machine that is booted for all specs with the same key."""
+    plain = {name: _default(name) for name in _fields("setup", "name", "host")}
     return spec.model_copy(update={**plain, "image": image.digest, "accelerator": spec.accelerator})
+
+
+def _fields(*kinds: Boot) -> frozenset[str]:
+    """The settings whose entry in the table says one of `kinds`."""
+    return frozenset(name for name in MachineSpec.model_fields if entry_of(name).boot in kinds)
+
+
+def _default(name: str) -> Any:
+    return MachineSpec.model_fields[name].get_default(call_default_factory=True)
 
 
 def ready_key(
@@ -89,7 +76,7 @@ def ready_key(
     told = {
         "generation": _GENERATION,
         "image": image.digest,
-        "spec": spec.model_dump(mode="json", exclude=_AFTER_BOOT),
+        "spec": spec.model_dump(mode="json", exclude=set(_fields("setup", "name", "host"))),
         "hardware": hardware.model_dump(mode="json", exclude=own),
         "accelerator": accelerator,
         "qemu": list(qemu_version),

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from bough.spec import fields, mounts
+from bough.spec.table import SETTINGS
 from bough.units import GIB, parse_duration
 
 _SIZE_SCHEMA = WithJsonSchema(
@@ -188,67 +189,50 @@ class LimitsSpec(Table):
     console: ByteRate = Field(default=1 << 20, description="printed on the console, per second")
 
 
-class MachineSpec(Table):
-    """All that can be said about a machine. Sizes are in bytes."""
+def _setting(name: str, default: Any = ..., **more: Any) -> Any:
+    """A field whose description is the table's."""
+    return Field(default, description=SETTINGS[name].text, **more)
 
-    image: Image = Field(description="label, digest, or unique beginning of a digest")
-    arch: Architecture | None = Field(default=None, description="default: the host's")
-    vcpus: Vcpus = 2
-    memory: Memory = 1 * GIB
-    disk: DiskSize | None = Field(
-        default=None, description="of the first disk, grown at first boot; default: the image's"
-    )
-    cpu: CpuModel = Field(default="auto", description="'auto', or a CPU model of QEMU")
-    machine_type: MachineType = Field(
-        default="auto", description="'auto', or a versioned one like pc-q35-7.2"
-    )
-    firmware: Literal["auto", "bios", "uefi"] = "auto"
-    kernel: HostPath | None = Field(
-        default=None, description="a kernel of the host instead of the one on the disk"
-    )
-    initrd: HostPath | None = None
-    cmdline: CommandLine | None = None
-    disks: Annotated[tuple[DiskSpec, ...], Field(strict=False, max_length=16)] = ()
-    cdrom: Image | None = Field(default=None, description="name of an image that is an ISO")
-    floppy: Image | None = Field(default=None, description="name of an image that is a floppy")
-    boot: Literal["auto", "disk", "cdrom", "floppy"] = Field(
-        default="auto", description="what is tried first; 'auto': the disk, the CD, the floppy"
-    )
-    display: bool | None = Field(
-        default=None, description="a screen; default: where the image has no agent of ours"
-    )
-    uplink: Uplink = Field(
-        default=True, description="a way out to the network; 'isolated': a network card that leads nowhere"
-    )
-    limits: LimitsSpec = Field(default_factory=LimitsSpec)
-    require_jail: bool = Field(
-        default=False, description="refuse to start where a part of the jail is missing"
-    )
-    clock: Clock = Field(default="utc", description="'utc', 'local', or an offset from now like '-7d'")
-    hostname: Label | None = Field(default=None, description="default: the machine's name")
-    users: Annotated[tuple[UserSpec, ...], Field(strict=False, max_length=64)] = ()
-    ssh_keys: Annotated[tuple[SshKey, ...], Field(strict=False, max_length=64)] = Field(
-        default=(), description="of root"
-    )
+
+class MachineSpec(Table):
+    """Everything that a user can say about a machine. Sizes are in bytes. See table.py."""
+
+    image: Image = _setting("image")
+    arch: Architecture | None = _setting("arch", None)
+    vcpus: Vcpus = _setting("vcpus", 2)
+    memory: Memory = _setting("memory", 1 * GIB)
+    disk: DiskSize | None = _setting("disk", None)
+    cpu: CpuModel = _setting("cpu", "auto")
+    machine_type: MachineType = _setting("machine_type", "auto")
+    firmware: Literal["auto", "bios", "uefi"] = _setting("firmware", "auto")
+    kernel: HostPath | None = _setting("kernel", None)
+    initrd: HostPath | None = _setting("initrd", None)
+    cmdline: CommandLine | None = _setting("cmdline", None)
+    disks: Annotated[tuple[DiskSpec, ...], Field(strict=False, max_length=16)] = _setting("disks", ())
+    cdrom: Image | None = _setting("cdrom", None)
+    floppy: Image | None = _setting("floppy", None)
+    boot: Literal["auto", "disk", "cdrom", "floppy"] = _setting("boot", "auto")
+    display: bool | None = _setting("display", None)
+    uplink: Uplink = _setting("uplink", True)
+    limits: LimitsSpec = Field(default_factory=LimitsSpec, description=SETTINGS["limits"].text)
+    require_jail: bool = _setting("require_jail", False)
+    clock: Clock = _setting("clock", "utc")
+    hostname: Label | None = _setting("hostname", None)
+    users: Annotated[tuple[UserSpec, ...], Field(strict=False, max_length=64)] = _setting("users", ())
+    ssh_keys: Annotated[tuple[SshKey, ...], Field(strict=False, max_length=64)] = _setting("ssh_keys", ())
     environment: Annotated[dict[VariableName, VariableValue], Field(max_length=256)] = Field(
-        default_factory=dict, description="for every command and login"
+        default_factory=dict, description=SETTINGS["environment"].text
     )
-    files: Annotated[tuple[FileSpec, ...], Field(strict=False, max_length=256)] = ()
-    commands: Annotated[tuple[ShellCommand, ...], Field(strict=False, max_length=256)] = Field(
-        default=(), description="run by root's shell once, at first boot, in order"
+    files: Annotated[tuple[FileSpec, ...], Field(strict=False, max_length=256)] = _setting("files", ())
+    commands: Annotated[tuple[ShellCommand, ...], Field(strict=False, max_length=256)] = _setting(
+        "commands", ()
     )
-    user_data: FileText | None = Field(
-        default=None, description="cloud-init's user-data, for images that run it"
-    )
-    accelerator: Literal["auto", "kvm", "tcg"] = "auto"
-    ports: Annotated[tuple[PortSpec, ...], Field(strict=False, max_length=64)] = ()
-    mounts: Annotated[tuple[MountSpec, ...], Field(strict=False, max_length=32)] = Field(
-        default=(), description="directories of the host"
-    )
-    restart: Literal["no", "on-failure"] = Field(
-        default="no", description="'on-failure': started again when its QEMU ended by itself"
-    )
-    autostart: bool = Field(default=False, description="started when the service starts")
+    user_data: FileText | None = _setting("user_data", None)
+    accelerator: Literal["auto", "kvm", "tcg"] = _setting("accelerator", "auto")
+    ports: Annotated[tuple[PortSpec, ...], Field(strict=False, max_length=64)] = _setting("ports", ())
+    mounts: Annotated[tuple[MountSpec, ...], Field(strict=False, max_length=32)] = _setting("mounts", ())
+    restart: Literal["no", "on-failure"] = _setting("restart", "no")
+    autostart: bool = _setting("autostart", False)
 
     @property
     def clock_offset_s(self) -> float | None:
@@ -261,3 +245,13 @@ class MachineSpec(Table):
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `parse_spec` makes the same spec of it."""
         return self.model_dump(mode="json")
+
+
+def used_settings(spec: MachineSpec) -> frozenset[str]:
+    """Names of the settings that ask for something: neither at their default, nor None, nor False."""
+
+    def is_used(name: str) -> bool:
+        default = MachineSpec.model_fields[name].get_default(call_default_factory=True)
+        return getattr(spec, name) not in (default, None, False)
+
+    return frozenset(filter(is_used, MachineSpec.model_fields))
