@@ -31,6 +31,7 @@ ended it, 127 where there is no such command in the guest, 126 where it cannot b
 |---|---|
 | `BOUGH_HOME` | where machines and images are kept: `~/.local/share/bough`; for root `/var/lib/bough` |
 | `BOUGH_DEBUG` | when set, a mistake of bough's own is shown with all that is known about it |
+| `BOUGH_PREWARM` | `off`, when the service starts: snapshots are not pre-warmed, so all forks start QEMU |
 | `NO_COLOR` | no colour; there is none either where the output is no terminal |
 """
 

@@ -18,14 +18,18 @@ from typing import Any
 from bough.errors import BoughError, Conflict, NameTaken, NotFound, WrongState
 from bough.images.catalogue import Catalogues
 from bough.images.store import ImageStore
+from bough.machines.demand import DEMAND
 from bough.machines.events import Events
 from bough.machines.machine import Machine
 from bough.machines.plan import resolve_plan
 from bough.machines.record import LIVE, MachineRecord, State
+from bough.machines.rehearsal import Hurry
 from bough.paths import Home, MachinePaths
 from bough.qemu.frozen.freeze import FrozenProcess
 from bough.qemu.plan import Plan
-from bough.snapshots.ahead import Ahead, Begun, Kind
+from bough.snapshots.ahead import Ahead, Begun
+from bough.snapshots.kind import Kind
+from bough.snapshots.prewarm import Prewarming, is_switched_on
 from bough.snapshots.spares import Of, Spares
 from bough.snapshots.store import SnapshotManifest
 from bough.snapshots.tree import SnapshotTree
@@ -52,7 +56,9 @@ class Base(ABC):
         self.catalogues = Catalogues(home)
         self.snapshots = SnapshotTree(home)
         self.spares = Spares(home.spares, self._make_spare, self._rouse_spare, self._discard_spare)
-        self.ahead = Ahead(self._begin_fork, self._discard_spare, self._rehearse, self.snapshots.frozen)
+        frozen = self.snapshots.frozen
+        self.prewarming = Prewarming(self._rehearse, frozen, DEMAND, is_on=is_switched_on())
+        self.ahead = Ahead(self._begin_fork, self._discard_spare, self.prewarming)
         self._machines: dict[str, Machine] = {}
         self._reserved_names: set[str] = set()
         self._creating: dict[str, int] = {}
@@ -152,7 +158,7 @@ class Base(ABC):
     async def _begin_fork(self, kind: Kind) -> Begun: ...
 
     @abstractmethod
-    async def _rehearse(self, kind: Kind, in_hurry: bool) -> FrozenProcess: ...
+    async def _rehearse(self, kind: Kind, hurry: Hurry) -> FrozenProcess: ...
 
     async def _discard_spare(self, machine: Machine) -> None:
         self._holders.pop(machine.id, None)

@@ -20,17 +20,18 @@ from bough.machines.first_boot import run_script
 from bough.machines.identity import settle_identity
 from bough.machines.machine import Machine
 from bough.machines.record import LIVE, MachineDisk, State, new_machine_id
-from bough.machines.rehearsal import rehearse, wait_quiet
+from bough.machines.rehearsal import Hurry, rehearse, wait_quiet
 from bough.machines.saved import SavedState
 from bough.paths import MachinePaths
 from bough.progress import Progress, Report, ignore_progress
 from bough.qemu.frozen.freeze import HOST as FROZEN_HOST
 from bough.qemu.frozen.freeze import FrozenProcess
 from bough.qemu.frozen.likeness import likeness_of
-from bough.snapshots.ahead import Begun, Kind
+from bough.snapshots.ahead import Begun
 from bough.snapshots.export import Format, exported, snapshot_subject, suspended_subject
 from bough.snapshots.handover import Subject
 from bough.snapshots.imports import taken_up
+from bough.snapshots.kind import Kind
 from bough.snapshots.store import SnapshotManifest
 from bough.snapshots.tree import Identity
 from bough.spec import MachineSpec, check_name
@@ -169,13 +170,13 @@ class Branches(Making):
             with self.snapshots.using(manifest), contextlib.ExitStack() as holds:
                 saved = None if cold else await self.snapshots.saved_state(manifest)
                 kind = Kind(manifest, identity) if source is None and saved is not None else None
-                holds.enter_context(self.ahead.forking())
                 takes_spares = kind is not None and identity == "new"
                 standing = self.spares.count(_is_fork_of(manifest)) if takes_spares else 0
                 if saved is not None and len(names) - standing >= _MANY:
-                    report(Progress("rehearsing a fork, for all of them"))
-                    await self.ahead.rehearse(Kind(manifest, identity))
+                    report(Progress("preparing one fork, for all of them"))
+                    await self.prewarming.hurry(Kind(manifest, identity), len(names) - standing)
                     saved = await self.snapshots.saved_state(manifest)
+                holds.enter_context(self.ahead.forking())
                 limit = asyncio.Semaphore(_FORKS_AT_ONCE)
 
                 async def one(name: str | None) -> Machine | BoughError:
@@ -201,7 +202,11 @@ class Branches(Making):
                         except OSError as error:  # EMFILE, EIO: the others may have been luckier
                             return HostLacks(f"the host gave out: {error}")
 
-                return list(await asyncio.gather(*(one(name) for name in names)))
+                began = time.monotonic()
+                made = list(await asyncio.gather(*(one(name) for name in names)))
+                if saved is not None and saved.frozen is None and wait and len(names) >= _FORKS_AT_ONCE:
+                    self.prewarming.started(len(names), time.monotonic() - began)
+                return made
         finally:
             if source is not None:
                 self.snapshots.forget(manifest)
@@ -315,23 +320,24 @@ class Branches(Making):
             raise NotFound(f"the memory of snapshot {kind.manifest.id} is gone")
         return saved
 
-    async def _rehearse(self, kind: Kind, in_hurry: bool) -> FrozenProcess:
+    async def _rehearse(self, kind: Kind, hurry: Hurry) -> FrozenProcess:
         """See machines/rehearsal.py. Raises BoughError, OSError: forks of that snapshot start as they did.
 
         Args:
-            in_hurry: somebody waits for it.
+            hurry: whether a user waits for it.
         """
         with self._standing_on(kind.manifest):
             await self._check_can_be_frozen(kind)
             saved = await self._saved_state(kind)
-            devices, rehearsal = rehearse(saved.devices, in_hurry=in_hurry)
+            devices, rehearsal = rehearse(saved.devices, hurry)
             begun = SavedState(saved.memory, devices, rehearsal=rehearsal)
             name = f"rehearsal-{new_machine_id()}"
             machine = await self._fork(kind.manifest, name, begun, "new", True, spec=kind.spec, spare=True)
             try:
                 began = time.monotonic()
                 self._holders[machine.id] = 1
-                machine.stand_back(not in_hurry)
+                hurry.listen(lambda: machine.stand_back(False))
+                machine.stand_back(not hurry.is_set)
                 await machine.wait_ready()
                 channel = machine.channel()  # without a step forward, as for somebody
                 assert isinstance(channel, AgentChannel)  # the image has ours
@@ -339,7 +345,7 @@ class Branches(Making):
                     await run_script(channel, "true", timeout_s=_REHEARSED_COMMAND_S)
                 await settle_identity(channel)
                 if machine.pid is not None:
-                    await wait_quiet(machine.pid, began=began, in_hurry=in_hurry)
+                    await wait_quiet(machine.pid, began=began, hurry=hurry)
                 overlays = await asyncio.to_thread(self.snapshots.fresh_overlays, kind.manifest, machine)
                 return await machine.freeze(rehearsal, overlays, saved.memory)
             finally:

@@ -35,7 +35,7 @@ from bough.progress import Progress, Report, ignore_progress, notice
 from bough.qemu.choice import choose_accelerator
 from bough.qemu.host import read_host_facts
 from bough.qemu.probe import find_qemu, probe_accelerators, probe_jail
-from bough.snapshots.ahead import Kind
+from bough.snapshots.kind import Kind
 from bough.snapshots.ready import (
     SETTLE_SCRIPT,
     SETTLE_TIMEOUT_S,

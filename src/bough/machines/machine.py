@@ -35,6 +35,7 @@ from bough.machines import stuck
 from bough.machines.blocks import writes
 from bough.machines.chain import Chains
 from bough.machines.console import Console, read_console
+from bough.machines.demand import DEMAND
 from bough.machines.events import Events
 from bough.machines.guest import Guest
 from bough.machines.guest_watch import BOOT_QUIET_S, SET_UP_QUIET_S, guest_signs, watch_guest
@@ -291,7 +292,7 @@ class Machine:
         """Raises as `start_process`."""
         rehearsal = saved.rehearsal
         plan = replace(plan, from_template=True, rehearsal=rehearsal is not None)
-        back = hold or (rehearsal is not None and not rehearsal.in_hurry)
+        back = hold or (rehearsal is not None and not rehearsal.hurry.is_set)
         memory, frozen = saved.memory.fileno(), saved.frozen
         if frozen is not None and frozen.is_of_use and frozen.likeness == likeness_of(plan):
             self._frozen = frozen
@@ -783,6 +784,7 @@ class Machine:
                 machine=self.name,
                 console=self.console_tail(),
             )
+        DEMAND.notice()
         if self._standing is not None:
             self._standing.step_forward()
         return self._guest.channel

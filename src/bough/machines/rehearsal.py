@@ -14,7 +14,7 @@ import asyncio
 import functools
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -50,18 +50,36 @@ _MOST_BUSY_S = 4.0
 _MOST_BUSY_IN_HURRY_S = 1.0
 
 
+class Hurry:
+    """Whether a user waits for it: from the beginning, from some moment on, or never."""
+
+    def __init__(self, is_set: bool) -> None:
+        self.is_set = is_set
+        self._listeners: list[Callable[[], None]] = []
+
+    def set(self) -> None:
+        if not self.is_set:
+            self.is_set = True
+            for listener in self._listeners:
+                listener()
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when it becomes set."""
+        self._listeners.append(listener)
+
+
 @dataclass
 class Rehearsal:
     """Of one machine, from its start to its end. Made by `rehearse`.
 
     Attributes:
         stream: the state of its devices, without what makes QEMU forget.
-        in_hurry: somebody waits for what comes of it.
+        hurry: whether a user waits for what comes of it.
         words: what that left out of it; `marks`: what QEMU was given instead, and `places` where it has that.
     """
 
     stream: bytes
-    in_hurry: bool
+    hurry: Hurry
     words: tuple[CpuWords, ...]
     marks: tuple[CpuWords, ...]
     places: tuple[CpuWords, ...] = ()
@@ -74,7 +92,7 @@ class Rehearsal:
         await asyncio.to_thread(put_words, pid, self.places, self.words)
 
 
-def rehearse(devices: bytes, *, in_hurry: bool) -> tuple[bytes, Rehearsal]:
+def rehearse(devices: bytes, hurry: Hurry) -> tuple[bytes, Rehearsal]:
     """The state of devices to begin with, and what is to be remembered of it.
 
     Raises MachineFailed: this one cannot be put back.
@@ -87,19 +105,19 @@ def rehearse(devices: bytes, *, in_hurry: bool) -> tuple[bytes, Rehearsal]:
         raise MachineFailed("it has a screen")
     marked = mark_cpus(stream)
     rest, words = split_cpus(stream)
-    return marked.stream, Rehearsal(rest, in_hurry, words, marked.marks)
+    return marked.stream, Rehearsal(rest, hurry, words, marked.marks)
 
 
-async def wait_quiet(pid: int, *, began: float, in_hurry: bool) -> None:
+async def wait_quiet(pid: int, *, began: float, hurry: Hurry) -> None:
     """Until its guest has done what going on has woken in it, but no longer than that takes as a rule.
 
     Args:
         began: when it went on (time.monotonic).
-        in_hurry: somebody waits for it.
     """
     process, quiet = Pid.of(pid), 0
-    deadline = began + (_MOST_BUSY_IN_HURRY_S if in_hurry else _MOST_BUSY_S)
-    while process is not None and quiet < _QUIET_LOOKS and time.monotonic() < deadline:
+    while process is not None and quiet < _QUIET_LOOKS:
+        if time.monotonic() - began >= (_MOST_BUSY_IN_HURRY_S if hurry.is_set else _MOST_BUSY_S):
+            return
         await asyncio.sleep(_LOOK_EVERY_S)
         quiet = 0 if process.wants_processor() else quiet + 1
 
@@ -163,7 +181,7 @@ async def freeze_process(
         tracer = ThreadPoolExecutor(1, "tracer")
         try:
             work = functools.partial(freeze, pid, marks, likeness, given, places)
-            return await asyncio.get_running_loop().run_in_executor(tracer, work)
+            return await _finish(asyncio.get_running_loop().run_in_executor(tracer, work))
         except MachineFailed:  # it is just taking notice that somebody went
             if attempt == _FREEZE_ATTEMPTS - 1:
                 raise
@@ -171,6 +189,15 @@ async def freeze_process(
             tracer.shutdown(wait=False)
         await asyncio.sleep(_POLL_S * (attempt + 1))
     raise AssertionError
+
+
+async def _finish(work: asyncio.Future[FrozenProcess]) -> FrozenProcess:
+    """Also when it is cancelled: who is traced is let go of before somebody ends it."""
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait({work})
+        raise
 
 
 async def _change_disks(qmp: Qmp, paths: MachinePaths, overlays: list[MachineDisk]) -> None:

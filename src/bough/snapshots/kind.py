@@ -1,0 +1,24 @@
+"""What forks are alike: one that is prepared for a kind serves any fork of that kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bough.snapshots.store import SnapshotManifest
+from bough.snapshots.tree import Identity
+from bough.spec import MachineSpec
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Attributes:
+    spec: of a machine that `run` makes; None: the snapshot's.
+    """
+
+    manifest: SnapshotManifest
+    identity: Identity
+    spec: MachineSpec | None = None
+
+    def is_like(self, other: Kind) -> bool:
+        ours = (self.manifest.id, self.identity, self.spec)
+        return ours == (other.manifest.id, other.identity, other.spec)

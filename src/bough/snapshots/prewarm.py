@@ -1,0 +1,246 @@
+"""When a snapshot is pre-warmed: never at the cost of a user who waits.
+
+A pre-warm (machines/rehearsal.py) takes two to four seconds of a processor. Then each fork of the snapshot is
+ready and has run its first command some 0.3 s earlier. So
+
+- it runs in a pause: no user has wanted a fork or a command for a second. A user who comes back ends it, and
+  the next attempt waits for a longer pause;
+- a loop of forks has no pause. After as many forks as save what a pre-warm costs, it runs beside them;
+- a call for many forks waits for a pre-warm, but no longer than it takes to start these forks;
+- one that fails is tried again later, after a time that doubles. Only a snapshot that cannot have a process
+  image on this host is given up.
+
+One pre-warm runs at a time, in the background at the lowest priority.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from bough.errors import BoughError, HostLacks
+from bough.machines.demand import Demand
+from bough.machines.rehearsal import Hurry
+from bough.qemu.frozen.freeze import FrozenProcess
+from bough.snapshots.frozen import FrozenProcesses
+from bough.snapshots.kind import Kind
+from bough.tasks import Tasks
+
+log = logging.getLogger("bough.prewarm")
+
+_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 30.0
+#: So many forks that are started cost as much more than others as a pre-warm costs.
+_FORKS_THAT_PAY = 12
+#: Snapshots that wait for a pre-warm: those that were taken or forked last.
+_MOST_WAITING = 2
+_AGAIN_AFTER_S = 10.0
+_LONGEST_AGAIN_S = 600.0
+#: After so many failures only a fork brings the snapshot back.
+_ATTEMPTS = 4
+_LOOK_EVERY_S = 0.25
+#: To start one of many forks on a quiet host of two processors, emulated, until one was measured.
+_START_S = 0.15
+_KEPT_OF_START = 0.7
+
+#: In the environment of the service: "off" has every fork started.
+SWITCH = "BOUGH_PREWARM"
+
+#: Makes a process image; the second argument says whether a user waits, from now on or later.
+Make = Callable[[Kind, Hurry], Awaitable[FrozenProcess]]
+
+
+def is_switched_on() -> bool:
+    return os.environ.get(SWITCH, "").lower() not in ("off", "0", "no", "false")
+
+
+@dataclass(eq=False)
+class _Wanted:
+    """One snapshot's pre-warm.
+
+    Attributes:
+        forks: started since it was wanted.
+        pause_s: how long no user must have wanted anything before it runs.
+        not_before: time.monotonic() of the next attempt.
+    """
+
+    kind: Kind
+    forks: int = 0
+    failures: int = 0
+    pause_s: float = _PAUSE_S
+    not_before: float = 0.0
+
+    @property
+    def pays(self) -> bool:
+        return self.forks >= _FORKS_THAT_PAY
+
+
+@dataclass(eq=False)
+class _Running:
+    wanted: _Wanted
+    hurry: Hurry
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def gives_way(self) -> bool:
+        return not self.hurry.is_set and not self.wanted.pays
+
+
+@dataclass
+class Prewarming:
+    """Decides when; `make` does it, `made` is told of each that is done."""
+
+    make: Make
+    frozen: FrozenProcesses
+    demand: Demand
+    is_on: bool = True
+    made: Callable[[Kind], Awaitable[None]] | None = None
+    _wanted: dict[str, _Wanted] = field(default_factory=dict)
+    #: Names of _wanted, the one to be done first at the end.
+    _waiting: list[str] = field(default_factory=list)
+    _running: _Running | None = None
+    _loop: asyncio.Task[None] | None = None
+    _tasks: Tasks = field(default_factory=Tasks)
+    _start_s: float = _START_S
+
+    def __post_init__(self) -> None:
+        self.demand.listen(self._give_way)
+
+    # -- what is wanted -----------------------------------------------------------------------
+
+    def offer(self, kind: Kind) -> None:
+        """That snapshot may be forked."""
+        name = kind.manifest.id
+        if not self.is_on or not self.frozen.is_wanted(name, forked=self._forks(name) > 0):
+            return
+        self._wanted.setdefault(name, _Wanted(kind)).kind = kind
+        if name in self._waiting:
+            self._waiting.remove(name)
+        self._waiting.append(name)
+        for dropped in self._waiting[:-_MOST_WAITING]:
+            self._waiting.remove(dropped)
+        if self._loop is None or self._loop.done():
+            self._loop = self._tasks.begin(self._work(), "pre-warm snapshots")
+
+    def forked(self, kind: Kind) -> None:
+        """A fork of that snapshot was asked for, and has no process image to continue from."""
+        self._wanted.setdefault(kind.manifest.id, _Wanted(kind)).forks += 1
+        self.offer(kind)
+
+    def started(self, count: int, took_s: float) -> None:
+        """So many forks of one call were started, all in that time."""
+        self._start_s = _KEPT_OF_START * self._start_s + (1 - _KEPT_OF_START) * took_s / count
+
+    def forget(self, snapshot_id: str) -> None:
+        """That snapshot is to be deleted."""
+        self._wanted.pop(snapshot_id, None)
+        if snapshot_id in self._waiting:
+            self._waiting.remove(snapshot_id)
+
+    async def end(self) -> None:
+        self._waiting.clear()
+        await self._tasks.end()
+
+    def _forks(self, name: str) -> int:
+        return self._wanted[name].forks if name in self._wanted else 0
+
+    # -- somebody waits -----------------------------------------------------------------------
+
+    async def hurry(self, kind: Kind, count: int) -> None:
+        """Return when so many forks can continue from a process image, or would be started by now."""
+        name = kind.manifest.id
+        wanted = self._wanted.setdefault(name, _Wanted(kind))
+        if not self._can_hurry(wanted):
+            return
+        if self._running is None or self._running.wanted.kind.manifest.id != name:
+            self._stop_running()
+            self._begin(wanted, Hurry(True))
+        running = self._running
+        if running is None or running.task is None:
+            return
+        running.hurry.set()
+        done, _ = await asyncio.wait({running.task}, timeout=count * self._start_s)
+        if not done:
+            self._stop_running()
+            self._failed(wanted, TimeoutError(f"to start {count} forks takes no longer"))
+            self.offer(kind)
+
+    def _can_hurry(self, wanted: _Wanted) -> bool:
+        is_its_time = time.monotonic() >= wanted.not_before
+        return self.is_on and is_its_time and self.frozen.is_wanted(wanted.kind.manifest.id, forked=True)
+
+    def _stop_running(self) -> None:
+        """Nobody waits for its end either."""
+        if self._running is not None and self._running.task is not None:
+            self._running.task.cancel()
+
+    # -- the work -----------------------------------------------------------------------------
+
+    def _give_way(self) -> None:
+        running = self._running
+        if running is not None and running.task is not None and running.gives_way:
+            wanted = running.wanted
+            wanted.pause_s = min(2 * wanted.pause_s, _LONGEST_PAUSE_S)
+            running.task.cancel()
+
+    async def _work(self) -> None:
+        while self._waiting:
+            wanted = self._choose()
+            if wanted is None:
+                await asyncio.sleep(_LOOK_EVERY_S)
+                continue
+            task = self._begin(wanted, Hurry(False))
+            await asyncio.wait({task})
+
+    def _choose(self) -> _Wanted | None:
+        """One that may run now, if any. Drops what is not wanted any more."""
+        if self._running is not None:
+            return None
+        now = time.monotonic()
+        for name in reversed(self._waiting[:]):
+            wanted = self._wanted.get(name)
+            if wanted is None or not self.frozen.is_wanted(name, forked=wanted.forks > 0):
+                self._waiting.remove(name)
+            elif now >= wanted.not_before and (wanted.pays or self.demand.is_over_for(wanted.pause_s)):
+                return wanted
+        return None
+
+    def _begin(self, wanted: _Wanted, hurry: Hurry) -> asyncio.Task[None]:
+        running = self._running = _Running(wanted, hurry)
+        running.task = self._tasks.begin(self._attempt(running), "pre-warm a snapshot")
+        running.task.add_done_callback(lambda _: self._ended(running))
+        return running.task
+
+    def _ended(self, running: _Running) -> None:
+        if self._running is running:
+            self._running = None
+
+    async def _attempt(self, running: _Running) -> None:
+        wanted, name = running.wanted, running.wanted.kind.manifest.id
+        try:
+            process = await self.make(wanted.kind, running.hurry)
+        except HostLacks as error:
+            log.info("forks of %s start: %s", name, error)
+            self.frozen.refuse(name)
+            return
+        except (BoughError, OSError, TimeoutError) as error:
+            self._failed(wanted, error)
+            return
+        if name in self._wanted:
+            self.frozen.put(name, process)
+            self._wanted.pop(name)
+            if self.made is not None:
+                await self.made(wanted.kind)
+
+    def _failed(self, wanted: _Wanted, error: Exception) -> None:
+        name = wanted.kind.manifest.id
+        again_s = min(_AGAIN_AFTER_S * 2**wanted.failures, _LONGEST_AGAIN_S)
+        log.info("the pre-warm of %s failed, its forks start; again in %.0f s: %s", name, again_s, error)
+        wanted.failures += 1
+        wanted.not_before = time.monotonic() + again_s
+        if wanted.failures >= _ATTEMPTS and name in self._waiting:
+            self._waiting.remove(name)

@@ -1,0 +1,229 @@
+"""When a snapshot is pre-warmed: in pauses, beside loops that are long enough, and never at a user's cost."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bough.errors import AgentTimeout, HostLacks
+from bough.machines.demand import Demand
+from bough.machines.rehearsal import Hurry
+from bough.snapshots import frozen, prewarm
+from bough.snapshots.frozen import FrozenProcesses
+from bough.snapshots.prewarm import Prewarming
+
+
+def kind(name: str = "one") -> Any:
+    return SimpleNamespace(manifest=SimpleNamespace(id=name))
+
+
+class Maker:
+    """Makes process images: each attempt takes `takes_s`, or ends with the next of `errors`."""
+
+    def __init__(self) -> None:
+        self.takes_s = 0.0
+        self.errors: list[Exception] = []
+        self.begun: list[str] = []
+        self.cut_off = 0
+        self.hurries: list[Hurry] = []
+
+    async def __call__(self, kind: Any, hurry: Hurry) -> Any:
+        self.begun.append(kind.manifest.id)
+        self.hurries.append(hurry)
+        try:
+            await asyncio.sleep(self.takes_s)
+        except asyncio.CancelledError:
+            self.cut_off += 1
+            raise
+        if self.errors:
+            raise self.errors.pop(0)
+        return SimpleNamespace(is_of_use=True)
+
+
+@pytest.fixture
+def make() -> Maker:
+    return Maker()
+
+
+@pytest.fixture
+async def warming(monkeypatch: pytest.MonkeyPatch, make: Maker) -> AsyncIterator[Prewarming]:
+    monkeypatch.setattr(frozen, "is_memory_short", lambda: False)
+    for name, value in {"_PAUSE_S": 0.02, "_LOOK_EVERY_S": 0.005, "_AGAIN_AFTER_S": 0.05}.items():
+        monkeypatch.setattr(prewarm, name, value)
+    processes = FrozenProcesses()
+    warming = Prewarming(make, processes, Demand())
+    yield warming
+    await warming.end()
+    await processes.close()
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
+
+async def test_a_snapshot_is_pre_warmed_in_a_pause(warming: Prewarming, make: Maker) -> None:
+    told = []
+
+    async def made(kind: Any) -> None:
+        told.append(kind.manifest.id)
+
+    warming.made = made
+    with warming.demand.holding():
+        warming.offer(kind())
+        await asyncio.sleep(0.1)
+        assert make.begun == []
+    await until(lambda: told == ["one"])
+    assert warming.frozen.has("one")
+    assert not make.hurries[0].is_set
+
+
+async def test_it_gives_way_to_a_user_and_waits_for_a_longer_pause(warming: Prewarming, make: Maker) -> None:
+    make.takes_s = 0.05
+    warming.offer(kind())
+    await until(lambda: len(make.begun) == 1)
+    warming.demand.notice()
+    began = time.monotonic()
+    await until(lambda: make.cut_off == 1)
+    await until(lambda: len(make.begun) == 2)
+    assert time.monotonic() - began >= 2 * 0.02
+    await until(lambda: warming.frozen.has("one"))
+
+
+async def test_a_loop_of_ten_forks_starts_none(warming: Prewarming, make: Maker) -> None:
+    for _ in range(10):
+        with warming.demand.holding():
+            warming.forked(kind())
+        await asyncio.sleep(0.005)
+        warming.demand.notice()
+    assert make.begun == []
+
+
+async def test_a_longer_loop_is_worth_one(warming: Prewarming, make: Maker) -> None:
+    make.takes_s = 0.02
+    for _ in range(40):
+        with warming.demand.holding():
+            warming.forked(kind())
+        await asyncio.sleep(0.005)
+    assert warming.frozen.has("one")
+    assert make.begun == ["one"]
+    assert make.cut_off == 0
+
+
+async def test_one_that_cannot_settle_is_tried_again_later(warming: Prewarming, make: Maker) -> None:
+    make.errors = [AgentTimeout("it did not settle"), TimeoutError("nor now")]
+    warming.offer(kind())
+    began = time.monotonic()
+    await until(lambda: warming.frozen.has("one"))
+    assert len(make.begun) == 3
+    assert time.monotonic() - began >= 0.05 + 0.1
+
+
+async def test_what_fails_again_and_again_waits_for_a_fork(
+    warming: Prewarming, make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prewarm, "_AGAIN_AFTER_S", 0.0)
+    make.errors = [AgentTimeout("no")] * 4
+    warming.offer(kind())
+    await until(lambda: len(make.begun) == 4)
+    await asyncio.sleep(0.1)
+    assert len(make.begun) == 4
+    warming.forked(kind())
+    await until(lambda: warming.frozen.has("one"))
+
+
+async def test_a_host_that_cannot_is_not_asked_again(warming: Prewarming, make: Maker) -> None:
+    make.errors = [HostLacks("no such processor")]
+    warming.offer(kind())
+    await until(lambda: len(make.begun) == 1)
+    await asyncio.sleep(0.02)
+    warming.forked(kind())
+    await warming.hurry(kind(), 20)
+    assert make.begun == ["one"]
+
+
+async def test_many_forks_wait_for_it(warming: Prewarming, make: Maker) -> None:
+    make.takes_s = 0.02
+    await warming.hurry(kind(), 20)
+    assert warming.frozen.has("one")
+    assert make.hurries[0].is_set
+
+
+async def test_many_forks_wait_no_longer_than_starting_them_takes(warming: Prewarming, make: Maker) -> None:
+    for _ in range(30):
+        warming.started(20, 0.1)
+    make.takes_s = 60
+    began = time.monotonic()
+    await warming.hurry(kind(), 20)
+    assert time.monotonic() - began < 1
+    assert not warming.frozen.has("one")
+    # And the next call does not wait for what has just taken too long.
+    make.takes_s = 0
+    await warming.hurry(kind(), 20)
+    assert len(make.begun) == 1
+    await until(lambda: warming.frozen.has("one"))
+
+
+async def test_many_forks_hurry_one_that_runs_in_the_background(warming: Prewarming, make: Maker) -> None:
+    make.takes_s = 0.1
+    warming.offer(kind())
+    await until(lambda: len(make.begun) == 1)
+    heard = []
+    make.hurries[0].listen(lambda: heard.append(True))
+    work = asyncio.create_task(warming.hurry(kind(), 20))
+    await asyncio.sleep(0.01)
+    warming.demand.notice()  # it does not give way any more
+    await work
+    assert (heard, make.begun, make.cut_off) == ([True], ["one"], 0)
+    assert warming.frozen.has("one")
+
+
+async def test_many_forks_do_not_wait_for_another_snapshots(warming: Prewarming, make: Maker) -> None:
+    make.takes_s = 0.05
+    warming.offer(kind("other"))
+    await until(lambda: make.begun == ["other"])
+    await warming.hurry(kind(), 20)
+    assert warming.frozen.has("one")
+    assert make.cut_off == 1
+    await until(lambda: warming.frozen.has("other"))
+
+
+async def test_the_last_two_of_many_snapshots_are_done(warming: Prewarming, make: Maker) -> None:
+    with warming.demand.holding():
+        for name in "abcd":
+            warming.offer(kind(name))
+    await until(lambda: len(make.begun) == 2)
+    await asyncio.sleep(0.05)
+    assert make.begun == ["d", "c"]
+
+
+async def test_a_deleted_snapshot_is_none(warming: Prewarming, make: Maker) -> None:
+    make.takes_s = 0.03
+    warming.offer(kind())
+    await until(lambda: len(make.begun) == 1)
+    warming.forget("one")
+    await asyncio.sleep(0.1)
+    assert not warming.frozen.has("one")
+    assert make.begun == ["one"]
+
+
+async def test_it_can_be_switched_off(warming: Prewarming, make: Maker) -> None:
+    warming.is_on = False
+    warming.offer(kind())
+    for _ in range(20):
+        warming.forked(kind())
+    await warming.hurry(kind(), 20)
+    await asyncio.sleep(0.1)
+    assert make.begun == []
+
+
+@pytest.mark.parametrize(("value", "is_on"), [("off", False), ("0", False), ("", True), ("on", True)])
+def test_the_switch(monkeypatch: pytest.MonkeyPatch, value: str, is_on: bool) -> None:
+    monkeypatch.setenv(prewarm.SWITCH, value)
+    assert prewarm.is_switched_on() is is_on
