@@ -265,6 +265,23 @@ def test_a_label_is_one_snapshots(origin: bough.Machine, snapshot: bough.Snapsho
     assert origin.exec("true").ok
 
 
+def test_a_label_that_is_a_machines_name(cli: Cli, booted: bough.Snapshot, gone: list[str]) -> None:
+    gone += ["same", "same-2", "same-3"]
+    cli("fork", booted.id, "same")
+    made = cli.json("snapshot", "create", "same", "--as", "same", "--disks-only")
+    try:
+        machine = cli.json("info", "same")["id"]
+        told = cli.error("fork", "same", "same-2", says="ambiguous", hint=made["id"])
+        assert machine in told
+        cli.error("export", "same", "-", says="ambiguous")
+        cli("fork", made["id"], "same-2", "--cold")
+        cli("fork", machine, "same-3", "--cold")
+    finally:
+        for name in gone:
+            cli("delete", name, "--force", check=False)
+        cli("snapshot", "delete", made["id"])
+
+
 def test_a_machine_without_a_network(hv: bough.Hypervisor, debian: str, forks: list[bough.Machine]) -> None:
     machine = hv.create(debian, name="offline", memory=MEMORY, uplink=False)
     forks.append(machine)

@@ -152,7 +152,10 @@ def fork(
     timeout: float | None,
     as_json: bool,
 ) -> int:
-    """Make new machines that go on from SOURCE: a machine, running or not, or a snapshot."""
+    """Make new machines that go on from SOURCE: a machine, running or not, or a snapshot.
+
+    A SOURCE that is the name of a machine and the label of a snapshot is refused: give an id.
+    """
     body = {
         "source": source,
         "names": list(names),

@@ -107,12 +107,31 @@ class Base(ABC):
         )
 
     def _find_machine(self, reference: str) -> Machine | None:
+        """The machine of that name or id; None: it names a snapshot. A whole name or id goes before the
+        beginning of one.
+
+        Raises NotFound: neither. Conflict: both alike.
+        """
+        store = self.snapshots.store
         try:
-            return self.machine(reference)
+            machine = self.machine(reference)
         except NotFound:
-            if not self.snapshots.store.knows(reference):
+            if not store.knows(reference):
                 raise
             return None
+        if not store.knows(reference):
+            return machine
+        manifest = store.resolve(reference)
+        is_whole = reference in (machine.name, machine.id)
+        if is_whole == (reference in (manifest.label, manifest.id)):
+            raise Conflict(
+                f"{reference!r} is ambiguous: machine '{machine.name}' and snapshot "
+                f"'{manifest.label or manifest.id}' match",
+                hint=f"use an id: {machine.id} is the machine, {manifest.id} the snapshot",
+                machine=machine.id,
+                snapshot=manifest.id,
+            )
+        return machine if is_whole else None
 
     def _records(self) -> list[MachineRecord]:
         return [machine.record for machine in self._machines.values()]
