@@ -37,10 +37,16 @@ def list_machines(as_json: bool) -> None:
 
 
 def _state(machine: dict[str, Any]) -> str:
-    state = str(machine["state"])
-    if machine["unreachable"]:
-        return f"{state} (unreachable)"
-    return f"{state} (silent)" if state == "running" and machine["agent"] == "silent" else state
+    """Its state, and what its user would miss otherwise."""
+    unreachable = bool(machine["unreachable"])
+    notes = {
+        "unreachable": unreachable,
+        "silent": not unreachable and machine["state"] == "running" and machine["agent"] == "silent",
+        "first boot failed": machine["first_boot"]["error"],
+        "identity incomplete": machine.get("identity_error"),
+    }
+    told = ", ".join(note for note, is_so in notes.items() if is_so)
+    return f"{machine['state']} ({told})" if told else str(machine["state"])
 
 
 @click.command()
@@ -145,7 +151,10 @@ def _show_trouble(machine: dict[str, Any]) -> None:
     if machine["unreachable"]:
         print(f"{'unreachable:':13}{clean(machine['unreachable'])}")
     if machine["first_boot"]["error"]:
-        print(f"{'first boot:':13}{clean(machine['first_boot']['error'])}")
+        for line in clean(machine["first_boot"]["error"]).split("\n"):
+            print(f"{'first boot:':13}{line}")
+    if machine.get("identity_error"):
+        print(f"{'identity:':13}{clean(machine['identity_error'])}")
     failure = machine["failure"]
     if failure:
         print(f"{'failed:':13}{clean(failure['cause'])}")

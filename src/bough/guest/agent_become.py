@@ -7,7 +7,7 @@ again at its next boot.
 """
 
 # pathlib and contextlib cost an emulated guest 20 ms each to load.
-# ruff: noqa: PTH104, PTH108, PTH110, PTH112, PTH114, PTH116, PTH123, PTH208, PTH211, SIM105
+# ruff: noqa: PTH103, PTH104, PTH108, PTH110, PTH112, PTH114, PTH116, PTH123, PTH208, PTH211, SIM105
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from bough.guest import agent_calls, wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bough.guest.agent import Agent
     from bough.guest.agent_calls import Arguments, Tell
 
@@ -29,7 +31,9 @@ _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
 _SIOCSIFHWADDR = 0x8924
 _SIGHUP = 1
+_EBUSY = 16
 _ENODEV = 19
+_EROFS = 30
 _JOURNALS = ("/var/log/journal", "/run/log/journal")
 _KEYS = {"ed25519": "/etc/ssh/ssh_host_ed25519_key", "ecdsa": "/etc/ssh/ssh_host_ecdsa_key"}
 #: The parent's, which nobody makes anew.
@@ -38,6 +42,8 @@ _OLD_KEYS = ("/etc/ssh/ssh_host_rsa_key", "/etc/ssh/ssh_host_rsa_key.pub")
 _FIRST_FOR_S = 2.0
 _REHEARSALS = 16
 _MOST_READ = 1 << 20
+#: Files that are mounted over those of a read-only file system. There are some until the next boot.
+_SHADOWS = "/run/bough-identity"
 
 
 class Ready:
@@ -105,7 +111,8 @@ def _rehearse() -> None:
         reader.added(len(frame))
         for _, _, _, _, payload in iter(reader.next, None):
             wire.decode_map(payload)
-        wire.pack_parts(wire.RESULT, 1, 1, wire.encode({"took_ns": 1 << 40}))
+        told = wire.encode({"took_ns": 1 << 40, "failed": [], "volatile": False})
+        wire.pack_parts(wire.RESULT, 1, 1, told)
         wire.extend_map(wire.encode({}), "token", bytes(16))
     gc.collect()
 
@@ -128,36 +135,63 @@ def _go_along(agent: Agent) -> None:
 
 
 def become(agent: Agent, _call: int, arguments: Arguments) -> dict[str, object]:
-    """{"unix_ns", "entropy"}, and for somebody new {"hostname", "machine_id", "host_keys": {kind: [private,
-    public]}, "mac_from", "mac"} -> {"took_ns"}; the clock is set to unix_ns and what it took.
+    """{"unix_ns", "entropy"}, and for a new identity {"hostname", "machine_id", "host_keys": {kind: [private,
+    public]}, "mac_from", "mac"} -> {"took_ns", "failed", "volatile"}.
+
+    The clock is set to unix_ns plus the time that this took.
+    Each part is tried, whatever becomes of the others. `failed` says which could not be set, and why;
+    `volatile` that some are set until the next boot only, as their file system is read-only.
     """
     began = time.monotonic_ns()
     ready = agent.ready
+    parts = Parts()
     # The randomness first: what comes after may draw on it.
     entropy = arguments.get("entropy")
     if isinstance(entropy, bytes) and entropy:
-        stir(entropy, ready.random if ready else -1)
+        parts.set("randomness", stir, entropy, ready.random if ready else -1)
     keys = arguments.get("host_keys")
     if isinstance(keys, dict) and (ready.has_ssh if ready else os.path.isdir("/etc/ssh")):
-        _set_host_keys(keys, ready)
+        for kind in _KEYS:
+            parts.set("ssh host key", _set_host_key, kind, keys.get(kind), ready)
+        parts.set("ssh host key", _remove_old_keys, ready)
     machine_id = arguments.get("machine_id")
     if isinstance(machine_id, str) and len(machine_id) == 32 and machine_id.isalnum():
-        _set_machine_id(machine_id, ready)
+        parts.set("machine-id", _set_machine_id, machine_id, ready)
     hostname = arguments.get("hostname")
     if isinstance(hostname, str):
-        _write_hostname(hostname, ready)
+        parts.set("host name on the disk", _write_hostname, hostname, ready)
+        parts.set("host name in /etc/hosts", _write_hosts, hostname, ready)
     # Each of the following wakes services of the guest, which are in the way of the rest: last, and of them
     # first what takes longest before it wakes anybody.
     mac_from, mac = arguments.get("mac_from"), arguments.get("mac")
     if isinstance(mac_from, str) and isinstance(mac, str):
-        _set_mac(mac_from, mac, ready)
+        parts.set("MAC address", _set_mac, mac_from, mac, ready)
     if isinstance(hostname, str):
-        _socket.sethostname(hostname)
+        parts.set("host name", _socket.sethostname, hostname)
     took = time.monotonic_ns() - began
     now = arguments.get("unix_ns")
     if isinstance(now, int):
-        time.clock_settime_ns(time.CLOCK_REALTIME, now + took)
-    return {"took_ns": took}
+        parts.set("time", time.clock_settime_ns, time.CLOCK_REALTIME, now + took)
+    return {"took_ns": took, "failed": parts.failed, "volatile": os.path.isdir(_SHADOWS)}
+
+
+class Parts:
+    """The parts of an identity, each of which is set by itself. Attributes:
+
+    failed: what could not be set, and why.
+    """
+
+    def __init__(self) -> None:
+        self.failed: list[str] = []
+
+    def set(self, what: str, action: Callable[..., object], *arguments: object) -> None:
+        try:
+            action(*arguments)
+        except OSError as error:
+            name = "" if error.filename is None else f" ({os.fsdecode(error.filename)})"
+            self.failed.append(f"{what}: {error.strerror or error}{name}"[:300])
+        except Exception as error:  # what is wrong with one part must not keep the others from being set
+            self.failed.append(f"{what}: {type(error).__name__}: {error}"[:300])
 
 
 def settle(_arguments: Arguments, _tell: Tell) -> dict[str, object]:
@@ -211,28 +245,31 @@ def stir(entropy: bytes, device: int = -1) -> None:
 
 
 def _set_machine_id(machine_id: str, ready: Ready | None) -> None:
+    text = machine_id + "\n"
     try:
-        _write("/etc/machine-id", machine_id + "\n", 0o444, ready)
+        _write("/etc/machine-id", text, 0o444, ready, shadow=False)
     except OSError as error:
-        if error.errno not in (16, 30):
+        if error.errno not in (_EBUSY, _EROFS):
             raise
         # A first boot that is not over: systemd has its own mounted there until it writes it to the disk.
-        words = ["umount", "-l", "/etc/machine-id"]
-        os.waitpid(os.posix_spawn("/bin/umount", words, dict(os.environ)), 0)
-        _write("/etc/machine-id", machine_id + "\n", 0o444, None)
+        _run_mount("/bin/umount", "-l", "/etc/machine-id")
+        _write("/etc/machine-id", text, 0o444, None)
 
 
 def _write_hostname(name: str, ready: Ready | None) -> None:
     label = name.replace(".", "-").replace("-", "")
     if not label.isascii() or not label.isalnum() or len(name) > 64:
         raise OSError(22, f"{name[:80]!r} cannot be a host name")
-    old = _socket.gethostname()
     _write("/etc/hostname", name + "\n", 0o644, ready)
+
+
+def _write_hosts(name: str, ready: Ready | None) -> None:
     hosts = ready.hosts if ready else _split_hosts()
-    if hosts is not None and old != name:
-        short = name.partition(".")[0]
-        own = "127.0.1.1 " + (name if short == name else name + " " + short) + "\n"
-        _write("/etc/hosts", hosts[0] + own.encode() + hosts[1], 0o644, ready)
+    if hosts is None or _socket.gethostname() == name:
+        return
+    short = name.partition(".")[0]
+    own = "127.0.1.1 " + (name if short == name else name + " " + short) + "\n"
+    _write("/etc/hosts", hosts[0] + own.encode() + hosts[1], 0o644, ready)
 
 
 def _split_hosts() -> tuple[bytes, bytes] | None:
@@ -243,17 +280,22 @@ def _split_hosts() -> tuple[bytes, bytes] | None:
     return b"".join(line + b"\n" for line in lines[:1]), b"".join(line + b"\n" for line in lines[1:])
 
 
-def _set_host_keys(keys: dict[str, object], ready: Ready | None) -> None:
-    for kind, path in _KEYS.items():
-        pair = keys.get(kind)
-        if isinstance(pair, list) and len(pair) == 2:
-            _write(path, str(pair[0]), 0o600, ready)
-            _write(path + ".pub", str(pair[1]), 0o644, ready)
+def _set_host_key(kind: str, pair: object, ready: Ready | None) -> None:
+    if isinstance(pair, list) and len(pair) == 2:
+        _write(_KEYS[kind], str(pair[0]), 0o600, ready)
+        _write(_KEYS[kind] + ".pub", str(pair[1]), 0o644, ready)
+
+
+def _remove_old_keys(ready: Ready | None) -> None:
     for path in ready.old_keys if ready else _OLD_KEYS:
         try:
             os.unlink(path)
         except FileNotFoundError:
             pass
+        except OSError as error:
+            if error.errno != _EROFS:
+                raise
+            _shadow(path, b"", 0o600)  # sshd takes no notice of an empty key
 
 
 def _set_mac(mac_from: str, mac: str, ready: Ready | None) -> None:
@@ -291,9 +333,21 @@ def _read(path: str) -> bytes:
         return b""
 
 
-def _write(path: str, text: str | bytes, mode: int, ready: Ready | None) -> None:
-    """Over what is there; a link, or nothing, is replaced by a file with that mode."""
+def _write(path: str, text: str | bytes, mode: int, ready: Ready | None, *, shadow: bool = True) -> None:
+    """Over what is there; a link, or nothing, is replaced by a file with that mode.
+
+    On a read-only file system a file of /run is mounted over it, unless `shadow` forbids that.
+    """
     content = text.encode() if isinstance(text, str) else text
+    try:
+        _write_file(path, content, mode, ready)
+    except OSError as error:
+        if error.errno != _EROFS or not shadow:
+            raise
+        _shadow(path, content, mode)
+
+
+def _write_file(path: str, content: bytes, mode: int, ready: Ready | None) -> None:
     opened = ready.files.get(path) if ready else None
     # One that was replaced since, right before the snapshot, has no name any more.
     if opened is not None and os.fstat(opened[0]).st_nlink:
@@ -310,6 +364,24 @@ def _write(path: str, text: str | bytes, mode: int, ready: Ready | None) -> None
         _overwrite(fd, os.lseek(fd, 0, 2), content)
     finally:
         os.close(fd)
+
+
+def _shadow(path: str, content: bytes, mode: int) -> None:
+    """Let the guest see `content` at `path` until its next boot, though the file system is read-only."""
+    os.makedirs(_SHADOWS, mode=0o755, exist_ok=True)
+    shadow = _SHADOWS + path.replace("/", "-")
+    _replace(shadow, content, mode)
+    if _run_mount("/bin/mount", "--bind", shadow, path):
+        raise OSError(_EROFS, os.strerror(_EROFS), path)
+
+
+def _run_mount(*words: str) -> int:
+    """The status that it ended with."""
+    try:
+        pid = os.posix_spawn(words[0], list(words), dict(os.environ))
+    except OSError:  # there is no such program
+        return 127
+    return os.waitpid(pid, 0)[1]
 
 
 def _overwrite(fd: int, length: int, content: bytes) -> None:

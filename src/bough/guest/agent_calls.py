@@ -169,19 +169,24 @@ def _work(operation: str, arguments: Arguments, report: int, hold: int) -> None:
                 function(arguments, lambda values: say(wire.RESULT, values), hold)
             else:
                 say(wire.RESULT, function(arguments, tell) or {})
-        except OperationFailed as error:
-            say(wire.ERROR, {"message": str(error)[:4000], "errno": None, "output": error.output[-16000:]})
-        except OSError as error:
-            from errno import errorcode
-
-            text = error.strerror or str(error)
-            if error.filename is not None:
-                text = f"{os.fsdecode(error.filename)}: {text}"
-            say(wire.ERROR, {"message": text[:4000], "errno": errorcode.get(error.errno or 0)})
         except Exception as error:
-            say(wire.ERROR, {"message": f"{type(error).__name__}: {error}"[:4000], "errno": None})
+            say(wire.ERROR, explain_error(error))
     finally:
         os._exit(0)
+
+
+def explain_error(error: Exception) -> dict[str, object]:
+    """What the host is told of it."""
+    if isinstance(error, OperationFailed):
+        return {"message": str(error)[:4000], "errno": None, "output": error.output[-16000:]}
+    if isinstance(error, OSError):
+        from errno import errorcode
+
+        text = error.strerror or str(error)
+        if error.filename is not None:
+            text = f"{os.fsdecode(error.filename)}: {text}"
+        return {"message": text[:4000], "errno": errorcode.get(error.errno or 0)}
+    return {"message": f"{type(error).__name__}: {error}"[:4000], "errno": None}
 
 
 def run(argv: list[str], data: bytes = b"", *, directory: str = "/", tail: int = 65536) -> tuple[int, str]:

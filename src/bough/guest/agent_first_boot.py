@@ -1,6 +1,7 @@
-"""Operation first_boot: what a new machine was asked to be.
+"""Operation first_boot: set a new machine up as its spec asks.
 
-Each step leaves a mark when it is done and on disk, so that one that was cut off goes on where it was.
+Each step is independent: a step that fails is reported, and the others are done all the same. A step that is
+done leaves a mark on the disk, so that a later call does only what is left.
 """
 
 # pathlib costs an emulated guest 20 ms to load.
@@ -12,66 +13,113 @@ import os
 import time
 
 from bough.guest import agent_identity
-from bough.guest.agent_calls import OperationFailed, list_of_text, run, run_or_fail
+from bough.guest.agent_calls import OperationFailed, explain_error, list_of_text, run, run_or_fail
 from bough.guest.agent_facts import FIRST_BOOT_DONE
 from bough.guest.agent_identity import write_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from bough.guest.agent_calls import Arguments, Tell
 
+    Step = tuple[str, str, Callable[[], None]]  # its mark, what it sets up, and how
+
 _LONGEST_START_S = 120.0
+#: A shutdown that takes longer has been given up.
+_LONGEST_STOP_S = 600.0
 _MARKS = "/var/lib/bough/first-boot"
+_INSTANCE = _MARKS + "/.instance"
+_HOST_KEYS_SERVICE = "/etc/systemd/system/ssh-host-keys.service"
+_MOST_FAILURES = 50
+_FAILURE_OUTPUT = 2000
 
 
 def first_boot(arguments: Arguments, tell: Tell) -> dict[str, object]:
-    """{"hostname", "ssh_keys", "users", "environment", "files", "commands", "more"}, each optional.
+    """{"instance", "hostname", "ssh_keys", "users", "environment", "files", "commands", "more"}, all optional
+    -> {"instance", "outputs": [{"command", "output"}], "failures": [{"step", "message", "output"}]}.
 
-    With `more` it stops before the commands, to be called again.
-
-    -> {"outputs": [{"command", "output"}]} of the commands that were run by this call.
+    With `more` it stops before the commands, to be called again. Another `instance` than in the last call
+    means another machine on a copy of the disk: all steps are done for that machine. `outputs` are of the
+    commands that this call ran.
     """
-    if os.path.exists(FIRST_BOOT_DONE):
-        return {"outputs": []}
-    os.makedirs(_MARKS, exist_ok=True)
-    for name, step in _STEPS.items():
-        if arguments.get(name):
-            tell(f"setting up: {name.replace('_', ' ')}", None, "")
-            _once(name, lambda step=step, name=name: step(arguments[name]))  # type: ignore[misc]
-    if not os.path.exists("/etc/systemd/system/ssh-host-keys.service"):
-        _once("host_keys", agent_identity.make_host_keys)
+    instance = str(arguments.get("instance") or "")
+    outputs: list[dict[str, object]] = []
+    failures: list[dict[str, object]] = []
+    done: dict[str, object] = {"instance": instance, "outputs": outputs, "failures": failures}
+    if os.path.exists(FIRST_BOOT_DONE) and _is_of(FIRST_BOOT_DONE, instance):
+        return done
+    _begin(instance)
+    for mark, what, action in _steps(arguments):
+        tell(f"setting up: {what}", None, "")
+        _attempt(mark, what, action, failures)
     if arguments.get("more"):
-        return {"outputs": []}
-    outputs = _run_commands(list_of_text(arguments.get("commands")), tell)
-    write_file(FIRST_BOOT_DONE, b"")
+        return done
+    _run_commands(list_of_text(arguments.get("commands")), tell, outputs, failures)
+    if not failures:
+        write_file(FIRST_BOOT_DONE, instance.encode())
     os.sync()
-    return {"outputs": outputs}
+    return done
 
 
-def _once(name: str, action: Callable[[], None]) -> bool:
-    """Whether it was done now."""
-    mark = f"{_MARKS}/{name}"
-    if os.path.exists(mark):
+def _is_of(path: str, instance: str) -> bool:
+    """Whether this file is of that instance. A file that is missing or empty is of any."""
+    if not os.path.exists(path):
+        return True
+    with open(path, "rb", buffering=0) as file:
+        return file.read(200) in (b"", instance.encode()) or not instance
+
+
+def _begin(instance: str) -> None:
+    """Forget the steps that were done for another machine."""
+    if instance and os.path.isdir(_MARKS):
+        known = os.path.exists(_INSTANCE)
+        if not _is_of(_INSTANCE if known else FIRST_BOOT_DONE, instance):
+            for name in os.listdir(_MARKS):
+                os.unlink(f"{_MARKS}/{name}")  # noqa: PTH108
+    os.makedirs(_MARKS, exist_ok=True)
+    write_file(_INSTANCE, instance.encode())
+
+
+def _attempt(mark: str, what: str, action: Callable[[], None], failures: list[dict[str, object]]) -> bool:
+    """Whether the step is done, now or before."""
+    path = f"{_MARKS}/{mark}"
+    if os.path.exists(path):
+        return True
+    try:
+        action()
+        os.sync()  # what was done must not be missing when its mark is there
+        write_file(path, b"")
+    except Exception as error:  # whatever it is, it is the host that tells the user
+        told = explain_error(error)
+        if len(failures) < _MOST_FAILURES:
+            output = str(told.get("output") or "")[-_FAILURE_OUTPUT:]
+            failures.append({"step": what, "message": told["message"], "output": output})
         return False
-    action()
-    os.sync()  # what was done must not be missing when its mark is there
-    write_file(mark, b"")
     return True
 
 
-def _hostname(value: object) -> None:
-    agent_identity.set_hostname(str(value))
+def _steps(arguments: Arguments) -> Iterator[Step]:
+    """All but the commands, in their order."""
+    hostname = arguments.get("hostname")
+    if hostname:
+        yield "hostname", "the host name", lambda: agent_identity.set_hostname(str(hostname))
+    for user in _tables(arguments.get("users")):
+        name = str(user.get("name"))
+        yield f"user-{name.replace('/', '-')}", f"user {name}", lambda user=user: _make_user(user)  # type: ignore[misc]
+    keys = list_of_text(arguments.get("ssh_keys"))
+    if keys:
+        yield "ssh_keys", "the ssh keys of root", lambda: agent_identity.authorize_keys("root", keys)
+    if arguments.get("environment"):
+        yield "environment", "the environment", lambda: _environment(arguments["environment"])
+    for number, file in enumerate(_tables(arguments.get("files"))):
+        yield f"file-{number}", f"file {file.get('path')}", lambda file=file: _write(file)  # type: ignore[misc]
+    if not os.path.exists(_HOST_KEYS_SERVICE):
+        yield "host_keys", "the host keys of ssh", agent_identity.make_host_keys
 
 
-def _root_keys(value: object) -> None:
-    agent_identity.authorize_keys("root", list_of_text(value))
-
-
-def _users(value: object) -> None:
-    for user in value if isinstance(value, list) else ():
-        _make_user(user)
+def _tables(value: object) -> list[dict[str, object]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def _make_user(user: dict[str, object]) -> None:
@@ -91,11 +139,23 @@ def _make_user(user: dict[str, object]) -> None:
             run_or_fail(["usermod", "--append", *options, name])
     except KeyError:
         # "*": no password fits, yet it is not locked, which sshd would take as no login at all.
-        run_or_fail(["useradd", "--create-home", "--shell", str(shell), "--password", "*", *options, name])
+        known = ["--create-home", "--shell", str(shell), "--password", "*", *_own_group(name), *options]
+        run_or_fail(["useradd", *known, name])
     if user.get("sudo"):
         line = f"{name} ALL=(ALL:ALL) NOPASSWD: ALL\n"
         write_file(f"/etc/sudoers.d/90-bough-{name.replace('.', '-')}", line.encode(), mode=0o440)
     agent_identity.authorize_keys(name, list_of_text(user.get("ssh_keys")))
+
+
+def _own_group(name: str) -> list[str]:
+    """useradd makes a group of the user's name, and ends with 9 where there is one that is not named."""
+    import grp
+
+    try:
+        grp.getgrnam(name)
+    except KeyError:
+        return []
+    return ["--gid", name]
 
 
 def _environment(value: object) -> None:
@@ -115,18 +175,22 @@ def _environment(value: object) -> None:
     write_file("/etc/environment", ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"))
 
 
-def _files(value: object) -> None:
-    for file in value if isinstance(value, list) else ():
-        content = file["content"]
-        if isinstance(content, str):
-            from binascii import a2b_base64
+def _write(file: dict[str, object]) -> None:
+    content = file["content"]
+    if isinstance(content, str):
+        from binascii import a2b_base64
 
-            content = a2b_base64(content)
-        mode = file.get("mode") or 0o644
-        owner = _owner(str(file.get("owner") or "root"))
-        write_file(
-            str(file["path"]), content, mode=int(mode, 8) if isinstance(mode, str) else mode, owner=owner
-        )
+        content = a2b_base64(content)
+    if not isinstance(content, bytes):
+        raise OperationFailed("its content is none")
+    mode = file.get("mode") or 0o644
+    owner = _owner(str(file.get("owner") or "root"))
+    write_file(
+        str(file["path"]),
+        content,
+        mode=int(mode, 8) if isinstance(mode, str) else int(str(mode)),
+        owner=owner,
+    )
 
 
 def _owner(text: str) -> tuple[int, int]:
@@ -148,30 +212,37 @@ def _wait_system_up() -> None:
         run(["/usr/lib/systemd/systemd-networkd-wait-online", "--any", "--timeout=30"])
 
 
-def _run_commands(commands: list[str], tell: Tell) -> list[dict[str, object]]:
-    outputs: list[dict[str, object]] = []
+def _wait_while_stopping() -> None:
+    """A reboot in the middle (a command's, or cloud-init's power_state): what is left is done after it.
+
+    A command that the shutdown kills has not failed. The shutdown ends this process too.
+    """
+    end = time.monotonic() + _LONGEST_STOP_S
+    while os.path.isdir("/run/systemd/system") and time.monotonic() < end:
+        if run(["systemctl", "is-system-running"])[1].strip() != "stopping":
+            return
+        time.sleep(0.5)
+
+
+def _run_commands(
+    commands: list[str], tell: Tell, outputs: list[dict[str, object]], failures: list[dict[str, object]]
+) -> None:
+    """In order, to the first one that fails: a command may need what those before it have done."""
     if commands and os.path.isdir("/run/systemd/system"):
         tell("waiting for the system to be up", None, "")
         _wait_system_up()
     for at, command in enumerate(commands):
         tell(f"running command {at + 1} of {len(commands)}", at / len(commands), command[:200])
+        _wait_while_stopping()
 
-        def once(at: int = at, command: str = command) -> None:
+        def once(command: str = command) -> None:
             code, output = run(["/bin/sh", "-c", command], directory="/root")
             if code:
-                raise OperationFailed(
-                    f"first-boot command {at + 1} ({command[:200]}) ended with {code}", output
-                )
+                _wait_while_stopping()
+                raise OperationFailed(f"{command[:200]} ended with {code}", output)
             outputs.append({"command": command[:200], "output": output[-8000:]})
 
-        _once(f"command-{at}", once)
-    return outputs
-
-
-_STEPS = {
-    "hostname": _hostname,
-    "users": _users,
-    "ssh_keys": _root_keys,
-    "environment": _environment,
-    "files": _files,
-}
+        left = len(commands) - at - 1
+        what = f"command {at + 1}" + (f" (the {left} after it did not run)" if left else "")
+        if not _attempt(f"command-{at}", what, once, failures):
+            return

@@ -16,7 +16,7 @@ from bough.machines.disks import create_disks
 from bough.machines.machine import Machine
 from bough.machines.media import create_seed, resolve_media
 from bough.machines.plan import check_arch, host_arch, install_firmware_variables, resolve_hardware
-from bough.machines.record import MachineRecord, PortForward, new_machine_id, now
+from bough.machines.record import FirstBoot, MachineRecord, PortForward, new_machine_id, now
 from bough.mounts.source import resolve_mounts
 from bough.paths import MachinePaths
 from bough.progress import Progress, Report, ignore_progress
@@ -120,6 +120,7 @@ class Making(Base):
             created=now(),
             ephemeral=ephemeral,
             ports=[PortForward(**port.model_dump()) for port in spec.ports],
+            first_boot=FirstBoot(instance=machine_id),
             media=resolve_media(spec, image, self.images.resolve),
         )
         made = MachinePaths(self.home.incoming / record.id, self.home.runtime / record.id)

@@ -185,6 +185,8 @@ class Hypervisor(Running, Images):
             "restarts": record.restarts.model_dump(),
             "failure": record.failure.model_dump() if record.failure else None,
             "first_boot": record.first_boot.model_dump(),
+            "hostname": record.hostname,
+            "identity_error": record.identity_error,
             "ephemeral": record.ephemeral,
             "suspended": record.suspended.model_dump() if record.suspended else None,
             "snapshot": record.snapshot,

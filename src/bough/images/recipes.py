@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from bough.errors import NotFound
+from bough.guest.install import agent_files
 from bough.images.platforms import platform_of
 from bough.spec import SourceSpec
 
@@ -62,6 +63,7 @@ class Recipe:
     agent: it contains the guest agent.
     sources: of apt, beside Debian's.
     file_systems: what its kernel finds at boot, and has the tools of.
+    recommending: packages that are installed with what they recommend; the others are without.
     """
 
     label: str
@@ -79,10 +81,15 @@ class Recipe:
     cloud_init: bool = False
     sources: tuple[SourceSpec, ...] = ()
     file_systems: tuple[str, ...] = ()
+    recommending: tuple[str, ...] = ()
 
     @property
     def all_packages(self) -> tuple[str, ...]:
         """What is asked for by name."""
+        return tuple(dict.fromkeys((*self.plain_packages, *self.recommending)))
+
+    @property
+    def plain_packages(self) -> tuple[str, ...]:
         tools = (TOOLS_OF[name] for name in self.file_systems)
         return tuple(dict.fromkeys((self.kernel, *self.packages, *tools)))
 
@@ -94,6 +101,8 @@ class Recipe:
         for path in sorted(SCRIPTS.rglob("*")):
             if path.is_file():
                 digest.update(str(path.relative_to(SCRIPTS)).encode() + b"\0" + path.read_bytes() + b"\0")
+        for file in agent_files() if self.agent else ():
+            digest.update(file.path.encode() + b"\0" + file.content + b"\0")
         return digest.hexdigest()
 
 

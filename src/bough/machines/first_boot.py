@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from bough.errors import BoughError, DeadlineExceeded, GuestRefused
 from bough.guest.channel import AgentChannel
+from bough.guest.facts import clean_name, clean_text
 from bough.guest.qga import QgaChannel
 from bough.guest.session import ExecRequest
 from bough.machines.record import FirstBoot, MachineRecord
@@ -18,6 +19,14 @@ from bough.progress_watch import ProgressWatch, Stalled
 COMMANDS_TIMEOUT_S = 3600.0
 CLOUD_INIT_TIMEOUT_S = 1800.0
 INSTALL_TIMEOUT_S = 600.0
+#: An emulated guest on a busy host, with a large disk.
+GROW_TIMEOUT_S = 1800.0
+_MOST_FAILURES = 50
+_MOST_OUTPUT = 2000
+_OLD_AGENT = (
+    "the agent on this disk is of an older bough and has set up another machine: users, keys, files and "
+    "commands of the spec were not set up"
+)
 _INSTALL_SSHFS = """
 command -v sshfs >/dev/null && exit 0
 if command -v apt-get >/dev/null; then
@@ -37,28 +46,94 @@ async def set_up_guest(
 ) -> FirstBoot:
     """Grow the root file system, then users, keys, files, environment, mounts and commands.
 
-    The agent keeps what it has done, so that a machine that dies in the middle goes on with the next
-    step. A refusal of the guest is kept in the record, not raised: the machine runs.
+    Each step is tried, whatever became of the others; what failed is in the result. The agent keeps what it
+    has done: a machine that dies in the middle goes on with the next step, and a machine whose first boot
+    failed in a step tries that step again at its next start.
 
     Raises:
         AgentUnavailable: it went away in the middle; call again when it answers.
     """
-    try:
-        if record.media.seed:
-            await _wait_cloud_init(channel)
-        await channel.call("grow_root", {}, timeout_s=120)
-        wanted = render_first_boot(record)
-        if record.spec.mounts:
-            # After the users, who may own them; before the commands, which may need them.
-            if await _knows_mounts(channel):
+    failures = Failures()
+    if record.media.seed:
+        await _wait_cloud_init(channel, failures)
+    with failures.of("growing the root file system"):
+        await channel.call("grow_root", {}, timeout_s=GROW_TIMEOUT_S)
+    wanted = render_first_boot(record)
+    if record.spec.mounts:
+        # After the users, who may own them; before the commands, which may need them.
+        if await _knows_mounts(channel):
+            with failures.of("setting up"):
                 await channel.call("first_boot", {**wanted, "more": True}, timeout_s=COMMANDS_TIMEOUT_S)
-            if record.media.seed:
-                await _install_sshfs(channel)
-            await mount()
-        await channel.call("first_boot", wanted, timeout_s=COMMANDS_TIMEOUT_S)
-    except GuestRefused as error:
-        return FirstBoot(done=True, error=_explain(error))
-    return FirstBoot(done=True)
+        if record.media.seed:
+            await _install_sshfs(channel)
+        await mount()
+    with failures.of("setting up"):
+        failures.add_told(await channel.call("first_boot", wanted, timeout_s=COMMANDS_TIMEOUT_S), record)
+    return failures.result(record.first_boot)
+
+
+class Failures:
+    """The steps of a first boot that failed: words of the guest, which are not trusted. One for each step."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}
+
+    @contextlib.contextmanager
+    def of(self, step: str) -> Iterator[None]:
+        try:
+            yield
+        except GuestRefused as error:
+            self.add(step, error.message, str(error.details.get("output", "")))
+
+    def add(self, step: str, message: str, output: str = "") -> None:
+        output = clean_text(output.strip()[-_MOST_OUTPUT:])
+        text = f"{clean_name(step)}: {clean_text(message)}"
+        if len(self._texts) < _MOST_FAILURES:
+            self._texts[clean_name(step)] = f"{text}\n{output}" if output else text
+
+    def add_told(self, answer: dict[str, Any], record: MachineRecord) -> None:
+        """What the agent's answer says of its steps. An agent of an older bough fails as a whole."""
+        told = answer.get("failures")
+        for failure in told if isinstance(told, list) else ():
+            if isinstance(failure, dict):
+                words = (str(failure.get(key, "")) for key in ("step", "message", "output"))
+                self.add(*words)
+        instance = record.first_boot.instance
+        if record.media.lived and answer.get("instance") != instance:
+            self.add("setting up", _OLD_AGENT)
+
+    def result(self, before: FirstBoot) -> FirstBoot:
+        failed = list(self._texts)
+        error = "\n".join(self._texts.values()) or None
+        return before.model_copy(update={"done": True, "failed": failed, "error": error})
+
+
+def first_boot_error(record: MachineRecord) -> GuestRefused | None:
+    """What a caller is told who waits for a machine whose guest is not all that it was asked to be."""
+    name = record.name
+    if record.first_boot.error:
+        return GuestRefused(
+            f"machine '{name}' runs, but its first boot did not finish: {record.first_boot.error}",
+            hint=f"look inside with `bough shell {name}`; try again what failed: bough restart {name}",
+            machine=name,
+        )
+    if record.identity_error:
+        return GuestRefused(
+            f"machine '{name}' runs, but {record.identity_error}",
+            hint=f"look inside with `bough shell {name}`; try again: bough restart {name}",
+            machine=name,
+        )
+    return None
+
+
+def tried_again(record: MachineRecord) -> dict[str, Any]:
+    """Fields of the record of a machine that is about to boot: what failed the last time is tried again."""
+    fields: dict[str, Any] = {}
+    if record.first_boot.error:
+        fields["first_boot"] = record.first_boot.model_copy(update={"done": False})
+    if record.identity_error:
+        fields["identity"] = "new"
+    return fields
 
 
 async def _knows_mounts(channel: AgentChannel) -> bool:
@@ -109,24 +184,34 @@ async def run_script(
     return heard.decode(errors="replace")
 
 
-async def _wait_cloud_init(channel: AgentChannel) -> None:
+async def _wait_cloud_init(channel: AgentChannel, failures: Failures) -> None:
     """Until it has set up the guest: both of us at once would be in each other's way."""
-    session = await channel.exec(ExecRequest(["cloud-init", "status", "--wait"], stdin=False))
+    with failures.of("cloud-init"):
+        session = await channel.exec(ExecRequest(["cloud-init", "status", "--wait", "--long"], stdin=False))
+        said = bytearray()
 
-    async def listen() -> None:
-        async for _ in session:
-            pass
+        async def listen() -> None:
+            async for _, data in session:
+                said.extend(data[: _MOST_OUTPUT - len(said)])
 
-    try:
-        await channel.patience(CLOUD_INIT_TIMEOUT_S).run(listen())
-    except Stalled:
-        await session.abort()
+        try:
+            await channel.patience(CLOUD_INIT_TIMEOUT_S).run(listen())
+        except Stalled:
+            await session.abort()
+            failures.add("cloud-init", "it stopped making progress")
+            return
+        if session.exit.error is not None:
+            raise session.exit.error
+        # 2: all is done, with a complaint, such as a deprecated key.
+        if session.exit.code == 1:
+            failures.add("cloud-init", "it ended with an error", said.decode(errors="replace"))
 
 
 def render_first_boot(record: MachineRecord) -> dict[str, Any]:
     spec = record.spec
     return {
-        "hostname": spec.hostname or record.name,
+        "instance": record.first_boot.instance or "",
+        "hostname": record.hostname,
         "ssh_keys": list(spec.ssh_keys),
         "users": [user.model_dump(mode="json") for user in spec.users],
         "environment": dict(spec.environment),
@@ -141,8 +226,3 @@ def render_first_boot(record: MachineRecord) -> dict[str, Any]:
         ],
         "commands": list(spec.commands),
     }
-
-
-def _explain(error: BoughError) -> str:
-    output = str(error.details.get("output", "")).strip()
-    return f"{error.message}\n{output[-2000:]}" if output else error.message

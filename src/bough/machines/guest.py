@@ -12,7 +12,14 @@ from bough.errors import AgentTimeout, BoughError, GuestRefused
 from bough.guest.channel import AgentChannel
 from bough.guest.qga import QgaChannel
 from bough.machines.first_boot import set_up_guest
-from bough.machines.identity import BECOME, explain, give_identity, render_identity, settle_identity
+from bough.machines.identity import (
+    BECOME,
+    explain,
+    explain_failed,
+    give_identity,
+    render_identity,
+    settle_identity,
+)
 from bough.machines.mounts import default_owner
 from bough.machines.record import MachineRecord, State
 from bough.mounts.keeper import MountKeeper
@@ -164,11 +171,14 @@ class Guest:
                     self.answers = True
             machine.tell("agent-answers")
             if isinstance(channel, AgentChannel):
+                self._forget_lost_identity(channel)
                 if machine.record.identity != "known":
                     await self._tell_identity(channel, told_at)
                 if not machine.record.first_boot.done:
                     done = await set_up_guest(channel, machine.record, lambda: self._mount(channel))
                     machine.change(first_boot=done)
+                    if done.error:
+                        machine.tell("first-boot-failed", ", ".join(done.failed))
                 else:
                     await self._mount(channel)
             self.ready.set()
@@ -189,15 +199,27 @@ class Guest:
         await channel.hello(timeout_s=_HELLO_S, first=first)
         return told_at
 
+    def _forget_lost_identity(self, channel: AgentChannel) -> None:
+        """One that a read-only disk could not keep went with the guest's last boot: it is told again."""
+        record, boot = self._machine.record, _boot_of(channel)
+        if record.identity_boot is not None and record.identity_boot != boot and record.identity == "known":
+            self._machine.change(identity="new", identity_boot=None)
+
     async def _tell_identity(self, channel: AgentChannel, told_at: float | None) -> None:
         """A guest that went on from a snapshot is not ready before it knows who and when it is."""
         machine = self._machine
         try:
-            await give_identity(channel, machine.record, told_at=told_at)
-        except GuestRefused as error:
-            failed = machine.record.first_boot.model_copy(update={"error": explain(error)})
-            machine.change(identity="known", first_boot=failed)
+            taken = await give_identity(channel, machine.record, told_at=told_at)
+        except GuestRefused as error:  # an agent of an older bough, which ends with the first part that fails
+            machine.change(identity="known", identity_error=explain(error))
+            machine.tell("identity-failed", explain(error))
             return
+        failed = explain_failed(taken)
+        if failed is not None:
+            machine.tell("identity-failed", failed)
+        boot = _boot_of(channel) if taken.volatile and machine.record.identity == "new" else None
+        if (failed, boot) != (machine.record.identity_error, machine.record.identity_boot):
+            machine.change(identity_error=failed, identity_boot=boot)
         if machine.record.identity == "new":
             self.settle_soon()
         else:
@@ -226,3 +248,7 @@ class Guest:
         with contextlib.suppress(BoughError):  # one that dies before is told again at its next boot
             await settle_identity(channel)
             self._machine.change(identity="known", mac_before=None)
+
+
+def _boot_of(channel: AgentChannel) -> str:
+    return channel.facts.boot_id[:64] if channel.facts else ""

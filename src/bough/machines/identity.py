@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from bough.errors import BoughError, GuestRefused
 from bough.guest.channel import AgentChannel
+from bough.guest.facts import clean_name
 from bough.machines.record import MachineRecord
 
 _CALL_TIMEOUT_S = 60.0
@@ -21,6 +23,7 @@ _ANSWER_TIMEOUT_S = 10.0
 #: The time that was told is late by the way there; told again while there and back takes longer than this.
 _CLOCK_ERROR_S = 0.08
 _CLOCK_ATTEMPTS = 4
+_MOST_FAILED = 16
 
 
 async def prepare_guest(channel: AgentChannel) -> None:
@@ -37,7 +40,7 @@ def render_identity(record: MachineRecord) -> dict[str, Any]:
     arguments: dict[str, Any] = {"entropy": os.urandom(64)}
     if record.identity == "new":
         arguments |= {
-            "hostname": record.spec.hostname or record.name,
+            "hostname": record.hostname,
             "machine_id": record.hardware.uuid.replace("-", ""),
             "host_keys": make_host_keys(),
         }
@@ -46,9 +49,28 @@ def render_identity(record: MachineRecord) -> dict[str, Any]:
     return {**arguments, "unix_ns": time.time_ns()}
 
 
+@dataclass(frozen=True)
+class Taken:
+    """How far a guest took its identity.
+
+    Attributes:
+        failed: what it could not set, and why: the guest's words, made safe to print.
+        volatile: some of it is set until the guest's next boot only, as its disk is read-only.
+    """
+
+    failed: tuple[str, ...] = ()
+    volatile: bool = False
+
+    @classmethod
+    def from_guest(cls, values: dict[str, Any]) -> Taken:
+        failed = values.get("failed")
+        told = failed if isinstance(failed, list) else []
+        return cls(tuple(clean_name(item) for item in told[:_MOST_FAILED]), values.get("volatile") is True)
+
+
 async def give_identity(
     channel: AgentChannel, record: MachineRecord, *, told_at: float | None = None
-) -> None:
+) -> Taken:
     """Tell the guest what `record.identity` says it does not know yet.
 
     Args:
@@ -60,24 +82,27 @@ async def give_identity(
     """
     done = None if told_at is None else await channel.first_answer(_ANSWER_TIMEOUT_S)
     if done is None:
-        await _become(channel, render_identity(record))
+        done = await _become(channel, render_identity(record))
     else:
         assert told_at is not None
         await _check_clock(channel, done, told_at)
+    return Taken.from_guest(done)
 
 
-async def give_name(channel: AgentChannel, hostname: str) -> None:
-    """To a guest that is somebody already, and has stood still since: a host name, and the right time.
+async def give_name(channel: AgentChannel, hostname: str) -> Taken:
+    """Tell a guest that has its identity, and has stood still since, a host name and the right time.
 
     Raises: as `give_identity`.
     """
-    await _become(channel, {"hostname": hostname, "unix_ns": time.time_ns()})
+    done = await _become(channel, {"hostname": hostname, "unix_ns": time.time_ns()})
+    return Taken.from_guest(done)
 
 
-async def _become(channel: AgentChannel, arguments: dict[str, Any]) -> None:
+async def _become(channel: AgentChannel, arguments: dict[str, Any]) -> dict[str, Any]:
     started = time.monotonic()
     done = await channel.call(BECOME, arguments, timeout_s=_CALL_TIMEOUT_S)
     await _check_clock(channel, done, started)
+    return done
 
 
 async def _check_clock(channel: AgentChannel, done: dict[str, Any], told_at: float) -> None:
@@ -129,3 +154,10 @@ def make_host_keys() -> dict[str, list[str]]:
 def explain(error: BoughError) -> str:
     doing = "refused" if isinstance(error, GuestRefused) else "did not take"
     return f"the guest {doing} its new identity: {error.message}"
+
+
+def explain_failed(taken: Taken) -> str | None:
+    """None where the guest took all of it."""
+    if not taken.failed:
+        return None
+    return f"the guest kept a part of its parent's identity: {'; '.join(taken.failed)}"

@@ -23,7 +23,6 @@ from bough.errors import (
     BoughError,
     Conflict,
     DeadlineExceeded,
-    GuestRefused,
     MachineFailed,
     NoSpace,
     QmpLost,
@@ -37,6 +36,7 @@ from bough.machines.chain import Chains
 from bough.machines.console import Console, read_console
 from bough.machines.demand import DEMAND
 from bough.machines.events import Events
+from bough.machines.first_boot import first_boot_error, tried_again
 from bough.machines.guest import Guest
 from bough.machines.guest_watch import BOOT_QUIET_S, SET_UP_QUIET_S, guest_signs, watch_guest
 from bough.machines.live_copy import end_live_copy
@@ -239,9 +239,9 @@ class Machine:
                 # What it failed of is still told when it runs again.
                 failed = self.record.failure
                 restarts = Restarts(cause=failed.cause if failed else None)
-            self._change(
-                state=State.STARTING, failure=None, started=now(), restarts=restarts, stopped_in_boot=None
-            )
+            again = {} if saved is not None else tried_again(self.record)
+            fields = {"failure": None, "restarts": restarts, "stopped_in_boot": None, **again}
+            self._change(state=State.STARTING, started=now(), **fields)
             ports = PortServer(self.name, self._dial)
             try:
                 for forward in self.record.ports:
@@ -694,13 +694,8 @@ class Machine:
             raise await self._not_ready(watch)
         if not self._guest.ready.is_set():
             raise self.ended_error(f"before its agent answered, after {watch.waited_s:.1f} s")
-        if self.record.first_boot.error:
-            raise GuestRefused(
-                f"machine '{self.name}' runs, but its first boot did not finish: "
-                f"{self.record.first_boot.error}",
-                hint=f"look inside with `bough shell {self.name}`",
-                machine=self.name,
-            )
+        if (refused := first_boot_error(self.record)) is not None:
+            raise refused
         if self.mounts.trouble:
             raise trouble_error(self)
 

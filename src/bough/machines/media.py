@@ -32,6 +32,7 @@ class Media(BaseModel):
         or a floppy and no disk was asked for.
     cdrom, floppy: digests of images.
     seed: it tells cloud-init who the machine is.
+    lived: its image is the disk of another machine, whose identity is on it.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -40,6 +41,7 @@ class Media(BaseModel):
     floppy: str | None = None
     display: bool = False
     seed: bool = False
+    lived: bool = False
 
     @property
     def digests(self) -> list[str]:
@@ -77,7 +79,7 @@ def resolve_media(spec: MachineSpec, image: ImageManifest, find: Callable[[str],
     if image.media != "disk":
         root = "blank" if spec.disk else "none"
     display = not (image.agent or image.cloud_init) if spec.display is None else spec.display
-    return Media(root=root, display=display, seed=image.cloud_init, **inserted)
+    return Media(root=root, display=display, seed=image.cloud_init, **inserted)  # type: ignore[arg-type]
 
 
 def create_seed(directory: Path, record: MachineRecord) -> None:
@@ -92,7 +94,7 @@ def create_seed(directory: Path, record: MachineRecord) -> None:
 
     spec = record.spec
     texts = {
-        "meta-data": render_meta_data(record.id, spec.hostname or record.name, spec.ssh_keys),
+        "meta-data": render_meta_data(record.id, record.hostname, spec.ssh_keys),
         "user-data": spec.user_data or NO_USER_DATA,
         "vendor-data": render_agent_hook(),
         "network-config": render_network(record.hardware.mac),

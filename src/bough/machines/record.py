@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from bough.machines.media import Media
 from bough.paths import MachinePaths
 from bough.spec import MachineSpec
+from bough.spec.fields import MOST_HOSTNAME
 from bough.storage import write_atomically
 
 
@@ -96,10 +97,19 @@ class MachineDisk(_Kept):
 
 
 class FirstBoot(_Kept):
-    """How far the first boot's set-up came, and what its commands said."""
+    """How far the first boot's set-up came.
+
+    Attributes:
+        done: nothing is tried before the next start, which tries again what failed.
+        error: what failed, for the user; None: nothing.
+        failed: the steps that failed.
+        instance: what the agent knows this set-up by. A copy of the disk in another machine has another one.
+    """
 
     done: bool = False
     error: str | None = None
+    failed: list[str] = Field(default_factory=list)
+    instance: str | None = None
 
 
 class Suspended(_Kept):
@@ -124,6 +134,8 @@ class MachineRecord(_Kept):
     id: str
     name: str
     spec: MachineSpec
+    #: What follows its name in its host name: that of the machine that it was forked from.
+    domain: str | None = None
     image_digest: str
     image_agent: bool
     hardware: Hardware
@@ -155,7 +167,15 @@ class MachineRecord(_Kept):
     #: What the guest is still to be told: all that it is ("new"), or what time it is ("clock").
     identity: Literal["known", "clock", "new"] = "known"
     mac_before: str | None = None
+    #: What the guest could not take of its identity.
+    identity_error: str | None = None
+    #: The boot of the guest in which its identity was set until its next boot only: its disk is read-only.
+    identity_boot: str | None = None
     suspended: Suspended | None = None
+
+    @property
+    def hostname(self) -> str:
+        return self.spec.hostname or qualified(self.name, self.domain)
 
     def write(self, paths: MachinePaths) -> None:
         # After a power cut nobody holds an ephemeral machine any more; each sync waits for the disk.
@@ -169,6 +189,12 @@ class MachineRecord(_Kept):
         if record.id != paths.root.name:
             raise ValueError(f"it is that of machine {record.id[:80]!r}")
         return record
+
+
+def qualified(name: str, domain: str | None) -> str:
+    """The host name of a machine in that domain; the name alone where both together are too long."""
+    whole = f"{name}.{domain}" if domain else name
+    return whole if len(whole) <= MOST_HOSTNAME else name
 
 
 def new_machine_id() -> str:

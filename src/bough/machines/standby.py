@@ -8,10 +8,10 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
-from bough.errors import AgentUnavailable
+from bough.errors import AgentUnavailable, GuestRefused
 from bough.guest.channel import AgentChannel
-from bough.machines.identity import give_name, set_clock
-from bough.machines.record import State, now
+from bough.machines.identity import explain_failed, give_name, set_clock
+from bough.machines.record import MachineRecord, State, now, qualified
 from bough.qemu.qmp import Qmp
 
 #: So far the host's clock may have been put forward or back, or the host have slept, and a guest's is right.
@@ -20,6 +20,8 @@ _CLOCK_ERROR_S = 0.02
 
 class Host(Protocol):
     """What a StandBy needs of its machine."""
+
+    record: MachineRecord
 
     @property
     def name(self) -> str: ...
@@ -95,7 +97,9 @@ class StandBy:
 
     async def _tell(self, channel: AgentChannel, name: str | None, awake: bool) -> None:
         if name is not None:
-            await give_name(channel, name)
+            taken = await give_name(channel, qualified(name, self._machine.record.domain))
+            if taken.failed:
+                raise GuestRefused(str(explain_failed(taken)), machine=self._machine.name)
         elif awake and abs(_ahead_s() - self._ahead_s) < _CLOCK_ERROR_S:
             await channel.ping()  # its clock has gone on with the host's
         else:

@@ -52,6 +52,7 @@ async def suspended_subject(machine: Machine, home: Home, *, disks_only: bool) -
         image_digest=record.image_digest,
         image_agent=record.image_agent,
         hardware=record.hardware,
+        domain=record.domain,
         first_boot=record.first_boot,
         media=record.media,
         disks=tuple(

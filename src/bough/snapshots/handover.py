@@ -79,6 +79,7 @@ class BundleManifest(_Told):
     hardware: Hardware
     image_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     image_agent: bool
+    domain: str | None = Field(default=None, max_length=63, pattern=r"^[a-z0-9.-]+$")
     first_boot: FirstBoot
     media: Media
     parts: tuple[Part, ...] = Field(max_length=32)
@@ -179,6 +180,7 @@ def describe(subject: Subject, *, image: str | None, version: str) -> BundleMani
         hardware=manifest.hardware.model_copy(update={"uid": None}),
         image_digest=manifest.image_digest,
         image_agent=manifest.image_agent,
+        domain=manifest.domain,
         first_boot=manifest.first_boot,
         media=manifest.media,
         parts=tuple(parts),
@@ -525,6 +527,7 @@ async def make_snapshot(
         image_digest=manifest.image_digest,
         image_agent=manifest.image_agent,
         hardware=hardware,
+        domain=manifest.domain,
         first_boot=manifest.first_boot,
         media=manifest.media,
         disks=tuple(disks),

@@ -81,6 +81,7 @@ class SnapshotManifest(_Kept):
     image_digest: str
     image_agent: bool
     hardware: Hardware
+    domain: str | None = None
     first_boot: FirstBoot
     media: Media = Field(default_factory=Media)
     disks: tuple[SnapshotDisk, ...]

@@ -132,6 +132,7 @@ class SnapshotTree:
                 image_digest=record.image_digest,
                 image_agent=record.image_agent,
                 hardware=record.hardware,
+                domain=record.domain,
                 first_boot=record.first_boot if ready_key is None else FirstBoot(),
                 media=record.media,
                 disks=(),
@@ -261,14 +262,16 @@ class SnapshotTree:
                 "spec": spec,
                 "forked_from": None,
                 "ports": [PortForward(**p.model_dump()) for p in spec.ports],
+                "domain": None,
             }
-            asked["first_boot"] = FirstBoot(done=not needs_set_up(spec))
+            asked["first_boot"] = FirstBoot(done=not needs_set_up(spec), instance=machine_id)
         # Its parent has the ports that were named; its own are any that are free.
         ports = [PortForward(host=p.host, host_port=0, guest_port=p.guest_port) for p in manifest.spec.ports]
         return MachineRecord(
             id=machine_id,
             name=name,
             spec=manifest.spec.model_copy(update={"hostname": None}),
+            domain=(manifest.spec.hostname or "").partition(".")[2] or manifest.domain,
             image_digest=manifest.image_digest,
             image_agent=manifest.image_agent,
             hardware=hardware,

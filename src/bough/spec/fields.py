@@ -25,6 +25,7 @@ MOST_MEMORY = 16 * TIB
 LEAST_DISK = 1 * MIB
 MOST_DISK = 64 * TIB
 MOST_VCPUS = 255
+MOST_HOSTNAME = 64
 MOST_FILE_BYTES = 16 * MIB
 ARCHITECTURES = ("x86_64", "aarch64", "riscv64", "i386")
 
@@ -73,6 +74,20 @@ def parse_name(value: Any) -> str:
 
 
 check_name = parse_name
+
+
+def hostname(value: Any) -> str:
+    """A host name, with or without a domain: labels of RFC 1123, at most 64 characters, as Linux has it."""
+    labels = value.split(".") if isinstance(value, str) else []
+    if labels and len(value) <= MOST_HOSTNAME and all(_LABEL.fullmatch(one) for one in labels):
+        return str(value)
+    wanted = (
+        "expected a host name like 'web' or 'mail.example.com': lower-case letters, digits and '-', "
+        f"at most 63 between two dots and {MOST_HOSTNAME} in all"
+    )
+    better = ".".join(re.sub(r"[^a-z0-9]+", "-", one.lower()).strip("-") for one in labels if one)
+    fits = bool(better) and len(better) <= MOST_HOSTNAME and better != value
+    raise told(f"{wanted}, got {quote(value)}", f"for example {better!r}" if fits else None)
 
 
 def label(value: Any) -> str:

@@ -20,6 +20,7 @@ _SIZE_SCHEMA = WithJsonSchema(
 _TEXT = WithJsonSchema({"type": "string"})
 
 Label = Annotated[str, BeforeValidator(fields.label), _TEXT]
+Hostname = Annotated[str, BeforeValidator(fields.hostname), _TEXT]
 Image = Annotated[str, BeforeValidator(fields.image), _TEXT]
 Architecture = Annotated[
     str, BeforeValidator(fields.architecture), WithJsonSchema({"enum": list(fields.ARCHITECTURES)})
@@ -217,7 +218,7 @@ class MachineSpec(Table):
     limits: LimitsSpec = Field(default_factory=LimitsSpec, description=SETTINGS["limits"].text)
     require_jail: bool = _setting("require_jail", False)
     clock: Clock = _setting("clock", "utc")
-    hostname: Label | None = _setting("hostname", None)
+    hostname: Hostname | None = _setting("hostname", None)
     users: Annotated[tuple[UserSpec, ...], Field(strict=False, max_length=64)] = _setting("users", ())
     ssh_keys: Annotated[tuple[SshKey, ...], Field(strict=False, max_length=64)] = _setting("ssh_keys", ())
     environment: Annotated[dict[VariableName, VariableValue], Field(max_length=256)] = Field(

@@ -13,6 +13,7 @@ from bough.spec.model import (
     Architecture,
     DiskSize,
     FileSpec,
+    Hostname,
     Image,
     Label,
     ShellCommand,
@@ -28,6 +29,11 @@ _URI = re.compile(r"https?://[A-Za-z0-9.:\[\]_-]+(?:/[A-Za-z0-9._~%+@=/-]*)?")
 _SUITE = re.compile(r"[A-Za-z0-9.][A-Za-z0-9._/-]{0,99}")
 _KEY_BEGIN = "-----BEGIN PGP PUBLIC KEY BLOCK-----"
 _MOST_KEY_BYTES = 256 * 1024
+#: See CLEAN_SCRIPT of images/layers.py.
+_CLEANED = (
+    *("/etc/ssh/ssh_host_", "/etc/machine-id", "/var/lib/dbus/machine-id", "/var/lib/bough/", "/var/log/"),
+    *("/var/lib/systemd/random-seed", "/var/lib/dhcp/", "/var/lib/apt/lists/"),
+)
 #: Found there by the boot loader and the initrd, which look at the root alone.
 _ON_ROOT = ("/boot", "/usr", "/etc", "/bin", "/sbin", "/lib", "/lib64", "/dev", "/proc", "/sys", "/run")
 
@@ -81,6 +87,7 @@ class SourceSpec(Table):
     """Where apt finds more packages. Attributes:
 
     name: of its file below /etc/apt/sources.list.d.
+    types: "deb-src" has apt find sources, too.
     key: what it is signed with, in ASCII armour; trusted for this source alone. Without: Debian's keys.
     """
 
@@ -88,6 +95,9 @@ class SourceSpec(Table):
     uri: Annotated[str, BeforeValidator(_uri), _TEXT]
     suites: Annotated[tuple[Suite, ...], Field(strict=False, min_length=1, max_length=16)]
     components: Annotated[tuple[Suite, ...], Field(strict=False, max_length=16)] = ("main",)
+    types: Annotated[
+        tuple[Literal["deb", "deb-src"], ...], Field(strict=False, min_length=1, max_length=2)
+    ] = ("deb",)
     key: Annotated[str, BeforeValidator(_key), _TEXT] | None = None
 
 
@@ -107,6 +117,7 @@ class RecipeSpec(Table):
     base: debian:11 to 13, testing or sid: made from packages; any other image: a layer upon it.
     arch: of the processor; default: what `base` says after an "@", or the host's.
     packages: of Debian; "name=version" asks for that very one.
+    recommends: packages come with what they recommend, as apt installs them in a machine.
     sources: further ones of apt.
     kernel: its package, instead of the one for virtual machines. Only upon debian:*.
     agent: whether it has the guest agent. Only upon debian:*, and nothing that a layer does without.
@@ -118,6 +129,7 @@ class RecipeSpec(Table):
     arch: Architecture | None = None
     label: Image | None = None
     packages: Annotated[tuple[Package, ...], Field(strict=False, max_length=1000)] = ()
+    recommends: bool = True
     sources: Annotated[tuple[SourceSpec, ...], Field(strict=False, max_length=32)] = ()
     kernel: Package | None = None
     file_system: FileSystem = "ext4"
@@ -125,7 +137,7 @@ class RecipeSpec(Table):
     agent: bool = True
     cloud_init: bool = False
     size: DiskSize | None = None
-    hostname: Label | None = None
+    hostname: Hostname | None = None
     users: Annotated[tuple[UserSpec, ...], Field(strict=False, max_length=64)] = ()
     files: Annotated[tuple[FileSpec, ...], Field(strict=False, max_length=256)] = ()
     environment: Annotated[dict[VariableName, VariableValue], Field(max_length=256)] = Field(
@@ -175,11 +187,20 @@ def parse_recipe(data: Mapping[str, Any]) -> RecipeSpec:
         through = "files, users, commands, size, file_system and partitions are done through the agent"
         found.append(Problem("agent", through, hint))
     found += [
+        *_of_one_machine(recipe.files),
         *_repeated(recipe.sources, "sources", "name"),
         *_repeated(recipe.partitions, "partitions", "mount"),
     ]
     raise_if_any(found)
     return recipe
+
+
+def _of_one_machine(files: Sequence[FileSpec]) -> Iterator[Problem]:
+    """Files that every image is cleaned of: one that a recipe writes would be lost without a word."""
+    for index, file in enumerate(files):
+        if file.path.startswith(_CLEANED):
+            hint = "each machine of the image makes its own; commands of a machine can change that"
+            yield Problem(f"files[{index}].path", "is of one machine, and an image has none of it", hint)
 
 
 def _repeated(tables: Sequence[Table], name: str, key: str) -> Iterator[Problem]:

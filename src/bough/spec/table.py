@@ -242,9 +242,9 @@ SETTINGS: Mapping[str, Setting] = {
         process_image=True,
     ),
     "hostname": Setting(
-        "host name; default: the machine's name",
-        '"web"',
-        (Flag("--hostname", "Host name; default: the machine's name."),),
+        "host name, with or without a domain; default: the machine's name",
+        '"mail.example.com"',
+        (Flag("--hostname", "Host name, with or without a domain; default: the machine's name."),),
         boot="name",
         process_image=True,
     ),
