@@ -20,6 +20,7 @@
     ├── QmpLost                 the connection to QEMU broke
     ├── AgentUnavailable        the machine runs, its agent does not answer
     │   └── AgentTimeout        ... within the time given; carries the end of the console
+    ├── BootFailed              the machine runs, and its guest was seen not to come up
     ├── GuestRefused            the guest was asked and said no (no such file, no such user)
     ├── CommandFailed           a command in a guest ended with another status than 0
     ├── BuildFailed             an image could not be built; carries the end of the output
@@ -166,6 +167,12 @@ class AgentTimeout(AgentUnavailable):
 
     code = "agent-timeout"
     http_status = 504
+
+
+class BootFailed(BoughError):
+    """The machine is left running; details: machine, seen (a kind of boot_signs.py), console (its end)."""
+
+    code = "boot-failed"
 
 
 class GuestRefused(BoughError):

@@ -68,7 +68,8 @@ def info(name: str, plan: bool, as_json: bool) -> None:
         ("name", machine["name"]),
         ("id", machine["id"]),
         ("state", machine["state"] + (" (deleted when its client goes)" if machine["ephemeral"] else "")),
-        ("agent", machine["agent"]),
+        ("agent", machine["agent"] + (", the guest is still booting" if _boots(machine) else "")),
+        *([("seen", _seen(machine["seen"]))] if machine.get("seen") else []),
         ("image", f"{machine['image']}  {machine['image_digest'][:12]}"),
         ("created", f"{ago(machine['created'])} ago"),
         ("up", ago(machine["started"])),
@@ -92,6 +93,15 @@ def info(name: str, plan: bool, as_json: bool) -> None:
     _show_policy(machine)
     _show_jail(machine["jail"])
     _show_trouble(machine)
+
+
+def _seen(seen: dict[str, Any]) -> str:
+    """What a guest without an agent has shown of its boot."""
+    return clean(f"{seen['says']}: {seen['line']}" if seen["line"] else seen["says"])
+
+
+def _boots(machine: dict[str, Any]) -> bool:
+    return machine["agent"] == "answering" and machine.get("booted") is False
 
 
 def _accelerator(name: str | None, note: str | None) -> str:

@@ -12,6 +12,8 @@ from bough.client.connection import path_of
 from bough.errors import error_from_dict
 from bough.units import format_size
 
+_now = click.option("--now", is_flag=True, help="Do not wait for the end of the guest's boot.")
+
 
 @click.group()
 def snapshot() -> None:
@@ -23,11 +25,14 @@ def snapshot() -> None:
 @click.option("--as", "label", help="A label to find it by.")
 @click.option("-m", "--message", default="", help="What it is for.")
 @click.option("--disks-only", is_flag=True, help="Without the memory of a running machine.")
+@_now
 @json_option
-def create_snapshot(name: str, label: str | None, message: str, disks_only: bool, as_json: bool) -> None:
+def create_snapshot(
+    name: str, label: str | None, message: str, disks_only: bool, now: bool, as_json: bool
+) -> None:
     """Take a snapshot of a machine. A running one runs on, after a pause of some ms."""
     with progress() as report:
-        body = {"machine": name, "label": label, "message": message, "memory": not disks_only}
+        body = {"machine": name, "label": label, "message": message, "memory": not disks_only, "now": now}
         taken = connect().long_call("POST", "/snapshots", body, timeout=None, progress=report)
     if as_json:
         show_json(taken)
@@ -141,6 +146,7 @@ def delete_snapshot(references: tuple[str, ...]) -> None:
     help="keep: it takes itself for its parent.",
 )
 @click.option("--cold", is_flag=True, help="From the disks alone; stopped.")
+@_now
 @click.option("--timeout", type=DURATION, help=TIMEOUT_HELP)
 @json_option
 def fork(
@@ -149,6 +155,7 @@ def fork(
     count: int | None,
     identity: str,
     cold: bool,
+    now: bool,
     timeout: float | None,
     as_json: bool,
 ) -> int:
@@ -162,6 +169,7 @@ def fork(
         "count": count,
         "identity": identity,
         "cold": cold,
+        "now": now,
         "timeout_s": timeout,
     }
     with progress() as report:

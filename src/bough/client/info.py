@@ -80,6 +80,8 @@ class MachineInfo(_Told):
     state: str
     unreachable: str | None = None
     agent: str = "none"
+    booted: bool | None = None
+    seen: dict[str, Any] | None = None
     image: str
     image_digest: str
     created: str

@@ -279,6 +279,7 @@ class Machine:
         *,
         message: str = "",
         memory: bool = True,
+        now: bool = False,
         timeout: float | None = None,
         progress: Report | None = None,
     ) -> Snapshot:
@@ -286,13 +287,21 @@ class Machine:
 
         Args:
             memory: of a running machine, with what it is doing; otherwise its disks alone.
+            now: also while the guest is still booting, which is waited for otherwise: a fork of such a
+                snapshot boots on.
 
         Raises:
             NameTaken: the label; NoSpace, HostLacks, Conflict, MachineFailed: nothing was changed.
         """
         from bough.client.snapshot import Snapshot
 
-        body = {"machine": self._reference, "label": label, "message": message, "memory": memory}
+        body = {
+            "machine": self._reference,
+            "label": label,
+            "message": message,
+            "memory": memory,
+            "now": now,
+        }
         data = self._api.long_call("POST", "/snapshots", body, timeout=timeout, progress=progress)
         return Snapshot(self._api, data["id"], label=data["label"])
 
@@ -312,6 +321,7 @@ class Machine:
         identity: Literal["new", "keep"] = "new",
         cold: bool = False,
         ephemeral: bool = False,
+        now: bool = False,
         timeout: float | None = None,
         progress: Report | None = None,
     ) -> Machine: ...
@@ -324,6 +334,7 @@ class Machine:
         identity: Literal["new", "keep"] = "new",
         cold: bool = False,
         ephemeral: bool = False,
+        now: bool = False,
         timeout: float | None = None,
         progress: Report | None = None,
     ) -> list[Machine]: ...
@@ -335,13 +346,18 @@ class Machine:
         identity: Literal["new", "keep"] = "new",
         cold: bool = False,
         ephemeral: bool = False,
+        now: bool = False,
         timeout: float | None = None,
         progress: Report | None = None,
     ) -> Machine | list[Machine]:
-        """A new machine that goes on from where this one is, which runs on; see Snapshot.fork."""
+        """A new machine that goes on from where this one is, which runs on; see Snapshot.fork.
+
+        Args:
+            now: also while the guest is still booting, which is waited for otherwise.
+        """
         from bough.client.snapshot import fork
 
-        return fork(self._api, self.id, name, count, identity, cold, ephemeral, timeout, progress)
+        return fork(self._api, self.id, name, count, identity, cold, ephemeral, timeout, progress, now)
 
     # -- commands in it ---------------------------------------------------------------------------
 

@@ -117,6 +117,7 @@ def fork(
     ephemeral: bool,
     timeout: float | None,
     progress: Report | None,
+    now: bool = False,
 ) -> Machine | list[Machine]:
     made = fork_each(
         api,
@@ -128,6 +129,7 @@ def fork(
         ephemeral=ephemeral,
         timeout=timeout,
         progress=progress,
+        now=now,
     )
     for one in made:
         if one.error is not None:
@@ -147,6 +149,7 @@ def fork_each(
     ephemeral: bool = False,
     timeout: float | None = None,
     progress: Report | None = None,
+    now: bool = False,
 ) -> list[Fork]:
     """Each works or fails by itself; raises only when the source cannot be forked."""
     body: dict[str, Any] = {
@@ -157,6 +160,7 @@ def fork_each(
         "cold": cold,
         "ephemeral": ephemeral,
         "timeout_s": timeout,
+        "now": now,
     }
     limit = None if timeout is None else timeout + 60
     answer = api.long_call("POST", "/forks", body, timeout=limit, progress=progress)

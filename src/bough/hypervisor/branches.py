@@ -16,6 +16,7 @@ from bough.errors import BoughError, HostLacks, InvalidInput, NotFound
 from bough.guest.channel import AgentChannel
 from bough.hypervisor.base import EPHEMERAL_GRACE_S, remove_tree
 from bough.hypervisor.making import Making
+from bough.machines.booted import wait_boot_end
 from bough.machines.first_boot import run_script
 from bough.machines.identity import settle_identity
 from bough.machines.machine import Machine
@@ -58,9 +59,12 @@ class Branches(Making):
         label: str | None = None,
         message: str = "",
         memory: bool = True,
+        now: bool = False,
         report: Report = ignore_progress,
     ) -> SnapshotManifest:
-        """See SnapshotTree.take."""
+        """See SnapshotTree.take. Of a guest that is still booting it waits for the end, unless `now`."""
+        if memory and not now:
+            await wait_boot_end(machine, report)
         if label is not None:
             check_name(label)
         begun: list[str] = []
@@ -121,7 +125,7 @@ class Branches(Making):
                 saved = await self.snapshots.saved_state(manifest)
                 if keep:
                     message = f"before a restore to {manifest.id}"
-                    await self.snapshot(machine, message=message, report=report)
+                    await self.snapshot(machine, message=message, now=True, report=report)
                 if machine.state in LIVE or machine.state is State.SUSPENDED:
                     await machine.stop(force=True)
                 report(Progress("restoring"))
@@ -146,6 +150,7 @@ class Branches(Making):
         cold: bool = False,
         ephemeral: bool = False,
         wait: bool = True,
+        now: bool = False,
         timeout_s: float | None = None,
         report: Report = ignore_progress,
     ) -> list[Machine | BoughError]:
@@ -156,6 +161,7 @@ class Branches(Making):
         Args:
             names: None chooses one.
             cold: from the disks alone; they are stopped.
+            now: also of a machine whose guest is still booting: the forks boot on.
 
         Raises:
             NotFound, WrongState, ...: the source cannot be forked; nothing was made.
@@ -164,6 +170,8 @@ class Branches(Making):
         if source is None:
             manifest = self.snapshots.store.resolve(reference)
         else:
+            if not (cold or now):
+                await wait_boot_end(source, report)
             manifest = await self._take(source, memory=not cold, keep=False, report=report)
         report(Progress("forking"))
         try:

@@ -192,6 +192,8 @@ class Hypervisor(Running, Images):
             "snapshot": record.snapshot,
             "forked_from": record.forked_from,
             "boot_id": machine.boot_id,
+            "seen": machine.boot_sight.describe() if record.state in LIVE else None,
+            "booted": machine.booted if record.state in LIVE and record.image_agent else None,
             "pid": machine.pid,
             "vnc": str(machine.paths.vnc_socket) if machine.pid and record.media.display else None,
             "spec": record.spec.model_dump(mode="json"),

@@ -3,42 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import re
 
-from bough.errors import AgentUnavailable, DeadlineExceeded, GuestRefused
+from bough.errors import AgentUnavailable, BoughError, DeadlineExceeded, GuestRefused
+from bough.machines.boot import BOOTED, LOOK_AGAIN_S
 from bough.machines.first_boot import run_script
 from bough.machines.machine import Machine
-from bough.progress import Progress, Report, ignore_progress
-
-#: The last line tells how it is: "booted" with the id of the boot, "stopping" or "maintenance". systemd is
-#: asked where it runs; elsewhere a guest that answers is up. An empty answer of systemctl is no answer: a
-#: systemd that stops, or has just begun, gives none. An inhibitor may delay a reboot that logind knows of.
-#: A network card without an address after half a minute is not waited for: there may be no address to be had.
-BOOTED_SCRIPT = """
-booted() {
-  read -r boot < /proc/sys/kernel/random/boot_id
-  [ -d /run/systemd/system ] || { echo "booted $boot"; return; }
-  while :; do
-    state=$(systemctl is-system-running 2>/dev/null)
-    case $state in
-      running|degraded) break ;;
-      stopping|maintenance) echo "$state"; return ;;
-      *) sleep 0.2 ;;
-    esac
-  done
-  case $(busctl --auto-start=no get-property org.freedesktop.login1 /org/freedesktop/login1 \\
-      org.freedesktop.login1.Manager PreparingForShutdown 2>/dev/null) in
-    *true) echo stopping; return ;;
-  esac
-  if [ -d /run/systemd/netif ] && [ "$(ls /sys/class/net | wc -l)" -gt 1 ]; then
-    /usr/lib/systemd/systemd-networkd-wait-online --any --timeout=30 >/dev/null 2>&1
-  fi
-  echo "booted $boot"
-}
-booted
-"""
-_BOOTED = re.compile(r"booted ([0-9a-f-]{36})\s*")
-_LOOK_AGAIN_S = 0.5
+from bough.machines.record import State
+from bough.progress import Progress, Report, ignore_progress, notice
 
 
 async def wait_booted(
@@ -70,7 +41,7 @@ async def wait_booted(
         try:
             channel = await machine.agent()
             answered = True
-            told = await run_script(channel, BOOTED_SCRIPT, watch=watch)
+            told = await machine.boot.ask(channel, watch)
         except AgentUnavailable:
             if not answered and not machine.record.image_agent:
                 raise
@@ -78,8 +49,9 @@ async def wait_booted(
         except DeadlineExceeded:
             break
         if _is_up(machine, told, after_boot):
+            machine.boot.note(told)
             return
-        await asyncio.sleep(_LOOK_AGAIN_S)
+        await asyncio.sleep(LOOK_AGAIN_S)
     raise _not_up(machine, watch.waited_s, told, after_boot)
 
 
@@ -111,7 +83,7 @@ def _is_up(machine: Machine, told: str, after_boot: str | None) -> bool:
             hint=f"what failed: bough exec {machine.name} -- systemctl --failed",
             machine=machine.name,
         )
-    match = _BOOTED.fullmatch(last)
+    match = BOOTED.fullmatch(last)
     return match is not None and match[1] != after_boot
 
 
@@ -119,7 +91,7 @@ def _not_up(machine: Machine, waited_s: float, told: str, after_boot: str | None
     name = machine.name
     if told.strip() == "stopping":
         what, hint = "still shuts down", f"what it waits for: bough exec {name} -- systemctl list-jobs"
-    elif _BOOTED.search(told) and after_boot is not None:
+    elif BOOTED.search(told) and after_boot is not None:
         what, hint = "has not rebooted", f"to have it reboot: bough exec {name} -- systemctl reboot"
     else:
         what, hint = (
@@ -127,3 +99,19 @@ def _not_up(machine: Machine, waited_s: float, told: str, after_boot: str | None
             f"what it waits for: bough exec {name} -- systemctl list-jobs",
         )
     return DeadlineExceeded(f"machine '{name}' {what} after {waited_s:.0f} s", hint=hint, machine=name)
+
+
+async def wait_boot_end(machine: Machine, report: Report) -> None:
+    """Wait for a guest that is still booting, so that no fork has to boot on; of a machine that runs and has
+    our agent. What keeps the guest is told, and no error."""
+    if machine.state is not State.RUNNING or not machine.record.image_agent or machine.booted:
+        return
+    if machine.channel() is None:
+        report(
+            notice("the agent does not answer: the guest may still be booting, and its forks then boot on")
+        )
+        return
+    try:
+        await wait_booted(machine, report=report)
+    except BoughError as error:
+        report(notice(f"the guest may still be booting, as its forks will: {error.message}"))

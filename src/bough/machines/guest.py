@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 from bough.errors import AgentTimeout, BoughError, GuestRefused
 from bough.guest.channel import AgentChannel
 from bough.guest.qga import QgaChannel
+from bough.machines.boot import Boot
 from bough.machines.first_boot import set_up_guest
 from bough.machines.identity import (
     BECOME,
@@ -42,6 +43,7 @@ class Host(Protocol):
     record: MachineRecord
     paths: MachinePaths
     mounts: MountKeeper
+    boot: Boot
 
     @property
     def name(self) -> str: ...
@@ -182,6 +184,8 @@ class Guest:
                 else:
                     await self._mount(channel)
             self.ready.set()
+            if isinstance(channel, AgentChannel):
+                machine.boot.follow(channel)
         except BoughError as error:
             # The socket ended, or the guest talks nonsense: the machine is judged by its process.
             self.answers = False

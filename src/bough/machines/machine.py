@@ -32,6 +32,9 @@ from bough.guest.channel import AgentChannel
 from bough.guest.qga import QgaChannel
 from bough.machines import stuck
 from bough.machines.blocks import writes
+from bough.machines.boot import Boot
+from bough.machines.boot_sight import BootSight
+from bough.machines.boot_signs import recognize
 from bough.machines.chain import Chains
 from bough.machines.console import Console, read_console
 from bough.machines.demand import DEMAND
@@ -121,6 +124,8 @@ class Machine:
         self.mounts = MountKeeper(record.id, hidden, self.tell)
         self.chains = Chains(self, merged)
         self.standby = StandBy(self)
+        self.boot = Boot(self)
+        self.boot_sight = BootSight(self)
         self._restarter = Restarter(self)
         self.reach = Reach(self, self._join)
         self._stop_asked = False
@@ -163,6 +168,11 @@ class Machine:
     def boot_id(self) -> str | None:
         """The id of the guest's boot, as its agent told it last. Untrusted."""
         return self._guest.boot_id
+
+    @property
+    def booted(self) -> bool:
+        """Whether the guest has started all that it starts, as far as is known."""
+        return self._guest.answers and self.boot.has_ended
 
     def stand_back(self, back: bool = True) -> None:
         """Leave the processors of the host to others that are in a hurry; see standing.py."""
@@ -284,6 +294,7 @@ class Machine:
         """Raises as `start_process`."""
         if saved is not None:
             return await self._start_saved(plan, saved, hold)
+        self.boot_sight.new_boot()
         if plan.accelerator_note:
             report(notice(plan.accelerator_note))
         return await start_process(plan, self.paths)
@@ -686,6 +697,7 @@ class Machine:
             GuestRefused: a command of the first boot failed; the machine is left running.
         """
         if not self.record.image_agent:
+            await self.boot_sight.wait(timeout_s, report)
             return
         report(Progress("waiting for the guest to answer"))
         watch = self.watch(bound_s=timeout_s)
@@ -710,8 +722,10 @@ class Machine:
     async def _not_ready(self, watch: ProgressWatch) -> AgentTimeout:
         self._distrust_frozen("its guest did not answer")
         what = "is not done with its first boot" if self._guest.answers else "its agent did not answer"
+        sight = recognize(self.console_tail())
+        seen = f": {sight.text}" if sight is not None and sight.kind != "login" else ""
         return AgentTimeout(
-            f"machine '{self.name}' runs, and {what} {watch.why}",
+            f"machine '{self.name}' runs, and {what} {watch.why}{seen}",
             hint=f"look at its console: bough console {self.name}",
             machine=self.name,
             timeout_s=round(watch.waited_s, 1),

@@ -153,6 +153,8 @@ class MachineRecord(_Kept):
     jail: dict[str, Any] | None = None
     ports: list[PortForward] = Field(default_factory=list)
     first_boot: FirstBoot = Field(default_factory=FirstBoot)
+    #: Id of the guest's boot whose end was seen: all that it starts is started.
+    booted_boot: str | None = None
     failure: Failure | None = None
     media: Media = Field(default_factory=Media)
     restarts: Restarts = Field(default_factory=Restarts)

@@ -112,6 +112,30 @@ class Pid:
             os.close(descriptor)
 
 
+class Wrapped:
+    """The program below its wrappers (bubblewrap, a waiter), as `ProgressWatch` looks at it.
+
+    Attributes:
+        last_s: its processor time when it was looked at last.
+    """
+
+    def __init__(self, top: int) -> None:
+        self._top = top
+        self.last_s = 0.0
+
+    def _pid(self) -> Pid | None:
+        top = Pid.of(self._top)
+        return top.innermost() if top is not None else None
+
+    def used_s(self) -> float | None:
+        used_s = pid.used_s() if (pid := self._pid()) is not None else None
+        self.last_s = self.last_s if used_s is None else used_s
+        return used_s
+
+    def wants_processor(self) -> bool:
+        return (pid := self._pid()) is not None and pid.wants_processor()
+
+
 @lru_cache(maxsize=1)
 def can_stand_back() -> bool:
     """Whether a thread may come back from SCHED_IDLE: an ordinary user's may as a rule not (RLIMIT_NICE)."""

@@ -31,7 +31,7 @@ from bough.qemu.cgroup import find_groups
 from bough.qemu.facts import cached_fact
 from bough.qemu.jail import Jail, Sight, machine_uid, render_jail
 from bough.qemu.packages import render_fix
-from bough.qemu.pid import Pid
+from bough.qemu.pid import Wrapped
 from bough.qemu.subprocesses import end_subprocess, start_subprocess
 from bough.qemu.syscalls import open_filter
 
@@ -362,30 +362,6 @@ class Done:
     stderr: bytes
 
 
-class _Program:
-    """The program below the wrappers of a jail, as `ProgressWatch` looks at it.
-
-    Attributes:
-        last_s: its processor time when it was looked at last.
-    """
-
-    def __init__(self, top: int) -> None:
-        self._top = top
-        self.last_s = 0.0
-
-    def _pid(self) -> Pid | None:
-        top = Pid.of(self._top)
-        return top.innermost() if top is not None else None
-
-    def used_s(self) -> float | None:
-        used_s = pid.used_s() if (pid := self._pid()) is not None else None
-        self.last_s = self.last_s if used_s is None else used_s
-        return used_s
-
-    def wants_processor(self) -> bool:
-        return (pid := self._pid()) is not None and pid.wants_processor()
-
-
 class Watched:
     """How long a program is waited for: by its processor time, for the host may be busy.
 
@@ -400,7 +376,7 @@ class Watched:
 
     async def run(self, pid: int, work: Awaitable[T]) -> T:
         """Raises Stalled."""
-        program = _Program(pid)
+        program = Wrapped(pid)
         watch = ProgressWatch(self._quiet_s, most_s=self._most_s, work=program, look_every_s=_LOOK_EVERY_S)
         try:
             return await watch.run(work)

@@ -33,6 +33,7 @@ from pathlib import Path
 from bough.errors import BoughError, HostLacks, MachineFailed, QmpLost, WrongState
 from bough.networks.uplink import begin_uplink
 from bough.paths import MachinePaths
+from bough.progress_watch import ProgressWatch, Stalled
 from bough.qemu.argv import render_argv
 from bough.qemu.cgroup import (
     create_groups,
@@ -46,7 +47,7 @@ from bough.qemu.frozen.freeze import IMAGE, MEMORY, FrozenProcess
 from bough.qemu.frozen.likeness import marks_of
 from bough.qemu.frozen.program import render_program
 from bough.qemu.jail import JailReport, Sight, render_jail, report_jail
-from bough.qemu.pid import Pid, read_boot_id
+from bough.qemu.pid import Pid, Wrapped, read_boot_id
 from bough.qemu.plan import Plan
 from bough.qemu.qmp import Qmp
 from bough.qemu.ram import open_memory
@@ -54,7 +55,9 @@ from bough.qemu.sockets import clear, hold, listen, name_again, remove, socket_p
 from bough.qemu.syscalls import open_filter
 from bough.storage import read_tail
 
+#: Processor time of QEMU's until it answers, or idle time: it takes 0.05 s.
 GREETING_TIMEOUT_S = 30.0
+GREETING_MOST_S = 600.0
 KILL_TIMEOUT_S = 10.0
 STDERR_BYTES = 64 * 1024
 
@@ -481,10 +484,12 @@ def _give_disks(paths: MachinePaths, uid: int) -> None:
 
 
 async def _wait_greeting(plan: Plan, paths: MachinePaths, waiter: Pid) -> None:
-    greeting = asyncio.create_task(Qmp.connect(paths.qmp_socket, timeout_s=GREETING_TIMEOUT_S))
+    greeting = asyncio.create_task(Qmp.connect(paths.qmp_socket, timeout_s=GREETING_MOST_S))
     ended = asyncio.create_task(waiter.wait())
+    watch = ProgressWatch(GREETING_TIMEOUT_S, most_s=GREETING_MOST_S, work=Wrapped(waiter.number))
     try:
-        await asyncio.wait({greeting, ended}, return_when=asyncio.FIRST_COMPLETED)
+        with contextlib.suppress(Stalled):
+            await watch.run(asyncio.wait({greeting, ended}, return_when=asyncio.FIRST_COMPLETED))
         if not greeting.done():
             # It may have greeted and ended in the same moment; either way it is gone.
             raise await _ended_early(plan, paths, waiter)

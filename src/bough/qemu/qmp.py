@@ -56,7 +56,7 @@ class Qmp:
         self._watcher = asyncio.create_task(self._watch(), name="qmp watcher")
 
     @classmethod
-    async def connect(cls, path: Path, *, timeout_s: float = 10.0) -> Qmp:
+    async def connect(cls, path: Path, *, timeout_s: float = 60.0) -> Qmp:
         """Connect and negotiate. Safe to cancel.
 
         Raises:

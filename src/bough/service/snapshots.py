@@ -24,6 +24,8 @@ class SnapshotRequest(_Body):
     label: str | None = None
     message: str = Field("", max_length=10_000)
     memory: bool = True
+    #: Also of a guest that is still booting.
+    now: bool = False
 
 
 class RestoreRequest(_Body):
@@ -41,6 +43,8 @@ class ForkRequest(_Body):
     cold: bool = False
     ephemeral: bool = False
     wait: bool = True
+    #: Also of a machine whose guest is still booting.
+    now: bool = False
     timeout_s: float | None = Field(None, gt=0, le=86400)
 
 
@@ -59,7 +63,12 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
         async def work(report: Report) -> Any:
             manifest = await hypervisor.snapshot(
-                machine, label=body.label, message=body.message, memory=body.memory, report=report
+                machine,
+                label=body.label,
+                message=body.message,
+                memory=body.memory,
+                now=body.now,
+                report=report,
             )
             return tree.describe(manifest)
 
@@ -107,6 +116,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
                 cold=body.cold,
                 ephemeral=body.ephemeral,
                 wait=body.wait,
+                now=body.now,
                 timeout_s=body.timeout_s,
                 report=report,
             )

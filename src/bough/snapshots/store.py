@@ -83,6 +83,7 @@ class SnapshotManifest(_Kept):
     hardware: Hardware
     domain: str | None = None
     first_boot: FirstBoot
+    booted_boot: str | None = None
     media: Media = Field(default_factory=Media)
     disks: tuple[SnapshotDisk, ...]
     memory: SnapshotMemory | None = None

@@ -1,0 +1,128 @@
+"""Whether a guest has started all that it starts: known without anybody asking.
+
+An agent answers long before the boot has ended. A script in the guest waits for the end, once for each boot;
+its answer is kept with the id of the boot, so that a fork knows it from its parent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Coroutine
+from typing import Any, Protocol, TypeVar
+
+from bough.errors import BoughError, DeadlineExceeded
+from bough.guest.channel import AgentChannel
+from bough.guest.qga import QgaChannel
+from bough.machines.first_boot import run_script
+from bough.machines.record import MachineRecord
+from bough.progress_watch import ProgressWatch, Stalled
+
+#: The last line tells how it is: "booted" with the id of the boot, "stopping" or "maintenance". systemd is
+#: asked where it runs; elsewhere a guest that answers is up. An empty answer of systemctl is no answer: a
+#: systemd that stops, or has just begun, gives none. An inhibitor may delay a reboot that logind knows of.
+#: A network card without an address after half a minute is not waited for: there may be no address to be had.
+BOOTED_SCRIPT = """
+booted() {
+  read -r boot < /proc/sys/kernel/random/boot_id
+  [ -d /run/systemd/system ] || { echo "booted $boot"; return; }
+  systemctl is-system-running --wait >/dev/null 2>&1
+  while :; do
+    state=$(systemctl is-system-running 2>/dev/null)
+    case $state in
+      running|degraded) break ;;
+      stopping|maintenance) echo "$state"; return ;;
+      *) sleep 0.2 ;;
+    esac
+  done
+  case $(busctl --auto-start=no get-property org.freedesktop.login1 /org/freedesktop/login1 \\
+      org.freedesktop.login1.Manager PreparingForShutdown 2>/dev/null) in
+    *true) echo stopping; return ;;
+  esac
+  if [ -d /run/systemd/netif ] && [ "$(ls /sys/class/net | wc -l)" -gt 1 ]; then
+    /usr/lib/systemd/systemd-networkd-wait-online --any --timeout=30 >/dev/null 2>&1
+  fi
+  echo "booted $boot"
+}
+booted
+"""
+BOOTED = re.compile(r"booted ([0-9a-f-]{36})\s*")
+LOOK_AGAIN_S = 0.5
+#: A guest's own time without a sign, after which the script is run anew.
+_QUIET_S = 600.0
+
+T = TypeVar("T")
+
+
+class Host(Protocol):
+    """What a Boot needs of its machine."""
+
+    record: MachineRecord
+
+    @property
+    def boot_id(self) -> str | None: ...
+    def change(self, **fields: Any) -> None: ...
+    def own(self, work: Coroutine[Any, Any, T], what: str) -> asyncio.Task[T]: ...
+    def tell(self, kind: str, detail: str = "") -> None: ...
+
+
+class Boot:
+    """Of one machine, whichever boot its guest is in."""
+
+    def __init__(self, machine: Host) -> None:
+        self._machine = machine
+        self._asking: asyncio.Task[str] | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """False also where nobody knows."""
+        known = self._machine.record.booted_boot
+        return known is not None and known == self._machine.boot_id
+
+    def follow(self, channel: AgentChannel) -> None:
+        """The agent has answered: find out when the boot ends."""
+        if not self.has_ended and not self._machine.record.spare:
+            self._machine.own(self._follow(channel), "wait for the end of the boot")
+
+    async def _follow(self, channel: AgentChannel) -> None:
+        while not self.has_ended:
+            try:
+                if self.note(await self.ask(channel)):
+                    return
+            except DeadlineExceeded:
+                continue
+            except BoughError:
+                return  # the agent went away, and is followed when it answers again
+            await asyncio.sleep(LOOK_AGAIN_S)
+
+    async def ask(self, channel: AgentChannel | QgaChannel, watch: ProgressWatch | None = None) -> str:
+        """What BOOTED_SCRIPT prints at the end of the boot. Two who ask at once run it once.
+
+        Raises:
+            DeadlineExceeded: not before the wait ended. AgentUnavailable: the agent went away.
+        """
+        if self._asking is None or self._asking.done():
+            script = run_script(channel, BOOTED_SCRIPT, timeout_s=_QUIET_S)
+            self._asking = self._machine.own(script, "ask for the end of the boot")
+            self._asking.add_done_callback(_retrieve)
+        answer = asyncio.shield(self._asking)
+        try:
+            return await (answer if watch is None else watch.run(answer))
+        except Stalled as stalled:
+            raise DeadlineExceeded(f"the guest was not done {stalled}") from None
+
+    def note(self, told: str) -> bool:
+        """Keep that the boot has ended, if this says so."""
+        match = BOOTED.fullmatch(told.strip().rpartition("\n")[2])
+        if match is None:
+            return False
+        if match[1] != self._machine.record.booted_boot:
+            self._machine.change(booted_boot=match[1])
+            self._machine.tell("booted")
+        return True
+
+
+def _retrieve(task: asyncio.Task[str]) -> None:
+    """Nobody may be waiting for it any more."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,149 @@
+"""Look at a guest that has no agent for as long as it boots, and say what was seen.
+
+Such a guest answers nothing: its console and, where it has one, the text on its screen are all there is. The
+look ends with a sign (boot_signs.py), with the first answer of a qemu-guest-agent, or when nothing more
+comes. It is made once for each start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Protocol
+
+from bough.errors import BootFailed, BoughError, MachineFailed
+from bough.machines.boot_signs import MOST_CHARACTERS, Sight, last_line, recognize
+from bough.machines.console import Console, read_console
+from bough.machines.record import MachineRecord, State
+from bough.machines.screen import read_text
+from bough.paths import MachinePaths
+from bough.progress import Progress, Report, notice
+from bough.progress_watch import ProgressWatch
+from bough.qemu.pid import Pid
+from bough.qemu.qmp import Qmp
+
+_LOOK_EVERY_S = 1.0
+#: A guest's own time in which it says nothing, and does something (firmware that waits for a key does) ...
+_QUIET_S = 20.0
+#: ... or nothing.
+_IDLE_S = 10.0
+#: The end of the look at a guest that goes on saying something.
+_MOST_S = 180.0
+
+
+class Host(Protocol):
+    """What is looked at."""
+
+    record: MachineRecord
+    paths: MachinePaths
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def state(self) -> State: ...
+    @property
+    def pid(self) -> int | None: ...
+    @property
+    def agent_state(self) -> str: ...
+    def console(self) -> Console: ...
+    def screen(self) -> Qmp: ...
+    def console_tail(self) -> str: ...
+    def ended_error(self, when: str) -> MachineFailed: ...
+
+
+class BootSight:
+    """Attributes:
+    sight: what was seen of the boot that goes on; None: nothing that is known.
+    """
+
+    def __init__(self, machine: Host) -> None:
+        self._machine = machine
+        self.sight: Sight | None = None
+        self._is_due = False
+        self._shown = ""
+
+    def new_boot(self) -> None:
+        self.sight, self._is_due, self._shown = None, True, ""
+
+    def describe(self) -> dict[str, Any] | None:
+        sight = self.sight
+        if sight is None:
+            return None
+        return {"kind": sight.kind, "says": sight.says, "line": sight.line, "failed": sight.failed}
+
+    async def wait(self, timeout_s: float | None, report: Report) -> None:
+        """Look, and say what was seen; nothing, where the guest was not started since the last look.
+
+        Raises:
+            BootFailed: the guest does not come up by itself; the machine is left running.
+            MachineFailed: it ended meanwhile.
+        """
+        if not self._is_due:
+            return
+        self._is_due = False
+        report(Progress("looking at what the guest shows of its boot"))
+        machine = self._machine
+        self.sight = await self._look(self._watch(timeout_s))
+        if machine.state is State.FAILED:
+            raise machine.ended_error("while it booted")
+        if self.sight is None:
+            report(notice(self._nothing_known()))
+        elif self.sight.failed:
+            raise BootFailed(
+                f"machine '{machine.name}' runs, and its guest did not boot: {self.sight.text}",
+                hint=f"look at it: bough console {machine.name}, or bough screenshot {machine.name} FILE.png",
+                machine=machine.name,
+                seen=self.sight.kind,
+                console=machine.console_tail(),
+            )
+        else:
+            report(notice(f"{machine.name} shows {self.sight.text}"))
+
+    def _watch(self, timeout_s: float | None) -> ProgressWatch:
+        machine = self._machine
+        console = machine.console()
+        signs = [lambda: console.printed, lambda: self._shown]
+        work = Pid.of(machine.pid) if machine.pid is not None else None
+        most_s = min(_MOST_S, timeout_s or _MOST_S)
+        return ProgressWatch(_QUIET_S, idle_s=_IDLE_S, most_s=most_s, signs=signs, work=work)
+
+    async def _look(self, watch: ProgressWatch) -> Sight | None:
+        machine = self._machine
+        while machine.state is State.RUNNING and watch.look():
+            if machine.agent_state == "qemu-guest-agent":
+                return Sight("agent", "a qemu-guest-agent that answers", "")
+            if (sight := recognize(self._printed())) is not None:
+                return sight
+            self._shown = await self._read_screen()
+            if (sight := recognize(self._shown)) is not None:
+                return sight
+            await asyncio.sleep(_LOOK_EVERY_S)
+        return None
+
+    def _printed(self) -> str:
+        """The end of what the guest printed since its start."""
+        try:
+            console = self._machine.console()
+        except BoughError:
+            return ""
+        return read_console(self._machine.paths.console_log, min(console.printed, 2 * MOST_CHARACTERS))
+
+    async def _read_screen(self) -> str:
+        """Empty where there is no screen, or no text on it."""
+        if not self._machine.record.media.display:
+            return ""
+        try:
+            return await read_text(self._machine.screen())
+        except BoughError:
+            return ""
+
+    def _nothing_known(self) -> str:
+        name = self._machine.name
+        if self._machine.state is not State.RUNNING:
+            return f"{name} is {self._machine.state}"
+        for place, text in (("console", self._printed()), ("screen", self._shown)):
+            if line := last_line(text):
+                return f"{name} has no agent; the last words on its {place} are {line!r}"
+        if self._machine.record.media.display:
+            shows = f"bough screenshot {name} FILE.png shows its screen"
+            return f"{name} has no agent, and its console is silent; {shows}"
+        return f"{name} has no agent, and its console is silent; --display would give it a screen"

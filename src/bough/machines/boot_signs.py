@@ -1,0 +1,142 @@
+"""What a guest without an agent shows of its boot: told from the text on its console or its screen.
+
+The text is the guest's, and hostile: its end alone is looked at, control characters go, and what is quoted
+of it is short. What is recognized is said, and nothing else is done with it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+#: Of the end of a text.
+MOST_CHARACTERS = 8192
+_MOST_LINE = 160
+#: ECMA-48: sequences that place the cursor begin a new line here; the others go.
+_PLACES = re.compile(r"\x1b\[[0-9;]{0,16}[Hf]")
+_SEQUENCES = re.compile(r"\x1b(?:\[[0-?]{0,32}[ -/]{0,4}[@-~]?|[ -/]{0,4}[0-~]?)")
+#: Characters that reorder or hide what stands around them.
+_HIDING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f")
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Attributes:
+    kind: for programs, stable: "login".
+    says: for people: "a login prompt".
+    line: the guest's words, cleaned.
+    failed: the guest does not come up by itself.
+    """
+
+    kind: str
+    says: str
+    line: str
+    failed: bool = False
+
+    @property
+    def text(self) -> str:
+        return f"{self.says}: {self.line!r}" if self.line else self.says
+
+
+@dataclass(frozen=True)
+class _Sign:
+    kind: str
+    says: str
+    pattern: re.Pattern[str]
+    failed: bool = False
+
+
+def _at_end(pattern: str) -> re.Pattern[str]:
+    """Of a prompt: nothing comes after it."""
+    return re.compile(rf"(?:{pattern})\s*\Z", re.IGNORECASE | re.MULTILINE)
+
+
+def _anywhere(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.IGNORECASE | re.MULTILINE)
+
+
+_SIGNS = (
+    _Sign("login", "a login prompt", _at_end(r"^[^\n]{0,100}\blogin:")),
+    _Sign(
+        "passphrase",
+        "it asks for a passphrase",
+        _at_end(r"^[^\n]{0,120}(?:unlock disk|passphrase|password)[^\n]{0,120}:[ *]{0,8}"),
+    ),
+    _Sign(
+        "panic",
+        "its kernel panicked",
+        _anywhere(r"^[^\n]{0,40}kernel panic - not syncing[^\n]{0,160}"),
+        True,
+    ),
+    _Sign(
+        "no-root",
+        "its kernel found no root file system",
+        re.compile(
+            r"^(?:[^\n]{0,40}gave up waiting for (?:the )?root[^\n]{0,100}"
+            r"|[^\n]{0,40}alert!\s{1,4}\S{1,120} does not exist[^\n]{0,60}"
+            r"|\(initramfs\)\s*\Z|[^\n]{0,40}dracut:/?#\s*\Z"
+            r"|[^\n]{0,40}dracut-initqueue[^\n]{0,40}timeout[^\n]{0,80})",
+            re.IGNORECASE | re.MULTILINE,
+        ),
+        True,
+    ),
+    _Sign(
+        "emergency",
+        "it is in emergency mode",
+        _anywhere(r"^[^\n]{0,40}(?:you are in emergency mode|give root password for maintenance)[^\n]{0,80}"),
+        True,
+    ),
+    _Sign("firmware-shell", "a shell of UEFI", _anywhere(r"^uefi interactive shell[^\n]{0,40}")),
+    _Sign(
+        "nothing-to-boot",
+        "its firmware found nothing to boot",
+        _anywhere(
+            r"^[^\n]{0,60}(?:no bootable (?:device|option)|operating system not found"
+            r"|missing operating system|nothing to boot|reboot and select proper boot device)[^\n]{0,60}"
+        ),
+        True,
+    ),
+    _Sign("loader-rescue", "its boot loader found no system", _at_end(r"^[^\n]{0,20}grub rescue>"), True),
+    _Sign("loader-prompt", "the prompt of its boot loader", _at_end(r"^[^\n]{0,20}(?:grub|ipxe)>")),
+    _Sign("memory-test", "a test of its memory", _anywhere(r"^[^\n]{0,40}memtest86\+[^\n]{0,40}")),
+)
+#: As the shell itself, after a line that tells where it comes from: the firmware, not a disk.
+_INTERNAL = _Sign(
+    "firmware-shell",
+    "its firmware found nothing to boot and runs its own shell",
+    _anywhere(r'starting boot\w{4} "efi internal shell"'),
+    True,
+)
+
+
+def recognize(text: str) -> Sight | None:
+    """The sign that stands last in the text; None where there is none."""
+    text = clean(text)
+    found = [
+        (matches[-1].end(), sign, matches[-1][0])
+        for sign in _SIGNS
+        if (matches := list(sign.pattern.finditer(text)))
+    ]
+    if not found:
+        return None
+    _, sign, words = max(found, key=lambda one: one[0])
+    if sign.kind == _INTERNAL.kind and _INTERNAL.pattern.search(text):
+        sign = _INTERNAL
+    return Sight(sign.kind, sign.says, _one_line(words), sign.failed)
+
+
+def last_line(text: str) -> str:
+    """The last line that says something."""
+    lines = [line for line in map(_one_line, clean(text).split("\n")) if line]
+    return lines[-1] if lines else ""
+
+
+def clean(text: str) -> str:
+    """The text's end, in lines, without what would do something to a terminal."""
+    text = _SEQUENCES.sub("", _PLACES.sub("\n", text[-MOST_CHARACTERS:]))
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return "".join(c for c in text if c == "\n" or (c.isprintable() and c not in _HIDING))
+
+
+def _one_line(words: str) -> str:
+    return " ".join(words.split())[:_MOST_LINE]

@@ -1,0 +1,84 @@
+"""How a guest without an agent is looked at, with a fake of its machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bough.errors import BootFailed, MachineFailed
+from bough.machines.boot_sight import BootSight
+from bough.machines.record import State
+from bough.progress import Progress
+
+
+class Machine:
+    """Its guest has printed `text` when it is looked at."""
+
+    def __init__(self, root: Path, text: str, *, state: State = State.RUNNING, qga: bool = False) -> None:
+        self.name, self.state = "web", state
+        self.pid = os.getpid()
+        self.agent_state = "qemu-guest-agent" if qga else "none"
+        self.paths: Any = SimpleNamespace(console_log=root / "console.log")
+        self.paths.console_log.write_text("from the boot before: login: " + text)
+        self.record: Any = SimpleNamespace(media=SimpleNamespace(display=False))
+        self._console: Any = SimpleNamespace(printed=len(text.encode()))
+
+    def console(self) -> Any:
+        return self._console
+
+    def screen(self) -> Any:
+        raise AssertionError("it has none")
+
+    def console_tail(self) -> str:
+        return "the end"
+
+    def ended_error(self, when: str) -> MachineFailed:
+        return MachineFailed(f"it stopped {when}")
+
+
+async def look(machine: Machine, timeout_s: float | None = None) -> tuple[BootSight, list[str]]:
+    told: list[Progress] = []
+    sight = BootSight(machine)
+    sight.new_boot()
+    await sight.wait(timeout_s, told.append)
+    return sight, [step.step for step in told if step.notice]
+
+
+async def test_what_is_seen_is_told_and_kept(tmp_path: Path) -> None:
+    sight, told = await look(Machine(tmp_path, "Debian 12 ttyS0\n\nweb login: "))
+    assert told == ["web shows a login prompt: 'web login:'"]
+    assert sight.describe() == {
+        "kind": "login", "says": "a login prompt", "line": "web login:", "failed": False,
+    }  # fmt: skip
+    again: list[Progress] = []
+    await sight.wait(None, again.append)
+    assert again == [], "it is looked at once for each start"
+
+
+async def test_an_agent_of_qemus_ends_the_look(tmp_path: Path) -> None:
+    _, told = await look(Machine(tmp_path, "booting", qga=True))
+    assert told == ["web shows a qemu-guest-agent that answers"]
+
+
+async def test_a_guest_that_does_not_come_up_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BootFailed, match="found nothing to boot: 'No bootable device.'") as caught:
+        await look(Machine(tmp_path, "No bootable device.\n"))
+    assert caught.value.details == {"machine": "web", "seen": "nothing-to-boot", "console": "the end"}
+
+
+async def test_one_that_ended_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(MachineFailed, match="while it booted"):
+        await look(Machine(tmp_path, "", state=State.FAILED))
+    _, told = await look(Machine(tmp_path, "", state=State.STOPPED))
+    assert told == ["web is stopped"]
+
+
+async def test_what_is_not_recognized_is_quoted(tmp_path: Path) -> None:
+    _, told = await look(Machine(tmp_path, "Starting\x1b[31m the engine\r\n"), timeout_s=0.001)
+    assert told == ["web has no agent; the last words on its console are 'Starting the engine'"]
+    _, told = await look(Machine(tmp_path, ""), timeout_s=0.001)
+    assert told == ["web has no agent, and its console is silent; --display would give it a screen"]
