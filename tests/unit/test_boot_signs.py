@@ -35,6 +35,12 @@ SEEN = [
     ("Welcome to GRUB!\r\n\x1b[02;24HGNU GRUB  version 2.06\r\ngrub> ", "loader-prompt", False),
     ("[    0.0] Kernel panic - not syncing: test\r\n[  10.0] Rebooting\r\nDebian\r\nhost login: ",
      "login", False),
+    ("GNU GRUB  version 2.06\r\n     Use the ^ and v keys to select which entry is highlighted.\r\n"
+     "      Press enter to boot the selected OS, `e' to edit\r\n   *GNU/Linux   Memtest86+  ", "menu", False),
+    ("      Press enter to boot the selected OS, `e' to edit\r\n   *GNU/Linux\r\n"
+     "   The highlighted entry will be executed automatically in 4s.   ", None, False),
+    ("Loading Memtest86+.......", "memory-test", False),
+    ("Memtest86+ v6.10     | Intel Core\r\nTesting: 3MB - 256MB", "memory-test", False),
     ("Linux version 6.1\r\n[  OK  ] Started something.\r\n", None, False),
     ("", None, False),
 ]  # fmt: skip

@@ -78,7 +78,8 @@ def info(name: str, plan: bool, as_json: bool) -> None:
         ("on disk", f"{format_size(machine['disk_bytes'])}, upon {machine['layers']} layers"),
         ("limits", _limits(machine["spec"].get("limits") or {})),
         ("processor", hardware["arch"]),
-        ("accelerator", _accelerator(machine["accelerator"], machine.get("accelerator_note"))),
+        ("accelerator", _accelerator(machine["accelerator"])),
+        *([("note", machine["accelerator_note"])] if machine.get("accelerator_note") else []),
         ("pid", str(machine["pid"] or "-")),
         (
             "ports",
@@ -104,9 +105,8 @@ def _boots(machine: dict[str, Any]) -> bool:
     return machine["agent"] == "answering" and machine.get("booted") is False
 
 
-def _accelerator(name: str | None, note: str | None) -> str:
-    told = "tcg (emulated)" if name == "tcg" else name or "-"
-    return f"{told}: {note}" if note else told
+def _accelerator(name: str | None) -> str:
+    return "tcg (emulated)" if name == "tcg" else name or "-"
 
 
 def _limits(limits: dict[str, Any]) -> str:

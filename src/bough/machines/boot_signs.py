@@ -98,7 +98,12 @@ _SIGNS = (
     ),
     _Sign("loader-rescue", "its boot loader found no system", _at_end(r"^[^\n]{0,20}grub rescue>"), True),
     _Sign("loader-prompt", "the prompt of its boot loader", _at_end(r"^[^\n]{0,20}(?:grub|ipxe)>")),
-    _Sign("memory-test", "a test of its memory", _anywhere(r"^[^\n]{0,40}memtest86\+[^\n]{0,40}")),
+    _Sign(
+        "memory-test",
+        "a test of its memory",
+        _anywhere(r"^\s{0,4}(?:loading memtest86\+|memtest86\+ v\d)[^\n]{0,20}"),
+    ),
+    _Sign("menu", "a boot menu that waits", _anywhere(r"^[^\n]{0,20}press enter to boot the selected os")),
 )
 #: As the shell itself, after a line that tells where it comes from: the firmware, not a disk.
 _INTERNAL = _Sign(
@@ -107,6 +112,10 @@ _INTERNAL = _Sign(
     _anywhere(r'starting boot\w{4} "efi internal shell"'),
     True,
 )
+
+
+#: Of a menu that goes on by itself.
+_COUNTDOWN = _anywhere(r"executed automatically in \d")
 
 
 def recognize(text: str) -> Sight | None:
@@ -120,6 +129,8 @@ def recognize(text: str) -> Sight | None:
     if not found:
         return None
     _, sign, words = max(found, key=lambda one: one[0])
+    if sign.kind == "menu" and _COUNTDOWN.search(text):
+        return None
     if sign.kind == _INTERNAL.kind and _INTERNAL.pattern.search(text):
         sign = _INTERNAL
     return Sight(sign.kind, sign.says, _one_line(words), sign.failed)
