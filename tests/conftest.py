@@ -20,13 +20,13 @@ import pytest
 
 from bough.errors import BoughError
 from bough.paths import Home
+from tests.findings import place_of
 from tests.leftovers import find_leftovers, wait_nothing_left
 from tests.run import Run
 
 if TYPE_CHECKING:
     import bough
 
-ARTIFACTS = Path(__file__).resolve().parents[1] / "test-artifacts"
 IMAGE = "debian:12"
 #: Enough for Debian, and 2 cores carry several of them.
 MEMORY = "512MiB"
@@ -162,7 +162,7 @@ def pytest_runtest_makereport(
         told = [f"hint: {error.hint}", *(f"{name}: {value}" for name, value in error.details.items())]
         report.sections.append(("what the error knows", "\n".join(told)))
     if report.failed:
-        target = ARTIFACTS / item.nodeid.replace("/", ".").replace("::", ".")[-120:]
+        target = place_of(item.nodeid)
         with contextlib.suppress(PermissionError):  # tests that another user runs, as one of ours does
             _keep_report(report, target)
             home = getattr(item, "funcargs", {}).get("bough_home")

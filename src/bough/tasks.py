@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Coroutine
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -13,6 +15,51 @@ log = logging.getLogger("bough.tasks")
 
 #: Longer than anything needs that tidies up behind itself.
 _AGAIN_S = 3
+
+
+class Stopped(Exception):
+    """Raised in a thread of `run_stoppable` that is to stop."""
+
+
+async def finish(work: Awaitable[T]) -> T:
+    """Await `work` to its end, also when this task is cancelled: CancelledError is raised afterwards.
+
+    Use it to remove files, and for a thread whose files are removed when the task is cancelled.
+    """
+    working, cancelled = asyncio.ensure_future(work), False
+    while not working.done():
+        try:
+            await asyncio.shield(working)
+        except asyncio.CancelledError:
+            cancelled = True
+        except Exception:
+            break
+    if cancelled and not working.cancelled():
+        working.exception()  # has been asked for: asyncio does not log it as forgotten
+        raise asyncio.CancelledError
+    return working.result()
+
+
+async def run_stoppable(function: Callable[[Callable[[], None]], T]) -> T:
+    """Run `function(check)` in a thread.
+
+    When this task is cancelled, the next `check()` raises Stopped. The thread has ended when CancelledError is
+    raised.
+    """
+    stop = threading.Event()
+
+    def check() -> None:
+        if stop.is_set():
+            raise Stopped
+
+    working = asyncio.ensure_future(asyncio.to_thread(function, check))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        stop.set()
+        with contextlib.suppress(Exception):  # its files are removed, whatever became of them
+            await finish(working)
+        raise
 
 
 class Tasks:

@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -248,10 +249,16 @@ async def test_checksums(take: Importer, disk: Path, expected: str) -> None:
 
 async def test_cancelled_at_any_moment(take: Importer, disk: Path, tmp_path: Path) -> None:
     packed = pack(convert(disk, "vmdk", tmp_path / "d.vmdk"), "xz", tmp_path / "d.vmdk.xz")
-    for moment in range(12):
+    began = time.monotonic()
+    await take(packed)
+    whole_s = time.monotonic() - began
+    for moment in range(24):  # the last ones while it removes its directory
         task = asyncio.create_task(take(packed))
-        await asyncio.sleep(moment * 0.02)
+        await asyncio.sleep(moment * whole_s / 20)
         task.cancel()
+        if moment % 2:  # and once more while it cleans up
+            await asyncio.sleep(0)
+            task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         take.nothing_half_made()
 

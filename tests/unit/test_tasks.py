@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from bough import tasks
-from bough.tasks import Tasks, end_tasks
+from bough.tasks import Tasks, end_tasks, finish, run_stoppable
 
 
 async def swallow(times: int) -> None:
@@ -54,3 +57,77 @@ def test_who_waits_for_them_may_be_cancelled() -> None:
         await asyncio.wait({stubborn}, timeout=1)
 
     asyncio.run(main())
+
+
+async def test_finish_ends_what_a_cancelled_task_began() -> None:
+    ended = []
+
+    async def work() -> None:
+        await asyncio.sleep(0.05)
+        ended.append(True)
+
+    task = asyncio.create_task(finish(work()))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended == [True]
+
+
+async def test_finish_returns_and_raises_as_its_work_does() -> None:
+    assert await finish(asyncio.sleep(0, "result")) == "result"
+
+    async def fail() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await finish(fail())
+    task = asyncio.create_task(finish(fail()))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises((asyncio.CancelledError, ValueError)):
+        await task
+
+
+async def test_a_thread_has_ended_when_its_task_is_cancelled() -> None:
+    begun, ended = threading.Event(), []
+
+    def work(check: Callable[[], None]) -> None:
+        begun.set()
+        try:
+            while True:
+                check()
+        finally:
+            ended.append(True)
+
+    task = asyncio.create_task(run_stoppable(work))
+    await asyncio.to_thread(begun.wait)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended == [True]
+    assert await run_stoppable(lambda check: 7) == 7
+
+
+async def test_a_thread_that_could_not_begin_yet_never_does() -> None:
+    """All threads are busy: what is cancelled while it waits for one is not forgotten, and makes nothing."""
+    release, made = threading.Event(), []
+
+    def work(check: Callable[[], None]) -> None:
+        check()
+        made.append(True)
+
+    with ThreadPoolExecutor(1) as pool:
+        asyncio.get_running_loop().set_default_executor(pool)
+        busy = asyncio.create_task(asyncio.to_thread(release.wait))
+        task = asyncio.create_task(run_stoppable(work))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.sleep(0)
+        release.set()
+        await busy
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert made == []

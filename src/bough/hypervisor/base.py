@@ -35,7 +35,7 @@ from bough.snapshots.store import SnapshotManifest
 from bough.snapshots.tree import SnapshotTree
 from bough.spec import check_name
 from bough.storage import sync_directory
-from bough.tasks import Tasks
+from bough.tasks import Tasks, finish
 
 log = logging.getLogger("bough.hypervisor")
 
@@ -205,10 +205,11 @@ class Base(ABC):
             del self._machines[machine.id]
             machine.bury()
             machine.tell("deleted")
-            await asyncio.to_thread(remove_tree, grave)
-            await asyncio.to_thread(remove_tree, machine.paths.runtime)
-            self._collect()
-        self._left(machine.id)
+            try:
+                await finish(asyncio.to_thread(_remove_both, grave, machine.paths.runtime))
+            finally:
+                self._collect()
+                self._left(machine.id)
 
     def _left(self, machine_id: str) -> None:
         self._leaving.discard(machine_id)
@@ -346,6 +347,11 @@ class Base(ABC):
         while f"{stem}-{number}" in taken:
             number += 1
         return f"{stem}-{number}"
+
+
+def _remove_both(one: Path, other: Path) -> None:
+    remove_tree(one)
+    remove_tree(other)
 
 
 def remove_tree(path: Path) -> None:

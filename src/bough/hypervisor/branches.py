@@ -39,6 +39,7 @@ from bough.spec import MachineSpec, check_name
 from bough.spec.model import used_settings
 from bough.spec.table import barring_process_image
 from bough.storage import sync_directory, sync_file
+from bough.tasks import finish
 
 log = logging.getLogger("bough.hypervisor")
 
@@ -252,7 +253,7 @@ class Branches(Making):
             made = MachinePaths(self.home.incoming / machine_id, self.home.runtime / machine_id)
             paths = self.home.machine(machine_id)
             try:
-                await asyncio.to_thread(self.snapshots.make_files, record, manifest, made)
+                await finish(asyncio.to_thread(self.snapshots.make_files, record, manifest, made))
                 made.root.rename(paths.root)
             except BaseException:
                 remove_tree(made.root)

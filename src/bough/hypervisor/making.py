@@ -24,6 +24,7 @@ from bough.qemu.host import read_host_facts
 from bough.qemu.probe import find_qemu, probe_jail
 from bough.spec import MachineSpec, check_against_host, parse_architecture, parse_spec
 from bough.storage import sync_directory
+from bough.tasks import finish
 
 
 class Making(Base):
@@ -131,7 +132,7 @@ class Making(Base):
             record.disks = await create_disks(made, record, image, self.home)
             install_firmware_variables(hardware, made.disks, image.efi_loader)
             if record.media.seed:
-                await asyncio.to_thread(create_seed, made.disks, record)
+                await finish(asyncio.to_thread(create_seed, made.disks, record))
             record.write(made)
             made.root.rename(paths.root)
         except BaseException:

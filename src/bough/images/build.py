@@ -25,6 +25,7 @@ from bough.images.store import ImageManifest, ImageStore
 from bough.progress import Progress, Report, ignore_progress
 from bough.spec import PackageLock
 from bough.storage import no_space_is_told
+from bough.tasks import finish
 from bough.units import GIB, format_size
 
 #: A build's root file system, its copy on the disk, and room for what packages unpack meanwhile.
@@ -102,7 +103,7 @@ async def build_recipe(
         try:
             return await _build(store, recipe, label, work, mirrors, lock, progress)
         finally:
-            await asyncio.to_thread(remove_build, work)
+            await finish(asyncio.to_thread(remove_build, work))
 
 
 async def _build(
@@ -117,11 +118,11 @@ async def _build(
     report(Progress(f"building {recipe.label}"))
     identity = disk.DiskIdentity.derive(recipe.digest())
     with no_space_is_told(f"the build of {recipe.label}", work.parent):
-        await asyncio.to_thread(prepare, work, recipe, lock)
+        await finish(asyncio.to_thread(prepare, work, recipe, lock))
         await bootstrap(work, recipe, identity, report, mirrors, lock)
         report(Progress(f"building {recipe.label}: making it bootable"))
         try:
-            manifest = await asyncio.to_thread(_assemble, work, recipe, identity)
+            manifest = await finish(asyncio.to_thread(_assemble, work, recipe, identity))
         except subprocess.CalledProcessError as error:
             raise BuildFailed(
                 f"the image {recipe.label} could not be built: {Path(error.cmd[0]).name} failed",
@@ -134,7 +135,7 @@ async def _build(
         made = store.home.incoming / f"image-{secrets.token_hex(6)}"
         made.mkdir(mode=0o711)
         try:
-            await asyncio.to_thread(_take_disk, work / "disk.raw", made / "disk.raw")
+            await finish(asyncio.to_thread(_take_disk, work / "disk.raw", made / "disk.raw"))
             store.add(made, manifest, label)
         except BaseException:
             shutil.rmtree(made, ignore_errors=True)

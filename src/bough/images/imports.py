@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -41,7 +43,10 @@ from bough.images.formats import (
 from bough.images.store import ImageManifest, ImageStore
 from bough.progress import Progress, Report
 from bough.storage import no_space_is_told
+from bough.tasks import finish, run_stoppable
 from bough.units import MIB, format_size
+
+log = logging.getLogger("bough.images")
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+/:@-]{0,127}")
 _CHECKSUM = re.compile(r"(?:(sha256|sha512):)?([0-9a-f]{64}|[0-9a-f]{128})")
@@ -99,19 +104,20 @@ async def import_image(
                 await convert(disk, header, made / "disk.raw", confinement, report)
             contents = await inspect_contents(made / "disk.raw", confinement)
             manifest = await _describe(made / "disk.raw", header, contents, request, label, checksum, report)
-            await asyncio.to_thread(store.add, made, manifest, label)
+            await finish(asyncio.to_thread(store.add, made, manifest, label))
         return store.resolve(manifest.digest)
     finally:
-        await asyncio.to_thread(_remove, work)
+        await finish(asyncio.to_thread(_remove, work))
 
 
 def _remove(work: Path) -> None:
-    """A thread of an import that was cancelled may be at work in it for a moment still."""
+    """A process in the jail that was killed may be at work in it for a moment still."""
     for pause_s in _REMOVED_AGAIN_AFTER_S:
         shutil.rmtree(work, ignore_errors=True)
         if not work.exists():
             return
         time.sleep(pause_s)
+    log.warning("%s cannot be removed: the next service removes it", work)
 
 
 def _check_request(request: ImportRequest) -> str:
@@ -227,15 +233,27 @@ async def _uncover(
             member = ova.find_disk(stream, size, request.disk) if found == "ova" else None
         target = work / f"layer{layer}"
         if member is not None:
-            name, tell = member.name, _teller(f"taking {member.name[:60]} out of the OVA", report)
-            await asyncio.to_thread(ova.extract, path, member, target, most_bytes, tell)
-            request = ImportRequest(**{**request.__dict__, "format": "auto", "label": name})
+            await _take_member(path, member, target, most_bytes, report)
+            request = ImportRequest(**{**request.__dict__, "format": "auto", "label": member.name})
         elif found in COMPRESSIONS:
             await unpack(path, found, target, confinement, report, most_bytes=most_bytes)
         else:
             return await _private(path, work, confinement, report), found
         path = target
     raise BadImage(f"the disk is in more than {_MOST_LAYERS} archives within each other")
+
+
+async def _take_member(path: Path, member: ova.Member, target: Path, most_bytes: int, report: Report) -> None:
+    tell = _teller(f"taking {member.name[:60]} out of the OVA", report)
+
+    def extract(check: Callable[[], None]) -> None:
+        def tell_on(fraction: float) -> None:
+            check()
+            tell(fraction)
+
+        ova.extract(path, member, target, most_bytes, tell_on)
+
+    await run_stoppable(extract)
 
 
 def _detect(stream: object, size: int, wanted: str) -> str:
@@ -258,14 +276,18 @@ async def _private(path: Path, work: Path, confinement: Confinement, report: Rep
         if not ours:
             report(Progress(f"copying {format_size(path.stat().st_size)}"))
             target = work / "copy"
-            await asyncio.to_thread(copy_sparse, path, target)
+            await run_stoppable(functools.partial(copy_sparse, path, target))
             path = target
         confinement.give(path)
     return path
 
 
-def copy_sparse(source: Path, target: Path) -> None:
-    """A copy that shares its blocks where the file system can, and keeps holes. Blocking."""
+def copy_sparse(source: Path, target: Path, check: Callable[[], None] = lambda: None) -> None:
+    """A copy that keeps holes. Blocking.
+
+    Args:
+        check: is called now and then; what it raises ends the copy.
+    """
     reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -279,6 +301,7 @@ def copy_sparse(source: Path, target: Path) -> None:
                 break
             end = os.lseek(reading, offset, os.SEEK_HOLE)
             while offset < end:
+                check()
                 data = os.pread(reading, min(4 * MIB, end - offset), offset)
                 if not data:
                     return

@@ -29,6 +29,7 @@ from bough.images.store import ImageManifest, ImageStore, split_label
 from bough.progress import Progress, Report
 from bough.spec import PackageLock, RecipeSpec
 from bough.storage import no_space_is_told
+from bough.tasks import finish
 
 #: Leaves nothing in the guest that makes one machine out of it; what the agent has done at the first boot
 #: is forgotten, so that each machine of the image has a first boot of its own.
@@ -155,7 +156,7 @@ async def flatten(
             store.add(made, manifest, label)
         return store.resolve(manifest.digest)
     finally:
-        await asyncio.to_thread(shutil.rmtree, made, True)
+        await finish(asyncio.to_thread(shutil.rmtree, made, True))
 
 
 def parse_packages(output: str) -> dict[str, str]:

@@ -21,6 +21,7 @@ from bough.images.signature import check_signature, parse_key
 from bough.images.store import ImageManifest, ImageStore
 from bough.paths import Home
 from bough.progress import Progress, Report
+from bough.tasks import finish
 
 _MOST_TEXT_BYTES = 4 * 1024 * 1024
 #: "DIGITS  name" and "DIGITS *name" (coreutils), "SHA256 (name) = DIGITS" (BSD, Fedora, FreeBSD).
@@ -90,7 +91,7 @@ async def _read_checksums(
                 text, signature, parse_key(armour), key.fingerprints, work, confinement
             )
         finally:
-            await asyncio.to_thread(shutil.rmtree, work, True)
+            await finish(asyncio.to_thread(shutil.rmtree, work, True))
     return text.decode(errors="replace")
 
 

@@ -42,6 +42,7 @@ from bough.snapshots.store import SnapshotDisk, SnapshotManifest, new_snapshot_i
 from bough.spec import MachineSpec
 from bough.spec.table import SETTINGS, entry_of
 from bough.storage import no_space_is_told, sync_directory
+from bough.tasks import finish
 from bough.units import MIB
 
 _BLOCK = 64 * 1024
@@ -535,4 +536,5 @@ async def make_snapshot(
 
 
 async def remove_work(work: Path) -> None:
-    await asyncio.to_thread(shutil.rmtree, work, True)
+    """To the end, also when the caller is cancelled."""
+    await finish(asyncio.to_thread(shutil.rmtree, work, True))

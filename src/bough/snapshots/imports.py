@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from bough.qemu.host import read_host_facts
 from bough.qemu.probe import find_qemu, inspect_qemu, probe_accelerators, probe_jail
 from bough.snapshots.handover import (
     BundleManifest,
+    Taken,
     check_here,
     make_snapshot,
     parse_manifest,
@@ -28,6 +29,7 @@ from bough.snapshots.handover import (
 )
 from bough.snapshots.store import SnapshotManifest
 from bough.spec import check_against_host, check_name
+from bough.tasks import run_stoppable
 
 
 class Arrival:
@@ -84,14 +86,19 @@ class Arrival:
         loop, report = asyncio.get_running_loop(), self.report
         told = [-1]
 
+        def take(check: Callable[[], None]) -> Taken:
+            def tell_on(fraction: float) -> None:
+                check()
+                tell(fraction)
+
+            return take_parts(self._source, self._digest, self._bundle, self._work, self._image, tell_on)
+
         def tell(fraction: float) -> None:
             if int(fraction * 100) != told[0]:
                 told[0] = int(fraction * 100)
                 loop.call_soon_threadsafe(report, Progress("reading the bundle", fraction))
 
-        taken = await asyncio.to_thread(
-            take_parts, self._source, self._digest, self._bundle, self._work, self._image, tell
-        )
+        taken = await run_stoppable(take)
         report(Progress("writing the disks"))
         self.saved = None if self.cold else taken.saved
         made, self.manifest = await make_snapshot(
