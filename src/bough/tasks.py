@@ -43,8 +43,8 @@ async def finish(work: Awaitable[T]) -> T:
 async def run_stoppable(function: Callable[[Callable[[], None]], T]) -> T:
     """Run `function(check)` in a thread.
 
-    When this task is cancelled, the next `check()` raises Stopped. The thread has ended when CancelledError is
-    raised.
+    When this task is cancelled, the next `check()` raises Stopped. The thread has ended when CancelledError
+    is raised.
     """
     stop = threading.Event()
 
