@@ -85,7 +85,10 @@ def stop(names: tuple[str, ...], deadline: float, force: bool) -> None:
                 how = "failed, and does not run" if done["state"] == "failed" else "is stopped already"
                 click.echo(f"{name} {how}", err=True)
             if done.get("how") == "power" and not force:
-                click.echo(f"{name} did not power off within {deadline:.0f} s: its plug was pulled", err=True)
+                kind = (done.get("was") or {}).get("kind")
+                why = f"had {kind}" if kind in ("halted", "panicked") else ""
+                why = why or f"did not power off within {deadline:.0f} s"
+                click.echo(f"{name} {why}: its plug was pulled", err=True)
 
 
 @click.command()
@@ -127,7 +130,7 @@ def suspend(names: tuple[str, ...]) -> None:
 @click.option("--no-wait", is_flag=True, help="Do not wait until it answers.")
 @click.option("--timeout", type=DURATION, help=TIMEOUT_HELP)
 def resume(name: str, no_wait: bool, timeout: float | None) -> None:
-    """Let a paused or suspended machine go on."""
+    """Let a paused or suspended machine go on, or wake a guest that sleeps."""
     body = {"wait": not no_wait, "timeout_s": timeout}
     with progress() as report:
         path = machine_path(name, "resume")

@@ -39,9 +39,12 @@ def list_machines(as_json: bool) -> None:
 def _state(machine: dict[str, Any]) -> str:
     """Its state, and what its user would miss otherwise."""
     unreachable = bool(machine["unreachable"])
+    runs = not unreachable and machine["state"] == "running"
+    kind = str((machine.get("condition") or {}).get("kind", ""))
     notes = {
         "unreachable": unreachable,
-        "silent": not unreachable and machine["state"] == "running" and machine["agent"] == "silent",
+        kind: runs and kind,
+        "silent": runs and not kind and machine["agent"] == "silent",
         "first boot failed": machine["first_boot"]["error"],
         "identity incomplete": machine.get("identity_error"),
     }
@@ -59,7 +62,7 @@ def info(name: str, plan: bool, as_json: bool) -> None:
     if plan:
         _show_plan(service.get(machine_path(name, "plan")), as_json)
         return
-    machine = service.get(machine_path(name))
+    machine = service.get(machine_path(name, look=True))
     if as_json:
         show_json(machine)
         return
@@ -70,6 +73,7 @@ def info(name: str, plan: bool, as_json: bool) -> None:
         ("state", machine["state"] + (" (deleted when its client goes)" if machine["ephemeral"] else "")),
         ("agent", machine["agent"] + (", the guest is still booting" if _boots(machine) else "")),
         *([("seen", _seen(machine["seen"]))] if machine.get("seen") else []),
+        *([("guest", clean(machine["condition"]["text"]))] if machine.get("condition") else []),
         ("image", f"{machine['image']}  {machine['image_digest'][:12]}"),
         ("created", f"{ago(machine['created'])} ago"),
         ("up", ago(machine["started"])),

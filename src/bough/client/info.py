@@ -68,6 +68,8 @@ class MachineInfo(_Told):
         state: stopped, starting, running, paused, suspended, stopping or failed.
         unreachable: why bough cannot control it, although it runs; None when bough can.
         agent: answering, silent or none.
+        condition: what is known to be wrong with the guest: {"kind", "text", "since"}, where kind is asleep,
+            halted, panicked, busy or hung.
         disk_bytes: what its own disks really take on the host.
         layers: on how many files the disk stands that stands on most: its image, snapshots.
         hardware: what computer it is: arch, machine_type, cpu_model, firmware, ...
@@ -82,6 +84,7 @@ class MachineInfo(_Told):
     agent: str = "none"
     booted: bool | None = None
     seen: dict[str, Any] | None = None
+    condition: dict[str, Any] | None = None
     image: str
     image_digest: str
     created: str

@@ -602,7 +602,8 @@ class AgentChannel:
         except Stalled as stalled:
             await session.abort()
             text = f"machine {self.machine!r} did not start it {stalled}"
-            raise AgentTimeout(text, machine=self.machine, timeout_s=timeout_s) from None
+            hint = f"whether it is busy or hangs: bough info {self.machine}"
+            raise AgentTimeout(text, hint=hint, machine=self.machine, timeout_s=timeout_s) from None
         session.opened.result()
 
     def _new_id(self) -> int:

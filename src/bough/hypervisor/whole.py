@@ -16,6 +16,8 @@ from bough.hypervisor.images import Images
 from bough.hypervisor.running import Running
 from bough.images.bootstrap import remove_build
 from bough.machines.autostart import start_machines
+from bough.machines.clock import ClockKeeper, follow_host
+from bough.machines.condition import Kind
 from bough.machines.disks import read_disk_usage, remove_strays
 from bough.machines.machine import Machine
 from bough.machines.mounts import add_mount, describe_mounts
@@ -71,8 +73,12 @@ class Hypervisor(Running, Images):
             if machine.record.ephemeral:
                 # A spare was the last service's, and nobody comes back for it.
                 self._expire_unless_held(machine.id, 0 if machine.record.spare else EPHEMERAL_GRACE_S)
+        self._tasks.begin(follow_host(self._clocks), "follow the host's clock")
         self._tasks.begin(start_machines(self.machines(), self.events), "autostart")
         self.spares.open()
+
+    def _clocks(self) -> list[ClockKeeper]:
+        return [machine.clock for machine in self._present()]
 
     async def close(self) -> None:
         """Let go of the machines; they run on. What stood by, and what was discarded, does not."""
@@ -133,7 +139,10 @@ class Hypervisor(Running, Images):
         return False
 
     async def resume(self, machine: Machine, *, report: Report = ignore_progress) -> bool:
-        """A paused or suspended machine goes on. Returns whether it ran already."""
+        """Let a paused or suspended machine run; wake a guest that sleeps. Return whether it ran already."""
+        if machine.condition.is_now(Kind.ASLEEP):
+            await machine.condition.wake()
+            return False
         if await _is_already(machine, "resuming", State.RUNNING):
             return True
         if machine.state is State.SUSPENDED:
@@ -168,6 +177,7 @@ class Hypervisor(Running, Images):
             "state": str(record.state),
             "unreachable": machine.reach.trouble,
             "agent": machine.agent_state if record.state in LIVE else "none",
+            "condition": machine.condition.found.to_dict() if machine.condition.found else None,
             "image": record.spec.image,
             "image_digest": record.image_digest,
             "created": record.created,
@@ -227,7 +237,7 @@ class Hypervisor(Running, Images):
 
 
 async def _is_already(machine: Machine, doing: str, *states: State) -> bool:
-    """Whether what is asked for is so, and nothing is under way that would change it.
+    """Return whether the machine is in one of the states, and no operation would change that.
 
     Raises:
         Conflict, NotFound: as a transition does.

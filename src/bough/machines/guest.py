@@ -12,6 +12,7 @@ from bough.errors import AgentTimeout, BoughError, GuestRefused
 from bough.guest.channel import AgentChannel
 from bough.guest.qga import QgaChannel
 from bough.machines.boot import Boot
+from bough.machines.clock import set_clock
 from bough.machines.first_boot import set_up_guest
 from bough.machines.identity import (
     BECOME,
@@ -82,7 +83,7 @@ class Guest:
 
     @property
     def boot_id(self) -> str | None:
-        """As the agent told it with its last hello, whether it answers now or not."""
+        """The id of the guest's boot, from the agent's last hello."""
         facts = self.channel.facts if isinstance(self.channel, AgentChannel) else None
         return facts.boot_id or None if facts is not None else None
 
@@ -183,6 +184,8 @@ class Guest:
                         machine.tell("first-boot-failed", ", ".join(done.failed))
                 else:
                     await self._mount(channel)
+            elif machine.record.identity != "known":
+                await self._tell_time(channel)
             self.ready.set()
             if isinstance(channel, AgentChannel):
                 machine.boot.follow(channel)
@@ -228,6 +231,13 @@ class Guest:
             self.settle_soon()
         else:
             machine.change(identity="known")
+
+    async def _tell_time(self, channel: QgaChannel) -> None:
+        """Set the clock of a guest with qemu-guest-agent, which can do no more for an identity."""
+        with contextlib.suppress(GuestRefused):
+            await set_clock(channel, self._machine.record)
+        if self._machine.record.identity == "clock":
+            self._machine.change(identity="known")
 
     async def _mount(self, channel: AgentChannel) -> None:
         machine = self._machine

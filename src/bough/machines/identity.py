@@ -15,6 +15,7 @@ from typing import Any
 from bough.errors import BoughError, GuestRefused
 from bough.guest.channel import AgentChannel
 from bough.guest.facts import clean_name
+from bough.machines.clock import guest_time_ns, set_clock
 from bough.machines.record import MachineRecord
 
 _CALL_TIMEOUT_S = 60.0
@@ -22,7 +23,6 @@ _CALL_TIMEOUT_S = 60.0
 _ANSWER_TIMEOUT_S = 10.0
 #: The time that was told is late by the way there; told again while there and back takes longer than this.
 _CLOCK_ERROR_S = 0.08
-_CLOCK_ATTEMPTS = 4
 _MOST_FAILED = 16
 
 
@@ -46,7 +46,7 @@ def render_identity(record: MachineRecord) -> dict[str, Any]:
         }
         if record.hardware.mac and record.mac_before:
             arguments |= {"mac_from": record.mac_before, "mac": record.hardware.mac}
-    return {**arguments, "unix_ns": time.time_ns()}
+    return {**arguments, "unix_ns": guest_time_ns(record)}
 
 
 @dataclass(frozen=True)
@@ -82,43 +82,36 @@ async def give_identity(
     """
     done = None if told_at is None else await channel.first_answer(_ANSWER_TIMEOUT_S)
     if done is None:
-        done = await _become(channel, render_identity(record))
+        done = await _become(channel, record, render_identity(record))
     else:
         assert told_at is not None
-        await _check_clock(channel, done, told_at)
+        await _check_clock(channel, record, done, told_at)
     return Taken.from_guest(done)
 
 
-async def give_name(channel: AgentChannel, hostname: str) -> Taken:
+async def give_name(channel: AgentChannel, record: MachineRecord, hostname: str) -> Taken:
     """Tell a guest that has its identity, and has stood still since, a host name and the right time.
 
     Raises: as `give_identity`.
     """
-    done = await _become(channel, {"hostname": hostname, "unix_ns": time.time_ns()})
+    done = await _become(channel, record, {"hostname": hostname, "unix_ns": guest_time_ns(record)})
     return Taken.from_guest(done)
 
 
-async def _become(channel: AgentChannel, arguments: dict[str, Any]) -> dict[str, Any]:
+async def _become(channel: AgentChannel, record: MachineRecord, arguments: dict[str, Any]) -> dict[str, Any]:
     started = time.monotonic()
     done = await channel.call(BECOME, arguments, timeout_s=_CALL_TIMEOUT_S)
-    await _check_clock(channel, done, started)
+    await _check_clock(channel, record, done, started)
     return done
 
 
-async def _check_clock(channel: AgentChannel, done: dict[str, Any], told_at: float) -> None:
+async def _check_clock(
+    channel: AgentChannel, record: MachineRecord, done: dict[str, Any], told_at: float
+) -> None:
     took = done.get("took_ns")
     way_s = time.monotonic() - told_at - (took / 1e9 if isinstance(took, int) and took > 0 else 0)
     if way_s >= _CLOCK_ERROR_S:
-        await set_clock(channel)
-
-
-async def set_clock(channel: AgentChannel) -> None:
-    """To the host's time, as well as it can be told over the agent's port."""
-    for _ in range(_CLOCK_ATTEMPTS):
-        started = time.monotonic()
-        await channel.call("set_clock", {"unix_ns": time.time_ns()}, timeout_s=_CALL_TIMEOUT_S)
-        if time.monotonic() - started < _CLOCK_ERROR_S:
-            return
+        await set_clock(channel, record)
 
 
 async def settle_identity(channel: AgentChannel) -> None:

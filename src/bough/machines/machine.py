@@ -36,6 +36,8 @@ from bough.machines.boot import Boot
 from bough.machines.boot_sight import BootSight
 from bough.machines.boot_signs import recognize
 from bough.machines.chain import Chains
+from bough.machines.clock import ClockKeeper
+from bough.machines.condition import Condition, Kind
 from bough.machines.console import Console, read_console
 from bough.machines.demand import DEMAND
 from bough.machines.events import Events
@@ -90,6 +92,8 @@ _TAIL_BYTES = 4096
 _OWN_FAULTS = frozenset({"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGSYS", "SIGTRAP"})
 #: How long a command waits for the agent of a machine that an earlier service started.
 _TAKEN_UP_S = 3.0
+#: How long a stop waits for the agent of a guest that it woke; then the power button is left.
+_WOKEN_S = 10.0
 _SETTLED_POLL_S = 0.2
 #: An older QEMU translates a program, and the C library, anew for each address that they are loaded at, so
 #: for each process: twice the time and, for 50 of `true`, 75 MiB of memory (docs/decisions/0010).
@@ -126,13 +130,14 @@ class Machine:
         self.standby = StandBy(self)
         self.boot = Boot(self)
         self.boot_sight = BootSight(self)
+        self.clock = ClockKeeper(self)
+        self.condition = Condition(self)
         self._restarter = Restarter(self)
         self.reach = Reach(self, self._join)
         self._stop_asked = False
         self._shutdown_reason: str | None = None
         #: Why we killed it ourselves, where nobody asked for that.
         self._given_up: str | None = None
-        self._panicked = False
         self._taken_up = False
         self._standing: Standing | None = None
         #: Its process goes on from it.
@@ -160,9 +165,10 @@ class Machine:
 
     @property
     def agent_state(self) -> str:
+        answers = self._guest.answers and self.condition.found is None
         if not self.record.image_agent:
-            return "qemu-guest-agent" if self._guest.answers else "none"
-        return "answering" if self._guest.answers else "silent"
+            return "qemu-guest-agent" if answers else "none"
+        return "answering" if answers else "silent"
 
     @property
     def boot_id(self) -> str | None:
@@ -489,7 +495,7 @@ class Machine:
     async def _rejoin(self) -> bool | None:
         """Whether its vCPUs run; None: it was of no use, and is ended. Raises BoughError, OSError."""
         self._ports = PortServer(self.name, self._dial)
-        await self._attach(self.record.accelerator)
+        await self._attach(self.record.accelerator, adopted=True)
         self._taken_up = True
         assert self._qmp is not None
         await end_live_copy(self._qmp)
@@ -502,6 +508,8 @@ class Machine:
             return None
         # "prelaunch": its guest reset itself in the moment that it was stopped.
         stands_still = ("paused", "postmigrate", "prelaunch")
+        if status in stands_still and self.record.identity == "known":
+            self._change(identity="clock", event=False)  # nobody knows for how long
         if status in stands_still and self.state is not State.PAUSED:
             # The service died while it had it stand still, for a snapshot or on the way to a suspend.
             await self._qmp.execute("cont")
@@ -559,10 +567,12 @@ class Machine:
             paused = self.state is State.PAUSED
             self._stop_asked = True
             self._note(state=State.STOPPING)
-            if not force:
+            if not force and not self.condition.dead.is_set():
                 report(Progress("asking the guest to power off", detail=f"at most {deadline_s:.0f} s"))
                 await self._ask_power_off(paused)
-        if not force and await self._ended_or(deadline_s):
+        if not force:
+            await self._first_of(deadline_s, self._ended, self.condition.dead)
+        if self._ended.is_set():
             return "guest" if self._shutdown_reason != "killed" else "power"
         if not self._ended.is_set() and self._process is not None:
             report(Progress("powering off"))
@@ -598,6 +608,9 @@ class Machine:
         with contextlib.suppress(BoughError, OSError):
             if paused and self._qmp is not None:
                 await self._qmp.execute("cont")
+            if self.condition.is_now(Kind.ASLEEP):
+                await self.condition.wake()
+                await self._first_of(_WOKEN_S, self._guest.ready, self._ended)
         if self._guest.channel is not None and self._guest.answers:
             try:
                 await self._guest.channel.call("power_off", {}, timeout_s=10)
@@ -619,14 +632,27 @@ class Machine:
         if not await self._ended_or(5) and self._process is not None:
             self._process.kill()
 
+    async def give_up(self, why: str) -> None:
+        """End a QEMU whose guest is of no use. The machine is `failed`, with that cause.
+
+        Raises:
+            Conflict, WrongState: another operation runs, or the machine does not.
+        """
+        async with self.transition("being ended", State.RUNNING):
+            self._given_up = why
+            await self._quit()
+            await self._ended.wait()
+
     async def pause(self) -> None:
         async with self.transition("pausing", State.RUNNING):
+            self.condition.check_awake("pausing")
             await self._running_qmp().execute("stop")
             self._note(state=State.PAUSED)
 
     async def resume(self) -> None:
         async with self.transition("resuming", State.PAUSED):
-            await self._running_qmp().execute("cont")
+            qmp = self._running_qmp()
+            await self.clock.go_on(lambda: qmp.execute("cont"))
             self._note(state=State.RUNNING)
         if self.record.identity == "new":
             self._guest.settle_soon()
@@ -704,6 +730,8 @@ class Machine:
         if not await self._is_ready(watch):
             self.reach.check()
             raise await self._not_ready(watch)
+        if not self._ended.is_set() and (error := self.condition.error()) is not None:
+            raise error
         if not self._guest.ready.is_set():
             raise self.ended_error(f"before its agent answered, after {watch.waited_s:.1f} s")
         if (refused := first_boot_error(self.record)) is not None:
@@ -712,12 +740,13 @@ class Machine:
             raise trouble_error(self)
 
     async def _is_ready(self, watch: ProgressWatch) -> bool:
-        """Whether it is ready, or has ended, before the watch runs out."""
-        if await watch.until(self._guest.ready, self._ended):
+        """Whether it is ready, has ended, or never will be, before the watch runs out."""
+        events = (self._guest.ready, self._ended, self.condition.mute)
+        if await watch.until(*events):
             return True
         if not self._guest.answers or watch.is_bounded:
             return False
-        return await self.watch(SET_UP_QUIET_S).until(self._guest.ready, self._ended)
+        return await self.watch(SET_UP_QUIET_S).until(*events)
 
     async def _not_ready(self, watch: ProgressWatch) -> AgentTimeout:
         self._distrust_frozen("its guest did not answer")
@@ -777,6 +806,8 @@ class Machine:
         if self.state is not State.RUNNING and self.state is not State.STOPPING:
             raise self.wrong_state("talking to its agent", State.RUNNING)
         self.reach.check()
+        if (error := self.condition.error()) is not None:
+            raise error
         if not self.record.image_agent and not self._guest.answers:
             raise AgentUnavailable(
                 f"machine '{self.name}' has no agent of ours, and no qemu-guest-agent answers",
@@ -855,14 +886,15 @@ class Machine:
         """It runs: from now on its end is seen."""
         self._process = process
         self._standing = Standing(process, lambda: self._guest.is_talked_to)
-        self._stop_asked = self._panicked = self._taken_up = False
+        self._stop_asked = self._taken_up = False
         self._shutdown_reason = self._given_up = None
+        self.clock.new_process()
         self._ended.clear()
         self.own(self._watch_process(process), "watch process")
         if stuck.can_be(self.record, accelerator):
             self.own(stuck.watch(self), "look after its vCPUs")
 
-    async def _attach(self, accelerator: str | None, *, greet: bool = True) -> None:
+    async def _attach(self, accelerator: str | None, *, greet: bool = True, adopted: bool = False) -> None:
         """Connect to all of its sockets. Raises BoughError, OSError; `_disconnect` undoes what was done."""
         self._qmp = await Qmp.connect(self.paths.qmp_socket)
         self.own(self._watch_qmp(self._qmp), "watch QMP")
@@ -872,6 +904,7 @@ class Machine:
             bytes_per_s=self.record.spec.limits.console,
         )
         await self._console.connect()
+        await self.condition.begin(adopted=adopted)
         if self.record.media.display:
             self._door = VncDoor(self.paths.vnc_socket, self._qmp)
             self._door.open()
@@ -888,10 +921,13 @@ class Machine:
     async def _watch_qmp(self, qmp: Qmp) -> None:
         async for event in qmp.events():
             name, data = str(event.get("event")), event.get("data") or {}
+            self.condition.heard(name, data)
+            if name == "STOP":
+                self.clock.vcpus_stopped(event)
+            elif name == "RESUME":
+                self.clock.vcpus_run(event)
             if name == "SHUTDOWN":
                 self._shutdown_reason = str(data.get("reason", "unknown"))
-            elif name == "GUEST_PANICKED":
-                self._panicked = True
             elif name == "STOP" and self.state is State.RUNNING and self._turns.is_free:
                 self._note(state=State.PAUSED)
             elif name == "RESUME" and self.state is State.PAUSED and self._turns.is_free:
@@ -912,6 +948,7 @@ class Machine:
         self.reach.end()
         self._process = self._standing = self._frozen = None
         self._settle(cause, seen=True)
+        self.condition.end()
         self._ended.set()
 
     async def _disconnect(self, *, ended: bool = False) -> None:
@@ -933,22 +970,22 @@ class Machine:
         Args:
             seen: we were there. When not, it may have ended because the host did.
         """
-        wanted = (
-            self._stop_asked or self.state is State.STOPPING or self._shutdown_reason in _WANTED_SHUTDOWNS
-        )
+        wanted = self._shutdown_reason in _WANTED_SHUTDOWNS
+        asked = self._stop_asked or self.state is State.STOPPING
+        broken = self._given_up is not None or self.condition.is_now(Kind.PANICKED)
         clean = cause is not None and cause.exit_status == 0
         if self.record.suspended is not None:
             if self.state is not State.SUSPENDED:
                 self._note(state=State.SUSPENDED)
             return
-        if not self._panicked and (wanted or clean):
+        if asked or (not broken and (wanted or clean)):
             boot = read_boot_id() if seen or self.state is State.STOPPING else None
             self._note(state=State.STOPPED, failure=None, restarts=Restarts(), stopped_in_boot=boot)
             return
-        if self._panicked:
-            text = "the guest's kernel panicked"
-        elif self._given_up is not None:
+        if self._given_up is not None:
             text = self._given_up
+        elif broken:
+            text = "the guest's kernel panicked"
         elif cause is not None:
             text = cause.text
         else:
@@ -985,6 +1022,10 @@ class Machine:
     def channel(self) -> AgentChannel | None:
         """To an agent of ours that answers, if there is one."""
         return self._guest.agent
+
+    def answering(self) -> AgentChannel | QgaChannel | None:
+        """Return the channel to an agent that answers, bough's or qemu-guest-agent."""
+        return self._guest.channel if self._guest.answers else None
 
     def qmp(self) -> Qmp:
         """Raises WrongState when it does not run."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from bough.errors import AgentUnavailable, GuestRefused
 from bough.guest.channel import AgentChannel
-from bough.machines.identity import explain_failed, give_name, set_clock
+from bough.machines.clock import host_ahead_s, set_clock
+from bough.machines.identity import explain_failed, give_name
 from bough.machines.record import MachineRecord, State, now, qualified
 from bough.qemu.qmp import Qmp
 
@@ -93,18 +93,15 @@ class StandBy:
             await told
         finally:
             told.cancel()
-        self._ahead_s = _ahead_s()
+        self._ahead_s = host_ahead_s()
 
     async def _tell(self, channel: AgentChannel, name: str | None, awake: bool) -> None:
         if name is not None:
-            taken = await give_name(channel, qualified(name, self._machine.record.domain))
+            record = self._machine.record
+            taken = await give_name(channel, record, qualified(name, record.domain))
             if taken.failed:
                 raise GuestRefused(str(explain_failed(taken)), machine=self._machine.name)
-        elif awake and abs(_ahead_s() - self._ahead_s) < _CLOCK_ERROR_S:
+        elif awake and abs(host_ahead_s() - self._ahead_s) < _CLOCK_ERROR_S:
             await channel.ping()  # its clock has gone on with the host's
         else:
-            await set_clock(channel)
-
-
-def _ahead_s() -> float:
-    return time.time() - time.monotonic()
+            await set_clock(channel, self._machine.record)

@@ -117,8 +117,12 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
         return await long_call(request, work)
 
     @router.get("/{reference}")
-    async def get_machine(reference: str) -> dict[str, Any]:
-        return hypervisor.describe(hypervisor.machine(reference))
+    async def get_machine(reference: str, look: bool = False) -> dict[str, Any]:
+        """With `look` its agent is asked whether it answers: "condition" tells why not."""
+        machine = hypervisor.machine(reference)
+        if look:
+            await machine.condition.look()
+        return hypervisor.describe(machine)
 
     @router.patch("/{reference}")
     async def rename_machine(reference: str, body: RenameRequest) -> dict[str, Any]:
@@ -151,12 +155,13 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
     @router.post("/{reference}/stop")
     async def stop_machine(reference: str, body: StopRequest, request: Request) -> Response:
         """`how` in the answer: "guest" where it powered itself off, "power" where the plug was pulled,
-        "already" where it did not run."""
+        "already" where it did not run. `was`: its condition before."""
         machine = hypervisor.machine(reference)
+        found = machine.condition.found
 
         async def work(report: Report) -> Any:
             how = await hypervisor.stop(machine, deadline_s=body.deadline_s, force=body.force, report=report)
-            return {**hypervisor.describe(machine), "how": how}
+            return {**hypervisor.describe(machine), "how": how, "was": found.to_dict() if found else None}
 
         return await long_call(request, work)
 
@@ -194,11 +199,11 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
         """A paused or suspended machine goes on; with `wait`, a suspended one has answered."""
         machine = hypervisor.machine(reference)
         wait, timeout_s = (True, None) if body is None else (body.wait, body.timeout_s)
-        was_suspended = machine.state == "suspended"
+        was_mute = machine.state == "suspended" or machine.condition.mute.is_set()
 
         async def work(report: Report) -> Any:
             already = await hypervisor.resume(machine, report=report)
-            if was_suspended and wait:
+            if was_mute and wait:
                 await machine.wait_ready(timeout_s=timeout_s, report=report)
             return {**hypervisor.describe(machine), "already": already}
 

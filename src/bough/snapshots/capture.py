@@ -77,9 +77,11 @@ async def capture(
 
     Raises:
         MachineFailed: QEMU ended, or refused; the machine is as it was, or `failed` with the cause.
-        NoSpace, HostLacks: nothing was changed.
+        NoSpace, HostLacks, WrongState: nothing was changed.
     """
     running = machine.state in (State.RUNNING, State.PAUSED)
+    if running and memory:
+        machine.condition.check_awake("a snapshot with its memory")
     report(Progress("preparing the snapshot"))
     if running:
         await machine.chains.give_way()

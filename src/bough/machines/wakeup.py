@@ -1,0 +1,76 @@
+"""Wake a guest that sleeps (ACPI S3).
+
+QEMU resets the devices when it wakes a machine. SeaBIOS does not restore the registers of a Q35 board's
+chipset. Without these registers the ACPI timer stops, and the guest's time with it, and neither the power
+button nor a power-off works. So the registers are read while the guest sleeps, and written before its vCPUs
+run again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+from bough.qemu.qmp import Qmp
+
+#: Registers of 32 bits in the configuration space of devices on bus 0: Intel's datasheets of the 82Q35 and
+#: the ICH9; QEMU's hw/pci-host/q35.c and hw/isa/lpc_ich9.c.
+_HOST_BRIDGE, _LPC = (0, 0), (31, 0)
+_REGISTERS = (
+    (*_HOST_BRIDGE, 0x60),  # PCIEXBAR, where the configuration space is in memory
+    (*_HOST_BRIDGE, 0x64),
+    (*_LPC, 0x40),  # PMBASE, where the registers of ACPI's power management are
+    (*_LPC, 0x44),  # ACPI_CNTL
+    (*_LPC, 0x60),  # routes of the PCI interrupts
+    (*_LPC, 0x68),
+    (*_LPC, 0xF0),  # RCBA
+)
+_WAKE_S = 30.0
+_ADDRESS, _DATA = 0xCF8, 0xCFC
+_VALUE = re.compile(r"= (?:0x)?([0-9a-fA-F]{1,8})\s*$")
+
+
+async def wake(qmp: Qmp, machine_type: str, woken: asyncio.Event) -> None:
+    """Have QEMU wake the guest.
+
+    Args:
+        woken: set when QEMU reports that it has reset the devices.
+
+    Raises:
+        BoughError: QEMU refused.
+        TimeoutError: no report.
+    """
+    if "q35" not in machine_type:
+        await qmp.execute("system_wakeup")
+        await _wait(woken)
+        return
+    kept = [(register, await _read(qmp, *register)) for register in _REGISTERS]
+    # Both at once: QEMU executes the second before the guest has left the firmware.
+    await asyncio.gather(qmp.execute("system_wakeup"), qmp.execute("stop"))
+    try:
+        await _wait(woken)
+        for register, value in kept:
+            if value is not None:
+                await _write(qmp, *register, value)
+    finally:
+        await qmp.execute("cont")
+
+
+async def _wait(woken: asyncio.Event) -> None:
+    async with asyncio.timeout(_WAKE_S):
+        await woken.wait()
+
+
+def _address(device: int, function: int, register: int) -> int:
+    return 1 << 31 | device << 11 | function << 8 | register
+
+
+async def _read(qmp: Qmp, device: int, function: int, register: int) -> int | None:
+    await qmp.monitor(f"o /w {_ADDRESS:#x} {_address(device, function, register):#x}")
+    match = _VALUE.search(await qmp.monitor(f"i /w {_DATA:#x}"))
+    return int(match[1], 16) if match else None
+
+
+async def _write(qmp: Qmp, device: int, function: int, register: int, value: int) -> None:
+    await qmp.monitor(f"o /w {_ADDRESS:#x} {_address(device, function, register):#x}")
+    await qmp.monitor(f"o /w {_DATA:#x} {value:#x}")
