@@ -54,6 +54,8 @@ _NOT_KEPT = {
         "did not keep the set-user-id or set-group-id bits of {} entries",
     ),
     "capability": ("did not keep the capabilities of {} file", "did not keep the capabilities of {} files"),
+    "mode": ("did not keep the mode of {} entry", "did not keep the modes of {} entries"),
+    "time": ("did not keep the time of {} entry", "did not keep the times of {} entries"),
     "acl": ("did not keep the ACL of {} entry", "did not keep the ACLs of {} entries"),
     "xattr": (
         "did not keep an extended attribute of {} entry",

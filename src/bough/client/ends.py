@@ -13,9 +13,10 @@ import stat
 import sys
 
 from bough.client.archive import CHUNK, Entry, Reader
+from bough.client.landing import write_all
 from bough.client.notes import Fault, Notes
 from bough.client.pack import Packer
-from bough.client.unpack import Unpacker, parse_name, write_all
+from bough.client.unpack import Unpacker, parse_name
 from bough.errors import ProtocolError
 
 TYPE_CHECKING = False

@@ -6,7 +6,7 @@ import marshal
 from pathlib import Path
 
 _HERE = Path(__file__).parent
-_MODULES = ("archive", "notes", "descent", "pack", "unpack", "ends")
+_MODULES = ("archive", "notes", "descent", "landing", "pack", "unpack", "ends")
 #: As much of bough.errors as those modules use.
 _ERRORS = "class ProtocolError(Exception):\n    pass\n"
 _BOOT = """

@@ -18,8 +18,8 @@ import errno
 import os
 import stat
 
-from bough.client.archive import CHUNK
 from bough.client.descent import Descent
+from bough.client.landing import Landing, temporary_name, write_all
 from bough.client.notes import Notes
 from bough.client.pack import xattr_kind
 from bough.errors import ProtocolError
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 4096
 MAX_NAME_BYTES = 64 * 1024
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class InTheWay(NotADirectoryError):
@@ -179,37 +178,23 @@ class Unpacker:
     def _write_file(self, archive: Reader, entry: Entry, parts: tuple[bytes, ...], shown: bytes) -> None:
         directory, name = self._enter(parts[:-1]), parts[-1]
         before = self._look(directory, entry, name)
-        temporary = _temporary()
-        descriptor = os.open(temporary, _CREATE, 0o600, dir_fd=directory)
+        landing = Landing(directory)
         try:
-            try:
-                self.notes.bytes += write_content(archive, entry, descriptor, self._count)
-                if before is not None and not self._owner and os.fstat(descriptor).st_uid != before.st_uid:
-                    _try(os.fchown, descriptor, before.st_uid, before.st_gid)
-                self._keep(entry, descriptor, shown)
-                self._replace(directory, temporary, name, descriptor)
-                if entry.linked:
-                    info = os.stat(name, dir_fd=directory, follow_symlinks=False)
-                    self._linked[parts] = (info.st_dev, info.st_ino)
-            finally:
-                os.close(descriptor)
-        except BaseException:
-            _try(os.unlink, temporary, dir_fd=directory)
-            raise
-
-    def _replace(self, directory: int, temporary: bytes, name: bytes, descriptor: int) -> None:
-        try:
-            os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            _overwrite(directory, temporary, name)  # a mount point stays one
-            _try(os.unlink, temporary, dir_fd=directory)
+            self.notes.bytes += write_content(archive, entry, landing.descriptor, self._count)
+            if before is not None and not self._owner:
+                _take_owner(landing.descriptor, before)
+            self._keep(entry, landing.descriptor, shown)
+            landing.publish(name)
+            if entry.linked:
+                info = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                self._linked[parts] = (info.st_dev, info.st_ino)
+        finally:
+            landing.close()
 
     def _make_link(self, entry: Entry, parts: tuple[bytes, ...], shown: bytes) -> None:
         directory, name = self._enter(parts[:-1]), parts[-1]
         self._look(directory, entry, name)
-        temporary = _temporary()
+        temporary = temporary_name()
         os.symlink(entry.link, temporary, dir_fd=directory)
         if self._owner and not _try(
             os.chown, temporary, entry.uid, entry.gid, dir_fd=directory, follow_symlinks=False
@@ -224,7 +209,7 @@ class Unpacker:
             raise ProtocolError(f"the guest sent a hard link to what it did not send: {entry.link[:200]!r}")
         directory, name = self._enter(parts[:-1]), parts[-1]
         self._look(directory, entry, name)
-        temporary = _temporary()
+        temporary = temporary_name()
         source = self._open_again(target[:-1])
         try:
             os.link(target[-1], temporary, src_dir_fd=source, dst_dir_fd=directory, follow_symlinks=False)
@@ -257,14 +242,23 @@ class Unpacker:
         """Owner, mode, attributes and time of what was made; in this order, for each takes from the next."""
         if self._owner and not _try(os.fchown, descriptor, entry.uid, entry.gid):
             self.notes.add("owner", shown)
-        os.fchmod(descriptor, entry.mode & (0o7777 if self._owner else 0o1777))
+        if not _try(os.fchmod, descriptor, entry.mode & (0o7777 if self._owner else 0o1777)):
+            self.notes.add("mode", shown)
         for name, value in entry.xattrs.items():
             kind = xattr_kind(os.fsdecode(name))
             if kind is None or (kind == "capability" and not self._owner):
                 continue
             if not _try(os.setxattr, descriptor, name, value):
                 self.notes.add(kind, shown)
-        os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
+        if not _try(os.utime, descriptor, ns=(entry.mtime_ns, entry.mtime_ns)):
+            self.notes.add("time", shown)
+
+
+def _take_owner(descriptor: int, before: os.stat_result) -> None:
+    """A file that is replaced keeps its owner and group, as far as this process may."""
+    info = os.fstat(descriptor)
+    if (info.st_uid, info.st_gid) != (before.st_uid, before.st_gid):
+        _try(os.fchown, descriptor, before.st_uid, before.st_gid)
 
 
 def _leads_to_directory(directory: int, name: bytes) -> bool:
@@ -274,32 +268,12 @@ def _leads_to_directory(directory: int, name: bytes) -> bool:
         return False
 
 
-def _temporary() -> bytes:
-    return b".bough-" + os.urandom(8).hex().encode()
-
-
 def _try(call: Callable[..., object], *arguments: object, **options: object) -> bool:
     try:
         call(*arguments, **options)
     except OSError:
         return False
     return True
-
-
-def _overwrite(directory: int, temporary: bytes, name: bytes) -> None:
-    source = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-    try:
-        flags = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        target = os.open(name, flags, dir_fd=directory)
-        try:
-            data = os.read(source, CHUNK)
-            while data:
-                write_all(target, data)
-                data = os.read(source, CHUNK)
-        finally:
-            os.close(target)
-    finally:
-        os.close(source)
 
 
 def write_content(archive: Reader, entry: Entry, descriptor: int, count: Callable[[int], None]) -> int:
@@ -314,12 +288,6 @@ def write_content(archive: Reader, entry: Entry, descriptor: int, count: Callabl
     if at != entry.size:
         os.ftruncate(descriptor, entry.size)
     return entry.size
-
-
-def write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
 
 
 def parse_name(name: bytes) -> tuple[bytes, ...]:
