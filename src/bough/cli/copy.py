@@ -94,7 +94,7 @@ def _tell_of(result: CopyResult) -> None:
 
 def _tell(sentences: Iterable[str]) -> None:
     for sentence in sentences:
-        print(f"warning: {clean(sentence)}".replace("\n", "\\n"), file=sys.stderr)
+        print(f"warning: {clean(sentence)}", file=sys.stderr)
 
 
 def _split(text: str) -> tuple[str, str] | None:

@@ -68,12 +68,18 @@ _NOT_KEPT = {
 }
 
 
+def show(path: bytes | str) -> str:
+    """A name as text on one line. A guest chooses names: nothing of one reaches a terminal as a control."""
+    text = os.fsencode(path).decode(errors="backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def check_names(names: list[bytes]) -> None:
     """Raises: InvalidInput: two sources would become the same file."""
     for name in names:
         if name and names.count(name) > 1:
             raise InvalidInput(
-                f"two of the sources are named {os.fsdecode(name)}", hint="copy them one after the other"
+                f"two of the sources are named {show(name)}", hint="copy them one after the other"
             )
 
 
@@ -106,14 +112,14 @@ def raise_fault_of_guest(machine: Machine, status: int, said: bytes, path: str) 
 
 
 def _fault_error(fault: Fault, where: str, other: type[BoughError]) -> BoughError:
-    path = os.fsdecode(fault.path) or "."
+    path = show(fault.path) or "."
     if fault.kind == "no_space":
         return NoSpace(f"no space left for {path}{where or ' on this host'}")
     if fault.kind in _FAULTS:
         kind, text, hint = _FAULTS[fault.kind]
         return kind(text.format(path + where), hint=hint)
     verb = "read" if fault.kind == "unreadable" else "write"
-    return other(f"cannot {verb} {path}{where}: {fault.text}")
+    return other(f"cannot {verb} {path}{where}: {show(fault.text)}")
 
 
 def raise_of_guest(machine: Machine, code: int, said: bytes, path: str) -> NoReturn:
@@ -135,15 +141,15 @@ def raise_of_guest(machine: Machine, code: int, said: bytes, path: str) -> NoRet
             **facts,
         )
     if "No space left" in text:
-        raise NoSpace(f"no space left for {path}{where}", **facts)
+        raise NoSpace(f"no space left for {show(path)}{where}", **facts)
     reason = text.splitlines()[-1].strip()[:300] if text else f"the guest's command ended with {code}"
-    raise GuestRefused(f"cannot copy {path}{where}: {reason}", output=text, **facts)
+    raise GuestRefused(f"cannot copy {show(path)}{where}: {show(reason)}", output=text, **facts)
 
 
 def raise_of_host(error: OSError, target: str) -> NoReturn:
-    place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else target
+    place = show(error.filename if isinstance(error.filename, str | bytes) else target)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise NoSpace(f"no space left on this host for {target}", path=target) from error
+        raise NoSpace(f"no space left on this host for {show(target)}", path=target) from error
     raise InvalidInput(f"cannot write {place}: {error.strerror}", path=target) from error
 
 
@@ -151,12 +157,12 @@ def raise_of_host(error: OSError, target: str) -> NoReturn:
 
 
 def tell_not_kept(notes: Notes) -> tuple[str, ...]:
-    """A sentence for each kind of what is not as it was. From a guest: to be cleaned before it is shown."""
+    """A sentence for each kind of loss, with the first names."""
     told = []
     for reason, (one, many) in _NOT_KEPT.items():
         count, names = notes.kept_out.get(reason, (0, []))
         if count:
-            shown = ", ".join(os.fsdecode(name) for name in names[:_MOST_SHOWN])
+            shown = ", ".join(show(name) for name in names[:_MOST_SHOWN])
             more = f" and {count - _MOST_SHOWN} more" if count > _MOST_SHOWN else ""
             told.append(f"{(one if count == 1 else many).format(count)}: {shown}{more}")
     return tuple(told)
@@ -179,11 +185,11 @@ def raise_failed(
     for path, text in notes.failed:
         in_guest = outward != ((path, text) in failed_there)
         where = f" in machine '{machine.name}'" if in_guest else ""
-        problems.append({"place": os.fsdecode(path) + where, "message": text, "hint": None})
+        problems.append({"place": show(path) + where, "message": show(text), "hint": None})
     if notes.failures == 1:
         message = "not copied: {place}: {message}".format(**problems[0])
     else:
-        message = f"{notes.failures} entries were not copied to {destination}, {files} were"
+        message = f"{notes.failures} entries were not copied to {show(destination)}, {files} were"
     hint = None
     if any(text.endswith("is there") for _, text in failed_there):
         hint = "what is in the way stays: remove it, or copy to the directory that the link leads to"

@@ -60,9 +60,9 @@ class Notes:
         for reason, (count, names) in self.kept_out.items():
             records.append(b"kind\t%d\t%s" % (count, reason.encode()))
             records += [b"name\t" + name for name in names]
-        records += [b"failed\t%s\t%s" % (text.encode(), path) for path, text in self.failed]
+        records += [b"failed\t%s\t%s" % (text.encode(errors="replace"), path) for path, text in self.failed]
         if self.fault is not None:
-            kind, text = self.fault.kind.encode(), self.fault.text.encode()
+            kind, text = self.fault.kind.encode(), self.fault.text.encode(errors="replace")
             records.append(b"fault\t%s\t%s\t%s" % (kind, text.replace(b"\t", b" "), self.fault.path))
         return MARK + b"".join(record + b"\0" for record in records)
 
