@@ -176,7 +176,8 @@ def _keep_report(report: pytest.TestReport, target: Path) -> None:
     """At once: the terminal tells it when all tests are through, if the run comes to that."""
     target.mkdir(parents=True, exist_ok=True)
     told = "\n".join(f"-- {name}\n{text}" for name, text in report.sections)
-    (target / f"{report.when}.txt").write_text(f"{report.longreprtext}\n{told}")
+    text = f"{report.longreprtext}\n{told}"
+    (target / f"{report.when}.txt").write_text(text, errors="backslashreplace")
 
 
 def _keep_artifacts(home: Home, target: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -137,13 +138,19 @@ def test_names_that_are_no_utf_8(cli: Cli, box: str, place: str, tmp_path: Path)
 
 
 def test_a_tree_of_a_thousand_levels(cli: Cli, box: str, place: str, tmp_path: Path) -> None:
-    deep = Path(tmp_path, "tree", *["d"] * 1000)
-    deep.mkdir(parents=True)
-    (deep / "file").write_text("deep")
-    cli("cp", tmp_path / "tree", f"{box}:{place}/tree")
-    assert run(cli, box, f"find {place}/tree -name file -printf %d") == "1001"
-    cli("cp", f"{box}:{place}/tree", tmp_path / "back")
-    assert Path(tmp_path, "back", *["d"] * 1000, "file").read_text() == "deep"
+    deep = tmp_path / "tree"
+    try:
+        deep.mkdir()
+        for _ in range(1000):
+            deep = deep / "d"
+            deep.mkdir()
+        (deep / "file").write_text("deep")
+        cli("cp", tmp_path / "tree", f"{box}:{place}/tree")
+        assert run(cli, box, f"find {place}/tree -name file -printf %d") == "1001"
+        cli("cp", f"{box}:{place}/tree", tmp_path / "back")
+        assert (tmp_path / "back" / deep.relative_to(tmp_path / "tree") / "file").read_text() == "deep"
+    finally:  # pytest would recurse
+        subprocess.run(["rm", "-rf", tmp_path / "tree", tmp_path / "back"], check=True)
 
 
 ACL = "02000000 01000600ffffffff 02000600d2040000 04000400ffffffff 10000600ffffffff 20000400ffffffff"

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 
-from bough.client.copy import copy_in, copy_out, write_file
+from bough.client.copy import copy_in, copy_out, read_file, write_file
 from bough.client.inside import render_program
 from bough.client.machine import Machine
 from bough.errors import InvalidInput, NoSpace, NotFound
@@ -258,6 +258,9 @@ def test_names_that_are_no_utf_8_keep_their_times(copy: Copy, tmp_path: Path) ->
     assert sorted(path.name for path in to.iterdir()) == [f"link {latin}", latin]
     assert (to / latin).stat().st_mtime_ns == 1_234_567_890
     assert str((to / f"link {latin}").readlink()) == latin
+    write_file(MACHINE, str(odd / f"%\\é\n{latin}"), b"stream", 0o644)
+    assert (odd / f"%\\é\n{latin}").read_bytes() == b"stream"
+    assert read_file(MACHINE, str(odd / f"%\\é\n{latin}"), 100) == b"stream"
 
 
 @both_ways

@@ -20,24 +20,28 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--owner", is_flag=True, help="Keep owners, set-id bits and capabilities; root must receive.")
+@click.option(
+    "--owner",
+    is_flag=True,
+    help="Keep owners, set-id bits and capabilities; needs root on the receiving side.",
+)
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @click.argument("destination")
 def cp(sources: tuple[str, ...], destination: str, owner: bool) -> None:
     """Copy files and trees to and from a machine; one side is NAME:PATH.
 
-    As `cp -r` does, in both directions: a file or a tree becomes DESTINATION, or goes into it if that is
-    a directory. SOURCE/. is what is in SOURCE. Several sources need a directory. - is standard input or
-    output, for one file.
+    Works like `cp -r`, in both directions: a file or a tree becomes DESTINATION, or goes into
+    DESTINATION if that is a directory. SOURCE/. means the content of SOURCE. Several sources need a
+    directory. - is standard input or output, for one file.
 
-    Kept: modes, times, links, hard links, holes, ACLs, user's extended attributes. Owners (by number),
-    set-id bits and capabilities need --owner. Pipes, sockets and devices are left out. Standard error
-    names what was not kept.
+    Kept: modes, times, links, hard links, holes, ACLs, user.* attributes. Owners (by number), set-id
+    bits and capabilities need --owner. Pipes, sockets and devices are left out. Standard error names
+    each loss.
 
-    What is there: directories merge, and keep their modes. A file or a link replaces a file, or a link
-    that leads to no directory; a link replaces any link. All else stays, a link to a directory where
-    SOURCE has a directory too: the rest is copied, an error names what was not, and the status is 1.
-    Links that you name are followed.
+    Existing entries: directories merge, and keep their modes. A file or a link replaces a file, or a
+    link that does not lead to a directory. A link replaces any link. Every other existing entry stays,
+    such as a link where SOURCE has a directory: the rest is copied, an error names the entry, and the
+    status is 1. Links in DESTINATION itself are followed.
     """
     from bough.client import connect
 

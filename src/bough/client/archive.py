@@ -1,10 +1,10 @@
 """The stream between the two ends of a copy: a tar archive in POSIX.1-2001 form (pax).
 
-Standard library only, and no `tarfile`: one end runs in a guest, where that takes 200 ms to load. The reader
-takes every byte for hostile: each header is bounded, and nothing is read into memory but headers.
+Standard library only, and no `tarfile`: one end runs in a guest, and `tarfile` takes 200 ms to load there.
+The reader treats every byte as hostile: each header is bounded, and only headers are kept in memory.
 
-Beyond POSIX: extended attributes as `SCHILY.xattr.NAME` and holes as GNU's format 1.0, as GNU tar has both;
-`BOUGH.linked` marks a file that hard links may follow to. Names that are not UTF-8 have `hdrcharset=BINARY`.
+Beyond POSIX: extended attributes as `SCHILY.xattr.NAME` and holes in GNU's format 1.0, both as in GNU tar.
+`BOUGH.linked` marks a file to which hard links may follow. Names that are not UTF-8 have `hdrcharset=BINARY`.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Entry:
     """One file, directory or link.
 
     Attributes:
-        kind: "directory", "file", "link", "again" (a hard link to `link`); "device" or "pipe" of others' tar.
-        size: of the content, holes counted.
-        segments: where data is, (begin, length) each; None without holes.
+        kind: "directory", "file", "link", or "again" (a hard link to `link`); also "device" and "pipe".
+        size: bytes of the content, holes included.
+        segments: (begin, length) of each part with data; None for a file without holes.
         linked: hard links to it may follow.
     """
 
@@ -80,7 +80,7 @@ def padding(size: int) -> bytes:
 
 
 def _records(entry: Entry, size: int) -> Iterator[tuple[bytes, bytes]]:
-    """What the header of 1988 has no room for."""
+    """Values that do not fit into a ustar header."""
     long_path = len(entry.path) > 99 or not entry.path.isascii()
     long_link = len(entry.link) > 99 or not entry.link.isascii()
     if (long_path and not _is_text(entry.path)) or (long_link and not _is_text(entry.link)):
@@ -147,7 +147,7 @@ def _render_header(path: bytes, kind: bytes, size: int, entry: Entry | None = No
 
 
 def _render_map(segments: list[tuple[int, int]]) -> bytes:
-    """As GNU tar's manual describes PAX format 1.0: the map is the beginning of the data."""
+    """The map of GNU tar's PAX format 1.0, which precedes the data."""
     numbers = [len(segments), *(number for pair in segments for number in pair)]
     table = b"".join(b"%d\n" % number for number in numbers)
     return table + padding(len(table))
@@ -157,15 +157,15 @@ def _render_map(segments: list[tuple[int, int]]) -> bytes:
 
 
 class Reader:
-    """Entries of a stream that may be hostile: call `next`, then `content` of a file, or not.
+    """Entries of a stream that may be hostile: call `next`, then `content` if the content is wanted.
 
     Raises:
-        ProtocolError: it is no archive, or is cut off.
+        ProtocolError: the stream is not an archive, or is cut off.
     """
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
         self._read = read
-        #: Bytes of the last entry that nobody has read, and what fills its last block.
+        #: Bytes of the last entry that are still unread, and the padding after them.
         self._left = 0
         self._fill = 0
 
@@ -189,7 +189,7 @@ class Reader:
                 records = _parse_records(content)
 
     def content(self, entry: Entry) -> Iterator[tuple[int, bytes]]:
-        """What is in `entry`, as (offset, data), holes left out."""
+        """Data of `entry` as (offset, data), without holes."""
         for begin, length in [(0, entry.size)] if entry.segments is None else entry.segments:
             position, end = begin, begin + length
             while position < end:
@@ -317,7 +317,7 @@ def _parse_number(text: bytes | None, default: int, most: int) -> int:
 
 
 def _parse_time(text: bytes | None, seconds: int) -> int:
-    """Nanoseconds, within what every file system can keep."""
+    """Nanoseconds, limited to a range that every file system can keep."""
     exact = seconds * 1_000_000_000
     if text is not None:
         whole, _, rest = text.lstrip(b"-").partition(b".")

@@ -1,23 +1,24 @@
 """Files and trees into a guest and out of it, as `cp -r` would between two places of one host.
 
-A file goes to the destination's name, or into it where it is a directory. A directory becomes the
-destination where there is none, and goes into it where there is one; SOURCE/. stands for what is in it. A
-destination that ends in / must be a directory, and so must one of several sources. A link that is named is
-followed, as the source or as the destination; those below stay links, and are never written through.
+A file or a directory becomes the destination, or goes into the destination if that is a directory. SOURCE/.
+means the content of SOURCE. A destination that ends in / must be a directory, as must one of several sources.
+Links that the caller names are followed, as the source or the destination. Links below stay links, and are
+never written through.
 
-What is there: directories are merged, and keep their modes. A file or a link replaces a file, or a link that
-does not lead to a directory; a link replaces any link. Everything else stays, the rest is copied, and an
-error names what was not. A file is written beside its name and renamed: it is there whole or not at all.
+Existing entries: directories merge, and keep their modes. A file or a link replaces a file, or a link that
+does not lead to a directory; a link replaces any link. Any other existing entry stays. The copy goes on, and
+an error names each entry that was not copied. A file arrives whole or not at all.
 
-Modes, times, links, hard links, holes, ACLs and user's attributes are kept; owners, set-id bits and
-capabilities with `owner`, where root receives. `CopyResult` says what was not kept.
+Modes, times, links, hard links, holes, ACLs and `user.*` attributes are kept. Owners, set-id bits and
+capabilities are kept with `owner`, if root receives. `CopyResult.not_kept` names each loss.
 
-Both ends run the same code (client/ends.py): nothing is kept in memory or in a temporary archive.
+Both ends run the same code (client/ends.py). The stream between them is never stored.
 """
 
 from __future__ import annotations
 
 import os
+import string
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -51,8 +52,8 @@ __all__ = ["CopyResult", "copy_in", "copy_out", "raise_of_host", "read_file", "w
 _BUFFER = 256 * 1024
 _ENV = {"LC_ALL": "C"}
 
-# Run as: sh -c SCRIPT sh ESCAPED-PATH TEMPORARY MODE. The path is in octal escapes, for it may be any bytes;
-# `x` and its removal: $() would eat newlines at its end. MODE is empty: as the file that is there, or 644.
+# Run as: sh -c SCRIPT sh ESCAPED-PATH TEMPORARY MODE. The path has octal escapes: any byte is allowed.
+# `x` and its removal: $() would remove newlines at the end. Without MODE, the existing mode or 644.
 _WRITE = r"""
 path=$(printf '%bx' "$1") && path=${path%x}
 [ -d "$path" ] && exit 74
@@ -86,11 +87,11 @@ exec cat -- "$path"
 
 
 class CopyResult(NamedTuple):
-    """What was copied.
+    """The outcome of a copy.
 
     Attributes:
-        skipped: devices, pipes and sockets; the first hundred of each.
-        not_kept: a sentence for each kind of thing that is not as it was, with the first names.
+        skipped: devices, pipes and sockets, which are left out; the first 100 of each.
+        not_kept: a sentence for each kind of loss, with the first names.
     """
 
     files: int
@@ -107,12 +108,12 @@ def copy_in(
     *,
     owner: bool = False,
 ) -> CopyResult:
-    """From the host, or from an open file, into the guest.
+    """Copy from the host, or from an open file, into the guest.
 
     Raises:
         NotFound: the source is not there, or the directory that is to hold it.
-        InvalidInput: the one is a directory and the other is not; or entries could not be copied, and the
-            others were: `problems` names them.
+        InvalidInput: a directory meets a file; or some entries could not be copied, and `problems` names
+            them.
         GuestRefused: the guest could not write; NoSpace: because its disk is full.
     """
     _check_path(destination)
@@ -138,7 +139,7 @@ def copy_in(
             sink.flush()
             process.close_stdin()
         except BrokenPipeError:
-            pass  # the guest says why below
+            pass  # the guest's report below has the reason
         except OSError as error:
             raise InvalidInput(f"cannot read {os.fsdecode(paths[0])}: {error.strerror}") from error
         status, said = answer.wait()
@@ -155,13 +156,13 @@ def copy_out(
     *,
     owner: bool = False,
 ) -> CopyResult:
-    """From the guest to the host, or into an open file (one file only).
+    """Copy from the guest to the host, or into an open file (one file only).
 
     Raises:
         NotFound: the source is not there, or the directory that is to hold it.
-        InvalidInput: the one is a directory and the other is not; `owner`, and this process is not root; or
-            entries could not be copied, and the others were: `problems` names them.
-        ProtocolError: the guest sent what would not stay where it belongs; what came before it is there.
+        InvalidInput: a directory meets a file; `owner` without root; or some entries could not be copied,
+            and `problems` names them.
+        ProtocolError: the guest sent a malformed or malicious stream; complete entries stay.
         NoSpace: the host's disk is full.
     """
     sources = [source] if isinstance(source, str) else list(source)
@@ -195,10 +196,10 @@ def copy_out(
 
 
 def _receive(machine: Machine, receiver: Receiver, program: bytes, sources: list[str]) -> Notes:
-    """What the guest's end has noted. Its word on why nothing came goes before ours."""
+    """Return the notes of the guest's end. Its error takes precedence over a stream that is cut off."""
     with machine.spawn(*COMMAND, env=_ENV) as process:
         source = Source(process)
-        with suppress(BrokenPipeError):  # the guest says why below
+        with suppress(BrokenPipeError):  # the guest's report below has the reason
             process.write(program)
         process.close_stdin()
         try:
@@ -246,7 +247,7 @@ def _result(
     *,
     outward: bool = False,
 ) -> CopyResult:
-    """What the caller gets; raises InvalidInput if entries could not be copied."""
+    """Return the result; raises InvalidInput if entries could not be copied."""
     skipped = tuple(
         os.fsdecode(name)
         for reason in ("pipe", "socket", "device")
@@ -261,14 +262,15 @@ def _result(
 
 
 def _escape(path: str) -> str:
-    """As `printf %b` reads it; a message to the service is text, and a path may be no text."""
-    return "".join(chr(c) if chr(c).isalnum() or c in b"/._-" else f"\\0{c:03o}" for c in os.fsencode(path))
+    """Escape a path for `printf %b`: messages to the service are text, a path is any bytes."""
+    plain = set(b"/._-" + string.ascii_letters.encode() + string.digits.encode())
+    return "".join(chr(c) if c in plain else f"\\0{c:03o}" for c in os.fsencode(path))
 
 
 def _copy_stream_in(
     machine: Machine, source: BinaryIO, destination: str, progress: Report | None, mode: str = ""
 ) -> CopyResult:
-    """Of unknown size, so without an archive."""
+    """Copy content of unknown size, without an archive."""
     meter = Meter(progress, "standard input", None)
     argv = ("/bin/sh", "-c", _WRITE, "sh", _escape(destination), f".bough-{os.urandom(6).hex()}", mode)
     size = 0

@@ -1,4 +1,4 @@
-"""What went wrong with a copy, and what it did not keep, in words."""
+"""Errors and warnings of a copy, in words."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ _FAULTS: dict[str, tuple[type[BoughError], str, str | None]] = {
         "remove the link, or name the file that it should lead to",
     ),
 }
-#: How much of a guest's words is shown.
+#: Bytes of a guest's standard error that are shown.
 _MOST_SAID = 4000
 _MOST_SHOWN = 10
-#: Reason: what is told of one entry, of several.
+#: Reason: the words for one entry, and for several.
 _NOT_KEPT = {
     "pipe": ("left out {} pipe", "left out {} pipes"),
     "socket": ("left out {} socket", "left out {} sockets"),
@@ -69,13 +69,13 @@ _NOT_KEPT = {
 
 
 def show(path: bytes | str) -> str:
-    """A name as text on one line. A guest chooses names: nothing of one reaches a terminal as a control."""
+    """A name as text on one line. A guest chooses names: control characters are escaped."""
     text = os.fsencode(path).decode(errors="backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def check_names(names: list[bytes]) -> None:
-    """Raises: InvalidInput: two sources would become the same file."""
+    """Raises: InvalidInput: two sources have the same name."""
     for name in names:
         if name and names.count(name) > 1:
             raise InvalidInput(
@@ -93,10 +93,10 @@ def raise_fault_of_host(fault: Fault) -> NoReturn:
 
 
 def raise_fault_of_guest(machine: Machine, status: int, said: bytes, path: str) -> Notes:
-    """What the guest's end has noted.
+    """Return the notes of the guest's end.
 
     Raises:
-        BoughError: it could not do what it was asked for.
+        BoughError: the guest's end failed.
     """
     try:
         notes, before = parse(said)
@@ -123,7 +123,7 @@ def _fault_error(fault: Fault, where: str, other: type[BoughError]) -> BoughErro
 
 
 def raise_of_guest(machine: Machine, code: int, said: bytes, path: str) -> NoReturn:
-    """By the status of a command in the guest, and what it wrote to standard error."""
+    """Raise the error for a command's exit status and standard error."""
     where = f" in machine '{machine.name}'"
     text = said[-_MOST_SAID:].decode(errors="replace").strip()
     facts: dict[str, Any] = {"machine": machine.name, "path": path}
@@ -178,7 +178,7 @@ def raise_failed(
     *,
     outward: bool,
 ) -> None:
-    """Raises: InvalidInput, if entries could not be copied; `failed_there` are those at the receiving end."""
+    """Raises: InvalidInput: entries could not be copied; `failed_there` are those of the receiving end."""
     if not notes.failures:
         return
     problems = []
@@ -191,6 +191,9 @@ def raise_failed(
     else:
         message = f"{notes.failures} entries were not copied to {show(destination)}, {files} were"
     hint = None
-    if any(text.endswith("is there") for _, text in failed_there):
-        hint = "what is in the way stays: remove it, or copy to the directory that the link leads to"
+    in_the_way = [text for _, text in failed_there if text.endswith("is there")]
+    if any("link" in text for text in in_the_way):
+        hint = "copy to the directory that the link leads to, or remove the link first"
+    elif in_the_way:
+        hint = "copy to another place, or remove the existing entry first"
     raise InvalidInput(message, hint=hint, problems=problems, machine=machine.name, not_kept=list(not_kept))

@@ -1,4 +1,4 @@
-"""The way down into a tree, a descriptor for each directory: no link is followed, no depth is too deep.
+"""A position in a tree, with a descriptor for each directory: no link is followed, any depth works.
 
 Standard library only, for one end of a copy runs in a guest.
 """
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-#: Descriptors that are held at once; a process has 1,024 as a rule. Directories further up are opened again
-#: by "..", and must be the same that they were.
+#: Open directories at once; the usual limit of a process is 1,024 descriptors. Directories further up are
+#: reopened through "..", and must still have the same inode.
 MOST_OPEN = 64
 
 
@@ -26,7 +26,7 @@ class _Level:
 
 
 class Descent:
-    """Goes down from the open directory `root`, which belongs to it from then on.
+    """A walk below the open directory `root`, which this object closes.
 
     Args:
         leave: called with the path below the root and the descriptor of each directory that is left.
@@ -52,7 +52,7 @@ class Descent:
         return self._levels[0].descriptor
 
     def down(self, name: bytes) -> int:
-        """Into `name`; raises OSError if that is no directory, a link to one included."""
+        """Enter `name`; raises OSError for anything but a directory, links included."""
         self._levels.append(_Level(name, os.open(name, DIRECTORY, dir_fd=self.top)))
         if len(self._levels) > MOST_OPEN + 1:
             far = self._levels[-MOST_OPEN]
@@ -71,7 +71,7 @@ class Descent:
             os.close(level.descriptor)
 
     def common(self, parts: tuple[bytes, ...]) -> int:
-        """How many of `parts` lead to where we are or above it."""
+        """Number of leading `parts` that the current position shares."""
         most = min(len(parts), len(self._levels) - 1)
         for count in range(most):
             if self._levels[count + 1].name != parts[count]:
@@ -79,12 +79,12 @@ class Descent:
         return most
 
     def back_to(self, depth: int) -> None:
-        """Up, until the directory is `depth` levels below the root."""
+        """Go up until the position is `depth` levels below the root."""
         while len(self._levels) - 1 > depth:
             self.up()
 
     def close(self) -> None:
-        """Let go of all; `leave` is not called."""
+        """Close all directories without a call of `leave`."""
         for level in self._levels:
             if level.descriptor >= 0:
                 os.close(level.descriptor)

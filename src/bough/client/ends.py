@@ -1,8 +1,7 @@
-"""The two ends of a copy: what is sent, where it goes, and how the guest's end is started.
+"""The two ends of a copy: `send`, `Receiver`, and `main`, which runs in the guest.
 
-The same code runs at both ends, so that one rule holds in both directions. The guest's end gets its program
-from the client: an image of any age has the right one. It needs Python 3.7 or newer in the guest, and no
-module but Python's own.
+The same code runs at both ends, so that one rule holds in both directions. The client sends this program to
+the guest, so an image of any age runs the right version. The guest needs Python 3.7 or newer.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: After these the next file would fail as well.
+#: Errors after which the next file would fail as well.
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
@@ -37,7 +36,7 @@ def name_of(source: bytes) -> bytes:
 
 
 def check_source(path: bytes) -> os.stat_result:
-    """Raises: Fault, if it cannot be copied."""
+    """Raises: Fault: `path` cannot be copied."""
     try:
         info = os.stat(path)  # noqa: PTH116
         if path.endswith(b"/") and not stat.S_ISDIR(info.st_mode):
@@ -53,10 +52,10 @@ def check_source(path: bytes) -> os.stat_result:
 
 
 def send(sources: list[bytes], packer: Packer) -> None:
-    """All of `sources`, numbered; the receiver knows their names.
+    """Send all of `sources` with numbers for names: the receiver knows the names.
 
     Raises:
-        OSError: it could not be written.
+        OSError: the stream cannot be written, or a source cannot be read.
     """
     for number, source in enumerate(sources):
         packer.add(source, b"%d" % number)
@@ -67,12 +66,12 @@ def send(sources: list[bytes], packer: Packer) -> None:
 
 
 class Receiver:
-    """Puts what comes where `cp -r` would.
+    """Writes a stream of entries to the places that `cp -r` would choose.
 
     Args:
-        destination: a path as the user gave it; links in it are followed, those below are not.
+        destination: a path from the user. Links in this path are followed, links below are not.
         names: of the sources, in their order; see `name_of`.
-        begin: called with the first entry, when it is known that the copy can begin.
+        begin: called with the first entry when nothing prevents the copy.
     """
 
     def __init__(
@@ -92,13 +91,13 @@ class Receiver:
         self._owner = owner
         self._unpacker: Unpacker | None = None
         self._base = destination
-        #: Where each source goes, below the unpacker's root, and what kind it is.
+        #: The place of each source below the unpacker's root, and its kind.
         self._tops: list[tuple[tuple[bytes, ...], str]] = []
         self._refused: set[tuple[bytes, ...]] = set()
         self._into = os.path.isdir(destination)  # noqa: PTH112
 
     def receive(self, reader: Reader) -> None:
-        """Raises: Fault: it cannot begin, or cannot go on; what came before is there."""
+        """Raises: Fault: the copy cannot begin, or cannot go on; complete entries stay."""
         if not self._into and (len(self._names) > 1 or self.destination.endswith(b"/")):
             raise Fault("not_directory", self.destination)
         try:
@@ -163,7 +162,7 @@ class Receiver:
         return number, parts[1:]
 
     def _place(self, reader: Reader, entry: Entry, number: int) -> bool:
-        """Decide where a source goes; False: that is a device, which has its content now."""
+        """Choose the place of a source; False: a device or pipe, to which the content was written."""
         if entry.kind not in ("directory", "file") and not (entry.kind == "again" and number):
             raise ProtocolError(f"the guest sent a {entry.kind} in the place of a file")
         name = self._names[number]
@@ -190,7 +189,7 @@ class Receiver:
         return True
 
     def _resolve(self, entry: Entry) -> bytes:
-        """The path that the destination stands for, which is no directory."""
+        """The path that a destination other than a directory stands for."""
         path = self.destination
         if entry.kind == "directory":
             if os.path.lexists(path):
@@ -204,7 +203,7 @@ class Receiver:
         return path
 
     def _write_through(self, reader: Reader, entry: Entry, path: bytes) -> None:
-        """As `cp` does, into a device or a pipe: it is not replaced by a file. Holes are zeros there."""
+        """Write into a device or a pipe as `cp` does, with zeros for holes."""
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC)
             try:
@@ -246,7 +245,7 @@ def _kind(error: OSError) -> str:
 
 
 def main(action: str, paths: list[bytes], names: list[bytes], owner: bool) -> None:
-    """Send `paths` to standard output, or receive into paths[0]; the report goes to standard error."""
+    """Send `paths` to standard output, or receive into paths[0]; report on standard error."""
     notes = Notes()
     try:
         if action == "send":

@@ -1,4 +1,4 @@
-"""The guest's end of a copy: a command, and the program that it reads first from its standard input."""
+"""The guest's end of a copy: a command, and the program that the command reads from its standard input."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 _HERE = Path(__file__).parent
 _MODULES = ("archive", "notes", "descent", "landing", "pack", "unpack", "ends")
-#: As much of bough.errors as those modules use.
+#: The part of bough.errors that those modules use.
 _ERRORS = "class ProtocolError(Exception):\n    pass\n"
 _BOOT = """
 import marshal, os, sys
@@ -26,7 +26,7 @@ for name, source in modules:
 module.main(*arguments)
 """
 NO_PYTHON = 75
-# As `sh` finds it, for a guest may have it anywhere; the usual place first, for PATH may be broken.
+# The usual places first: a guest's PATH may be broken.
 _FIND = f"""
 for python in /usr/bin/python3 /usr/local/bin/python3 "$(command -v python3)"; do
   [ -x "$python" ] && exec "$python" -I -S -c "$1"
@@ -37,9 +37,9 @@ COMMAND = ("/bin/sh", "-c", _FIND, "sh", _BOOT)
 
 
 def render_program(action: str, paths: list[bytes], names: list[bytes], owner: bool) -> bytes:
-    """What COMMAND reads before anything else; `ends.main` is called with these arguments."""
+    """Input for COMMAND, which calls `ends.main` with these arguments."""
     modules = [("bough.errors", _ERRORS)]
     modules += [(f"bough.client.{name}", (_HERE / f"{name}.py").read_text()) for name in _MODULES]
-    # Version 2 of the format is the same for every Python 3, and has paths as the bytes that they are.
+    # Every Python 3 reads version 2 of this format, and paths stay bytes.
     content = marshal.dumps((modules, (action, paths, names, owner)), 2)
     return b"%010d" % len(content) + content

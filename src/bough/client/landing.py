@@ -1,4 +1,4 @@
-"""A file that is written without a name, and gets its name when it is complete.
+"""A file without a name, which gets its name when its content is complete.
 
 Standard library only, for one end of a copy runs in a guest.
 """
@@ -9,7 +9,7 @@ import errno
 import os
 
 _TEMPORARY_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-#: The file system, or the kernel, has no files without a name.
+#: Errors of file systems and kernels that have no files without a name.
 _NAMED_ONLY = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
 _CHUNK = 256 * 1024
 
@@ -39,7 +39,7 @@ class Landing:
             return -1
 
     def publish(self, name: bytes) -> None:
-        """Take the place of `name`, at once; a mount point stays one and is written in place."""
+        """Replace `name` atomically; a file that is a mount point is written in place."""
         if self._temporary is None:
             try:
                 self._link(name)
@@ -57,7 +57,7 @@ class Landing:
             self._overwrite(name)
 
     def close(self) -> None:
-        """Whatever was not published is removed."""
+        """Close the file; remove the file if it was not published."""
         os.close(self.descriptor)
         if self._temporary is not None:
             os.unlink(self._temporary, dir_fd=self._directory)

@@ -1,4 +1,4 @@
-"""What a copy has to say at its end, gathered at both ends. One runs in a guest: standard library only."""
+"""Losses, failures and counts of a copy, noted at both ends. One runs in a guest: standard library only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _MOST_COUNT = 10**15
 
 
 class Fault(Exception):
-    """A copy that cannot begin or cannot go on; `kind` is one of the words in client/copy.py."""
+    """A copy that cannot begin or cannot go on; client/copy_errors.py has the words for each `kind`."""
 
     def __init__(self, kind: str, path: bytes, text: str | None = "") -> None:
         super().__init__(kind, path, text)
@@ -18,12 +18,12 @@ class Fault(Exception):
 
 
 class Notes:
-    """Counts, and the first names of each kind: a copy of a million files has a short list.
+    """Counts, and the first names of each kind: the list of a million files is short.
 
     Attributes:
-        kept_out: by reason ("pipe", "owner", ...), how many entries and the first of their names.
+        kept_out: by reason ("pipe", "owner", ...), the number of entries and their first names.
         failed: the first entries that could not be copied, each with the cause.
-        failures: how many those are in all.
+        failures: their number in all.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Notes:
             self.failed.append((path, text or "no reason given"))
 
     def merge(self, other: Notes) -> None:
-        """Add what the other end has noted; its counts of files and bytes are left out."""
+        """Add the notes of the other end, without its counts of files and bytes."""
         for reason, (count, names) in other.kept_out.items():
             before, mine = self.kept_out.get(reason, (0, []))
             self.kept_out[reason] = (before + count, (mine + names)[:MOST_NAMES])
@@ -67,15 +67,15 @@ class Notes:
         return MARK + b"".join(record + b"\0" for record in records)
 
 
-#: The report begins here: what stands before it on standard error is of the interpreter or of the shell.
+#: The report begins here. Text before the mark is from the interpreter or the shell.
 MARK = b"\0bough copy\0"
 
 
 def parse(said: bytes) -> tuple[Notes | None, bytes]:
-    """The notes at the end of what the other end wrote to standard error, and what stands before them.
+    """Return the notes in the other end's standard error, and the text before them.
 
     Raises:
-        ValueError: they are not as `render` makes them.
+        ValueError, KeyError: `render` did not make these notes.
     """
     before, mark, report = said.partition(MARK)
     if not mark:

@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     Write = Callable[[bytes], object]
     Count = Callable[[int], None]
 
-#: A file of /proc says that it is empty. So much of one is read before it is sent.
+#: A file in /proc claims to be empty. At most this many bytes of such a file are read.
 _MOST_UNKNOWN = 16 << 20
 _MOST_XATTR_BYTES = 256 * 1024
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe in a file's place does not hold us
 
 
 class Packer:
-    """Writes entries with `write`. What cannot be sent is in `notes`, and the rest is sent.
+    """Writes entries with `write`. Entries that cannot be sent are in `notes`; the others are sent.
 
     Args:
-        owner: the other end keeps owners and what gives rights; else what is lost by that is noted.
+        owner: the other end keeps owners, set-id bits and capabilities; else their loss is noted.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class Packer:
         self.notes = notes or Notes()
 
     def add(self, path: bytes, name: bytes) -> None:
-        """`path` with all below it, as `name`; a link at the top is followed, one below never.
+        """Send `path` and everything below as `name`. A link at the top is followed, a link below never.
 
         Raises:
-            OSError: of `path` itself.
+            OSError: `path` itself cannot be read.
         """
         info = os.stat(path)  # noqa: PTH116
         if stat.S_ISDIR(info.st_mode):
@@ -101,7 +101,7 @@ class Packer:
             descent.close()
 
     def _add_inner(self, descent: Descent, inner: bytes, name: bytes, shown: list[bytes]) -> bool:
-        """One entry of the directory that `descent` is at; True: a directory, and we are in it now."""
+        """Send one entry of the current directory; True if `descent` has entered it."""
         at = descent.top
         try:
             info = os.stat(inner, dir_fd=at, follow_symlinks=False)
@@ -162,7 +162,7 @@ class Packer:
         if entry.segments is None:
             head = _read_head(descriptor, info.st_size)
             if len(head) < CHUNK or not info.st_size:
-                entry.size = len(head)  # all that there is, whatever the file says of its size
+                entry.size = len(head)  # the real size, whatever the file claims
             self._send(entry)
             self._write(head)
             self._count(len(head))
@@ -221,9 +221,9 @@ class Packer:
 
 
 def xattr_kind(name: str) -> str | None:
-    """In which word of ours one is told that is not kept; None: it is not asked for.
+    """Reason under which a loss of the attribute is noted; None for an attribute that is never copied.
 
-    Labels of SELinux and the like are the receiving system's own.
+    Labels of SELinux are never copied: the receiving system sets its own.
     """
     if name.startswith("user."):
         return "xattr"
@@ -233,7 +233,7 @@ def xattr_kind(name: str) -> str | None:
 
 
 def _names(descriptor: int) -> list[bytes]:
-    """Of a directory, the last one first."""
+    """Names in a directory, in reverse order."""
     return sorted(map(os.fsencode, os.listdir(descriptor)), reverse=True)
 
 
@@ -244,7 +244,7 @@ def _kind(mode: int) -> str:
 
 
 def _read_head(descriptor: int, size: int) -> bytes:
-    """The first bytes, up to CHUNK; more of what says that it is empty and is not."""
+    """The first bytes, up to CHUNK; up to _MOST_UNKNOWN of a file that claims to be empty."""
     most = CHUNK if size else _MOST_UNKNOWN
     parts: list[bytes] = []
     while most:
@@ -254,12 +254,12 @@ def _read_head(descriptor: int, size: int) -> bytes:
         parts.append(data)
         most -= len(data)
     if not size:
-        raise OSError(errno.EFBIG, "it does not say how large it is; use - as the destination")
+        raise OSError(errno.EFBIG, "the size is not known; copy to - instead")
     return b"".join(parts)
 
 
 def _find_segments(descriptor: int, size: int, blocks: int) -> list[tuple[int, int]] | None:
-    """Where there is data; None for a file without holes."""
+    """Segments that hold data; None for a file without holes."""
     if blocks * BLOCK >= size or size < 64 * 1024:
         return None
     segments: list[tuple[int, int]] = []

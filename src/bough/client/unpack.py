@@ -1,15 +1,15 @@
-"""A stream of entries as files. From a guest, every byte of it may be hostile.
+"""A stream of entries as files. Every byte from a guest may be hostile.
 
-What makes it safe does not depend on what names look like alone: every directory is opened one part at a
-time without following links, and everything is made relative to such a descriptor. So a link that came
+Safety does not depend on names alone. Every directory is opened one part at a time without following links,
+and every entry is made relative to such a descriptor. So a link that came
 with the tree, or that stands in the target, is never written through. Links themselves are kept as they
 are: a copy of /etc without its absolute links would be no copy.
 
 Refused: absolute names, `..`, hard links to what did not come in the same stream. Left out and listed:
 devices, pipes, sockets. Taken away unless owners are kept: set-user-id, set-group-id and capabilities.
 
-client/copy.py states what happens to what is there already. Runs in a guest as well, when the host copies to
-one: standard library only.
+client/copy.py states the rules for existing files. The guest runs this module when the host copies to the
+guest: standard library only.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MAX_NAME_BYTES = 64 * 1024
 
 
 class InTheWay(NotADirectoryError):
-    """Something is there that a copy does not replace."""
+    """An existing entry that a copy does not replace."""
 
     def __init__(self, text: str) -> None:
         super().__init__(errno.ENOTDIR, text)
@@ -45,7 +45,7 @@ class Unpacker:
     """Extracts below the directory `root`, which exists. Use as a context manager: closes what it opened.
 
     Args:
-        owner: keep owners and what gives rights, as far as this process may.
+        owner: keep owners, set-id bits and capabilities, as far as this process may.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class Unpacker:
         self._descent = Descent(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), self._settle)
         self._count = count
         self._owner = owner
-        #: Directories that were made here and are not complete, with what they are to be like in the end.
+        #: New directories that are not complete, with their final attributes.
         self._made: dict[tuple[bytes, ...], tuple[Entry, bytes]] = {}
         self._linked: dict[tuple[bytes, ...], tuple[int, int]] = {}
         self.notes = notes or Notes()
-        #: The names of what is neither a file nor a directory nor a link.
+        #: Names of devices and pipes.
         self.skipped: list[str] = []
 
     def __enter__(self) -> Unpacker:
@@ -83,12 +83,12 @@ class Unpacker:
         """Make `entry` as `parts` below the root; () is the root itself.
 
         Args:
-            shown: its name in notes.
-            target: what a hard link leads to, below the root; default: what the entry says.
+            shown: the name of `entry` in notes.
+            target: the target of a hard link, below the root; default: the link in `entry`.
 
         Raises:
-            InTheWay: something is there that must stay.
-            OSError: the file system says no. What was there before is there still.
+            InTheWay: an existing entry must stay.
+            OSError: the file system refuses. An existing entry is unchanged.
         """
         if entry.kind == "directory":
             if parts:
@@ -110,13 +110,13 @@ class Unpacker:
         self.notes.files += 1
 
     def finish(self) -> None:
-        """Give the directories that are open still their modes and times."""
+        """Set modes and times of the directories that are still open."""
         self._descent.back_to(0)
 
     # -- directories ------------------------------------------------------------------------------
 
     def _enter(self, parts: tuple[bytes, ...]) -> int:
-        """A descriptor of that directory, reached without following a link."""
+        """Return a descriptor of that directory, reached without following a link."""
         common = self._descent.common(parts)
         self._descent.back_to(common)
         for part in parts[common:]:
@@ -134,19 +134,19 @@ class Unpacker:
         try:
             os.mkdir(parts[-1], 0o700, dir_fd=parent)
         except FileExistsError:
-            self._enter(parts)  # refuses a link or a file in its place; what is there stays as it is
+            self._enter(parts)  # refuses a link or a file; an existing directory stays unchanged
             return
         self._enter(parts)
         self._made[parts] = (entry, shown)
 
     def _settle(self, parts: tuple[bytes, ...], descriptor: int) -> None:
-        """Modes and times of a directory: last, for it may be closed to its owner."""
+        """Set a new directory's attributes last: its mode may exclude its owner."""
         entry, shown = self._made.pop(parts, (None, b""))
         if entry is not None:
             self._keep(entry, descriptor, shown)
 
     def _explain(self, part: bytes, error: OSError) -> OSError:
-        """Why a directory could not be entered, in words."""
+        """Return an error with a reason in words for a directory that could not be entered."""
         if error.errno not in (errno.ENOTDIR, errno.ELOOP):
             return error
         mode = os.stat(part, dir_fd=self._descent.top, follow_symlinks=False).st_mode
@@ -158,7 +158,7 @@ class Unpacker:
         """The regular file that `entry` replaces, or None.
 
         Raises:
-            InTheWay: what is there must stay.
+            InTheWay: the existing entry must stay.
         """
         try:
             info = os.stat(name, dir_fd=directory, follow_symlinks=False)
@@ -222,7 +222,7 @@ class Unpacker:
             os.close(source)
 
     def _open_again(self, parts: tuple[bytes, ...]) -> int:
-        """A descriptor of a directory elsewhere in the tree; where we are stays as it is."""
+        """A descriptor of a directory elsewhere in the tree; the current position stays."""
         way = Descent(os.dup(self._descent.root))
         try:
             for part in parts:
@@ -239,7 +239,7 @@ class Unpacker:
             _try(os.unlink, temporary, dir_fd=directory)
 
     def _keep(self, entry: Entry, descriptor: int, shown: bytes) -> None:
-        """Owner, mode, attributes and time of what was made; in this order, for each takes from the next."""
+        """Set owner, mode, attributes and time, in this order: a change of owner clears set-id bits."""
         if self._owner and not _try(os.fchown, descriptor, entry.uid, entry.gid):
             self.notes.add("owner", shown)
         if not _try(os.fchmod, descriptor, entry.mode & (0o7777 if self._owner else 0o1777)):
@@ -255,7 +255,7 @@ class Unpacker:
 
 
 def _take_owner(descriptor: int, before: os.stat_result) -> None:
-    """A file that is replaced keeps its owner and group, as far as this process may."""
+    """Give a new file the owner and group of the replaced file, as far as this process may."""
     info = os.fstat(descriptor)
     if (info.st_uid, info.st_gid) != (before.st_uid, before.st_gid):
         _try(os.fchown, descriptor, before.st_uid, before.st_gid)
