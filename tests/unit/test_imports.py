@@ -25,6 +25,7 @@ ROOT = {
     "tasks",
     "progress_watch",
     "serving",
+    "hangup",
 }
 BOTTOM = ROOT | {"spec"}
 

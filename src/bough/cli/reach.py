@@ -80,6 +80,8 @@ def proxy(name: str, guest_port: int, wait_s: float, authorize: str | None) -> N
                 while data := os.read(0, 128 * 1024):
                     socket.send(data)
                 socket.send(b"")
+                _wait_unread(1)
+                socket.close()
             except Exception:
                 pass  # the tunnel has ended: the other direction tells
 
@@ -88,6 +90,15 @@ def proxy(name: str, guest_port: int, wait_s: float, authorize: str | None) -> N
             view = memoryview(data)
             while view:
                 view = view[os.write(1, view) :]
+
+
+def _wait_unread(descriptor: int) -> None:
+    """Until nobody can read any more what is written there; for a file that is never."""
+    import select
+
+    poll = select.poll()
+    poll.register(descriptor, 0)  # an error or a hang-up is always told
+    poll.poll()
 
 
 def _tunnel(name: str, guest_port: int, wait_s: float) -> Any:

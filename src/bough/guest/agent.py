@@ -414,15 +414,17 @@ class Agent:
             self.send_error(call, error)
 
 
-def _session_kind(
-    kind: int, request: dict[str, object]
-) -> type[agent_session.Command] | type[agent_session.Connection]:
+def _session_kind(kind: int, request: dict[str, object]) -> Callable[..., Session]:
     if kind == wire.EXEC:
         return agent_session.Command
     if "mount" in request:
         from bough.guest import agent_door
 
         return agent_door.MountStream
+    if "listening" in request:
+        from bough.guest import agent_listeners
+
+        return agent_listeners.Listeners
     return agent_session.Connection
 
 

@@ -12,7 +12,7 @@ from bough.guest import agent_spawn, wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from bough.guest.agent import Agent
     from bough.guest.agent_kept import Mark
@@ -25,6 +25,8 @@ _BURST = 8
 # A command that is to end has so long to do it by itself.
 _GRACE_S = 2.0
 _LOOK_EACH_S = 1.0
+# A program that takes nothing of a closed connection's last bytes gets them for so long.
+_LINGER_S = 60.0
 
 
 EPOLLIN = select.EPOLLIN
@@ -209,6 +211,11 @@ class Inlet:
         self._queue.clear()
         self._taken = 0
         self._ending = False
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that the descriptor has not taken yet."""
+        return sum(len(payload) for payload, _ in self._queue)
 
     def data(self, payload: memoryview) -> None:
         cost = len(payload) + wire.FRAME_COST
@@ -556,6 +563,9 @@ class Command(Session):
 class Connection(Session):
     """A TCP connection to a port that is reached from inside of the guest."""
 
+    _places: Iterator[tuple[str, int, int]] = iter(())
+    _error: OSError | None = None
+
     def __init__(self, agent: Agent, session_id: int, request: dict[str, object]) -> None:
         from bough.guest import agent_dial
 
@@ -564,16 +574,26 @@ class Connection(Session):
         self._window = _window(request)
         self._inlet: Inlet | None = None
         self._outlet: Outlet | None = None
-        self._socket, pending = agent_dial.connect(request)
+        self._places = agent_dial.addresses(request)
+        self._connect()
+
+    def _connect(self) -> None:
+        """To the next place that there is. Raises OSError."""
+        from bough.guest import agent_dial
+
+        self._socket, pending = agent_dial.connect(self._places)
         if pending:
-            agent.watch(self._socket.fileno(), EPOLLOUT, self._connected)
+            self.agent.watch(self._socket.fileno(), EPOLLOUT, self._connected)
         else:
             self._connected(EPOLLOUT)
 
     def handle(self, kind: int, stream: int, payload: memoryview) -> None:
         if kind == wire.ABORT:
-            self.abandon()
-            self.finish({"code": 0})
+            if stream == wire.AFTER_DATA and self._inlet is not None and self._inlet.waiting:
+                self._deliver(self._inlet)
+            else:
+                self.abandon()
+                self.finish({"code": 0})
         elif self._inlet is None or self._outlet is None:
             return
         elif kind == wire.DATA:
@@ -590,6 +610,23 @@ class Connection(Session):
                 end.close()
         self._socket.close()
 
+    def _deliver(self, inlet: Inlet) -> None:
+        """Close as close(2) does: what is queued is still delivered, for as long as the guest takes it."""
+        if self._outlet is not None:
+            self._outlet.close()
+        inlet.finish()
+        waiting = inlet.waiting
+
+        def look() -> None:
+            if self.agent.sessions.get(self.id) is self and inlet.waiting:
+                if inlet.waiting == waiting:
+                    self.abandon()
+                    self.finish({"code": 0})
+                else:
+                    self._deliver(inlet)
+
+        self.agent.call_later(_LINGER_S, look)
+
     def output_ended(self, outlet: Outlet) -> None:
         self.agent.send(wire.EOF, self.id, b"", outlet.stream)
         self._finish_if_over()
@@ -603,12 +640,20 @@ class Connection(Session):
         code = self._socket.getsockopt(1, 4)  # SOL_SOCKET, SO_ERROR
         if code:
             self._socket.close()
-            del self.agent.sessions[self.id]
-            self.agent.send_error(self.id, OSError(code, os.strerror(code)))
+            self._refused(OSError(code, os.strerror(code)))
             return
         self.agent.send_values(wire.OPENED, self.id, {})
         self._inlet = Inlet(self, os.dup(fd), wire.STDIN, self._end_of_input)
         self._outlet = Outlet(self, os.dup(fd), wire.STDOUT, self._window)
+
+    def _refused(self, error: OSError) -> None:
+        """Go on with the next place; the first one's error is told where there is none."""
+        self._error = self._error or error
+        try:
+            self._connect()
+        except OSError:
+            del self.agent.sessions[self.id]
+            self.agent.send_error(self.id, self._error)
 
     def _end_of_input(self, _fd: int) -> None:
         try:

@@ -15,7 +15,7 @@ import socket
 import struct
 import termios
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from bough.errors import AgentTimeout, AgentUnavailable, BoughError, GuestRefuse
 from bough.guest import wire
 from bough.guest.calls import Call
 from bough.guest.facts import AgentFacts, clean_name, clean_text
-from bough.guest.session import OUTPUT_WINDOW, ExecRequest, ExecSession, Session, Tunnel
+from bough.guest.session import OUTPUT_WINDOW, ExecRequest, ExecSession, PortWatch, Session, Tunnel
 from bough.guest.suspended import SuspendedCommands
 from bough.home import SocketAddress
 from bough.progress import Report, ignore_progress
@@ -218,13 +218,29 @@ class AgentChannel:
         await self._open(session, wire.EXEC, payload, timeout_s)
         return session
 
-    async def dial(self, port: int, host: str = "127.0.0.1", *, timeout_s: float = 60) -> Tunnel:
-        """Connect to a TCP port from inside of the guest. GuestRefused with errno ECONNREFUSED and such."""
+    async def dial(self, port: int, host: str | None = None, *, timeout_s: float = 60) -> Tunnel:
+        """Connect to a TCP port from inside of the guest. GuestRefused with errno ECONNREFUSED and such.
+
+        Args:
+            host: an IP address; None for whichever address of the guest something listens on.
+        """
         self._check_established()
         tunnel = Tunnel(self, self._new_id())
         payload = wire.encode({"host": host, "port": port, "window": OUTPUT_WINDOW})
         await self._open(tunnel, wire.DIAL, payload, timeout_s)
         return tunnel
+
+    async def watch_ports(self, ports: Sequence[int]) -> PortWatch:
+        """Reports which of these TCP ports something listens on in the guest. Abort it afterwards.
+
+        Raises:
+            GuestRefused: the agent is of an older bough, which cannot.
+        """
+        self._check_established()
+        watch = PortWatch(self, self._new_id())
+        payload = wire.encode({"listening": list(ports), "window": OUTPUT_WINDOW})
+        await self._open(watch, wire.DIAL, payload, 60)
+        return watch
 
     async def open_mount(self, tag: str) -> Tunnel:
         """The bytes of the guest's file system `tag`, once that asks for them; waits as long as it takes.
@@ -320,6 +336,11 @@ class AgentChannel:
                 f"the agent of machine {self.machine!r} reads nothing", machine=self.machine
             )
         self._queue(self._urgent, wire.pack(kind, self._nonce, session, payload, stream))
+
+    def send_behind(self, kind: int, session: int, stream: int) -> None:
+        """Queue an empty frame behind all data, without waiting; nothing happens where nobody listens."""
+        if self._established:
+            self._queue(self._bulk, wire.pack(kind, self._nonce, session, b"", stream))
 
     async def send_data(self, kind: int, session: int, payload: bytes | memoryview, stream: int) -> None:
         """Queue a frame behind all others; waits while much is queued."""

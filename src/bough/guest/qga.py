@@ -173,7 +173,7 @@ class QgaChannel:
             raise self._lacks("a terminal", hint=f"bough console {self.machine}")
         return QgaExec(self, request)
 
-    async def dial(self, port: int, host: str = "127.0.0.1", *, timeout_s: float = 60) -> Any:
+    async def dial(self, port: int, host: str | None = None, *, timeout_s: float = 60) -> Any:
         raise self._lacks("connections to its ports")
 
     def _lacks(self, what: str, hint: str | None = None) -> GuestRefused:

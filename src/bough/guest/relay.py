@@ -10,11 +10,14 @@ from bough.guest.session import Tunnel
 
 
 async def relay(tunnel: Tunnel, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Both directions until both have ended; half-closed connections stay half open."""
+    """Both directions until both have ended, or one breaks; half-closed connections stay half open."""
 
     async def outward() -> None:
         while data := await reader.read(64 * 1024):
-            await tunnel.write(data)
+            try:
+                await tunnel.write(data)
+            except BrokenPipeError:
+                return  # the guest takes no more, and may still have something to say
         await tunnel.write_eof()
 
     async def inward() -> None:
@@ -28,7 +31,8 @@ async def relay(tunnel: Tunnel, reader: asyncio.StreamReader, writer: asyncio.St
         async with asyncio.TaskGroup() as group:
             group.create_task(outward())
             group.create_task(inward())
+        await tunnel.close()
     except* (BoughError, OSError):
         pass
     finally:
-        await tunnel.close()
+        await tunnel.abort()

@@ -325,4 +325,28 @@ class Tunnel(Session):
         await self._end_input()
 
     async def close(self) -> None:
-        await self.abort()
+        """Close it as close(2) does: what was written is still delivered. Returns at once."""
+        self._chunks.clear()
+        if not self._over and not self._aborted:
+            self._aborted = True
+            self._channel.send_behind(wire.ABORT, self.id, wire.AFTER_DATA)
+        self._input_open = False
+        self._changed.set()
+        self._writable.set()
+
+
+class PortWatch(Session):
+    """Reports of which ports something listens on in the guest: one at once, then one for each change."""
+
+    async def report(self) -> set[int]:
+        """The next one. AgentUnavailable if the channel broke, ProtocolError for one that makes no sense."""
+        chunk = await self._next_chunk()
+        if chunk is None:
+            raise self.failure or AgentUnavailable("the agent reports no ports any more")
+        try:
+            ports = wire.decode_map(chunk[1]).get("listening")
+        except wire.WireError as error:
+            raise ProtocolError(f"a malformed report of ports: {error}") from error
+        if not isinstance(ports, list):
+            raise ProtocolError("a malformed report of ports")
+        return {port for port in ports if isinstance(port, int)}

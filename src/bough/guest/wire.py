@@ -45,7 +45,7 @@ CREDIT = 15  # both: u32, so much more of that stream may be sent
 STOP = 16  # guest: nobody reads that stream any more
 SIGNAL = 17  # host: name of a signal, "TERM"
 RESIZE = 18  # host: rows u16, columns u16
-ABORT = 19  # host: nobody is interested any more
+ABORT = 19  # host: nobody is interested any more; stream 1: but in what was sent before
 EXIT = 20  # guest: values {"code"} or {"signal"}; the end of a session
 LAST_KIND = EXIT
 
@@ -54,6 +54,9 @@ LAST_KIND = EXIT
 FRAME_COST = 64
 CREDIT_PAYLOAD = Struct("<I")
 SIZE_PAYLOAD = Struct("<HH")
+
+#: As the stream of an ABORT.
+AFTER_DATA = 1
 
 STDIN = 0
 STDOUT = 1

@@ -55,6 +55,7 @@ class Host(Protocol):
     def tell(self, kind: str, detail: str = "") -> None: ...
     def stand_back(self, back: bool = True) -> None: ...
     def watch(self, quiet_s: float) -> ProgressWatch: ...
+    async def follow_ports(self, channel: AgentChannel) -> None: ...
 
 
 class Guest:
@@ -177,6 +178,7 @@ class Guest:
                 self._forget_lost_identity(channel)
                 if machine.record.identity != "known":
                     await self._tell_identity(channel, told_at)
+                await machine.follow_ports(channel)
                 if not machine.record.first_boot.done:
                     done = await set_up_guest(channel, machine.record, lambda: self._mount(channel))
                     machine.change(first_boot=done)

@@ -832,6 +832,11 @@ class Machine:
     async def _dial(self, guest_port: int) -> Any:
         return await (await self.agent()).dial(guest_port)
 
+    async def follow_ports(self, channel: AgentChannel) -> None:
+        """Forwarded ports are open while something listens in the guest."""
+        if self._ports is not None:
+            await self._ports.follow(channel)
+
     def console(self) -> Console:
         self.reach.check()
         if self._console is None:

@@ -2,21 +2,37 @@
 
 Through the agent and not through the uplink: it works for a machine without a network, needs no
 address of the guest, and can be added and removed while the machine runs.
+
+A port of the host refuses connections while nothing listens in the guest, so that a program that waits for
+the port waits for what is behind it. The agent reports when something listens; a connection that is refused
+inside reports the end of that.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+import socket
+import struct
 from collections.abc import Awaitable, Callable
+from functools import partial
 
-from bough.errors import BoughError, Conflict, NotFound
+from bough.errors import BoughError, Conflict, GuestRefused, NotFound
+from bough.guest.channel import AgentChannel
 from bough.guest.relay import relay
 from bough.guest.session import Tunnel
+from bough.hangup import Hangup
+from bough.machines.host_port import HostPort
 from bough.machines.record import PortForward
 from bough.tasks import end_tasks
 
+log = logging.getLogger("bough.machines")
+
 Dial = Callable[[int], Awaitable[Tunnel]]
 MAX_CONNECTIONS = 256
+#: How long a new forward waits for the agent's first report; it refuses connections until then.
+_FIRST_REPORT_S = 10.0
 
 
 class PortServer:
@@ -29,8 +45,13 @@ class PortServer:
     def __init__(self, machine: str, dial: Dial) -> None:
         self.machine = machine
         self._dial = dial
-        self._servers: dict[int, asyncio.Server] = {}
+        self._ports: dict[int, HostPort] = {}
+        self._inside: dict[int, int] = {}
         self._connections: set[asyncio.Task[None]] = set()
+        self._following: asyncio.Task[None] | None = None
+        self._channel: AgentChannel | None = None
+        self._changed = asyncio.Event()
+        self._reported = asyncio.Event()
 
     async def listen(self, forward: PortForward) -> PortForward:
         """Returns the forward with the port that was really bound (0 asks for any).
@@ -39,47 +60,163 @@ class PortServer:
             Conflict: the host's port is taken.
         """
         try:
-            server = await asyncio.start_server(
-                lambda reader, writer: self._accept(forward.guest_port, reader, writer),
-                forward.host,
-                forward.host_port,
-            )
+            port = HostPort(forward.host, forward.host_port)
         except (OSError, OverflowError) as error:
             raise Conflict(
                 f"port {forward.host_port} of {forward.host} cannot be used for machine "
                 f"'{self.machine}': {getattr(error, 'strerror', None) or error}",
                 hint="choose another port of the host, or 0 for any free one",
             ) from error
-        port = int(server.sockets[0].getsockname()[1])
-        self._servers[port] = server
-        return forward.model_copy(update={"host_port": port})
+        self._ports[port.number] = port
+        self._inside[port.number] = forward.guest_port
+        await self._look_again()
+        return forward.model_copy(update={"host_port": port.number})
 
     async def unlisten(self, host_port: int) -> None:
-        server = self._servers.pop(host_port, None)
-        if server is None:
+        port = self._ports.pop(host_port, None)
+        if port is None:
             raise NotFound(f"machine '{self.machine}' has no forwarded port {host_port}")
-        server.close()
+        port.close()
+        del self._inside[host_port]
+        self._changed.set()
+
+    async def follow(self, channel: AgentChannel) -> None:
+        """Open and shut ports as that agent reports. Returns after its first report."""
+        await self._unfollow()
+        self._channel = channel
+        self._following = asyncio.create_task(self._follow(channel), name=f"ports of {self.machine}")
+        await self._look_again()
 
     async def close(self) -> None:
-        for server in self._servers.values():
-            server.close()
-        self._servers.clear()
+        await self._unfollow()
+        for port in self._ports.values():
+            port.close()
+        self._ports.clear()
+        self._inside.clear()
         await end_tasks(*self._connections)
+
+    # -- what listens in the guest ----------------------------------------------------------------
+
+    async def _look_again(self) -> None:
+        """Have the agent look for what is shut, and wait for what it finds."""
+        if self._following is None or self._following.done() or not self._shut_ports():
+            return
+        self._reported.clear()
+        self._changed.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_REPORT_S):
+                await self._reported.wait()
+
+    async def _unfollow(self) -> None:
+        if self._following is not None:
+            await end_tasks(self._following)
+            self._following = None
+
+    async def _follow(self, channel: AgentChannel) -> None:
+        """Until the agent's session ends; then nothing is known to listen."""
+        try:
+            while True:
+                self._changed.clear()
+                if wanted := self._shut_ports():
+                    await self._follow_until_changed(channel, wanted)
+                else:
+                    self._reported.set()
+                    await self._changed.wait()
+        except GuestRefused:
+            # An agent of an older bough does not report: each connection finds out.
+            await self._open(set(self._inside.values()))
+        except BoughError:
+            for port in self._ports.values():
+                port.shut()
+        finally:
+            self._reported.set()
+
+    async def _follow_until_changed(self, channel: AgentChannel, wanted: set[int]) -> None:
+        watch = await channel.watch_ports(sorted(wanted))
+        changed = asyncio.ensure_future(self._changed.wait())
+        report: asyncio.Future[set[int]] | None = None
+        try:
+            while not changed.done():
+                report = asyncio.ensure_future(watch.report())
+                await asyncio.wait({report, changed}, return_when=asyncio.FIRST_COMPLETED)
+                if report.done():
+                    await self._open(report.result() & wanted)
+                    self._reported.set()
+                    if not self._shut_ports():
+                        return
+        finally:
+            await end_tasks(*(task for task in (changed, report) if task is not None))  # type: ignore[arg-type]
+            await watch.abort()
+
+    def _shut_ports(self) -> set[int]:
+        """Of the guest."""
+        return {self._inside[number] for number, port in self._ports.items() if not port.is_open}
+
+    async def _open(self, guest_ports: set[int]) -> None:
+        for number, port in list(self._ports.items()):
+            inside = self._inside[number]
+            if inside in guest_ports:
+                try:
+                    await port.open(partial(self._accept, inside))
+                except OSError as error:
+                    log.warning(
+                        "port %d of machine %s cannot be listened on: %s", number, self.machine, error
+                    )
+
+    def _shut(self, guest_port: int) -> None:
+        for number, port in self._ports.items():
+            if self._inside[number] == guest_port:
+                port.shut()
+        self._changed.set()
+
+    # -- connections ------------------------------------------------------------------------------
 
     async def _accept(
         self, guest_port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         if len(self._connections) >= MAX_CONNECTIONS:
-            writer.close()
+            _reset(writer)
             return
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
+        sock: socket.socket = writer.get_extra_info("socket")
+        # A client whose host lost its power says nothing any more.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        hangup = Hangup(sock, reset_only=True)
         try:
-            tunnel = await self._dial(guest_port)
-            await relay(tunnel, reader, writer)
-        except (BoughError, OSError):
-            pass  # nothing listens there: the client sees its connection closed, as from a real host
+            await self._carry(guest_port, reader, writer, hangup)
         finally:
+            hangup.close()
             self._connections.discard(task)
             writer.close()
+
+    async def _carry(
+        self,
+        guest_port: int,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        hangup: Hangup,
+    ) -> None:
+        try:
+            tunnel = await self._dial(guest_port)
+        except (BoughError, OSError) as error:
+            _reset(writer)
+            refused = isinstance(error, GuestRefused) and error.details.get("errno") == "ECONNREFUSED"
+            if refused and self._following is not None and not self._following.done():
+                self._shut(guest_port)
+            return
+        carrying = asyncio.create_task(relay(tunnel, reader, writer))
+        gone = asyncio.create_task(hangup.seen.wait())
+        try:
+            await asyncio.wait({carrying, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await end_tasks(carrying, gone)
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """The client sees that its connection was refused, as late as that is known."""
+    sock: socket.socket = writer.get_extra_info("socket")
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()

@@ -15,10 +15,13 @@ from fastapi import WebSocket, WebSocketDisconnect
 from starlette.websockets import WebSocketState
 
 from bough.service.answers import as_bough_error, error_response
+from bough.service.departure import departure
 from bough.tasks import end_tasks
 
 #: Close codes 4000-4999 are for applications (RFC 6455, section 7.4.2).
 CLOSED_WITH_ERROR = 4000
+#: How long a guest may take nothing of what a client sent that has gone.
+LINGER_S = 60.0
 
 
 class answering:
@@ -52,13 +55,32 @@ class answering:
 
 
 async def for_each_message(socket: WebSocket, handle: Callable[[bytes], Awaitable[None]]) -> None:
-    """Until the client closes."""
-    while True:
-        message = await socket.receive()
-        if message["type"] == "websocket.disconnect":
-            return
-        data = message.get("bytes")
-        await handle(data if data is not None else str(message.get("text", "")).encode())
+    """Until the client has gone. What it sent before is handled, for as long as that makes progress.
+
+    Raises:
+        ConnectionAbortedError: the client has gone, and nobody takes what it sent.
+    """
+    handled = 0
+
+    async def take() -> None:
+        nonlocal handled
+        while True:
+            message = await socket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            data = message.get("bytes")
+            await handle(data if data is not None else str(message.get("text", "")).encode())
+            handled += 1
+
+    async def give_up() -> None:
+        await departure(socket).wait()
+        before = -1
+        while before != handled:
+            before = handled
+            await asyncio.sleep(LINGER_S)
+        raise ConnectionAbortedError("the client has gone, and nobody takes what it sent")
+
+    await until_first(take(), give_up())
 
 
 async def ignore(_: bytes) -> None:
@@ -76,9 +98,13 @@ async def until_first(*works: Awaitable[None]) -> None:
         await end_tasks(*tasks)
 
 
-async def until_all(*works: Awaitable[None]) -> None:
-    tasks = [asyncio.ensure_future(work) for work in works]
+async def until_gone(inward: Awaitable[None], outward: Awaitable[None]) -> None:
+    """Until `inward` has ended; `outward` may end before. Raises an error of either."""
+    incoming, outgoing = asyncio.ensure_future(inward), asyncio.ensure_future(outward)
     try:
-        await asyncio.gather(*tasks)
+        await asyncio.wait({incoming, outgoing}, return_when=asyncio.FIRST_COMPLETED)
+        if not incoming.done():
+            outgoing.result()
+        await incoming
     finally:
-        await end_tasks(*tasks)
+        await end_tasks(incoming, outgoing)

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from fastapi import APIRouter, WebSocket
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -27,6 +27,7 @@ from bough.machines.machine import Machine
 from bough.progress import Progress
 from bough.service.answers import as_bough_error
 from bough.service.carry import answering, for_each_message, until_first
+from bough.service.departure import departure
 from bough.tasks import end_tasks
 
 STDIN, STDOUT, STDERR, STATUS, RESIZE, SIGNAL, CLOSE = 0, 1, 2, 3, 4, 5, 255
@@ -35,6 +36,7 @@ MAX_TIMEOUT_S = 7 * 86400.0
 #: Messages of a client (256 KiB each at most, by ours) that wait for a command that does not read.
 _INBOX_MESSAGES = 16
 
+Command: TypeAlias = ExecSession | QgaExec
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
@@ -81,7 +83,9 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
             async with _inbox_of(socket) as inbox:
                 try:
                     message = await _first_message(inbox, ExecMessage)
-                    session = await channel.exec(message.request())
+                    session: Command | None = await inbox.unless_gone(channel.exec(message.request()))
+                    if session is None:
+                        return
                     status = await _carry(socket, session, machine, message.timeout_s, inbox)
                 except BoughError as error:
                     status = _status(error=error)
@@ -133,11 +137,18 @@ class _Inbox:
 @contextlib.asynccontextmanager
 async def _inbox_of(socket: WebSocket) -> AsyncIterator[_Inbox]:
     messages: asyncio.Queue[bytes] = asyncio.Queue(_INBOX_MESSAGES)
-    filling = asyncio.create_task(for_each_message(socket, messages.put))
+    # What a client that has gone sent last is dropped: its command ends with it.
+    filling = asyncio.create_task(
+        until_first(for_each_message(socket, messages.put), _until(departure(socket)))
+    )
     try:
         yield _Inbox(filling, messages)
     finally:
         await end_tasks(filling)
+
+
+async def _until(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 async def _first_message(inbox: _Inbox, kind: type[M]) -> M:
@@ -189,7 +200,9 @@ async def _run(
         try:
             await socket.send_text(ready)
             channel = await machine.agent()
-            session = await channel.exec(message.command.request())
+            session: Command | None = await inbox.unless_gone(channel.exec(message.command.request()))
+            if session is None:
+                return None
             return await _carry(socket, session, machine, message.command.timeout_s, inbox)
         finally:
             hypervisor.discard(machine)  # nobody waits for that
@@ -197,7 +210,7 @@ async def _run(
 
 async def _carry(
     socket: WebSocket,
-    session: ExecSession | QgaExec,
+    session: Command,
     machine: Machine,
     timeout_s: float | None,
     inbox: _Inbox,
@@ -238,7 +251,7 @@ async def _send_status(socket: WebSocket, status: dict[str, Any]) -> None:
         await socket.send_bytes(bytes([STATUS]) + json.dumps(status).encode())
 
 
-async def _handle_message(session: ExecSession | QgaExec, message: bytes) -> None:
+async def _handle_message(session: Command, message: bytes) -> None:
     if not message:
         raise InvalidInput("an exec message without a channel")
     channel, data = message[0], message[1:]

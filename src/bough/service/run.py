@@ -22,6 +22,7 @@ from bough.hypervisor import Hypervisor
 from bough.paths import Home
 from bough.service.api_socket import ApiSocket, replace_runtime_link
 from bough.service.app import create_app
+from bough.service.departure import StreamProtocol
 from bough.service.gate import Gate, bind_tcp, is_loopback, read_token, url_of
 from bough.service.log import bound_log
 from bough.serving import ServiceLock
@@ -132,7 +133,7 @@ def _configure(app: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         lifespan="off",
-        ws="wsproto",
+        ws=StreamProtocol,
         ws_max_size=1024 * 1024,
         # A client whose standard output is blocked cannot answer a ping behind the data.
         ws_ping_interval=None,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 from fastapi import APIRouter, WebSocket
 
 from bough.errors import InvalidInput
+from bough.guest.session import Tunnel
 from bough.hypervisor import Hypervisor
 from bough.machines.console import read_console
-from bough.service.carry import answering, for_each_message, ignore, until_all, until_first
+from bough.service.carry import answering, for_each_message, ignore, until_first, until_gone
 
 BACKLOG_BYTES = 16 * 1024
 
@@ -42,21 +44,12 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
             if not 1 <= port <= 65535:
                 raise InvalidInput(f"a TCP port is between 1 and 65535, not {port}")
             tunnel = await (await hypervisor.machine(reference).agent()).dial(port)
-            await socket.accept()
-
-            async def outward() -> None:
-                while data := await tunnel.read():
-                    await socket.send_bytes(data)
-                await socket.send_bytes(b"")
-
-            async def inward(data: bytes) -> None:
-                await (tunnel.write(data) if data else tunnel.write_eof())
-
             try:
-                # The client closes when it has seen the end of the guest's direction.
-                await until_all(outward(), for_each_message(socket, inward))
-            finally:
+                await socket.accept()
+                await _carry(socket, tunnel)
                 await tunnel.close()
+            finally:
+                await tunnel.abort()
 
     @router.websocket("/machines/{reference}/hold")
     async def hold_machine(socket: WebSocket, reference: str) -> None:
@@ -78,3 +71,19 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
             await until_first(outward(), for_each_message(socket, ignore))
 
     return router
+
+
+async def _carry(socket: WebSocket, tunnel: Tunnel) -> None:
+    """Until the client has gone. A client that has seen the end of the guest's direction closes."""
+
+    async def outward() -> None:
+        while data := await tunnel.read():
+            await socket.send_bytes(data)
+        await socket.send_bytes(b"")
+
+    async def inward(data: bytes) -> None:
+        # The guest may take no more and still have something to say.
+        with contextlib.suppress(BrokenPipeError):
+            await (tunnel.write(data) if data else tunnel.write_eof())
+
+    await until_gone(for_each_message(socket, inward), outward())

@@ -1,0 +1,43 @@
+"""The departure of a WebSocket's client, told to the handler that serves it.
+
+uvicorn reads no more from a client while the handler has not taken the last message, and does not notice then
+that the client was killed: a command that reads no input would run on for nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import WebSocket
+from uvicorn.protocols.websockets.wsproto_impl import WSProtocol
+
+from bough.hangup import Hangup
+
+_EXTENSION = "bough.departure"
+
+
+class StreamProtocol(WSProtocol):
+    """uvicorn's protocol for a WebSocket; `departure` finds the event in the scope."""
+
+    _hangup: Hangup
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._hangup = Hangup(transport.get_extra_info("socket"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._hangup.close()
+        self._hangup.seen.set()
+        super().connection_lost(exc)
+
+    def handle_connect(self, event: Any) -> None:
+        super().handle_connect(event)
+        extensions: Any = self.scope["extensions"]
+        extensions[_EXTENSION] = self._hangup.seen
+
+
+def departure(socket: WebSocket) -> asyncio.Event:
+    """Set when the client has gone, however it ended. Messages from before may still wait."""
+    event = socket.scope.get("extensions", {}).get(_EXTENSION)
+    return event if isinstance(event, asyncio.Event) else asyncio.Event()
