@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,9 +48,9 @@ def guest(vm: bough.Machine) -> Iterator[bough.Machine]:
 
 
 def wait_none(machine: bough.Machine) -> None:
-    """Until no connection and no command of a test is left in the guest."""
+    """Until the agent has no connection, and no command of a test is left in the guest."""
     script = (
-        "ss -Htn state connected exclude time-wait '( sport = :7006 or sport = :7007 )';"
+        "ss -Htn state established state close-wait '( dport = :7006 or dport = :7007 )';"
         "pgrep -af 'sleep 100[0-9]'"
     )
     wait_until(
@@ -100,8 +101,8 @@ def test_tunnels_are_closed(guest: bough.Machine, port: int) -> None:
 
 
 def test_commands_end_with_their_client(cli: Cli, guest: bough.Machine) -> None:
-    for process in [guest.spawn("sleep", f"100{count % 10}") for count in range(TIMES // 10)]:
-        process.close()
+    for sleeper in [guest.spawn("sleep", f"100{count % 10}") for count in range(TIMES // 10)]:
+        sleeper.close()
     for number in (signal.SIGKILL, signal.SIGHUP, signal.SIGTERM):
         words = ["exec", guest.name, "--", "sh", "-c", "echo; sleep 1003"]
         with cli.popen(*words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
@@ -125,14 +126,20 @@ def test_forwarded_connections_end_with_their_client(guest: bough.Machine) -> No
 def test_an_export_and_an_import_are_killed(cli: Cli, guest: bough.Machine, tmp_path: Path) -> None:
     """`nothing_left` looks for what they left; the machine goes on."""
     for number in (signal.SIGKILL, signal.SIGHUP, signal.SIGTERM):
-        target = tmp_path / f"{number}.bough"
-        exporting = cli.popen("export", guest.name, target, stderr=subprocess.DEVNULL)
-        wait_until(lambda target=target: bool(list(tmp_path.glob("*"))))
-        exporting.send_signal(number)
-        exporting.wait(20)
-        for left in tmp_path.glob("*"):
-            left.unlink()
+        # The snapshot that an export begins with is taken to its end, whoever has gone.
+        wait_until(lambda: _begin_export(cli, guest, tmp_path, number), what="an export begins")
         assert guest.exec("echo", "here", check=True).stdout == "here\n"
+
+
+def _begin_export(cli: Cli, guest: bough.Machine, place: Path, number: signal.Signals) -> bool:
+    """And end it by that signal. False: it was refused."""
+    exporting = cli.popen("export", guest.name, place / "guest.bough", stderr=subprocess.DEVNULL)
+    wait_until(lambda: exporting.poll() is not None or bool(list(place.iterdir())))
+    time.sleep(0.3)
+    exporting.send_signal(number)
+    for left in place.iterdir():
+        left.unlink()
+    return exporting.wait(20) != 1
 
 
 def connects(port: int) -> bool:

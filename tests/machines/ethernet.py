@@ -66,6 +66,24 @@ class EthernetGuest:
                 return flags == SYN_ACK
         return False
 
+    def ask(self, message: bytes, *, timeout_s: float = 10.0) -> bytes:
+        """The answer of the first resolver to a DNS query. Raises TimeoutError."""
+        self._send_udp(self.resolvers[0], 40001, 53, message)
+        deadline = time.monotonic() + timeout_s
+        parts: dict[int, bytes] = {}
+        while True:
+            frame = self._receive(max(0.01, deadline - time.monotonic()))
+            resolver = socket.inet_aton(self.resolvers[0])
+            if frame[12:14] != b"\x08\x00" or frame[26:30] != resolver or frame[23] != socket.IPPROTO_UDP:
+                continue
+            assert _checksum(frame[14:34]) == 0
+            flags = int.from_bytes(frame[20:22], "big")
+            parts[flags & 0x1FFF] = frame[34:]
+            if flags & 0x2000 == 0:
+                datagram = b"".join(parts[at] for at in sorted(parts))
+                assert datagram[:8] == struct.pack("!HHHH", 53, 40001, len(datagram), 0)
+                return datagram[8:]
+
     def send_udp(self, destination: str, port: int, data: bytes) -> None:
         self._send_udp(destination, 40000, port, data)
 
@@ -108,8 +126,12 @@ def _tcp_flags(frame: bytes, port: int) -> int | None:
 
 
 def _with_checksum(data: bytes, over: bytes, at: int) -> bytes:
+    return data[:at] + struct.pack("!H", _checksum(over)) + data[at + 2 :]
+
+
+def _checksum(over: bytes) -> int:
     over += b"\0" * (len(over) % 2)
     total = sum(struct.unpack(f"!{len(over) // 2}H", over))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
-    return data[:at] + struct.pack("!H", ~total & 0xFFFF) + data[at + 2 :]
+    return ~total & 0xFFFF

@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,24 +53,25 @@ def listener(address: str) -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def has_route() -> bool:
+def own_address() -> str | None:
+    """Of the host, where it leads to anywhere."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.200", 9))
         except OSError:
-            return False
-    return True
+            return None
+        return str(probe.getsockname()[0])
 
 
-needs_route = pytest.mark.skipif(not has_route(), reason="this host has no route to anywhere")
+needs_route = pytest.mark.skipif(own_address() is None, reason="this host has no route to anywhere")
 
 
 @needs_route
 def test_an_address_and_a_resolver_are_given_out() -> None:
     with uplink() as (guest, _):
         guest.get_address()
-        assert guest.address != "0.0.0.0"
-        assert guest.gateway
+        assert (guest.address, guest.gateway) == ("10.0.2.15", "10.0.2.2")
+        assert guest.resolvers == ["10.0.2.3"]
 
 
 @needs_route
@@ -76,7 +79,7 @@ def test_the_outside_is_reached() -> None:
     """The host's own outside address stands for it: it is there even where the internet is not."""
     with uplink() as (guest, _), listener("0.0.0.0") as port:
         guest.get_address()
-        assert guest.connects(guest.address, port)
+        assert guest.connects(str(own_address()), port)
 
 
 @needs_route
@@ -161,3 +164,13 @@ def test_there_is_no_passt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(HostLacks, match="passt is not installed"):
         begin_uplink(machine_id="0123456789ab", uid=UID, groups=[])
+
+
+@pytest.mark.skipif(UID is None, reason="needs networks of its own")
+def test_its_host_changes_networks() -> None:
+    """Started offline, with a resolver on the loopback; see roaming.py."""
+    script = Path(__file__).with_name("roaming.py")
+    words = ["unshare", "--net", "--mount", sys.executable, str(script)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split("\n")[-2] == "all is right", done.stdout

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bough.networks.uplink_filter import MAX_FRAME_BYTES, Sieve, is_allowed, relay
+from bough.networks import uplink_filter
+from bough.networks.uplink_filter import MAX_FRAME_BYTES, Sieve, Uplink, has_default_route, is_allowed
 
 ADDRESSES = bytes(12)
 
@@ -88,15 +90,15 @@ def test_an_endless_frame_is_refused() -> None:
         Sieve().feed((MAX_FRAME_BYTES + 1).to_bytes(4, "big"))
 
 
-def test_relay_carries_both_ways_and_ends_with_either_side() -> None:
+def test_frames_are_carried_both_ways_until_the_guest_ends() -> None:
     guest, guest_far = socket.socketpair()
     outside, outside_far = socket.socketpair()
-    thread = threading.Thread(target=relay, args=(guest_far, outside_far, Sieve()))
+    thread = threading.Thread(target=Uplink(guest_far, lambda: outside_far).run)
     thread.start()
     with guest, outside, guest_far, outside_far:
         guest.sendall(framed(DENIED[0]) + framed(ALLOWED[0]))
         assert outside.recv(100) == framed(ALLOWED[0])
-        big = bytes(3 << 20)  # more than is queued: it waits for the reader and loses nothing
+        big = framed(bytes(60_000)) * 50  # more than is queued: it waits for the reader and loses nothing
         sender = threading.Thread(target=outside.sendall, args=(big,))
         sender.start()
         received = 0
@@ -106,3 +108,46 @@ def test_relay_carries_both_ways_and_ends_with_either_side() -> None:
         guest.close()
         thread.join(timeout=5)
     assert not thread.is_alive()
+
+
+def test_an_outside_that_ends_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a frame that it had sent in part does not reach the guest."""
+    monkeypatch.setattr(uplink_filter, "_BETWEEN_STARTS_S", 0.01)
+    guest, guest_far = socket.socketpair()
+    pairs = [socket.socketpair() for _ in range(3)]
+    left = iter([far for _, far in pairs])
+    thread = threading.Thread(target=Uplink(guest_far, lambda: next(left)).run)
+    thread.start()
+    with guest, guest_far:
+        for outside, _ in pairs:
+            guest.sendall(framed(ALLOWED[0]))
+            assert outside.recv(100) == framed(ALLOWED[0])
+            outside.sendall(framed(b"whole") + framed(b"cut off")[:-3])
+            assert guest.recv(100) == framed(b"whole")
+            outside.close()
+        guest.close()
+        thread.join(timeout=5)
+    assert not thread.is_alive()
+    for _, far in pairs:
+        far.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "has"),
+    [
+        ("route", "eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n", True),
+        ("route", "eth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n", False),
+        ("route", "", False),
+    ],
+)
+def test_default_routes(tmp_path: Path, name: str, text: str, has: bool) -> None:
+    (tmp_path / name).write_text("Iface\tDestination\tGateway ...\n" + text)
+    assert has_default_route(str(tmp_path / name)) is has
+    assert not has_default_route(str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(("line", "has"), [("0" * 32 + " 00", True), ("fd" + "0" * 30 + " 40", False)])
+def test_default_routes_of_ipv6(tmp_path: Path, line: str, has: bool) -> None:
+    rest = "0" * 32 + " 00 " + "fd" + "0" * 30 + " 00000400 00000003 00000000 00000003"
+    (tmp_path / "ipv6_route").write_text(f"{line} {rest} eth0\n{'0' * 32} 00 {rest} lo\n")
+    assert has_default_route(str(tmp_path / "ipv6_route")) is has

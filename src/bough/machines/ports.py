@@ -122,8 +122,9 @@ class PortServer:
                 else:
                     self._reported.set()
                     await self._changed.wait()
-        except GuestRefused:
+        except GuestRefused as error:
             # An agent of an older bough does not report: each connection finds out.
+            log.info("the agent of machine %s does not report its ports: %s", self.machine, error.message)
             await self._open(set(self._inside.values()))
         except BoughError:
             for port in self._ports.values():

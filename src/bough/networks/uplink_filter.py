@@ -5,7 +5,11 @@
 passt opens a socket of the host to wherever a frame says it goes. An honest guest never sends a frame to
 127.0.0.1; a hostile one does, and the passt of 2023 then connects to the host's loopback, --no-map-gw or
 not. So nothing but ARP, IPv4 and IPv6 gets through here, and no packet to a loopback or unspecified
-address. The other way everything does. It ends when either side does.
+address. The other way everything does. DNS queries are answered here (uplink_dns.py).
+
+The guest's address is the same on every host and in every network (see _ADDRESSES), so that nothing of the
+guest changes when its host joins another network, or was offline when the machine started. A passt that ends
+is started again. This ends when the guest's side does.
 
 The service runs this once, and asks it for the process of each machine: a child of this is there in a
 millisecond, where an interpreter takes 15 to start. passt is started when the guest has something to say.
@@ -21,6 +25,17 @@ import _socket
 import os
 import select
 import sys
+import time
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+    from uplink_dns import RESOLVER, Forwarder  # type: ignore[import-not-found]
+else:
+    from bough.networks.uplink_dns import RESOLVER, Forwarder
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _ARP = b"\x08\x06"
 _IPV4 = b"\x08\x00"
@@ -34,6 +49,14 @@ _MAX_QUEUED_BYTES = 1 << 20
 
 _MAX_REQUEST_BYTES = 1 << 14
 _FORWARD_NOTHING = ("--no-map-gw", "-t", "none", "-u", "none")
+#: Those of QEMU's user network, which is used where there is no passt. IPv6 addresses are the host's.
+_ADDRESSES = ("-a", "10.0.2.15", "-n", "24", "-g", "10.0.2.2", "-D", RESOLVER, "-M", "52:55:0a:00:02:02")
+#: Where the host has no route to anywhere passt needs an interface to look at.
+_OFFLINE = ("-i", "lo")
+#: Of a route in use (linux/route.h).
+_RTF_UP = 1
+#: A passt that ends at once is not started as fast as we can.
+_BETWEEN_STARTS_S = 1.0
 
 
 def is_allowed(frame: memoryview) -> bool:
@@ -50,14 +73,14 @@ def is_allowed(frame: memoryview) -> bool:
     return kind == _ARP
 
 
-class Sieve:
-    """Keeps a stream's allowed frames, with their lengths."""
+class Frames:
+    """Cuts a stream into whole frames, with their lengths."""
 
     def __init__(self) -> None:
         self._rest = bytearray()
 
     def feed(self, data: bytes) -> bytes:
-        """What of `data`, and of what came before, is complete and allowed.
+        """What of `data`, and of what came before, is complete and kept.
 
         Raises:
             ValueError: it is no stream of frames.
@@ -74,47 +97,117 @@ class Sieve:
                 if end > len(view):
                     break
                 with view[position + 4 : end] as frame:
-                    if is_allowed(frame):
+                    if self.keeps(frame):
                         kept.append(bytes(view[position:end]))
                 position = end
         del self._rest[:position]
         return b"".join(kept)
 
-
-def first_words(guest: _socket.socket, sieve: Sieve) -> bytes:
-    """What the guest may send of what it sends first; nothing: it is gone. Raises ValueError, OSError."""
-    while data := guest.recv(_CHUNK_BYTES):
-        if allowed := sieve.feed(data):
-            return allowed
-    return b""
+    def keeps(self, frame: memoryview) -> bool:
+        return True
 
 
-def relay(guest: _socket.socket, outside: _socket.socket, sieve: Sieve, first: bytes = b"") -> None:
-    """Until one of them is closed. Raises ValueError, OSError for a broken one.
+class Sieve(Frames):
+    """Keeps a stream's allowed frames. Queries that `forwarder` takes are not among them."""
+
+    def __init__(self, forwarder: Forwarder | None = None) -> None:
+        super().__init__()
+        self._forwarder = forwarder
+
+    def keeps(self, frame: memoryview) -> bool:
+        return is_allowed(frame) and not (self._forwarder is not None and self._forwarder.take(frame))
+
+
+class Ended(Exception):
+    """The guest's side was closed."""
+
+
+class Uplink:
+    """One machine's, from its beginning to its end.
 
     Args:
-        sieve: for what comes from the guest.
-        first: is sent to the outside before that.
+        start: makes what carries frames to the outside, and returns our end of it.
     """
-    queued = {guest: bytearray(), outside: bytearray(first)}
-    peers = {guest: outside, outside: guest}
-    for end in peers:
-        end.setblocking(False)
-    while True:
-        readers = [end for end, peer in peers.items() if len(queued[peer]) < _MAX_QUEUED_BYTES]
-        writers = [end for end in peers if queued[end]]
-        readable, writable, _ = select.select(readers, writers, [])
-        for end in readable:
-            data = end.recv(_CHUNK_BYTES)
+
+    def __init__(self, guest: _socket.socket, start: Callable[[], _socket.socket]) -> None:
+        self._guest = guest
+        self._start = start
+        self._forwarder = Forwarder()
+        self._sieve = Sieve(self._forwarder)
+        self._for_guest = bytearray()
+        guest.setblocking(False)
+
+    def run(self) -> None:
+        """Until the guest's side is closed. Raises ValueError, OSError for a broken one."""
+        try:
+            while True:
+                # It is started when the guest has something to say: a fork that is never used has none.
+                first = self._carry(None, b"")
+                self._carry(self._start(), first)
+                time.sleep(_BETWEEN_STARTS_S)
+        except Ended:
+            pass
+        finally:
+            self._forwarder.close()
+
+    def _carry(self, outside: _socket.socket | None, first: bytes) -> bytes:
+        """Until the outside ends; without one: until the guest sends something, which is returned.
+
+        Raises: Ended, ValueError, OSError.
+        """
+        frames, for_outside = Frames(), bytearray(first)
+        if outside is not None:
+            outside.setblocking(False)
+        while outside is not None or not for_outside:
+            if not self._carry_once(outside, frames, for_outside):
+                break
+        return bytes(for_outside)
+
+    def _carry_once(self, outside: _socket.socket | None, frames: Frames, for_outside: bytearray) -> bool:
+        """Whether the outside is still there."""
+        guest, dns = self._guest, self._forwarder.sockets()
+        readers = [guest, *dns] if len(for_outside) < _MAX_QUEUED_BYTES else dns
+        writers = [guest] if self._for_guest else []
+        if outside is not None:
+            readers += [outside] if len(self._for_guest) < _MAX_QUEUED_BYTES else []
+            writers += [outside] if for_outside else []
+        readable, _, _ = select.select(readers, writers, [], self._forwarder.wait_s())
+        if guest in readable:
+            data = guest.recv(_CHUNK_BYTES)
             if not data:
-                return
-            queued[peers[end]] += sieve.feed(data) if end is guest else data
-        for end in writable or [end for end in peers if queued[end]]:
+                raise Ended
+            for_outside += self._sieve.feed(data)
+        self._for_guest += self._forwarder.answers(readable)
+        if outside is not None and not self._read_outside(outside, readable, frames):
+            return False
+        _send(guest, self._for_guest)
+        if outside is not None and for_outside:
             try:
-                sent = end.send(queued[end])
-            except BlockingIOError:
-                continue
-            del queued[end][:sent]
+                _send(outside, for_outside)
+            except OSError:
+                return False
+        return True
+
+    def _read_outside(self, outside: _socket.socket, readable: list[_socket.socket], frames: Frames) -> bool:
+        if outside not in readable:
+            return True
+        try:
+            data = outside.recv(_CHUNK_BYTES)
+        except OSError:
+            return False
+        # Whole frames only: one that is cut off would cost the guest all that follow.
+        self._for_guest += frames.feed(data)
+        return bool(data)
+
+
+def _send(end: _socket.socket, queued: bytearray) -> None:
+    """What `end` takes at the moment. Raises OSError."""
+    if queued:
+        try:
+            sent = end.send(queued)
+        except BlockingIOError:
+            return
+        del queued[:sent]
 
 
 def _give_up_root(uid: int) -> None:
@@ -127,11 +220,31 @@ def _start_passt(program: str) -> _socket.socket:
     """Our end of it; it ends when that is closed."""
     ours, theirs = _socket.socketpair()
     os.set_inheritable(theirs.fileno(), True)
-    words = [program, "--foreground", "--quiet", "--fd", str(theirs.fileno()), *_FORWARD_NOTHING]
+    options = ["--foreground", "--quiet", "--fd", str(theirs.fileno()), *_FORWARD_NOTHING, *_find_addresses()]
     ignored_here = (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGCHLD)
-    os.posix_spawn(program, words, os.environ, setsigdef=ignored_here)
+    os.posix_spawn(program, [program, *options], os.environ, setsigdef=ignored_here)
     theirs.close()
     return ours
+
+
+def _find_addresses() -> tuple[str, ...]:
+    """A host with IPv6 alone gives its own, and its resolvers: passt takes no IPv4 address there."""
+    if has_default_route("/proc/net/route"):
+        return _ADDRESSES
+    return () if has_default_route("/proc/net/ipv6_route") else _ADDRESSES + _OFFLINE
+
+
+def has_default_route(path: str) -> bool:
+    """In the kernel's table of IPv4's routes, or of IPv6's."""
+    try:
+        with open(path, "rb") as table:  # noqa: PTH123
+            lines = [line.split() for line in table]
+    except OSError:
+        return False
+    if path.endswith("ipv6_route"):
+        # destination, its prefix, source, its prefix, next hop, ..., flags, interface
+        return any(line[1] == b"00" and line[-1] != b"lo" and not int(line[0], 16) for line in lines)
+    return any(line[1] == line[7] == b"00000000" and int(line[3], 16) & _RTF_UP for line in lines[1:])
 
 
 def _write(path: str, text: str) -> None:
@@ -150,10 +263,7 @@ def carry(guest: _socket.socket, uid: str, label: str, passt: str, *groups: str)
     _write("/proc/self/comm", label)
     if uid != "-":
         _give_up_root(int(uid))
-    sieve = Sieve()
-    first = first_words(guest, sieve)
-    if first:
-        relay(guest, _start_passt(passt), sieve, first)
+    Uplink(guest, lambda: _start_passt(passt)).run()
 
 
 def serve(control: _socket.socket) -> None:
