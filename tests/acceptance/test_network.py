@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import urllib.request
@@ -11,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+import bough
 from tests.acceptance.conftest import Cli
 from tests.conftest import MEMORY
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -104,6 +108,43 @@ def test_many_ssh_at_once(box: str, ssh_config: Path, cli: Cli) -> None:
 
 def test_the_guest_has_an_address_and_a_route(cli: Cli, box: str) -> None:
     assert "default via" in cli.text("exec", box, "--", "ip", "route")
+
+
+def test_the_state_of_the_uplink_is_told(cli: Cli, fork: bough.Machine) -> None:
+    told = cli.text("info", fork.name)
+    assert "\nuplink:      connected" in told or "\nuplink:      offline" in told, told
+    state = cli.json("info", fork.name)["uplink"]
+    assert state["state"] in ("connected", "offline")
+    names = [
+        line.split()[1] for line in Path("/etc/resolv.conf").read_text().splitlines() if "nameserver" in line
+    ]
+    assert set(state["resolvers"]) >= set(names[:1])
+    filtering = [path for path in Path("/proc").glob("[0-9]*/comm") if _comm(path) == f"up-{fork.id}"]
+    os.kill(int(filtering[0].parent.name), signal.SIGKILL)
+    wait_until(lambda: cli.json("info", fork.name)["uplink"]["state"] == "broken")
+    assert "broken (its program has ended" in cli.text("info", fork.name)
+
+
+def _comm(path: Path) -> str:
+    try:
+        return path.read_text().rstrip("\n")
+    except OSError:
+        return ""
+
+
+def test_the_guest_asks_the_hosts_resolver(fork: bough.Machine) -> None:
+    """Whatever that answers: it answers at once."""
+    assert "10.0.2.3" in fork.exec("sh", "-c", "resolvectl dns; cat /etc/resolv.conf").stdout
+    script = """
+import socket, time
+query = bytes.fromhex("beef01000001000000000000") + b"\\x07invalid\\0\\0\\x01\\0\\x01"
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.settimeout(30)
+sock.sendto(query, ("10.0.2.3", 53))
+answer, peer = sock.recvfrom(4096)
+print(answer[:2].hex(), answer[2] >> 7, *peer)
+"""
+    assert fork.exec("python3", "-c", script, check=True).stdout == "beef 1 10.0.2.3 53\n"
 
 
 def test_the_hosts_loopback_is_out_of_reach(cli: Cli, box: str) -> None:

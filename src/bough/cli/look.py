@@ -90,6 +90,7 @@ def info(name: str, plan: bool, as_json: bool) -> None:
             ", ".join(f"{p['host']}:{p['host_port']} -> {p['guest_port']}" for p in machine["ports"]) or "-",
         ),
     ]
+    rows += _uplink(machine.get("uplink"))
     for key, value in rows:
         print(f"{key + ':':13}{value}")
     for mount in machine.get("mounts") or []:
@@ -111,6 +112,13 @@ def _boots(machine: dict[str, Any]) -> bool:
 
 def _accelerator(name: str | None) -> str:
     return "tcg (emulated)" if name == "tcg" else name or "-"
+
+
+def _uplink(uplink: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if not uplink:
+        return []
+    detail = f" ({uplink['detail']})" if uplink["detail"] else ""
+    return [("uplink", f"{uplink['state']}{detail}, DNS from {', '.join(map(clean, uplink['resolvers']))}")]
 
 
 def _limits(limits: dict[str, Any]) -> str:

@@ -75,6 +75,7 @@ class MachineInfo(_Told):
         hardware: what computer it is: arch, machine_type, cpu_model, firmware, ...
         created, started: times in ISO 8601; started is None while it does not run.
         boot_id: changes with each boot of the guest's kernel, as the guest's agent told it last.
+        uplink: while it runs with one: state ("connected", "offline", "broken"), detail, resolvers.
     """
 
     id: str
@@ -105,6 +106,7 @@ class MachineInfo(_Told):
     spec: dict[str, Any]
     boot_id: str | None = None
     pid: int | None = None
+    uplink: dict[str, Any] | None = None
     ephemeral: bool = False
 
     @classmethod

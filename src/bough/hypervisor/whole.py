@@ -24,6 +24,7 @@ from bough.machines.mounts import add_mount, describe_mounts
 from bough.machines.plan import host_arch
 from bough.machines.record import LIVE, MachineRecord, PortForward, State
 from bough.mounts.source import resolve_mount
+from bough.networks.state import describe_uplink
 from bough.progress import Report, ignore_progress
 from bough.qemu.cgroup import find_groups
 from bough.qemu.probe import find_qemu, probe_jail
@@ -208,6 +209,13 @@ class Hypervisor(Running, Images):
             "vnc": str(machine.paths.vnc_socket) if machine.pid and record.media.display else None,
             "spec": record.spec.model_dump(mode="json"),
         }
+
+    async def describe_fully(self, machine: Machine) -> dict[str, Any]:
+        """And what takes a look at the host: too long for each machine of a list."""
+        uplink = None
+        if machine.pid is not None and machine.record.spec.uplink is True:
+            uplink = await asyncio.to_thread(describe_uplink, machine.id)
+        return {**self.describe(machine), "uplink": uplink}
 
     async def mount(self, machine: Machine, data: dict[str, Any]) -> None:
         """See machines.mounts.add_mount."""

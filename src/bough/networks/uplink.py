@@ -21,7 +21,7 @@ from bough.networks import uplink_filter
 
 _MAX_ANSWER_BYTES = 4096
 #: Of the name of a process (proc(5), comm): with it, a machine's id is as long as one may be.
-_LABEL = "up-"
+LABEL = "up-"
 
 
 class Uplink:
@@ -58,7 +58,7 @@ def begin_uplink(*, machine_id: str, uid: int | None, groups: list[str]) -> Upli
     passt = shutil.which("passt")
     if passt is None:
         raise HostLacks("passt is not installed", hint="bough doctor tells the command that installs it")
-    words = ["-" if uid is None else str(uid), f"{_LABEL}{machine_id}", passt, *groups]
+    words = ["-" if uid is None else str(uid), f"{LABEL}{machine_id}", passt, *groups]
     request = os.fsencode("\0".join(words))
     ours, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with inside:

@@ -193,8 +193,8 @@ def parse_query(frame: memoryview) -> Query | None:
     return Query(bytes(frame[:12]), bytes(frame[26:30]), bytes(frame[udp : udp + 2]), message)
 
 
-def read_resolvers(path: str = _RESOLV_CONF) -> Iterator[tuple[int, tuple[object, ...]]]:
-    """Family and address of each resolver of the host, as they are now."""
+def resolver_names(path: str = _RESOLV_CONF) -> list[bytes]:
+    """The addresses of the host's resolvers, as they are written there now."""
     try:
         with open(path, "rb") as file:  # noqa: PTH123
             lines = file.read(1 << 16).splitlines()
@@ -202,10 +202,15 @@ def read_resolvers(path: str = _RESOLV_CONF) -> Iterator[tuple[int, tuple[object
         lines = []
     words = [line.split() for line in lines]
     named = [each[1] for each in words if len(each) > 1 and each[0] == b"nameserver"]
-    for text in named[:_MAX_RESOLVERS] or [_DEFAULT_RESOLVER]:
+    return named[:_MAX_RESOLVERS] or [_DEFAULT_RESOLVER]
+
+
+def read_resolvers(path: str = _RESOLV_CONF) -> Iterator[tuple[int, tuple[object, ...]]]:
+    """Family and address of each resolver of the host, as they are now."""
+    for name in resolver_names(path):
         try:
             # As bytes: for text Python loads a codec, from files that the machine's user may not read.
-            found = _socket.getaddrinfo(text, _PORT, 0, _socket.SOCK_DGRAM, 0, _socket.AI_NUMERICHOST)
+            found = _socket.getaddrinfo(name, _PORT, 0, _socket.SOCK_DGRAM, 0, _socket.AI_NUMERICHOST)
         except (OSError, ValueError):
             continue
         for family, _, _, _, address in found:

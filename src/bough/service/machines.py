@@ -122,7 +122,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
         machine = hypervisor.machine(reference)
         if look:
             await machine.condition.look()
-        return hypervisor.describe(machine)
+        return await hypervisor.describe_fully(machine)
 
     @router.patch("/{reference}")
     async def rename_machine(reference: str, body: RenameRequest) -> dict[str, Any]:
