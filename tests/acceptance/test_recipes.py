@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+import bough
+from bough.images.apt import ADD_SOURCES, ASKED, FILTER_PATH, source_files
+from bough.images.recipes import SCRIPTS
+from bough.spec import SourceSpec
 from tests.acceptance.conftest import Cli, write
 
 
@@ -18,14 +22,17 @@ def test_layers_upon_an_image(cli: Cli, debian: str, images: list[str], tmp_path
     web = write(
         tmp_path / "web.toml",
         f'base = "{digest}"\nsize = "9GiB"\ncommands = ["tr a-z A-Z < /srv/page > /srv/PAGE"]\n'
-        '[[files]]\npath = "/srv/page"\nsource = "page"\n[[users]]\nname = "joe"\n',
+        '[[files]]\npath = "/srv/page"\nsource = "page"\n[[users]]\nname = "joe"\n'
+        '[[files]]\npath = "/root/.ssh/authorized_keys"\nmode = "0600"\ncontent = "# of the recipe\\n"\n',
     )
     first = cli.text("image", "build", web)
     assert cli.text("image", "build", web, timeout_s=5) == first, "nothing has changed"
-    script = "cat /srv/PAGE /srv/page; id -un joe; df --output=size -BG / | tail -1; cat /etc/hostname"
+    script = "cat /srv/PAGE /srv/page; id -un joe; df --output=size -BG / | tail -1; cat /etc/hostname; "
+    script += "head -n 1 /root/.ssh/authorized_keys"
     told = cli.text("run", "--memory", "512MiB", "web", "--", "sh", "-c", script).split()
     assert told[:3] == ["HELLO", "hello", "joe"]
     assert told[3] == "9G"
+    assert told[5:] == ["#", "of", "the", "recipe"], "keys that a recipe writes stay"
     ids = {cli.text("run", "--memory", "512MiB", "web", "--", "cat", "/etc/machine-id") for _ in range(2)}
     assert len(ids) == 2, "two machines of one image are two machines"
 
@@ -44,3 +51,18 @@ def test_layers_upon_an_image(cli: Cli, debian: str, images: list[str], tmp_path
     # What was kept of its boot, for those runs, goes with it.
     cli("image", "delete", "web")
     assert cli.json("doctor", "--store")["clean"]
+
+
+def test_sources_that_the_guest_has_are_not_added(fork: bough.Machine) -> None:
+    """As apt in the guest knows them, whatever they are."""
+    told = fork.shell("apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages'").stdout
+    uri, suite = told.splitlines()[0].split()
+    same = SourceSpec(name="same", uri=uri, suites=(suite,))
+    more = SourceSpec(name="more", uri=uri, suites=(suite, f"{suite}-more"), types=("deb", "deb-src"))
+    files = source_files([same, more], ASKED) | {FILTER_PATH: (SCRIPTS / "new_sources.awk").read_text()}
+    for path, text in files.items():
+        fork.write_file(path, text)
+    fork.shell(ADD_SOURCES, check=True)
+    assert fork.shell("ls /etc/apt/sources.list.d").stdout.split() == ["more.sources"]
+    assert f"Suites: {suite}-more" in fork.read_text("/etc/apt/sources.list.d/more.sources")
+    assert not fork.shell("apt-get indextargets 2>&1 | grep multiple").stdout

@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 
 from bough.errors import BuildFailed, InvalidInput, InvalidSpec
-from bough.images.apt import Mirrors, parse_mirrors, render_pins, render_source, source_files
+from bough.images.apt import (
+    ADD_SOURCES,
+    FILTER_PATH,
+    Mirrors,
+    parse_mirrors,
+    render_pins,
+    render_source,
+    source_files,
+)
 from bough.images.disk import DISK_BYTES, DiskIdentity
 from bough.images.layers import layer_spec, packages_recipe
 from bough.images.locks import check_lock, check_same
@@ -99,9 +107,56 @@ def test_a_layer_on_something_else_gets_the_sources_first() -> None:
     lock = parse_lock({"lock": 1, "arch": "x86_64", "packages": {"xz-utils": "1"}})
     spec = layer_spec(parse_recipe(data), manifest(), lock)
     paths = [file["path"] for file in spec["files"]]
-    assert paths == ["/etc/apt/sources.list.d/v.sources", "/etc/apt/preferences.d/00-bough-lock"]
-    assert spec["commands"][0] == "apt-get -q update"
+    asked = "/etc/apt/sources.list.d/v.sources.asked"
+    assert paths == [asked, FILTER_PATH, "/etc/apt/preferences.d/00-bough-lock"]
+    assert spec["commands"][0] == ADD_SOURCES
+    assert spec["commands"][1] == "apt-get -q update"
+    assert "--install-recommends xz-utils" in spec["commands"][2]
     assert spec["commands"][-1].startswith("rm ")
+    without = layer_spec(parse_recipe({**data, "recommends": False}), manifest(), None)
+    assert "--no-install-recommends xz-utils" in without["commands"][2]
+
+
+def test_packages_of_a_recipe_come_with_what_they_recommend() -> None:
+    asked = {"base": "debian:12", "packages": ["docker.io", "curl", "sudo=1.9"]}
+    recipe = packages_recipe(parse_recipe(asked), "x", "x86_64")
+    assert recipe.recommending == ("docker.io",)
+    assert "docker.io" not in recipe.plain_packages
+    assert {"docker.io", "curl", "sudo=1.9"} <= set(recipe.all_packages)
+    without = packages_recipe(parse_recipe({**asked, "recommends": False}), "x", "x86_64")
+    assert without.recommending == ()
+    assert "docker.io" in without.plain_packages
+
+
+@pytest.mark.parametrize(
+    ("suites", "components", "left"),
+    [
+        (["bookworm"], ["main"], []),
+        (["bookworm"], ["main", "contrib"], [("bookworm", "contrib")]),
+        (["bookworm", "bookworm-backports"], ["main"], [("bookworm-backports", "main")]),
+        (["trixie"], ["main"], [("trixie", "main")]),
+    ],
+)
+def test_a_suite_that_the_base_has_is_not_configured_twice(
+    suites: list[str], components: list[str], left: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    known = tmp_path / "known"
+    known.write_text("deb http://deb.example/debian/ bookworm main\n")
+    asked = {"name": "more", "uri": "https://deb.example/debian", "suites": suites, "components": components}
+    assert _filtered(known, SourceSpec.model_validate(asked), tmp_path) == left
+    # Its sources are not there yet.
+    both = SourceSpec.model_validate({**asked, "types": ["deb", "deb-src"]})
+    whole = [(suite, " ".join(components)) for suite in suites]
+    assert sorted(_filtered(known, both, tmp_path)) == sorted([*left, *whole])
+
+
+def _filtered(known: Path, source: SourceSpec, place: Path) -> list[tuple[str, str]]:
+    """Suites and components."""
+    (place / "asked").write_text(render_source(source, key_inside=False))
+    awk = ["awk", "-f", str(SCRIPTS / "new_sources.awk"), str(known), str(place / "asked")]
+    text = subprocess.run(awk, text=True, check=True, capture_output=True).stdout
+    stanzas = [dict(line.split(": ", 1) for line in part.splitlines()) for part in text.split("\n\n") if part]
+    return [(stanza["Suites"], stanza["Components"]) for stanza in stanzas]
 
 
 def test_a_file_system_needs_its_tools() -> None:

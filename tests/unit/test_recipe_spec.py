@@ -33,6 +33,7 @@ def test_what_needs_a_machine() -> None:
         ({"base": "debian:12", "arch": "amr64"}, ["arch"]),
         ({"base": "debian:12", "packages": ["$(id)"]}, ["packages[0]"]),
         ({"base": "debian:12", "files": [{"path": "relative", "content": ""}]}, ["files[0].path"]),
+        ({"base": "debian:12", "files": [{"path": "/etc/machine-id", "content": ""}]}, ["files[0].path"]),
     ],
 )  # fmt: skip
 def test_every_problem_at_once(recipe: dict[str, object], places: list[str]) -> None:

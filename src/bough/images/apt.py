@@ -24,6 +24,8 @@ class Source(Protocol):
     @property
     def components(self) -> tuple[str, ...]: ...
     @property
+    def types(self) -> tuple[str, ...]: ...
+    @property
     def key(self) -> str | None: ...
 
 
@@ -54,13 +56,18 @@ def parse_mirrors(main: str | None, security: str | None) -> Mirrors:
 
 
 def render_source(source: Source, *, key_inside: bool) -> str:
-    """A file of deb822 sources.
+    """A file of deb822 sources: one stanza for each suite and type, of which new_sources.awk leaves some out.
 
     Args:
         key_inside: the key is in it, as apt >= 2.3.10 reads it; otherwise in a file of its own.
     """
-    lines = ["Types: deb", f"URIs: {source.uri}", f"Suites: {' '.join(source.suites)}"]
-    if not source.suites[0].endswith("/"):  # sources.list(5): an exact path takes no components
+    kinds = [(suite, type) for suite in source.suites for type in source.types]
+    return "\n".join(_render_stanza(source, suite, type, key_inside) for suite, type in kinds)
+
+
+def _render_stanza(source: Source, suite: str, type: str, key_inside: bool) -> str:
+    lines = [f"Types: {type}", f"URIs: {source.uri}", f"Suites: {suite}"]
+    if not suite.endswith("/"):  # sources.list(5): an exact path takes no components
         lines.append(f"Components: {' '.join(source.components)}")
     if source.key is not None and key_inside:
         lines += ["Signed-By:", *(f" {line or '.'}" for line in source.key.splitlines())]
@@ -77,10 +84,28 @@ def source_path(source: Source) -> str:
     return f"/etc/apt/sources.list.d/{source.name}.sources"
 
 
-def source_files(sources: Sequence[Source]) -> dict[str, str]:
-    """Path in the guest -> content, as they stay there."""
-    files = {source_path(source): render_source(source, key_inside=False) for source in sources}
+def source_files(sources: Sequence[Source], ending: str = "") -> dict[str, str]:
+    """Path in the guest -> content, as they stay there.
+
+    Args:
+        ending: of the sources' names, for apt to take no notice of them yet.
+    """
+    files = {source_path(source) + ending: render_source(source, key_inside=False) for source in sources}
     return files | {key_path(source): source.key for source in sources if source.key is not None}
+
+
+#: The ending, and the place in the guest of new_sources.awk, for ADD_SOURCES.
+ASKED = ".asked"
+FILTER_PATH = "/run/bough-new-sources.awk"
+#: Shell: of the sources that end in ASKED, those that the guest does not have become sources.
+ADD_SOURCES = f"""
+apt-get indextargets --format '$(TARGET_OF) $(REPO_URI) $(RELEASE) $(COMPONENT)' > {FILTER_PATH}.known
+for asked in /etc/apt/sources.list.d/*{ASKED}; do
+    new=${{asked%{ASKED}}}
+    awk -f {FILTER_PATH} {FILTER_PATH}.known "$asked" > "$new" && rm "$asked" || exit 1
+    [ -s "$new" ] || rm "$new"
+done
+"""
 
 
 PINS_PATH = "/etc/apt/preferences.d/00-bough-lock"

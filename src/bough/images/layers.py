@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from bough.errors import BuildFailed
-from bough.images.apt import PINS_PATH, render_pins, source_files
+from bough.images.apt import ADD_SOURCES, ASKED, FILTER_PATH, PINS_PATH, render_pins, source_files
 from bough.images.confined import Confinement, find_program, run_confined
 from bough.images.convert import sync_image
 from bough.images.disk import digest_image
 from bough.images.moves import TARGET_SERIAL, check_room
 from bough.images.overlays import render_chain
-from bough.images.recipes import Recipe, recipe_for
+from bough.images.recipes import SCRIPTS, Recipe, recipe_for
 from bough.images.store import ImageManifest, ImageStore, split_label
 from bough.progress import Progress, Report
 from bough.spec import PackageLock, RecipeSpec
@@ -36,7 +36,8 @@ from bough.tasks import finish
 CLEAN_SCRIPT = r"""
 set -u
 rm -rf /var/lib/bough /etc/ssh/ssh_host_* /var/lib/systemd/random-seed
-rm -rf /var/lib/cloud/* /var/lib/dhcp/* /var/lib/apt/lists/* /root/.ssh/authorized_keys
+rm -rf /var/lib/dhcp/* /var/lib/apt/lists/*
+[ ! -d /var/lib/cloud ] || find /var/lib/cloud -mindepth 1 -maxdepth 1 ! -name seed -exec rm -rf {} +
 [ ! -x /usr/bin/apt-get ] || apt-get -q clean >/dev/null 2>&1
 find /var/log -type f -exec truncate -s 0 {} +
 rm -rf /var/log/journal/* /tmp/* /var/tmp/*
@@ -58,10 +59,16 @@ def layer_key(base_digest: str, recipe: dict[str, object]) -> str:
 def packages_recipe(recipe: RecipeSpec, label: str, arch: str) -> Recipe:
     """What of `recipe`, upon debian:*, is made from packages."""
     packages = recipe_for(split_label(recipe.base)[0], arch)
+    own = tuple(name for name in recipe.packages if name not in packages.packages)
+    # Those of the base are installed first: another version of one is asked for then.
+    early = tuple(
+        name for name in own if not recipe.recommends or name.partition("=")[0] in packages.packages
+    )
     return replace(
         packages,
         label=label,
-        packages=tuple(dict.fromkeys((*packages.packages, *recipe.packages))),
+        packages=tuple(dict.fromkeys((*packages.packages, *early))),
+        recommending=tuple(dict.fromkeys(name for name in own if name not in early)),
         kernel=recipe.kernel or packages.kernel,
         agent=recipe.agent,
         cloud_init=recipe.cloud_init,
@@ -80,14 +87,18 @@ def layer_spec(recipe: RecipeSpec, base: ImageManifest, lock: PackageLock | None
         **{"image": base.digest, "disk": recipe.size, "hostname": recipe.hostname or base.os},
         "disks": [{"size": size, "serial": TARGET_SERIAL}] if recipe.needs_move else [],
     }
-    files = {} if recipe.is_debian else source_files(recipe.sources)
+    files = {} if recipe.is_debian else source_files(recipe.sources, ASKED)
+    if recipe.sources and not recipe.is_debian:
+        files[FILTER_PATH] = (SCRIPTS / "new_sources.awk").read_text()
     if lock is not None:
         files[PINS_PATH] = render_pins(lock.packages)
     spec["files"] = [*({"path": path, "content": text} for path, text in files.items()), *spec["files"]]
     commands = []
     if not recipe.is_debian and (recipe.packages or recipe.sources):
-        install = f"apt-get -q install -y --no-install-recommends {' '.join(recipe.packages)}"
-        commands = ["apt-get -q update", f"DEBIAN_FRONTEND=noninteractive {install}"]
+        how = "--install-recommends" if recipe.recommends else "--no-install-recommends"
+        install = f"apt-get -q install -y {how} {' '.join(recipe.packages)}"
+        added = [ADD_SOURCES] if recipe.sources else []
+        commands = [*added, "apt-get -q update", f"DEBIAN_FRONTEND=noninteractive {install}"]
     after = [f"rm {PINS_PATH}"] if lock is not None else []
     spec["commands"] = [*commands, *spec["commands"], *after]
     return spec
@@ -140,6 +151,7 @@ async def flatten(
                 "firmware": list(base.firmware),
                 "size_bytes": size_bytes,
                 "cloud_init": base.cloud_init,
+                "disks": list(base.disks),
             }
             digest = await asyncio.to_thread(digest_image, disk, lasting)
             manifest = ImageManifest.model_validate(

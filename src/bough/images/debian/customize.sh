@@ -2,6 +2,14 @@
 # Inside mmdebstrap, all packages installed, /proc and /dev mounted: configure, and make the boot loader.
 set -eu
 root=$1
+if [ -n "$BOUGH_RECOMMENDING" ]; then
+    echo "@step installing packages and what they recommend"
+    # As mmdebstrap does it: apt of the host, dpkg of the guest.
+    APT_CONFIG=$MMDEBSTRAP_APT_CONFIG DEBIAN_FRONTEND=noninteractive apt-get -q --yes \
+        -o Dir::Bin::dpkg=env -o DPkg::Options::=--unset=TMPDIR -o DPkg::Options::=dpkg \
+        -o "DPkg::Chroot-Directory=$root" -o Dpkg::Use-Pty=false -o APT::Install-Recommends=true \
+        install $BOUGH_RECOMMENDING
+fi
 echo "@step configuring"
 cp -R /mnt/files/. "$root/"
 cp -R /mnt/agent/. "$root/"
@@ -60,4 +68,7 @@ rm -rf "$grub"
 # What apt asks from now on: a mirror, and versions that were asked for, are this build's alone.
 rm -rf "$root"/etc/apt/sources.list.d/* "$root/etc/apt/preferences.d/00-bough-lock"
 cp /mnt/tmp/sources.list "$root/etc/apt/sources.list"
+for file in /mnt/apt/root/etc/apt/sources.list.d/*.sources; do
+    [ ! -e "$file" ] || sh /mnt/new_sources.sh "$file"
+done
 cp -R /mnt/apt/root/. "$root/"

@@ -16,6 +16,11 @@ awk -v mirror="$BOUGH_MIRROR" -v security="$BOUGH_SECURITY_MIRROR" -f /mnt/mirro
     "$root/etc/apt/sources.list" > /mnt/tmp/building.list
 cp /mnt/tmp/building.list "$root/etc/apt/sources.list"
 mkdir -p "$root/etc/apt/sources.list.d"
+awk '$1 ~ /^deb(-src)?$/ { uri = $2 ~ /^\[/ ? 3 : 2; for (n = uri + 2; n <= NF; n++) print $1, $uri, $(uri + 1), $n }' \
+    /mnt/tmp/sources.list > /mnt/tmp/known
+for file in /mnt/apt/building/*.sources; do
+    [ ! -e "$file" ] || sh /mnt/new_sources.sh "$file"
+done
 cp -R /mnt/apt/building/. "$root/etc/apt/sources.list.d/"
 if [ -e /mnt/apt/pins ]; then
     # Which of them are gone: apt would tell of the first one alone, in other words.
