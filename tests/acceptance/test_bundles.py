@@ -102,3 +102,35 @@ def test_for_other_hypervisors(hv: bough.Hypervisor, vm: bough.Machine, cli: Cli
         hv.delete_image("of-an-ova")
     cli("export", vm.name, tmp_path / "vm.qcow2")
     subprocess.run(["qemu-img", "check", "-q", tmp_path / "vm.qcow2"], check=True)
+    try:
+        image = cli.json("image", "import", tmp_path / "vm.qcow2", "--name", "of-a-qcow2")
+        assert (image["agent"], image["lived"], image["os"]) == (True, True, "debian")
+    finally:
+        hv.delete_image("of-a-qcow2")
+
+
+def test_an_export_comes_back_as_a_machine_of_ours(
+    cli: Cli, debian: str, images: list[str], gone: list[str], tmp_path: Path
+) -> None:
+    """With two disks, one of them grown; and who it is is told anew."""
+    gone += ["two", "back"]
+    images.append("back")
+    cli("create", debian, "--name", "two", "--memory", "512MiB", "--extra-disk", "64MiB")
+    cli("start", "two")
+    disk = "/dev/disk/by-id/virtio-disk1"
+    write = f"printf kept > {disk}; echo mine > /root/word; sync; cat /etc/machine-id; stat -c %s /root/word"
+    before = cli.text("exec", "two", "--", "sh", "-c", write).split()
+    cli("export", "two", tmp_path / "two.ova")
+    cli("delete", "two", "--force")
+    image = cli.json("image", "import", tmp_path / "two.ova", "--name", "back")
+    assert (image["agent"], image["lived"], image["os"], len(image["disks"])) == (True, True, "debian", 1)
+    cli("create", "back", "--memory", "512MiB", "--disk", "10GiB", "--user", "joe", "--extra-disk", "32MiB")
+    cli("start", "back")
+    assert cli.json("info", "back")["agent"] == "answering"
+    script = f"cat /etc/machine-id; hostname; head -c 4 {disk}; echo; cat /root/word; id -un joe; "
+    script += "df --output=size -BG / | tail -n 1; lsblk --nodeps --noheadings --bytes --output size,type"
+    after = cli.text("exec", "back", "--", "sh", "-c", script).split()
+    assert after[0] != before[0]
+    assert after[1:6] == ["back", "kept", "mine", "joe", "10G"]
+    assert after[6:] == [str(10 << 30), "disk", str(64 << 20), "disk", str(32 << 20), "disk"]
+    cli.error("image", "delete", "back", says="used by back")

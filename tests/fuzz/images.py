@@ -70,9 +70,9 @@ def fuzz_ova(data: bytes) -> None:
             raw[at * 6 % len(raw)] = value
     with tempfile.TemporaryFile() as stream, contextlib.suppress(BadImage):
         stream.write(raw)
-        member_found = ova.find_disk(stream, len(raw))
-        assert "/" not in member_found.name
-        assert 0 <= member_found.size_bytes <= len(raw)
+        for member_found in ova.find_disks(stream, len(raw)).disks:
+            assert "/" not in member_found.name
+            assert 0 <= member_found.size_bytes <= len(raw)
 
 
 def fuzz_lists(data: bytes) -> None:

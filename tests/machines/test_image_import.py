@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -18,8 +20,10 @@ from typing import Any
 import pytest
 
 from bough.errors import BadImage, BoughError, DownloadFailed, InvalidInput, NotFound
+from bough.images.build import verify_image
 from bough.images.confined import Confinement, run_confined
 from bough.images.imports import ImportRequest, import_image
+from bough.images.note import ExportNote, write_note
 from bough.images.store import ImageManifest, ImageStore
 from bough.machines.plan import host_arch
 from bough.paths import Home
@@ -138,6 +142,100 @@ async def test_an_ova(take: Importer, disk: Path, expected: str, tmp_path: Path)
     await take.refuses(tmp_path / "m.ova", "manifest")
     outside = make_ova(tmp_path / "o.ova", {"m.ovf": describe("../../etc/passwd")})
     await take.refuses(outside, "outside")
+
+
+@pytest.mark.parametrize("name", ["gzip", "blanks", "dots", "macos", "crlf"])
+async def test_ovas_as_others_write_them(
+    take: Importer, disk: Path, expected: str, name: str, tmp_path: Path
+) -> None:
+    vmdk = convert(disk, "vmdk-stream", tmp_path / "d.vmdk").read_bytes()
+    files = {"m.ovf": describe("d.vmdk"), "d.vmdk": vmdk}
+    if name == "gzip":  # ovf:compression
+        files["d.vmdk"] = pack(tmp_path / "d.vmdk", "gz", tmp_path / "d.gz").read_bytes()
+    elif name == "blanks":
+        files = {"m.ovf": describe("my%20disk.vmdk"), "my disk.vmdk": vmdk}
+    elif name == "dots":
+        files = {f"./{each}": data for each, data in files.items()}
+    elif name == "macos":
+        files = {"._m.ovf": b"\0\5\x16\7", **files, "._m.mf": b"\0\5\x16\7"}
+    text = "".join(f"SHA256({each})= {hashlib.sha256(data).hexdigest()}\n" for each, data in files.items())
+    files["machine.mf"] = text.replace("\n", "\r\n" if name == "crlf" else "\n").encode()
+    path = make_ova(tmp_path / "m.ova", files, manifest=False)
+    assert (await take(path)).digest == expected
+    altered = {**files, "machine.mf": files["machine.mf"].replace(b"= ", b"= 0000")}
+    altered["machine.mf"] = re.sub(rb"= 0000(\w+)\w{4}", rb"= 0000\1", altered["machine.mf"])
+    await take.refuses(make_ova(tmp_path / "a.ova", altered, manifest=False), "manifest")
+
+
+async def test_boxes(take: Importer, disk: Path, expected: str, tmp_path: Path) -> None:
+    qcow2 = convert(disk, "qcow2", tmp_path / "d.qcow2").read_bytes()
+    about = b'{"provider": "libvirt", "format": "qcow2", "virtual_size": 1}'
+    box = {"./metadata.json": about, "./Vagrantfile": b"x", "./box.img": qcow2}
+    packed = pack(make_ova(tmp_path / "d", box, manifest=False), "gz", tmp_path / "web.box")
+    assert (await take(packed)).digest == expected
+    two = {"metadata.json": b'{"provider": "libvirt", "disks": [{"path": "a.img"}]}', "a.img": qcow2}
+    assert (await take(make_ova(tmp_path / "web.box", two, manifest=False))).digest == expected
+    vmdk = convert(disk, "vmdk-stream", tmp_path / "d.vmdk").read_bytes()
+    box = {
+        "./box.ovf": describe("d.vmdk"),
+        "./d.vmdk": vmdk,
+        "./metadata.json": b'{"provider": "virtualbox"}',
+    }
+    assert (await take(make_ova(tmp_path / "vb.box", box, manifest=False))).digest == expected
+    other = {"metadata.json": b'{"provider": "docker"}'}
+    await take.refuses(make_ova(tmp_path / "o.box", other, manifest=False), "a box for docker")
+
+
+async def test_all_disks_of_an_ova(take: Importer, disk: Path, expected: str, tmp_path: Path) -> None:
+    vmdk = convert(disk, "vmdk-stream", tmp_path / "d.vmdk").read_bytes()
+    data = convert(make_disk(tmp_path / "e.raw", 8), "vmdk-stream", tmp_path / "e.vmdk").read_bytes()
+    two = {"m.ovf": describe("d.vmdk", "e.vmdk"), "d.vmdk": vmdk, "e.vmdk": data}
+    image = await take(make_ova(tmp_path / "2.ova", two), disk="all")
+    (further,) = image.disks
+    assert subprocess.run(["cmp", disk, take.store.path(image.digest)], check=False).returncode == 0
+    assert subprocess.run(["cmp", tmp_path / "e.raw", take.store.path(further)], check=False).returncode == 0
+    assert take.store.prune(set()) == ([], 0), "the second disk goes with the first one"
+    assert verify_image(image, take.store.path(image.digest))
+    take.store.delete(image.digest)
+    assert take.store.prune(set())[0] == [further]
+
+
+async def test_a_fixed_vhd(take: Importer, disk: Path, expected: str, tmp_path: Path) -> None:
+    vhd = tmp_path / "a, b.vhd"
+    options = ["-o", "subformat=fixed,force_size=on"]
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "vpc", *options, disk, vhd], check=True)
+    assert (await take(vhd)).digest == expected
+    dynamic = tmp_path / "dynamic.vhd"
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "vpc", disk, dynamic], check=True)
+    await take.refuses(dynamic, "is a vhd")
+
+
+async def test_holes_are_not_read(take: Importer, tmp_path: Path) -> None:
+    """64 GiB in seconds, and not hashed: reading them takes a minute and more."""
+    path = make_disk(tmp_path / "large.raw")
+    os.truncate(path, 64 << 30)
+    began = time.thread_time() + sum(os.times()[2:4])
+    image = await take(path)
+    assert (image.origin or {}).keys() == {"source", "format"}
+    assert time.thread_time() + sum(os.times()[2:4]) - began < 10, "processor time of the import"
+
+
+async def test_the_note_of_an_export(take: Importer, disk: Path, expected: str, tmp_path: Path) -> None:
+    qcow2 = convert(disk, "qcow2-compressed", tmp_path / "web.qcow2")
+    write_note(qcow2, ExportNote(agent=True, os="debian", version="12"))
+    subprocess.run(["qemu-img", "check", "-q", qcow2], check=True)
+    image = await take(qcow2)
+    assert (image.agent, image.lived, image.os, image.version) == (True, True, "debian", "12")
+    assert image.digest != expected
+    assert (await take(qcow2, agent=False)).digest == expected, "the note is no order"
+    assert (await take(disk, agent=True)).lived
+    for wrong in (b'{"bough":2,"agent":true}', b'{"bough":1,"agent":true,"run":"id"}', b"\xff" * 9):
+        data = bytearray(qcow2.read_bytes())
+        place = data.index(b'{"bough"')
+        end = data.index(b"}", place) + 1
+        data[place:end] = wrong.ljust(end - place)
+        (tmp_path / "x.qcow2").write_bytes(data)
+        assert (await take(tmp_path / "x.qcow2")).digest == expected, "it is anybody's disk then"
 
 
 async def test_a_reference_to_a_file_of_the_host(take: Importer, tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_altered_archives(changes: list[tuple[int, int]], length: int) -> None:
         path.write_bytes(data[:length])
         with path.open("rb") as stream:
             try:
-                member = ova.find_disk(stream, path.stat().st_size)
+                (member,) = ova.find_disks(stream, path.stat().st_size).disks
             except BadImage:
                 return
         assert member.offset_bytes + member.size_bytes <= length
@@ -177,4 +177,4 @@ def test_altered_archives(changes: list[tuple[int, int]], length: int) -> None:
 def test_hostile_descriptions(tmp_path: Path, description: bytes, says: str) -> None:
     path = make_ova(tmp_path / "m.ova", {"m.ovf": description, "d.vmdk": b"x"})
     with path.open("rb") as stream, pytest.raises(BadImage, match=says):
-        ova.find_disk(stream, path.stat().st_size)
+        ova.find_disks(stream, path.stat().st_size)

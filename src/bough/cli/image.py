@@ -116,20 +116,27 @@ def _recipe(file: str) -> dict[str, Any]:
 @image.command("import")
 @click.argument("source", metavar="FILE|URL")
 @click.option("--name", metavar="LABEL", help="What to call it; made of the file's name by default.")
-@click.option("--format", metavar="FORMAT", default="auto", help="raw, qcow2, vmdk, vdi, vhdx, ova, iso.")
+@click.option(
+    "--format", metavar="FORMAT", default="auto", help="raw, qcow2, vmdk, vdi, vhdx, vhd, ova, iso."
+)
 @click.option("--arch", help="Processor architecture, where the disk does not tell; the host's by default.")
 @click.option("--firmware", metavar="bios|uefi", default="auto", help="What it boots by.")
 @click.option("--sha256", metavar="DIGITS", help="Of the file; sha512:DIGITS is taken as well.")
 @click.option("--os", default="unknown", help="Which system it is, for lists.")
-@click.option("--disk", metavar="FILE", help="Which one, of an OVA with several.")
+@click.option("--disk", metavar="FILE", help="Which one, of an OVA with several; all: the first one boots.")
 @click.option("--max-size", metavar="SIZE", help="How large it may be as a disk; 2TiB by default.")
 @click.option("--cloud-init", is_flag=True, help="It runs cloud-init, which then gets it our agent.")
+@click.option(
+    "--agent/--no-agent",
+    default=None,
+    help="The disk of a machine with bough's agent, or not; an export of bough's says so itself.",
+)
 @json_option
 def import_image(source: str, max_size: str | None, as_json: bool, **given: Any) -> None:
     """Take over a disk image: raw, qcow2, vmdk, vdi, vhdx, OVA or ISO, also in gz, xz, zst or bz2.
 
     A download that breaks off goes on where it was, when the same command comes again. The file's
-    sha256 is kept with the image, also where none was asked for.
+    sha256 is kept with the image, also where none was asked for, but for a file with large holes.
     """
     from pathlib import Path
 

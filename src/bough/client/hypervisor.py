@@ -330,7 +330,8 @@ class Hypervisor:
         """Take over a disk image: a file, or an http(s) address; see `bough image import --help`.
 
         Args:
-            more: format, arch, firmware, sha256, os, version, disk, max_size (bytes), cloud_init.
+            more: format, arch, firmware, sha256, os, version, disk, max_size (bytes), cloud_init,
+                agent (whether it is the disk of a machine with bough's agent; an export of bough's says so).
 
         Raises:
             BadImage, DownloadFailed, NotFound, NoSpace: nothing is left, but what of a download can be

@@ -14,7 +14,7 @@ from bough.images.recipes import LABELS
 from bough.images.store import ImageManifest, split_label
 from bough.machines.disks import create_disks
 from bough.machines.machine import Machine
-from bough.machines.media import create_seed, resolve_media
+from bough.machines.media import create_seed, resolve_media, with_image_disks
 from bough.machines.plan import check_arch, host_arch, install_firmware_variables, resolve_hardware
 from bough.machines.record import FirstBoot, MachineRecord, PortForward, new_machine_id, now
 from bough.mounts.source import resolve_mounts
@@ -106,6 +106,7 @@ class Making(Base):
                 f"{spec.image} has no agent of bough's, without which no directory is shared",
                 hint="copy files into its disk, or share them over its network",
             )
+        spec = with_image_disks(spec, image, self.images.resolve)
         report(Progress("creating the machine"))
         machine_id = new_machine_id()
         hardware = await resolve_hardware(
@@ -122,6 +123,8 @@ class Making(Base):
             ephemeral=ephemeral,
             ports=[PortForward(**port.model_dump()) for port in spec.ports],
             first_boot=FirstBoot(instance=machine_id),
+            # A disk of another machine of ours: its guest is told at its first boot who it is now.
+            identity="new" if image.agent and image.lived else "known",
             media=resolve_media(spec, image, self.images.resolve),
         )
         made = MachinePaths(self.home.incoming / record.id, self.home.runtime / record.id)
@@ -132,6 +135,7 @@ class Making(Base):
             record.disks = await create_disks(made, record, image, self.home)
             install_firmware_variables(hardware, made.disks, image.efi_loader)
             if record.media.seed:
+                record.media.instance = machine_id
                 await finish(asyncio.to_thread(create_seed, made.disks, record))
             record.write(made)
             made.root.rename(paths.root)

@@ -31,7 +31,7 @@ async def convert(
         NoSpace, HostLacks
     """
     qemu_img = find_program("qemu-img")
-    format = "raw" if header.format == "iso" else header.format
+    format = "raw" if header.format in ("iso", "vhd") else header.format
     if format != "raw":
         await _check(qemu_img, source, format, confinement)
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -47,13 +47,14 @@ async def convert(
         for percent in _PERCENT.findall(data):
             report(Progress(step, min(1.0, float(percent) / 100)))
 
+    read = ["-f", format, str(source)]
+    if header.format == "vhd":  # without the 512 bytes behind the disk
+        named = str(source).replace(",", ",,")
+        read = ["--image-opts", f"driver=raw,size={header.size_bytes},file.driver=file,file.filename={named}"]
     done = await run_confined(
         confinement,
         # -n: the file is there, and is no other size than we have read and allowed.
-        [
-            *(qemu_img, "convert", "-p", "-n", "--target-is-zero", "-f", format, "-O", "raw"),
-            *(str(source), str(target)),
-        ],
+        [qemu_img, "convert", "-p", "-n", "--target-is-zero", "-O", "raw", *read, str(target)],
         read_only=(source,),
         writable=(target,),
         on_output=told,

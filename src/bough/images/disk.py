@@ -199,7 +199,7 @@ def _run(argv: list[str], text: str, epoch_s: int) -> None:
 #: The part of a manifest that its image's digest covers, beside the disk.
 _LASTING = ("os", "version", "arch", "firmware", "size_bytes", "root_partition", "agent")
 #: ... and what is part of it only where it is not the default.
-_LASTING_TOO = {"media": "disk", "cloud_init": False}
+_LASTING_TOO: dict[str, Any] = {"media": "disk", "cloud_init": False, "disks": [], "lived": False}
 
 
 def digest_image(disk: Path, manifest: Mapping[str, Any]) -> str:

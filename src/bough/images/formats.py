@@ -7,6 +7,7 @@ host; so is a size that nobody asked for. Reading is bounded: some kilobytes, wh
     qcow2   QEMU docs/interop/qcow2.txt             vmdk   VMware Virtual Disk Format 1.1
     vdi     VirtualBox src/VBox/Storage/VDICore.h   vhdx   [MS-VHDX]
     iso     ECMA-119, El Torito 1.0                 ova    a tar (POSIX ustar) with an OVF inside
+    vhd     Virtual Hard Disk Image Format 1.0: a disk, and 512 bytes behind it that describe it
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from bough.units import GIB, TIB, format_size
 
 SECTOR = 512
 #: What a file may be asked to be.
-FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhdx", "ova", "iso")
+FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhdx", "vhd", "ova", "iso")
 #: Program that unpacks it, reading standard input and writing standard output.
 COMPRESSIONS = {
     "gz": ("gzip", "-dc"),
@@ -57,6 +58,8 @@ _REFUSED = {
     b"\x7fELF": ("is a program", None),
 }
 _ISO_START = 0x8000
+_VHD_COOKIE = b"conectix"
+_VHD_FIXED = 2
 _QCOW2_DATA_FILE = 1 << 2
 _QCOW2_KNOWN = 0b11111  # dirty, corrupt, data file, compression type, extended L2 entries
 _VMDK_DESCRIPTOR_BYTES = 20 * SECTOR
@@ -103,6 +106,8 @@ def detect(stream: BinaryIO, size_bytes: int) -> str:
         return "iso"
     if head[257:262] == b"ustar":
         return "ova"
+    if _read(stream, size_bytes - SECTOR, 8) == _VHD_COOKIE:
+        return "vhd"
     if _is_raw(stream, head, size_bytes):
         return "raw"
     text = head[:512].lstrip().lower()
@@ -143,6 +148,7 @@ def read_header(stream: BinaryIO, size_bytes: int, format: str, *, most_bytes: i
         "vdi": _read_vdi,
         "vhdx": _read_vhdx,
         "iso": _read_iso,
+        "vhd": _read_vhd,
     }
     try:
         header = readers[format](stream, size_bytes)
@@ -339,6 +345,21 @@ def _read_vhdx_items(stream: BinaryIO, metadata: int) -> dict[uuid.UUID, bytes]:
         guid, offset, length = struct.unpack_from("<16sII", table, 32 + 32 * index)
         found[uuid.UUID(bytes_le=guid)] = _read(stream, metadata + offset, min(length, 64))
     return found
+
+
+def _read_vhd(stream: BinaryIO, size_bytes: int) -> Header:
+    """A fixed one; of a dynamic one the file begins with the same 512 bytes (see detect)."""
+    footer = _read(stream, size_bytes - SECTOR, SECTOR)
+    if not footer.startswith(_VHD_COOKIE):
+        raise BadImage("the file is no vhd, or its end is missing")
+    size, kind = struct.unpack_from(">Q", footer, 48)[0], struct.unpack_from(">I", footer, 60)[0]
+    if kind != _VHD_FIXED:
+        raise BadImage(
+            "the vhd is none of fixed size", hint="qemu-img convert -f vpc -O qcow2 makes a file that is read"
+        )
+    if size > size_bytes - SECTOR or size % SECTOR:
+        raise BadImage("the vhd is truncated, or its size is altered")
+    return Header("vhd", size)
 
 
 def _read_iso(stream: BinaryIO, size_bytes: int) -> Header:

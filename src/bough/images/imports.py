@@ -18,10 +18,11 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from bough.errors import BadImage, Conflict, InvalidInput, NotFound
@@ -40,6 +41,7 @@ from bough.images.formats import (
     is_floppy,
     read_header,
 )
+from bough.images.note import ExportNote, read_note
 from bough.images.store import ImageManifest, ImageStore
 from bough.progress import Progress, Report
 from bough.storage import no_space_is_told
@@ -50,10 +52,12 @@ log = logging.getLogger("bough.images")
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+/:@-]{0,127}")
 _CHECKSUM = re.compile(r"(?:(sha256|sha512):)?([0-9a-f]{64}|[0-9a-f]{128})")
-_ENDINGS = re.compile(r"\.(gz|xz|zst|bz2|raw|img|qcow2|vmdk|vdi|vhdx|ova|iso|tar)$", re.IGNORECASE)
+_ENDINGS = re.compile(r"\.(gz|xz|zst|bz2|raw|img|qcow2|vmdk|vdi|vhdx|vhd|ova|iso|tar|box)$", re.IGNORECASE)
 _FIRMWARE = {"x86_64": ("bios", "uefi"), "i386": ("bios",)}
 #: An archive in an archive in an archive is nobody's disk.
 _MOST_LAYERS = 4
+#: A file that is smaller is hashed, holes or not.
+_SPARSE_BYTES = 256 * MIB
 _REMOVED_AGAIN_AFTER_S = (0.02, 0.1, 0.5, 0.5)
 
 
@@ -62,7 +66,8 @@ class ImportRequest:
     """Attributes:
     source: an absolute path, or an address of http or https.
     checksum: "sha256:..." or "sha512:..." of the file as it is there, or the 64 digits alone.
-    disk: which one of an OVA.
+    disk: which one of an OVA, or ova.ALL_DISKS.
+    agent: it is the disk of a machine with bough's agent; None: if the note of an export of ours says so.
     """
 
     source: str
@@ -77,6 +82,7 @@ class ImportRequest:
     most_bytes: int | None = None
     cloud_init: bool = False
     arch_given: bool = False
+    agent: bool | None = None
 
 
 async def import_image(
@@ -95,17 +101,12 @@ async def import_image(
     work.mkdir(mode=0o711)
     try:
         with no_space_is_told(f"the image {label}", store.home.root):
+            making = _Making(store, request, label, work, confinement, most_bytes, report)
             async with _fetched(request, store.home.downloads, most_bytes, report) as fetched:
-                checksum = await _check_sum(fetched, request.checksum, report)
-                disk, format = await _uncover(fetched, request, work, confinement, most_bytes, report)
-                header = _read(disk, format, most_bytes)
-                made = work / "made"
-                made.mkdir(mode=0o711)
-                await convert(disk, header, made / "disk.raw", confinement, report)
-            contents = await inspect_contents(made / "disk.raw", confinement)
-            manifest = await _describe(made / "disk.raw", header, contents, request, label, checksum, report)
-            await finish(asyncio.to_thread(store.add, made, manifest, label))
-        return store.resolve(manifest.digest)
+                checksum = await _check_sum(fetched, request, report)
+                disks, note = await making.uncover(fetched)
+                further = [await making.add(disk, None, None, (), is_further=True) for disk in disks[1:]]
+                return await making.add(disks[0], checksum, note, further)
     finally:
         await finish(asyncio.to_thread(_remove, work))
 
@@ -180,8 +181,14 @@ async def _fetched(
         )
 
 
-async def _check_sum(path: Path, wanted: str | None, report: Report) -> str:
-    """The sha256, after `wanted` was found to be right."""
+async def _check_sum(path: Path, request: ImportRequest, report: Report) -> str | None:
+    """The sha256, after the one that is asked for was found to be right.
+
+    None for a file with holes of which nobody said what it is: hashing 64 GiB of nothing takes minutes.
+    """
+    wanted = request.checksum
+    if wanted is None and not _is_url(request.source) and _is_sparse(path):
+        return None
     match = _CHECKSUM.fullmatch((wanted or "").lower())
     digits = match[2] if match else None
     names = {"sha256", "sha512" if digits and len(digits) == 128 else "sha256"}
@@ -193,6 +200,11 @@ async def _check_sum(path: Path, wanted: str | None, report: Report) -> str:
             hint="was it damaged on its way, or is a newer one there?",
         )
     return found["sha256"]
+
+
+def _is_sparse(path: Path) -> bool:
+    info = path.stat()
+    return info.st_size > _SPARSE_BYTES and info.st_blocks * 512 < info.st_size // 2
 
 
 def _digest(path: Path, names: set[str], tell: Callable[[float], None]) -> dict[str, str]:
@@ -217,30 +229,95 @@ def _teller(step: str, report: Report) -> Callable[[float], None]:
     return tell
 
 
-async def _uncover(
-    path: Path,
-    request: ImportRequest,
-    work: Path,
-    confinement: Confinement,
-    most_bytes: int,
-    report: Report,
-) -> tuple[Path, str]:
-    """The disk itself, in a file that the jail may read, and its format."""
-    for layer in range(_MOST_LAYERS):
-        with path.open("rb") as stream:
+@dataclass(frozen=True)
+class _Making:
+    """One import, between its file and the store."""
+
+    store: ImageStore
+    request: ImportRequest
+    label: str
+    work: Path
+    confinement: Confinement
+    most_bytes: int
+    report: Report
+
+    async def uncover(self, path: Path) -> tuple[list[Path], ExportNote | None]:
+        """The disks themselves, in files that the jail may read, and what an export of ours says of them."""
+        wanted = self.request.format
+        for layer in range(_MOST_LAYERS):
+            with path.open("rb") as stream:
+                size = os.fstat(stream.fileno()).st_size
+                found = _detect(stream, size, wanted)
+                inside = ova.find_disks(stream, size, self.request.disk) if found == "ova" else None
+                note = read_note(stream) if found == "qcow2" else None
+            if inside is not None:
+                return [await self._take_out(path, member) for member in inside.disks], inside.note
+            if found not in COMPRESSIONS:
+                return [await _private(path, self.work, self.confinement, self.report)], note
+            path = await self._unpack(path, found, f"layer{layer}")
+        raise BadImage(f"the disk is in more than {_MOST_LAYERS} archives within each other")
+
+    async def _take_out(self, path: Path, member: ova.Member) -> Path:
+        """A disk of an OVA, which may be packed again in there."""
+        name = secrets.token_hex(4)
+        target = self.work / f"disk-{name}"
+        await _take_member(path, member, target, self.most_bytes, self.report)
+        for layer in range(_MOST_LAYERS):
+            with target.open("rb") as stream:
+                found = _detect(stream, os.fstat(stream.fileno()).st_size, "auto")
+            if found == "ova":
+                raise BadImage(f"{member.name[:60]!r} in the OVA is an archive itself")
+            if found not in COMPRESSIONS:
+                return await _private(target, self.work, self.confinement, self.report)
+            packed, target = target, await self._unpack(target, found, f"disk-{name}-{layer}")
+            packed.unlink()
+        raise BadImage(f"the disk is in more than {_MOST_LAYERS} archives within each other")
+
+    async def _unpack(self, path: Path, kind: str, name: str) -> Path:
+        target = self.work / name
+        await unpack(path, kind, target, self.confinement, self.report, most_bytes=self.most_bytes)
+        return target
+
+    async def add(
+        self,
+        disk: Path,
+        checksum: str | None,
+        note: ExportNote | None,
+        further: Sequence[ImageManifest],
+        *,
+        is_further: bool = False,
+    ) -> ImageManifest:
+        """The disk as an image. A further one has no label, and stays while its first one does."""
+        with disk.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
-            found = _detect(stream, size, request.format)
-            member = ova.find_disk(stream, size, request.disk) if found == "ova" else None
-        target = work / f"layer{layer}"
-        if member is not None:
-            await _take_member(path, member, target, most_bytes, report)
-            request = ImportRequest(**{**request.__dict__, "format": "auto", "label": member.name})
-        elif found in COMPRESSIONS:
-            await unpack(path, found, target, confinement, report, most_bytes=most_bytes)
-        else:
-            return await _private(path, work, confinement, report), found
-        path = target
-    raise BadImage(f"the disk is in more than {_MOST_LAYERS} archives within each other")
+            wanted = "raw" if self.request.format == "raw" else "auto"
+            header = read_header(stream, size, _detect(stream, size, wanted), most_bytes=self.most_bytes)
+        made = self.work / f"made-{secrets.token_hex(4)}"
+        made.mkdir(mode=0o711)
+        await convert(disk, header, made / "disk.raw", self.confinement, self.report)
+        contents = await inspect_contents(made / "disk.raw", self.confinement)
+        self.report(Progress("reading what was made"))
+        lasting = _describe(header, contents, self.request, note)
+        if is_further:
+            lasting |= {"os": "unknown", "version": "", "agent": False, "cloud_init": False}
+        lasting["disks"] = [one.digest for one in further]
+        by_uefi = lasting["media"] == "disk" and "uefi" in lasting["firmware"]
+        loader = contents.efi_loader(lasting["arch"]) if by_uefi else None
+        digest = await asyncio.to_thread(digest_image, made / "disk.raw", lasting)
+        manifest = ImageManifest.model_validate(
+            lasting
+            | {
+                "digest": digest,
+                "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "label": self.label,
+                "recipe": "",
+                "efi_loader": loader,
+                "origin": _origin(self.request, header, checksum),
+            }
+        )
+        label = None if is_further else self.label
+        await finish(asyncio.to_thread(self.store.add, made, manifest, label))
+        return self.store.resolve(manifest.digest)
 
 
 async def _take_member(path: Path, member: ova.Member, target: Path, most_bytes: int, report: Report) -> None:
@@ -311,21 +388,10 @@ def copy_sparse(source: Path, target: Path, check: Callable[[], None] = lambda: 
         os.close(writing)
 
 
-def _read(disk: Path, format: str, most_bytes: int) -> Header:
-    with disk.open("rb") as stream:
-        return read_header(stream, os.fstat(stream.fileno()).st_size, format, most_bytes=most_bytes)
-
-
-async def _describe(
-    disk: Path,
-    header: Header,
-    contents: Contents,
-    request: ImportRequest,
-    label: str,
-    checksum: str,
-    report: Report,
-) -> ImageManifest:
-    report(Progress("reading what was made"))
+def _describe(
+    header: Header, contents: Contents, request: ImportRequest, note: ExportNote | None
+) -> dict[str, Any]:
+    """The part of the manifest that its digest covers."""
     media = "cdrom" if header.format == "iso" else "disk"
     if header.format == "raw" and is_floppy(header.size_bytes):
         media = "floppy"
@@ -335,19 +401,27 @@ async def _describe(
     firmware = found or known if request.firmware == "auto" else (request.firmware,)
     if media == "floppy" and request.firmware == "auto":
         firmware = ("bios",)
-    lasting = {
-        "os": request.os,
-        "version": request.version,
+    if request.agent is False:
+        note = None
+    agent = bool(request.agent or (note and note.agent))
+    has_note = note is not None and request.os == "unknown"
+    return {
+        "os": note.os if note and has_note else request.os,
+        "version": note.version if note and has_note else request.version,
         "arch": arch,
         "firmware": list(firmware),
         "size_bytes": header.size_bytes,
-        "agent": False,
+        "agent": agent and media == "disk",
+        "lived": agent and media == "disk",
         "media": media,
         "cloud_init": request.cloud_init,
     }
-    loader = contents.efi_loader(arch) if media == "disk" and "uefi" in firmware else None
-    digest = await asyncio.to_thread(digest_image, disk, lasting)
-    origin = {"source": request.source, "sha256": checksum, "format": header.format}
+
+
+def _origin(request: ImportRequest, header: Header, checksum: str | None) -> dict[str, Any]:
+    origin = {"source": request.source, "format": header.format}
+    if checksum is not None:
+        origin["sha256"] = checksum
     if request.checksum is not None:
         origin["checksum"] = request.checksum.lower()
     if _is_url(request.source):  # no password or token is kept
@@ -355,17 +429,7 @@ async def _describe(
         origin["source"] = parts._replace(
             netloc=parts.netloc.rpartition("@")[2], query="", fragment=""
         ).geturl()
-    return ImageManifest.model_validate(
-        lasting
-        | {
-            "digest": digest,
-            "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "label": label,
-            "recipe": "",
-            "efi_loader": loader,
-            "origin": origin,
-        }
-    )
+    return origin
 
 
 def _choose_arch(request: ImportRequest, contents: Contents) -> str:

@@ -1,26 +1,33 @@
-"""An OVA: a tar with a description (OVF, XML) and disks. Read with bounds; only its disk is taken out.
+"""An OVA: a tar with a description (OVF, XML) and disks. Read with bounds; only its disks are taken out.
 
-DMTF DSP0243 (OVF) and ISO 17203. Nothing of the machine that the description describes is taken over.
+DMTF DSP0243 (OVF) and ISO 17203. Nothing of the machine that the description describes is taken over. A box
+of Vagrant's is such a tar too, or, for libvirt, a tar with metadata.json and disks.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 from bough.errors import BadImage
 from bough.images.convert import SparseWriter
+from bough.images.note import ExportNote, is_note, parse_note
 from bough.units import MIB
 
 _MOST_MEMBERS = 1000
 _MOST_TEXT = 1 * MIB
+_MOST_DISKS = 17
+#: Of a box for libvirt.
+_BOX = "metadata.json"
 _DIGEST_LINE = re.compile(r"(SHA1|SHA256|SHA512)\s*\((.{1,255})\)\s*=\s*([0-9a-fA-F]{40,128})")
 
 
@@ -34,36 +41,65 @@ class Member:
     digest: tuple[str, str] | None = None
 
 
-def find_disk(stream: BinaryIO, size_bytes: int, wanted: str | None = None) -> Member:
-    """The disk that is in the OVA; with several, the one called `wanted`.
+@dataclass(frozen=True)
+class Found:
+    """Attributes:
+    disks: those to take, the first one first.
+    note: of an OVA that bough exported.
+    """
+
+    disks: tuple[Member, ...]
+    note: ExportNote | None = None
+
+
+ALL_DISKS = "all"
+
+
+def find_disks(stream: BinaryIO, size_bytes: int, wanted: str | None = None) -> Found:
+    """What is to be taken out of the OVA, or the box.
+
+    Args:
+        wanted: with several disks, the name of one, or ALL_DISKS. Of an OVA of ours None is all.
 
     Raises:
         BadImage: no OVA, a truncated one, one that leads outside, none or several disks.
     """
     members = _read_members(stream, size_bytes)
     described = [name for name in members if name.lower().endswith(".ovf")]
-    if len(described) != 1:
+    note = None
+    if not described and _BOX in members:
+        names = _read_box(_text(stream, members[_BOX]), members)
+    elif len(described) == 1:
+        names, note = _read_description(_text(stream, members[described[0]]), members)
+    else:
         raise BadImage(
             f"the archive has {len(described)} descriptions (.ovf), an OVA has one",
             hint="a tar of something else? Unpack it, and import the disk that is in it",
         )
-    disks = _read_description(_text(stream, members[described[0]]))
-    missing = [name for name in disks if name not in members]
-    if missing:
-        raise BadImage(f"the OVA is incomplete: {missing[0][:100]!r} is described and not there")
-    if wanted is not None and wanted not in disks:
-        raise BadImage(f"the OVA has no disk {wanted[:100]!r}", hint=f"it has: {_list(disks)}")
-    if not disks or (len(disks) > 1 and wanted is None):
-        raise BadImage(
-            "the OVA has no disk" if not disks else f"the OVA has {len(disks)} disks: {_list(disks)}",
-            hint="name one of them: --disk FILE" if disks else None,
-        )
-    found = members[wanted or disks[0]]
+    chosen = _choose(names, wanted, note)
+    digests: dict[str, tuple[str, str]] = {}
     for name, member in members.items():
         if name.lower().endswith(".mf"):
-            digests = _read_digests(_text(stream, member))
-            return Member(found.name, found.offset_bytes, found.size_bytes, digests.get(found.name))
-    return found
+            digests |= _read_digests(_text(stream, member))
+    found = [replace(members[name], digest=digests.get(name)) for name in chosen]
+    return Found(tuple(found), note)
+
+
+def _choose(names: list[str], wanted: str | None, note: ExportNote | None) -> list[str]:
+    if wanted is None and note is not None and note.disks == len(names):
+        wanted = ALL_DISKS
+    if not names:
+        raise BadImage("the OVA has no disk")
+    if wanted == ALL_DISKS or (wanted is None and len(names) == 1):
+        return names[:_MOST_DISKS]
+    if wanted is None:
+        raise BadImage(
+            f"the OVA has {len(names)} disks: {_list(names)}",
+            hint=f"name one of them: --disk FILE; or all, the first one being what boots: --disk {ALL_DISKS}",
+        )
+    if wanted not in names:
+        raise BadImage(f"the OVA has no disk {wanted[:100]!r}", hint=f"it has: {_list(names)}")
+    return [wanted]
 
 
 def extract(
@@ -106,9 +142,13 @@ def _read_members(stream: BinaryIO, size_bytes: int) -> dict[str, Member]:
             for count, info in enumerate(archive):
                 if count >= _MOST_MEMBERS:
                     raise BadImage(f"the OVA has more than {_MOST_MEMBERS} files in it")
-                if not info.isreg() or info.issparse() or info.isdir():
+                if info.isdir() and info.name.strip("./") == "":
+                    continue  # the directory that was packed
+                if not info.isreg() or info.issparse():
                     raise BadImage("the OVA has something in it that is no plain file")
                 name = info.name.removeprefix("./")
+                if name.startswith("._"):
+                    continue  # what macOS keeps beside a file
                 if not name or "/" in name or name in found or not name.isprintable():
                     raise BadImage(f"the OVA has a file {name[:60]!r} in it, which no OVA has")
                 if info.size < 0 or info.offset_data + info.size > size_bytes:
@@ -126,8 +166,8 @@ def _text(stream: BinaryIO, member: Member) -> str:
     return data.decode("utf-8", errors="replace").lstrip("\ufeff")
 
 
-def _read_description(text: str) -> list[str]:
-    """Names of the disks' files, in the description's order."""
+def _read_description(text: str, members: dict[str, Member]) -> tuple[list[str], ExportNote | None]:
+    """Names of the disks' files, in the description's order; and the note of an export of ours."""
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise BadImage("the OVA's description defines entities, which none needs")
     try:
@@ -136,22 +176,66 @@ def _read_description(text: str) -> list[str]:
         raise BadImage(f"the OVA's description is broken: {str(error)[:200]}") from error
     files: dict[str, str] = {}
     disks: list[str] = []
+    note = None
     for element in root.iter():
-        tag = _local(element.tag)
-        attributes = {_local(key): value for key, value in element.attrib.items()}
+        tag, attributes = _local(element.tag), _attributes(element)
         if tag == "File":
+            if "chunkSize" in attributes:
+                raise BadImage("the OVA has a disk in chunks", hint="join them: cat disk.0* > disk.vmdk")
             files[attributes.get("id", "")] = attributes.get("href", "")
         elif tag == "Disk" and "fileRef" in attributes:
             disks.append(attributes["fileRef"])
+        elif tag == "ProductSection":
+            note = note or _read_property(element, attributes.get("class", ""))
     names = []
     for reference in disks:
-        name = files.get(reference)
-        if name is None:
+        href = files.get(reference)
+        if href is None:
             raise BadImage("the OVA's description names a disk without a file")
+        names.append(_member_of(href, members))
+    return list(dict.fromkeys(names)), note
+
+
+def _member_of(href: str, members: dict[str, Member]) -> str:
+    """The file that a description names: as it is, or as a URI has it ("my%20disk.vmdk")."""
+    href = href.removeprefix("./")
+    for name in (href, unquote(href)):
         if "/" in name or "\\" in name:
             raise BadImage(f"the OVA's description leads outside of it: {name[:100]!r}")
-        names.append(name)
-    return list(dict.fromkeys(names))
+        if name in members:
+            return name
+    raise BadImage(f"the OVA is incomplete: {href[:100]!r} is described and not there")
+
+
+def _read_property(section: ElementTree.Element, kind: str) -> ExportNote | None:
+    for element in section.iter():
+        attributes = _attributes(element)
+        if _local(element.tag) == "Property" and is_note(kind, attributes.get("key", "")):
+            return parse_note(attributes.get("value"))
+    return None
+
+
+def _attributes(element: ElementTree.Element) -> dict[str, str]:
+    return {_local(key): value for key, value in element.attrib.items()}
+
+
+def _read_box(text: str, members: dict[str, Member]) -> list[str]:
+    """Names of the disks of a Vagrant box for libvirt (vagrant-libvirt, "Box formats")."""
+    try:
+        told: Any = json.loads(text)
+    except ValueError:
+        told = None
+    listed = told.get("disks") if isinstance(told, dict) else None
+    if isinstance(listed, list):
+        paths = [str(disk.get("path", "")) for disk in listed if isinstance(disk, dict)]
+        return [_member_of(path, members) for path in paths]
+    if "box.img" in members:
+        return ["box.img"]
+    provider = str(told.get("provider", ""))[:40] if isinstance(told, dict) else ""
+    raise BadImage(
+        f"the archive is a box for {provider or 'an unknown provider'}, in which no disk was found",
+        hint="boxes for libvirt and virtualbox are read; unpack any other, and import the disk in it",
+    )
 
 
 def _local(name: object) -> str:
@@ -160,7 +244,13 @@ def _local(name: object) -> str:
 
 def _read_digests(text: str) -> dict[str, tuple[str, str]]:
     return {
-        match[2].strip(): (match[1].lower(), match[3].lower())
+        name: (match[1].lower(), match[3].lower())
         for match in map(_DIGEST_LINE.match, text.splitlines())
         if match
+        for name in _names_of(match[2].strip().removeprefix("./"))
     }
+
+
+def _names_of(name: str) -> tuple[str, str]:
+    """A manifest has names as they are, or as its description's URIs have them."""
+    return name, unquote(name)

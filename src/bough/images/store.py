@@ -43,6 +43,8 @@ class ImageManifest(BaseModel):
     cloud_init: it runs cloud-init, which gives it our agent at its first boot.
     efi_loader: what UEFI is to boot, where it finds nothing by itself.
     origin: where an imported image came from: source, sha256, format.
+    disks: digests of images that are the further disks of each machine made from this one.
+    lived: it is the disk of a machine: its guest has an identity, which a new machine must not keep.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -63,6 +65,8 @@ class ImageManifest(BaseModel):
     cloud_init: bool = False
     efi_loader: EfiLoader | None = None
     origin: dict[str, Any] | None = None
+    disks: tuple[str, ...] = ()
+    lived: bool = False
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,10 @@ class ImageStore:
 
     def prune(self, used: set[str]) -> tuple[list[str], int]:
         """Delete what is neither labelled nor `used`: the digests, and the bytes that are free now."""
-        doomed = [e for e in self.entries() if not e.labels and e.manifest.digest not in used]
+        entries = self.entries()
+        kept = [e.manifest for e in entries if e.labels or e.manifest.digest in used]
+        used = used | {digest for manifest in kept for digest in manifest.disks}
+        doomed = [e for e in entries if not e.labels and e.manifest.digest not in used]
         for entry in doomed:
             self._remove(entry.manifest.digest)
         return [entry.manifest.digest for entry in doomed], sum(entry.bytes_on_disk for entry in doomed)

@@ -46,9 +46,11 @@ def first_disks(record: MachineRecord, home: Home, image_bytes: int = 0) -> list
     spec, kind = record.spec, record.media.root
     layers = [str(home.image(record.image_digest).disk.relative_to(home.root))] if kind == "image" else []
     root = MachineDisk(file="0.qcow2", size_bytes=spec.disk or image_bytes, layers=layers)
+    bases = [[str(home.image(digest).disk.relative_to(home.root))] for digest in record.media.disks]
+    bases += [[] for _ in spec.disks[len(bases) :]]
     extra = (
-        MachineDisk(file=f"{number}.qcow2", size_bytes=disk.size)
-        for number, disk in enumerate(spec.disks, start=1)
+        MachineDisk(file=f"{number}.qcow2", size_bytes=disk.size, layers=below)
+        for number, (disk, below) in enumerate(zip(spec.disks, bases, strict=True), start=1)
     )
     return [*([] if kind == "none" else [root]), *extra]
 

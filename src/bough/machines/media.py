@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from bough.errors import InvalidSpec
 from bough.images.store import ImageManifest
 from bough.paths import Home
 from bough.qemu.plan import DiskPlan, MediumPlan
-from bough.spec import MachineSpec
+from bough.spec import DiskSpec, MachineSpec
 
 if TYPE_CHECKING:
     from bough.machines.record import MachineRecord
@@ -32,7 +33,10 @@ class Media(BaseModel):
         or a floppy and no disk was asked for.
     cdrom, floppy: digests of images.
     seed: it tells cloud-init who the machine is.
+    instance: what cloud-init knows the machine by. A fork keeps its parent's: cloud-init has configured it
+        once, and does not do so again.
     lived: its image is the disk of another machine, whose identity is on it.
+    disks: digests of images that the first further disks are overlays on.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -41,11 +45,13 @@ class Media(BaseModel):
     floppy: str | None = None
     display: bool = False
     seed: bool = False
+    instance: str | None = None
     lived: bool = False
+    disks: list[str] = Field(default_factory=list)
 
     @property
     def digests(self) -> list[str]:
-        return [digest for digest in (self.cdrom, self.floppy) if digest is not None]
+        return [*(digest for digest in (self.cdrom, self.floppy) if digest is not None), *self.disks]
 
 
 def resolve_media(spec: MachineSpec, image: ImageManifest, find: Callable[[str], ImageManifest]) -> Media:
@@ -79,7 +85,25 @@ def resolve_media(spec: MachineSpec, image: ImageManifest, find: Callable[[str],
     if image.media != "disk":
         root = "blank" if spec.disk else "none"
     display = not (image.agent or image.cloud_init) if spec.display is None else spec.display
-    return Media(root=root, display=display, seed=image.cloud_init, **inserted)  # type: ignore[arg-type]
+    return Media(
+        root=root,
+        display=display,
+        seed=image.cloud_init,
+        lived=image.lived,
+        disks=list(image.disks),
+        cdrom=inserted.get("cdrom"),
+        floppy=inserted.get("floppy"),
+    )
+
+
+def with_image_disks(
+    spec: MachineSpec, image: ImageManifest, find: Callable[[str], ImageManifest]
+) -> MachineSpec:
+    """The spec of a machine that has the further disks of its image before those that it asks for."""
+    if not image.disks:
+        return spec
+    own = [DiskSpec(size=find(digest).size_bytes, serial=None) for digest in image.disks]
+    return spec.model_copy(update={"disks": (*own, *spec.disks)})
 
 
 def create_seed(directory: Path, record: MachineRecord) -> None:
@@ -94,12 +118,31 @@ def create_seed(directory: Path, record: MachineRecord) -> None:
 
     spec = record.spec
     texts = {
-        "meta-data": render_meta_data(record.id, record.hostname, spec.ssh_keys),
+        "meta-data": render_meta_data(record.media.instance or record.id, record.hostname, spec.ssh_keys),
         "user-data": spec.user_data or NO_USER_DATA,
         "vendor-data": render_agent_hook(),
         "network-config": render_network(record.hardware.mac),
     }
     write_seed(directory / SEED, texts)
+
+
+def renew_seed(directory: Path, record: MachineRecord) -> None:
+    """Put the name and the network card of a fork into the copy of its parent's seed. Blocking.
+
+    The fork's memory knows the device with its size: a seed that would have another size stays as it is. So
+    does the seed of a machine of an earlier bough, whose instance is not known.
+    """
+    seed = directory / SEED
+    if record.media.instance is None or not seed.is_file():
+        return
+    fresh = directory / "fresh"
+    fresh.mkdir(mode=0o700)
+    try:
+        create_seed(fresh, record)
+        if (fresh / SEED).stat().st_size == seed.stat().st_size:
+            (fresh / SEED).replace(seed)
+    finally:
+        shutil.rmtree(fresh)
 
 
 def plan_seed(media: Media, disks: Path) -> tuple[DiskPlan, ...]:

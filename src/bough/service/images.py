@@ -72,6 +72,7 @@ class ImportRequestBody(BaseModel):
     disk: str | None = None
     max_size: int | None = None
     cloud_init: bool = False
+    agent: bool | None = None
 
 
 def routes(hypervisor: Hypervisor) -> APIRouter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 from collections.abc import AsyncIterator, Iterator
@@ -10,10 +11,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Literal
 
+from pydantic import ValidationError
+
 from bough import __version__
 from bough.bundle import write_bundle
-from bough.errors import BoughError, InvalidInput
+from bough.errors import BoughError, InvalidInput, NotFound
 from bough.images.confined import Confinement, find_program, run_confined
+from bough.images.note import ExportNote, write_note
 from bough.images.store import ImageStore
 from bough.machines.disks import disk_chain
 from bough.machines.machine import Machine
@@ -103,6 +107,7 @@ async def exported(
                 )
             target = work / "disk.qcow2"
             await _convert(disks[0], target, confinement, ["-c", "-O", "qcow2"])
+            await asyncio.to_thread(write_note, target, _note(subject.manifest, images))
             yield _read_file(target)
         else:
             made = []
@@ -112,9 +117,18 @@ async def exported(
                 await _convert(disk, target, confinement, ["-O", "vmdk", "-o", "subformat=streamOptimized"])
                 made.append(target)
             report(Progress("writing the OVA"))
-            yield write_ova(subject.manifest, made)
+            yield write_ova(subject.manifest, made, _note(subject.manifest, images))
     finally:
         await remove_work(work)
+
+
+def _note(manifest: SnapshotManifest, images: ImageStore) -> ExportNote:
+    """For an import to take the disk back as ours."""
+    note = ExportNote(disks=len(manifest.disks), agent=manifest.image_agent)
+    with contextlib.suppress(NotFound, ValidationError):
+        image = images.resolve(manifest.image_digest)
+        return ExportNote.model_validate({**note.model_dump(), "os": image.os, "version": image.version})
+    return note
 
 
 async def _convert(source: Path, target: Path, confinement: Confinement, options: list[str]) -> None:

@@ -183,7 +183,7 @@ def describe(subject: Subject, *, image: str | None, version: str) -> BundleMani
         image_agent=manifest.image_agent,
         domain=manifest.domain,
         first_boot=manifest.first_boot,
-        media=manifest.media,
+        media=manifest.media.model_copy(update={"disks": []}),  # a bundle has all of each
         parts=tuple(parts),
         accelerator=subject.accelerator if subject.saved is not None else None,  # type: ignore[arg-type]
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
+from bough.images.note import ExportNote, note_property
 from bough.snapshots.store import SnapshotManifest
 from bough.units import MIB
 
@@ -29,6 +30,10 @@ _ENVELOPE = """<?xml version="1.0" encoding="UTF-8"?>
  <VirtualSystem ovf:id={name}>
   <Info>A virtual machine</Info>
   <Name>{text}</Name>
+  <ProductSection ovf:class={note_class}>
+   <Info>For bough, to take the machine back</Info>
+   <Property ovf:key={note_key} ovf:type="string" ovf:userConfigurable="false" ovf:value={note}/>
+  </ProductSection>
   <OperatingSystemSection ovf:id="{os_id}"><Info>The guest</Info><Description>{os_name}</Description></OperatingSystemSection>
   <VirtualHardwareSection>
    <Info>Hardware</Info>
@@ -40,11 +45,12 @@ _ENVELOPE = """<?xml version="1.0" encoding="UTF-8"?>
 """  # noqa: E501
 
 
-def render_ovf(manifest: SnapshotManifest, sizes: list[int]) -> str:
+def render_ovf(manifest: SnapshotManifest, sizes: list[int], note: ExportNote) -> str:
     """The description.
 
     Args:
         sizes: of the files disk0.vmdk, disk1.vmdk, ...
+        note: what an import goes by.
     """
     spec = manifest.spec
     files = [
@@ -74,11 +80,15 @@ def render_ovf(manifest: SnapshotManifest, sizes: list[int]) -> str:
     ]
     if manifest.hardware.mac is not None:
         items.append(_item(4 + len(sizes), 10, "Network", ResourceSubType="E1000", Connection="nat"))
+    note_class, note_key, text = (quoteattr(value) for value in note_property(note))
     os_id, os_name = _SYSTEMS.get(manifest.hardware.arch, ("1", "Other"))
     return _ENVELOPE.format(
         files="\n".join(files),
         disks="\n".join(disks),
         items="\n".join(items),
+        note_class=note_class,
+        note_key=note_key,
+        note=text,
         name=quoteattr(manifest.machine_name),
         text=escape(manifest.machine_name),
         os_id=os_id,
@@ -93,9 +103,9 @@ def _item(number: int, kind: int, name: str, **values: str) -> str:
     return f"   <Item>{inner}</Item>"
 
 
-def write_ova(manifest: SnapshotManifest, disks: list[Path]) -> Iterator[bytes]:
+def write_ova(manifest: SnapshotManifest, disks: list[Path], note: ExportNote) -> Iterator[bytes]:
     """The archive, in pieces: the description first, as the standard wants it."""
-    description = render_ovf(manifest, [path.stat().st_size for path in disks]).encode()
+    description = render_ovf(manifest, [path.stat().st_size for path in disks], note).encode()
     name = manifest.machine_name
     digests = [f"SHA256({name}.ovf)= {hashlib.sha256(description).hexdigest()}"]
     yield from _member(f"{name}.ovf", len(description), [description])

@@ -248,7 +248,8 @@ class SnapshotStore:
         for manifest in self._manifests.values():
             if manifest in self.ready():
                 continue  # nobody's, and gone before its image is
-            yield manifest.image_digest, f"snapshot {manifest.label or manifest.id}"
+            for digest in {manifest.image_digest, *manifest.media.digests}:
+                yield digest, f"snapshot {manifest.label or manifest.id}"
 
     def bytes_on_disk(self, snapshot_id: str) -> int:
         root = self.paths(snapshot_id).root

@@ -17,6 +17,7 @@ from bough.errors import Conflict, SnapshotDamaged
 from bough.images.confined import Confinement
 from bough.images.overlays import check_disk
 from bough.machines.machine import Machine
+from bough.machines.media import renew_seed
 from bough.machines.record import (
     LIVE,
     FirstBoot,
@@ -298,6 +299,8 @@ class SnapshotTree:
                 source, manifest, made, record.hardware.uid, durable=not record.ephemeral
             )
             copy_companions(source.disks, made.disks)
+            if record.identity == "new":
+                renew_seed(made.disks, record)
             record.write(made)
 
     def fresh_overlays(self, manifest: SnapshotManifest, fork: Machine) -> list[MachineDisk]:

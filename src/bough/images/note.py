@@ -1,0 +1,121 @@
+"""The note on a disk that bough exported: it lets an import recognize the guest's agent.
+
+A qcow2 has the note in a header extension (QEMU docs/interop/qcow2.txt; other programs ignore it), an OVA in
+a property of its description. The note is not trusted: anybody may have written it. It names no file and no
+command. It says whether to wait for an agent, and what to show in lists.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+MOST_NOTE_BYTES = 2048
+#: In the qcow2's header: "boug", which nobody else is known to use.
+EXTENSION = 0x626F7567
+_CLASS = "bough"
+_KEY = "note"
+_END = bytes(8)
+_MOST_EXTENSIONS = 64
+
+
+class ExportNote(BaseModel):
+    """Attributes:
+    bough: version of the note.
+    agent: the guest has bough's agent, which starts by itself.
+    disks: how many the machine had. An OVA has all of them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    bough: Literal[1] = 1
+    agent: bool
+    os: str = Field(default="unknown", max_length=40, pattern=r"^[A-Za-z0-9._+-]*$")
+    version: str = Field(default="", max_length=40, pattern=r"^[A-Za-z0-9._+~-]*$")
+    disks: int = Field(default=1, ge=1, le=17)
+
+    def render(self) -> str:
+        return self.model_dump_json()
+
+
+def parse_note(text: bytes | str | None) -> ExportNote | None:
+    """None for none, for one that is damaged, and for one of a newer bough: then the disk is anybody's."""
+    if not text or len(text) > MOST_NOTE_BYTES:
+        return None
+    try:
+        return ExportNote.model_validate_json(text)
+    except ValidationError:
+        return None
+
+
+def note_property(note: ExportNote) -> tuple[str, str, str]:
+    """Class, key and value of the OVF property (DSP0243, ProductSection)."""
+    return _CLASS, _KEY, note.render()
+
+
+def is_note(section: str, key: str) -> bool:
+    return (section, key) == (_CLASS, _KEY)
+
+
+def write_note(qcow2: Path, note: ExportNote) -> None:
+    """Put it into the header of a qcow2 of version 3 that qemu-img has just written.
+
+    Raises:
+        ValueError: the header has no room for it.
+    """
+    data = note.render().encode()
+    extension = struct.pack(">II", EXTENSION, len(data)) + data + bytes(-len(data) % 8)
+    with qcow2.open("r+b") as stream:
+        place, end = _end_of_extensions(stream)
+        if place is None or place + len(extension) + len(_END) > end:
+            raise ValueError("the header has no room")
+        stream.seek(place)
+        stream.write(extension + _END)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def read_note(stream: BinaryIO) -> ExportNote | None:
+    """Of a qcow2 whose header was checked (formats.py)."""
+    for kind, place, length in _extensions(stream):
+        if kind == EXTENSION and length <= MOST_NOTE_BYTES:
+            stream.seek(place)
+            return parse_note(stream.read(length))
+    return None
+
+
+def _end_of_extensions(stream: BinaryIO) -> tuple[int | None, int]:
+    """Where their end is marked, and where their room ends: a backing file's name, or the first cluster."""
+    stream.seek(0)
+    head = stream.read(104)
+    if len(head) < 104 or struct.unpack_from(">I", head, 4)[0] != 3:
+        return None, 0
+    (bits,) = struct.unpack_from(">I", head, 20)
+    place: int = struct.unpack_from(">I", head, 100)[0]
+    for _, start, length in _extensions(stream):
+        place = start + length + -length % 8
+    return place, 1 << min(bits, 21)
+
+
+def _extensions(stream: BinaryIO) -> list[tuple[int, int, int]]:
+    """Kind, place and length of each; docs/interop/qcow2.txt, "Header extensions"."""
+    stream.seek(0)
+    head = stream.read(104)
+    if len(head) < 104 or struct.unpack_from(">I", head, 4)[0] != 3:
+        return []
+    (bits,), (place,) = struct.unpack_from(">I", head, 20), struct.unpack_from(">I", head, 100)
+    found: list[tuple[int, int, int]] = []
+    while len(found) < _MOST_EXTENSIONS and place + 8 <= 1 << min(bits, 21):
+        stream.seek(place)
+        words = stream.read(8)
+        if len(words) < 8:
+            break
+        kind, length = struct.unpack(">II", words)
+        if kind == 0:
+            break
+        found.append((kind, place + 8, length))
+        place += 8 + length + -length % 8
+    return found
