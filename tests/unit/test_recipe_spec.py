@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
 import tarfile
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from bough.errors import InvalidSpec
+from bough.client.user_data import read_user_data
+from bough.errors import InvalidInput, InvalidSpec
+from bough.guest import agent_nic
 from bough.images.layers import layer_key, parse_packages
 from bough.images.seed import render_agent_hook, render_meta_data, render_network, write_seed
-from bough.spec import parse_recipe
+from bough.spec import parse_recipe, parse_spec
 
 
 def test_what_needs_a_machine() -> None:
@@ -91,3 +94,47 @@ def test_a_seed_is_an_iso_called_cidata(tmp_path: Path) -> None:
         iso.get_file_from_iso_fp(found, rr_path=f"/{name}")
         assert found.getvalue() == text.encode()
     iso.close()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#cloud-config\n{}\n",
+        "#!/bin/sh\ntrue\n",
+        "## template: jinja\n#cloud-config\n{}\n",
+        "Content-Type: multipart/mixed; boundary=x\nMIME-Version: 1.0\n\n--x--\n",
+        "#cloud-config\n" + "# filler\n" * 60_000,
+    ],
+)
+def test_user_data_in_any_form(text: str, tmp_path: Path) -> None:
+    variants = [text.encode(), text.encode("utf-8-sig"), text.encode("utf-16"), gzip.compress(text.encode())]
+    for data in variants:
+        (tmp_path / "user-data").write_bytes(data)
+        read = read_user_data(tmp_path / "user-data")
+        assert parse_spec({"image": "cloud", "user_data": read}).user_data == text
+    assert parse_spec({"image": "cloud", "user_data": "\ufeff" + text}).user_data == text
+
+
+def test_user_data_that_cloud_init_would_not_read(tmp_path: Path) -> None:
+    for text in ("packages: [nginx]\n", "# cloud-config\n", "{}"):
+        with pytest.raises(InvalidSpec, match="takes no notice of"):
+            parse_spec({"image": "cloud", "user_data": text})
+    for data in (b"\xff\xfa\x00", gzip.compress(b"#cloud-config\n" * 99)[:-20]):
+        (tmp_path / "user-data").write_bytes(data)
+        with pytest.raises(InvalidInput, match="user-data"):
+            read_user_data(tmp_path / "user-data")
+
+
+def test_configurations_follow_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = "52:54:00:ab:cd:ef", "52:54:00:12:34:fe"
+    monkeypatch.setattr(agent_nic, "_DIRECTORIES", (str(tmp_path), str(tmp_path / "absent")))
+    (tmp_path / "50-cloud-init.yaml").write_text(f"macaddress: {old}\n")
+    (tmp_path / "ifcfg-eth0").write_text(f"HWADDR={old.upper()}\n")
+    (tmp_path / "other").write_text("52:54:00:00:00:01\n")
+    (tmp_path / "large").write_text(old * 10_000)
+    (tmp_path / "50-cloud-init.yaml").chmod(0o600)
+    changed = agent_nic.follow(old, new)
+    assert [Path(path).name for path in changed] == ["50-cloud-init.yaml", "ifcfg-eth0"]
+    assert (tmp_path / "50-cloud-init.yaml").read_text() == f"macaddress: {new}\n"
+    assert (tmp_path / "50-cloud-init.yaml").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "ifcfg-eth0").read_text() == f"HWADDR={new.upper()}\n"

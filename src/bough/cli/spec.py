@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from bough.client.user_data import read_user_data
 from bough.errors import InvalidInput
 from bough.spec.table import Flag, flags
 
@@ -72,8 +73,8 @@ def _add_media(data: dict[str, Any], given: dict[str, Any]) -> None:
             data[name] = _import(Path(data[name]))
     if given["user_data"] is not None:
         try:
-            data["user_data"] = Path(given["user_data"]).expanduser().read_text()
-        except (OSError, UnicodeDecodeError) as error:
+            data["user_data"] = read_user_data(Path(given["user_data"]).expanduser())
+        except OSError as error:
             raise InvalidInput(f"--user-data {given['user_data']}: {error}") from error
 
 

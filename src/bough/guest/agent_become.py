@@ -194,8 +194,10 @@ class Parts:
             self.failed.append(f"{what}: {type(error).__name__}: {error}"[:300])
 
 
-def settle(_arguments: Arguments, _tell: Tell) -> dict[str, object]:
-    """What became is on the disk, sshd, where it runs, has its new keys, and journalctl finds the journal.
+def settle(arguments: Arguments, _tell: Tell) -> dict[str, object]:
+    """{"mac_from", "mac"} of a card that has another address than before, or nothing.
+
+    What became is on the disk, sshd, where it runs, has its new keys, and journalctl finds the journal.
 
     The lease needs nothing: the uplink of each machine gives the same address to whoever asks.
     """
@@ -209,6 +211,11 @@ def settle(_arguments: Arguments, _tell: Tell) -> dict[str, object]:
             _lead_to_journal(place)
         except OSError:
             pass  # no journal there, or one that is read-only
+    mac_from, mac = arguments.get("mac_from"), arguments.get("mac")
+    if isinstance(mac_from, str) and isinstance(mac, str) and len(mac_from) == len(mac) == 17:
+        from bough.guest import agent_nic
+
+        agent_nic.follow(mac_from, mac)
     os.sync()
     return {}
 

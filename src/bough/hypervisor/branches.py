@@ -352,7 +352,7 @@ class Branches(Making):
                 assert isinstance(channel, AgentChannel)  # the image has ours
                 for _ in range(_REHEARSED_COMMANDS):
                     await run_script(channel, "true", timeout_s=_REHEARSED_COMMAND_S)
-                await settle_identity(channel)
+                await settle_identity(channel, machine.record)
                 if machine.pid is not None:
                     await wait_quiet(machine.pid, began=began, hurry=hurry)
                 overlays = await asyncio.to_thread(self.snapshots.fresh_overlays, kind.manifest, machine)

@@ -262,7 +262,7 @@ class Guest:
 
     async def _settle(self, channel: AgentChannel) -> None:
         with contextlib.suppress(BoughError):  # one that dies before is told again at its next boot
-            await settle_identity(channel)
+            await settle_identity(channel, self._machine.record)
             self._machine.change(identity="known", mac_before=None)
 
 

@@ -114,9 +114,12 @@ async def _check_clock(
         await set_clock(channel, record)
 
 
-async def settle_identity(channel: AgentChannel) -> None:
+async def settle_identity(channel: AgentChannel, record: MachineRecord) -> None:
     """Have it written to the guest's disk, and its lease and sshd renewed. Takes the guest a while."""
-    await channel.call("settle", {}, timeout_s=_CALL_TIMEOUT_S)
+    card: dict[str, Any] = {}
+    if record.hardware.mac and record.mac_before and record.mac_before != record.hardware.mac:
+        card = {"mac_from": record.mac_before, "mac": record.hardware.mac}
+    await channel.call("settle", card, timeout_s=_CALL_TIMEOUT_S)
 
 
 def make_host_keys() -> dict[str, list[str]]:

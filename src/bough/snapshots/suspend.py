@@ -89,7 +89,7 @@ async def _prepare(machine: Machine) -> None:
     with contextlib.suppress(BoughError):
         await prepare_guest(channel)
         if machine.record.identity == "new":
-            await settle_identity(channel)
+            await settle_identity(channel, machine.record)
             machine.change(identity="known", mac_before=None)
 
 

@@ -46,6 +46,12 @@ _SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,19}")
 _MODE = re.compile(r"0?[0-7]{3,4}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+#: How user-data begins (cloud-init's documentation, "User-data formats").
+_USER_DATA = ("#cloud-", "#!", "#include", "#part-handler", "#upstart-job", "## template: jinja")
+_MIME = re.compile(
+    r"(?:from [^\n]*\n)?(?:content-[a-z-]+|mime-version|from|to|subject|date|message-id|x-[a-z-]+):",
+    re.IGNORECASE,
+)
 _SSH_KEY_TYPES = (
     "ssh-ed25519",
     "ssh-rsa",
@@ -320,6 +326,16 @@ def file_text(value: Any) -> str:
     except UnicodeEncodeError:
         raise told("expected text in UTF-8", "bytes go in content_base64") from None
     return value
+
+
+def user_data(value: Any) -> str:
+    """What cloud-init reads: without a byte order mark, for with one cloud-init takes no notice of it."""
+    text = file_text(value).removeprefix("\ufeff")
+    if not text.startswith(_USER_DATA) and not _MIME.match(text):
+        first = text.partition("\n")[0]
+        hint = "it begins with #cloud-config, #! or another word of cloud-init's, or is a MIME message"
+        raise told(f"cloud-init takes no notice of user-data that begins with {quote(first)}", hint)
+    return text
 
 
 def file_base64(value: Any) -> str:

@@ -52,6 +52,7 @@ SshKey = Annotated[str, BeforeValidator(fields.ssh_key), _TEXT]
 Serial = Annotated[str, BeforeValidator(fields.disk_serial), _TEXT]
 Mode = Annotated[str, BeforeValidator(fields.file_mode), _TEXT]
 FileText = Annotated[str, BeforeValidator(fields.file_text), _TEXT]
+UserData = Annotated[str, BeforeValidator(fields.user_data), _TEXT]
 FileBase64 = Annotated[str, BeforeValidator(fields.file_base64), _TEXT]
 VariableName = Annotated[str, BeforeValidator(fields.variable_name), _TEXT]
 VariableValue = Annotated[str, BeforeValidator(fields.variable_value), _TEXT]
@@ -228,7 +229,7 @@ class MachineSpec(Table):
     commands: Annotated[tuple[ShellCommand, ...], Field(strict=False, max_length=256)] = _setting(
         "commands", ()
     )
-    user_data: FileText | None = _setting("user_data", None)
+    user_data: UserData | None = _setting("user_data", None)
     accelerator: Literal["auto", "kvm", "tcg"] = _setting("accelerator", "auto")
     ports: Annotated[tuple[PortSpec, ...], Field(strict=False, max_length=64)] = _setting("ports", ())
     mounts: Annotated[tuple[MountSpec, ...], Field(strict=False, max_length=32)] = _setting("mounts", ())
