@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
@@ -11,7 +12,7 @@ from bough.errors import BoughError, DeadlineExceeded, GuestRefused
 from bough.guest.channel import AgentChannel
 from bough.guest.facts import clean_name, clean_text
 from bough.guest.qga import QgaChannel
-from bough.guest.session import ExecRequest
+from bough.guest.session import ExecRequest, ExitStatus
 from bough.machines.record import FirstBoot, MachineRecord
 from bough.progress_watch import ProgressWatch, Stalled
 
@@ -21,6 +22,19 @@ CLOUD_INIT_TIMEOUT_S = 1800.0
 INSTALL_TIMEOUT_S = 600.0
 #: An emulated guest on a busy host, with a large disk.
 GROW_TIMEOUT_S = 1800.0
+#: cloud-init's power_state reboots when cloud-init's last process has ended, by a process of the same name.
+#: What is left of a first boot is done after that reboot.
+_WAIT_CLOUD_INIT = r"""
+cloud-init status --wait --long
+status=$?
+n=0
+ends() { grep -qsa -e 'cloud-ini[t].\(modules\|--all-stages\)' -e '^shutdow[n].' /proc/[0-9]*/cmdline; }
+while [ $n -lt 300 ] && ends; do sleep 0.2; n=$((n + 1)); done
+while [ "$(systemctl is-system-running 2>/dev/null)" = stopping ]; do sleep 0.5; done
+exit $status
+"""
+_MOST_WAITS = 30
+_WAITS_EVERY_S = 2.0
 _MOST_FAILURES = 50
 _MOST_OUTPUT = 2000
 _OLD_AGENT = (
@@ -187,24 +201,37 @@ async def run_script(
 async def _wait_cloud_init(channel: AgentChannel, failures: Failures) -> None:
     """Until it has set up the guest: both of us at once would be in each other's way."""
     with failures.of("cloud-init"):
-        session = await channel.exec(ExecRequest(["cloud-init", "status", "--wait", "--long"], stdin=False))
-        said = bytearray()
-
-        async def listen() -> None:
-            async for _, data in session:
-                said.extend(data[: _MOST_OUTPUT - len(said)])
-
-        try:
-            await channel.patience(CLOUD_INIT_TIMEOUT_S).run(listen())
-        except Stalled:
-            await session.abort()
-            failures.add("cloud-init", "it stopped making progress")
+        for _ in range(_MOST_WAITS):
+            exit_status, said = await _listen_to_cloud_init(channel)
+            if exit_status is None:
+                failures.add("cloud-init", "it stopped making progress")
+                return
+            if exit_status.error is not None:
+                raise exit_status.error
+            if exit_status.signal is not None:
+                await asyncio.sleep(_WAITS_EVERY_S)  # a shutdown ended the wait; soon the agent goes too
+                continue
+            # 2: all is done, with a complaint, such as a deprecated key.
+            if exit_status.code not in (0, 2):
+                failures.add("cloud-init", f"it ended with {exit_status.code}", said)
             return
-        if session.exit.error is not None:
-            raise session.exit.error
-        # 2: all is done, with a complaint, such as a deprecated key.
-        if session.exit.code == 1:
-            failures.add("cloud-init", "it ended with an error", said.decode(errors="replace"))
+
+
+async def _listen_to_cloud_init(channel: AgentChannel) -> tuple[ExitStatus | None, str]:
+    """How the wait ended, and what cloud-init says of itself. None: nothing moves any more."""
+    session = await channel.exec(ExecRequest(["/bin/sh", "-c", _WAIT_CLOUD_INIT], stdin=False))
+    said = bytearray()
+
+    async def listen() -> None:
+        async for _, data in session:
+            said.extend(data[: _MOST_OUTPUT - len(said)])
+
+    try:
+        await channel.patience(CLOUD_INIT_TIMEOUT_S).run(listen())
+    except Stalled:
+        await session.abort()
+        return None, ""
+    return session.exit, said.decode(errors="replace")
 
 
 def render_first_boot(record: MachineRecord) -> dict[str, Any]:
