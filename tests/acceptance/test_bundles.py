@@ -124,7 +124,8 @@ def test_an_export_comes_back_as_a_machine_of_ours(
     cli("delete", "two", "--force")
     image = cli.json("image", "import", tmp_path / "two.ova", "--name", "back")
     assert (image["agent"], image["lived"], image["os"], len(image["disks"])) == (True, True, "debian", 1)
-    cli("create", "back", "--memory", "512MiB", "--disk", "10GiB", "--user", "joe", "--extra-disk", "32MiB")
+    more = ["--disk", "10GiB", "--user", "joe", "--extra-disk", "32MiB"]
+    cli("create", "back", "--name", "back", "--memory", "512MiB", *more)
     cli("start", "back")
     assert cli.json("info", "back")["agent"] == "answering"
     script = f"cat /etc/machine-id; hostname; head -c 4 {disk}; echo; cat /root/word; id -un joe; "

@@ -1,5 +1,5 @@
 # awk -f new_sources.awk KNOWN FILE: FILE, of deb822 sources with one suite and one type a stanza, without what KNOWN has.
-# A line of KNOWN is "TYPE URI SUITE COMPONENT". http and https are the same place.
+# A line of KNOWN is "TYPE URI SUITE COMPONENT". How a place is reached does not count.
 function place(uri) { sub(/^[a-z]+:\/\//, "", uri); sub(/\/+$/, "", uri); return uri }
 function end_stanza(   count, parts, missing, i) {
     count = split(components == "" ? "-" : components, parts, " ")
