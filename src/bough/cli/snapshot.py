@@ -38,6 +38,8 @@ def create_snapshot(
         show_json(taken)
         return
     print(taken["label"] or taken["id"])
+    if taken.get("consistency") == "crash":
+        click.echo("note: the guest's file systems were not held still: as after a power loss", err=True)
     if taken.get("pause_ms") is not None:
         click.echo(f"{name} stood still for {taken['pause_ms']:.0f} ms", err=True)
 

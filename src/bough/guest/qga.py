@@ -106,7 +106,7 @@ class QgaChannel:
             raise ProtocolError("the guest's agent sent a line without end") from None
         return line
 
-    async def ask(self, command: str, *, timeout_s: float = 30, **arguments: Any) -> Any:
+    async def ask(self, command: str, *, timeout_s: float = 30, exact: bool = False, **arguments: Any) -> Any:
         """Raises: GuestRefused with the agent's words; AgentTimeout, AgentUnavailable."""
         if self._commands and command not in self._commands:
             raise GuestRefused(f"the agent of machine {self.machine!r} cannot do {command}")
@@ -124,7 +124,8 @@ class QgaChannel:
 
         async with self._turn:
             try:
-                line = await self.patience(timeout_s).run(ask())
+                watch = by_the_clock(timeout_s) if exact else self.patience(timeout_s)
+                line = await watch.run(ask())
                 answer = json.loads(line.lstrip(b"\xff"))
             except Stalled as stalled:
                 raise AgentTimeout(
@@ -143,7 +144,7 @@ class QgaChannel:
 
     async def ping(self, timeout_s: float = 5) -> float:
         start = time.monotonic()
-        await self.ask("guest-ping", timeout_s=timeout_s)
+        await self.ask("guest-ping", timeout_s=timeout_s, exact=True)
         return time.monotonic() - start
 
     async def call(
@@ -159,7 +160,7 @@ class QgaChannel:
         if operation == "power_off":
             # It answers nothing when it does it.
             with contextlib.suppress(AgentTimeout, AgentUnavailable):
-                await self.ask("guest-shutdown", timeout_s=2, mode="powerdown")
+                await self.ask("guest-shutdown", timeout_s=2, exact=True, mode="powerdown")
             return {}
         if operation == "set_clock" and isinstance(arguments.get("unix_ns"), int):
             await self.ask("guest-set-time", timeout_s=timeout_s, time=arguments["unix_ns"])

@@ -10,6 +10,7 @@ from typing import Any
 
 from bough.errors import (
     AgentTimeout,
+    AgentUnavailable,
     BoughError,
     Conflict,
     DeadlineExceeded,
@@ -92,7 +93,9 @@ class Running(Branches):
         machine = None
         if name is None and not cold and is_neutral(spec):
             machine = await self._take_spare(self._can_run(spec), name=None, ephemeral=ephemeral)
-        manifest = None if cold or machine is not None else await self._ready_snapshot(spec, report)
+        manifest = (
+            None if cold or machine is not None else await self._ready_snapshot(spec, report, timeout_s)
+        )
         if manifest is not None and is_neutral(spec):
             self.ahead.expect(Kind(manifest, "new", spec))
         try:
@@ -205,8 +208,14 @@ class Running(Branches):
         if "spec" in of:
             await machine.standby.rouse()
 
-    async def _ready_snapshot(self, spec: MachineSpec, report: Report) -> SnapshotManifest | None:
-        """Of the booted image on that hardware, made where there is none; None: this one is booted."""
+    async def _ready_snapshot(
+        self, spec: MachineSpec, report: Report, timeout_s: float | None = None
+    ) -> SnapshotManifest | None:
+        """Of the booted image on that hardware, made where there is none; None: this one is booted.
+
+        Raises:
+            AgentTimeout: it was not made within `timeout_s`, a bound that a user gave.
+        """
         check_arch(spec.arch or split_label(spec.image)[1] or host_arch())
         image = await self.image(spec.image, spec.arch, report)
         if not can_be_ready(spec, image):
@@ -216,17 +225,26 @@ class Running(Branches):
         jail = await probe_jail(qemu, self.home)
         accelerator = choose_accelerator(spec.accelerator, await probe_accelerators(qemu, jail, self.home))
         key = ready_key(spec, image, hardware, accelerator.name, qemu.version)
-        async with self._making_ready.setdefault(key, asyncio.Lock()):
-            found = find_ready(self.snapshots.store, key)
-            if found is not None:
-                return found
-            try:
-                return await self._make_ready(neutral(spec, image), image, key, report)
-            except (MachineFailed, NoSpace, AgentTimeout, GuestRefused, TimeoutError) as error:
-                log.warning("no snapshot of the booted %s could be kept: %s", spec.image, error)
-                why = f"no snapshot of the booted image could be kept ({error})"
-                report(notice(f"the machine boots once more: {why}"))
-                return None
+        lock = self._making_ready.setdefault(key, asyncio.Lock())
+        bound = asyncio.timeout(timeout_s)
+        try:
+            async with bound, lock:
+                found = find_ready(self.snapshots.store, key)
+                return found or await self._make_ready(neutral(spec, image), image, key, report)
+        except (
+            MachineFailed,
+            NoSpace,
+            AgentUnavailable,
+            GuestRefused,
+            DeadlineExceeded,
+            TimeoutError,
+        ) as error:
+            if bound.expired():
+                raise _not_booted_in_time(spec.image, timeout_s) from None
+            log.warning("no snapshot of the booted %s could be kept: %s", spec.image, error)
+            why = f"no snapshot of the booted image could be kept ({error})"
+            report(notice(f"the machine boots once more: {why}"))
+            return None
 
     async def _make_ready(
         self, spec: MachineSpec, image: ImageManifest, key: str, report: Report
@@ -246,3 +264,11 @@ class Running(Branches):
                 await asyncio.shield(self.delete(machine, force=True))
         self._drop_ready(stale(self.snapshots.store, self._image_digests()))
         return manifest
+
+
+def _not_booted_in_time(image: str, timeout_s: float | None) -> AgentTimeout:
+    return AgentTimeout(
+        f"the image {image} did not boot within {timeout_s:g} s",
+        hint="give it more time with --timeout, or none: then it has as long as it makes progress",
+        timeout_s=timeout_s,
+    )

@@ -613,7 +613,7 @@ class Machine:
                 await self._first_of(_WOKEN_S, self._guest.ready, self._ended)
         if self._guest.channel is not None and self._guest.answers:
             try:
-                await self._guest.channel.call("power_off", {}, timeout_s=10)
+                await self._guest.channel.call("power_off", {}, timeout_s=10, exact=True)
                 return
             except BoughError:
                 pass  # an agent that cannot: the power button is left
