@@ -173,6 +173,7 @@ class BootFailed(BoughError):
     """The machine is left running; details: machine, seen (a kind of boot_signs.py), console (its end)."""
 
     code = "boot-failed"
+    http_status = 422
 
 
 class GuestRefused(BoughError):
