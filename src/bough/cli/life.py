@@ -18,6 +18,13 @@ _until = click.option(
 )
 
 
+_deadline = click.option(
+    "--deadline",
+    type=DURATION,
+    help="Then the plug is pulled. Default: after 60 s without progress of the guest, at most 3m.",
+)
+
+
 @click.command()
 @click.argument("image", type=IMAGE, required=False)
 @click.option("--name", help="What to call it.")
@@ -70,11 +77,11 @@ def _say_already(answer: dict[str, Any], how: str) -> None:
 
 @click.command()
 @click.argument("names", type=NAME, nargs=-1, required=True)
-@click.option("--deadline", type=DURATION, default="60s", help="Then the plug is pulled; 60s by default.")
+@_deadline
 @click.option(
     "--force", is_flag=True, help="Pull the plug at once. Of a suspended machine: give its memory up."
 )
-def stop(names: tuple[str, ...], deadline: float, force: bool) -> None:
+def stop(names: tuple[str, ...], deadline: float | None, force: bool) -> None:
     """Ask a machine to power off; after a deadline pull the plug."""
     service = connect()
     with progress() as report:
@@ -87,16 +94,17 @@ def stop(names: tuple[str, ...], deadline: float, force: bool) -> None:
             if done.get("how") == "power" and not force:
                 kind = (done.get("was") or {}).get("kind")
                 why = f"had {kind}" if kind in ("halted", "panicked") else ""
-                why = why or f"did not power off within {deadline:.0f} s"
+                within = "" if deadline is None else f" within {deadline:.0f} s"
+                why = why or f"did not power off{within}"
                 click.echo(f"{name} {why}: its plug was pulled", err=True)
 
 
 @click.command()
 @click.argument("name", type=NAME)
-@click.option("--deadline", type=DURATION, default="60s", help="Then the plug is pulled; 60s by default.")
+@_deadline
 @_until
 @click.option("--timeout", type=DURATION, help=TIMEOUT_HELP)
-def restart(name: str, deadline: float, until: str, timeout: float | None) -> None:
+def restart(name: str, deadline: float | None, until: str, timeout: float | None) -> None:
     """Stop a machine and start it again."""
     with progress() as report:
         body = {"deadline_s": deadline, "until": until, "timeout_s": timeout}

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: What a call may take beyond the time that the service itself was given.
 _GRACE_S = 15.0
+#: The longest that a guest may take to power off, where no deadline is given.
+_STOP_S = 180.0
 _MOUNT_TIMEOUT_S = 180.0
 Output = TypeVar("Output", str, bytes)
 
@@ -140,9 +142,12 @@ class Machine:
         self._long("start", body, timeout, progress)
 
     def stop(
-        self, *, deadline: float = 60.0, force: bool = False, progress: Report | None = None
+        self, *, deadline: float | None = None, force: bool = False, progress: Report | None = None
     ) -> Literal["guest", "power", "already"]:
         """Ask the guest to power off; after `deadline` seconds, or at once with `force`, pull the plug.
+
+        Args:
+            deadline: None: when the guest has made no progress for 60 s, at most after 180 s.
 
         Returns which of the two it was, or "already" for a machine that did not run.
         """
@@ -153,7 +158,7 @@ class Machine:
     def restart(
         self,
         *,
-        deadline: float = 60.0,
+        deadline: float | None = None,
         wait: bool = True,
         until: Literal["agent", "booted"] = "agent",
         timeout: float | None = None,
@@ -161,7 +166,7 @@ class Machine:
     ) -> None:
         """Stop (see `stop`) and start (see `start`)."""
         body = {"deadline_s": deadline, "wait": wait, "until": until, **_timeout(timeout)}
-        self._long("restart", body, None if timeout is None else timeout + deadline, progress)
+        self._long("restart", body, None if timeout is None else timeout + (deadline or _STOP_S), progress)
 
     def pause(self) -> None:
         """Its processors stand still; its memory stays."""

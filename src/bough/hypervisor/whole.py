@@ -113,7 +113,7 @@ class Hypervisor(Running, Images):
         self,
         machine: Machine,
         *,
-        deadline_s: float = 60,
+        deadline_s: float | None = None,
         force: bool = False,
         report: Report = ignore_progress,
     ) -> Literal["guest", "power", "already"]:
@@ -153,7 +153,7 @@ class Hypervisor(Running, Images):
         return False
 
     async def restart(
-        self, machine: Machine, *, deadline_s: float = 60, report: Report = ignore_progress
+        self, machine: Machine, *, deadline_s: float | None = None, report: Report = ignore_progress
     ) -> None:
         """Stop and start: the guest sees the power go and come back. Goes on when the caller is cancelled."""
 

@@ -11,6 +11,9 @@ from bough.qemu.pid import Pid
 BOOT_QUIET_S = 120.0
 #: Of a guest that sets itself up: a package that is unpacked says nothing for minutes.
 SET_UP_QUIET_S = 600.0
+#: Of a guest that shuts down, and the end of that wait: systemd kills after 90 s what does not end.
+STOP_QUIET_S = 60.0
+STOP_MOST_S = 180.0
 #: The end of a wait for a guest that goes on giving signs.
 _MOST_TIMES_QUIET = 30
 
@@ -29,6 +32,7 @@ def watch_guest(
     *,
     quiet_s: float = BOOT_QUIET_S,
     bound_s: float | None = None,
+    most_s: float | None = None,
 ) -> ProgressWatch:
     """A watch that begins now, over the process `pid` of a machine's QEMU.
 
@@ -36,5 +40,5 @@ def watch_guest(
         bound_s: a bound that a user gave: the wait ends then, and not before.
     """
     work = Pid.of(pid) if pid is not None else None
-    most_s = max(quiet_s, min(MOST_S, _MOST_TIMES_QUIET * quiet_s))
+    most_s = most_s or max(quiet_s, min(MOST_S, _MOST_TIMES_QUIET * quiet_s))
     return ProgressWatch(quiet_s, most_s=most_s, bound_s=bound_s, signs=signs, work=work)

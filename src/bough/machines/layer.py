@@ -36,7 +36,7 @@ async def make_layer(
     packages = await run_script(await machine.agent(), CLEAN_SCRIPT)
     if recipe.needs_move:
         await _move(machine, recipe, base, label, report)
-    await machine.stop(deadline_s=60)
+    await machine.stop()
     return int(recipe.needs_move), packages
 
 

@@ -43,7 +43,14 @@ from bough.machines.demand import DEMAND
 from bough.machines.events import Events
 from bough.machines.first_boot import first_boot_error, tried_again
 from bough.machines.guest import Guest
-from bough.machines.guest_watch import BOOT_QUIET_S, SET_UP_QUIET_S, guest_signs, watch_guest
+from bough.machines.guest_watch import (
+    BOOT_QUIET_S,
+    SET_UP_QUIET_S,
+    STOP_MOST_S,
+    STOP_QUIET_S,
+    guest_signs,
+    watch_guest,
+)
 from bough.machines.live_copy import end_live_copy
 from bough.machines.mounts import trouble_error
 from bough.machines.ports import PortServer
@@ -535,7 +542,7 @@ class Machine:
     async def stop(
         self,
         *,
-        deadline_s: float = 60,
+        deadline_s: float | None = None,
         force: bool = False,
         flush: bool = True,
         report: Report = ignore_progress,
@@ -544,11 +551,12 @@ class Machine:
         "guest" or "power". Goes on when the caller is cancelled.
 
         Args:
+            deadline_s: None: when the guest makes no progress any more, 180 s at most.
             flush: what QEMU holds reaches the disks; no, where they are to be deleted.
         """
         return await asyncio.shield(self.own(self._stop(deadline_s, force, flush, report), "stop"))
 
-    async def _stop(self, deadline_s: float, force: bool, flush: bool, report: Report) -> str:
+    async def _stop(self, deadline_s: float | None, force: bool, flush: bool, report: Report) -> str:
         if self.state is State.SUSPENDED:
             await self._give_up_memory(force)
             return "power"
@@ -568,10 +576,12 @@ class Machine:
             self._stop_asked = True
             self._note(state=State.STOPPING)
             if not force and not self.condition.dead.is_set():
-                report(Progress("asking the guest to power off", detail=f"at most {deadline_s:.0f} s"))
+                most_s = STOP_MOST_S if deadline_s is None else deadline_s
+                report(Progress("asking the guest to power off", detail=f"at most {most_s:.0f} s"))
                 await self._ask_power_off(paused)
         if not force:
-            await self._first_of(deadline_s, self._ended, self.condition.dead)
+            watch = self.watch(STOP_QUIET_S, bound_s=deadline_s, most_s=STOP_MOST_S)
+            await watch.until(self._ended, self.condition.dead)
         if self._ended.is_set():
             return "guest" if self._shutdown_reason != "killed" else "power"
         if not self._ended.is_set() and self._process is not None:
@@ -705,11 +715,12 @@ class Machine:
 
     # -- waiting ------------------------------------------------------------------------------
 
-    def watch(self, quiet_s: float = BOOT_QUIET_S, *, bound_s: float | None = None) -> ProgressWatch:
+    def watch(
+        self, quiet_s: float = BOOT_QUIET_S, *, bound_s: float | None = None, most_s: float | None = None
+    ) -> ProgressWatch:
         """How long to wait for its guest, from now; see guest_watch.py."""
-        return watch_guest(
-            self.pid, guest_signs(self._console, self._guest), quiet_s=quiet_s, bound_s=bound_s
-        )
+        signs = guest_signs(self._console, self._guest)
+        return watch_guest(self.pid, signs, quiet_s=quiet_s, bound_s=bound_s, most_s=most_s)
 
     async def wait_ready(self, *, timeout_s: float | None = None, report: Report = ignore_progress) -> None:
         """Until the agent answered and the first boot's set-up is done.

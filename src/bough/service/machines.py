@@ -63,12 +63,12 @@ class ResumeRequest(_Body):
 
 
 class StopRequest(_Body):
-    deadline_s: float = Field(60, ge=0, le=MAX_WAIT_S)
+    deadline_s: float | None = Field(None, ge=0, le=MAX_WAIT_S)
     force: bool = False
 
 
 class RestartRequest(_Body):
-    deadline_s: float = Field(60, ge=0, le=MAX_WAIT_S)
+    deadline_s: float | None = Field(None, ge=0, le=MAX_WAIT_S)
     wait: bool = True
     until: Literal["agent", "booted"] = "agent"
     timeout_s: float | None = Field(None, gt=0, le=MAX_WAIT_S)
