@@ -89,7 +89,7 @@ _SIGNS = (
     _Sign("firmware-shell", "a shell of UEFI", _anywhere(r"^uefi interactive shell[^\n]{0,40}")),
     _Sign(
         "nothing-to-boot",
-        "its firmware found nothing to boot",
+        "it found nothing to boot",
         _anywhere(
             r"^[^\n]{0,60}(?:no bootable (?:device|option)|operating system not found"
             r"|missing operating system|nothing to boot|reboot and select proper boot device)[^\n]{0,60}"
