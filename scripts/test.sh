@@ -5,6 +5,7 @@
 set -u
 python=.venv/bin/python
 
+rm -f .pytest_cache/v/cache/lastfailed # of runs of some tests
 "$python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 status=$?
 [ "$status" -eq 1 ] || exit "$status" # 0: passed; the rest: not all were run

@@ -134,6 +134,11 @@ def test_everything_works_without_root(ordinary_user: Path, fork: bough.Machine,
         bough start one
         bough exec one -- uname -s
         bough info one --json
+        boot() {{ bough exec one -- cat /proc/sys/kernel/random/boot_id; }}
+        before=$(boot)
+        bough serve --stop
+        rm -rf $BOUGH_HOME/run $XDG_RUNTIME_DIR
+        test "$(boot)" = "$before" && echo the same boot
         bough delete --force one
         bough import {bundle} --name there
         printf ',\\rgoodbye\\033:wq\\r' | bough console there
@@ -147,4 +152,5 @@ def test_everything_works_without_root(ordinary_user: Path, fork: bough.Machine,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Linux\n") or "\nLinux\n" in done.stdout, done.stdout
+    assert "the same boot\n" in done.stdout
     assert "Dear Sir,\ngoodbye\n" in done.stdout

@@ -156,6 +156,11 @@ async def test_found_although_its_sockets_were_removed(plan: Plan, paths: Machin
     process.kill()
     await process.wait()
     assert not paths.qmp_socket.exists()  # a link to a descriptor that is closed
+    again = await start_process(plan, paths)
+    assert paths.qmp_socket.is_socket()
+    assert not paths.qmp_socket.is_symlink()
+    again.kill()
+    await again.wait()
 
 
 async def test_what_nobody_holds_stays_unreachable(process: QemuProcess, paths: MachinePaths) -> None:

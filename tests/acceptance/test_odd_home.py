@@ -1,0 +1,87 @@
+"""A BOUGH_HOME with a long and odd name, reached through a link; and a umask of 077."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bough.paths import Home
+from tests.acceptance.conftest import Cli
+from tests.conftest import IMAGE, MEMORY, RUN
+from tests.leftovers import find_leftovers, wait_nothing_left
+
+pytestmark = pytest.mark.long
+
+ODD = "a blank, a comma: 100% ö $HOME 'x' \"y\" "
+
+
+@pytest.fixture(scope="module")
+def home(request: pytest.FixtureRequest, debian: str) -> Iterator[Home]:
+    """With the image; the path is longer than the address of a socket can be."""
+    place = request.config.stash[RUN].root / "odd"
+    place.mkdir(mode=0o711)
+    root = place
+    while len(os.fsencode(root)) < 150:
+        root /= ODD + "-" * 20
+        root.mkdir(mode=0o711)
+    before = os.umask(0o077)
+    try:
+        home = Home.at(root)
+        home.create()
+        images = request.config.stash[RUN].images
+        with images.alone():
+            images.give(home, IMAGE)
+        (place / "home").symlink_to(root)
+        yield home
+    finally:
+        os.umask(before)
+    left = wait_nothing_left(lambda: find_leftovers(home, service_may_run=False))
+    assert not left, str(left)
+
+
+@pytest.fixture(scope="module")
+def odd(home: Home, request: pytest.FixtureRequest) -> Iterator[Cli]:
+    cli = Cli({"BOUGH_HOME": str(request.config.stash[RUN].root / "odd" / "home")})
+    yield cli
+    for name in cli.names():
+        cli("delete", name, "--force")
+    cli("serve", "--stop")
+
+
+def test_a_machine_lives_there(odd: Cli, home: Home, tmp_path: Path) -> None:
+    shared = tmp_path / "shared, 100% ö"
+    shared.mkdir(mode=0o755)
+    (shared / "file").write_text("of the host")
+    odd("create", IMAGE, "--name", "web", "--memory", MEMORY, "--mount", f"{shared}:/srv", "--start")
+    assert odd.text("exec", "web", "--", "cat", "/srv/file") == "of the host"
+    odd("cp", shared / "file", "web:/root/copy")
+    assert odd.text("exec", "web", "cat", "/root/copy") == "of the host"
+    odd("exec", "web", "--", "sh", "-c", "echo stays > /root/stays; sync")
+
+    odd("snapshot", "create", "web", "--as", "point")
+    odd("fork", "point", "twig")
+    assert odd.text("exec", "twig", "--", "cat", "/root/stays") == "stays"
+    odd("suspend", "twig")
+    odd("resume", "twig")
+    assert odd.text("exec", "twig", "--", "cat", "/root/stays") == "stays"
+    bundle = tmp_path / "twig, a: b%.bough"
+    odd("export", "twig", bundle)
+    odd("import", bundle, "--name", "other")
+    assert odd.text("exec", "other", "--", "cat", "/root/stays") == "stays"
+
+    pid = odd.json("info", "web")["pid"]
+    odd("serve", "--stop")
+    assert odd.json("info", "web")["pid"] == pid
+    assert odd.text("exec", "web", "--", "cat", "/root/stays") == "stays"
+
+
+def test_the_store_is_as_it_should_be_there(odd: Cli, home: Home) -> None:
+    for name in odd.names():
+        odd("stop", name, "--force")
+    assert odd.json("doctor", "--store")["clean"]
+    assert home.root.stat().st_mode & 0o777 == 0o711
+    for directory in (home.images, home.machines, home.snapshots):
+        assert directory.stat().st_mode & 0o777 == 0o711
