@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -79,6 +80,12 @@ def test_a_cd_is_booted_and_typed_at(
         viewer.settimeout(10)
         viewer.connect(cli.text("screen", "rescue", "--print"))
         assert viewer.recv(12) == b"RFB 003.008\n"
+    with cli.popen("screen", "rescue", "--listen", "0", stdout=subprocess.PIPE) as offer:
+        assert offer.stdout is not None
+        port = int(re.findall(rb"[0-9]+", offer.stdout.readline())[-1])
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as viewer:
+            assert viewer.recv(12) == b"RFB 003.008\n"
+        offer.terminate()
     cli("stop", "rescue", "--force")
     cli.error("screenshot", "rescue", tmp_path / "x.png", says="stopped")
 

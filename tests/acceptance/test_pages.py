@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 
+import bough
 from tests.acceptance.conftest import BOUGH, Cli
+from tests.pages import PAGES, blocks, script_of
 
 pytestmark = pytest.mark.long
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    """The code blocks of a page, also those inside a list."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL)
-    return [textwrap.dedent(block) for _, block in found]
-
 
 def test_the_python_of_the_readme_runs(cli: Cli, debian: str, tmp_path: Path) -> None:
-    found = blocks(ROOT / "README.md", "python")
+    found = [text for language, text in blocks("README.md") if language == "python"]
     assert found, "the README shows no Python"
     before = cli.names()
     for block in found:
@@ -41,7 +33,7 @@ def test_the_python_of_the_readme_runs(cli: Cli, debian: str, tmp_path: Path) ->
 
 
 def test_the_tests_of_the_python_page_pass(cli: Cli, debian: str, tmp_path: Path) -> None:
-    (found,) = [block for block in blocks(ROOT / "docs" / "python.md", "python") if "def test_" in block]
+    (found,) = [text for _, text in blocks("docs/python.md") if "def test_" in text]
     (tmp_path / "test_page.py").write_text(found)
     before = cli.names()
     done = subprocess.run(
@@ -58,12 +50,30 @@ def test_the_tests_of_the_python_page_pass(cli: Cli, debian: str, tmp_path: Path
     assert cli.json("spares") == []
 
 
-def test_the_commands_of_the_quick_start_run(cli: Cli, debian: str, tmp_path: Path) -> None:
-    """Word for word, in one shell per page, with `bough` on the PATH."""
-    script = "\n".join(blocks(ROOT / "docs" / "quickstart.md", "sh"))
+@pytest.mark.parametrize("name", PAGES)
+def test_the_commands_of_a_page_run(
+    cli: Cli, hv: bough.Hypervisor, booted: bough.Snapshot, tmp_path: Path, name: str
+) -> None:
+    """Word for word, in one shell per page, with `bough` on the PATH, for a user with an empty home."""
+    page, script = PAGES[name], script_of(name)
     assert "bough " in script
-    environment = cli.env | {"PATH": f"{BOUGH.parent}:{cli.env['PATH']}"}
-    subprocess.run(
-        ["bash", "-euxc", script], check=True, timeout=600, cwd=tmp_path, env=environment, input=b""
-    )
-    assert cli.names() == [name for name in cli.names() if name in ("box", "bench")]
+    machines, snapshots = cli.names(), {snapshot.id for snapshot in hv.snapshots()}
+    environment = cli.env | {"PATH": f"{BOUGH.parent}:{cli.env['PATH']}", "HOME": str(tmp_path)}
+    if page.web:
+        cli("fork", booted.id, "web")
+    try:
+        subprocess.run(
+            ["bash", "-euxo", "pipefail", "-c", f"{page.before}\n{script}"],
+            check=True,
+            timeout=900,
+            cwd=tmp_path,
+            env=environment,
+            input=b"",
+        )
+    finally:
+        for machine in set(cli.names()) - set(machines):
+            cli("delete", machine, "--force")
+        for made in reversed(cli.json("snapshot", "list")):
+            if made["id"] not in snapshots and made["machine_name"] == "web":
+                cli("snapshot", "delete", made["id"])
+    assert cli.names() == machines

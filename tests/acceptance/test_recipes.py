@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ def test_layers_upon_an_image(cli: Cli, debian: str, images: list[str], tmp_path
         '[[files]]\npath = "/root/.ssh/authorized_keys"\nmode = "0600"\ncontent = "# of the recipe\\n"\n',
     )
     first = cli.text("image", "build", web)
+import os
     assert cli.text("image", "build", web, timeout_s=5) == first, "nothing has changed"
     script = "cat /srv/PAGE /srv/page; id -un joe; df --output=size -BG / | tail -1; cat /etc/hostname; "
     script += "head -n 1 /root/.ssh/authorized_keys"

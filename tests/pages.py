@@ -1,0 +1,122 @@
+"""The examples of README.md and docs/: which of them run, and why the others do not.
+
+tests/acceptance/test_pages.py runs each page's commands in order, in one shell, word for word.
+tests/unit/test_every_command.py fails for a block that is neither run nor named in NOT_RUN.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SHELL = ("sh", "console", "")
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a page's commands need before them: a script; `web`: a running machine of that name."""
+
+    before: str = ""
+    web: bool = False
+
+
+#: Pages whose commands test_pages.py runs.
+PAGES = {
+    "docs/quickstart.md": Page(),
+    "docs/snapshots.md": Page(web=True),
+    "docs/mounts.md": Page(before="mkdir -p src more ~/data"),
+    "docs/concepts.md": Page(before="mkdir -p ~/.config/systemd/user"),
+}
+
+#: Commands that are not run, by their beginning -> why.
+NOT_RUN = {
+    "README.md": {
+        "make demo": "installs packages; tests/acceptance/test_install.py installs, examples/demo.py shows",
+        ".venv/bin/bough run debian:12": "a shell on a terminal; test_guest.py has one",
+    },
+    "docs/quickstart.md": {"make demo": "as in README.md"},
+    "docs/snapshots.md": {
+        "bough fork web --count 20": "the next line forks three; bench/fork.py forks twenty",
+        "bough export web - | ssh": "needs another host; test_bundles.py uses a pipe",
+    },
+    "docs/images.md": {
+        "scripts/setup.sh arm64": "installs packages for another processor",
+        "bough run --arch arm64": "takes an emulated processor a quarter of an hour: `make test-foreign`",
+        "bough doctor --arch riscv64": "fails where that QEMU is not installed; test_options.py has --arch",
+        "bough image list": "shows the label of the machine above; test_life.py lists images",
+        "bough image lock web": "builds a recipe with nginx; test_options.py locks, test_recipes.py builds",
+        "bough image build ./web.toml": "as the line above",
+        "bough image import": "names files and addresses that are not here; test_options.py imports",
+        "bough image search": "test_cloud_image.py and test_options.py search a publisher of their own",
+        "bough image pull": "downloads from a publisher; the tests pull from one of their own",
+        "bough image catalogue": "names an address that is not there; test_options.py has one",
+        "bough create cloud": "of an image that was downloaded; test_cloud_image.py does this",
+        "bough exec web -- cloud-init": "as the line above",
+        "bough screenshot rescue": "test_media.py does this block with an ISO of its own",
+        "bough type rescue": "as the line above",
+        "bough screen rescue": "as the line above",
+    },
+    "docs/concepts.md": {"systemctl --user": "no systemd of a user in a test; test_upgrade.py has the unit"},
+}
+
+#: Blocks of Python that are not run by themselves -> why, by a line of them.
+FRAGMENTS = {
+    'snapshot = vm.snapshot("ready")': "upgrades packages from the network; test_python.py forks",
+    'with hv.run("debian:12", mounts=': "runs make on a source that is not here; test_mounts.py mounts",
+    'done = vm.exec("sort"': "test_python.py has each method of this page",
+    'with vm.spawn("sh"': "as above",
+    'vm.write_file("/etc/motd"': "as above",
+    'hv.build_image("debian:12"': "as above",
+    "except InvalidSpec as error": "as above",
+}
+
+
+def pages() -> list[str]:
+    """All pages that a user reads, but the reference, which is made from the code."""
+    found = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [str(path.relative_to(ROOT)) for path in found if path.name != "cli.md"]
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Language and text of the code blocks of a page, also those inside a list."""
+    found = re.findall(r"^( *)```(\w*)\n(.*?)^ *```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    return [(language, textwrap.dedent(text)) for _, language, text in found]
+
+
+def commands_of(page: str) -> list[str]:
+    """The lines of a page that are typed into a shell."""
+    found = []
+    for language, text in blocks(page):
+        lines = text.splitlines()
+        if language == "console":
+            found += [line[2:] for line in lines if line.startswith("$ ")]
+        elif language == "sh" or (not language and re.match("bough [a-z]", text)):
+            found += lines
+    return [line.strip() for line in found if line.strip()]
+
+
+def is_run(page: str, line: str) -> bool:
+    return page in PAGES and not any(line.startswith(begin) for begin in NOT_RUN.get(page, {}))
+
+
+def script_of(page: str) -> str:
+    """What of a page is run."""
+    return "\n".join(line for line in commands_of(page) if is_run(page, line))
+
+
+def commands_in_script(script: str) -> Iterator[list[str]]:
+    """The words of each call of bough in it."""
+    for line in re.sub(r"\\\n", " ", script).splitlines():
+        for piece in re.split(r"\|\||&&|[|;]|\$\(|<\(", line):
+            part = piece.strip()
+            if re.match(r"(?:\S*/)?bough ", part):
+                try:
+                    words = shlex.split(part, comments=True)
+                except ValueError:
+                    words = part.split()
+                yield [word for word in words[1:] if not re.match(r"\d*[<>]", word)]
