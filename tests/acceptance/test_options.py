@@ -19,7 +19,7 @@ import bough
 from bough.paths import Home
 from tests.acceptance.conftest import Cli, write
 from tests.conftest import MEMORY
-from tests.images_samples import convert, make_disk, make_ova
+from tests.images_samples import convert, describe, make_disk, make_ova
 from tests.publisher import serve_directory
 from tests.waiting import wait_until
 
@@ -55,8 +55,9 @@ def test_create_with_options(cli: Cli, debian: str, box: str, gone: list[str], t
     made = json.loads(
         cli(
             "create", debian, "--name", "full", "--memory", MEMORY, "--start", "--json",
-            "--arch", hardware["arch"], "--cpu", hardware["cpu"], "--machine-type", hardware["machine_type"],
-            "--clock", "+2h", "--hostname", "fuller", "--restart", "on-failure", "--accelerator", "auto",
+            "--arch", hardware["arch"], "--cpu", hardware["cpu_model"].partition(",")[0],
+            "--machine-type", hardware["machine_type"], "--clock", "+2h", "--hostname", "fuller",
+            "--restart", "on-failure", "--accelerator", "auto",
             "--extra-disk", "64MiB", "--ssh-key", KEY, "--env", "WORD=given",
             "--copy", f"{greeting}:/srv/word",
             "--command", "tr a-z A-Z < /srv/word > /srv/WORD", "--limit", "console=2MiB/s",
@@ -88,7 +89,7 @@ def test_create_that_requires_the_whole_jail(cli: Cli, debian: str, gone: list[s
 def test_create_with_a_floppy(
     cli: Cli, debian: str, gone: list[str], images: list[str], tmp_path: Path
 ) -> None:
-    (tmp_path / "disk.img").write_bytes(b"\xeb\x3c\x90MSDOS5.0" + bytes(1440 * 1024 - 11))
+    (tmp_path / "disk.img").write_bytes(bytes(510) + b"\x55\xaa" + bytes(1440 * 1024 - 512))
     gone.append("floppy")
     cli("create", debian, "--name", "floppy", "--floppy", tmp_path / "disk.img")
     images.append(cli.json("info", "floppy")["spec"]["floppy"])
@@ -111,7 +112,7 @@ def test_snapshots_with_options(cli: Cli, spare_name: str) -> None:
     try:
         assert [s["id"] for s in cli.json("snapshot", "list", spare_name)] == [made["id"]]
         assert made["id"] in cli.text("snapshot", "info", "only-disks")
-        assert cli.json("snapshot", "info", "only-disks")["memory"] is None
+        assert json.loads(cli.text("snapshot", "info", "only-disks"))["memory"] is None
         cli("snapshot", "verify", "only-disks")
     finally:
         cli("snapshot", "delete", "only-disks")
@@ -135,7 +136,7 @@ def test_restore(cli: Cli, spare_name: str) -> None:
 def test_fork_with_options(cli: Cli, box: str, gone: list[str]) -> None:
     gone += ["twin", "cold"]
     made = cli.json("fork", box, "twin", "--identity", "keep", "--timeout", "3m")
-    assert made[0]["name"] == "twin"
+    assert [one["machine"]["name"] for one in made] == ["twin"]
     assert cli.text("exec", "twin", "--", "hostname") == box
     cli("fork", box, "cold", "--cold")
     assert cli.json("info", "cold")["state"] == "stopped"
@@ -241,7 +242,8 @@ def test_image_import_with_options(cli: Cli, images: list[str], disk: Path, tmp_
     assert (made["arch"], made["cloud_init"]) == ("x86_64", True)
     assert "Plan 9" in json.dumps(cli.json("image", "list"))
     disks = {name: convert(disk, "vmdk", tmp_path / name).read_bytes() for name in ("a.vmdk", "b.vmdk")}
-    cli("image", "import", make_ova(tmp_path / "two.ova", disks), "--disk", "b.vmdk", "--name", "second")
+    files = {"machine.ovf": describe(*disks), **disks}
+    cli("image", "import", make_ova(tmp_path / "two.ova", files), "--disk", "b.vmdk", "--name", "second")
 
 
 def test_a_published_image_with_options(cli: Cli, images: list[str], disk: Path, tmp_path: Path) -> None:
@@ -260,7 +262,7 @@ def test_a_published_image_with_options(cli: Cli, images: list[str], disk: Path,
             cli("image", "catalogue", "update", "--from", f"{url}/catalogue.toml", "--force")
             assert cli.json("image", "catalogue", "update", "--force")
             found = cli.json("image", "search", "tiny", "--arch", "x86_64")
-            assert [name for each in found for name in each["names"]] == ["tiny:1"]
+            assert "tiny:1" in json.dumps(found)
             images.append("tiny")
             pulled = cli.json(
                 "image", "pull", "tiny:1", "--arch", "x86_64", "--no-signature", "--name", "tiny"

@@ -157,6 +157,8 @@ async def test_a_newer_catalogue_is_taken_whole_or_not(pull: Place, signers: tup
     assert (catalogues.current().serial, catalogues.source) == (99990101, "http://x/c")
     with pytest.raises(Conflict, match="older"):
         catalogues.replace(render_catalogue("http://127.0.0.1:1", signers[0], serial=5), "http://x/c")
+    catalogues.replace(render_catalogue("http://127.0.0.1:1", signers[0], serial=5), "http://x/c", force=True)
+    assert catalogues.current().serial == 5, "one that is forced is not used"
     pull.store.home.catalogue.write_text("{")
     assert catalogues.current() == ours, "a damaged one keeps nobody from using ours"
     catalogues.reset()

@@ -174,9 +174,12 @@ class Catalogues:
         self._path = home.catalogue
 
     def current(self) -> Catalogue:
-        built_in = parse_catalogue(BUILT_IN.read_bytes(), BUILT_IN.name)
-        fetched = self._fetched()
-        return fetched if fetched is not None and fetched.serial > built_in.serial else built_in
+        built_in = _built_in()
+        kept = self._fetched()
+        if kept is None:
+            return built_in
+        fetched, forced_over = kept
+        return fetched if fetched.serial > built_in.serial or forced_over == built_in.serial else built_in
 
     @property
     def source(self) -> str | None:
@@ -190,27 +193,36 @@ class Catalogues:
 
         Raises:
             InvalidInput: it is none.
-            Conflict: it is older than the one that is used, and not `force`.
+            Conflict: it is older than the one that is used, and not `force`. One that is forced is used
+                until bough itself brings a newer one.
         """
         new, old = parse_catalogue(text, source), self.current()
         if new.serial < old.serial and not force:
             raise Conflict(
                 f"the catalogue at {source} is older ({new.serial}) than the one in use ({old.serial})",
-                hint="--force takes it all the same, but not before our own",
+                hint="--force takes it all the same; `bough image catalogue reset` undoes that",
             )
-        write_json(self._path, {"source": source, "catalogue": new.model_dump(mode="json")})
+        kept: dict[str, Any] = {"source": source, "catalogue": new.model_dump(mode="json")}
+        if force:
+            kept["forced_over"] = _built_in().serial
+        write_json(self._path, kept)
         return new
 
     def reset(self) -> None:
         """Our own again."""
         self._path.unlink(missing_ok=True)
 
-    def _fetched(self) -> Catalogue | None:
+    def _fetched(self) -> tuple[Catalogue, int | None] | None:
+        """The list, and the serial of our own that it was forced over."""
         # A damaged one keeps nobody from using ours.
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             kept: dict[str, Any] = json.loads(self._path.read_bytes())
-            return Catalogue.model_validate(kept["catalogue"])
+            return Catalogue.model_validate(kept["catalogue"]), kept.get("forced_over")
         return None
+
+
+def _built_in() -> Catalogue:
+    return parse_catalogue(BUILT_IN.read_bytes(), BUILT_IN.name)
 
 
 def describe_catalogue(catalogues: Catalogues, words: str = "", arch: str | None = None) -> dict[str, Any]:
