@@ -119,7 +119,7 @@ def test_snapshots_with_options(cli: Cli, spare_name: str) -> None:
 
 
 def test_restore(cli: Cli, spare_name: str) -> None:
-    cli("snapshot", "create", spare_name, "--as", "before")
+    cli("snapshot", "create", spare_name, "--now", "--as", "before")
     cli("exec", spare_name, "--", "touch", "/dev/shm/after")
     cli("restore", spare_name, "before")
     assert cli("exec", spare_name, "--", "ls", "/dev/shm/after", check=False).returncode != 0
@@ -238,12 +238,21 @@ def test_image_import_with_options(cli: Cli, images: list[str], disk: Path, tmp_
     digits = hashlib.sha256(disk.read_bytes()).hexdigest()
     images += ["plain", "second"]
     made = cli.json("image", "import", disk, "--name", "plain", "--sha256", digits, "--arch", "x86_64",
-                    "--os", "Plan 9", "--max-size", "1GiB", "--cloud-init")  # fmt: skip
+                    "--os", "Plan 9", "--max-size", "1GiB", "--cloud-init", "--no-agent")  # fmt: skip
     assert (made["arch"], made["cloud_init"]) == ("x86_64", True)
     assert "Plan 9" in json.dumps(cli.json("image", "list"))
     disks = {name: convert(disk, "vmdk", tmp_path / name).read_bytes() for name in ("a.vmdk", "b.vmdk")}
     files = {"machine.ovf": describe(*disks), **disks}
-    cli("image", "import", make_ova(tmp_path / "two.ova", files), "--disk", "b.vmdk", "--name", "second")
+    cli(
+        "image",
+        "import",
+        make_ova(tmp_path / "two.ova", files),
+        "--disk",
+        "b.vmdk",
+        "--name",
+        "second",
+        "--agent",
+    )
 
 
 def test_a_published_image_with_options(cli: Cli, images: list[str], disk: Path, tmp_path: Path) -> None:
