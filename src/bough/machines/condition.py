@@ -48,6 +48,7 @@ _SILENT_PING_S = 2.0
 _PING_S = 1.0
 #: A panic ends when the console has been quiet for so long, and the guest has not rebooted by itself.
 _LAST_WORDS_S = 3.0
+_MOST_LAST_WORDS = 20
 _REBOOT_GRACE_S = 15.0
 _LEAST_BUSY = 0.1
 
@@ -182,11 +183,12 @@ class Condition:
         return self.found is not None and self.found.kind in kinds
 
     def error(self) -> BoughError | None:
-        """Return why no agent can answer, or None."""
+        """Return why no agent can answer now, or None."""
         found, name = self.found, self._machine.name
-        if found is None or found.kind not in _MUTE:
+        if found is None or found.kind not in _MUTE | _DEAD:
             return None
-        hint = f"bough resume {name}" if found.kind is Kind.ASLEEP else f"bough restart {name}"
+        hints = {Kind.ASLEEP: f"bough resume {name}", Kind.HALTED: f"bough restart {name}"}
+        hint = hints.get(found.kind, f"its last words: bough logs {name}")
         return AgentUnavailable(f"the guest of machine '{name}' {found.text}", hint=hint, machine=name)
 
     def check_awake(self, doing: str) -> None:
@@ -329,7 +331,9 @@ class Condition:
     async def _after_panic(self) -> None:
         """Wait for the guest to reboot by itself, or let the machine fail."""
         machine, pid, printed = self._machine, self._machine.pid, -1
-        while printed != self._words.printed_bytes:
+        for _ in range(_MOST_LAST_WORDS):
+            if printed == self._words.printed_bytes:
+                break
             printed = self._words.printed_bytes
             await asyncio.sleep(_LAST_WORDS_S)
         if self._words.reboots_in_s is not None:

@@ -741,7 +741,7 @@ class Machine:
         if not await self._is_ready(watch):
             self.reach.check()
             raise await self._not_ready(watch)
-        if not self._ended.is_set() and (error := self.condition.error()) is not None:
+        if self.condition.mute.is_set() and (error := self.condition.error()) is not None:
             raise error
         if not self._guest.ready.is_set():
             raise self.ended_error(f"before its agent answered, after {watch.waited_s:.1f} s")

@@ -40,25 +40,18 @@ async def wake(qmp: Qmp, machine_type: str, woken: asyncio.Event) -> None:
         BoughError: QEMU refused.
         TimeoutError: no report.
     """
-    if "q35" not in machine_type:
-        await qmp.execute("system_wakeup")
-        await _wait(woken)
-        return
-    kept = [(register, await _read(qmp, *register)) for register in _REGISTERS]
+    wanted = _REGISTERS if "q35" in machine_type else ()
+    registers = [(register, await _read(qmp, *register)) for register in wanted]
     # Both at once: QEMU executes the second before the guest has left the firmware.
     await asyncio.gather(qmp.execute("system_wakeup"), qmp.execute("stop"))
     try:
-        await _wait(woken)
-        for register, value in kept:
+        async with asyncio.timeout(_WAKE_S):
+            await woken.wait()
+        for register, value in registers:
             if value is not None:
                 await _write(qmp, *register, value)
     finally:
         await qmp.execute("cont")
-
-
-async def _wait(woken: asyncio.Event) -> None:
-    async with asyncio.timeout(_WAKE_S):
-        await woken.wait()
 
 
 def _address(device: int, function: int, register: int) -> int:
