@@ -104,7 +104,7 @@ def test_busy_is_not_hung(fork: bough.Machine, cli: Cli) -> None:
 
 
 def test_a_hung_agent(fork: bough.Machine, cli: Cli) -> None:
-    fork.shell("(sleep 1; kill -STOP $(systemctl show -p MainPID --value bough-agent)) >/dev/null 2>&1 &")
+    fork.shell("(sleep 1; systemctl kill -s STOP bough-agent) >/dev/null 2>&1 &")
     wait_until(lambda: (cli.json("info", fork.name)["condition"] or {}).get("kind") == "hung", what="hung")
     assert "the agent hangs" in cli.text("info", fork.name)
     assert fork.info().agent == "silent"
