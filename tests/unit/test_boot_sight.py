@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bough.errors import BootFailed, MachineFailed
+from bough.errors import BootFailed, MachineFailed, WrongState
 from bough.machines.boot_sight import BootSight
 from bough.machines.record import State
 from bough.progress import Progress
@@ -28,6 +28,8 @@ class Machine:
         self._console: Any = SimpleNamespace(printed=len(text.encode()))
 
     def console(self) -> Any:
+        if self.state is not State.RUNNING:
+            raise WrongState("it does not run")
         return self._console
 
     def screen(self) -> Any:

@@ -22,12 +22,12 @@ from bough.qemu.pid import Pid
 from bough.qemu.qmp import Qmp
 
 _LOOK_EVERY_S = 1.0
-#: A guest's own time in which it says nothing, and does something (firmware that waits for a key does) ...
-_QUIET_S = 20.0
-#: ... or nothing.
-_IDLE_S = 10.0
+#: A guest's own time in which it says nothing: at first, when UEFI firmware finds its devices, ...
+_FIRST_WORDS_S = 20.0
+#: ... and after its first words. Who waits for a key may be as busy as who computes.
+_QUIET_S = 10.0
 #: The end of the look at a guest that goes on saying something.
-_MOST_S = 180.0
+_MOST_S = 120.0
 
 
 class Host(Protocol):
@@ -82,7 +82,11 @@ class BootSight:
         self._is_due = False
         report(Progress("looking at what the guest shows of its boot"))
         machine = self._machine
-        self.sight = await self._look(self._watch(timeout_s))
+        most_s = min(_MOST_S, timeout_s or _MOST_S)
+        watch = self._watch(_FIRST_WORDS_S, most_s)
+        self.sight = await self._look(watch, until_words=True)
+        if self.sight is None and self._printed():
+            self.sight = await self._look(self._watch(_QUIET_S, most_s - watch.waited_s))
         if machine.state is State.FAILED:
             raise machine.ended_error("while it booted")
         if self.sight is None:
@@ -98,15 +102,14 @@ class BootSight:
         else:
             report(notice(f"{machine.name} shows {self.sight.text}"))
 
-    def _watch(self, timeout_s: float | None) -> ProgressWatch:
+    def _watch(self, quiet_s: float, most_s: float) -> ProgressWatch:
         machine = self._machine
-        console = machine.console()
-        signs = [lambda: console.printed, lambda: self._shown]
+        signs = [self._count_printed, lambda: self._shown]
         work = Pid.of(machine.pid) if machine.pid is not None else None
-        most_s = min(_MOST_S, timeout_s or _MOST_S)
-        return ProgressWatch(_QUIET_S, idle_s=_IDLE_S, most_s=most_s, signs=signs, work=work)
+        return ProgressWatch(quiet_s, idle_s=_QUIET_S, most_s=most_s, signs=signs, work=work)
 
-    async def _look(self, watch: ProgressWatch) -> Sight | None:
+    async def _look(self, watch: ProgressWatch, *, until_words: bool = False) -> Sight | None:
+        """What is seen before the watch runs out, or, at first, before the guest has said anything."""
         machine = self._machine
         while machine.state is State.RUNNING and watch.look():
             if machine.agent_state == "qemu-guest-agent":
@@ -116,16 +119,21 @@ class BootSight:
             self._shown = await self._read_screen()
             if (sight := recognize(self._shown)) is not None:
                 return sight
+            if until_words and self._printed():
+                return None
             await asyncio.sleep(_LOOK_EVERY_S)
         return None
 
     def _printed(self) -> str:
         """The end of what the guest printed since its start."""
+        count = min(self._count_printed(), 2 * MOST_CHARACTERS)
+        return read_console(self._machine.paths.console_log, count) if count else ""
+
+    def _count_printed(self) -> int:
         try:
-            console = self._machine.console()
-        except BoughError:
-            return ""
-        return read_console(self._machine.paths.console_log, min(console.printed, 2 * MOST_CHARACTERS))
+            return self._machine.console().printed
+        except BoughError:  # it has ended
+            return 0
 
     async def _read_screen(self) -> str:
         """Empty where there is no screen, or no text on it."""
