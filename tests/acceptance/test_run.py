@@ -121,3 +121,9 @@ def test_a_machine_that_is_held_outlives_the_service(hv: bough.Hypervisor, cli: 
         wait_until(lambda: vm.info().agent == "answering")
         assert vm.read_text("/dev/shm/kept") == "here\n"
     assert vm.name not in cli.names()
+
+
+def test_a_bound_holds_for_the_boot_of_the_image(cli: Cli, debian: str) -> None:
+    """Of a size that no other test boots: the first run makes the snapshot that later ones go on from."""
+    words = ("run", "--timeout", "1s", "--memory", "400MiB", debian, "--", "true")
+    cli.error(*words, says="did not boot within 1 s", hint="--timeout")

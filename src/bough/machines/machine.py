@@ -102,6 +102,9 @@ _TAKEN_UP_S = 3.0
 #: How long a stop waits for the agent of a guest that it woke; then the power button is left.
 _WOKEN_S = 10.0
 _SETTLED_POLL_S = 0.2
+#: QEMU's own time to end, and the end of that wait on a busy host.
+_QUIT_S = 5.0
+_QUIT_MOST_S = 60.0
 #: An older QEMU translates a program, and the C library, anew for each address that they are loaded at, so
 #: for each process: twice the time and, for 50 of `true`, 75 MiB of memory (docs/decisions/0010).
 _TRANSLATES_ONCE = (8, 0)
@@ -639,7 +642,8 @@ class Machine:
                     await self._qmp.execute("quit")
         elif self._process is not None:
             self._process.terminate()
-        if not await self._ended_or(5) and self._process is not None:
+        gone = await self.watch(_QUIT_S, most_s=_QUIT_MOST_S).until(self._ended)
+        if not gone and self._process is not None:
             self._process.kill()
 
     async def give_up(self, why: str) -> None:
@@ -827,7 +831,7 @@ class Machine:
             )
         if not self._guest.answers and self._taken_up:
             # A service that has just started has not said hello to a guest that has long been ready.
-            await self._first_of(_TAKEN_UP_S, self._guest.ready, self._ended)
+            await self.watch(_TAKEN_UP_S).until(self._guest.ready, self._ended)
         if self._guest.channel is None or not self._guest.answers:
             raise AgentUnavailable(
                 f"the agent of machine '{self.name}' does not answer (yet)",
