@@ -14,7 +14,8 @@ from tests.waiting import wait_until
 
 CRASH = "echo 1 > /proc/sys/kernel/sysrq; (sleep 0.5; echo c > /proc/sysrq-trigger) >/dev/null 2>&1 &"
 #: At a real-time priority, of which Linux would otherwise leave 5 % to the agent.
-SPIN = "echo -1 > /proc/sys/kernel/sched_rt_runtime_us; for n in 1 2 3; do setsid chrt -f 90 sh -c 'while :; do :; done' >/dev/null 2>&1 & done"
+SPIN = """echo -1 > /proc/sys/kernel/sched_rt_runtime_us
+for n in 1 2 3; do setsid chrt -f 90 sh -c 'while :; do :; done' >/dev/null 2>&1 & done"""
 
 
 def kind_of(machine: bough.Machine) -> str | None:
