@@ -175,6 +175,11 @@ class Home:
         return self.root / RUNTIME
 
     @property
+    def hidden(self) -> tuple[Path, ...]:
+        """What no guest may see, whatever is shared with it."""
+        return (self.root, self.runtime)
+
+    @property
     def lock(self) -> Path:
         return self.root / "lock"
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -104,3 +105,18 @@ def read_tail(path: Path, limit_bytes: int = 4096) -> str:
             return stream.read(limit_bytes).decode(errors="replace")
     except FileNotFoundError:
         return ""
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file or a tree. A jailed QEMU's user may own files inside; the directories are ours."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=False, onerror=_make_removable)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _make_removable(function: Any, path: str, error: Any) -> None:
+    if isinstance(error[1], FileNotFoundError):
+        return
+    Path(path).parent.chmod(0o700)
+    function(path)

@@ -1,14 +1,15 @@
-"""The use cases. The one place that knows machines, images, QEMU and networks, and introduces
-them to each other; everything above (the service) only carries calls here.
+"""The use cases. The only place that knows machines, images, snapshots and QEMU together.
 
-    base        the machines there are, who holds them, how they go
-      making        a machine from an image
-        images          build, import, delete
-        branches        snapshot, restore, fork, export, import
-          running           run, spares
-    whole       all of it, with its beginning and its end
+inventory, names, lifetimes, half_made      the machines of a home and what all use cases share
+image_source, images                        images for machines; build, import, delete
+creation, lifecycle                         create; start, stop, pause, suspend, rename
+snapshot_keeper, snapshots                  take, delete, restore
+fork_maker, forking, waiting_machines       one fork; the call `fork`; machines that are ready already
+booted_snapshots, running                   `run` without a boot
+preparation                                 standby machines, forks in advance, pre-warms
+bundles, auditing, opening                  export, import; doctor --store; start and end of the service
 """
 
-from bough.hypervisor.whole import Hypervisor
+from bough.hypervisor.hypervisor import Hypervisor
 
 __all__ = ["Hypervisor"]

@@ -1,4 +1,4 @@
-"""Images: built, imported, listed, deleted."""
+"""Images: build, import, pull, list, delete."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ import os
 from typing import Any
 
 from bough.errors import InUse, InvalidInput
-from bough.hypervisor.making import Making
+from bough.hypervisor.creation import Creation
+from bough.hypervisor.half_made import HalfMade
+from bough.hypervisor.image_source import ImageSource
+from bough.hypervisor.inventory import Inventory
+from bough.hypervisor.lifetimes import Lifetimes
+from bough.hypervisor.snapshot_keeper import SnapshotKeeper
 from bough.images.build import BuildOptions, build, build_recipe
-from bough.images.catalogue import Catalogue
+from bough.images.catalogue import Catalogue, Catalogues
 from bough.images.confined import Confinement
 from bough.images.download import sweep as sweep_downloads
 from bough.images.imports import ImportRequest, import_image
@@ -17,35 +22,69 @@ from bough.images.layers import flatten, layer_key, layer_spec, packages_recipe,
 from bough.images.locks import has_versions, lock_image
 from bough.images.pull import fetch_catalogue
 from bough.images.recipes import LABELS
-from bough.images.store import ImageManifest, split_label
+from bough.images.store import ImageManifest, ImageStore, split_label
 from bough.machines.disks import disk_chain
 from bough.machines.layer import make_layer
 from bough.machines.plan import check_arch, host_arch
+from bough.paths import Home
 from bough.progress import Report
 from bough.qemu.probe import find_qemu, probe_jail
+from bough.snapshots.ahead import Ahead
 from bough.spec import PackageLock, RecipeSpec, parse_architecture, parse_recipe
 
 
-class Images(Making):
+class Images:
+    """Attributes:
+    store, catalogues: what is here, and what can be pulled.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        source: ImageSource,
+        store: ImageStore,
+        catalogues: Catalogues,
+        creation: Creation,
+        inventory: Inventory,
+        lifetimes: Lifetimes,
+        keeper: SnapshotKeeper,
+        ahead: Ahead,
+        half_made: HalfMade,
+    ) -> None:
+        self.store = store
+        self.catalogues = catalogues
+        self._home = home
+        self._source = source
+        self._creation = creation
+        self._inventory = inventory
+        self._lifetimes = lifetimes
+        self._keeper = keeper
+        self._ahead = ahead
+        self._half_made = half_made
+
+    async def pull(self, reference: str, **options: Any) -> ImageManifest:
+        """Download an image of the catalogue; see ImageSource.pull."""
+        return await self._source.pull(reference, **options)
+
     async def update_catalogue(self, source: str | None, *, force: bool, report: Report) -> Catalogue:
-        """The one at `source`, or where the last one came from. Nothing changes unless all of it is right."""
+        """Replace the catalogue by the one at `source`, or from its last address, if all of it is valid."""
         address = source or os.environ.get("BOUGH_CATALOGUE") or self.catalogues.source
         if address is None:
             raise InvalidInput(
-                "no address of a catalogue is known",
-                hint="--from URL, once; or BOUGH_CATALOGUE in the service's environment",
+                "the address of a catalogue is not known",
+                hint="give it once: --from URL, or BOUGH_CATALOGUE in the service's environment",
             )
-        text = await fetch_catalogue(address, self.home, report)
+        text = await fetch_catalogue(address, self._home, report)
         return self.catalogues.replace(text, address, force=force)
 
-    async def build_image(
+    async def build(
         self, reference: str, *, arch: str | None, how: BuildOptions, report: Report
     ) -> ImageManifest:
         reference, own = split_label(reference)
         arch = parse_architecture(arch) if arch else own or host_arch()
-        with self._half_made():
+        with self._half_made.working():
             return await build(
-                self.images,
+                self.store,
                 reference,
                 arch=arch,
                 progress=report,
@@ -57,11 +96,11 @@ class Images(Making):
     async def build_recipe(
         self, data: dict[str, Any], *, label: str, arch: str | None, how: BuildOptions, report: Report
     ) -> ImageManifest:
-        """The image that a recipe (see bough.spec.RecipeSpec) describes, from as much as is here already.
+        """Build the image that a recipe (bough.spec.RecipeSpec) describes. Parts that exist are reused.
 
         Args:
-            label: of a recipe that has none.
-            arch: instead of the recipe's.
+            label: for a recipe without one.
+            arch: overrides the recipe's.
 
         Raises:
             InvalidSpec, BuildFailed (with what its command printed), and as `create` and `build_image`.
@@ -69,17 +108,19 @@ class Images(Making):
         recipe = parse_recipe(data)
         label = recipe.label or label
         if label in LABELS:
-            raise InvalidInput(f"{label} is bough's own", hint='give it another name: label = "web"')
+            raise InvalidInput(
+                f"the label {label} belongs to bough", hint='choose another one: label = "web"'
+            )
         lock = how.lock
         base_label, own = split_label(recipe.base)
         wanted = parse_architecture(arch) if arch else recipe.arch
         if own is not None and wanted not in (own, None):
-            raise InvalidInput(f"{recipe.base} is not made for {wanted}", hint=f'base = "{base_label}"')
+            raise InvalidInput(f"{recipe.base} is not an image for {wanted}", hint=f'base = "{base_label}"')
         wanted = wanted or own
         check_arch(wanted or host_arch())
         if recipe.is_debian:
             base = await build_recipe(
-                self.images,
+                self.store,
                 packages_recipe(recipe, label, wanted or host_arch()),
                 label=None,
                 progress=report,
@@ -88,18 +129,18 @@ class Images(Making):
                 rebuild=how.rebuild,
             )
         else:
-            base = await self.image(lock.base if lock and lock.base else base_label, wanted, report)
+            base = await self._source.find(lock.base if lock and lock.base else base_label, wanted, report)
         if not recipe.needs_machine:
-            self.images.label(base.digest, label)
+            self.store.label(base.digest, label)
             return base
         key = layer_key(base.digest, recipe.model_dump(mode="json", exclude={"label", "arch"}))
         known = None
         if not how.rebuild:
-            known = self.images.find_recipe(key, lambda image: lock is None or has_versions(image, lock))
+            known = self.store.find_recipe(key, lambda image: lock is None or has_versions(image, lock))
         if known is not None:
-            self.images.label(known.digest, label)
+            self.store.label(known.digest, label)
             return known
-        with self._using(base.digest):
+        with self._source.using(base.digest):
             return await self._build_layer(recipe, base, key, label, lock, report)
 
     async def _build_layer(
@@ -112,14 +153,14 @@ class Images(Making):
         report: Report,
     ) -> ImageManifest:
         spec = layer_spec(recipe, base, lock)
-        machine = await self.create(spec, name=f"build-{key[:12]}", force=True, report=report)
+        machine = await self._creation.create(spec, name=f"build-{key[:12]}", force=True, report=report)
         try:
             disk, output = await make_layer(machine, recipe, base, label, report)
-            jail = await probe_jail(find_qemu(base.arch), self.home)
+            jail = await probe_jail(find_qemu(base.arch), self._home)
             return await flatten(
-                self.images,
+                self.store,
                 base,
-                disk_chain(machine.record.disks[disk], machine.paths, self.home),
+                disk_chain(machine.record.disks[disk], machine.paths, self._home),
                 recipe.size or base.size_bytes,
                 key=key,
                 label=label,
@@ -128,15 +169,15 @@ class Images(Making):
                 report=report,
             )
         finally:
-            await asyncio.shield(self.delete(machine, force=True))
+            await asyncio.shield(self._lifetimes.delete(machine, force=True))
 
-    def lock_image(self, reference: str) -> dict[str, Any]:
-        return lock_image(self.images, self.images.resolve(reference)).model_dump(mode="json")
+    def lock(self, reference: str) -> dict[str, Any]:
+        return lock_image(self.store, self.store.resolve(reference)).model_dump(mode="json")
 
-    async def import_image(self, request: dict[str, Any], *, report: Report) -> ImageManifest:
-        """See bough.images.imports; `request` is that of the API."""
+    async def import_file(self, request: dict[str, Any], *, report: Report) -> ImageManifest:
+        """Import a disk file; see bough.images.imports. `request` is the API's."""
         arch = request.pop("arch")
-        jail = await probe_jail(find_qemu(host_arch()), self.home)
+        jail = await probe_jail(find_qemu(host_arch()), self._home)
         asked = ImportRequest(
             arch=parse_architecture(arch) if arch else host_arch(),
             arch_given=arch is not None,
@@ -145,11 +186,11 @@ class Images(Making):
             most_bytes=request.pop("max_size"),
             **request,
         )
-        with self._half_made():
-            return await import_image(self.images, asked, Confinement(jail), report)
+        with self._half_made.working():
+            return await import_image(self.store, asked, Confinement(jail), report)
 
-    def describe_images(self) -> list[dict[str, Any]]:
-        users = self.image_users()
+    def describe(self) -> list[dict[str, Any]]:
+        users = self.users()
         return [
             {
                 **entry.manifest.model_dump(mode="json"),
@@ -157,28 +198,42 @@ class Images(Making):
                 "disk_bytes": entry.bytes_on_disk,
                 "used_by": users.get(entry.manifest.digest, []),
             }
-            for entry in self.images.entries()
+            for entry in self.store.entries()
         ]
 
-    async def delete_image(self, reference: str) -> None:
-        await self._see_off()
-        await self.ahead.clear()
-        manifest = self.images.resolve(reference)
-        self._drop_ready(m for m in self.snapshots.store.ready() if m.image_digest == manifest.digest)
-        used_by = self.image_users().get(manifest.digest)
+    async def delete(self, reference: str) -> None:
+        await self._lifetimes.wait_departed()
+        await self._ahead.clear()
+        manifest = self.store.resolve(reference)
+        self._keeper.drop_all(m for m in self._keeper.tree.store.ready() if m.image_digest == manifest.digest)
+        used_by = self.users().get(manifest.digest)
         if used_by:
             raise InUse(
                 f"image {reference} is used by {', '.join(used_by[:5])}",
-                hint="delete those first",
+                hint="delete those first: bough delete NAME",
                 used_by=used_by,
             )
-        self.images.delete(reference)
+        self.store.delete(reference)
 
-    async def prune_images(self) -> dict[str, Any]:
-        await self._see_off()
-        await self.ahead.clear()
-        sweep_downloads(self.home.downloads, older_than_s=0)
-        labelled = {entry.manifest.digest for entry in self.images.entries() if entry.labels}
-        self._drop_ready(m for m in self.snapshots.store.ready() if m.image_digest not in labelled)
-        deleted, freed_bytes = self.images.prune(used=set(self.image_users()))
+    async def prune(self) -> dict[str, Any]:
+        await self._lifetimes.wait_departed()
+        await self._ahead.clear()
+        sweep_downloads(self._home.downloads, older_than_s=0)
+        labelled = {entry.manifest.digest for entry in self.store.entries() if entry.labels}
+        self._keeper.drop_all(m for m in self._keeper.tree.store.ready() if m.image_digest not in labelled)
+        deleted, freed_bytes = self.store.prune(used=set(self.users()))
         return {"deleted": deleted, "freed_bytes": freed_bytes}
+
+    def users(self) -> dict[str, list[str]]:
+        """Return digest -> names of the machines and snapshots that need the image."""
+        creating = self._source.in_creation
+        users: dict[str, list[str]] = {digest: ["(a machine being created)"] for digest in creating}
+        for machine in self._inventory:
+            if self._ahead.has(machine):
+                continue
+            for digest in {machine.record.image_digest, *machine.record.media.digests}:
+                name = "(standby machines: bough spares)" if machine.record.spare else machine.name
+                users.setdefault(digest, []).append(name)
+        for digest, user in self._keeper.tree.store.images_in_use():
+            users.setdefault(digest, []).append(user)
+        return users

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from bough.hypervisor import Hypervisor
+from bough.hypervisor.description import describe
 from bough.progress import Progress, Report
 from bough.service.answers import as_bough_error
 from bough.tasks import end_tasks
@@ -34,7 +35,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
         without_image: bool = False,
     ) -> None:
         async def work(report: Report) -> Any:
-            async with hypervisor.export(
+            async with hypervisor.bundles.export(
                 source, format=format, disks_only=disks_only, thin=without_image, report=report
             ) as pieces:
                 count = 0
@@ -69,12 +70,12 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
         async def work(report: Report) -> Any:
             feeding = asyncio.create_task(feed())
             try:
-                machine = await hypervisor.import_bundle(
+                machine = await hypervisor.bundles.import_bundle(
                     inflow, name=name, identity=identity, cold=cold, force=force, report=report
                 )
                 if wait and machine.state == "running":
                     await machine.wait_ready(timeout_s=timeout_s, report=report)
-                return hypervisor.describe(machine)
+                return describe(machine)
             finally:
                 feeding.cancel()
                 inflow.close()

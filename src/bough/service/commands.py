@@ -77,7 +77,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
     async def exec_in_machine(socket: WebSocket, reference: str, client: str | None = None) -> None:
         async with answering(socket):
             _check_version(client)
-            machine = hypervisor.machine(reference)
+            machine = hypervisor.machines.find(reference)
             channel = await machine.agent()
             await socket.accept()
             async with _inbox_of(socket) as inbox:
@@ -177,7 +177,7 @@ async def _run(
     telling = asyncio.create_task(tell())
     try:
         machine = await inbox.unless_gone(
-            hypervisor.run(
+            hypervisor.running.run(
                 message.spec,
                 force=message.force,
                 ephemeral=True,
@@ -192,11 +192,11 @@ async def _run(
         return None
     ready = json.dumps({"machine": {"id": machine.id, "name": machine.name}})
     if message.command is None:
-        with hypervisor.hold(machine):  # a client of a service that was restarted comes back for it
+        with hypervisor.lifetimes.hold(machine):  # a client of a service that was restarted comes back for it
             await socket.send_text(ready)
             await inbox.filling
         return None
-    with hypervisor.hold(machine, grace_s=0):
+    with hypervisor.lifetimes.hold(machine, grace_s=0):
         try:
             await socket.send_text(ready)
             channel = await machine.agent()
@@ -205,7 +205,7 @@ async def _run(
                 return None
             return await _carry(socket, session, machine, message.command.timeout_s, inbox)
         finally:
-            hypervisor.discard(machine)  # nobody waits for that
+            hypervisor.lifetimes.discard(machine)  # nobody waits for that
 
 
 async def _carry(

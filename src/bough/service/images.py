@@ -80,14 +80,14 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.get("/images")
     async def list_images() -> list[dict[str, Any]]:
-        return hypervisor.describe_images()
+        return hypervisor.images.describe()
 
     @router.post("/images/build")
     async def build_image(body: BuildRequest, request: Request) -> Response:
         """Build `ref` from packages, unless it is here; `rebuild` builds it all the same."""
 
         async def work(report: Report) -> Any:
-            manifest = await hypervisor.build_image(
+            manifest = await hypervisor.images.build(
                 body.ref, arch=body.arch, how=body.options(), report=report
             )
             return _described(hypervisor, manifest.digest)
@@ -99,7 +99,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
         """Build what a recipe describes; `label` is for a recipe that has none."""
 
         async def work(report: Report) -> Any:
-            manifest = await hypervisor.build_recipe(
+            manifest = await hypervisor.images.build_recipe(
                 body.recipe, label=body.label, arch=body.arch, how=body.options(), report=report
             )
             return _described(hypervisor, manifest.digest)
@@ -111,7 +111,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
         """Take over the disk image at `source`: an absolute path on this host, or an http(s) address."""
 
         async def work(report: Report) -> Any:
-            manifest = await hypervisor.import_image(body.model_dump(), report=report)
+            manifest = await hypervisor.images.import_file(body.model_dump(), report=report)
             return _described(hypervisor, manifest.digest)
 
         return await long_call(request, work)
@@ -121,7 +121,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
         """Fetch an image that is in the catalogue, checked as the catalogue says; unless it is here."""
 
         async def work(report: Report) -> Any:
-            manifest = await hypervisor.pull_image(
+            manifest = await hypervisor.images.pull(
                 body.ref, arch=body.arch, label=body.name, signed=body.signed, report=report
             )
             return _described(hypervisor, manifest.digest)
@@ -131,7 +131,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
     @router.get("/catalogue")
     async def search_catalogue(words: str = "", arch: str | None = None) -> dict[str, Any]:
         """Images that others publish, and those that are built from packages."""
-        return describe_catalogue(hypervisor.catalogues, words, arch)
+        return describe_catalogue(hypervisor.images.catalogues, words, arch)
 
     @router.post("/catalogue/update")
     async def update_catalogue(body: CatalogueUpdate, request: Request) -> Response:
@@ -140,32 +140,32 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
             raise InvalidInput(f"{body.source[:200]!r} is no address of http or https")
 
         async def work(report: Report) -> Any:
-            await hypervisor.update_catalogue(body.source, force=body.force, report=report)
-            return describe_catalogue(hypervisor.catalogues)
+            await hypervisor.images.update_catalogue(body.source, force=body.force, report=report)
+            return describe_catalogue(hypervisor.images.catalogues)
 
         return await long_call(request, work)
 
     @router.delete("/catalogue")
     async def reset_catalogue() -> dict[str, Any]:
         """Back to the catalogue that is part of bough."""
-        hypervisor.catalogues.reset()
-        return describe_catalogue(hypervisor.catalogues)
+        hypervisor.images.catalogues.reset()
+        return describe_catalogue(hypervisor.images.catalogues)
 
     @router.get("/images/{reference}/lock")
     async def lock_image(reference: str) -> dict[str, Any]:
         """The versions of the packages in an image, to be asked for again."""
-        return hypervisor.lock_image(reference)
+        return hypervisor.images.lock(reference)
 
     @router.delete("/images/{reference}")
     async def delete_image(reference: str) -> dict[str, bool]:
         """Refused while a machine stands on it."""
-        await hypervisor.delete_image(reference)
+        await hypervisor.images.delete(reference)
         return {"deleted": True}
 
     @router.post("/images/prune")
     async def prune_images() -> dict[str, Any]:
         """Delete every image that no machine stands on and no label names."""
-        return await hypervisor.prune_images()
+        return await hypervisor.images.prune()
 
     @router.get("/doctor", tags=["host"])
     async def doctor(request: Request, probe: bool = True, arch: str | None = None) -> Response:
@@ -181,7 +181,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
 
 def _described(hypervisor: Hypervisor, digest: str) -> dict[str, Any]:
-    for described in hypervisor.describe_images():
+    for described in hypervisor.images.describe():
         if described["digest"] == digest:
             return described
     raise BoughError(f"image {digest[:12]} vanished while it was being described")

@@ -9,6 +9,7 @@ from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from bough.hypervisor import Hypervisor
+from bough.hypervisor.description import describe, describe_fully
 from bough.machines.booted import wait_booted, wait_rebooted
 from bough.machines.console import read_console
 from bough.machines.machine import Machine
@@ -92,17 +93,17 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.get("")
     async def list_machines() -> list[dict[str, Any]]:
-        return [hypervisor.describe(machine) for machine in hypervisor.machines()]
+        return [describe(machine) for machine in hypervisor.machines.listed()]
 
     @router.post("")
     async def create_machine(body: CreateRequest, request: Request) -> Response:
         async def work(report: Report) -> Any:
-            machine = await hypervisor.create(
+            machine = await hypervisor.creation.create(
                 body.spec, name=body.name, force=body.force, ephemeral=body.ephemeral, report=report
             )
             if body.start:
                 await machine.start(report)
-            return hypervisor.describe(machine)
+            return describe(machine)
 
         return await long_call(request, work)
 
@@ -112,43 +113,43 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
         async def work(report: Report) -> Any:
             options = body.model_dump(exclude={"spec"})
-            return hypervisor.describe(await hypervisor.run(body.spec, **options, report=report))
+            return describe(await hypervisor.running.run(body.spec, **options, report=report))
 
         return await long_call(request, work)
 
     @router.get("/{reference}")
     async def get_machine(reference: str, look: bool = False) -> dict[str, Any]:
         """With `look` its agent is asked whether it answers: "condition" tells why not."""
-        machine = hypervisor.machine(reference)
+        machine = hypervisor.machines.find(reference)
         if look:
             await machine.condition.look()
-        return await hypervisor.describe_fully(machine)
+        return await describe_fully(machine)
 
     @router.patch("/{reference}")
     async def rename_machine(reference: str, body: RenameRequest) -> dict[str, Any]:
-        machine = hypervisor.machine(reference)
-        hypervisor.rename(machine, body.name)
-        return hypervisor.describe(machine)
+        machine = hypervisor.machines.find(reference)
+        hypervisor.lifecycle.rename(machine, body.name)
+        return describe(machine)
 
     @router.delete("/{reference}")
     async def delete_machine(reference: str, force: bool = False, wait: bool = True) -> dict[str, bool]:
         """Without `wait`, of an ephemeral machine: it is not listed any more, and goes meanwhile."""
-        machine = hypervisor.machine(reference)
+        machine = hypervisor.machines.find(reference)
         if wait:
-            await hypervisor.delete(machine, force=force)
+            await hypervisor.lifetimes.delete(machine, force=force)
         else:
-            hypervisor.discard(machine)
+            hypervisor.lifetimes.discard(machine)
         return {"deleted": True}
 
     @router.post("/{reference}/start")
     async def start_machine(reference: str, body: StartRequest, request: Request) -> Response:
-        machine = hypervisor.machine(reference)
+        machine = hypervisor.machines.find(reference)
 
         async def work(report: Report) -> Any:
-            already = await hypervisor.start(machine, cold=body.cold, report=report)
+            already = await hypervisor.lifecycle.start(machine, cold=body.cold, report=report)
             if body.wait:
                 await _wait(machine, body.until, body.timeout_s, report)
-            return {**hypervisor.describe(machine), "already": already}
+            return {**describe(machine), "already": already}
 
         return await long_call(request, work)
 
@@ -156,63 +157,66 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
     async def stop_machine(reference: str, body: StopRequest, request: Request) -> Response:
         """`how` in the answer: "guest" where it powered itself off, "power" where the plug was pulled,
         "already" where it did not run. `was`: its condition before."""
-        machine = hypervisor.machine(reference)
+        machine = hypervisor.machines.find(reference)
         found = machine.condition.found
 
         async def work(report: Report) -> Any:
-            how = await hypervisor.stop(machine, deadline_s=body.deadline_s, force=body.force, report=report)
-            return {**hypervisor.describe(machine), "how": how, "was": found.to_dict() if found else None}
+            how = await hypervisor.lifecycle.stop(
+                machine, deadline_s=body.deadline_s, force=body.force, report=report
+            )
+            return {**describe(machine), "how": how, "was": found.to_dict() if found else None}
 
         return await long_call(request, work)
 
     @router.post("/{reference}/restart")
     async def restart_machine(reference: str, body: RestartRequest, request: Request) -> Response:
-        machine = hypervisor.machine(reference)
+        machine = hypervisor.machines.find(reference)
 
         async def work(report: Report) -> Any:
-            await hypervisor.restart(machine, deadline_s=body.deadline_s, report=report)
+            await hypervisor.lifecycle.restart(machine, deadline_s=body.deadline_s, report=report)
             if body.wait:
                 await _wait(machine, body.until, body.timeout_s, report)
-            return hypervisor.describe(machine)
+            return describe(machine)
 
         return await long_call(request, work)
 
     @router.post("/{reference}/pause")
     async def pause_machine(reference: str) -> dict[str, Any]:
-        machine = hypervisor.machine(reference)
-        already = await hypervisor.pause(machine)
-        return {**hypervisor.describe(machine), "already": already}
+        machine = hypervisor.machines.find(reference)
+        already = await hypervisor.lifecycle.pause(machine)
+        return {**describe(machine), "already": already}
 
     @router.post("/{reference}/suspend")
     async def suspend_machine(reference: str, request: Request) -> Response:
         """Its memory goes to disk, and no process is left."""
-        machine = hypervisor.machine(reference)
+        machine = hypervisor.machines.find(reference)
 
         async def work(report: Report) -> Any:
-            already = await hypervisor.suspend(machine, report=report)
-            return {**hypervisor.describe(machine), "already": already}
+            already = await hypervisor.lifecycle.suspend(machine, report=report)
+            return {**describe(machine), "already": already}
 
         return await long_call(request, work)
 
     @router.post("/{reference}/resume")
     async def resume_machine(reference: str, request: Request, body: ResumeRequest | None = None) -> Response:
         """A paused or suspended machine goes on; with `wait`, a suspended one has answered."""
-        machine = hypervisor.machine(reference)
+        machine = hypervisor.machines.find(reference)
         wait, timeout_s = (True, None) if body is None else (body.wait, body.timeout_s)
         was_mute = machine.state == "suspended" or machine.condition.mute.is_set()
 
         async def work(report: Report) -> Any:
-            already = await hypervisor.resume(machine, report=report)
+            already = await hypervisor.lifecycle.resume(machine, report=report)
             if was_mute and wait:
                 await machine.wait_ready(timeout_s=timeout_s, report=report)
-            return {**hypervisor.describe(machine), "already": already}
+            return {**describe(machine), "already": already}
 
         return await long_call(request, work)
 
     @router.get("/{reference}/plan")
     async def get_plan(reference: str) -> dict[str, Any]:
         """What a start would start, as data and as a command line."""
-        plan = await hypervisor.plan(hypervisor.machine(reference))
+        machine = hypervisor.machines.find(reference)
+        plan = await hypervisor.machines.plan_of(machine.record, machine.paths)
         return {"plan": plan.to_dict(), "argv": render_argv(plan)}
 
     @router.get("/{reference}/logs", response_class=PlainTextResponse)
@@ -222,14 +226,14 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
         tail: int = Query(64 * 1024, ge=1, le=MAX_LOG_BYTES),
     ) -> str:
         """The last `tail` bytes, as the guest printed them: escape sequences and all."""
-        paths = hypervisor.machine(reference).paths
+        paths = hypervisor.machines.find(reference).paths
         return (
             read_console(paths.console_log, tail) if source == "console" else read_tail(paths.qemu_log, tail)
         )
 
     @router.post("/{reference}/wait")
     async def wait_machine(reference: str, body: WaitRequest, request: Request) -> Response:
-        machine = hypervisor.machine(reference)
+        machine = hypervisor.machines.find(reference)
 
         async def work(report: Report) -> Any:
             if body.until == "stopped":
@@ -238,32 +242,34 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
                 await wait_rebooted(machine, timeout_s=body.timeout_s, after_boot=body.boot_id, report=report)
             else:
                 await _wait(machine, body.until, body.timeout_s, report)
-            return hypervisor.describe(machine)
+            return describe(machine)
 
         return await long_call(request, work)
 
     @router.post("/{reference}/ping")
     async def ping_machine(reference: str) -> dict[str, float]:
-        return {"rtt_s": await (await hypervisor.machine(reference).agent()).ping()}
+        return {"rtt_s": await (await hypervisor.machines.find(reference).agent()).ping()}
 
     @router.get("/{reference}/load")
     async def get_load(reference: str) -> dict[str, Any]:
         """Memory and load, as the guest itself counts them."""
-        return await (await hypervisor.machine(reference).agent()).call("load", {}, timeout_s=10, exact=True)
+        return await (await hypervisor.machines.find(reference).agent()).call(
+            "load", {}, timeout_s=10, exact=True
+        )
 
     @router.get("/{reference}/ports")
     async def list_ports(reference: str) -> list[dict[str, Any]]:
-        return [forward.model_dump() for forward in hypervisor.machine(reference).record.ports]
+        return [forward.model_dump() for forward in hypervisor.machines.find(reference).record.ports]
 
     @router.post("/{reference}/ports")
     async def add_port(reference: str, body: PortRequest) -> dict[str, Any]:
         """Listen on a port of the host (0: any free one) for a port of the guest."""
         forward = PortForward(host=body.host, host_port=body.host_port, guest_port=body.guest_port)
-        return (await hypervisor.machine(reference).add_port(forward)).model_dump()
+        return (await hypervisor.machines.find(reference).add_port(forward)).model_dump()
 
     @router.delete("/{reference}/ports/{host_port}")
     async def remove_port(reference: str, host_port: int) -> dict[str, bool]:
-        await hypervisor.machine(reference).remove_port(host_port)
+        await hypervisor.machines.find(reference).remove_port(host_port)
         return {"removed": True}
 
     return router

@@ -73,7 +73,7 @@ async def serve(home: Home, listen: str | None = None) -> None:
         listener = api_socket.bind()
 
         def leave(number: int = signal.SIGTERM) -> None:
-            hypervisor.closing = True
+            hypervisor.lifetimes.closing = True
             lock.tell_ending()
             server.handle_exit(number, None)
 
@@ -82,7 +82,7 @@ async def serve(home: Home, listen: str | None = None) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, leave, number)
         beyond = _bind_beyond(home, listen) if listen else None
-        await hypervisor.open()
+        await hypervisor.opening.open()
         log.info("serving %s on %s", home.root, home.api_socket)
         try:
             async with asyncio.TaskGroup() as group:
@@ -102,7 +102,7 @@ async def _close(hypervisor: Hypervisor) -> None:
     """Bounded: the next service waits for this one's lock, and its clients for the next service."""
     try:
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
-            await hypervisor.close()
+            await hypervisor.opening.close()
     except TimeoutError:
         left = sorted(task.get_name() for task in asyncio.all_tasks())
         log.error("not through with its own end in %d s: %s", CLOSE_TIMEOUT_S, ", ".join(left))

@@ -25,14 +25,14 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
     @router.get("/{reference}/screenshot")
     async def screenshot(reference: str, form: Literal["png", "text"] = Query("png", alias="as")) -> Response:
         """The screen as a picture, or as text where it is in VGA's text mode."""
-        qmp = hypervisor.machine(reference).screen()
+        qmp = hypervisor.machines.find(reference).screen()
         if form == "text":
             return Response((await read_text(qmp)).encode(), media_type="text/plain")
         return Response(await take_picture(qmp), media_type="image/png")
 
     @router.post("/{reference}/keys")
     async def keys(reference: str, body: KeysRequest) -> dict[str, int]:
-        machine = hypervisor.machine(reference)
+        machine = hypervisor.machines.find(reference)
         combinations = [*spell(body.text), *map(parse_keys, body.keys)]
         await press(machine.screen(), combinations)
         return {"pressed": len(combinations)}

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bough.errors import BoughError, InvalidInput
 from bough.hypervisor import Hypervisor
+from bough.hypervisor.description import describe
 from bough.progress import Report
 from bough.service.answers import long_call
 
@@ -50,7 +51,7 @@ class ForkRequest(_Body):
 
 def routes(hypervisor: Hypervisor) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["snapshots"])
-    tree = hypervisor.snapshots
+    tree = hypervisor.snapshots.tree
 
     @router.get("/snapshots")
     async def list_snapshots() -> list[dict[str, Any]]:
@@ -59,10 +60,10 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
     @router.post("/snapshots")
     async def create_snapshot(body: SnapshotRequest, request: Request) -> Response:
         """Of a machine that runs on, with its memory unless `memory` is false; or of a stopped one."""
-        machine = hypervisor.machine(body.machine)
+        machine = hypervisor.machines.find(body.machine)
 
         async def work(report: Report) -> Any:
-            manifest = await hypervisor.snapshot(
+            manifest = await hypervisor.snapshots.take(
                 machine,
                 label=body.label,
                 message=body.message,
@@ -81,7 +82,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
     @router.delete("/snapshots/{reference}")
     async def delete_snapshot(reference: str) -> dict[str, bool]:
         """What stands on it stays whole."""
-        hypervisor.delete_snapshot(reference)
+        hypervisor.snapshots.delete(reference)
         return {"deleted": True}
 
     @router.post("/snapshots/{reference}/verify")
@@ -95,11 +96,11 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.post("/machines/{reference}/restore")
     async def restore_machine(reference: str, body: RestoreRequest, request: Request) -> Response:
-        machine = hypervisor.machine(reference)
+        machine = hypervisor.machines.find(reference)
 
         async def work(report: Report) -> Any:
-            await hypervisor.restore(machine, body.snapshot, keep=body.keep, report=report)
-            return hypervisor.describe(machine)
+            await hypervisor.snapshots.restore(machine, body.snapshot, keep=body.keep, report=report)
+            return describe(machine)
 
         return await long_call(request, work)
 
@@ -109,7 +110,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
         names = _names(body.names, body.count)
 
         async def work(report: Report) -> Any:
-            forks = await hypervisor.fork(
+            forks = await hypervisor.forking.fork(
                 body.source,
                 names,
                 identity=body.identity,
@@ -121,9 +122,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
                 report=report,
             )
             return [
-                {"error": fork.to_dict()}
-                if isinstance(fork, BoughError)
-                else {"machine": hypervisor.describe(fork)}
+                {"error": fork.to_dict()} if isinstance(fork, BoughError) else {"machine": describe(fork)}
                 for fork in forks
             ]
 

@@ -33,9 +33,9 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
     async def keep_spares(body: SparesRequest) -> list[dict[str, Any]]:
         """Keep `count` of that spec or snapshot (0: none), made in the background."""
         if body.spec is not None and body.snapshot is None:
-            hypervisor.want_spares(body.spec, body.count)
+            hypervisor.running.want_standby(body.spec, body.count)
         elif body.snapshot is not None and body.spec is None:
-            hypervisor.want_fork_spares(body.snapshot, body.count)
+            hypervisor.forking.want_standby(body.snapshot, body.count)
         else:
             raise InvalidInput("a spare is of a spec or of a snapshot: name one of them")
         return hypervisor.spares.describe()

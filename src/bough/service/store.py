@@ -25,7 +25,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
         """Whether everything on disk is as it should be; with `repair`, what is safe is done about it."""
 
         async def work(report: Report) -> Any:
-            return await hypervisor.audit(repair=body.repair, report=report)
+            return await hypervisor.auditing.audit(repair=body.repair, report=report)
 
         return await long_call(request, work)
 

@@ -22,7 +22,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
     @router.websocket("/machines/{reference}/console")
     async def attach_console(socket: WebSocket, reference: str, backlog: bool = False) -> None:
         async with answering(socket):
-            machine = hypervisor.machine(reference)
+            machine = hypervisor.machines.find(reference)
             console = machine.console()
             await socket.accept()
             queue = console.attach()
@@ -43,7 +43,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
         async with answering(socket):
             if not 1 <= port <= 65535:
                 raise InvalidInput(f"a TCP port is between 1 and 65535, not {port}")
-            tunnel = await (await hypervisor.machine(reference).agent()).dial(port)
+            tunnel = await (await hypervisor.machines.find(reference).agent()).dial(port)
             try:
                 await socket.accept()
                 await _carry(socket, tunnel)
@@ -54,9 +54,9 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
     @router.websocket("/machines/{reference}/hold")
     async def hold_machine(socket: WebSocket, reference: str) -> None:
         async with answering(socket):
-            machine = hypervisor.machine(reference)
+            machine = hypervisor.machines.find(reference)
             await socket.accept()
-            with hypervisor.hold(machine):
+            with hypervisor.lifetimes.hold(machine):
                 await for_each_message(socket, ignore)
 
     @router.websocket("/events")

@@ -1,0 +1,128 @@
+"""Booted snapshots: what `run` forks instead of booting. See snapshots/ready.py."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from bough.errors import (
+    AgentTimeout,
+    AgentUnavailable,
+    BoughError,
+    DeadlineExceeded,
+    GuestRefused,
+    MachineFailed,
+    NoSpace,
+)
+from bough.hypervisor.creation import Creation
+from bough.hypervisor.image_source import ImageSource
+from bough.hypervisor.lifetimes import Lifetimes
+from bough.hypervisor.names import Names
+from bough.hypervisor.snapshot_keeper import SnapshotKeeper
+from bough.images.store import ImageManifest, split_label
+from bough.machines.booted import wait_booted
+from bough.machines.first_boot import run_script
+from bough.machines.plan import check_arch, host_arch, resolve_hardware
+from bough.paths import Home
+from bough.progress import Progress, Report, notice
+from bough.qemu.choice import choose_accelerator
+from bough.qemu.probe import find_qemu, probe_accelerators, probe_jail
+from bough.snapshots.ready import (
+    SETTLE_SCRIPT,
+    SETTLE_TIMEOUT_S,
+    can_be_ready,
+    find_ready,
+    neutral,
+    ready_key,
+)
+from bough.snapshots.store import SnapshotManifest
+from bough.spec import MachineSpec
+
+log = logging.getLogger("bough.hypervisor")
+
+
+_BOOT_FAILURES = (MachineFailed, NoSpace, AgentUnavailable, GuestRefused, DeadlineExceeded, TimeoutError)
+
+
+class BootedSnapshots:
+    def __init__(
+        self,
+        home: Home,
+        source: ImageSource,
+        creation: Creation,
+        names: Names,
+        keeper: SnapshotKeeper,
+        lifetimes: Lifetimes,
+    ) -> None:
+        self._home = home
+        self._source = source
+        self._creation = creation
+        self._names = names
+        self._keeper = keeper
+        self._lifetimes = lifetimes
+        #: Key -> lock: one boot serves all runs that wait for it.
+        self._boots: dict[str, asyncio.Lock] = {}
+
+    async def find(
+        self, spec: MachineSpec, report: Report, timeout_s: float | None = None
+    ) -> SnapshotManifest | None:
+        """Return the booted snapshot for that spec; boot the image once if there is none.
+
+        None: a machine of that spec boots. If that costs the user a boot, `report` says why.
+
+        Raises:
+            AgentTimeout: the image did not boot within `timeout_s`, a bound that the user gave.
+        """
+        check_arch(spec.arch or split_label(spec.image)[1] or host_arch())
+        image = await self._source.find(spec.image, spec.arch, report)
+        if not can_be_ready(spec, image):
+            return None
+        key = await self._key(spec, image)
+        bound = asyncio.timeout(timeout_s)
+        try:
+            async with bound, self._boots.setdefault(key, asyncio.Lock()):
+                found = find_ready(self._keeper.tree.store, key)
+                return found or await self._boot(neutral(spec, image), image, key, report)
+        except _BOOT_FAILURES as error:
+            if bound.expired():
+                raise _not_booted_in_time(spec.image, timeout_s) from None
+            log.warning("no snapshot of the booted %s could be kept: %s", spec.image, error)
+            why = f"no snapshot of the booted image could be kept ({error})"
+            report(notice(f"the machine boots once more: {why}"))
+            return None
+
+    async def _key(self, spec: MachineSpec, image: ImageManifest) -> str:
+        qemu = find_qemu(image.arch)
+        hardware = await resolve_hardware(spec, image, self._home, machine_id="ready", taken_uids=())
+        jail = await probe_jail(qemu, self._home)
+        found = await probe_accelerators(qemu, jail, self._home)
+        accelerator = choose_accelerator(spec.accelerator, found)
+        return ready_key(spec, image, hardware, accelerator.name, qemu.version)
+
+    async def _boot(
+        self, spec: MachineSpec, image: ImageManifest, key: str, report: Report
+    ) -> SnapshotManifest:
+        report(Progress("booting the image, once for all later runs"))
+        with self._names.reserve(f"boot-{key[:12]}") as name:
+            machine = await self._creation.create_from(spec, name, image, ephemeral=True, report=report)
+        try:
+            with self._lifetimes.hold(machine):
+                await machine.start(report)
+                with contextlib.suppress(DeadlineExceeded):  # forks start the services that are left
+                    await wait_booted(machine, report=report)
+                await run_script(await machine.agent(), SETTLE_SCRIPT, timeout_s=SETTLE_TIMEOUT_S)
+                manifest = await self._keeper.take(machine, ready_key=key, report=report)
+        finally:
+            with contextlib.suppress(BoughError):
+                await asyncio.shield(self._lifetimes.delete(machine, force=True))
+        self._keeper.drop_stale_booted()
+        return manifest
+
+
+def _not_booted_in_time(image: str, timeout_s: float | None) -> AgentTimeout:
+    return AgentTimeout(
+        f"the image {image} did not boot within {timeout_s:g} s",
+        hint="use a longer --timeout, or none: a boot that makes progress then takes as long as it needs",
+        timeout_s=timeout_s,
+    )

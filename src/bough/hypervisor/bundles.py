@@ -1,0 +1,110 @@
+"""`export` and `import`: a machine or a snapshot as one file."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+from bough.bundle import Source
+from bough.hypervisor.fork_maker import ForkMaker, ForkOrder
+from bough.hypervisor.half_made import HalfMade
+from bough.hypervisor.inventory import Inventory
+from bough.hypervisor.names import Names
+from bough.hypervisor.snapshot_keeper import SnapshotKeeper
+from bough.images.store import ImageStore
+from bough.machines.events import Events
+from bough.machines.machine import Machine
+from bough.machines.record import State
+from bough.paths import Home
+from bough.progress import Progress, Report
+from bough.snapshots.export import Format, exported, snapshot_subject, suspended_subject
+from bough.snapshots.handover import Subject
+from bough.snapshots.imports import taken_up
+from bough.snapshots.tree import Identity
+
+
+class Bundles:
+    def __init__(
+        self,
+        home: Home,
+        events: Events,
+        store: ImageStore,
+        inventory: Inventory,
+        names: Names,
+        keeper: SnapshotKeeper,
+        maker: ForkMaker,
+        half_made: HalfMade,
+    ) -> None:
+        self._home = home
+        self._events = events
+        self._store = store
+        self._inventory = inventory
+        self._names = names
+        self._keeper = keeper
+        self._maker = maker
+        self._half_made = half_made
+
+    @asynccontextmanager
+    async def export(
+        self, reference: str, *, format: Format, disks_only: bool, thin: bool, report: Report
+    ) -> AsyncIterator[Iterator[bytes]]:
+        """Yield the pieces of the file, for a thread to read. See snapshots/export.py."""
+        disks_only = disks_only or format != "bough"
+        with self._half_made.working():
+            async with (
+                self._subject(reference, disks_only=disks_only, report=report) as subject,
+                exported(subject, self._store, format=format, thin=thin, report=report) as pieces,
+            ):
+                yield pieces
+
+    @asynccontextmanager
+    async def _subject(self, reference: str, *, disks_only: bool, report: Report) -> AsyncIterator[Subject]:
+        """The present state of a machine, or a snapshot; it is kept until the block ends."""
+        source = self._inventory.find_source(reference)
+        if source is not None and source.state is State.SUSPENDED:
+            async with source.transition("being exported", State.SUSPENDED):
+                yield await suspended_subject(source, self._home, disks_only=disks_only)
+            return
+        tree = self._keeper.tree
+        if source is None:
+            manifest = tree.store.resolve(reference)
+        else:
+            manifest = await self._keeper.take(source, memory=not disks_only, keep=False, report=report)
+        with self._keeper.of_source(source, manifest):
+            saved = None if disks_only else await tree.saved_state(manifest)
+            accelerator = source.record.accelerator if source else None
+            if manifest.memory is not None:
+                accelerator = manifest.memory.accelerator
+            yield snapshot_subject(manifest, tree.store, saved, accelerator)
+
+    async def import_bundle(
+        self,
+        source: Source,
+        *,
+        name: str | None,
+        identity: Identity,
+        cold: bool,
+        force: bool = False,
+        report: Report,
+    ) -> Machine:
+        """Create the machine of a bundle. If the bundle has its memory, the machine runs.
+
+        Args:
+            force: also if it asks for more than the host has.
+
+        Raises:
+            BadBundle: nothing was made. NameTaken, BeyondHost, NotFound (its image), NoSpace
+        """
+        tree = self._keeper.tree
+        with self._half_made.working():
+            async with taken_up(source, self._store, cold=cold, force=force, report=report) as arrival:
+                name = name or arrival.name
+                self._names.check_free(name)  # before the rest is read
+                made = await arrival.read()
+                tree.store.add(made, arrival.manifest)
+        with self._keeper.used_in_background(arrival.manifest):
+            report(Progress("making the machine"))
+            order = ForkOrder(arrival.manifest, arrival.saved, identity, name=name)
+            machine = await self._maker.make(order)
+        self._events.emit("imported", machine=machine.id, name=machine.name)
+        return machine

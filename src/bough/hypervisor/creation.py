@@ -1,0 +1,142 @@
+"""`create`: a stopped machine from a spec."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from bough.errors import InvalidInput
+from bough.hypervisor.half_made import HalfMade
+from bough.hypervisor.image_source import ImageSource
+from bough.hypervisor.inventory import Inventory
+from bough.hypervisor.lifetimes import Lifetimes
+from bough.hypervisor.names import Names
+from bough.images.store import ImageManifest, ImageStore, split_label
+from bough.machines.disks import create_disks
+from bough.machines.events import Events
+from bough.machines.machine import Machine
+from bough.machines.media import create_seed, resolve_media, with_image_disks
+from bough.machines.plan import check_arch, install_firmware_variables, resolve_hardware
+from bough.machines.record import FirstBoot, MachineRecord, PortForward, new_machine_id, now
+from bough.mounts.source import resolve_mounts
+from bough.paths import Home, MachinePaths
+from bough.progress import Progress, Report, ignore_progress
+from bough.qemu.host import read_host_facts
+from bough.spec import MachineSpec, check_against_host, parse_spec
+from bough.storage import remove_tree, sync_directory
+from bough.tasks import finish
+
+
+class Creation:
+    """Creates machines; nothing is left behind by an error or a cancelled call."""
+
+    def __init__(
+        self,
+        home: Home,
+        events: Events,
+        store: ImageStore,
+        source: ImageSource,
+        inventory: Inventory,
+        names: Names,
+        lifetimes: Lifetimes,
+        half_made: HalfMade,
+    ) -> None:
+        self._home = home
+        self._events = events
+        self._store = store
+        self._source = source
+        self._inventory = inventory
+        self._names = names
+        self._lifetimes = lifetimes
+        self._half_made = half_made
+
+    async def create(
+        self,
+        data: dict[str, Any],
+        *,
+        name: str | None = None,
+        force: bool = False,
+        ephemeral: bool = False,
+        report: Report = ignore_progress,
+    ) -> Machine:
+        """Create a stopped machine. A missing image is built or pulled first.
+
+        Raises:
+            InvalidSpec, BeyondHost, NameTaken, NotFound (the image), BuildFailed, NoSpace, HostLacks
+        """
+        spec = await self.check(data, force=force)
+        with self._names.reserve(name or self._names.free_name(spec.image)) as reserved:
+            image = await self._source.find(spec.image, spec.arch, report)
+            machine = await self.create_from(spec, reserved, image, ephemeral=ephemeral, report=report)
+        self._events.emit("created", machine=machine.id, name=machine.name)
+        if ephemeral:
+            self._lifetimes.expire_unless_held(machine.id)
+        return machine
+
+    async def check(self, data: dict[str, Any], *, force: bool) -> MachineSpec:
+        """Return the spec that a user wrote, before an image is built for minutes.
+
+        Raises:
+            InvalidSpec: it makes no sense. BeyondHost: it asks for more than the host has.
+        """
+        spec = resolve_mounts(parse_spec(data), self._home.hidden)
+        facts = await read_host_facts(self._home)
+        check_against_host(spec, facts, force=force)
+        check_arch(spec.arch or split_label(spec.image)[1] or facts.arch)
+        return spec
+
+    async def create_from(
+        self, spec: MachineSpec, name: str, image: ImageManifest, *, ephemeral: bool, report: Report
+    ) -> Machine:
+        """Create a machine whose name is reserved, without an event."""
+        if spec.mounts and not (image.agent or image.cloud_init):
+            raise InvalidInput(
+                f"{spec.image} lacks bough's agent, which shared directories need",
+                hint="copy files into its disk, or share them over its network",
+            )
+        spec = with_image_disks(spec, image, self._store.resolve)
+        report(Progress("creating the machine"))
+        with self._half_made.working(), self._source.using(image.digest):
+            record = await self._new_record(spec, name, image, ephemeral)
+            made = MachinePaths(self._home.incoming / record.id, self._home.runtime / record.id)
+            try:
+                await self._write_files(made, record, image)
+                made.root.rename(self._home.machine(record.id).root)
+            except BaseException:
+                remove_tree(made.root)
+                raise
+            sync_directory(self._home.machines)
+            return self._inventory.add(record)
+
+    async def _new_record(
+        self, spec: MachineSpec, name: str, image: ImageManifest, ephemeral: bool
+    ) -> MachineRecord:
+        machine_id = new_machine_id()
+        hardware = await resolve_hardware(
+            spec, image, self._home, machine_id=machine_id, taken_uids=self._inventory.taken_uids()
+        )
+        return MachineRecord(
+            id=machine_id,
+            name=name,
+            spec=spec,
+            image_digest=image.digest,
+            image_agent=image.agent or image.cloud_init,
+            hardware=hardware,
+            created=now(),
+            ephemeral=ephemeral,
+            ports=[PortForward(**port.model_dump()) for port in spec.ports],
+            first_boot=FirstBoot(instance=machine_id),
+            # An image from a machine's disk still has that machine's identity.
+            identity="new" if image.agent and image.lived else "known",
+            media=resolve_media(spec, image, self._store.resolve),
+        )
+
+    async def _write_files(self, made: MachinePaths, record: MachineRecord, image: ImageManifest) -> None:
+        for directory in (made.root, made.disks, made.log):
+            directory.mkdir(mode=0o711)
+        record.disks = await create_disks(made, record, image, self._home)
+        install_firmware_variables(record.hardware, made.disks, image.efi_loader)
+        if record.media.seed:
+            record.media.instance = record.id
+            await finish(asyncio.to_thread(create_seed, made.disks, record))
+        record.write(made)

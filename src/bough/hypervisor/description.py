@@ -1,0 +1,62 @@
+"""A machine as the API describes it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from bough.machines.disks import read_disk_usage
+from bough.machines.machine import Machine
+from bough.machines.mounts import describe_mounts
+from bough.machines.record import LIVE
+from bough.networks.state import describe_uplink
+
+
+def describe(machine: Machine) -> dict[str, Any]:
+    """Return what the API says about a machine."""
+    record = machine.record
+    return {
+        "id": record.id,
+        "name": record.name,
+        "state": str(record.state),
+        "unreachable": machine.reach.trouble,
+        "agent": machine.agent_state if record.state in LIVE else "none",
+        "condition": machine.condition.found.to_dict() if machine.condition.found else None,
+        "image": record.spec.image,
+        "image_digest": record.image_digest,
+        "created": record.created,
+        "started": record.started if record.state in LIVE else None,
+        "vcpus": record.spec.vcpus,
+        "memory_bytes": record.spec.memory,
+        "disk_bytes": read_disk_usage(machine.paths),
+        "layers": machine.chains.depth,
+        "ports": [forward.model_dump() for forward in record.ports],
+        "mounts": describe_mounts(machine),
+        "accelerator": record.accelerator,
+        "accelerator_note": record.accelerator_note,
+        "hardware": record.hardware.model_dump(),
+        "jail": record.jail,
+        "restarts": record.restarts.model_dump(),
+        "failure": record.failure.model_dump() if record.failure else None,
+        "first_boot": record.first_boot.model_dump(),
+        "hostname": record.hostname,
+        "identity_error": record.identity_error,
+        "ephemeral": record.ephemeral,
+        "suspended": record.suspended.model_dump() if record.suspended else None,
+        "snapshot": record.snapshot,
+        "forked_from": record.forked_from,
+        "boot_id": machine.boot_id,
+        "seen": machine.boot_sight.describe() if record.state in LIVE else None,
+        "booted": machine.booted if record.state in LIVE and record.image_agent else None,
+        "pid": machine.pid,
+        "vnc": str(machine.paths.vnc_socket) if machine.pid and record.media.display else None,
+        "spec": record.spec.model_dump(mode="json"),
+    }
+
+
+async def describe_fully(machine: Machine) -> dict[str, Any]:
+    """Return `describe` and what needs a look at the host: too slow for each machine of a list."""
+    uplink = None
+    if machine.pid is not None and machine.record.spec.uplink is True:
+        uplink = await asyncio.to_thread(describe_uplink, machine.id)
+    return {**describe(machine), "uplink": uplink}

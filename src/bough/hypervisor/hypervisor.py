@@ -1,0 +1,88 @@
+"""Everything of one BOUGH_HOME: the use cases with their collaborators."""
+
+from __future__ import annotations
+
+from bough.hypervisor.auditing import Auditing
+from bough.hypervisor.booted_snapshots import BootedSnapshots
+from bough.hypervisor.bundles import Bundles
+from bough.hypervisor.creation import Creation
+from bough.hypervisor.fork_maker import ForkMaker
+from bough.hypervisor.forking import Forking
+from bough.hypervisor.half_made import HalfMade
+from bough.hypervisor.image_source import ImageSource
+from bough.hypervisor.images import Images
+from bough.hypervisor.inventory import Inventory
+from bough.hypervisor.lifecycle import Lifecycle
+from bough.hypervisor.lifetimes import Lifetimes
+from bough.hypervisor.names import Names
+from bough.hypervisor.opening import Opening
+from bough.hypervisor.preparation import Preparation
+from bough.hypervisor.running import Running
+from bough.hypervisor.snapshot_keeper import SnapshotKeeper
+from bough.hypervisor.snapshots import Snapshots
+from bough.hypervisor.waiting_machines import WaitingMachines
+from bough.images.catalogue import Catalogues
+from bough.images.store import ImageStore
+from bough.machines.demand import DEMAND
+from bough.machines.events import Events
+from bough.machines.machine import Machine
+from bough.paths import Home
+from bough.snapshots.ahead import Ahead
+from bough.snapshots.prewarm import Prewarming, is_switched_on
+from bough.snapshots.spares import Spares
+from bough.snapshots.tree import SnapshotTree
+
+
+class Hypervisor:
+    """Create it, `opening.open()`, use its parts, `opening.close()`.
+
+    Attributes:
+        machines: look machines up. lifetimes: delete, hold and discard them.
+        creation, lifecycle, running, forking, snapshots, bundles, images, auditing: the use cases.
+        spares: the standby machines that users asked for.
+    """
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.events = events = Events()
+        tree, half_made, store, catalogues = (
+            SnapshotTree(home),
+            HalfMade(),
+            ImageStore(home),
+            Catalogues(home),
+        )
+        self.machines = machines = Inventory(home, events, tree)
+        self.lifetimes = lifetimes = Lifetimes(machines, half_made)
+        names = Names(machines, self._give_way)
+        keeper = SnapshotKeeper(tree, machines, store)
+        source = ImageSource(home, store, catalogues, half_made)
+        self.creation = Creation(home, events, store, source, machines, names, lifetimes, half_made)
+        booted = BootedSnapshots(home, source, self.creation, names, keeper, lifetimes)
+        maker = ForkMaker(home, events, tree, machines, names, lifetimes)
+
+        prepare = Preparation(machines, lifetimes, keeper, booted, maker)
+        discard = lifetimes.delete_standby
+        self.spares = spares = Spares(home.spares, prepare.make_standby, prepare.rouse_standby, discard)
+        prewarming = Prewarming(prepare.prewarm, tree.frozen, DEMAND, is_on=is_switched_on())
+        ahead = Ahead(prepare.begin_fork, discard, prewarming)
+        keeper.on_drop.append(ahead.forget)
+
+        waiting = WaitingMachines(spares, ahead, names, lifetimes, events)
+        self.lifecycle = Lifecycle(home, names, half_made)
+        self.running = Running(
+            store, self.creation, names, lifetimes, keeper, booted, maker, waiting, spares, ahead
+        )
+        self.forking = Forking(machines, lifetimes, keeper, maker, waiting, spares, ahead, prewarming)
+        self.snapshots = Snapshots(machines, keeper, spares, ahead, events)
+        self.bundles = Bundles(home, events, store, machines, names, keeper, maker, half_made)
+        self.images = Images(
+            home, source, store, catalogues, self.creation, machines, lifetimes, keeper, ahead, half_made
+        )
+        self.auditing = Auditing(home, machines, lifetimes, half_made)
+        self.opening = Opening(home, events, machines, lifetimes, keeper, spares, ahead)
+
+    def _give_way(self, machine: Machine) -> None:
+        """Discard a standby machine whose name a user asks for."""
+        self.spares.take(lambda one: one is machine)
+        self.lifetimes.unpin(machine)
+        self.lifetimes.discard(machine)

@@ -1,0 +1,87 @@
+"""Images for new machines: from the store, built from a known recipe, or pulled as published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from bough.errors import NotFound
+from bough.hypervisor.half_made import HalfMade
+from bough.images.build import build
+from bough.images.catalogue import Catalogues
+from bough.images.confined import Confinement
+from bough.images.pull import pull_image
+from bough.images.recipes import LABELS
+from bough.images.store import ImageManifest, ImageStore, split_label
+from bough.machines.plan import host_arch
+from bough.paths import Home
+from bough.progress import Report
+from bough.qemu.probe import find_qemu, probe_jail
+from bough.spec import parse_architecture
+
+
+class ImageSource:
+    """Attributes:
+    in_creation: digest -> number of machines that are being created from it.
+    """
+
+    def __init__(self, home: Home, store: ImageStore, catalogues: Catalogues, half_made: HalfMade) -> None:
+        self.in_creation: dict[str, int] = {}
+        self._home = home
+        self._store = store
+        self._catalogues = catalogues
+        self._half_made = half_made
+
+    async def find(self, reference: str, arch: str | None, report: Report) -> ImageManifest:
+        """Return the image; build or pull it if it is known and was never here for this architecture.
+
+        Raises:
+            NotFound, BuildFailed, NoSpace, HostLacks
+        """
+        label, own = split_label(reference)
+        arch = arch or own
+        if arch is None and label in LABELS:
+            arch = host_arch()
+        try:
+            return self._store.resolve(reference, arch)
+        except NotFound:
+            if label not in LABELS and self._store.knows(label):
+                raise  # present, for another architecture
+            if label not in LABELS and self._catalogues.current().knows(label):
+                return await self.pull(label, arch=arch, report=report)
+            with self._half_made.working():
+                return await build(self._store, label, arch=arch or host_arch(), progress=report)
+
+    async def pull(
+        self,
+        reference: str,
+        *,
+        arch: str | None,
+        label: str | None = None,
+        signed: bool = True,
+        report: Report,
+    ) -> ImageManifest:
+        """Download an image of the catalogue; see bough.images.pull."""
+        jail = await probe_jail(find_qemu(host_arch()), self._home)
+        with self._half_made.working():
+            return await pull_image(
+                self._store,
+                self._catalogues.current(),
+                reference,
+                parse_architecture(arch) if arch else host_arch(),
+                Confinement(jail),
+                report,
+                label=label,
+                signed=signed,
+            )
+
+    @contextmanager
+    def using(self, digest: str) -> Iterator[None]:
+        """Keep the image until the block, which creates a machine from it, ends."""
+        self.in_creation[digest] = self.in_creation.get(digest, 0) + 1
+        try:
+            yield
+        finally:
+            self.in_creation[digest] -= 1
+            if not self.in_creation[digest]:
+                del self.in_creation[digest]

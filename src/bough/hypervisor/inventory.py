@@ -1,0 +1,140 @@
+"""The machines of one home: looked up by name or id, added, removed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+
+from bough.errors import Conflict, NotFound
+from bough.machines.events import Events
+from bough.machines.machine import Machine
+from bough.machines.plan import resolve_plan
+from bough.machines.record import MachineRecord
+from bough.paths import Home, MachinePaths
+from bough.qemu.plan import Plan
+from bough.snapshots.tree import SnapshotTree
+
+_LEAST_PREFIX = 4
+
+
+class Inventory:
+    """Every machine of a home, standby machines included.
+
+    Attributes:
+        leaving: ids of discarded machines. They are no longer listed; their deletion is under way.
+        unreadable: id -> error of each record that could not be read.
+    """
+
+    def __init__(self, home: Home, events: Events, snapshots: SnapshotTree) -> None:
+        self.home = home
+        self.leaving: set[str] = set()
+        self.unreadable: dict[str, str] = {}
+        self._events = events
+        self._snapshots = snapshots
+        self._machines: dict[str, Machine] = {}
+
+    def __iter__(self) -> Iterator[Machine]:
+        return iter(list(self._machines.values()))
+
+    def __contains__(self, machine_id: str) -> bool:
+        return machine_id in self._machines
+
+    def get(self, machine_id: str) -> Machine | None:
+        return self._machines.get(machine_id)
+
+    def present(self) -> list[Machine]:
+        """Every machine that is not leaving."""
+        return [machine for machine in self if machine.id not in self.leaving]
+
+    def listed(self) -> list[Machine]:
+        """The machines that users see, oldest first: neither leaving nor standby."""
+        return sorted(self._listed(), key=lambda machine: machine.record.created)
+
+    def _listed(self) -> list[Machine]:
+        return [machine for machine in self.present() if not machine.record.spare]
+
+    def find(self, reference: str) -> Machine:
+        """Return the machine with that name, id, or unique prefix of an id (4 digits or more). A standby
+        machine is found by its whole id alone.
+
+        Raises:
+            NotFound: no machine matches.
+            Conflict: the prefix is ambiguous, or the machine's record is damaged.
+        """
+        if reference in self._machines and reference not in self.leaving:
+            return self._machines[reference]
+        listed = self._listed()
+        for machine in listed:
+            if reference == machine.name:
+                return machine
+        if reference in self.unreadable:
+            raise Conflict(
+                f"the record of machine {reference} cannot be read: {self.unreadable[reference][:300]}",
+                hint="bough doctor --store says which repair is safe",
+                machine=reference,
+            )
+        found = [m for m in listed if len(reference) >= _LEAST_PREFIX and m.id.startswith(reference)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise Conflict(f"{reference!r} is ambiguous: {len(found)} ids match", hint="use more characters")
+        close = get_close_matches(reference, [machine.name for machine in listed], n=1)
+        hint = f"did you mean '{close[0]}'?" if close else "bough list shows all machines"
+        raise NotFound(
+            f"no machine is called {reference[:80]!r}", hint=hint, kind="machine", name=reference[:80]
+        )
+
+    def find_source(self, reference: str) -> Machine | None:
+        """Return the machine that `reference` names, or None if it names a snapshot. An exact name or id
+        has precedence over a prefix.
+
+        Raises:
+            NotFound: neither a machine nor a snapshot matches.
+            Conflict: both match equally well.
+        """
+        store = self._snapshots.store
+        try:
+            machine = self.find(reference)
+        except NotFound:
+            if not store.knows(reference):
+                raise
+            return None
+        if not store.knows(reference):
+            return machine
+        manifest = store.resolve(reference)
+        is_whole = reference in (machine.name, machine.id)
+        if is_whole == (reference in (manifest.label, manifest.id)):
+            raise Conflict(
+                f"{reference!r} is ambiguous: machine '{machine.name}' and snapshot "
+                f"'{manifest.label or manifest.id}' match",
+                hint=f"use an id: {machine.id} is the machine, {manifest.id} the snapshot",
+                machine=machine.id,
+                snapshot=manifest.id,
+            )
+        return machine if is_whole else None
+
+    def add(self, record: MachineRecord) -> Machine:
+        """Add a machine whose directory exists."""
+        paths = self.home.machine(record.id)
+        machine = Machine(record, paths, self._events, self.plan_of, self.collect)
+        self._machines[record.id] = machine
+        return machine
+
+    def remove(self, machine: Machine) -> None:
+        del self._machines[machine.id]
+
+    def records(self) -> list[MachineRecord]:
+        return [machine.record for machine in self]
+
+    def taken_uids(self) -> set[int]:
+        """The user ids of all QEMUs."""
+        uids = (machine.record.hardware.uid for machine in self)
+        return {uid for uid in uids if uid is not None}
+
+    async def plan_of(self, record: MachineRecord, paths: MachinePaths) -> Plan:
+        """What the next start of a machine would use, as data."""
+        return await resolve_plan(record, paths, self.home)
+
+    def collect(self) -> None:
+        """Remove the backing files that nothing uses."""
+        self._snapshots.collect(self.records())

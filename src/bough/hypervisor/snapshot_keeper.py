@@ -1,0 +1,69 @@
+"""Snapshots with the machines that use them: taken, dropped, and kept while a fork is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from bough.hypervisor.inventory import Inventory
+from bough.images.store import ImageStore
+from bough.machines.machine import Machine
+from bough.snapshots.ready import stale
+from bough.snapshots.store import SnapshotManifest
+from bough.snapshots.tree import SnapshotTree
+
+
+class SnapshotKeeper:
+    """Attributes:
+    on_drop: called with the id of each snapshot that is about to be deleted.
+    """
+
+    def __init__(self, tree: SnapshotTree, inventory: Inventory, store: ImageStore) -> None:
+        self.tree = tree
+        self.on_drop: list[Callable[[str], None]] = []
+        self._inventory = inventory
+        self._store = store
+
+    async def take(self, machine: Machine, **options: Any) -> SnapshotManifest:
+        """Take a snapshot; see SnapshotTree.take. A failure leaves nothing behind."""
+        try:
+            return await self.tree.take(machine, **options)
+        except BaseException:
+            self._inventory.collect()
+            raise
+
+    def drop(self, manifest: SnapshotManifest) -> None:
+        """Delete a snapshot. Files that others use stay."""
+        for forget in self.on_drop:
+            forget(manifest.id)
+        self.tree.delete(manifest, self._inventory.records())
+
+    def drop_all(self, manifests: Iterable[SnapshotManifest]) -> None:
+        for manifest in list(manifests):
+            self.drop(manifest)
+
+    def drop_stale_booted(self) -> None:
+        """Delete booted snapshots of images that are gone, that are unused, or that are too many."""
+        digests = [entry.manifest.digest for entry in self._store.entries()]
+        self.drop_all(stale(self.tree.store, digests))
+
+    @contextmanager
+    def used_in_background(self, manifest: SnapshotManifest) -> Iterator[None]:
+        """Keep a snapshot's files until the block ends; a snapshot deleted meanwhile goes then."""
+        try:
+            with self.tree.using(manifest):
+                yield
+        finally:
+            self._inventory.collect()
+
+    @contextmanager
+    def of_source(self, source: Machine | None, manifest: SnapshotManifest) -> Iterator[None]:
+        """Use a snapshot in the block. If it was taken of `source` for this purpose, it goes afterwards."""
+        try:
+            with self.tree.using(manifest):
+                yield
+        finally:
+            if source is not None:
+                self.tree.forget(manifest)
+            self._inventory.collect()

@@ -1,0 +1,113 @@
+"""`snapshot` and `restore`."""
+
+from __future__ import annotations
+
+import asyncio
+
+from bough.hypervisor.inventory import Inventory
+from bough.hypervisor.snapshot_keeper import SnapshotKeeper
+from bough.machines.booted import wait_boot_end
+from bough.machines.events import Events
+from bough.machines.machine import Machine
+from bough.machines.record import LIVE, State
+from bough.progress import Progress, Report, ignore_progress
+from bough.snapshots.ahead import Ahead
+from bough.snapshots.kind import Kind
+from bough.snapshots.spares import Spares
+from bough.snapshots.store import SnapshotManifest
+from bough.snapshots.tree import SnapshotTree
+from bough.spec import check_name
+
+
+class Snapshots:
+    """Attributes:
+    tree: the snapshots that exist.
+    """
+
+    def __init__(
+        self, inventory: Inventory, keeper: SnapshotKeeper, spares: Spares, ahead: Ahead, events: Events
+    ) -> None:
+        self.tree: SnapshotTree = keeper.tree
+        self._inventory = inventory
+        self._keeper = keeper
+        self._spares = spares
+        self._ahead = ahead
+        self._events = events
+
+    async def take(
+        self,
+        machine: Machine,
+        *,
+        label: str | None = None,
+        message: str = "",
+        memory: bool = True,
+        now: bool = False,
+        report: Report = ignore_progress,
+    ) -> SnapshotManifest:
+        """Take a snapshot; see SnapshotTree.take. Its first fork is begun while its memory is written.
+
+        Args:
+            now: do not wait for the end of the guest's boot; each fork then finishes the boot by itself.
+        """
+        if memory and not now:
+            await wait_boot_end(machine, report)
+        if label is not None:
+            check_name(label)
+        captured: list[str] = []
+
+        def begin_first_fork(manifest: SnapshotManifest) -> None:
+            captured.append(manifest.id)
+            self._ahead.foresee(Kind(manifest, "new"))
+
+        options = {"label": label, "message": message, "memory": memory}
+        try:
+            manifest = await self._keeper.take(machine, captured=begin_first_fork, report=report, **options)
+        except Exception:  # not CancelledError: the snapshot is completed without its caller
+            for snapshot_id in captured:
+                self._ahead.forget(snapshot_id)
+            raise
+        if manifest.memory is not None:
+            self._ahead.offer(Kind(manifest, "new"))
+        self._events.emit("snapshotted", machine=machine.id, name=machine.name, detail=manifest.id)
+        return manifest
+
+    def delete(self, reference: str) -> None:
+        """Delete a snapshot and its standby machines. Files that others use stay."""
+        manifest = self.tree.store.resolve(reference)
+        self._spares.want({"snapshot": manifest.id}, 0)
+        self._keeper.drop(manifest)
+
+    async def restore(
+        self, machine: Machine, reference: str, *, keep: bool = False, report: Report = ignore_progress
+    ) -> None:
+        """Put a machine back in place; it runs again if the snapshot has memory. A cancelled call does not
+        interrupt the restore.
+
+        Args:
+            keep: take a snapshot of the present state first.
+        """
+        manifest = self.tree.store.resolve(reference)
+        self.tree.check_own(machine, manifest)
+        work = self._restore(machine, manifest, keep, report)
+        try:
+            await asyncio.shield(machine.own(work, "restore"))
+        finally:
+            self._inventory.collect()
+        if machine.state is State.RUNNING:
+            await machine.wait_ready(report=report)
+        self._events.emit("restored", machine=machine.id, name=machine.name, detail=manifest.id)
+
+    async def _restore(
+        self, machine: Machine, manifest: SnapshotManifest, keep: bool, report: Report
+    ) -> None:
+        with machine.claim("being restored"), self.tree.using(manifest):
+            saved = await self.tree.saved_state(manifest)
+            if keep:
+                message = f"before a restore to {manifest.id}"
+                await self.take(machine, message=message, now=True, report=report)
+            if machine.state in LIVE or machine.state is State.SUSPENDED:
+                await machine.stop(force=True)
+            report(Progress("restoring"))
+            await self.tree.put_back(machine, manifest)
+            if saved is not None:
+                await machine.start(report, saved=saved)

@@ -1,0 +1,95 @@
+"""Machines that wait to be taken: standby machines (spares), and forks that were begun in advance (ahead)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from bough.errors import BoughError
+from bough.hypervisor.lifetimes import Lifetimes
+from bough.hypervisor.names import Names
+from bough.machines.events import Events
+from bough.machines.machine import Machine
+from bough.snapshots.ahead import Ahead
+from bough.snapshots.kind import Kind
+from bough.snapshots.spares import Spares
+from bough.storage import sync_directory, sync_file
+
+log = logging.getLogger("bough.hypervisor")
+
+
+class WaitingMachines:
+    """Hands machines that wait to users. None means: no machine fits, make one."""
+
+    def __init__(
+        self, spares: Spares, ahead: Ahead, names: Names, lifetimes: Lifetimes, events: Events
+    ) -> None:
+        self._spares = spares
+        self._ahead = ahead
+        self._names = names
+        self._lifetimes = lifetimes
+        self._events = events
+
+    async def take_standby(
+        self, fits: Callable[[Machine], bool], *, name: str | None, ephemeral: bool
+    ) -> Machine | None:
+        """Return a standby machine that fits; it runs.
+
+        Raises:
+            NameTaken
+        """
+        with contextlib.ExitStack() as stack:
+            if name is not None:
+                stack.enter_context(self._names.reserve(name))
+            machine = self._spares.take(fits)
+            if machine is None:
+                return None
+            machine.record.spare = False  # its name is not given away any more
+            return await self._wake(machine, machine.standby.take(name=name, ephemeral=ephemeral), ephemeral)
+
+    async def take_begun(self, kind: Kind, name: str | None, stem: str, *, ephemeral: bool) -> Machine | None:
+        """Return a fork that was begun in advance; it runs.
+
+        Args:
+            stem: start of the generated name.
+
+        Raises:
+            NameTaken
+        """
+        with self._names.reserve(name or self._names.free_name(stem)) as reserved:
+            begun = self._ahead.take(kind)
+            if begun is None:
+                return None
+            waking = begun.machine.go_on(begun.saved, name=reserved, ephemeral=ephemeral)
+            return await self._wake(begun.machine, waking, ephemeral)
+
+    async def _wake(
+        self, machine: Machine, waking: Coroutine[Any, Any, None], ephemeral: bool
+    ) -> Machine | None:
+        try:
+            await waking
+        except BoughError as error:
+            log.warning("a machine that waited could not be used: %s", error)
+            self._lifetimes.discard_unclaimed(machine)
+            return None
+        except BaseException:
+            self._lifetimes.discard_unclaimed(machine)
+            raise
+        self._lifetimes.unpin(machine)
+        if not ephemeral:
+            await asyncio.to_thread(_sync_machine, machine)
+        forked = machine.record.forked_from
+        kind, detail = ("created", "") if forked is None else ("forked", f"from {forked}")
+        self._events.emit(kind, machine=machine.id, name=machine.name, detail=detail)
+        return machine
+
+
+def _sync_machine(machine: Machine) -> None:
+    """Make a machine durable that was ephemeral."""
+    for path in (*machine.paths.disks.iterdir(), machine.paths.record):
+        sync_file(path)
+    for directory in (machine.paths.disks, machine.paths.root, machine.paths.root.parent):
+        sync_directory(directory)
