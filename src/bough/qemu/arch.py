@@ -1,4 +1,4 @@
-"""What differs between the processor architectures, in one table."""
+"""The table of processor architectures."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ class Architecture:
     """One row of the table.
 
     Attributes:
-        qemu: names of its QEMU, in the order of preference; the last is RHEL's, which is not on PATH.
-        machine: families of machine types; the first is the default. A versioned type is a family, a
-            dash, and a version ("pc-q35-7.2").
-        versioned: QEMU has versioned types of them; where not, the family is the type.
-        probe_machine: the machine type, without version, of the probe guest.
-        hosts: processors whose KVM runs this one.
-        machine_options: of every machine of this architecture: no device that nobody asked for.
-            Each costs every start a little time and every fork some memory.
-        tcg_cpu: CPU model where the processor is emulated; see _EMULATED_PC.
-        kvm_cpus: candidates for KVM, newest first; the first one that the host can give in full is taken.
-        console: the device of the serial console; None: the board has one.
-        has_smbios: the firmware tells the guest what QEMU's -smbios says.
-        is_pc: it has a BIOS, and a controller for floppies.
-        uboot: where distributions have the U-Boot that OpenSBI starts, on machines without UEFI in flash.
-            It is a UEFI too, without variables that last.
-        has_vmgenid: a device that tells the guest's kernel that it was cloned.
-        display: screen, keyboard and pointer, for machines that have them. A PC has a keyboard.
-        cd_controller, cd_drive: on which a CD can be booted.
-        ram_start: guest-physical address of its RAM.
-        panic_device: tells us that the guest's kernel panicked.
+        qemu: names of the QEMU program, in order of preference; the last one is RHEL's, which is not on PATH.
+        machine: families of machine types; the first is the default. A versioned type is a family, a dash,
+            and a version ("pc-q35-7.2").
+        versioned: QEMU has versioned types of the family; otherwise the family is the type.
+        probe_machine: unversioned machine type of the probe guest.
+        hosts: host processors whose KVM runs this architecture.
+        machine_options: options of every machine: no unrequested device. Each device costs time at start and
+            memory in forks.
+        tcg_cpu: CPU model under emulation; see _EMULATED_PC.
+        kvm_cpus: candidates for KVM, newest first; the first one with all features on this host is used.
+        console: device of the serial console; None: the board has a serial port.
+        has_smbios: the firmware passes QEMU's -smbios data to the guest.
+        is_pc: has a BIOS and a floppy controller.
+        uboot: where distributions install the U-Boot that OpenSBI starts, for machines without UEFI flash.
+            U-Boot is a UEFI without persistent variables.
+        has_vmgenid: a device tells the guest's kernel about a clone.
+        display: screen, keyboard and pointer of machines with a display. A PC has a keyboard already.
+        cd_controller, cd_drive: devices from which a CD can boot.
+        ram_start: guest-physical address of RAM.
+        panic_device: reports a panic of the guest's kernel.
     """
 
     name: str
@@ -61,16 +61,20 @@ class Architecture:
     ram_start: int = 0
 
 
-#: vmport: VMware's backdoor; smbus, sata, usb: nothing is on them; hpet: a slower timer than the rest.
-#: graphics=off makes the firmware talk on the serial console, so that "no bootable disk" is in the log.
+#: vmport: VMware's backdoor; smbus, sata, usb: nothing is attached; hpet: slower than the other timers.
+#: graphics=off sends the firmware's messages to the serial console, so that "no bootable disk" is in the log.
 _PC_OPTIONS = ("vmport=off", "smbus=off", "sata=off", "usb=off", "hpet=off", "graphics=off")
 _PC_DISPLAY = ("VGA,id=video", "qemu-xhci,id=usb", "usb-tablet,bus=usb.0")
 
-#: Says that it is of the line of Intel's that executes in order (Bonnell), with the features of a later one:
-#: docs/decisions/0011. The stepping is one without errata. svm: no KVM of its own; monitor: mwait of an
-#: emulated processor is a busy loop; rdrand: it is drawn from a generator in QEMU, whose state all processes
-#: would share that go on from one frozen one (frozen/); virtio-rng gives a guest the host's own. The rest is
-#: what QEMU 7.2 does not emulate of an EPYC, off in each version: a snapshot finds the same one in the next.
+#: Reports Intel's in-order line (Bonnell) with the features of a later CPU: docs/decisions/0011. The stepping
+#: has
+#: no errata. svm off: no nested KVM. monitor off: an emulated mwait is a busy loop. rdrand off: its generator
+#: is
+#: part of QEMU, so that all processes of one process image would share its state; virtio-rng gives the guest
+#: the
+#: host's numbers. The other features are those of an EPYC that QEMU 7.2 does not emulate. They are off for
+#: each
+#: QEMU version, so that a snapshot finds the same CPU in a later one.
 _NOT_EMULATED = ("fxsr-opt", "misalignsse", "3dnowprefetch", "osvw", "topoext", "xsavec", "rdseed", "sha-ni")
 _EMULATED_PC = ",".join(
     (
@@ -112,7 +116,7 @@ ARCHITECTURES = {
         cd_controller="ich9-ahci",
         cd_drive="ide-cd",
     ),
-    # A PC as it was before 64 bits: the board of 1996. An AMD's processor, for what is said at tcg_cpu.
+    # A 32-bit PC with the board of 1996. An AMD CPU, for the reasons at tcg_cpu.
     "i386": Architecture(
         name="i386",
         qemu=("qemu-system-i386",),
@@ -130,7 +134,7 @@ ARCHITECTURES = {
         cd_controller="ich9-ahci",
         cd_drive="ide-cd",
     ),
-    # gic-version: 2 ends at 8 processors, and the default is another one with another accelerator.
+    # gic-version: version 2 ends at 8 vCPUs, and QEMU's default depends on the accelerator.
     "aarch64": Architecture(
         name="aarch64",
         qemu=("qemu-system-aarch64", "/usr/libexec/qemu-kvm"),
@@ -170,7 +174,7 @@ ARCHITECTURES = {
 
 
 def architecture(name: str) -> Architecture:
-    """Raises InvalidInput for one that is not in the table."""
+    """Return the row of an architecture. Raises InvalidInput for an unknown one."""
     try:
         return ARCHITECTURES[name]
     except KeyError:
@@ -181,5 +185,5 @@ def architecture(name: str) -> Architecture:
 
 
 def version_key(machine_type: str) -> tuple[int, ...]:
-    """Orders pc-q35-9.2 before pc-q35-10.0."""
+    """Return a sort key that orders pc-q35-9.2 before pc-q35-10.0."""
     return tuple(int(number) for number in re.findall(r"\d+", machine_type.rpartition("-")[2]))

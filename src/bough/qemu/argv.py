@@ -1,7 +1,7 @@
 """Plan -> command line of QEMU. Pure; one small function per device.
 
-Everything is explicit (-nodefaults, a versioned machine, a named CPU, block nodes one by one), so that
-a snapshot can be taken up by another process, a later QEMU or another host.
+Everything is explicit (-nodefaults, a versioned machine, a named CPU, single block nodes), so that another
+process, a later QEMU or another host can load a snapshot.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from bough.units import MIB
 _LEAST_CODE_MIB = 128
 _MOST_CODE_MIB = 1024
 
-#: The block that is the guest's RAM, also in what QEMU says and writes of it.
+#: Name of the guest's RAM block, on the command line and in QMP.
 RAM_ID = "ram"
-#: Sockets that are bound by us and passed as descriptors; the numbers are those of `info --plan`.
+#: Sockets that bough binds and passes as descriptors; `info --plan` shows these numbers.
 DISPLAYED_DESCRIPTORS = {"qmp": 3, "agent": 4, "console": 5, "uplink": 6, "memory": 7}
 
-#: QEMU's own filter of system calls, in full.
+#: QEMU's own seccomp filter, complete.
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
 def render_argv(plan: Plan, descriptors: Mapping[str, int] = DISPLAYED_DESCRIPTORS) -> list[str]:
-    """The command line, `plan.qemu` first.
+    """Return the command line, `plan.qemu` first.
 
     Args:
-        descriptors: number, in QEMU, of the listening sockets "qmp", "agent" and "console" and, with
-            passt, of the connected socket "uplink", and, from a template, of its "memory".
+        descriptors: numbers in QEMU of the listening sockets "qmp", "agent" and "console", of the connected
+            socket "uplink" with passt, and of the "memory" of a template.
     """
     arch = architecture(plan.arch)
     parts: list[Sequence[str]] = [
@@ -81,8 +81,8 @@ def _identity(plan: Plan, arch: Architecture) -> list[str]:
 
 
 def _machine(plan: Plan, arch: Architecture) -> list[str]:
-    # dump-guest-core, mem-merge: no guest memory in a core file, none shared between guests by KSM.
-    # suppress-vmdesc: device states without the description that nobody reads.
+    # dump-guest-core, mem-merge: no guest memory in a core file, and none shared between guests by KSM.
+    # suppress-vmdesc: device states without their unused description.
     options = [
         plan.machine_type,
         *arch.machine_options,
@@ -101,8 +101,9 @@ def _machine(plan: Plan, arch: Architecture) -> list[str]:
 def _processors(plan: Plan) -> list[str]:
     accelerator = "kvm"
     if plan.accelerator == "tcg":
-        # What translated code may take of the host: as much as a quarter of the guest's memory. QEMU's own
-        # bound is 1 GiB, and a small guest's boot alone fills 400 MiB of it with code that runs once.
+        # Bound of translated code: a quarter of the guest's memory. QEMU's own bound is 1 GiB, and the boot
+        # of a small
+        # guest alone fills 400 MiB with code that runs once.
         code_mib = min(max(plan.memory_bytes // 4 // MIB, _LEAST_CODE_MIB), _MOST_CODE_MIB)
         accelerator = f"tcg,thread=multi,tb-size={code_mib}"
     topology = option(f"cpus={plan.vcpus}", sockets=1, cores=plan.vcpus, threads=1)
@@ -111,8 +112,9 @@ def _processors(plan: Plan) -> list[str]:
 
 def _memory(plan: Plan, descriptors: Mapping[str, int]) -> list[str]:
     if plan.from_template:
-        # What is not written comes from the template, what is written is private to the process. By
-        # descriptor, for the file is sealed and has no name (see ram.py).
+        # Unwritten pages come from the template; written pages are private to the process. The file is sealed
+        # and has
+        # no name (see ram.py), so QEMU gets a descriptor.
         path = f"/proc/self/fd/{descriptors['memory']}"
         backend = option(
             "memory-backend-file",
@@ -128,7 +130,7 @@ def _memory(plan: Plan, descriptors: Mapping[str, int]) -> list[str]:
 
 
 def _incoming(plan: Plan) -> list[str]:
-    """The state of devices is all that comes in: it has no configuration section, as a migration has."""
+    """Expect a device state only: a stream without a migration's configuration section."""
     if not plan.from_template:
         return []
     return ["-incoming", "defer", "-S", "-global", "migration.send-configuration=off"]
@@ -139,10 +141,11 @@ def _firmware(plan: Plan) -> list[str]:
     if firmware.code is None:
         return []
     if firmware.kind == "bios":
-        # In flash, which QEMU fills when it starts. Its own way to load a BIOS leaves that to a migration
-        # (hw/core/loader.c, rom_reset): what went on from a snapshot could not be rebooted.
+        # In flash, which QEMU fills at its start. QEMU's usual way to load a BIOS expects a migration to
+        # bring the BIOS
+        # (hw/core/loader.c, rom_reset): a machine that continues from a snapshot could not reboot.
         return DiskNode("firmware-code", firmware.code, "raw", read_only=True).arguments()
-    if firmware.variables is None:  # U-Boot, which QEMU's own OpenSBI starts like a kernel
+    if firmware.variables is None:  # U-Boot: QEMU's OpenSBI starts it like a kernel
         return [] if plan.direct_boot else ["-kernel", firmware.code]
     return [
         *DiskNode("firmware-code", firmware.code, "raw", read_only=True).arguments(),
@@ -210,7 +213,7 @@ def _medium(medium: MediumPlan, arch: Architecture) -> list[str]:
         controller = option("isa-fdc", id="floppies", bootindexA=medium.boot_index)
         drive = option("floppy", id="floppy-device", bus="floppies.0", unit=0, drive="floppy")
     else:
-        # Each guest can read a CD there: AHCI on a PC, virtio elsewhere.
+        # Every guest can read a CD on these: AHCI on a PC, virtio elsewhere.
         controller = f"{arch.cd_controller},id=cds"
         drive = option(
             arch.cd_drive, id="cdrom-device", bus="cds.0", drive="cdrom", bootindex=medium.boot_index
@@ -219,7 +222,7 @@ def _medium(medium: MediumPlan, arch: Architecture) -> list[str]:
 
 
 def _display(plan: Plan, arch: Architecture) -> list[str]:
-    """A VNC server that listens nowhere: viewers are handed to it over QMP (add_client)."""
+    """Add a VNC server without a listener: bough hands viewers to it over QMP (add_client)."""
     if not plan.display:
         return []
     return ["-vnc", "none", *(word for device in arch.display for word in ("-device", device))]
@@ -233,14 +236,14 @@ def _nic(nic: NicPlan, descriptors: Mapping[str, int]) -> list[str]:
         backend = option("hubport", id="uplink", hubid=0)
     else:
         backend = option("user", id="uplink", ipv6="off")
-    # romfile="": no network boot, and no ROM that every start would load.
+    # romfile="": no network boot, and no ROM to load at each start.
     device = option("virtio-net-pci", id="uplink-device", netdev="uplink", mac=nic.mac, romfile="")
     return ["-netdev", backend, "-device", device if nic.announces else f"{device},guest_announce=off"]
 
 
 def _entropy() -> list[str]:
-    # The host's own, not a generator of QEMU's: its state would be that of each process that goes on from a
-    # frozen one.
+    # The host's generator. A generator inside QEMU would have the same state in each process of a process
+    # image.
     source = "rng-random,id=entropy,filename=/dev/urandom"
     return ["-object", source, "-device", "virtio-rng-pci,rng=entropy"]
 

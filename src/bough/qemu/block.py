@@ -35,19 +35,21 @@ class DiskNode:
         return f"{self.name}-file"
 
     def qmp_options(self) -> dict[str, Any]:
-        """Options of blockdev-add, which adds both nodes. QEMU removes the file's node with the format's.
+        """Return the options of blockdev-add, which adds both nodes. QEMU removes the file's node with the
+        format's.
 
         The file's node inherits read-only: blockdev-snapshot makes the format's node read-only, and QEMU
-        reopens the file then, while the path still exists.
+        reopens the
+        file then, while the path still exists.
         """
         return {**self.format_options(self.file_name), "file": self._file_options({})}
 
     def format_options(self, file: str) -> dict[str, Any]:
-        """Options of the format's node over the node `file`, as blockdev-reopen expects them."""
+        """Return the options of the format's node over the node `file`, for blockdev-reopen."""
         return self._format_options(file, {"read-only": True} if self.read_only else {})
 
     def arguments(self) -> list[str]:
-        """Command-line words that add both nodes."""
+        """Return the command-line words that add both nodes."""
         access = {"read-only": self.read_only, "auto-read-only": False}
         parts = (self._file_options(access), self._format_options(self.file_name, access))
         return [word for part in parts for word in ("-blockdev", render_option("", part))]
@@ -58,7 +60,7 @@ class DiskNode:
 
     def _format_options(self, file: str, access: dict[str, Any]) -> dict[str, Any]:
         options = {"driver": self.format, "node-name": self.name, "file": file, **access, **self._discard()}
-        # Null, too: QEMU would otherwise open whatever file a qcow2 header names.
+        # Null, too: otherwise QEMU opens the file that the qcow2 header names.
         return {**options, "backing": self.backing} if self.format == "qcow2" else options
 
     def _discard(self) -> dict[str, Any]:

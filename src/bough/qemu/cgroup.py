@@ -1,9 +1,9 @@
-"""A control group per machine: a fair share of the processors for each, and a place for limits.
+"""A control group per machine: a fair share of the processors, and limits.
 
     <hierarchy>/bough/<machine id>/        version 1: one in each of the hierarchies memory, cpu and pids
-    <a delegated group>/bough/<machine id>/  version 2: below the nearest group that is ours to write to
+    <a delegated group>/bough/<machine id>/  version 2: below the nearest group that bough may write to
 
-The waiter moves QEMU into them before it starts and removes them when it has ended (see process.py).
+The waiter moves QEMU into the groups before its start and removes them after its end (see process.py).
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from bough.qemu.plan import Limits
 
 _MOUNT = Path("/sys/fs/cgroup")
 _CONTROLLERS = ("memory", "cpu", "pids")
-#: Threads of QEMU: one for each vCPU, and a pool of at most 64 for the disks.
+#: Threads of QEMU: one per vCPU, and a pool of at most 64 for the disks.
 _MAX_THREADS = 2048
 _CPU_PERIOD_US = 100_000
-#: The first one that there is: (behind all others, as it is made). cpu.idle is of Linux 5.15.
+#: The first file that exists: (lowest priority, as created). cpu.idle needs Linux 5.15.
 _SHARES = {"cpu.idle": ("1", "0"), "cpu.weight": ("1", "100"), "cpu.shares": ("2", "1024")}
 _MEMORY_FILES = ("memory.max", "memory.limit_in_bytes")
 _CPU_FILES = ("cpu.max", "cpu.cfs_quota_us")
 
 
 def find_groups() -> tuple[str, ...]:
-    """Directories below which a group for each machine can be made; none where we may not."""
+    """Return the directories below which bough may create a group per machine; empty if it may not."""
     if (_MOUNT / "cgroup.controllers").exists():
         base = _find_delegated()
         return (str(base),) if base is not None and _prepare_v2(base) else ()
@@ -36,10 +36,10 @@ def find_groups() -> tuple[str, ...]:
 
 
 def create_groups(bases: tuple[str, ...], machine_id: str, limits: Limits) -> list[str]:
-    """The machine's groups, with its limits set.
+    """Create the machine's groups and set their limits.
 
     Raises:
-        HostLacks: a group or a limit that was asked for cannot be had.
+        HostLacks: a group or a requested limit is not available.
     """
     made, set_ = [], set()
     for base in bases:
@@ -62,10 +62,11 @@ def create_groups(bases: tuple[str, ...], machine_id: str, limits: Limits) -> li
 
 
 def stand_back(pid: int, back: bool) -> bool:
-    """Give the group of a machine processor time only when no other wants it, or again its share.
+    """Give a machine's group processor time only if no other group wants it, or give its share back.
 
-    False where `pid` has no group of its own for that: its threads can be told then (see Pid.stand_back). In
-    a group they would stand back behind each other alone.
+    Return False if `pid` has no group of its own with such a control. Its threads can get a lower priority
+    then
+    (Pid.stand_back); inside a group, that priority would only count among the group's threads.
     """
     for line in _read_memberships(pid):
         _, controllers, path = line.split(":", 2)
@@ -77,10 +78,10 @@ def stand_back(pid: int, back: bool) -> bool:
 
 
 def share_last(group: Path, back: bool) -> bool:
-    """The same of one group; False where it is of no controller for that."""
+    """Set the priority of one group; return False if its controller has no such control."""
     for file, (last, usual) in _SHARES.items():
         if (group / file).exists():
-            with contextlib.suppress(OSError):  # it is gone
+            with contextlib.suppress(OSError):  # the group is gone
                 (group / file).write_text(last if back else usual)
             return True
     return False
@@ -94,19 +95,19 @@ def _read_memberships(pid: int) -> list[str]:
 
 
 def limits_memory(groups: list[str]) -> bool:
-    """Whether one of a machine's `groups` counts its memory."""
+    """Return whether one of a machine's `groups` counts memory."""
     return any((Path(group) / file).exists() for group in groups for file in _MEMORY_FILES)
 
 
 def remove_groups(bases: tuple[str, ...], machine_id: str) -> None:
-    """Those of a machine whose waiter could not do it any more."""
+    """Remove the groups of a machine whose waiter was killed."""
     for base in bases:
         with contextlib.suppress(OSError):
             (Path(base) / machine_id).rmdir()
 
 
 def _settings(group: Path, limits: Limits) -> list[tuple[str, str]]:
-    """Files of `group` and what to write; the names tell the version and the controller."""
+    """Return the files of `group` and their values; the file names tell version and controller."""
     found = []
     if (group / "pids.max").exists():
         found.append(("pids.max", str(_MAX_THREADS)))
@@ -132,7 +133,7 @@ def _can_make(base: Path) -> bool:
 
 
 def _find_delegated() -> Path | None:
-    """Nearest above the service's own group (which may have no groups with controllers in it)."""
+    """Return the nearest delegated group above the service's own group."""
     own = next((line[3:] for line in _read_memberships(os.getpid()) if line.startswith("0::")), None)
     if own is None:
         return None
@@ -146,12 +147,12 @@ def _find_delegated() -> Path | None:
 
 
 def _prepare_v2(base: Path) -> bool:
-    """Make `base`, and the controllers that its groups can have available in them."""
+    """Create `base` and enable the controllers for its groups."""
     if not _can_make(base):
         return False
     for group in (base.parent, base):
         for controller in _CONTROLLERS:
-            # One that is not there, or that the parent keeps, is done without.
+            # Groups work without a controller that is missing or that the parent withholds.
             with contextlib.suppress(OSError):
                 (group / "cgroup.subtree_control").write_text(f"+{controller}")
     return bool((base / "cgroup.subtree_control").read_text().strip())

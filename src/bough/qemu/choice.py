@@ -1,7 +1,7 @@
-"""Machine type, CPU model, accelerator and firmware: from "auto" or a name to what this QEMU has.
+"""Machine type, CPU model, accelerator and firmware: "auto" or a name -> what this QEMU has.
 
-They are chosen once, when a machine is created, and named in full: another QEMU, or another host, must
-show the guest the same computer.
+bough chooses them once, at a machine's creation, by their full names: another QEMU or host must present the
+same computer.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from bough.qemu.probe import Accelerator, QemuFacts
 
 
 def choose_accelerator(wanted: str, accelerators: Mapping[str, Accelerator]) -> Accelerator:
-    """The fastest that works for "auto". One that was asked for is taken although its probe guest did not
-    run: `accelerator_note` warns.
+    """Return the fastest accelerator that works, for "auto", or the requested one. A requested accelerator is
+    used even if its probe guest did not run: `accelerator_note` warns.
 
     Raises:
-        HostLacks: the one that was asked for cannot work here, or none does.
+        HostLacks: the requested accelerator cannot work here, or none works.
     """
     if wanted == "auto":
         usable = [found for found in accelerators.values() if found.usable]
@@ -40,7 +40,7 @@ def choose_accelerator(wanted: str, accelerators: Mapping[str, Accelerator]) -> 
 
 
 def accelerator_note(wanted: str, chosen: Accelerator, accelerators: Mapping[str, Accelerator]) -> str | None:
-    """What the user should know of the choice: a machine without KVM is 10 to 30 times slower."""
+    """Return a warning about the choice: a machine without KVM is 10 to 30 times slower."""
     if not chosen.usable:
         return f"{chosen.name} was asked for, and may not work on this host: {chosen.detail}"
     kvm = accelerators.get("kvm")
@@ -54,8 +54,7 @@ def _instead(wanted: str) -> str:
 
 
 def choose_machine_type(wanted: str, facts: QemuFacts, arch: str) -> str:
-    """A versioned type, where QEMU has them: the newest for "auto", and for the name of a family ("q35",
-    "pc-q35").
+    """Return a versioned type if QEMU has them: the newest for "auto" and for a family ("q35", "pc-q35").
 
     Raises:
         InvalidSpec: this QEMU has no such type, or bough cannot run it.
@@ -87,7 +86,7 @@ def _family(name: str, row: Architecture) -> str | None:
 
 
 def choose_cpu_model(wanted: str, facts: QemuFacts, accelerator: Accelerator) -> str:
-    """Raises InvalidSpec when this QEMU does not know the model."""
+    """Return the CPU model. Raises InvalidSpec if this QEMU does not know it."""
     if wanted == "auto":
         return accelerator.cpu_model
     model = wanted.partition(",")[0]
@@ -107,31 +106,33 @@ def _unknown(place: str, message: str, wanted: str, known: Iterable[str]) -> Inv
 
 @dataclass(frozen=True)
 class FirmwareFiles:
-    """UEFI: code, shared and read-only, and the template of the variables that each machine has a copy of;
-    None: it has none that last."""
+    """UEFI firmware: the shared read-only code, and the template of each machine's variables; None: no
+    persistent
+    variables.
+    """
 
     code: str
     variables_template: str | None
 
 
-#: Where distributions describe the firmware they install (QEMU's docs/interop/firmware.json).
+#: Directories of firmware descriptions (QEMU's docs/interop/firmware.json).
 _FIRMWARE_DIRECTORIES = ("/etc/qemu/firmware", "/usr/local/share/qemu/firmware", "/usr/share/qemu/firmware")
 
 
-#: Where distributions put SeaBIOS; a QEMU that is not the distribution's brings its own.
+#: Directories of SeaBIOS in distributions; a QEMU built elsewhere has its own.
 _BIOS_DIRECTORIES = ("/usr/share/seabios", "/usr/share/qemu", "/usr/local/share/qemu")
 _BIOS = "bios-256k.bin"
 
 
 def find_bios(qemu: str) -> str | None:
-    """SeaBIOS for QEMU's program at `qemu`; None: QEMU finds it itself, or nobody does."""
+    """Return SeaBIOS for the program `qemu`; None: QEMU finds its own."""
     own = Path(qemu).resolve().parent.parent / "share" / "qemu"
     found = (directory / _BIOS for directory in (own, *map(Path, _BIOS_DIRECTORIES)))
     return next((str(path.resolve()) for path in found if path.is_file()), None)
 
 
 def find_uefi(arch: str, machine_type: str) -> FirmwareFiles:
-    """The UEFI that this host's distribution prefers, without Secure Boot.
+    """Return the UEFI that the host's distribution prefers, without Secure Boot.
 
     Raises:
         HostLacks: none is installed.
@@ -148,14 +149,14 @@ def find_uefi(arch: str, machine_type: str) -> FirmwareFiles:
         try:
             found = parse_firmware(json.loads(path.read_bytes()), arch, machine_type)
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # somebody else's broken file: the next one may do
+            continue  # a broken description: try the next one
         if found and all(file and Path(file).exists() for file in (found.code, found.variables_template)):
             return found
     raise HostLacks(f"no UEFI firmware for {arch} is installed", hint=render_fix(f"uefi-{arch}"))
 
 
 def _descriptions() -> list[Path]:
-    """In the order of their names, whatever the directory: "40-..." goes before "60-..."."""
+    """Return the descriptions in the order of their file names: "40-..." before "60-..."."""
     found: dict[str, Path] = {}
     for directory in _FIRMWARE_DIRECTORIES:
         for path in Path(directory).glob("*.json"):
@@ -164,9 +165,9 @@ def _descriptions() -> list[Path]:
 
 
 def parse_firmware(description: dict[str, Any], arch: str, machine_type: str) -> FirmwareFiles | None:
-    """None when it is not for such machines, or is more than a plain UEFI in flash.
+    """Return the firmware of a description; None for other machines, or for more than a plain UEFI in flash.
 
-    Raises KeyError, TypeError for what is no description.
+    Raises KeyError, TypeError if the data is no description.
     """
     mapping = description["mapping"]
     features = set(description["features"])

@@ -1,7 +1,7 @@
-"""What was found out about this host, kept in $BOUGH_HOME/host.json until something changes.
+"""Facts about this host, cached in $BOUGH_HOME/host.json until something changes.
 
-A fact has a key: whatever it depends on (the host's boot, a program's file, a device). With another key
-it is found out again.
+A fact's key names everything that the fact depends on: the host's boot, a program's file, a device. A new key
+means a new measurement.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ async def cached_fact(
     lasts_s: Callable[[Any], float | None] = lambda _: None,
     clock: Callable[[], float] = _seconds_since_boot,
 ) -> Any:
-    """The JSON-able result of `find`, from the cache when nothing it depends on has changed.
+    """Return the JSON-able result of `find`, from the cache if nothing has changed.
 
     Args:
-        files: programs and devices that it depends on; that they appear or vanish counts as well.
-        refresh: find out again all the same.
-        lasts_s: for how long a result counts; None: until something changes.
+        files: programs and devices that the fact depends on, also their appearance and removal.
+        refresh: ignore the cache.
+        lasts_s: how long a result is valid; None: until something changes.
     """
     key = [read_boot_id(), os.geteuid(), *(_identify(file) for file in files)]
     known = _read(home).get(name)
@@ -48,7 +48,7 @@ async def cached_fact(
     value = await find()
     lasts = lasts_s(value)
     until_s = None if lasts is None else now_s + lasts
-    # Read again: another fact may have been found meanwhile.
+    # Read again: another fact may have been added meanwhile.
     write_json(home.host_facts, {**_read(home), name: {"key": key, "value": value, "until_s": until_s}})
     return value
 
@@ -75,7 +75,7 @@ def _read(home: Home) -> dict[str, Any]:
 
 @lru_cache(maxsize=2)
 def _parse(content: bytes) -> dict[str, Any]:
-    """A start of a machine asks for several facts, one after the other."""
+    """Parse the cache; kept in memory, because a start of a machine asks for several facts."""
     try:
         data = json.loads(content)
     except ValueError:

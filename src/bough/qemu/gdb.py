@@ -1,7 +1,8 @@
-"""Guest memory, written as QEMU sees it: what it has translated of that is forgotten.
+"""Write guest memory through QEMU, so that QEMU drops the code it translated from that memory.
 
-Over QEMU's server for debuggers, the one way in that writes memory (docs/system/gdb.rst), in the protocol
-of gdb's remote targets: `$` packet `#` sum, each answered by `+` and a packet.
+QEMU's debugger server is the only way to do that (docs/system/gdb.rst). The protocol is gdb's remote
+protocol:
+`$` packet `#` sum, answered by `+` and a packet.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from bough.errors import MachineFailed
 
 _TIMEOUT_S = 20.0
 _MOST_ANSWER_BYTES = 64 << 10
-#: QEMU reads no further before it has written its answer, for which there is to be room.
+#: QEMU reads on only after it has written its answer, which needs room.
 _MOST_UNANSWERED = 32
-#: Half of a packet of QEMU's (PacketSize), in hex, with room for the address.
+#: Half of QEMU's packet size in hex, with room for the address.
 WRITE_BYTES = 1024
 
 
 def write_physical(connection: socket.socket, pieces: Iterable[tuple[int, bytes]]) -> None:
-    """Each (guest-physical address, at most WRITE_BYTES). The vCPUs stand still. Blocks.
+    """Write each (guest-physical address, at most WRITE_BYTES). The vCPUs must be paused. Blocks.
 
-    Raises MachineFailed: it refuses, or says nothing.
+    Raises MachineFailed: QEMU refuses or does not answer.
     """
     session = _Session(connection, physical=True)
     asked = 0
@@ -37,10 +38,10 @@ def write_physical(connection: socket.socket, pieces: Iterable[tuple[int, bytes]
 
 
 def write_back(connection: socket.socket, places: Iterable[tuple[int, int, int]]) -> None:
-    """What is there, at each (number of a vCPU, virtual address in its tables, bytes). The vCPUs stand still.
+    """Read and write back the bytes at each (vCPU, virtual address, length). The vCPUs must be paused.
     Blocks.
 
-    Raises MachineFailed: it refuses, or says nothing.
+    Raises MachineFailed: QEMU refuses or does not answer.
     """
     session = _Session(connection, physical=False)
     for vcpu, address, size in places:
@@ -59,7 +60,7 @@ class _Session:
         self._read = b""
         self.send(b"qSupported:")
         self.answer()
-        self.demand(b"Qqemu.PhyMemMode:%d" % physical)  # it keeps that from one connection to the next
+        self.demand(b"Qqemu.PhyMemMode:%d" % physical)  # QEMU keeps the mode across connections
 
     def demand(self, command: bytes) -> None:
         self.send(command)
@@ -71,7 +72,7 @@ class _Session:
             raise MachineFailed(f"QEMU does not write its guest's memory: {answer[:100]!r}")
 
     def send(self, command: bytes) -> None:
-        """With the `+` for the answer before it."""
+        """Send a packet, with the `+` for the previous answer."""
         try:
             self._connection.sendall(b"+$%s#%02x" % (command, sum(command) & 0xFF))
         except OSError as error:

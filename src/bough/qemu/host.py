@@ -1,4 +1,4 @@
-"""The host: how much of everything it has, and what it lacks (`bough doctor`)."""
+"""The host: its resources, and what it lacks (`bough doctor`)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ from bough.units import GIB, format_size
 
 @dataclass(frozen=True)
 class HostFacts:
-    """`memory_bytes` in all (or the limit of our cgroup), `available_bytes` of it not in use just now."""
+    """Resources of the host. `memory_bytes` is the total, or the limit of bough's cgroup; `available_bytes`
+    is free.
+    """
 
     vcpus: int
     memory_bytes: int
@@ -36,7 +38,7 @@ class HostFacts:
 
 
 async def read_host_facts(home: Home) -> HostFacts:
-    """As it is now."""
+    """Return the present resources."""
     memory = _read_meminfo()
     return HostFacts(
         vcpus=len(os.sched_getaffinity(0)),
@@ -54,7 +56,7 @@ def _read_meminfo() -> dict[str, int]:
 
 
 def _cgroup_memory_limit() -> int:
-    """Of the container that we are in, if any."""
+    """Return the memory limit of the surrounding container, if any."""
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         with contextlib.suppress(OSError, ValueError):
             return int(Path(file).read_text())
@@ -73,8 +75,8 @@ class Check:
     """One thing that bough needs or can use.
 
     Attributes:
-        required: nothing works without it; else `detail` says what does not.
-        fixes: package manager -> command that installs it; "any" for one that is the same everywhere.
+        required: nothing works without it; otherwise `detail` says what is missing then.
+        fixes: package manager -> command that installs it; "any" for a command that is the same everywhere.
     """
 
     name: str
@@ -87,11 +89,11 @@ class Check:
 async def run_doctor(
     home: Home, *, arch: str | None = None, probe: bool = True, report: Report = ignore_progress
 ) -> dict[str, Any]:
-    """Everything there is to say about this host; JSON-able.
+    """Return everything about this host; JSON-able.
 
     Args:
-        arch: for machines of another architecture than the host's.
-        probe: run the probe guests and try out the jail again; False: only what is installed.
+        arch: check for machines of another architecture.
+        probe: run the probe guests and try the jail again; False: only look at what is installed.
     """
     arch = arch or os.uname().machine
     report(Progress("looking at what is installed"))
@@ -158,7 +160,7 @@ def _check_qemu(arch: str) -> Check:
 
 
 def _check_program(program: str, need: str, without: str, *, required: bool = False) -> Check:
-    # mke2fs and sfdisk are in sbin, which is not on every user's PATH.
+    # mke2fs and sfdisk are in sbin, which is not on every PATH.
     path = shutil.which(program, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
     if path:
         return Check(program, True, required, path)
@@ -166,7 +168,7 @@ def _check_program(program: str, need: str, without: str, *, required: bool = Fa
 
 
 def _check_emulator(arch: str) -> Check:
-    """Whether it does is tried when something is built: images stand above this."""
+    """Check that an emulator is installed. The image build tries it: images are above this layer."""
     names = (f"qemu-{arch}-static", f"qemu-{arch}")
     path = next(filter(None, map(shutil.which, names)), None)
     if path:

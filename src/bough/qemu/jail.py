@@ -1,19 +1,21 @@
-"""What a QEMU process can see and do: as little as this host lets us take away.
+"""What a QEMU process can see and do: as little as this host allows.
 
-The jail is the boundary around a guest, not QEMU: an emulated guest (TCG) is not isolated by QEMU's own
-promise. `Jail` says what this host can give (`probe_jail` tries it out); `render_jail` wraps a command
-line; `report_jail` says, per machine, what is there and what is not and what that means.
+The jail is the boundary around a guest, not QEMU: QEMU promises no isolation of an emulated guest (TCG).
+`Jail`
+says what this host can provide (`probe_jail` tries it). `render_jail` wraps a command line. `report_jail`
+says
+for each machine which parts are in force, and what a missing part means.
 
 From outside in:
 
     bubblewrap    own mount, process, network, ipc, uts and cgroup namespaces; a root of read-only system
-                  directories, the machine's disks, the files its disks stand on. As an ordinary user in
-                  a user namespace as well, which is what makes the others possible.
-    setpriv       started by root only: a user that owns nothing else on the host, and no capability, not
+                  directories, the machine's disks and their backing files. An ordinary user's jail is
+                  in a user namespace as well, which makes the other namespaces possible.
+    setpriv       root service only: a user that owns nothing else on the host, and no capability, not
                   even one that could be gained
-    --seccomp     a filter of system calls from the first instruction on: no tracing, namespaces, mounts
+    --seccomp     a system call filter from the first instruction: no tracing, namespaces, mounts
                   (see syscalls.py)
-    -sandbox on   QEMU's own filter of system calls: no new program, no other user, no obsolete call
+    -sandbox on   QEMU's own system call filter: no new program, no other user, no obsolete call
     rlimits       no core file, 1024 open files (set by the waiter, see process.py)
 """
 
@@ -27,31 +29,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: Below these are the programs and libraries of a distribution, and nothing of anybody's.
+#: These contain programs and libraries of the distribution, and no user's data.
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/gnu/store")
 SYSTEM_FILES = ("/etc/ld.so.cache",)
 
-#: Capabilities that setpriv needs to give the rest up.
+#: Capabilities that setpriv needs to drop all capabilities.
 TO_DROP_ALL = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP")
 
-#: A range of user ids that no distribution hands out (systemd's UIDS-GIDS.md: "unused"), for the
-#: processes of a service that is root.
+#: A range of user ids that no distribution assigns (systemd's UIDS-GIDS.md: "unused"), for the processes of a
+#: root service.
 FIRST_UID = 0x7000_0000
 LAST_UID = 0x7FFF_FFFF
 
 
 @dataclass(frozen=True)
 class Jail:
-    """What this host gives; JSON-able. The default is nothing at all.
+    """What this host provides; JSON-able. The default is nothing.
 
     Attributes:
-        bwrap: bubblewrap's path when it works here.
-        setpriv: its path, when the service is root.
-        own_proc: a /proc that shows only the jail; where it cannot be mounted there is one with nothing but
-            the process's own descriptors.
-        system_calls: QEMU filters its own system calls.
-        groups: directories of cgroup hierarchies in which a group per machine can be made.
-        refused: what the host said to the parts that could not be had, by part.
+        bwrap: path of bubblewrap, if it works here.
+        setpriv: path of setpriv, for a root service.
+        own_proc: a /proc of the jail alone. If it cannot be mounted, /proc has only the process's own
+            descriptors.
+        system_calls: QEMU can filter its own system calls.
+        groups: directories of cgroup hierarchies that can hold a group per machine.
+        refused: part -> the host's reason for refusing it.
     """
 
     bwrap: str | None = None
@@ -66,7 +68,7 @@ class Jail:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Jail:
-        """Of `to_dict()`, after JSON. Raises TypeError, KeyError for anything else."""
+        """Return the jail of `to_dict()`, after JSON. Raises TypeError, KeyError for other data."""
         fields = {**data, "groups": tuple(data["groups"])}
         fields["refused"] = tuple((part, why) for part, why in data["refused"])
         return cls(**fields)
@@ -74,7 +76,7 @@ class Jail:
 
 @dataclass(frozen=True)
 class Sight:
-    """Which files of the host a process may see, and which devices it may use."""
+    """The host files that a process may see, and the devices that it may use."""
 
     program: str
     writable: tuple[str, ...] = ()
@@ -84,9 +86,9 @@ class Sight:
 
 
 def machine_uid(machine_id: str, taken: Collection[int] = ()) -> int:
-    """The user id as which a machine's processes run when the service is root.
+    """Return the user id for a machine's processes under a root service.
 
-    Always the same for one machine, so that its disks belong to it.
+    A machine keeps its id, so that its disks belong to it.
     """
     span = LAST_UID - FIRST_UID + 1
     start = int.from_bytes(hashlib.sha256(machine_id.encode()).digest()[:8], "big") % span
@@ -101,11 +103,11 @@ def render_jail(
     uid: int | None = None,
     filter_descriptor: int | None = None,
 ) -> list[str]:
-    """`argv` wrapped in what `jail` has. Pure but for looking at how /bin and /lib are made.
+    """Wrap `argv` in the parts of `jail`. Pure, except for a look at /bin and /lib.
 
     Args:
-        uid: run as this user; only the service of root can.
-        filter_descriptor: of the outer filter of system calls (see syscalls.py), in bubblewrap.
+        uid: run as this user; needs a root service.
+        filter_descriptor: number in bubblewrap of the outer filter (see syscalls.py).
     """
     inner = list(argv)
     if jail.setpriv and uid is not None:
@@ -127,7 +129,7 @@ def render_jail(
 def render_setpriv(
     program: str, uid: int, devices: Sequence[str] = (), *, gid: int | None = None
 ) -> list[str]:
-    """Become that user, its group (by default that of the same number), and nobody else any more."""
+    """Return the command that switches to that user and group (default: the same number) for good."""
     groups = sorted({Path(device).stat().st_gid for device in devices} - {0})
     return [
         program,
@@ -142,10 +144,10 @@ def render_setpriv(
 
 
 def _namespaces(jail: Jail, sight: Sight, *, as_root: bool) -> list[str]:
-    # Root needs no user namespace, and must not have one: its id 0 would be mapped into it.
+    # Root needs no user namespace and must not have one: its id 0 would be mapped into it.
     user = [] if as_root else ["--unshare-user"]
     network = [] if sight.network else ["--unshare-net"]
-    # Else bubblewrap stays between, as the first process: see _proc.
+    # Otherwise bubblewrap stays as the first process: see _proc.
     first = [] if jail.own_proc else ["--as-pid-1"]
     others = ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
     return [*user, *others, *first, *network]
@@ -160,21 +162,23 @@ def _root_directory(jail: Jail, sight: Sight) -> list[str]:
     binds += [("--ro-bind", path) for path in dict.fromkeys(sight.read_only)]
     binds += [("--bind", path) for path in sight.writable]
     for directory in _directories_above([path for _, path in binds]):
-        # bubblewrap would make them for root alone, and the program need not run as root.
+        # bubblewrap would create these for root alone, but the program may run as another user.
         words += ["--perms", "0755", "--dir", directory]
     words += [word for bind, path in binds for word in (bind, path, path)]
-    # What bubblewrap made itself is in memory, owned by who started it, and would be a place to write to.
+    # bubblewrap creates its directories in memory, owned by its caller: the process could write to them.
     return [*words, "--remount-ro", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/"]
 
 
 def _proc(jail: Jail) -> list[str]:
-    """QEMU opens its guest's memory as /proc/self/fd/N. In a container an ordinary user may often not mount a
-    /proc; the descriptors of the very process that bubblewrap becomes can be had from that of outside."""
+    """Provide /proc: QEMU opens its guest's memory as /proc/self/fd/N. In a container an ordinary user often
+    may not
+    mount a /proc; the outer /proc then provides the descriptors of the process that bubblewrap becomes.
+    """
     return ["--proc", "/proc"] if jail.own_proc else ["--ro-bind", "/proc/self/fd", "/proc/self/fd"]
 
 
 def render_system() -> list[str]:
-    """Programs and libraries of the distribution, read-only."""
+    """Mount the distribution's programs and libraries read-only."""
     words: list[str] = []
     for path in SYSTEM:
         if Path(path).is_symlink():
@@ -190,7 +194,9 @@ def _directories_above(paths: Sequence[str]) -> list[str]:
 
 
 def _program_directory(program: str) -> list[str]:
-    """The tree of a QEMU that is not the distribution's: /opt/qemu for /opt/qemu/bin/qemu-system-x86_64."""
+    """Return the tree of a QEMU outside of the distribution: /opt/qemu for /opt/qemu/bin/qemu-
+    system-x86_64.
+    """
     real = Path(program).resolve()
     if any(real.is_relative_to(system) for system in SYSTEM):
         return []
@@ -204,7 +210,7 @@ def _capabilities(jail: Jail, *, as_root: bool) -> list[str]:
 
 @dataclass(frozen=True)
 class JailPart:
-    """`detail` says what it keeps in when it is there, and what it means when it is not."""
+    """One part of a jail. `detail` says what the part prevents, or what its absence means."""
 
     name: str
     had: bool
@@ -223,7 +229,7 @@ class JailReport:
         return {"complete": self.complete, "parts": [dataclasses.asdict(part) for part in self.parts]}
 
 
-#: name -> (what it does, what it means to be without it)
+#: name -> (effect, consequence of its absence)
 _MEANING = {
     "files": (
         "sees only system directories, read-only, and its own machine's files",
@@ -250,11 +256,11 @@ _MEANING = {
 
 
 def report_jail(jail: Jail, *, uid: int | None, network: bool = False) -> JailReport:
-    """What is there, and what a missing part means.
+    """Report which parts are in force, and what a missing part means.
 
     Args:
-        uid: as which the process runs when the service is root.
-        network: it shares the host's network, for QEMU's user network.
+        uid: user of the process under a root service.
+        network: the process shares the host's network, for QEMU's user network.
     """
     confined = jail.bwrap is not None
     had = {
@@ -274,8 +280,8 @@ def report_jail(jail: Jail, *, uid: int | None, network: bool = False) -> JailRe
 def _has_own_user(jail: Jail, uid: int | None) -> bool:
     if os.geteuid() == 0:
         return jail.setpriv is not None and uid is not None
-    # An ordinary user cannot become another one; in a user namespace with no capability and none of
-    # that user's files it owns nothing that it could reach.
+    # An ordinary user cannot switch to another one. In a user namespace without capabilities and without that
+    # user's files, the process owns nothing that it can reach.
     return jail.bwrap is not None
 
 

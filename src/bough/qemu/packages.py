@@ -1,4 +1,4 @@
-"""What installs what, for the package managers of the common distributions."""
+"""Packages of the programs that bough needs, for common package managers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _INSTALL = {
     "zypper": "zypper install {}",
 }
 
-#: What is needed -> names of its package for apt, dnf, pacman, zypper; None: not packaged there.
+#: Program -> package name for apt, dnf, pacman, zypper; None: not packaged.
 _PACKAGES: dict[str, tuple[str | None, str | None, str | None, str | None]] = {
     "qemu-x86_64": ("qemu-system-x86", "qemu-system-x86", "qemu-system-x86", "qemu-x86"),
     "qemu-i386": ("qemu-system-x86", "qemu-system-x86", "qemu-system-x86", "qemu-x86"),
@@ -37,7 +37,7 @@ _PACKAGES: dict[str, tuple[str | None, str | None, str | None, str | None]] = {
     "python": ("python3", "python3.11", "python", "python311"),
 }
 
-#: Not on anybody's PATH: Debian and Ubuntu; Fedora; Arch, openSUSE and Alpine; others.
+#: Not on PATH: directories of Debian and Ubuntu; Fedora; Arch, openSUSE and Alpine; others.
 _SFTP_SERVERS = (
     *("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "/usr/lib/ssh/sftp-server"),
     "/usr/libexec/sftp-server",
@@ -45,19 +45,19 @@ _SFTP_SERVERS = (
 
 
 def find_sftp_server() -> str | None:
-    """OpenSSH's, which serves directories that machines share."""
+    """Return OpenSSH's sftp-server, which serves shared directories."""
     return next((path for path in _SFTP_SERVERS if os.access(path, os.X_OK)), None)
 
 
 def render_fixes(need: str) -> dict[str, str]:
-    """The command that installs `need`, by package manager, where it is packaged."""
+    """Return package manager -> command that installs `need`."""
     sudo = "" if os.geteuid() == 0 else "sudo "
     packages = zip(_INSTALL.items(), _PACKAGES[need], strict=True)
     return {manager: sudo + command.format(name) for (manager, command), name in packages if name}
 
 
 def render_fix(need: str) -> str:
-    """One line: the command for this host's package manager, or for each of them where it is unknown."""
+    """Return one line: the command for this host's package manager, or for each one if it is unknown."""
     fixes = render_fixes(need)
     here = {manager: command for manager, command in fixes.items() if shutil.which(manager)}
     return "install it: " + " | ".join((here or fixes).values())

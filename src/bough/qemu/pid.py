@@ -1,4 +1,4 @@
-"""A process of the host, named so that it cannot be mistaken for a later one of the same number."""
+"""A process of the host, identified by pid and start time: a pid alone can be reused."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Pid:
-    """`start` is field 22 of /proc/PID/stat: ticks of the clock from the host's boot to its start."""
+    """A process. `start` is field 22 of /proc/PID/stat: clock ticks from the host's boot to the process's
+    start.
+    """
 
     number: int
     start: int
 
     @classmethod
     def of(cls, number: int) -> Pid | None:
-        """None when there is no such process, or only what is left of a dead one (a zombie)."""
+        """Return the process with that number; None if there is none, or only a zombie."""
         found = _read_stat(number)
         return None if found is None or found.state in "ZX" else cls(number, found.start)
 
@@ -32,11 +34,11 @@ class Pid:
         return Pid.of(self.number) == self
 
     def kill(self) -> None:
-        """SIGKILL; nothing happens when it is gone."""
+        """Send SIGKILL, if the process still exists."""
         self._send(signal.SIGKILL)
 
     def terminate(self) -> None:
-        """SIGTERM; nothing happens when it is gone."""
+        """Send SIGTERM, if the process still exists."""
         self._send(signal.SIGTERM)
 
     def _send(self, number: signal.Signals) -> None:
@@ -45,7 +47,7 @@ class Pid:
                 signal.pidfd_send_signal(descriptor, number)
 
     async def wait(self) -> None:
-        """Until it has ended; it need not be a child. Safe to cancel."""
+        """Wait until the process has ended, child or not. Safe to cancel."""
         with self._descriptor() as descriptor:
             if descriptor is None:
                 return
@@ -58,38 +60,40 @@ class Pid:
                 loop.remove_reader(descriptor)
 
     def children(self) -> list[Pid]:
-        """Those that live now."""
+        """Return the living children."""
         numbers = _children_of(self.number)
         return [pid for number in numbers if (pid := Pid.of(number)) is not None] if self.is_alive() else []
 
     def innermost(self) -> Pid:
-        """Down the line of only children: from a wrapper to the program that it wraps."""
+        """Follow only children: from a wrapper to the wrapped program."""
         pid = self
         while len(children := pid.children()) == 1:
             pid = children[0]
         return pid
 
     def stand_back(self, back: bool = True) -> None:
-        """Run only when nothing else of this host wants to, or again as any other (sched(7), SCHED_IDLE).
-        Nothing happens where there would be no way back."""
+        """Give the process idle priority (sched(7), SCHED_IDLE), or normal priority again. Do nothing if the
+        priority
+        could not be restored later.
+        """
         policy = os.SCHED_IDLE if back else os.SCHED_OTHER
         if back and not can_stand_back():
             return
-        with contextlib.suppress(OSError):  # it is gone, or this host does not let us
+        with contextlib.suppress(OSError):  # the process is gone, or the host forbids it
             for thread in Path(f"/proc/{self.number}/task").iterdir():
                 with contextlib.suppress(ProcessLookupError):
                     os.sched_setscheduler(int(thread.name), policy, os.sched_param(0))
-        # Each of our processes leads a session, so the kernel may weigh them as groups (sched(7), autogroup).
+        # Each process of bough leads a session, so the kernel may weigh them as groups (sched(7), autogroup).
         with contextlib.suppress(OSError):
             Path(f"/proc/{self.number}/autogroup").write_text("19" if back else "0")
 
     def used_s(self) -> float | None:
-        """Processor time of all of its threads so far; None when it is gone."""
+        """Return the processor time of all threads in seconds; None if the process is gone."""
         found = _read_stat(self.number)
         return found.used_s if found is not None and found.start == self.start else None
 
     def wants_processor(self) -> bool:
-        """Whether a thread of it runs, or would if it had its turn. False when it is gone."""
+        """Return whether a thread runs or waits for a processor. False if the process is gone."""
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             for thread in Path(f"/proc/{self.number}/task").iterdir():
                 found = _read_stat(int(thread.name))
@@ -99,24 +103,24 @@ class Pid:
 
     @contextlib.contextmanager
     def _descriptor(self) -> Iterator[int | None]:
-        """A pidfd, or None when it is gone."""
+        """Return a pidfd, or None if the process is gone."""
         try:
             descriptor = os.pidfd_open(self.number)
         except ProcessLookupError:
             yield None
             return
         try:
-            # Only now can the number not be given to another process.
+            # From here on the number cannot be reused.
             yield descriptor if self.is_alive() else None
         finally:
             os.close(descriptor)
 
 
 class Wrapped:
-    """The program below its wrappers (bubblewrap, a waiter), as `ProgressWatch` looks at it.
+    """The program inside its wrappers (bubblewrap, a waiter), for `ProgressWatch`.
 
     Attributes:
-        last_s: its processor time when it was looked at last.
+        last_s: its processor time at the last look.
     """
 
     def __init__(self, top: int) -> None:
@@ -138,7 +142,9 @@ class Wrapped:
 
 @lru_cache(maxsize=1)
 def can_stand_back() -> bool:
-    """Whether a thread may come back from SCHED_IDLE: an ordinary user's may as a rule not (RLIMIT_NICE)."""
+    """Return whether a thread may leave SCHED_IDLE; an ordinary user's thread usually may not
+    (RLIMIT_NICE).
+    """
     came_back = []
 
     def try_it() -> None:
@@ -154,7 +160,7 @@ def can_stand_back() -> bool:
 
 
 def read_boot_id() -> str:
-    """Changes when the host boots."""
+    """Return the host's boot id, which changes with each boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
@@ -171,7 +177,7 @@ def _read_stat(number: int) -> _Stat | None:
         text = Path(f"/proc/{number}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # The second field is the program's name in parentheses, and may contain any byte.
+    # The second field is the program's name in parentheses and can contain any byte.
     fields = text[text.rindex(b")") + 2 :].split()
     used_s = (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
     return _Stat(fields[0].decode(), int(fields[1]), int(fields[19]), used_s)
@@ -183,7 +189,7 @@ def _children_of(number: int) -> list[int]:
         for thread in Path(f"/proc/{number}/task").iterdir():
             found += map(int, (thread / "children").read_bytes().split())
     except (FileNotFoundError, ProcessLookupError):
-        # It is gone, or the kernel has no such list (CONFIG_PROC_CHILDREN): look at all processes.
+        # The process is gone, or the kernel lacks the list (CONFIG_PROC_CHILDREN): look at all processes.
         return [child for child in _all_numbers() if _parent(child) == number]
     return found
 

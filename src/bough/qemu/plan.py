@@ -1,4 +1,4 @@
-"""What will be started, as data: resolved in full, nothing left to QEMU's or the host's defaults."""
+"""What the next start uses, as data: complete, with nothing left to defaults of QEMU or the host."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, Literal
 from bough.qemu.jail import Jail
 
 AGENT_PORT = "org.bough.agent"
-#: Of a new machine: the agent's, and number 0, which QEMU keeps for a console.
+#: Ports of a new machine: the agent's, and number 0, which QEMU reserves for a console.
 SERIAL_PORTS = 2
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A read-only image file that an overlay stands on."""
+    """A read-only backing file."""
 
     path: str
     format: Literal["raw", "qcow2"]
@@ -24,11 +24,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class DiskPlan:
-    """A disk; `backing` lists what its file stands on, nearest first.
+    """A disk; `backing` lists its backing files, nearest first.
 
     Attributes:
         id: name of the device and of its top block node, for QMP.
-        serial: what the guest sees in /dev/disk/by-id/virtio-<serial>; 20 bytes at most.
+        serial: shown to the guest as /dev/disk/by-id/virtio-<serial>; 20 bytes at most.
     """
 
     id: str
@@ -41,7 +41,7 @@ class DiskPlan:
 
 @dataclass(frozen=True)
 class MediumPlan:
-    """A CD or a floppy in its drive: an image file of the store, read-only."""
+    """A CD or a floppy in its drive: a read-only image file of the store."""
 
     kind: Literal["cdrom", "floppy"]
     path: str
@@ -50,9 +50,14 @@ class MediumPlan:
 
 @dataclass(frozen=True)
 class NicPlan:
-    """The uplink. `passt` reaches the host's networks and not its loopback; `user` is QEMU's own,
-    for hosts without passt: slower, and it needs the host's network in the jail. `isolated` leads
-    nowhere: a hub of QEMU's with nothing else at it. `announces` is Hardware's."""
+    """A network card and its backend.
+
+    Attributes:
+        backend: `passt` reaches the host's networks but not its loopback. `user` is QEMU's own network, for
+            hosts without passt: slower, and the jail shares the host's network. `isolated` is a hub inside
+            QEMU with no other port.
+        announces: see Hardware.
+    """
 
     mac: str
     backend: Literal["passt", "user", "isolated"]
@@ -61,8 +66,10 @@ class NicPlan:
 
 @dataclass(frozen=True)
 class Firmware:
-    """`code` and `variables` are for UEFI, and without `variables` it is U-Boot's; without
-    `code` a BIOS machine has what QEMU finds itself."""
+    """Firmware files. UEFI has `code` and `variables`; U-Boot has `code` alone. A BIOS machine without `code`
+    uses the
+    BIOS that QEMU finds.
+    """
 
     kind: Literal["bios", "uefi"]
     code: str | None = None
@@ -71,7 +78,7 @@ class Firmware:
 
 @dataclass(frozen=True)
 class DirectBoot:
-    """A kernel of the host instead of the one on the disk."""
+    """A kernel of the host instead of the disk's."""
 
     kernel: str
     initrd: str | None = None
@@ -80,11 +87,11 @@ class DirectBoot:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the process may take of the host; None: no limit of ours.
+    """Limits on host resources; None: no limit.
 
     Attributes:
         cpu_percent: 100 is one processor.
-        disk_bytes_per_s, disk_operations_per_s: of all disks together, reading and writing.
+        disk_bytes_per_s, disk_operations_per_s: reads and writes of all disks together.
     """
 
     process_memory_bytes: int | None = None
@@ -97,16 +104,15 @@ class Limits:
 class Plan:
     """Attributes:
     clock: QEMU's -rtc base: "utc", "localtime", or a point in time (see `resolve_clock`).
-    from_template: goes on from a snapshot: RAM is mapped over a memory file that is passed in, and QEMU
-        waits for the state of its devices.
-    rehearsal: of nobody's machine: what its guest sends is thrown away.
-    uid: as which the process runs when the service is root (see `machine_uid`).
-    media, display: what a machine has for guests that have no agent of ours.
+    from_template: continue from a snapshot: RAM maps a passed memory file, and QEMU waits for a device state.
+    rehearsal: a pre-warm: frames of its guest are dropped.
+    uid: user of the process under a root service (see `machine_uid`).
+    media, display: devices of machines whose guests lack the agent.
     boot_index: of the first disk; the others follow.
     serial_ports, disk_queues: see Hardware.
-    agent_port: the name, in the guest, of the port that its agent opens.
-    accelerator_note: what the user should know of the accelerator.
-    vmgenid: changes when the machine is cloned or set back, and only then.
+    agent_port: name, in the guest, of the port that its agent opens.
+    accelerator_note: warning for the user about the accelerator.
+    vmgenid: changes only when the machine is cloned or restored.
     """
 
     machine_id: str
@@ -143,7 +149,7 @@ class Plan:
 
 
 def resolve_clock(setting: str, offset_s: float | None, *, now: datetime | None = None) -> str:
-    """QEMU's -rtc base for "utc", "local", or an offset from now in seconds."""
+    """Return QEMU's -rtc base for "utc", "local", or an offset from now in seconds."""
     if offset_s is None:
         return "localtime" if setting == "local" else "utc"
     moment = (now or datetime.now(UTC)) + timedelta(seconds=offset_s)

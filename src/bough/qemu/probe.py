@@ -1,7 +1,7 @@
-"""What this host's QEMU is and can do: found out by running it, not by looking for files.
+"""What this host's QEMU is and can do, found by running it.
 
-/dev/kvm can be there, be allowed, answer every question, and still not run a guest. So an accelerator
-counts as usable only when a probe guest has come to its end on it, in the jail, in a bounded time.
+/dev/kvm can exist, be accessible, answer every query, and still run no guest. An accelerator counts as usable
+only after a probe guest has completed on it, in the jail, within a bounded time.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from bough.qemu.syscalls import open_filter
 OLDEST = (7, 2)
 T = TypeVar("T")
 
-#: Processor time for the probe guest, one attempt after the other. A guest that KVM runs takes 0.1 s, one
-#: that KVM emulates a minute. TCG always works, only slowly.
+#: Processor time for the probe guest, per attempt. A guest on real KVM takes 0.1 s; one whose KVM is emulated
+#: takes a minute. TCG always works, only slowly.
 _ATTEMPTS_S = {"kvm": (2.0, 8.0), "tcg": (20.0, 60.0)}
-#: The end of one attempt, whatever the host is busy with.
+#: End of one attempt, however busy the host is.
 _ATTEMPT_MOST_S = 60.0
-#: A guest that had so much of its time, and did not end, will not: another attempt is of no use.
+#: A guest that did not complete in this processor time never will: no further attempt.
 _HAD_ITS_TIME = 0.75
-#: How long "KVM does not work" counts, where the host may have been the reason, and where not.
+#: Validity of "KVM does not work": if the host may have been the reason, and otherwise.
 _IN_DOUBT_LASTS_S = 600.0
 _SLOW_LASTS_S = 86400.0
 _QUESTION_S = 20.0
@@ -63,7 +63,7 @@ class QemuBinary:
 
 @dataclass(frozen=True)
 class QemuFacts:
-    """What the binary knows: names of its versioned machine types and of its CPU models."""
+    """What the binary supports: versioned machine types and CPU models."""
 
     machine_types: tuple[str, ...]
     cpu_models: tuple[str, ...]
@@ -72,11 +72,11 @@ class QemuFacts:
 @dataclass(frozen=True)
 class Accelerator:
     """Attributes:
-    detail: in what time the probe guest ran, or why it did not.
-    cpu_model: what "auto" means.
-    tried: a probe guest was started, and did not come to its end: an opinion, not a fact.
-    refused: the host has it, and keeps it from us.
-    lasts_s: how long this counts, where that is not until the host boots.
+    detail: run time of the probe guest, or the reason of its failure.
+    cpu_model: the model for "auto".
+    tried: a probe guest started and did not complete: an opinion, not a fact.
+    refused: the host has the accelerator, and denies access.
+    lasts_s: validity, if shorter than the host's boot.
     """
 
     name: str
@@ -92,10 +92,10 @@ class Accelerator:
 
 
 def find_qemu(arch: str) -> QemuBinary:
-    """The QEMU for machines of `arch`.
+    """Return the QEMU for machines of `arch`.
 
     Raises:
-        HostLacks: there is none, or it is too old; `hint` has the command that installs it.
+        HostLacks: QEMU is missing or too old; `hint` has the command that installs it.
     """
     row = architecture(arch)
     path = next((found for name in row.qemu if (found := shutil.which(name))), None)
@@ -121,7 +121,7 @@ def _read_version(path: str, _: int) -> tuple[int, ...]:
 
 
 def parse_version(text: str) -> tuple[int, ...]:
-    """Of "QEMU emulator version 7.2.22 (Debian ...)". Raises HostLacks for anything else."""
+    """Return the version in "QEMU emulator version 7.2.22 (Debian ...)". Raises HostLacks for other text."""
     match = re.search(r"version (\d+)\.(\d+)(?:\.(\d+))?", text)
     if match is None:
         raise HostLacks(f"this is no QEMU: {text.strip()[:80]!r}", hint="look at what is on PATH")
@@ -129,7 +129,7 @@ def parse_version(text: str) -> tuple[int, ...]:
 
 
 async def inspect_qemu(qemu: QemuBinary, home: Home) -> QemuFacts:
-    """Raises HostLacks when it does not start."""
+    """Return what a QEMU supports. Raises HostLacks if it does not start."""
 
     async def find() -> Any:
         machines, cpus = await _ask(qemu, "tcg", "query-machines", "query-cpu-definitions")
@@ -145,13 +145,15 @@ async def inspect_qemu(qemu: QemuBinary, home: Home) -> QemuFacts:
 async def probe_accelerators(
     qemu: QemuBinary, jail: Jail, home: Home, *, refresh: bool = False
 ) -> dict[str, Accelerator]:
-    """By name, fastest first; found out once per boot of the host, in 0.2 s as a rule. That KVM did not run
-    its probe guest is asked again later."""
+    """Return the accelerators by name, fastest first. Probed once per boot of the host, usually in 0.2 s. A
+    failed
+    probe of KVM is repeated later.
+    """
 
     async def find() -> Any:
         return [(await _probe(name, qemu, jail, home)).to_dict() for name in ("kvm", "tcg")]
 
-    # Another bough may give them other processors.
+    # Another version of bough may choose other CPU models.
     files = [qemu.path, _KVM, jail.bwrap or "bwrap", arch_table.__file__]
     name = f"accelerators-{qemu.arch}"
     known = await cached_fact(home, name, files, find, refresh=refresh, lasts_s=_lasts_s)
@@ -174,12 +176,12 @@ async def _probe(name: str, qemu: QemuBinary, jail: Jail, home: Home) -> Acceler
     if missing:
         has_it = os.uname().machine in row.hosts and Path(_KVM).exists()
         return Accelerator(name, False, missing, "", refused=has_it)
-    # One that has no processor in full to give gets the oldest, and the guest tells how it fares.
+    # If no model is complete, the guest gets the oldest one.
     return await _run_guest(name, newest_complete_cpu(row, cpus) or row.kvm_cpus[-1], qemu, jail, home)
 
 
 def _kvm_missing(qemu: QemuBinary, jail: Jail) -> str | None:
-    """Why KVM need not be tried at all."""
+    """Return why KVM need not be tried at all."""
     host = os.uname().machine
     if host not in architecture(qemu.arch).hosts:
         return f"this host is {host}, not {qemu.arch}"
@@ -193,12 +195,12 @@ def _kvm_missing(qemu: QemuBinary, jail: Jail) -> str | None:
 def _may_open_kvm(jail: Jail) -> bool:
     if _probe_uid() is None or jail.setpriv is None:
         return os.access(_KVM, os.R_OK | os.W_OK)
-    info = Path(_KVM).stat()  # the machine's user is in the device's group, unless that is root's
+    info = Path(_KVM).stat()  # the machine's user joins the device's group, unless the group is root's
     return info.st_mode & 0o006 == 0o006 or (info.st_mode & 0o060 == 0o060 and info.st_gid != 0)
 
 
 def newest_complete_cpu(arch: Architecture, definitions: Sequence[dict[str, Any]]) -> str | None:
-    """The newest named model of which the accelerator has every feature."""
+    """Return the newest named model whose features the accelerator has."""
     complete = {entry["name"] for entry in definitions if entry.get("unavailable-features") == []}
     return next((name for name in arch.kvm_cpus if name in complete), None)
 
@@ -213,7 +215,7 @@ async def _run_guest(name: str, cpu: str, qemu: QemuBinary, jail: Jail, home: Ho
 async def try_guest(
     name: str, cpu: str, arch: str, attempt: Callable[[Watched], Awaitable[Done | None]]
 ) -> Accelerator:
-    """What attempts with more and more patience tell, until the guest ends or has had time enough."""
+    """Run the probe guest with increasing patience, until it completes or has had enough processor time."""
     for patience_s in _ATTEMPTS_S[name]:
         watch = Watched(patience_s, most_s=_ATTEMPT_MOST_S)
         done = await attempt(watch)
@@ -244,7 +246,7 @@ def _judge(name: str, cpu: str, arch: str, done: Done, took_s: float) -> Acceler
         return Accelerator(name, True, f"a probe guest ran in {took_s:.2f} s", cpu)
     last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2][:300]
     why = f"a probe guest did not run: {last or f'status {done.status}'}"
-    # Another hypervisor may have the processor's virtualization for itself just now (EBUSY).
+    # Another hypervisor may be using the processor's virtualization (EBUSY).
     return Accelerator(name, False, why, cpu, tried=True, lasts_s=_IN_DOUBT_LASTS_S)
 
 
@@ -270,7 +272,7 @@ def _probe_uid() -> int | None:
 
 
 async def probe_jail(qemu: QemuBinary, home: Home, *, refresh: bool = False) -> Jail:
-    """What of the jail this host gives, tried out with this QEMU; found out once per boot."""
+    """Return the jail that this host provides, tried with this QEMU once per boot."""
     bwrap, setpriv = shutil.which("bwrap"), shutil.which("setpriv")
 
     async def find() -> Any:
@@ -278,12 +280,12 @@ async def probe_jail(qemu: QemuBinary, home: Home, *, refresh: bool = False) -> 
 
     files = [qemu.path, bwrap or "bwrap", setpriv or "setpriv"]
     known = Jail.from_dict(await cached_fact(home, f"jail-{qemu.arch}", files, find, refresh=refresh))
-    # Not cached: another cgroup for the service, another answer; and it costs nothing.
+    # Not cached: the result depends on the service's cgroup, and a look is cheap.
     return dataclasses.replace(known, groups=find_groups())
 
 
 async def _try_jails(qemu: QemuBinary, bwrap: str | None, setpriv: str | None) -> Jail:
-    """The most that works, tried from the strictest on."""
+    """Return the strictest jail that works."""
     refused: dict[str, str] = {}
     for wrapper in [bwrap, None] if bwrap else [None]:
         for own_proc in (True, False) if wrapper else (True,):
@@ -299,7 +301,7 @@ async def _try_jails(qemu: QemuBinary, bwrap: str | None, setpriv: str | None) -
 
 
 async def _try_jail(qemu: QemuBinary, jail: Jail) -> str | None:
-    """None when QEMU starts in it; what was said when not."""
+    """Return None if QEMU starts in the jail; otherwise its error."""
     sandbox = ["-sandbox", SANDBOX] if jail.system_calls else []
     argv = [qemu.path, *_QUESTION, *sandbox, "-qmp", "stdio"]
     uid = _probe_uid() if jail.setpriv else None
@@ -320,7 +322,7 @@ async def _try_jail(qemu: QemuBinary, jail: Jail) -> str | None:
 
 
 def _refusals(jail: Jail, bwrap: str | None, refused: dict[str, str]) -> dict[str, str]:
-    """What to tell about the parts that `jail` lacks."""
+    """Return the reasons for the parts that `jail` lacks."""
     told = {}
     if jail.bwrap is None:
         why = refused.get("bwrap", "") if bwrap else "bubblewrap (bwrap) is not installed"
@@ -340,14 +342,14 @@ _QUESTION = ("-nodefaults", "-no-user-config", "-display", "none", "-machine", "
 
 
 async def _ask(qemu: QemuBinary, accelerator: str, *commands: str) -> list[Any]:
-    """Answers of a QEMU without a machine. Raises HostLacks when it does not start."""
+    """Return the answers of a QEMU without a machine. Raises HostLacks if it does not start."""
     argv = [qemu.path, *_QUESTION, "-accel", accelerator, "-qmp", "stdio"]
     done = await _run(argv, _question(), input_=_render_questions(*commands, "quit"))
     if done is None or done.status != 0:
         why = done.stderr.decode(errors="replace").strip()[-300:] if done else "it did not answer"
         raise HostLacks(f"{qemu.path} does not start with {accelerator}: {why}", hint="bough doctor")
     answers = [json.loads(line) for line in done.stdout.splitlines()]
-    # The first answer is to qmp_capabilities.
+    # The first answer belongs to qmp_capabilities.
     return [answer["return"] for answer in answers if "return" in answer][1 : len(commands) + 1]
 
 
@@ -363,11 +365,11 @@ class Done:
 
 
 class Watched:
-    """How long a program is waited for: by its processor time, for the host may be busy.
+    """A program with a bound on its processor time: the host may be busy.
 
     Attributes:
-        took_s: seconds until it ended, or was given up.
-        used_s: its processor time by then.
+        took_s: seconds until its end, or until bough gave up.
+        used_s: processor time until then.
     """
 
     def __init__(self, quiet_s: float, *, most_s: float) -> None:
@@ -375,7 +377,7 @@ class Watched:
         self.took_s = self.used_s = 0.0
 
     async def run(self, pid: int, work: Awaitable[T]) -> T:
-        """Raises Stalled."""
+        """Run the program. Raises Stalled."""
         program = Wrapped(pid)
         watch = ProgressWatch(self._quiet_s, most_s=self._most_s, work=program, look_every_s=_LOOK_EVERY_S)
         try:
@@ -391,8 +393,10 @@ def _question() -> Watched:
 async def _run(
     argv: Sequence[str], watched: Watched, *, input_: bytes = b"", pass_fds: Sequence[int] = ()
 ) -> Done | None:
-    """None when it was not done in time; nothing of it is left then, nor when cancelled."""
-    # In a session of its own, so that all of it can be killed: bubblewrap leaves its child alive.
+    """Return the output; None if time ran out. Nothing of the program is left then, nor after a cancelled
+    call.
+    """
+    # A session of its own, to kill all of it: bubblewrap leaves its child alive.
     process = await start_subprocess(
         *argv,
         stdin=asyncio.subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The guests that prove an accelerator: probe_guest*.S, assembled (a test does it again and compares)."""
+"""The probe guests: assembled probe_guest*.S (a test assembles them again and compares)."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ _RISCV64 = bytes.fromhex(
 @dataclass(frozen=True)
 class ProbeGuest:
     """Attributes:
-    source: its file, beside this one.
-    firmware: what the machine starts with.
-    devices: QEMU's, through which it says its token (chardev "token") and ends.
-    exit_status: of QEMU, when the guest came to its end.
+    source: file name beside this module.
+    firmware: the machine's start code.
+    devices: QEMU options of the devices that report the token (chardev "token") and end the guest.
+    exit_status: of QEMU, after the guest has completed.
     """
 
     source: str
@@ -52,7 +52,7 @@ class ProbeGuest:
 
 
 def _render_pc(code: bytes) -> bytes:
-    """What a PC finds below 4 GiB when it is switched on: 64 KiB."""
+    """Return the 64 KiB that a PC finds below 4 GiB at power-on."""
     image = code.ljust(_RESET_VECTOR, b"\0") + _JUMP
     return image.ljust(_SIZE_BYTES, b"\0")
 

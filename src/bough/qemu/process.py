@@ -1,18 +1,17 @@
-"""A QEMU process: started in its jail, watched, taken up again by a later service, ended.
+"""A QEMU process: started in its jail, watched, adopted by a later service, ended.
 
     service ── sh (the waiter; a session of its own) ──┬─ sh ─ bwrap ─ bwrap ─ qemu
-                                                       └─ sh (keeps the end of what QEMU prints)
+                                                       └─ sh (keeps the end of QEMU's output)
 
-The waiter outlives the service. It keeps below the machine's log/
+The waiter outlives the service. It keeps these files below the machine's log/:
 
-    process     boot id of the host, pid and start time of the waiter and of the outermost in the jail
-    lock        locked (flock) while any of the above lives, so that
-                "nothing of it lives" can be said for sure
-    qemu.log    what QEMU printed, 128 KiB at most, and in qemu.log.old the 128 KiB before
-    exit        its exit status, once it has ended
+    process     the host's boot id, pid and start time of the waiter and of the jail's outermost process
+    lock        locked (flock) while any of the above lives: who gets the lock knows that nothing lives
+    qemu.log    QEMU's output, 128 KiB at most, and in qemu.log.old the 128 KiB before
+    exit        QEMU's exit status, after its end
 
-so whatever moment the service is killed at, the next one knows. It also keeps the names of QEMU's sockets:
-see sockets.py.
+A kill of the service at any moment loses nothing. The waiter also keeps the names of QEMU's sockets: see
+sockets.py.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ from bough.qemu.sockets import clear, hold, listen, name_again, remove, socket_p
 from bough.qemu.syscalls import open_filter
 from bough.storage import read_tail
 
-#: Processor time of QEMU's until it answers, or idle time: it takes 0.05 s.
+#: QEMU's processor time or idle time until it answers; usually 0.05 s.
 GREETING_TIMEOUT_S = 30.0
 GREETING_MOST_S = 600.0
 KILL_TIMEOUT_S = 10.0
@@ -64,12 +63,13 @@ STDERR_BYTES = 64 * 1024
 _LOG_PART_BYTES = 128 * 1024
 _HIGH_DESCRIPTOR = 255
 _SWALLOWED_BYTES = 256 * 1024
-#: Address space that QEMU reserves beside its memory: 1.7 GiB as a rule, more with many processors.
+#: Address space that QEMU reserves beside the guest's memory: usually 1.7 GiB, more with many processors.
 _RESERVED_BYTES = 4 << 30
 
-# "read < /proc/self/stat" is done by the very shell that it is about: $$ would be the first shell's.
-# Its standard input, output and error are the names of QEMU's sockets, which it keeps: see sockets.py. They
-# can neither be read nor written.
+# "read < /proc/self/stat" is executed by the same shell that it describes; $$ would be the first shell. The
+# shell's standard streams are the names of QEMU's sockets, which it keeps open: see sockets.py. They can
+# neither
+# be read nor written.
 _WAITER = """
 umask 077; ulimit -c 0; ulimit -n 1024
 dir=$1 part=$2 space=$3; shift 3
@@ -114,9 +114,9 @@ class ExitCause:
     """How QEMU ended.
 
     Attributes:
-        exit_status: None when a signal ended it, or when nobody saw it end.
-        signal: its name, like "SIGKILL".
-        stderr: the end of what it printed: untrusted.
+        exit_status: None after a signal, or if nobody saw the end.
+        signal: name like "SIGKILL".
+        stderr: the end of QEMU's output: untrusted.
         text: the above in words, for "machine 'web' stopped: ...".
     """
 
@@ -127,50 +127,50 @@ class ExitCause:
 
 
 class QemuProcess:
-    """A QEMU that runs, started by this service or by an earlier one."""
+    """A running QEMU, started by this service or an earlier one."""
 
     def __init__(self, pid: Pid, waiter: Pid, paths: MachinePaths, jail: JailReport | None = None) -> None:
         self._pid = pid
         self._waiter = waiter
         self._paths = paths
-        #: What it is locked into; None for one of an earlier service.
+        #: The parts of its jail; None for a QEMU of an earlier service.
         self.jail = jail
-        #: It goes on from a frozen one: it has the state of its devices already.
+        #: Continued from a process image: the device state is loaded already.
         self.thawed = False
         self._started: _Started | None = None
 
     @property
     def given(self) -> Mapping[str, int]:
-        """Name -> number, in QEMU, of the descriptors that it was given, where this service started it."""
+        """Name -> number, in QEMU, of the descriptors that this service passed."""
         return self._started.given if self._started is not None else {}
 
     @property
     def pid(self) -> int:
-        """QEMU's own process id, as the host sees it."""
+        """QEMU's process id on the host."""
         return self._pid.number
 
     def is_alive(self) -> bool:
         return self._pid.is_alive()
 
     def stand_back(self, back: bool = True) -> None:
-        """While others are in a hurry it takes only the processor time that nobody wants."""
+        """Give QEMU only processor time that nobody else wants, or its normal share again."""
         if not stand_back(self.pid, back):
             self._pid.stand_back(back)
 
     def kill(self) -> None:
-        """SIGKILL; `wait` then tells the end."""
+        """Send SIGKILL; `wait` then reports the end."""
         self._pid.kill()
 
     def terminate(self) -> None:
-        """SIGTERM: QEMU writes what it holds of its disks, and ends."""
+        """Send SIGTERM: QEMU writes its cached disk data and ends."""
         self._pid.terminate()
 
     def name_sockets(self) -> None:
-        """Give its sockets their names again, where those were removed. Raises HostLacks, OSError."""
+        """Restore the names of QEMU's sockets that were removed. Raises HostLacks, OSError."""
         name_again(self._paths, self._waiter)
 
     async def wait(self) -> ExitCause:
-        """Until it has ended and its end is written down. Safe to cancel, and to call more than once."""
+        """Wait until QEMU has ended and its end is written. Safe to cancel and to repeat."""
         await self._pid.wait()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(KILL_TIMEOUT_S):
@@ -179,8 +179,7 @@ class QemuProcess:
         return read_exit(self._paths) or _unseen_end(self._paths)
 
     async def _reap(self) -> None:
-        """Take our child's exit status, so that no zombie stays; it has ended or is about to. The uplink is
-        about to."""
+        """Reap the waiter, which has ended or is about to. The uplink is about to end."""
         if self._started is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 await asyncio.to_thread(self._started.shell.wait, KILL_TIMEOUT_S)
@@ -189,8 +188,10 @@ class QemuProcess:
 
 @dataclass(frozen=True)
 class _Started:
-    """What was started for a machine: `shell` is the waiter, `uplink` its filter where it has one, `sink`
-    what is there in its place."""
+    """The processes started for a machine: `shell` is the waiter, `uplink` the frame filter if there is one,
+    `sink`
+    its replacement in a pre-warm.
+    """
 
     waiter: Pid
     shell: subprocess.Popen[bytes]
@@ -199,7 +200,7 @@ class _Started:
     given: Mapping[str, int]
 
     async def end_uplink(self, grace_s: float) -> None:
-        """It ends by itself, when nobody has its socket any more."""
+        """Wait for the uplink, which ends when nobody holds its socket."""
         if self.sink is not None:
             self.sink.cancel()
         if self.uplink is not None:
@@ -214,20 +215,21 @@ async def start_process(
     frozen: FrozenProcess | None = None,
     back: bool = False,
 ) -> QemuProcess:
-    """Start QEMU and wait until its QMP socket answers; its vCPUs run then, unless it goes on from a
-    template: then it waits for the state of its devices.
+    """Start QEMU and wait until its QMP socket answers. The vCPUs run then; with a template QEMU waits for a
+    device
+    state.
 
     Args:
-        memory: descriptor of the memory file that a plan `from_template` needs.
-        frozen: go on from there, over that memory: nothing is left to take up.
-        back: nobody waits for it: it stands back from the beginning, where it has a group for that.
+        memory: descriptor of the memory file for a plan `from_template`.
+        frozen: a process image to continue from, over that memory.
+        back: start with low priority, if the machine has a group for that.
 
-    Cancelling, or any error, leaves no process and no socket behind, only log/.
+    A cancelled call or an error leaves no process and no socket behind, only log/.
 
     Raises:
         MachineFailed: QEMU ended or did not answer; carries exit_status or signal, and qemu_stderr.
         WrongState: a process of this machine runs.
-        HostLacks: a program is missing, or the runtime directory is not ours.
+        HostLacks: a program is missing, or the runtime directory has another owner.
     """
     paths.log.mkdir(mode=0o700, exist_ok=True)
     with _locked(paths) as lock:
@@ -251,7 +253,7 @@ async def start_process(
 
 
 async def find_process(paths: MachinePaths) -> QemuProcess | None:
-    """The process of this machine that an earlier service started; None: surely nothing of it lives."""
+    """Return the machine's process from an earlier service; None: no process of the machine lives."""
     deadline = time.monotonic() + 2
     while _is_locked(paths):
         found = _read_process_file(paths)
@@ -259,7 +261,7 @@ async def find_process(paths: MachinePaths) -> QemuProcess | None:
             return QemuProcess(found.monitor.innermost(), found.waiter, paths)
         if found is not None and (orphans := _orphans(paths, found.waiter)):
             return QemuProcess(orphans[0].innermost(), found.waiter, paths)
-        # Started a moment ago and not there yet, or ended a moment ago and still being written down.
+        # Just started and not visible yet, or just ended and not written down yet.
         await asyncio.sleep(0.01)
         if time.monotonic() > deadline + KILL_TIMEOUT_S:
             raise WrongState(f"something holds {paths.log / 'lock'} and is not QEMU", hint="see lsof")
@@ -267,19 +269,19 @@ async def find_process(paths: MachinePaths) -> QemuProcess | None:
 
 
 def is_held(paths: MachinePaths) -> bool:
-    """Whether anything of this machine's last process lives; its log/ must be there."""
+    """Return whether any process of this machine lives; its log/ must exist."""
     return _is_locked(paths)
 
 
 def read_exit(paths: MachinePaths) -> ExitCause | None:
-    """How the last process of the machine ended; None when it has not, or nobody saw it."""
+    """Return how the machine's last process ended; None if it lives, or if nobody saw its end."""
     try:
         status = int(paths.exit_status.read_text())
     except (FileNotFoundError, ValueError):
         return None
     stderr = _read_stderr(paths)
     last = stderr.strip().rpartition("\n")[2][:300]
-    # The shell's, and bubblewrap's, way to tell a signal.
+    # The convention of shells and of bubblewrap for a signal.
     if status > 128 and status - 128 in signal.valid_signals():
         name = signal.Signals(status - 128).name
         ours = f": {last.removeprefix('bough: ')}" if last.startswith("bough: ") else ""
@@ -311,7 +313,9 @@ async def _spawn(
     back: bool,
     sockets: contextlib.ExitStack,
 ) -> _Started:
-    """`sockets` are closed here once they are passed on. Nothing is left of it where it fails."""
+    """Start the processes. `sockets` are closed here after they are passed on. A failure leaves nothing
+    behind.
+    """
     names = socket_paths(paths)
     descriptors = {name: sockets.enter_context(listen(path)).fileno() for name, path in names.items()}
     groups = create_groups(plan.jail.groups, plan.machine_id, plan.limits)
@@ -352,11 +356,12 @@ def _start_shell(
     frozen: FrozenProcess | None,
     sockets: contextlib.ExitStack,
 ) -> subprocess.Popen[bytes]:
-    """The waiter. What else QEMU is given is in `descriptors` afterwards."""
+    """Start the waiter. `descriptors` then holds everything that QEMU gets."""
     if memory is not None:
         descriptors[MEMORY] = memory
-    # So high that the table of open files is made for as many as QEMU comes to have: the kernel waits some
-    # 20 ms before it gives a larger one to a process with threads (fs/file.c, expand_fdtable).
+    # A high number, so that the kernel makes QEMU's table of open files large at once: it waits some 20 ms
+    # before
+    # it enlarges the table of a process with threads (fs/file.c, expand_fdtable).
     lock = fcntl.fcntl(lock, fcntl.F_DUPFD_CLOEXEC, _HIGH_DESCRIPTOR)
     sockets.callback(os.close, lock)
     descriptors["lock"] = lock
@@ -369,7 +374,7 @@ def _start_shell(
     else:
         loader, program = _prepare_loader(plan, frozen, descriptors, sockets)
         passed += [frozen.image.fileno(), loader, program]
-        # What follows is for those who look at the list of processes.
+        # The following words are for readers of the process list.
         argv = [f"/proc/self/fd/{loader}", str(program), *render_argv(plan, descriptors)]
     command = render_jail(
         plan.jail,
@@ -409,7 +414,9 @@ def _start_shell(
 def _prepare_loader(
     plan: Plan, frozen: FrozenProcess, descriptors: Mapping[str, int], sockets: contextlib.ExitStack
 ) -> tuple[int, int]:
-    """Descriptors of the loader and of what it is to do: files without names, which every mount lets run."""
+    """Return descriptors of the loader and its program: unnamed files, which can be executed
+    on every mount.
+    """
     given = {**descriptors, IMAGE: frozen.image.fileno()}
     program = render_program(frozen, marks_of(plan), given, sandboxed=plan.jail.system_calls)
     return (
@@ -419,7 +426,7 @@ def _prepare_loader(
 
 
 async def _swallow(connection: socket.socket) -> None:
-    """Read, and forget it."""
+    """Read and drop data."""
     with connection:
         connection.setblocking(False)
         with contextlib.suppress(OSError):
@@ -428,11 +435,13 @@ async def _swallow(connection: socket.socket) -> None:
 
 
 def _address_space(plan: Plan, groups: list[str]) -> str:
-    """In KiB, as `ulimit -v` takes it; for hosts where no control group counts what is really used.
+    """Return a bound in KiB for `ulimit -v`, for hosts without a cgroup that counts memory.
 
-    Coarse, for much of what QEMU reserves it never uses: stacks of its threads, heaps, translated code. Not
-    RLIMIT_DATA: the kernel does not count memory that is reserved first and made writable by mmap over it,
-    which is how QEMU takes a guest's.
+    The bound is coarse: QEMU never uses much of what it reserves (stacks, heaps, translated code).
+    RLIMIT_DATA does
+    not work: the kernel does not count memory that is reserved first and made writable by another mmap, which
+    is
+    how QEMU allocates guest memory.
     """
     limit = plan.limits.process_memory_bytes
     if limit is None or limits_memory(groups):
@@ -441,7 +450,7 @@ def _address_space(plan: Plan, groups: list[str]) -> str:
 
 
 def _sight(plan: Plan, paths: MachinePaths) -> Sight:
-    """The files of the host that this machine's process needs."""
+    """Return the host files that this machine's process needs."""
     read_only = [layer.path for disk in plan.disks for layer in disk.backing]
     writable = [str(paths.disks)] if paths.disks.is_dir() else []
     read_only += [medium.path for medium in plan.media]
@@ -469,7 +478,7 @@ def _report(plan: Plan) -> JailReport:
 
 
 def _clear(paths: MachinePaths) -> None:
-    """Remove what the last process left; it does not live."""
+    """Remove the files of the last process, which has ended."""
     clear(paths)
     logs = (paths.qemu_log, Path(f"{paths.qemu_log}.old"), paths.exit_status, paths.log / "process")
     for path in logs:
@@ -477,7 +486,7 @@ def _clear(paths: MachinePaths) -> None:
 
 
 def _give_disks(paths: MachinePaths, uid: int) -> None:
-    """To the user that QEMU runs as; the directory stays root's, so it can make no files there."""
+    """Give the disks to QEMU's user. The directory stays root's, so that QEMU can create no files there."""
     for path in paths.disks.iterdir():
         if path.is_file() and not path.is_symlink():
             os.chown(path, uid, uid, follow_symlinks=False)
@@ -491,7 +500,7 @@ async def _wait_greeting(plan: Plan, paths: MachinePaths, waiter: Pid) -> None:
         with contextlib.suppress(Stalled):
             await watch.run(asyncio.wait({greeting, ended}, return_when=asyncio.FIRST_COMPLETED))
         if not greeting.done():
-            # It may have greeted and ended in the same moment; either way it is gone.
+            # QEMU may have greeted and ended at once; either way it is gone.
             raise await _ended_early(plan, paths, waiter)
         try:
             qmp = await greeting
@@ -507,7 +516,9 @@ async def _wait_greeting(plan: Plan, paths: MachinePaths, waiter: Pid) -> None:
 
 
 async def _limit_disks(plan: Plan, qmp: Qmp) -> None:
-    """One group for all disks. By QMP, for it stays with the device when an overlay is put on its disk."""
+    """Limit all disks as one group. By QMP, because such a limit stays with the device when its overlay
+    changes.
+    """
     limits = plan.limits
     if limits.disk_bytes_per_s is None and limits.disk_operations_per_s is None:
         return
@@ -515,7 +526,7 @@ async def _limit_disks(plan: Plan, qmp: Qmp) -> None:
     for disk in plan.disks:
         await qmp.execute(
             "block_set_io_throttle",
-            # The path in QEMU's tree of objects: the name alone is that of the PCI card around the device.
+            # The path in QEMU's object tree: the name alone means the PCI device around the disk.
             id=f"/machine/peripheral/{disk.id}-device/virtio-backend",
             group="machine",
             bps=limits.disk_bytes_per_s or 0,
@@ -542,15 +553,15 @@ async def _ended_early(plan: Plan, paths: MachinePaths, waiter: Pid) -> MachineF
 
 
 async def _end_all(plan: Plan, paths: MachinePaths, started: _Started) -> None:
-    """Kill what runs below the waiter, wait for it, and take its sockets away; bounded in time."""
+    """Kill everything below the waiter, wait for it, and remove its sockets; bounded in time."""
     waiter, deadline = started.waiter, time.monotonic() + KILL_TIMEOUT_S
     while (waiter.is_alive() or _is_locked(paths)) and time.monotonic() < deadline:
         found = _read_process_file(paths)
         if found is not None and found.monitor.is_alive():
-            # bubblewrap does not take its child along: the innermost one first.
+            # bubblewrap does not kill its child: the innermost process first.
             found.monitor.innermost().kill()
         elif found is not None:
-            # It was just making that child, which is nobody's now.
+            # A child that was being created then has no parent any more.
             for orphan in _orphans(paths, waiter):
                 orphan.kill()
         await asyncio.sleep(0.005)
@@ -583,7 +594,7 @@ class _ProcessFile:
 
 
 def _read_process_file(paths: MachinePaths) -> _ProcessFile | None:
-    """None when there is none, or it is of an earlier boot of the host."""
+    """Return the waiter's file; None if it is missing or from an earlier boot of the host."""
     try:
         boot, *numbers = (paths.log / "process").read_text().split()
         waiter, waiter_start, monitor, monitor_start = map(int, numbers)
@@ -596,7 +607,7 @@ def _read_process_file(paths: MachinePaths) -> _ProcessFile | None:
 
 @contextlib.contextmanager
 def _locked(paths: MachinePaths) -> Iterator[int]:
-    """Our own descriptor of the lock; those that a child inherited hold it on."""
+    """Open the lock with a descriptor of our own; inherited descriptors would keep it locked."""
     descriptor = os.open(paths.log / "lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
@@ -609,8 +620,10 @@ def _locked(paths: MachinePaths) -> Iterator[int]:
 
 
 def _orphans(paths: MachinePaths, waiter: Pid) -> list[Pid]:
-    """What is left in the jail when its outermost process was killed: those that have the lock open and
-    are not the waiter's own shells, which stay in its session."""
+    """Return the processes in a jail whose outermost process was killed: they have the lock open, and are not
+    the
+    waiter's shells, which stay in its session.
+    """
     lock = str(paths.log / "lock")
     found = []
     for process in Path("/proc").glob("[0-9]*"):

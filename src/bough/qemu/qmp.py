@@ -1,7 +1,8 @@
 """QMP, QEMU's control protocol: a thin typed layer over the library qemu.qmp.
 
-What it adds: our errors, a bound on everything that QEMU can make us keep (it is hostile), and the
-difference between "you closed it" and "it broke".
+The layer adds bough's errors, a bound on everything that a hostile QEMU can make bough keep, and the
+difference
+between "you closed it" and "it broke".
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ from qemu.qmp.qmp_client import GreetingError, NegotiationError
 from bough.errors import DeadlineExceeded, QmpLost, QmpRefused, WrongState
 from bough.home import SocketAddress
 
-#: query-qmp-schema, the longest answer there is, takes some 200 KiB.
+#: The longest answer, query-qmp-schema, has about 200 KiB.
 MAX_MESSAGE_BYTES = 2 * 1024 * 1024
-#: Events that nobody has fetched yet; QEMU itself sends the chatty ones once a second at most.
+#: Events waiting for a reader; QEMU sends frequent ones once a second at most.
 MAX_EVENTS = 1000
-#: Of what it lists: devices, jobs, block nodes.
+#: Bound on lists of devices, jobs and block nodes.
 MAX_LISTED = 1000
 _CLOSE_TIMEOUT_S = 2.0
 _GREETING_PAUSE_S = 0.01
 
-# Every failure reaches the caller as an exception; the library's log of it would be a second telling.
+# The caller gets every failure as an exception; the library's log would repeat it.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 
 class _NotGreeted(Exception):
-    """Something else came instead of a greeting, or of what follows on it. Never leaves this file."""
+    """QEMU sent something else than its greeting or the next message. Never leaves this file."""
 
 
 def _is_early_event(error: Exception) -> bool:
@@ -45,7 +46,9 @@ def _is_early_event(error: Exception) -> bool:
 
 
 class Qmp:
-    """One connection. QEMU serves one client at a time: a second one waits until the first has gone."""
+    """One connection. QEMU serves one client at a time: a second client waits until the first has
+    disconnected.
+    """
 
     def __init__(self, client: QMPClient, listener: _BoundedListener) -> None:
         self._client = client
@@ -60,14 +63,17 @@ class Qmp:
         """Connect and negotiate. Safe to cancel.
 
         Raises:
-            QmpLost: nobody listens at `path`, it is no QMP, or no greeting came in time.
+            QmpLost: nobody listens at `path`, the peer does not speak QMP, or no greeting came in time.
         """
         try:
             async with asyncio.timeout(timeout_s):
-                # An event of a QEMU that is just starting may come before its greeting: its monitor takes
-                # "not asked for capabilities yet" for "negotiated" until it has seen its client (QEMU's
-                # monitor_qapi_event_emit()). Or between the client's first command and its answer, which the
-                # library takes for that. One of the next connections is greeted.
+                # A starting QEMU may send an event before its greeting: until it has seen its client, its
+                # monitor treats "no
+                # capabilities requested yet" as "negotiated" (monitor_qapi_event_emit()). The event may also
+                # come between the
+                # client's first command and its answer, and the library takes the event for the answer. A
+                # later connection gets
+                # its greeting.
                 while True:
                     with contextlib.suppress(_NotGreeted):
                         return await cls._connect(path)
@@ -78,17 +84,17 @@ class Qmp:
     @classmethod
     async def _connect(cls, path: Path) -> Qmp:
         client = QMPClient()
-        # An attribute, since the versions of the library differ in how they take it.
+        # An attribute, because versions of the library differ in its parameter.
         client.readbuflen = MAX_MESSAGE_BYTES
         listener = _BoundedListener()
-        # The library's default listener keeps every event for ever.
+        # The library's default listener keeps all events for ever.
         client.events.event_filter = lambda _: False
         client.register_listener(listener)
         try:
             with SocketAddress(path) as address:
                 await client.connect(address)
         except (QMPError, AssertionError) as error:
-            # The library asserts that a connection it has just made still stands.
+            # The library asserts that a new connection is still open.
             with contextlib.suppress(Exception):
                 await client.disconnect()
             if isinstance(error, ConnectError) and _is_early_event(error.exc):
@@ -99,14 +105,14 @@ class Qmp:
         return cls(client, listener)
 
     async def execute(self, command: str, /, *, timeout_s: float = 60.0, **arguments: Any) -> Any:
-        """Run a command, and return what QEMU returned: untrusted data.
+        """Run a command and return QEMU's answer: untrusted data.
 
-        Arguments whose names hold a "-" go in as `**{"node-name": "disk0"}`.
+        Pass arguments with a "-" in their name as `**{"node-name": "disk0"}`.
 
         Raises:
-            QmpRefused: QEMU answered with an error; its words are the message.
+            QmpRefused: QEMU answered with an error; the message has its words.
             QmpLost: the connection ended first.
-            DeadlineExceeded: no answer; it may still be done.
+            DeadlineExceeded: no answer; the command may still be executed.
             WrongState: this end has been closed.
         """
         self._check_open()
@@ -126,17 +132,17 @@ class Qmp:
 
     @property
     def version(self) -> tuple[int, int]:
-        """Major and minor of QEMU's, as its greeting says; (0, 0) where that says nothing one can read."""
+        """Major and minor version in QEMU's greeting; (0, 0) if unreadable."""
         greeting = self._client.greeting
         told = greeting.QMP.version.get("qemu") if greeting is not None else None
         major, minor = (told.get(part) for part in ("major", "minor")) if isinstance(told, dict) else (0, 0)
         return (major, minor) if isinstance(major, int) and isinstance(minor, int) else (0, 0)
 
     async def monitor(self, line: str, *, vcpu: int | None = None) -> str:
-        """What its monitor for people answers, for what QMP has no command for. Raises as `execute`.
+        """Return the answer of QEMU's human monitor, for what QMP lacks. Raises as `execute`.
 
         Args:
-            vcpu: whose registers and tables the line is about; the first one's.
+            vcpu: the vCPU whose registers and tables the line refers to; default: the first.
         """
         arguments: dict[str, Any] = {"command-line": line}
         if vcpu is not None:
@@ -144,33 +150,33 @@ class Qmp:
         return str(await self.execute("human-monitor-command", **arguments))
 
     async def query(self, command: str, /, **arguments: Any) -> dict[str, Any]:
-        """As `execute`, of a command that returns an object. Raises QmpLost too when it returns none."""
+        """Run a command that returns an object. Raises as `execute`, and QmpLost for another answer."""
         answer = await self.execute(command, **arguments)
         if not isinstance(answer, dict):
             raise QmpLost(f"QEMU's answer to {command} is not what it should be")
         return answer
 
     async def query_list(self, command: str, /, **arguments: Any) -> list[dict[str, Any]]:
-        """As `query`, of one that returns a list: the objects in it, and not more than MAX_LISTED."""
+        """Run a command that returns a list; return its objects, MAX_LISTED at most."""
         answer = await self.execute(command, **arguments)
         if not isinstance(answer, list):
             raise QmpLost(f"QEMU's answer to {command} is not what it should be")
         return [item for item in answer[:MAX_LISTED] if isinstance(item, dict)]
 
     async def send_fd(self, name: str, descriptor: int) -> None:
-        """Hand QEMU an open file, to be used as "fd:<name>" (migration) or by netdev and chardev.
+        """Pass QEMU an open file, for use as "fd:<name>" (migration) or by netdev and chardev.
 
         Raises as `execute`; `descriptor` stays open here.
         """
         self._check_open()
-        # It rides on a space, which JSON ignores, in front of the command that takes it.
+        # The descriptor travels with a space, which JSON ignores, before its command.
         self._client.send_fd_scm(descriptor)
         await self.execute("getfd", fdname=name)
 
     async def add_fd(self, number: int, descriptor: int) -> None:
-        """Hand QEMU an open file, to be used as the file /dev/fdset/<number>; see `send_fd`.
+        """Pass QEMU an open file, for use as the file /dev/fdset/<number>; see `send_fd`.
 
-        QEMU takes it for a name only if it was opened as QEMU would open that.
+        QEMU uses the file for such a name only if its open flags match.
         """
         self._check_open()
         self._client.send_fd_scm(descriptor)
@@ -182,9 +188,9 @@ class Qmp:
         await self.execute("remove-fd", **arguments)
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
-        """Events in order, each at most to one caller; ends when the connection is closed or lost.
+        """Yield events in order, each to one caller only; end when the connection is closed or lost.
 
-        `lost_because` tells which of the two it was. What QEMU says is untrusted.
+        `lost_because` tells which of the two happened. Events are untrusted.
         """
         while True:
             event = await self._next_event()
@@ -194,11 +200,11 @@ class Qmp:
 
     @property
     def lost_because(self) -> str | None:
-        """Why the connection broke; None while it holds, and after `close`."""
+        """Why the connection broke; None while it is open, and after `close`."""
         return self._reason if self._ended.is_set() and not self._closing.is_set() else None
 
     async def close(self) -> None:
-        """Idempotent; takes 2 s at most, whatever QEMU does. QEMU runs on."""
+        """Close the connection; QEMU runs on. Idempotent; takes 2 s at most."""
         self._closing.set()
         await asyncio.shield(self._watcher)
 
@@ -215,12 +221,12 @@ class Qmp:
             ended.cancel()
 
     async def _watch(self) -> None:
-        """The only one who disconnects: the library allows it once."""
+        """Wait for the end and disconnect: the library allows that once."""
         closing = asyncio.create_task(self._closing.wait())
         try:
             while not closing.done():
                 changed = asyncio.create_task(self._client.runstate_changed())
-                await asyncio.sleep(0)  # it listens from here on: no change is missed
+                await asyncio.sleep(0)  # registered here: no change is missed
                 if self._client.runstate is Runstate.RUNNING:
                     await asyncio.wait({closing, changed}, return_when=asyncio.FIRST_COMPLETED)
                 changed.cancel()
@@ -237,8 +243,9 @@ class Qmp:
                 await self._client.disconnect()
         except (EOFError, ConnectionError):
             pass
-        # The library re-raises whatever ended its reader: a message too long is a ValueError,
-        # one nested too deep a RecursionError.
+        # The library re-raises the error that ended its reader: ValueError for a message that is too long,
+        # RecursionError
+        # for deep nesting.
         except Exception as error:
             self._reason = f"{type(error).__name__}: {str(error)[:200]}"
 
@@ -254,7 +261,7 @@ class Qmp:
 
 
 class _BoundedListener(EventListener):
-    """Keeps at most MAX_EVENTS events, and no history of those that were fetched."""
+    """A listener that keeps MAX_EVENTS events at most, and no history."""
 
     async def put(self, event: Message) -> None:
         if self._queue.qsize() >= MAX_EVENTS:

@@ -1,11 +1,11 @@
-"""The memory of a guest: read out of its QEMU while it runs, and held in sealed memory files.
+"""Guest memory: read from a running QEMU, and held in sealed memory files.
 
-A running guest's RAM is private to its process. Which of its pages hold something is told by
-/proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst): present or swapped, and, for a guest that
-started from a template, no longer the template's ("file-page" clear). process_vm_readv(2) copies them.
+A running guest's RAM is private to its process. /proc/PID/pagemap
+(Documentation/admin-guide/mm/pagemap.rst) tells which pages have content: present or swapped, and, after a
+start from a template, no longer the template's ("file-page" clear). process_vm_readv(2) copies them.
 
-A `Template` is a memory file (memfd) that no one can write any more, so that any number of hostile
-processes may map it: QEMU 7.2 has to open its memory for writing, even where it maps it privately.
+A `Template` is a memory file (memfd) that nobody can write, so that hostile processes may map it: QEMU 7.2
+opens its memory for writing even for a private mapping.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from bough.errors import HostLacks, MachineFailed
 
 PAGE_BYTES = 4096
 
-#: (offset, length) in bytes of guest RAM, ascending and apart.
+#: (offset, length) in bytes of guest RAM, ascending and disjoint.
 Extent = tuple[int, int]
 
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-#: The top byte of a pagemap entry: bit 63 present, bit 62 swapped, bit 61 of a file or shared.
+#: Top byte of a pagemap entry: bit 63 present, bit 62 swapped, bit 61 file-backed or shared.
 _IS_PRIVATE = bytes(1 if flags & 0xC0 and not flags & 0x20 else 0 for flags in range(256))
 _PAGEMAP_CHUNK_BYTES = 8 << 20
-#: IOV_MAX, and little enough at once that other threads have their turn.
+#: IOV_MAX; small enough for other threads to run in between.
 _VECTORS_PER_CALL = 1024
 _BYTES_PER_CALL = 64 << 20
-#: Of one of several that copy side by side.
+#: Share of one thread in a parallel copy.
 _BYTES_PER_TURN = 8 << 20
 _MOST_COPIERS = 4
-#: Of a piece on its way to a file.
+#: Size of a piece on its way to a file.
 _BYTES_PER_READ = 4 << 20
 _NAME = "bough-memory"
 
@@ -59,7 +59,7 @@ _libc.memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
 
 
 class Template:
-    """Sealed guest memory, by descriptor. Closed when the last user lets go (`close`)."""
+    """Sealed guest memory, by descriptor. Freed after the last user's `close`."""
 
     def __init__(self, descriptor: int, size_bytes: int) -> None:
         self._descriptor = descriptor
@@ -69,14 +69,14 @@ class Template:
         return self._descriptor
 
     def extents(self) -> list[Extent]:
-        """Where it holds something; the rest is zero."""
+        """The parts with content; all else is zero."""
         return list(_data_extents(self._descriptor, self.size_bytes))
 
     def used_bytes(self) -> int:
         return os.fstat(self._descriptor).st_blocks * 512
 
     def close(self) -> None:
-        """Guests that map it keep it."""
+        """Close the descriptor. Guests that map the memory keep it."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -109,10 +109,10 @@ class MemoryFile:
         return self._mapping
 
     def copy_from(self, template: Template, skip: list[Extent]) -> None:
-        """The template's content, but for what `skip` will overwrite anyway.
+        """Copy the template's content, except for `skip`, which is overwritten later.
 
         Raises:
-            MachineFailed: it is none of ours: a process of a hostile guest has others of that name.
+            MachineFailed: the template is not bough's: a hostile guest's process can have files of that name.
         """
         try:
             for start, length in subtract(template.extents(), skip):
@@ -121,9 +121,9 @@ class MemoryFile:
             raise MachineFailed("a memory file is shorter than its guest's memory") from error
 
     def copy_in(self, descriptor: int, source: int, start: int, length: int) -> None:
-        """Of a file, what is there from `source` on, to `start`.
+        """Copy the content of a file, from `source` on, to `start`.
 
-        By the kernel: through a mapping each page would be cleared first, which takes as long again.
+        The kernel copies: a mapping would clear each page first, which doubles the time.
 
         Raises:
             ValueError: the file ends too early.
@@ -136,14 +136,14 @@ class MemoryFile:
             source, length = source + got, length - got
 
     def read_process(self, pid: int, address: int, extents: list[Extent], *, hurry: bool = False) -> None:
-        """Copy those parts of the guest RAM that begins at `address` in the process.
+        """Copy parts of the guest RAM that starts at `address` in the process.
 
         Args:
-            hurry: on several processors, which the guest does not need meanwhile.
+            hurry: use several processors, while the guest is paused.
 
         Raises:
-            MachineFailed: the process is gone, or does not hold its memory there.
-            HostLacks: this host does not let us read it.
+            MachineFailed: the process is gone, or its memory lies elsewhere.
+            HostLacks: the host forbids reading the process.
         """
         anchor = ctypes.c_char.from_buffer(self.buffer)
         try:
@@ -172,11 +172,11 @@ class MemoryFile:
             del anchor
 
     def promise(self) -> Template:
-        """What it will be once it is sealed: for who needs no more than its descriptor until then."""
+        """Return the future template, for callers that need only its descriptor until it is sealed."""
         return Template(os.dup(self._descriptor), self.size_bytes)
 
     def seal(self) -> Template:
-        """Nobody can change it from here on, this process included."""
+        """Seal the file: from now on nobody can change it, not even this process."""
         self._unmap()
         fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, _SEALS)
         template = Template(self._descriptor, self.size_bytes)
@@ -191,23 +191,23 @@ class MemoryFile:
 
 @dataclass(frozen=True)
 class GuestRam:
-    """Where a QEMU process holds its guest's RAM."""
+    """The place of a guest's RAM in its QEMU process."""
 
     pid: int
     address: int
     size_bytes: int
 
     def private_extents(self) -> list[Extent]:
-        """What the guest has written (since its template, where it has one).
+        """Return the parts that the guest has written, since its template if it has one.
 
         Raises:
             MachineFailed: the process is gone.
-            HostLacks: this host does not let us look.
+            HostLacks: the host forbids the look.
         """
         return private_pages(self.pid, self.address, self.size_bytes)
 
     def read(self, extents: Iterable[Extent]) -> Iterator[memoryview]:
-        """Those parts, one after the other, in pieces that are good until the next one is asked for.
+        """Yield the parts in order, in pieces that are valid until the next one is requested.
 
         Raises:
             MachineFailed, HostLacks: as `MemoryFile.read_process`.
@@ -226,7 +226,7 @@ class GuestRam:
             yield memoryview(buffer)[:wanted]
 
     def write(self, extents: Iterable[Extent], content: bytes) -> None:
-        """What `read` gave of those parts, one after the other. The vCPUs stand still.
+        """Write the pieces that `read` yielded for those parts. The vCPUs must be paused.
 
         Raises:
             MachineFailed, HostLacks: as `MemoryFile.read_process`.
@@ -245,9 +245,9 @@ class GuestRam:
             position += wanted
 
     def open_template(self) -> Template | None:
-        """The template that this process was started from; None when it had none.
+        """Return the template of a process; None if it has none.
 
-        Found among its descriptors, so that a service that did not start it finds it as well.
+        bough finds it among the process's descriptors, so that a later service finds it, too.
         """
         for link in Path(f"/proc/{self.pid}/fd").iterdir():
             try:
@@ -260,7 +260,7 @@ class GuestRam:
 
 
 def private_pages(pid: int, address: int, length: int) -> list[Extent]:
-    """What of a process's memory from `address` on is its own, and in memory.
+    """Return the private pages of a process from `address` on that are in memory.
 
     Raises: as `GuestRam.private_extents`.
     """
@@ -287,7 +287,7 @@ def private_pages(pid: int, address: int, length: int) -> list[Extent]:
 
 @contextlib.contextmanager
 def open_memory(content: bytes) -> Iterator[int]:
-    """A descriptor of a memory file that holds `content`, at its beginning."""
+    """Return a descriptor of a memory file with that content, at its start."""
     descriptor = os.memfd_create("bough-state", os.MFD_CLOEXEC)
     try:
         rest = memoryview(content)
@@ -302,8 +302,7 @@ def open_memory(content: bytes) -> Iterator[int]:
 def different_extents(
     new: Template, old: Template, within: Iterable[Extent], *, piece_bytes: int = PAGE_BYTES
 ) -> list[Extent]:
-    """What of `within` differs between two templates of the same size, in pieces of that size, which is a
-    page's or a part of one."""
+    """Return the parts of `within` in which two templates differ, in pieces of that size (a page or less)."""
     found: list[Extent] = []
     block = 16 * piece_bytes
     with (
@@ -325,7 +324,7 @@ def different_extents(
 
 
 def subtract(extents: Iterable[Extent], holes: Iterable[Extent]) -> Iterator[Extent]:
-    """`extents` without `holes`; both ascending."""
+    """Return `extents` without `holes`; both ascending."""
     rest = iter(holes)
     hole = next(rest, None)
     for begin, length in extents:
@@ -344,12 +343,12 @@ def subtract(extents: Iterable[Extent], holes: Iterable[Extent]) -> Iterator[Ext
 
 
 def intersect(a: list[Extent], b: list[Extent]) -> Iterator[Extent]:
-    """What is in both."""
+    """Return the parts that are in both."""
     return subtract(a, list(subtract(a, b)))
 
 
 def union(a: list[Extent], b: list[Extent]) -> list[Extent]:
-    """What is in either; the two are apart from each other."""
+    """Return the parts that are in either; the two must be disjoint."""
     joined: list[Extent] = []
     for start, length in sorted([*a, *b]):
         _append(joined, start, length)
@@ -388,7 +387,7 @@ def _data_extents(descriptor: int, size_bytes: int) -> Iterator[Extent]:
     while position < size_bytes:
         try:
             start = os.lseek(descriptor, position, os.SEEK_DATA)
-        except OSError:  # ENXIO: only a hole is left
+        except OSError:  # ENXIO: only a hole follows
             return
         position = os.lseek(descriptor, start, os.SEEK_HOLE)
         yield start, position - start

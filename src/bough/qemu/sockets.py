@@ -1,8 +1,9 @@
 """The sockets at which a QEMU listens: its monitor, and the ports of its agent and its console.
 
-They are bound here and passed to QEMU as descriptors: a client can connect before QEMU runs, and QEMU needs
-no right to make them. A socket whose name was removed still listens. So the waiter (see process.py) keeps a
-descriptor of each name's file: with those, a later service gives a running machine its names again.
+bough binds them and passes them to QEMU as descriptors: a client can connect before QEMU runs, and QEMU needs
+no right to create them. A socket whose name was removed still listens. Therefore the waiter (process.py)
+keeps
+a descriptor of each name's file, from which a later service restores the names of a running machine.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _REMOVED = " (deleted)"
 
 
 def socket_paths(paths: MachinePaths) -> dict[str, Path]:
-    """By the names that a plan has for them."""
+    """Return the socket paths by their names in a plan."""
     return {"qmp": paths.qmp_socket, "agent": paths.agent_socket, "console": paths.console_socket}
 
 
@@ -33,7 +34,7 @@ def listen(path: Path, *, backlog: int = 1) -> socket.socket:
     """
     listener = socket.socket(socket.AF_UNIX)
     try:
-        # The directory is 0700: nobody else can come between the two calls.
+        # The directory is 0700: no other user can come between the two calls.
         with SocketAddress(path) as address:
             listener.bind(address)
         path.chmod(0o600)
@@ -50,7 +51,7 @@ def listen(path: Path, *, backlog: int = 1) -> socket.socket:
 def hold(path: Path, until: contextlib.ExitStack) -> int:
     """Return a descriptor of the file that is a socket's name, closed by `until`.
 
-    Connecting to /proc/PID/fd/N of that descriptor reaches the socket, also when the name is removed.
+    Connecting to /proc/PID/fd/N of that descriptor reaches the socket, also after the name is removed.
     """
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     until.callback(os.close, descriptor)
@@ -59,7 +60,7 @@ def hold(path: Path, until: contextlib.ExitStack) -> int:
 
 def clear(paths: MachinePaths) -> None:
     """Make an empty directory for the sockets of a machine that does not run."""
-    if paths.runtime.is_symlink():  # to those that an earlier version made elsewhere
+    if paths.runtime.is_symlink():  # links of an earlier version
         paths.runtime.unlink()
     make_private_directory(paths.runtime)
     remove(paths)
@@ -72,9 +73,9 @@ def remove(paths: MachinePaths) -> None:
 
 
 def name_again(paths: MachinePaths, waiter: Pid) -> None:
-    """Give sockets whose names were removed their names again, as links to the waiter's descriptors.
+    """Restore removed socket names, as links to the waiter's descriptors.
 
-    What no process of the waiter holds stays without a name: connecting to it fails.
+    A socket that no process of the waiter holds stays without a name: connecting to it fails.
 
     Raises:
         HostLacks: the directory cannot be made. OSError: a link cannot be made.
@@ -83,7 +84,7 @@ def name_again(paths: MachinePaths, waiter: Pid) -> None:
     if not missing:
         return
     if not paths.runtime.is_dir():
-        paths.runtime.unlink(missing_ok=True)  # a link to nowhere: of an earlier version
+        paths.runtime.unlink(missing_ok=True)  # a dangling link of an earlier version
         make_private_directory(paths.runtime)
     for name, held in _held_names(waiter).items():
         if name in missing:
@@ -92,11 +93,12 @@ def name_again(paths: MachinePaths, waiter: Pid) -> None:
 
 
 def _held_names(waiter: Pid) -> dict[str, Path]:
-    """Name -> a descriptor of it: the waiter's, or that of another shell of its session where the waiter was
-    killed."""
+    """Return name -> a descriptor of it: the waiter's, or, after a kill of the waiter, another shell's of its
+    session.
+    """
     found: dict[str, Path] = {}
     for process in (Path(f"/proc/{waiter.number}"), *Path("/proc").glob("[0-9]*")):
-        with contextlib.suppress(OSError):  # it has ended, or is not ours
+        with contextlib.suppress(OSError):  # the process has ended, or belongs to another user
             if os.getsid(int(process.name)) != waiter.number:
                 continue
             for descriptor in (process / "fd").iterdir():

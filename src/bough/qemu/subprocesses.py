@@ -1,4 +1,4 @@
-"""Start a program through asyncio, and end it, whatever it or we are in the middle of."""
+"""Start and end programs through asyncio, safely at any moment."""
 
 from __future__ import annotations
 
@@ -14,33 +14,36 @@ _ROUND_S = 0.02
 
 
 async def start_subprocess(*argv: str, **options: Any) -> asyncio.subprocess.Process:
-    """`asyncio.create_subprocess_exec` in a session of its own. Cancelled, nothing of it is left.
+    """Start a program in a session of its own (`asyncio.create_subprocess_exec`). A cancelled call leaves
+    nothing.
 
-    Cancelled itself, that one waits for the pipes of what it kills, which may be for ever (see below).
+    asyncio's own call, if cancelled, waits for the pipes of the killed program, perhaps for ever (see below).
     """
     starting = asyncio.ensure_future(asyncio.create_subprocess_exec(*argv, start_new_session=True, **options))
     try:
         return await asyncio.shield(starting)
     except asyncio.CancelledError:
-        await asyncio.shield(_end_once_started(starting))  # also if we are cancelled again
+        await asyncio.shield(_end_once_started(starting))  # also after a second cancellation
         raise
 
 
 async def _end_once_started(starting: asyncio.Future[asyncio.subprocess.Process]) -> None:
-    with contextlib.suppress(OSError):  # it was not started
+    with contextlib.suppress(OSError):  # the program was not started
         await end_subprocess(await starting)
 
 
 async def end_subprocess(process: asyncio.subprocess.Process) -> None:
-    """Kill it and what it wraps; it has ended then, and its pipes are closed, with what was unread in them.
+    """Kill a program and its children; they have ended afterwards, and the pipes are closed, unread data
+    included.
 
     Args:
-        process: of `start_subprocess`, so that it and its helpers are a group.
+        process: from `start_subprocess`, so that program and helpers form a group.
     """
     while process.returncode is None:
         _kill(process.pid)
-        # `wait` also waits for the pipes (until Python 3.13): for ever, where one is full and nobody reads
-        # it any more, or somebody else has its other end. The loop asks for the status itself instead.
+        # Until Python 3.13 `wait` also waits for the pipes: for ever if a pipe is full and unread, or if
+        # another process
+        # holds its other end. This loop asks for the status instead.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_ROUND_S):
                 await process.wait()
@@ -48,8 +51,9 @@ async def end_subprocess(process: asyncio.subprocess.Process) -> None:
 
 
 def _kill(number: int) -> None:
-    # The innermost first: bubblewrap leaves alive what is in a session of its own, and ends when that does.
-    # It may be another user's, one of a namespace that we have made: it goes with the namespace.
+    # The innermost first: bubblewrap leaves processes in another session alive, and ends with them. A process
+    # of
+    # another user, in a namespace that bough made, ends with its namespace.
     with contextlib.suppress(PermissionError):
         if (top := Pid.of(number)) is not None:
             top.innermost().kill()

@@ -1,11 +1,13 @@
-"""The outer filter of system calls: a program for the kernel's seccomp, given to bubblewrap.
+"""The outer system call filter: a seccomp program for bubblewrap.
 
-QEMU's own -sandbox begins late, and holds for QEMU alone: in a user namespace the process that reaps it is of
-the same user, and whoever traces that one has none of QEMU's filter. This one holds for everything in the
-jail from its first instruction. It refuses what neither QEMU nor its start has any use for: reading or
-tracing another process, namespaces and mounts, and those parts of the kernel that escapes are made of.
+QEMU's -sandbox starts late and covers QEMU alone. In a user namespace the process that reaps QEMU has the
+same
+user; whoever traces that process escapes QEMU's filter. The outer filter covers everything in the jail from
+the
+first instruction. It refuses what neither QEMU nor its start needs: reading and tracing other processes,
+namespaces, mounts, and kernel interfaces known from escapes.
 
-seccomp(2), bpf's classic instructions as in linux/filter.h; refused calls fail with EPERM.
+seccomp(2), classic BPF instructions of linux/filter.h; refused calls fail with EPERM.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import os
 import struct
 from collections.abc import Mapping, Sequence
 
-#: name -> number on x86_64, number on those that took the common table (aarch64, riscv64); None: not there.
+#: name -> number on x86_64, number in the common table (aarch64, riscv64); None: not there.
 REFUSED: Mapping[str, tuple[int, int | None]] = {
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
@@ -73,9 +75,9 @@ REFUSED: Mapping[str, tuple[int, int | None]] = {
     "vhangup": (153, 58),
 }
 
-#: x86_64: what a running QEMU has no use for, as its own -sandbox has it: no other program, no other user, no
-#: other place in the queue for a processor, nothing obsolete. For what goes on from a frozen process: no QEMU
-#: starts there that could see to it (frozen/).
+#: x86_64: calls that QEMU's -sandbox denies a running QEMU: other programs, other users, other scheduling,
+#: obsolete
+#: calls. For forks from a process image: no QEMU starts there that could install its filter (frozen/).
 SANDBOXED: Mapping[str, int] = {
     "fork": 57,
     "vfork": 58,
@@ -113,14 +115,14 @@ SANDBOXED: Mapping[str, int] = {
     "vserver": 236,
 }
 
-#: machine (uname) -> its name in the filter's eyes (linux/audit.h), its column in REFUSED, clone and clone3.
+#: machine (uname) -> its name for filters (linux/audit.h), its column in REFUSED, clone and clone3.
 _MACHINES = {
     "x86_64": (0xC000003E, 0, 56),
     "aarch64": (0xC00000B7, 1, 220),
     "riscv64": (0xC00000F3, 1, 220),
 }
 _CLONE3 = 435
-#: CLONE_NEWTIME is none of clone's, but of clone3's.
+#: CLONE_NEWTIME belongs to clone3 only.
 _NEW_NAMESPACES = 0x7E020000
 _CLONE_THREAD = 0x10000
 
@@ -132,35 +134,35 @@ _X32 = 0x40000000
 
 
 def render_filter(machine: str | None = None) -> bytes | None:
-    """The program for this host, or for `machine`; None where its numbers are not known."""
+    """Return the program for this host or for `machine`; None if its call numbers are unknown."""
     known = _MACHINES.get(machine or os.uname().machine)
     if known is None:
         return None
     name, column, clone = known
     numbers = sorted(number for row in REFUSED.values() if (number := row[column]) is not None)
-    # Namespaces are not made.
+    # Forbid new namespaces.
     check = [(_ANY_BIT, 0, 1, _NEW_NAMESPACES), (_RETURN, 0, 0, _ERROR | _EPERM), (_RETURN, 0, 0, _ALLOW)]
     return _render(name, clone, check, numbers)
 
 
 def render_sandbox() -> bytes:
-    """The program of SANDBOXED, for x86_64."""
+    """Return the program of SANDBOXED, for x86_64."""
     name, _, clone = _MACHINES["x86_64"]
-    # Threads are.
+    # Allow new threads.
     check = [(_ANY_BIT, 1, 0, _CLONE_THREAD), (_RETURN, 0, 0, _ERROR | _EPERM), (_RETURN, 0, 0, _ALLOW)]
     return _render(name, clone, check, sorted(SANDBOXED.values()))
 
 
 def _render(name: int, clone: int, check: list[tuple[int, int, int, int]], numbers: Sequence[int]) -> bytes:
-    """`check`: three steps on the flags of a clone."""
+    """Return the program; `check` has three steps on the flags of a clone."""
     steps = [
         (_LOAD, 0, 0, _MACHINE),
         (_EQUAL, 1, 0, name),
-        (_RETURN, 0, 0, _ERROR | _EPERM),  # calls by the numbers of another processor (32 bit)
+        (_RETURN, 0, 0, _ERROR | _EPERM),  # calls by another processor's numbers (32 bit)
         (_LOAD, 0, 0, _NUMBER),
         (_AT_LEAST, 0, 1, _X32),
         (_RETURN, 0, 0, _ERROR | _ENOSYS),
-        # The C library takes clone where there is no clone3, whose flags a filter cannot see.
+        # Without clone3, whose flags a filter cannot see, the C library uses clone.
         (_EQUAL, 0, 1, _CLONE3),
         (_RETURN, 0, 0, _ERROR | _ENOSYS),
         (_EQUAL, 0, 4, clone),
@@ -174,7 +176,7 @@ def _render(name: int, clone: int, check: list[tuple[int, int, int, int]], numbe
 
 
 def open_filter() -> int | None:
-    """A descriptor that the program can be read from, to be closed by the caller; None: no program."""
+    """Return a descriptor of the program, to be closed by the caller; None: no program."""
     program = render_filter()
     if program is None:
         return None

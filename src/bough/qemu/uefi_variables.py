@@ -1,9 +1,9 @@
-"""Boot entries in a UEFI machine's variables, as an installed system has written them on other hardware.
+"""Boot entries in a UEFI machine's variables, as an installed system writes them.
 
-The store is EDK2's: a firmware volume with authenticated variables, one behind the other (edk2:
-MdeModulePkg/Include/Guid/VariableFormat.h). A load option and the device path in it are those of the UEFI
-specification 3.1.3 and 10.3; its path begins at the partition ("short form", 3.1.2), so that it holds
-wherever the disk is plugged in.
+The store is EDK2's: a firmware volume with authenticated variables in sequence (edk2:
+MdeModulePkg/Include/Guid/VariableFormat.h). Load option and device path follow the UEFI specification 3.1.3
+and
+10.3. The path starts at the partition ("short form", 3.1.2), so that it is valid on any controller.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _VOLUME_SIGNATURE = b"_FVH"
 _AUTHENTICATED = uuid.UUID("aaf32c78-947b-439a-a180-2e144ec37792")
 _GLOBAL_VARIABLE = uuid.UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")
 _START, _ADDED, _ERASED = 0x55AA, 0x3F, 0xFF
-#: Kept over a reset, to be had before and after the system has taken over.
+#: Persistent, and readable before and after the operating system has started.
 _ATTRIBUTES = 7
 _STORE_HEADER = struct.Struct("<16sIBBHI")
 _FORMATTED, _HEALTHY = 0x5A, 0xFE
@@ -41,10 +41,10 @@ class BootFile:
 
 
 def add_boot_entry(store: bytes, file: BootFile, title: str) -> bytes:
-    """The variables, with an entry that boots `file` before all others.
+    """Return the variables with an entry that boots `file` first.
 
     Raises:
-        ValueError: `store` is none of EDK2's, has variables already, or is too small.
+        ValueError: `store` is not EDK2's, already has variables, or is too small.
     """
     data = bytearray(store)
     start, end = _find_room(store)
@@ -58,7 +58,7 @@ def add_boot_entry(store: bytes, file: BootFile, title: str) -> bytes:
 
 
 def _find_room(store: bytes) -> tuple[int, int]:
-    """Where the first variable is to be, and where the store ends."""
+    """Return the offset of the first variable, and the end of the store."""
     if len(store) < 64 or store[40:44] != _VOLUME_SIGNATURE:
         raise ValueError("no firmware volume")
     (begin,) = struct.unpack_from("<H", store, 48)

@@ -1,18 +1,19 @@
-"""A QEMU that stands still, kept as data, and processes that go on from it.
+"""Process images: a QEMU process captured as data, from which other processes continue.
 
-A QEMU that emulates translates its guest's code while it runs it, into memory of its own, and what it has
-translated is lost with it: each fork of a snapshot would translate the same again, half a second of a
-processor and 50 MiB for each. A process that goes on from a *frozen* one has all of that from the start,
-shares it with the others until it is changed, and has no start of QEMU to wait for either.
+Under emulation QEMU translates its guest's code into its own memory. Without a process image each fork of a
+snapshot translates the same code again: 0.5 s of processor time and 50 MiB each. A process that continues
+from
+an image has the translated code from the start, shares it copy-on-write, and skips QEMU's start.
 
-    trace      another process stopped, looked at, made to call the kernel (ptrace)
-    freeze     what there is to know of one, and its memory in a sealed file
-    program    what the loader does to become it, with files, sockets and ids of another machine
-    thaw.c     the loader: carries that out, without a library; thaw_x86_64.py is it, built
-    devices    the state of devices, edited so that QEMU keeps its translations when it takes it up
-    words      where QEMU keeps two words of each of its vCPUs
-    likeness   which machines' processes are alike
+    trace      stop another process, inspect it, make it call the kernel (ptrace)
+    freeze     capture a process: its facts, and its memory in a sealed file
+    program    the steps of the loader, with files, sockets and ids of another machine
+    thaw.c     the loader: carries out the steps without any library; thaw_x86_64.py is its build
+    devices    edits the device state so that QEMU keeps its translated code when it loads the state
+    words      finds the place of two words of each vCPU in QEMU's memory
+    likeness   which machines may share an image
 
-Who is frozen has been rehearsed, and put back to the moment of its snapshot: see machines/rehearsal.py. It is
-of no use to another boot of the host, or to another build of QEMU, and is never kept on a disk.
+Each captured process was pre-warmed and rewound to its snapshot (machines/rehearsal.py). An image is valid
+for
+one boot of the host and one build of QEMU, and is never stored on disk.
 """

@@ -1,12 +1,12 @@
-"""The state of a guest's devices, edited so that QEMU keeps its translations when it takes it up.
+"""Edit a device state so that QEMU keeps its translated code when it loads the state.
 
-QEMU takes the part "cpu_common" of each vCPU for the sign that all memory has changed behind its back, and
-throws away what it has translated of it (hw/core/cpu-sysemu.c, cpu_common_post_load). In one that is put back
-to a snapshot nothing has: that part is left out of what it loads, and the two words in it are put where QEMU
-keeps them. Where that is, is found with marked values, which it was given before it was rehearsed.
+When QEMU loads the section "cpu_common" of a vCPU, it assumes that all memory has changed, and drops all
+translated code (hw/core/cpu-sysemu.c, cpu_common_post_load). For a rewind to a snapshot the assumption is
+wrong. bough removes that section from the stream, and writes its two words directly to QEMU's memory. Marked
+values, loaded before the pre-warm, show where the words lie.
 
-The stream is QEMU's (migration/savevm.c): sections of a type, a number, a name, an instance and a version,
-and of content whose length only its device knows; at its end the type 0x7e and the number again.
+The stream is QEMU's (migration/savevm.c): sections with type, number, name, instance, version, and content
+whose length only the device knows; then the type 0x7e and the number again.
 """
 
 from __future__ import annotations
@@ -21,23 +21,24 @@ _NAME = b"\x0acpu_common"
 _SECTION_FULL, _FOOTER = 4, b"\x7e"
 _HEAD = struct.Struct(">II")
 _WORDS = struct.Struct(">II")
-#: A subsection that is longer is none of those that are known.
+#: Known subsections are not longer.
 _MOST_BYTES = 256
-#: Those bits of an interrupt request that mean something to QEMU (exec/cpu-all.h, CPU_INTERRUPT_*). Some of
-#: them it sets itself while it loads the rest.
+#: Bits of an interrupt request with a meaning for QEMU (exec/cpu-all.h, CPU_INTERRUPT_*). QEMU sets some of
+#: them
+#: itself while it loads the other sections.
 REQUEST_BITS = 0xFFFF
 
-#: Of one qcow2 image: 512 MiB, the size that one table of its second level maps.
+#: Disk size of the qcow2 image: 512 MiB, which one second-level table maps.
 _CLUSTER = 1 << 16
 _DISK_BYTES = _CLUSTER // 8 * _CLUSTER
 _TABLES = 7
-#: What the state is called in its file.
+#: Name of the internal snapshot that holds the state.
 TAG = "state"
 
 
 @dataclass(frozen=True)
 class CpuWords:
-    """Of one vCPU: whether it waits for an interrupt, and which it has been asked to take."""
+    """Two words of a vCPU: whether it is halted, and its pending interrupt requests."""
 
     halted: int
     interrupt_request: int
@@ -46,8 +47,8 @@ class CpuWords:
 @dataclass(frozen=True)
 class Marked:
     """Attributes:
-    stream: with a marked value in each place.
-    marks: of each vCPU, in the order of the stream.
+    stream: the state with a marked value in each place.
+    marks: the marked values of each vCPU, in the order of the stream.
     """
 
     stream: bytes
@@ -55,9 +56,9 @@ class Marked:
 
 
 def split_cpus(stream: bytes) -> tuple[bytes, tuple[CpuWords, ...]]:
-    """The stream without those parts, and what they say.
+    """Return the stream without those sections, and their content.
 
-    Raises MachineFailed: they are none that are known.
+    Raises MachineFailed: the sections have an unknown format.
     """
     rest, words, position = bytearray(), [], 0
     for start, at, end in _parts(stream):
@@ -68,8 +69,9 @@ def split_cpus(stream: bytes) -> tuple[bytes, tuple[CpuWords, ...]]:
 
 
 def mark_cpus(stream: bytes) -> Marked:
-    """Values that are found nowhere else. Not zero: QEMU takes each vCPU for one that waits. Nothing of it
-    is to run before the true values are put back.
+    """Return the stream with values that occur nowhere else. They are not zero: QEMU treats each vCPU as
+    halted, so
+    that no vCPU runs before the true values are restored.
 
     Raises MachineFailed: as `split_cpus`.
     """
@@ -83,8 +85,10 @@ def mark_cpus(stream: bytes) -> Marked:
 
 
 def render_state_file(stream: bytes) -> bytes:
-    """A qcow2 image (docs/interop/qcow2.txt) of an empty disk with one snapshot, of which this is the state:
-    what QEMU's own way to go back to one, `snapshot-load`, takes."""
+    """Return a qcow2 image (docs/interop/qcow2.txt): an empty disk with one internal snapshot that holds the
+    state,
+    for QEMU's `snapshot-load`.
+    """
     count = -(-len(stream) // _CLUSTER)
     if count > _CLUSTER // 8:
         raise MachineFailed("the state of its devices is too large")
@@ -102,7 +106,8 @@ def render_state_file(stream: bytes) -> bytes:
     for cluster in range(_TABLES + count):
         struct.pack_into(">H", image, references + 2 * cluster, 1)
     name = TAG.encode()
-    # Its own first table, of two entries: the second is of what lies behind the disk, the state.
+    # The snapshot's first-level table with two entries: the second maps the state, which lies behind the
+    # disk.
     struct.pack_into(">QIHHIIQII", image, snapshots, own_table, 2, 1, len(name), 0, 0, 0, len(stream), 16)
     struct.pack_into(f">QQ1s{len(name)}s", image, snapshots + 40, len(stream), _DISK_BYTES, b"1", name)
     copied = 1 << 63
@@ -114,7 +119,7 @@ def render_state_file(stream: bytes) -> bytes:
 
 
 def _parts(stream: bytes) -> list[tuple[int, int, int]]:
-    """Of each: where it begins, where its words are, where it ends."""
+    """Return start, position of the words, and end of each section."""
     parts = []
     name = stream.find(_NAME)
     while name >= 0:
@@ -125,7 +130,8 @@ def _parts(stream: bytes) -> list[tuple[int, int, int]]:
         if start < 0 or stream[start] != _SECTION_FULL or end < 0:
             raise MachineFailed("the state of its vCPUs is not as it is known here")
         if end != at + _WORDS.size:
-            # It is just taking an exception, or has crashed: that is kept in there, and nowhere else.
+            # The vCPU is taking an exception or has crashed: only this section holds that, so it cannot be
+            # removed.
             raise MachineFailed("a vCPU is in the middle of an exception")
         parts.append((start, at, end + 5))
         name = stream.find(_NAME, end)

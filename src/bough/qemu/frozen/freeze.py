@@ -1,8 +1,8 @@
-"""A process of QEMU, read while it stands still: all that another one needs to go on from there.
+"""Capture a paused QEMU process: everything that another process needs to continue from it.
 
-What QEMU and the kernel tell of it is what its guest, which may own it, made of it. It is read into a file
-and into numbers, and is used by a process in a jail like the one that it came from; nothing of it is believed
-here but which of our own descriptors it has, and that only by their numbers.
+The guest may own QEMU, so everything that QEMU and the kernel say about the process is hostile. The capture
+is
+data for a process in the same kind of jail. bough trusts only which descriptors it passed itself, by number.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from bough.qemu.frozen.likeness import Marks
 from bough.qemu.frozen.trace import Stopped, Thread, stopped
 from bough.qemu.ram import PAGE_BYTES, Template, private_pages
 
-#: What a host must be for it: the loader is made for it, and trace.py knows its registers.
+#: The host architecture of the loader and of trace.py's registers.
 HOST = "x86_64"
 
 _PROT = {"r": 1, "w": 2, "x": 4}
 _MAP_PRIVATE, _MAP_ANONYMOUS, _MAP_NORESERVE = 0x02, 0x20, 0x4000
-#: Holes of an image that are smaller are part of it: each mapping takes the loader a microsecond.
+#: Smaller holes become part of the image: each mapping costs the loader a microsecond.
 _SMALLEST_HOLE_BYTES = 64 << 10
-#: For the first stack to grow into: as much as Linux gives it (RLIMIT_STACK).
+#: Room for growth of the first stack: Linux's limit (RLIMIT_STACK).
 _STACK_BYTES = 8 << 20
-#: Of a struct pthread: in it is the thread's number.
+#: Size of the part of struct pthread that holds the thread's number.
 _PTHREAD_BYTES = 2048
 _READ_BYTES = 4 << 20
 _MOST_IMAGE_BYTES = 512 << 20
 _MOST_THREADS = 320
 _SHORTEST_FORM_BYTES = 6
-#: From it on the loader has its own, to END_SLOT: the most that a process of ours may have (process.py).
+#: The loader's own descriptors, up to END_SLOT: the most that a process of bough may have (process.py).
 FIRST_SLOT, END_SLOT = 900, 1024
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -45,14 +45,14 @@ _libc = ctypes.CDLL(None)
 _libc.memmem.restype = ctypes.c_void_p
 _libc.memmem.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_size_t]
 
-#: Where the bytes of a mapping are: nowhere (zeros), in the image of the frozen process, in the memory of its
-#: guest's snapshot, or in a file of that path.
+#: Source of a mapping's bytes: None (zeros), the process image, the memory of the guest's snapshot, or a
+#: file.
 IMAGE, MEMORY = "image", "memory"
 
 
 @dataclass(frozen=True)
 class Area:
-    """A mapping, as mmap(2) takes it; `source` is None, IMAGE, MEMORY or a path."""
+    """A mapping for mmap(2); `source` is None, IMAGE, MEMORY or a path."""
 
     start: int
     length: int
@@ -65,11 +65,11 @@ class Area:
 @dataclass(frozen=True)
 class Descriptor:
     """Attributes:
-    kind: "given" (it is one of ours, by its name), "memory", "eventfd", "signalfd", "epoll" or "file".
-    flags: as fcntl(2) tells them, with O_CLOEXEC.
-    detail: the name, the mask of signals, the path.
-    locks: (is it for writing, start, length), of the open file (fcntl(2), F_OFD_SETLK).
-    watched: of an epoll: (descriptor, events, data).
+    kind: "given" (passed by bough, by its name), "memory", "eventfd", "signalfd", "epoll" or "file".
+    flags: flags of fcntl(2), with O_CLOEXEC.
+    detail: the name, the signal mask, or the path.
+    locks: (exclusive, start, length) of the open file (fcntl(2), F_OFD_SETLK).
+    watched: for an epoll: (descriptor, events, data).
     """
 
     number: int
@@ -83,13 +83,13 @@ class Descriptor:
 @dataclass(eq=False)
 class FrozenProcess:
     """Attributes:
-    is_of_use: no process was seen to fail that was to go on from it.
-    likeness: of which other plans it is the process too; see likeness.py.
-    image: sealed: everything private to it but the guest's memory.
-    files: path -> (inode, size, time of its last change in ns) of what is mapped.
-    kernel_areas: start, length and name of what the kernel maps into each process (vdso(7)).
-    tid_offset: in the C library's struct of a thread, where its number is.
-    places: form of a mark -> addresses of it.
+    is_of_use: no process has failed so far that should continue from the image.
+    likeness: which plans can use the image; see likeness.py.
+    image: sealed; all private memory except the guest's.
+    files: path -> (inode, size, mtime in ns) of each mapped file.
+    kernel_areas: start, length and name of the kernel's mappings (vdso(7)).
+    tid_offset: offset of the thread's number in the C library's thread struct.
+    places: form of a mark -> its addresses.
     """
 
     marks: Marks
@@ -108,7 +108,7 @@ class FrozenProcess:
 
 @dataclass(frozen=True)
 class _Line:
-    """Of /proc/PID/maps (proc(5))."""
+    """A line of /proc/PID/maps (proc(5))."""
 
     start: int
     end: int
@@ -133,17 +133,19 @@ def freeze(
     given: Mapping[str, int],
     more: Mapping[str, tuple[int, ...]],
 ) -> FrozenProcess:
-    """Its vCPUs stand still, its guest's memory is that of its template, nobody is connected to it. It is to
-    be killed afterwards. Blocks. The thread that calls this traces it, and is to end soon: whatever went
-    wrong, the process is nobody's then.
+    """Capture a process whose vCPUs are paused, whose guest memory equals its template, and that has no
+    client.
+    Kill the process afterwards. Blocks. The calling thread traces the process and must end soon: after an
+    error,
+    its end releases the process.
 
     Args:
-        given: name -> number of those of its descriptors that we gave it.
+        given: name -> number of the descriptors that bough passed.
         more: form of a mark -> further addresses, in the guest's memory.
 
     Raises:
-        MachineFailed: it is gone, is just doing something, or has what cannot be kept.
-        HostLacks: this host does not let us.
+        MachineFailed: the process is gone, is busy, or has something that cannot be captured.
+        HostLacks: the host forbids tracing.
     """
     if any(len(form) < _SHORTEST_FORM_BYTES for form in marks.forms().values()):
         raise MachineFailed("its ids are too short to be told from what else QEMU has in its memory")
@@ -170,7 +172,10 @@ def freeze(
 
 
 def look_at_file(path: str) -> tuple[int, int, int]:
-    """What changes when a distribution replaces it. Raises MachineFailed: it is gone."""
+    """Return the identity of a file, which changes if a distribution replaces it. Raises MachineFailed: the
+    file is
+    gone.
+    """
     try:
         status = Path(path).stat()
     except OSError as error:
@@ -223,7 +228,7 @@ def _read_image(process: Stopped, lines: list[_Line]) -> tuple[Template, tuple[A
 
 
 def _areas_of(process: Stopped, line: _Line, position: int) -> Iterator[Area]:
-    """`position`: where in the image its bytes begin."""
+    """Return the areas of a mapping; `position` is the start of its bytes in the image."""
     if "memfd:bough-memory" in line.path:
         flags = _MAP_PRIVATE | _MAP_NORESERVE
         yield Area(line.start, line.length, line.protection, flags, MEMORY, line.offset)
@@ -265,7 +270,7 @@ def _read_descriptors(pid: int, names: dict[int, str]) -> Iterator[Descriptor]:
     if numbers[-1] >= FIRST_SLOT:
         raise MachineFailed(f"QEMU has an open file of the number {numbers[-1]}")
     for number in numbers:
-        if number <= 2:  # what it prints goes where its waiter wants it
+        if number <= 2:  # the waiter of the fork decides where its output goes
             continue
         link = str((folder / str(number)).readlink())
         told = Path(f"/proc/{pid}/fdinfo/{number}").read_text()
@@ -307,7 +312,7 @@ def _told(text: str, pattern: str) -> str:
 
 
 def _find_tid_offset(process: Stopped, threads: list[Thread]) -> int:
-    """The one place that holds each thread's own number."""
+    """Return the one offset that holds each thread's own number."""
     found: set[int] | None = None
     for thread in threads:
         block = process.read(thread.registers["fs_base"], _PTHREAD_BYTES)
@@ -321,9 +326,10 @@ def _find_tid_offset(process: Stopped, threads: list[Thread]) -> int:
 def _find(
     image: Template, areas: tuple[Area, ...], marks: Marks, more: Mapping[str, tuple[int, ...]]
 ) -> dict[str, tuple[int, ...]]:
-    """Not in what it translated, half of it all: that has numbers of its guest's program.
+    """Find the marks, outside of translated code, which is half of all memory and contains the guest's
+    numbers.
 
-    Raises MachineFailed: one is nowhere.
+    Raises MachineFailed: a mark is missing.
     """
     kept = [area for area in areas if area.source == IMAGE and not area.protection & _PROT["x"]]
     forms = marks.forms()
@@ -343,11 +349,11 @@ def _find(
 
 
 def _search(begin: int, length: int, form: bytes) -> Iterator[int]:
-    """By the C library, beside which the service's other threads go on."""
+    """Search with the C library, without the GIL."""
     at = begin
     while at := _libc.memmem(at, begin + length - at, form, len(form)) or 0:
         yield at - begin
         at += 1
 
 
-assert PAGE_BYTES == 4096  # what the loader takes for granted
+assert PAGE_BYTES == 4096  # the loader relies on it

@@ -1,4 +1,4 @@
-"""Which machines' processes are alike, but for the ids in them."""
+"""Which machines may share a process image: all but their ids is equal."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from bough.qemu.plan import Plan
 
 @dataclass(frozen=True)
 class Marks:
-    """What makes a process of QEMU that of one machine: found in the frozen one's memory by what it is.
+    """The ids that tie a QEMU process to one machine. bough finds them in the process image by their values.
 
     Attributes:
-        disks: the names of its files, without what follows the point.
+        disks: names of the disk files without their suffix.
     """
 
     machine_id: str
@@ -26,7 +26,7 @@ class Marks:
     disks: tuple[str, ...]
 
     def forms(self) -> dict[str, bytes]:
-        """As QEMU holds each: in the order of its digits, as its guest reads it, as text."""
+        """Return each id in QEMU's forms: digits in order, the guest's byte order, text."""
         forms = {
             "machine_id": self.machine_id.encode(),
             "uuid": UUID(self.uuid).bytes,
@@ -41,17 +41,17 @@ class Marks:
 
     @property
     def needed(self) -> list[str]:
-        """Those forms that each process of QEMU has somewhere: a PC's SMBIOS has them all."""
+        """Forms that occur in each QEMU process: a PC's SMBIOS has all of them."""
         return [name for name in self.forms() if name != "uuid_le"]
 
     def translate(self, text: str, other: Marks) -> str:
-        """A path of ours as the other's."""
+        """Return a path of this machine as the other machine's."""
         for mine, its in zip((self.machine_id, *self.disks), (other.machine_id, *other.disks), strict=True):
             text = text.replace(mine, its)
         return text
 
     def check_fits(self, other: Marks) -> None:
-        """Raises MachineFailed: one form does not fit where the other stands."""
+        """Raise MachineFailed if a form differs in length from the other machine's."""
         ours, its = self.forms(), other.forms()
         if {name: len(form) for name, form in ours.items()} != {
             name: len(form) for name, form in its.items()
@@ -70,8 +70,9 @@ def marks_of(plan: Plan) -> Marks:
 
 
 def likeness_of(plan: Plan) -> tuple[str, ...] | None:
-    """The same for two plans whose processes differ in nothing but their marks. None: what a frozen process
-    cannot be used for."""
+    """Return a value that is equal for two plans whose processes differ only in their marks; None: no image
+    possible.
+    """
     if not _can_be_frozen(plan):
         return None
     disks = tuple(replace(disk, path=f"disk{number}") for number, disk in enumerate(plan.disks))
@@ -81,9 +82,10 @@ def likeness_of(plan: Plan) -> tuple[str, ...] | None:
 
 
 def _can_be_frozen(plan: Plan) -> bool:
-    """Emulated, with nothing that QEMU keeps to itself: no picture, no medium, no file of its firmware's
-    that it writes, no network of its own. And none that draws random numbers for its guest from a generator
-    of its own, whose state each process would go on from: see arch.py."""
+    """Allow only emulated machines without hidden state in QEMU: no picture, no medium, no writable firmware
+    file, no
+    user network, and no random number generator of QEMU, whose state all forks would share (see arch.py).
+    """
     return (
         plan.accelerator == "tcg"
         and plan.arch == "x86_64"

@@ -1,6 +1,7 @@
-"""What the loader does, step by step, to become a frozen process with another machine's files and ids.
+"""The loader's program: the steps by which it becomes a captured process, with another machine's files and
+ids.
 
-A program is a header, steps, threads and what they point at, in words of 64 bits; see thaw.c.
+A program has a header, steps, threads and their data, in words of 64 bits; see thaw.c.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ _WORD = (1 << 64) - 1
 
 _MAP_FIXED = 0x10
 _O_CLOEXEC = 0o2000000
-#: O_ACCMODE, and O_NONBLOCK with it: what may be given when a file is opened, and what afterwards.
+#: O_ACCMODE and O_NONBLOCK: flags for open(2); the other flags are set afterwards.
 _OPEN_FLAGS = 0o2004003
 _STATUS_FLAGS = 0o6000
 _MADE_FLAGS = 0o2004000
-#: The slot of the file that is being mapped.
+#: Slot of the file that is being mapped.
 _FILE = "file"
 _LAST_DESCRIPTOR = (1 << 31) - 1
 
@@ -48,14 +49,14 @@ _LAST_DESCRIPTOR = (1 << 31) - 1
 def render_program(
     frozen: FrozenProcess, marks: Marks, given: Mapping[str, int], *, sandboxed: bool
 ) -> bytes:
-    """For a machine of those ids.
+    """Return the program for a machine with those ids.
 
     Args:
-        given: name -> number, in the loader, of what the frozen process was given, its IMAGE and its MEMORY.
-        sandboxed: under the filter that a QEMU puts itself under.
+        given: name -> number, in the loader, of the passed descriptors, of IMAGE and of MEMORY.
+        sandboxed: install the filter that QEMU would install.
 
     Raises:
-        MachineFailed: it was given what this one is not, or a program or library of it was replaced.
+        MachineFailed: a descriptor is missing, or a program or library was replaced.
     """
     frozen.marks.check_fits(marks)
     for path, seen in frozen.files.items():
@@ -65,7 +66,7 @@ def render_program(
     if missing:
         raise MachineFailed(f"the frozen process has {', '.join(sorted(missing))}, and this machine has not")
     steps = _Steps()
-    # What was given, and what is mapped, waits for its place above those that QEMU has.
+    # Passed descriptors and mapped files wait above QEMU's numbers until their place is free.
     free = (number for number in range(FIRST_SLOT, END_SLOT) if number not in given.values())
     slots = {name: next(free) for name in (*given, _FILE)}
     for name, number in given.items():
@@ -94,7 +95,7 @@ def render_program(
 
 
 class _Data(bytes):
-    """Bytes that a step points at."""
+    """Data that steps point at."""
 
 
 class _Steps:
@@ -123,7 +124,7 @@ class _Steps:
 
 
 def _clear(steps: _Steps, frozen: FrozenProcess) -> None:
-    """What the kernel maps goes aside, everything else goes."""
+    """Move the kernel's mappings aside and unmap the rest."""
     vdso = next((start for start, _, name in frozen.kernel_areas if name == "[vdso]"), None)
     if vdso is None:
         raise MachineFailed("the frozen process has no vdso")

@@ -1,4 +1,4 @@
-"""thaw.c, built: written by scripts/make_thaw.py."""
+"""The build of thaw.c, written by scripts/make_thaw.py."""
 
 SOURCE_SHA256 = "9a317ac68873a345f98c419e51039c107787290cb517bfc89f2111d360626ba2"
 PROGRAM = bytes.fromhex(

@@ -1,7 +1,7 @@
-"""Another process, stopped: ptrace(2), as far as freezing one needs it, on x86-64.
+"""Stop another process with ptrace(2), as far as a capture needs it, on x86-64.
 
-All of it is to be called by one thread, which the kernel takes for the tracer. The process goes on when the
-block ends; when it failed in its middle, perhaps not before that thread ends.
+One thread must make all calls: the kernel treats it as the tracer. The process continues when the block ends,
+or, after an error in the middle, when that thread ends.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ _RT_SIGACTION = 13
 #: struct kernel_sigaction.
 _ACTION_BYTES = 32
 _SYSCALL_INSTRUCTION = b"\x0f\x05"
-#: What a call that waited has come to when its thread was stopped: EINTR, or what the kernel makes of it
-#: later, ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND and ERESTART_RESTARTBLOCK (linux/errno.h).
+#: Results of a waiting call after its thread was stopped: EINTR, or ERESTARTSYS, ERESTARTNOINTR,
+#: ERESTARTNOHAND and
+#: ERESTART_RESTARTBLOCK (linux/errno.h), which the kernel translates later.
 _INTERRUPTED = (-4, -512, -513, -514, -516)
-#: Below the stack pointer, and below what a function may use there without saying so (the ABI's red zone).
+#: Below the stack pointer and the ABI's red zone, which a function may use without notice.
 _SCRATCH_BELOW = 1024
 
 #: struct user_regs_struct, sys/user.h.
@@ -49,14 +50,14 @@ Registers = dict[str, int]
 
 @dataclass(frozen=True)
 class Thread:
-    """One that waits in a call of the kernel.
+    """A thread that waits in a system call.
 
     Attributes:
         inner_id: its number in its own pid namespace.
-        registers: so that it makes that call again.
+        registers: set so that the thread makes the call again.
         robust: address and size of its robust list (get_robust_list(2)).
-        rseq: address, size and signature of its restartable sequences (rseq(2)); all 0 where it has none.
-        signal_mask: of the signals that it does not take.
+        rseq: address, size and signature of its restartable sequences (rseq(2)); all 0 if unused.
+        signal_mask: the blocked signals.
     """
 
     number: int
@@ -69,7 +70,7 @@ class Thread:
 
 
 class Stopped:
-    """A process of which every thread stands still. Made by `stopped`."""
+    """A process with all threads stopped. Made by `stopped`."""
 
     def __init__(self, pid: int, numbers: list[int], memory: int) -> None:
         self.pid = pid
@@ -77,7 +78,7 @@ class Stopped:
         self._memory = memory
 
     def read(self, address: int, length: int) -> bytes:
-        """Raises MachineFailed: it is not all there."""
+        """Read memory. Raises MachineFailed: a part is missing."""
         try:
             data = os.pread(self._memory, length, address)
         except OSError as error:
@@ -87,12 +88,14 @@ class Stopped:
         return data
 
     def threads(self) -> list[Thread]:
-        """The first is the process's first. Raises MachineFailed: one is in the middle of something."""
+        """Return the threads, the main thread first. Raises MachineFailed: a thread is busy."""
         return [self._thread(number) for number in self._numbers]
 
     def signal_actions(self) -> list[tuple[int, bytes]]:
-        """Signal -> what it does with it (struct kernel_sigaction), where that is not the default. The first
-        thread is made to tell."""
+        """Return signal -> action (struct kernel_sigaction) of all non-default actions. The main thread is
+        made to ask
+        the kernel.
+        """
         status = Path(f"/proc/{self.pid}/status").read_text()
         cared = 0
         for field in ("SigCgt", "SigIgn"):
@@ -121,10 +124,10 @@ class Stopped:
         is_in_call = (
             self.read(registers["rip"] - 2, 2) == _SYSCALL_INSTRUCTION and not registers["orig_rax"] >> 63
         )
-        # Not one that has just been made, like the close of a number that is another file's the next moment.
+        # A call that has just returned must not be made again: a repeated close could close another file.
         if not is_in_call or ctypes.c_int64(registers["rax"]).value not in _INTERRUPTED:
             raise MachineFailed(f"QEMU's thread {name[1]!r} is in the middle of something")
-        # It was waiting, and is to make the same call again.
+        # The thread was waiting and makes the same call again.
         registers |= {"rip": registers["rip"] - 2, "rax": registers["orig_rax"]}
         return Thread(
             number=number,
@@ -139,12 +142,14 @@ class Stopped:
 
 @contextlib.contextmanager
 def stopped(pid: int) -> Iterator[Stopped]:
-    """Raises HostLacks: this host does not let us trace it. MachineFailed: it is gone."""
+    """Stop all threads in the block. Raises HostLacks: the host forbids tracing. MachineFailed: the process
+    is gone.
+    """
     numbers: list[int] = []
     try:
         try:
             wanted = sorted(int(path.name) for path in Path(f"/proc/{pid}/task").iterdir())
-            wanted.sort(key=lambda number: number != pid)  # the first of them first
+            wanted.sort(key=lambda number: number != pid)  # the main thread first
             for number in wanted:
                 _ptrace(_SEIZE, number)
                 numbers.append(number)
@@ -189,9 +194,9 @@ def _set_registers(number: int, registers: Registers) -> None:
 
 
 def _call(number: int, before: Registers, call: int, *arguments: int) -> int:
-    """Have a thread, which waits in a call, make another one, and return what that returned."""
+    """Make a waiting thread call the kernel, and return the result."""
     asked = dict(zip(_ARGUMENTS, arguments, strict=False))
-    # No number of a call: the kernel is not to make the one that was interrupted again.
+    # An invalid call number: the kernel must not restart the interrupted call.
     _set_registers(number, {**before, "rip": before["rip"] - 2, "rax": call, "orig_rax": _WORD, **asked})
     for _ in ("into the call", "out of it"):
         _ptrace(_SYSCALL, number)
@@ -210,7 +215,7 @@ def _rseq(number: int) -> tuple[int, int, int]:
     found = ctypes.create_string_buffer(24)
     try:
         _ptrace(_GET_RSEQ, number, len(found), ctypes.addressof(found))
-    except OSError:  # before Linux 5.13: what the C library has there goes stale, and is a hint only
+    except OSError:  # before Linux 5.13: the C library's value goes stale; it is a hint only
         return 0, 0, 0
     address, size, signature = struct.unpack_from("=QII", found.raw)
     return address, size, signature

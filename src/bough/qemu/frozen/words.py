@@ -1,4 +1,4 @@
-"""Where in its process QEMU keeps what was loaded into it under a marked value, and what is put there."""
+"""Find where QEMU keeps values that were loaded as marks, and write to those places."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from bough.qemu.ram import private_pages
 
 _READ_BYTES = 4 << 20
 _WORD = struct.Struct("=I")
-#: Around the one word of a vCPU, where the other one is.
+#: Distance around the first word within which the second one lies.
 _NEAR_BYTES = 2048
 
 
 def find_words(pid: int, marks: Iterable[CpuWords]) -> tuple[CpuWords, ...]:
-    """The addresses of what was loaded as those. Blocks.
+    """Return the addresses of the marked values. Blocks.
 
     Raises:
-        MachineFailed: it is gone, or one is nowhere, or in several places.
-        HostLacks: this host does not let us look.
+        MachineFailed: the process is gone, or a mark is missing or ambiguous.
+        HostLacks: the host forbids reading the process.
     """
     marks = tuple(marks)
     places = {mark.halted: set[int]() for mark in marks}
@@ -42,7 +42,10 @@ def find_words(pid: int, marks: Iterable[CpuWords]) -> tuple[CpuWords, ...]:
 
 
 def put_words(pid: int, places: Iterable[CpuWords], words: Iterable[CpuWords]) -> None:
-    """What QEMU has asked of a vCPU meanwhile stays asked. The vCPUs stand still. Raises as `find_words`."""
+    """Write the words. Interrupt requests that QEMU has made meanwhile stay. The vCPUs must be paused. Raises
+    as
+    `find_words`.
+    """
     with _memory(pid, os.O_RDWR) as memory:
         for place, word in zip(places, words, strict=True):
             (asked,) = _WORD.unpack(os.pread(memory, _WORD.size, place.interrupt_request))
@@ -52,7 +55,7 @@ def put_words(pid: int, places: Iterable[CpuWords], words: Iterable[CpuWords]) -
 
 
 def _find_request(memory: int, halted: int, mark: CpuWords) -> CpuWords:
-    """It is near, in the same struct."""
+    """Find the second word near the first one, in the same struct."""
     first = halted - _NEAR_BYTES
     data = os.pread(memory, 2 * _NEAR_BYTES, first)
     found = [
@@ -82,7 +85,7 @@ def _memory(pid: int, flags: int) -> Iterator[int]:
 
 
 def _own_areas(pid: int) -> Iterator[tuple[int, int]]:
-    """What it has allocated: in memory, writable, of no file."""
+    """Return QEMU's own allocations: writable memory without a file."""
     for line in Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape").splitlines():
         addresses, permissions, _, _, inode, *_ = line.split(None, 5)
         if permissions == "rw-p" and inode == "0":
