@@ -89,14 +89,15 @@ class Machine:
 
 
 class Host:
-    """As much of the hypervisor."""
+    """The parts of the hypervisor that streams use: itself the inventory and the lifetimes."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
+        self.machines = self.lifetimes = self
         self.events = Events()
         self.held = 0
 
-    def machine(self, _: str) -> Machine:
+    def find(self, _: str) -> Machine:
         return self._machine
 
     @contextlib.contextmanager
@@ -276,7 +277,7 @@ async def test_holds_and_events(service: Service, target: str, end: str) -> None
 @pytest.mark.parametrize("feeds", [False, True], ids=["idle", "feeds"])
 async def test_consoles(service: Service, tmp_path: Path, end: str, feeds: bool) -> None:
     """A guest that reads nothing of its console."""
-    console = service.host.machine("here").screen
+    console = service.host.find("here").screen
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(console._socket))
         listener.listen()
