@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import marshal
+import zlib
+from importlib.abc import InspectLoader
+from importlib.util import MAGIC_NUMBER, find_spec
 from pathlib import Path
+from types import CodeType
 
 _HERE = Path(__file__).parent
 _MODULES = ("archive", "notes", "descent", "landing", "pack", "unpack", "ends")
@@ -19,10 +23,16 @@ def read(size):
             sys.exit(4)
         data += more
     return data
-modules, arguments = marshal.loads(read(int(read(10))))
-for name, source in modules:
+magic, compiled, sources, arguments = marshal.loads(read(int(read(10))))
+if magic == sys.modules["_frozen_importlib_external"].MAGIC_NUMBER:
+    modules = marshal.loads(compiled)
+else:
+    import zlib
+    sources = marshal.loads(zlib.decompress(sources))
+    modules = [(name, compile(source, name, "exec")) for name, source in sources]
+for name, code in modules:
     module = sys.modules[name] = type(sys)(name)
-    exec(compile(source, name, "exec"), module.__dict__)
+    exec(code, module.__dict__)
 module.main(*arguments)
 """
 NO_PYTHON = 75
@@ -38,8 +48,24 @@ COMMAND = ("/bin/sh", "-c", _FIND, "sh", _BOOT)
 
 def render_program(action: str, paths: list[bytes], names: list[bytes], owner: bool) -> bytes:
     """Input for COMMAND, which calls `ends.main` with these arguments."""
-    modules = [("bough.errors", _ERRORS)]
-    modules += [(f"bough.client.{name}", (_HERE / f"{name}.py").read_text()) for name in _MODULES]
+    sources = [("bough.errors", _ERRORS)]
+    sources += [(f"bough.client.{name}", (_HERE / f"{name}.py").read_text()) for name in _MODULES]
+    # A guest with the host's version of Python does not compile: that takes three times as long as its start.
+    compiled = marshal.dumps([(name, _code_of(name, source)) for name, source in sources])
     # Every Python 3 reads version 2 of this format, and paths stay bytes.
-    content = marshal.dumps((modules, (action, paths, names, owner)), 2)
+    packed = zlib.compress(marshal.dumps(sources, 2), 1)
+    content = marshal.dumps((MAGIC_NUMBER, compiled, packed, (action, paths, names, owner)), 2)
     return b"%010d" % len(content) + content
+
+
+def _code_of(name: str, source: str) -> CodeType:
+    """The code of a module, from its .pyc file if possible, without paths of the host."""
+    spec = find_spec(name)
+    loader = spec.loader if spec is not None and name != "bough.errors" else None
+    code = loader.get_code(name) if isinstance(loader, InspectLoader) else None
+    return _rename(code or compile(source, name, "exec"), name)
+
+
+def _rename(code: CodeType, name: str) -> CodeType:
+    constants = tuple(_rename(item, name) if isinstance(item, CodeType) else item for item in code.co_consts)
+    return code.replace(co_filename=name, co_consts=constants)
