@@ -244,7 +244,7 @@ def _kind(error: OSError) -> str:
 # -- the end in the guest -----------------------------------------------------------------------------
 
 
-def main(action: str, paths: list[bytes], names: list[bytes], owner: bool) -> None:
+def main(action: str, paths: list[bytes], names: list[bytes], owner: bool, receiver: int) -> None:
     """Send `paths` to standard output, or receive into paths[0]; report on standard error."""
     notes = Notes()
     try:
@@ -252,12 +252,12 @@ def main(action: str, paths: list[bytes], names: list[bytes], owner: bool) -> No
             for path in paths:
                 check_source(path)
             with open(1, "wb", CHUNK, closefd=False) as stream:
-                send(paths, Packer(stream.write, owner=owner, notes=notes))
+                send(paths, Packer(stream.write, owner=owner, receiver=receiver, notes=notes))
         else:
             with open(0, "rb", CHUNK, closefd=False) as source:
-                receiver = Receiver(paths[0], names, owner=owner)
-                notes = receiver.notes
-                receiver.receive(Reader(source.read))
+                end = Receiver(paths[0], names, owner=owner)
+                notes = end.notes
+                end.receive(Reader(source.read))
     except Fault as fault:
         notes.fault = fault
     except BrokenPipeError:

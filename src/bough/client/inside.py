@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import marshal
+import os
 import zlib
 from importlib.abc import InspectLoader
 from importlib.util import MAGIC_NUMBER, find_spec
@@ -53,8 +54,9 @@ def render_program(action: str, paths: list[bytes], names: list[bytes], owner: b
     # A guest with the host's version of Python does not compile: that takes three times as long as its start.
     compiled = marshal.dumps([(name, _code_of(name, source)) for name, source in sources])
     # Every Python 3 reads version 2 of this format, and paths stay bytes.
+    arguments = (action, paths, names, owner, os.geteuid())
     packed = zlib.compress(marshal.dumps(sources, 2), 1)
-    content = marshal.dumps((MAGIC_NUMBER, compiled, packed, (action, paths, names, owner)), 2)
+    content = marshal.dumps((MAGIC_NUMBER, compiled, packed, arguments), 2)
     return b"%010d" % len(content) + content
 
 

@@ -39,6 +39,7 @@ class Packer:
 
     Args:
         owner: the other end keeps owners, set-id bits and capabilities; else their loss is noted.
+        receiver: the user id of the process that unpacks.
     """
 
     def __init__(
@@ -47,12 +48,14 @@ class Packer:
         count: Count = lambda _: None,
         *,
         owner: bool = False,
+        receiver: int = 0,
         notes: Notes | None = None,
     ) -> None:
         self._write = write
         self._count = count
         self._owner = owner
-        self._me = os.geteuid()
+        #: Files of the sender become files of the receiver; of others, the owner is lost.
+        self._expected = (os.geteuid(), receiver)
         self._seen: dict[tuple[int, int], bytes] = {}
         self.notes = notes or Notes()
 
@@ -190,7 +193,7 @@ class Packer:
         entry = Entry(kind, name, stat.S_IMODE(info.st_mode), info.st_mtime_ns)
         entry.uid, entry.gid = info.st_uid, info.st_gid
         if not self._owner:
-            if info.st_uid != self._me:
+            if info.st_uid not in self._expected:
                 self.notes.add("owner", shown)
             if entry.mode & 0o6000 and kind != "link":
                 self.notes.add("set-id", shown)
