@@ -112,6 +112,9 @@ class MountStream(Connection):
         self._socket.setblocking(False)
         self._connected(select.EPOLLOUT)
 
+    def was_read(self) -> None:
+        pass  # a socket pair has no acknowledgements
+
     def abandon(self) -> None:
         if self._begun:
             super().abandon()

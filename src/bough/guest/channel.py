@@ -166,7 +166,8 @@ class AgentChannel:
 
     @property
     def has_sessions(self) -> bool:
-        return bool(self._sessions)
+        """Somebody has something to say: reports of ports do not count."""
+        return any(not isinstance(session, PortWatch) for session in self._sessions.values())
 
     async def ping(self, timeout_s: float = 5) -> float:
         """Seconds from here to the agent and back. AgentTimeout if longer than `timeout_s`."""

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 from bough.errors import BoughError
 from bough.guest.session import Tunnel
 
 
-async def relay(tunnel: Tunnel, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Both directions until both have ended, or one breaks; half-closed connections stay half open."""
+async def relay(
+    tunnel: Tunnel,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    was_read: Callable[[], None] = lambda: None,
+) -> None:
+    """Both directions until both have ended, or one breaks; half-closed connections stay half open.
+
+    Args:
+        was_read: called after each read of `reader`.
+    """
 
     async def outward() -> None:
         while data := await reader.read(64 * 1024):
+            was_read()
             try:
                 await tunnel.write(data)
             except BrokenPipeError:
