@@ -38,6 +38,7 @@ def add_port(name: str, forward: str, as_json: bool) -> None:
     """Forward a TCP port of this host to one of the machine; 0:80 takes any free port and prints it.
 
     It listens on 127.0.0.1 unless an ADDRESS is given, while the machine runs; it stays with the machine.
+    The port refuses connections while no program listens on the guest's port, on whatever address.
     """
     made = connect().post(machine_path(name, "ports"), _parse(forward))
     show_json(made) if as_json else print(f"{made['host']}:{made['host_port']}")

@@ -74,37 +74,31 @@ def is_allowed(frame: memoryview) -> bool:
 
 
 class Frames:
-    """Cuts a stream into whole frames, with their lengths."""
+    """Cuts a stream into whole frames, each after its length."""
 
     def __init__(self) -> None:
         self._rest = bytearray()
 
     def feed(self, data: bytes) -> bytes:
-        """What of `data`, and of what came before, is complete and kept.
+        """What of `data`, and of what came before, is complete.
 
         Raises:
             ValueError: it is no stream of frames.
         """
-        self._rest += data
-        kept = []
-        position = 0
-        with memoryview(self._rest) as view:
-            while len(view) - position >= 4:
-                length = int.from_bytes(view[position : position + 4], "big")
-                if length > MAX_FRAME_BYTES:
-                    raise ValueError(f"a frame of {length} bytes")
-                end = position + 4 + length
-                if end > len(view):
-                    break
-                with view[position + 4 : end] as frame:
-                    if self.keeps(frame):
-                        kept.append(bytes(view[position:end]))
-                position = end
-        del self._rest[:position]
-        return b"".join(kept)
-
-    def keeps(self, frame: memoryview) -> bool:
-        return True
+        rest = self._rest
+        rest += data
+        end = 0
+        while len(rest) - end >= 4:
+            length = int.from_bytes(rest[end : end + 4], "big")
+            if length > MAX_FRAME_BYTES:
+                raise ValueError(f"a frame of {length} bytes")
+            if end + 4 + length > len(rest):
+                break
+            end += 4 + length
+        with memoryview(rest) as view:
+            whole = bytes(view[:end])
+        del rest[:end]
+        return whole
 
 
 class Sieve(Frames):
@@ -114,7 +108,19 @@ class Sieve(Frames):
         super().__init__()
         self._forwarder = forwarder
 
-    def keeps(self, frame: memoryview) -> bool:
+    def feed(self, data: bytes) -> bytes:
+        """As of Frames, and only what is kept."""
+        view = memoryview(super().feed(data))
+        kept = []
+        at = 0
+        while at < len(view):
+            end = at + 4 + int.from_bytes(view[at : at + 4], "big")
+            if self._keeps(view[at + 4 : end]):
+                kept.append(view[at:end])
+            at = end
+        return b"".join(kept)
+
+    def _keeps(self, frame: memoryview) -> bool:
         return is_allowed(frame) and not (self._forwarder is not None and self._forwarder.take(frame))
 
 
