@@ -96,6 +96,8 @@ class Host:
         self.machines = self.lifetimes = self
         self.events = Events()
         self.held = 0
+        #: Collaborators of the hypervisor, all in one.
+        self.machines = self.lifetimes = self
 
     def find(self, _: str) -> Machine:
         return self._machine
