@@ -1,13 +1,13 @@
-"""The next fork of a snapshot, begun before anybody asks for it.
+"""Begin the next fork of a snapshot before a user requests the fork.
 
-Half of the time of a fork passes before its guest goes on: its files are made, its jail is entered, QEMU
-starts, and takes up its state. Whoever forks a snapshot once, tests that each want a machine say, does so
-again: after a fork the next is brought that far, and waits, for a while; and so is the first, while the
-snapshot is still being written down. It holds little memory and no processor, and its guest has not gone on:
-it is told who it is as any fork is. A spare (spares.py) is one that has.
+Half of the time of a fork passes before the guest runs. bough makes the files, enters the jail, starts QEMU
+and loads the state. Users often fork a snapshot repeatedly, e.g. to give each test a machine. So after a fork
+bough prepares the next fork that far, and the fork waits for a while. The first fork is prepared while the
+snapshot is still being written. A prepared fork uses little memory and no processor time. The guest has not
+run yet, and gets a new identity as in any other fork. The guest of a standby machine (spares.py) has run.
 
-A snapshot that was taken or forked is pre-warmed as well (prewarm.py). The fork that is begun then makes way
-for one that continues from the process image.
+A snapshot is also pre-warmed after its creation or a fork (prewarm.py). Then a fork that continues from the
+process image replaces the prepared fork.
 """
 
 from __future__ import annotations
@@ -31,17 +31,22 @@ from bough.tasks import Tasks
 
 log = logging.getLogger("bough.ahead")
 
-#: For so many snapshots at once: those that were taken or forked last.
+#: Number of snapshots with a prepared fork: those taken or forked last.
 _MOST = 2
 _KEPT_S = 60.0
 _LOOK_EVERY_S = 10.0
-#: The one before it has just answered, and somebody wants something of it.
+#: Delay after a fork has answered: the user is at work with the fork.
 _BEGIN_AFTER_S = 1.0
 
 
 @dataclass(eq=False)
 class Begun:
-    """`saved` is what it has taken up, `until` (time.monotonic) is how long it waits."""
+    """A fork that has loaded its state and waits.
+
+    Attributes:
+        saved: the loaded state.
+        until: end of the waiting time (time.monotonic).
+    """
 
     kind: Kind
     machine: Machine
@@ -54,7 +59,12 @@ Discard = Callable[[Machine], Awaitable[None]]
 
 
 class Ahead:
-    """Made with two ways of the hypervisor: to begin a fork, and to be rid of it."""
+    """The forks that were begun in advance.
+
+    Args:
+        begin: begins a fork.
+        discard: deletes the machine of an unneeded fork.
+    """
 
     def __init__(self, begin: Begin, discard: Discard, prewarming: Prewarming) -> None:
         self._begin = begin
@@ -62,9 +72,9 @@ class Ahead:
         self._frozen = prewarming.frozen
         self._prewarming = prewarming
         prewarming.made = self._begin_anew
-        #: Those that were forked last at the end.
+        #: In order of use: the snapshot forked last is at the end.
         self._begun: list[Begun] = []
-        #: Ids, which are never given again.
+        #: Ids of deleted snapshots. An id is never reused.
         self._forgotten: set[str] = set()
         self._forking = 0
         self._last: Kind | None = None
@@ -72,7 +82,7 @@ class Ahead:
         self._tasks = Tasks()
 
     async def clear(self) -> None:
-        """Be rid of all that were begun, and of the one that is being."""
+        """Discard all forks, and the fork in preparation."""
         self._last = None
         await self._prewarming.end()
         await self._tasks.end()
@@ -85,7 +95,7 @@ class Ahead:
 
     @contextlib.contextmanager
     def forking(self) -> Iterator[None]:
-        """Nothing is begun until the block, in which somebody waits for a fork, ends."""
+        """Begin no fork until the block ends: a user waits for a fork in the block."""
         self._forking += 1
         try:
             with DEMAND.holding():
@@ -95,30 +105,30 @@ class Ahead:
             self._begin_soon()
 
     def expect(self, kind: Kind) -> None:
-        """One was made; the next is to be begun."""
+        """Begin the next fork soon: a fork of this kind was made."""
         self._last = kind
         if not self._frozen.has(kind.manifest.id):
             self._prewarming.forked(kind)
 
     def foresee(self, kind: Kind) -> None:
-        """None was made of that snapshot, which is still being written down, and will be perhaps."""
+        """Begin a first fork of a snapshot while the snapshot is still being written."""
         self._tasks.begin(self._stand_ready(kind), "begin the first fork")
 
     def offer(self, kind: Kind) -> None:
-        """That snapshot is there now."""
+        """Begin a fork soon: the snapshot is complete now."""
         self._last = kind
         self._begin_soon()
         self._prewarming.offer(kind)
 
     def take(self, kind: Kind) -> Begun | None:
-        """The caller's from now on."""
+        """Return a prepared fork of this kind, if any. The caller owns the fork from now on."""
         one = self._find(kind)
         if one is not None:
             self._begun.remove(one)
         return one
 
     def forget(self, snapshot_id: str) -> None:
-        """That snapshot is to be deleted."""
+        """Discard the forks of a snapshot before its deletion."""
         self._forgotten.add(snapshot_id)
         self._prewarming.forget(snapshot_id)
         for one in [one for one in self._begun if one.kind.manifest.id == snapshot_id]:
@@ -132,12 +142,12 @@ class Ahead:
         while self._last is not None:
             await asyncio.sleep(_BEGIN_AFTER_S)
             if self._forking:
-                return  # the last of them looks again
+                return  # the last call that waits begins the next fork
             kind, self._last = self._last, None
             await self._stand_ready(kind)
 
     async def _stand_ready(self, kind: Kind) -> None:
-        """One is begun from now on, and waits."""
+        """Begin a fork of this kind unless a fork waits already, and restart the waiting time."""
         one = self._find(kind)
         if one is None and kind.manifest.id not in self._forgotten and not is_memory_short():
             one = await self._try_to_begin(kind)
@@ -145,7 +155,7 @@ class Ahead:
             one.until = time.monotonic() + _KEPT_S
 
     async def _begin_anew(self, kind: Kind) -> None:
-        """The snapshot was pre-warmed: in the place of a fork that was begun before."""
+        """Replace the waiting fork, after its snapshot was pre-warmed."""
         if kind.manifest.id not in self._forgotten and not self._forking:
             await self._stand_ready(kind)
 
@@ -155,18 +165,21 @@ class Ahead:
         return next((one for one in self._begun if one.kind.is_like(kind)), None)
 
     def _is_of_no_use(self, one: Begun) -> bool:
-        """It died, or was begun before there was a frozen process: the next that goes on from that is
-        there sooner."""
+        """Return whether the fork has died or is outdated.
+
+        A fork is outdated if it was begun before the snapshot had a process image: a new fork from the
+        process image is ready earlier.
+        """
         is_outdone = one.saved.frozen is None and self._frozen.has(one.kind.manifest.id)
         return is_outdone or one.machine.state is not State.PAUSED
 
     async def _try_to_begin(self, kind: Kind) -> Begun | None:
         try:
             one = await self._begin(kind)
-        except (BoughError, OSError) as error:  # told to whoever forks it next
+        except (BoughError, OSError) as error:  # the next user who forks the snapshot sees the error
             log.info("no fork of %s could be begun: %s", kind.manifest.id, error)
             return None
-        if kind.manifest.id in self._forgotten:  # deleted meanwhile
+        if kind.manifest.id in self._forgotten:  # the snapshot was deleted meanwhile
             await self._drop(one)
             return None
         self._begun.append(one)

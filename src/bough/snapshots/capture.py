@@ -1,15 +1,16 @@
-"""Taking a snapshot of a machine, which runs on.
+"""Take a snapshot of a machine. A running machine continues afterwards.
 
-In order, so that whatever dies in between, nothing acknowledged is lost:
+A crash between any two steps loses no acknowledged data:
 
-    1. the machine's disk files get a second name (a hard link) in snapshots/<id>/, which has a manifest
-       that says "layers"
-    2. empty overlays on them are made, and the machine's record says that it writes those: true whether
-       QEMU has come to the switch or not, for an overlay that nobody wrote reads as what it stands on.
-       `disks_before` stays until it has, in case that it never does
+    1. the machine's disk files get a second name (a hard link) in snapshots/<id>/, with a manifest in the
+       state "layers"
+    2. empty overlays on these files are made, and the machine's record names the overlays as its disks.
+       The record is correct before and after QEMU's switch: an unwritten overlay reads through to its
+       backing file. `disks_before` stays in the record until the switch is done, in case it never happens
     3. most of the memory is copied, while the guest runs
-    4. vCPUs stop; devices are saved, overlays put on, memory copied once more; vCPUs run
-    5. memory and devices are written, and the manifest says "whole"
+    4. pause: vCPUs stop; the device state is saved, QEMU switches to the overlays, changed memory is copied
+       again; vCPUs run
+    5. memory and devices are written, and the manifest gets the state "whole"
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ _FREEZE_S = 20.0
 
 @dataclass(frozen=True)
 class Memory:
-    """Of a machine at the moment of its snapshot."""
+    """The memory and device state of a machine at the moment of its snapshot."""
 
     template: Template
     devices: bytes
@@ -57,7 +58,12 @@ class Memory:
 
 @dataclass(frozen=True)
 class Captured:
-    """`manifest` is in the store, and says "layers" still."""
+    """The result of `capture`.
+
+    Attributes:
+        manifest: already in the store, still in the state "layers".
+        memory: None for a snapshot of disks alone.
+    """
 
     manifest: SnapshotManifest
     memory: Memory | None
@@ -71,12 +77,14 @@ async def capture(
     memory: bool,
     report: Report,
 ) -> Captured:
-    """Take `manifest`, of which everything is known but what is found out here.
+    """Take a snapshot. `manifest` describes everything except the disks, the consistency and the pause.
 
-    The caller holds a transition of the machine, and shields this from cancelling.
+    The caller holds the machine's operation, and shields this call from cancellation.
+
+    Returns the complete manifest, and the memory.
 
     Raises:
-        MachineFailed: QEMU ended, or refused; the machine is as it was, or `failed` with the cause.
+        MachineFailed: QEMU ended, or refused; the machine is unchanged, or `failed` with the cause.
         NoSpace, HostLacks, WrongState: nothing was changed.
     """
     running = machine.state in (State.RUNNING, State.PAUSED)
@@ -109,7 +117,7 @@ async def capture(
 
 
 async def _begin(machine: Machine, store: SnapshotStore, manifest: SnapshotManifest) -> SnapshotManifest:
-    """Step 1."""
+    """Do step 1."""
     made = SnapshotPaths(store.home.incoming / manifest.id)
     try:
         with no_space_is_told("a snapshot", store.home.root):
@@ -129,13 +137,13 @@ async def _make_layers(
         directory.mkdir(mode=0o711)
     disks = []
     for number, disk in enumerate(machine.record.disks):
-        # In a jail of an ordinary user QEMU can put what it likes in the place of its disk.
+        # In the jail of an ordinary user, QEMU can replace its disk by any file.
         os.link(machine.paths.disks / disk.file, made.disk(number), follow_symlinks=False)
         if not stat.S_ISREG(made.disk(number).lstat().st_mode):
             raise MachineFailed(
                 f"disk {number} of machine '{machine.name}' is no file any more", machine=machine.name
             )
-        if machine.record.ephemeral:  # nothing of it was, so far
+        if machine.record.ephemeral:  # the disk of an ephemeral machine was never synced
             await asyncio.to_thread(sync_file, made.disk(number))
         own = str(store.paths(manifest.id).disk(number).relative_to(store.home.root))
         disks.append(SnapshotDisk(size_bytes=disk.size_bytes, layers=(own, *disk.layers)))
@@ -153,7 +161,15 @@ def install_overlays(
     *,
     durable: bool = True,
 ) -> list[MachineDisk]:
-    """Fresh overlays on a snapshot's disks, among a machine's own; no record knows them yet."""
+    """Create new overlays on a snapshot's disks in a machine's directory. No record names the overlays yet.
+
+    Args:
+        uid: owner of the overlays; None: the service's user.
+        durable: sync the overlays to disk.
+
+    Raises:
+        NoSpace: nothing is left behind.
+    """
     after: list[MachineDisk] = []
     try:
         for number, disk in enumerate(manifest.disks):
@@ -181,16 +197,20 @@ def _copy_overlay(source: Path, target: Path, uid: int | None) -> None:
 async def _undo(
     machine: Machine, store: SnapshotStore, manifest: SnapshotManifest, before: list[MachineDisk]
 ) -> None:
-    """It failed. The machine goes on with its disks of before only where QEMU itself says that it writes
-    those: one that has ended may have written the overlays, which otherwise read as what they stand on."""
+    """Undo a failed capture.
+
+    The machine returns to its previous disks only if QEMU confirms that its guest still writes to these
+    disks. If QEMU has ended, the guest may have written to the overlays, so the overlays stay. An unwritten
+    overlay reads through to the previous disk.
+    """
     if machine.record.disks_before is None:
-        return  # it never came to the record
+        return  # the record never named the overlays
     kept = machine.record.disks
     try:
         switched = await writes(machine.qmp(), kept)
     except (BoughError, OSError):
         switched = True
-    with contextlib.suppress(NoSpace):  # the record of before is as true
+    with contextlib.suppress(NoSpace):  # the previous record is correct as well
         machine.change(disks=kept if switched else before, disks_before=None)
     if switched:
         _take_over(machine, store, manifest, before)
@@ -206,7 +226,7 @@ def _remove(paths: MachinePaths, disks: list[MachineDisk]) -> None:
 def _take_over(
     machine: Machine, store: SnapshotStore, manifest: SnapshotManifest, before: list[MachineDisk]
 ) -> None:
-    """The files of before are the snapshot's alone now, and nobody's to write."""
+    """Make the previous disk files the snapshot's own, read-only."""
     paths = store.paths(manifest.id)
     _remove(machine.paths, before)
     for number in range(len(before)):
@@ -215,7 +235,10 @@ def _take_over(
 
 
 def take_over_layer(path: Path) -> None:
-    """Read-only, and the service's; unless a machine has a name of its own for it, and writes it."""
+    """Make a snapshot's disk file read-only and owned by the service.
+
+    If a machine has a second link to the file and writes to it, leave the file unchanged.
+    """
     with contextlib.suppress(FileNotFoundError):
         if path.lstat().st_nlink == 1 and stat.S_IMODE(path.lstat().st_mode) != 0o444:
             if os.geteuid() == 0:
@@ -224,7 +247,7 @@ def take_over_layer(path: Path) -> None:
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """What lies beside the disks of a machine: the variables of its firmware, its seed."""
+    """Copy the other files beside a machine's disks: the firmware variables and the seed."""
     for path in source.iterdir():
         if path.suffix != ".qcow2" and path.is_file() and not path.is_symlink():
             (target / path.name).unlink(missing_ok=True)
@@ -265,13 +288,16 @@ async def _capture_running(
 
 
 async def _add_overlay(qmp: Qmp, path: Path, name: str) -> str:
-    node = overlay_node(str(path), name)  # blockdev-snapshot attaches its backing file
+    node = overlay_node(str(path), name)  # blockdev-snapshot attaches the backing file
     await qmp.execute("blockdev-add", **node.qmp_options())
     return node.name
 
 
 async def _disks_only(machine: Machine, qmp: Qmp, switch: list[dict[str, Any]]) -> str:
-    """File systems stand still meanwhile where the agent can have them stand still."""
+    """Switch to the overlays, with quiesced file systems if the agent can quiesce them.
+
+    Returns "frozen" if the file systems were quiesced until the switch was done, otherwise "crash".
+    """
     channel = machine.channel()
     frozen = False
     if channel is not None:
@@ -290,7 +316,7 @@ async def _disks_only(machine: Machine, qmp: Qmp, switch: list[dict[str, Any]]) 
 async def _with_memory(
     machine: Machine, qmp: Qmp, manifest: SnapshotManifest, switch: list[dict[str, Any]], report: Report
 ) -> tuple[Memory, float]:
-    """Steps 3 and 4: the memory, and how long the guest stood still, in ms."""
+    """Do steps 3 and 4. Return the memory, and the pause in ms."""
     channel = machine.channel()
     ram = await find_ram(
         qmp, machine.pid, manifest.spec.memory, architecture(manifest.hardware.arch).ram_start
@@ -299,7 +325,7 @@ async def _with_memory(
 
     async def prepare() -> None:
         if channel is not None:
-            with contextlib.suppress(BoughError):  # an older agent: its forks load it themselves
+            with contextlib.suppress(BoughError):  # an older agent: each fork prepares by itself
                 await prepare_guest(channel)
 
     async with (
@@ -315,7 +341,7 @@ async def _with_memory(
 async def _stand_still(
     machine: Machine, qmp: Qmp, switch: list[dict[str, Any]], copy: Outside | Followed, state: DeviceState
 ) -> tuple[Video | None, float]:
-    """Step 4: what is on its screen, and how long it took, in ms."""
+    """Do step 4. Return the content of the screen, if the machine has one, and the pause in ms."""
     was_running = machine.state is State.RUNNING
     video = await find_video(qmp, machine.pid) if machine.record.media.display else None
     started = time.monotonic()
@@ -327,7 +353,7 @@ async def _stand_still(
             await state.save()
             await qmp.execute("transaction", actions=switch)
         finally:
-            # Before the guest goes on, whatever happened.
+            # Finish both before the guest continues, also after an error.
             await asyncio.wait((copied, drawn))
         copied.result()
         await copy.last()
@@ -343,14 +369,14 @@ async def _read_video(video: GuestRam | None) -> Video | None:
 
 
 class DeviceState:
-    """Where QEMU is to write the state of its devices; see `device_state`."""
+    """The memory file for the state of QEMU's devices; see `device_state`."""
 
     def __init__(self, qmp: Qmp, descriptor: int) -> None:
         self._qmp = qmp
         self._descriptor = descriptor
 
     async def save(self) -> None:
-        """The vCPUs stand still."""
+        """Have QEMU write the state of its devices. The vCPUs are stopped."""
         await self._qmp.execute("xen-save-devices-state", filename=f"/dev/fdset/{_FD_SET}", live=False)
 
     def read(self) -> bytes:
@@ -363,10 +389,10 @@ class DeviceState:
 
 @contextlib.asynccontextmanager
 async def device_state(qmp: Qmp) -> AsyncIterator[DeviceState]:
-    """A memory file that QEMU can write, got ready before the vCPUs are stopped."""
+    """Provide a memory file that QEMU can write. Enter the block before the vCPUs are stopped."""
     state = os.memfd_create("bough-devices", os.MFD_CLOEXEC)
     try:
-        # QEMU takes a descriptor for a name only if it was opened as it would open the name.
+        # QEMU uses a passed descriptor for a file name only if the access modes are the same.
         descriptor = os.open(f"/proc/self/fd/{state}", os.O_WRONLY | os.O_CLOEXEC)
         try:
             await qmp.add_fd(_FD_SET, descriptor)
@@ -382,5 +408,5 @@ async def device_state(qmp: Qmp) -> AsyncIterator[DeviceState]:
 
 
 def _named(**arguments: Any) -> dict[str, Any]:
-    """QMP's names have dashes."""
+    """Return the arguments with QMP's names, which have dashes."""
     return {name.replace("_", "-"): value for name, value in arguments.items()}

@@ -1,11 +1,11 @@
-"""The memory of a guest that is to stand still for a moment only, in a template.
+"""Copy the memory of a guest into a template, with a short pause.
 
-Most of it is copied while the guest runs, so that little is left to do while it does not. There are two ways:
+Most of the memory is copied while the guest runs, so that the pause is short. There are two methods:
 
-    Outside     from outside QEMU: all that was written is copied once more while the vCPUs stand still, to
-                pages that are there already. That takes the longer the more it is.
-    Followed    by QEMU, which follows what the guest writes, and copies only that again: where it can (9.0
-                and later), and where it is so much that it pays (see machines/live_copy.py)
+    Outside     from outside QEMU: a first copy allocates the pages. In the pause, all written memory is
+                copied a second time. The pause grows with the amount of written memory.
+    Followed    by QEMU, which tracks the guest's writes and copies only changed pages again. It needs QEMU
+                9.0, and pays off only for much written memory (see machines/live_copy.py)
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from bough.qemu.qmp import Qmp
 from bough.qemu.ram import Extent, GuestRam, MemoryFile, Template, size_of, subtract, union
 from bough.units import MIB
 
-#: Written memory from which on the way of QEMU, which copies all that there is, takes the guest less time.
+#: QEMU's method copies all memory. From this amount of written memory on, its pause is shorter all the same.
 _FOLLOW_FROM_BYTES = 64 * MIB
 
 _log = logging.getLogger(__name__)
 
 
 class Outside:
-    """Not before all that was written has been copied once."""
+    """The copy from outside QEMU. All written memory has been copied once before."""
 
     def __init__(self, ram: GuestRam, file: MemoryFile) -> None:
         self._ram = ram
         self._file = file
 
     async def beside(self) -> None:
-        """What there is to do beside other things, the vCPUs stand still."""
+        """Do the part that can run concurrently with other work. The vCPUs are stopped."""
         await asyncio.to_thread(self._copy_again)
 
     async def last(self) -> None:
-        """And after those."""
+        """Do the rest, after that other work. The vCPUs are stopped."""
 
     async def seal(self) -> Template:
-        """The vCPUs may run again."""
+        """Return the copied memory. The vCPUs may run again."""
         return await asyncio.to_thread(self._file.seal)
 
     def _copy_again(self) -> None:
@@ -49,7 +49,7 @@ class Outside:
 
 
 class Followed:
-    """As `Outside`."""
+    """The copy by QEMU. Same methods as `Outside`."""
 
     def __init__(self, live: LiveCopy, size_bytes: int) -> None:
         self._live = live
@@ -74,11 +74,11 @@ class Followed:
 async def copying(
     qmp: Qmp, ram: GuestRam, *, runs: bool, prepare: Prepare
 ) -> AsyncIterator[Outside | Followed]:
-    """Most of the memory is copied, by the way that suits it.
+    """Copy most of the memory by the method that fits the machine, then run the block.
 
     Args:
-        runs: whether the vCPUs do; else nothing is to follow.
-        prepare: what a guest that runs is to do right before it stands still; it must not fail.
+        runs: the vCPUs run; otherwise there are no writes to track.
+        prepare: called right before the pause of a running guest, to prepare the guest; must not fail.
 
     Raises:
         MachineFailed, HostLacks: see GuestRam.
@@ -101,7 +101,7 @@ async def copying(
 
 
 def _worth_following(ram: GuestRam) -> list[Extent]:
-    """All that its memory holds, where the guest has written much of it."""
+    """Return all content of the guest's memory, or nothing if the guest has written little."""
     written = ram.private_extents()
     if size_of(written) < _FOLLOW_FROM_BYTES:
         return []
@@ -115,7 +115,7 @@ def _worth_following(ram: GuestRam) -> list[Extent]:
 
 
 def _copy_once(ram: GuestRam) -> MemoryFile:
-    """The pages are there afterwards, so that copying them again costs little."""
+    """Copy all written memory once. The copy allocates the pages, so that the second copy is fast."""
     file = MemoryFile(ram.size_bytes)
     try:
         extents = ram.private_extents()

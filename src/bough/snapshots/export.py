@@ -1,4 +1,4 @@
-"""A machine or snapshot, written for elsewhere: as a bundle, or as a disk for other hypervisors."""
+"""Write a machine or snapshot for use elsewhere: as a bundle, or as disks for other hypervisors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,16 @@ def snapshot_subject(
 
 
 async def suspended_subject(machine: Machine, home: Home, *, disks_only: bool) -> Subject:
-    """The caller holds a transition."""
+    """Return the subject for the export of a machine that does not run.
+
+    The caller holds the machine's operation.
+
+    Args:
+        disks_only: leave out the memory of a suspended machine.
+
+    Raises:
+        WrongState, MachineFailed: the machine is not suspended, or its memory cannot be read.
+    """
     record = machine.record
     saved = None if disks_only else await load_suspended(record, machine.paths)
     manifest = SnapshotManifest(
@@ -74,13 +83,14 @@ async def suspended_subject(machine: Machine, home: Home, *, disks_only: bool) -
 async def exported(
     subject: Subject, images: ImageStore, *, format: Format, thin: bool, report: Report
 ) -> AsyncIterator[Iterator[bytes]]:
-    """The pieces of what is written; they are made while they are taken, by a thread.
+    """Provide the export as an iterator of bytes. Each step does blocking work: take the pieces in a thread.
 
     Args:
-        thin: leave out what is in its image, which the other side has.
+        thin: leave out the content of the image; the other host must have the image.
 
     Raises:
-        Conflict, InvalidInput: it cannot be written so. NotFound: its image is not here.
+        Conflict, InvalidInput: the machine cannot be exported in this format.
+        NotFound: the image is not here.
     """
     digest = subject.manifest.image_digest
     image = images.path(images.resolve(digest).digest) if thin else None
@@ -123,7 +133,7 @@ async def exported(
 
 
 def _note(manifest: SnapshotManifest, images: ImageStore) -> ExportNote:
-    """For an import to take the disk back as ours."""
+    """Return the note by which `bough import` recognises an exported disk."""
     note = ExportNote(disks=len(manifest.disks), agent=manifest.image_agent)
     with contextlib.suppress(NotFound, ValidationError):
         image = images.resolve(manifest.image_digest)

@@ -1,4 +1,6 @@
-"""Which snapshots have a frozen process (qemu/frozen/), from which their forks go on instead of starting."""
+"""The process images of snapshots (qemu/frozen/). A fork continues from an image instead of
+starting a QEMU.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +12,22 @@ from bough.qemu.frozen.freeze import FrozenProcess
 from bough.snapshots.spares import is_memory_short
 from bough.tasks import Tasks
 
-#: Each takes some 70 MiB of the host's memory, which its forks share.
+#: Each process image takes some 70 MiB of the host's memory, shared by its forks.
 _MOST = 4
 _KEPT_S = 1800.0
-#: One of a snapshot that nobody has forked yet.
+#: For a snapshot that has not been forked yet.
 _KEPT_UNUSED_S = 300.0
 _LOOK_EVERY_S = 10.0
 
 
 @dataclass(eq=False)
 class _Kept:
-    """`used` (time.monotonic): last, or when it was made; `uses`: how often."""
+    """A process image with its use.
+
+    Attributes:
+        used: time of the last use, or of the creation (time.monotonic).
+        uses: number of uses.
+    """
 
     process: FrozenProcess
     used: float
@@ -31,11 +38,13 @@ class _Kept:
 
 
 class FrozenProcesses:
-    """Kept while they are used, and while there is memory for them. Forks that went on from one keep what
-    they have of it."""
+    """The process images, kept while they are used and the host has memory for them.
+
+    A fork that continues from a process image keeps the image's pages after the image is dropped.
+    """
 
     def __init__(self) -> None:
-        #: By the id of the snapshot.
+        #: snapshot id -> process image
         self._kept: dict[str, _Kept] = {}
         self._refused: set[str] = set()
         self._looking: asyncio.Task[None] | None = None
@@ -56,10 +65,10 @@ class FrozenProcesses:
         return snapshot_id in self._kept
 
     def is_wanted(self, snapshot_id: str, *, forked: bool) -> bool:
-        """There is none, and nothing is known that speaks against making one.
+        """Return whether a process image is missing and may be made.
 
         Args:
-            forked: of a snapshot that was forked before: it may take the place of any other.
+            forked: the snapshot was forked before: its image may replace any other.
         """
         has_room = forked or sum(kept.uses > 0 for kept in self._kept.values()) < _MOST
         is_new = snapshot_id not in self._kept and snapshot_id not in self._refused
@@ -74,12 +83,14 @@ class FrozenProcesses:
             self._looking = self._tasks.begin(self._look(), "look after frozen processes")
 
     def refuse(self, snapshot_id: str) -> None:
-        """Its forks are to be started as they were: another one would be as little use."""
+        """Start all further forks of the snapshot without a process image. Another image would
+        fail as well.
+        """
         self._kept.pop(snapshot_id, None)
         self._refused.add(snapshot_id)
 
     def drop(self, snapshot_id: str) -> None:
-        """That snapshot is deleted."""
+        """Drop the process image of a deleted snapshot."""
         self._kept.pop(snapshot_id, None)
         self._refused.discard(snapshot_id)
 

@@ -1,8 +1,8 @@
-"""A machine handed over in a bundle: what is in one, written and taken up (the form is in bough/bundle.py).
+"""The content of a bundle, written and read. bough/bundle.py defines the format of the file.
 
-Disks travel as bytes, never as qcow2: nothing that came from elsewhere is ever read as a format that could
-name a file. Memory and devices go to a QEMU in its jail and nowhere else. What the manifest asks for is
-checked as a spec from a user is, against this host, before anything is made.
+Disks travel as bytes, never as qcow2. So bough never reads data from another host in a format that could name
+a file. Only a QEMU in its jail reads the memory and devices. bough checks the manifest against this host like
+a user's spec, before it makes anything.
 """
 
 from __future__ import annotations
@@ -57,7 +57,11 @@ class _Told(BaseModel):
 
 
 class Part(_Told):
-    """`image`: the digest of the image that a disk is told as the difference to."""
+    """A part of a bundle.
+
+    Attributes:
+        image: digest of an image; the part holds only the difference from this image. None: the whole disk.
+    """
 
     name: str
     size_bytes: int = Field(gt=0, le=MOST_BYTES)
@@ -65,10 +69,11 @@ class Part(_Told):
 
 
 class BundleManifest(_Told):
-    """What a bundle says of its machine. Attributes:
+    """The description of the machine in a bundle.
 
-    parts: in the order of their numbers.
-    accelerator: of the process that the memory was taken of; None without memory.
+    Attributes:
+        parts: in the order of their numbers.
+        accelerator: of the QEMU that the memory was taken from; None without memory.
     """
 
     version: int = 1
@@ -96,12 +101,12 @@ class BundleManifest(_Told):
 
 @dataclass(frozen=True)
 class Subject:
-    """What is handed over: a snapshot, or what a suspended machine is.
+    """The source of an export: a snapshot, or a machine that does not run.
 
     Attributes:
-        disks: the top file of each, and all that it stands on.
-        companions: the directory in which the variables of the firmware and the seed are.
-        uid: whose the files are, where a jailed QEMU wrote them.
+        disks: the top file of each disk, and its backing files, nearest first.
+        companions: directory of the firmware's variables and the seed.
+        uid: owner of the files, if a jailed QEMU wrote them.
     """
 
     manifest: SnapshotManifest
@@ -116,10 +121,11 @@ class Subject:
 
 
 async def flatten_disks(subject: Subject, work: Path, confinement: Confinement) -> list[Path]:
-    """Each disk as a sparse raw file below `work`, by a program in the jail.
+    """Write each disk to a sparse raw file below `work`, with qemu-img in the jail.
 
     Raises:
-        BoughError: a disk is damaged. NoSpace, HostLacks
+        BoughError: a disk is damaged.
+        NoSpace, HostLacks
     """
     made = []
     for number, (top, below) in enumerate(subject.disks):
@@ -146,10 +152,13 @@ async def flatten_disks(subject: Subject, work: Path, confinement: Confinement) 
 
 
 def describe(subject: Subject, *, image: str | None, version: str) -> BundleManifest:
-    """The manifest of its bundle.
+    """Return the manifest of the bundle.
+
+    Args:
+        image: digest of the image that is left out of the bundle; None: the bundle contains whole disks.
 
     Raises:
-        Conflict: it needs a file of this host.
+        Conflict: the machine needs a file of this host.
     """
     manifest = subject.manifest
     if manifest.spec.kernel is not None:
@@ -183,7 +192,7 @@ def describe(subject: Subject, *, image: str | None, version: str) -> BundleMani
         image_agent=manifest.image_agent,
         domain=manifest.domain,
         first_boot=manifest.first_boot,
-        media=manifest.media.model_copy(update={"disks": []}),  # a bundle has all of each
+        media=manifest.media.model_copy(update={"disks": []}),  # a bundle holds whole disks
         parts=tuple(parts),
         accelerator=subject.accelerator if subject.saved is not None else None,  # type: ignore[arg-type]
     )
@@ -196,7 +205,13 @@ def read_parts(
     image: Path | None,
     tell: Callable[[str], None],
 ) -> Iterator[tuple[int, Iterable[tuple[int, bytes]]]]:
-    """The content of each part, for `write_bundle`. Blocking."""
+    """Yield the number and content of each part, for `write_bundle`. Blocking.
+
+    Args:
+        disks: the raw files of `flatten_disks`.
+        image: the disk of the image that is left out, if any.
+        tell: called with the name of each part.
+    """
     for number, part in enumerate(manifest.parts):
         tell(part.name)
         if part.name.startswith("disk"):
@@ -245,13 +260,17 @@ def _data_of(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def read_difference(path: Path, image: Path) -> Iterator[tuple[int, bytes]]:
-    """Where the disk is another than the image: also where it is empty and the image is not."""
+    """Yield the blocks and offsets where the disk differs from the image.
+
+    This includes blocks that are empty on the disk but not in the image.
+    """
     with path.open("rb") as ours, image.open("rb") as theirs:
         size, base = os.fstat(ours.fileno()).st_size, os.fstat(theirs.fileno()).st_size
         for start in range(0, size, MOST_CHUNK_BYTES):
             length = min(MOST_CHUNK_BYTES, size - start)
             if _is_hole(ours.fileno(), start, length) and _is_hole(theirs.fileno(), start, length):
-                continue  # most of a disk, and reading it takes the kernel a page for each
+                # skip holes, most of a disk: a read of a hole makes the kernel allocate a page for each page
+                continue
             new = os.pread(ours.fileno(), length, start)
             old = os.pread(theirs.fileno(), length, start) if start < base else b""
             old += bytes(length - len(old))
@@ -273,10 +292,10 @@ def _is_hole(descriptor: int, start: int, length: int) -> bool:
 
 
 def parse_manifest(data: dict[str, Any]) -> BundleManifest:
-    """What the bundle says, as far as it can be so anywhere.
+    """Parse the manifest of a bundle, and make all checks that do not depend on the host.
 
-    The table of settings says which of them a bundle may bring: autostart and mounts stay with the old
-    owner, ports listen on the loopback, and a file of the exporting host is refused.
+    The table of settings says which settings a bundle may bring. Autostart and mounts stay behind. Ports
+    listen on the loopback. A setting that names a file of the exporting host is refused.
 
     Raises:
         BadBundle
@@ -298,7 +317,7 @@ def parse_manifest(data: dict[str, Any]) -> BundleManifest:
 
 
 def _travelled(spec: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a bundle's spec that may arrive. Raises BadBundle."""
+    """Return the settings of a bundle's spec that may be imported. Raises BadBundle."""
     arrived: dict[str, Any] = {}
     for name, value in spec.items():
         kind = entry_of(name).bundle
@@ -366,10 +385,13 @@ def check_here(
     *,
     cold: bool,
 ) -> tuple[MachineSpec, Hardware]:
-    """The spec and the hardware, as they are to be here.
+    """Return the spec and the hardware of the machine on this host.
+
+    Args:
+        cold: ignore the memory; the machine boots.
 
     Raises:
-        BadBundle: its memory cannot be continued here; the hint tells what can.
+        BadBundle: this host cannot continue from the memory; the hint says what works.
     """
     spec, hardware = manifest.spec, manifest.hardware
     is_known = _is_known(hardware, facts)
@@ -403,7 +425,13 @@ def _is_known(hardware: Hardware, facts: QemuFacts) -> bool:
 
 @dataclass
 class Taken:
-    """What was read: `disks` are raw files; the rest is there where the bundle has it."""
+    """The parts that were read from a bundle.
+
+    Attributes:
+        disks: raw files.
+        saved: None without memory.
+        companions: content of "variables" and "seed", if the bundle has them.
+    """
 
     disks: list[Path]
     saved: SavedState | None
@@ -418,10 +446,15 @@ def take_parts(
     image: Path | None,
     tell: Callable[[float], None],
 ) -> Taken:
-    """Read all of it to `work`. Blocking; nothing of it is to be used if it raises.
+    """Read all parts to `work`. Blocking. After an error, do not use the files.
+
+    Args:
+        image: disk of the image that a disk of the bundle differs from; None if no disk needs an image.
+        tell: called with the fraction that was read, 0 to 1.
 
     Raises:
         BadBundle, NoSpace
+        NotFound: a disk needs an image, and `image` is None.
     """
     with no_space_is_told("the bundle", work):
         taken = _Taking(manifest, work, image)
@@ -497,7 +530,9 @@ class _Taking:
 async def make_snapshot(
     taken: Taken, manifest: BundleManifest, spec: MachineSpec, hardware: Hardware, home: Home, work: Path
 ) -> tuple[SnapshotPaths, SnapshotManifest]:
-    """Below incoming/: what a machine can go on from. The caller adds it to the store."""
+    """Create a snapshot below `work`. The caller adds the snapshot to the store, and a machine continues from
+    it.
+    """
     snapshot_id = new_snapshot_id()
     made = SnapshotPaths(work / snapshot_id)
     for directory in (made.root, made.disks, made.overlays):
@@ -509,7 +544,7 @@ async def make_snapshot(
         await convert_disk(raw, made.disk(number))
         raw.unlink()
         made.disk(number).chmod(0o444)
-        # Named relative to its final place, which is as deep below BOUGH_HOME as a machine's disks are.
+        # The path is relative to the final place, which is as deep below BOUGH_HOME as a machine's disks.
         await create_disk(made.overlay(number), size, own)
         disks.append(SnapshotDisk(size_bytes=size, layers=(own,)))
     for name, file in (("variables", FIRMWARE_VARIABLES), ("seed", SEED)):
@@ -536,5 +571,5 @@ async def make_snapshot(
 
 
 async def remove_work(work: Path) -> None:
-    """To the end, also when the caller is cancelled."""
+    """Remove the directory completely, even if the caller is cancelled."""
     await finish(asyncio.to_thread(shutil.rmtree, work, True))

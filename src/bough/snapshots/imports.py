@@ -1,4 +1,7 @@
-"""A bundle, taken up: checked first, read to incoming/, and a snapshot that a machine goes on from."""
+"""Import a bundle: check the manifest, read the parts to incoming/, and make a snapshot.
+
+The new machine continues from this snapshot.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +36,13 @@ from bough.tasks import run_stoppable
 
 
 class Arrival:
-    """A bundle whose manifest was read and found right; `read` reads the rest.
+    """A bundle with a valid manifest. `read` reads the rest.
 
     Attributes:
-        manifest: after `read` that of the snapshot; before, only its names count.
+        manifest: the manifest of the snapshot; set by `read`.
+        saved: memory and devices; set by `read`. None: the machine boots.
+        cold: leave out the memory; the machine boots.
+        force: allow a machine that is too large for this host.
     """
 
     manifest: SnapshotManifest
@@ -63,7 +69,11 @@ class Arrival:
         check_space(self._work)
 
     def _find_image(self) -> Path | None:
-        """What a disk is the difference to; and that CDs and floppies are here."""
+        """Return the disk of the image that a disk of the bundle differs from, if any.
+
+        Raises:
+            NotFound: this image, or the image of a CD or floppy, is not here.
+        """
         images, bundle = self._images, self._bundle
         wanted = {part.image for part in bundle.parts if part.image} | set(bundle.media.digests)
         for digest in wanted:
@@ -111,7 +121,12 @@ class Arrival:
 async def taken_up(
     source: Source, images: ImageStore, *, cold: bool, force: bool, report: Report
 ) -> AsyncIterator[Arrival]:
-    """Nothing is left of it but what was moved into the store meanwhile.
+    """Check a bundle, and provide it for the block. Afterwards all files that are not in the store are
+    removed.
+
+    Args:
+        cold: leave out the memory; the machine boots.
+        force: allow a machine that is too large for this host.
 
     Raises:
         BadBundle, NotFound, BeyondHost, HostLacks

@@ -1,4 +1,4 @@
-"""What forks are alike: one that is prepared for a kind serves any fork of that kind."""
+"""Kinds of forks: a fork that is prepared for a kind serves any request of the same kind."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from bough.spec import MachineSpec
 
 @dataclass(frozen=True)
 class Kind:
-    """Attributes:
-    spec: of a machine that `run` makes; None: the snapshot's.
+    """The properties that forks of one kind share.
+
+    Attributes:
+        spec: of a machine that `run` makes; None: the snapshot's.
     """
 
     manifest: SnapshotManifest

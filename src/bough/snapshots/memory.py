@@ -1,11 +1,11 @@
 """Guest memory on disk, and as templates.
 
     memory     pages, one after the other
-    extents    where in the guest's RAM they belong: pairs of offset and length, 64 bits each, little-endian
-    devices    the state of its devices, and what is on its screen (see machines/video.py)
+    extents    their places in the guest's RAM: pairs of offset and length, 64 bits each, little-endian
+    devices    the state of the devices, and the content of the screen (see machines/video.py)
 
-A snapshot's pages are those in which it differs from its `base`, another snapshot, or all that hold
-something. Reading one lays them over each other, the base first.
+A snapshot with a `base` (another snapshot) stores the pages that differ from the base. Any other snapshot
+stores all pages that have content. A reader applies the base's pages first, then the snapshot's own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bough.qemu.ram import Extent, MemoryFile, Template, size_of
 from bough.snapshots.store import SnapshotManifest, SnapshotMemory, SnapshotStore
 from bough.storage import no_space_is_told
 
-#: Reading more files than this one after the other takes longer than reading everything once more.
+#: A longer chain of files takes longer to read than one file with all pages.
 MAX_CHAIN = 8
 _PAIR = struct.Struct("<QQ")
 _CHUNK_BYTES = 4 << 20
@@ -34,7 +34,11 @@ _CHUNK_BYTES = 4 << 20
 def write_memory(
     paths: SnapshotPaths, template: Template, extents: list[Extent], devices: bytes, **told: str | None
 ) -> SnapshotMemory:
-    """As `write_pages`, of a template."""
+    """Write the memory of a template, as `write_pages` does, and return its description.
+
+    Args:
+        told: further fields of SnapshotMemory.
+    """
     digest = write_pages(paths, extents, read_template(template, extents), devices)
     return SnapshotMemory(
         size_bytes=template.size_bytes, stored_bytes=size_of(extents), sha256=digest, **told
@@ -44,13 +48,13 @@ def write_memory(
 def write_pages(
     paths: SnapshotPaths, extents: list[Extent], pages: Iterable[bytes | memoryview], devices: bytes
 ) -> str:
-    """The three files, synced, read-only; their sha256.
+    """Write the three files, synced and read-only. Return their sha256.
 
     Args:
-        pages: what the extents hold, in their order.
+        pages: content of the extents, in their order.
 
     Raises:
-        NoSpace: what was written is left to whoever owns the directory.
+        NoSpace: partial files are left; the caller removes the directory.
     """
     digest = hashlib.sha256()
     table = b"".join(_PAIR.pack(*extent) for extent in extents)
@@ -73,7 +77,7 @@ def remove_memory(paths: SnapshotPaths) -> None:
 
 
 def read_template(template: Template, extents: Iterable[Extent]) -> Iterator[bytes]:
-    # Read, not mapped: a look at a hole of a mapped memory file fills it.
+    # Read, do not map: access to a hole in a mapped memory file allocates the page.
     for start, length in extents:
         for offset in range(start, start + length, _CHUNK_BYTES):
             yield os.pread(template.fileno(), min(_CHUNK_BYTES, start + length - offset), offset)
@@ -92,7 +96,7 @@ def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
 
 
 def verify_memory(store: SnapshotStore, manifest: SnapshotManifest) -> None:
-    """Raises SnapshotDamaged."""
+    """Compare the files with their checksum. Raises SnapshotDamaged."""
     assert manifest.memory is not None
     paths, digest = store.paths(manifest.id), hashlib.sha256()
     try:
@@ -107,7 +111,7 @@ def verify_memory(store: SnapshotStore, manifest: SnapshotManifest) -> None:
 
 
 def load_template(store: SnapshotStore, manifest: SnapshotManifest) -> Template:
-    """Memory as it was, ready to be mapped. Raises SnapshotDamaged."""
+    """Return the memory of a snapshot, ready to be mapped. Raises SnapshotDamaged."""
     chain = memory_chain(store, manifest)
     assert manifest.memory is not None
     with MemoryFile(manifest.memory.size_bytes) as file:
@@ -117,7 +121,7 @@ def load_template(store: SnapshotStore, manifest: SnapshotManifest) -> Template:
 
 
 def memory_chain(store: SnapshotStore, manifest: SnapshotManifest) -> list[SnapshotManifest]:
-    """The snapshot, its base, the base's base, ..."""
+    """Return the snapshot, its base, the base's base, ... Raises SnapshotDamaged."""
     chain = [manifest]
     while (memory := chain[-1].memory) is not None and memory.base is not None:
         if not store.has(memory.base):
@@ -141,7 +145,12 @@ def _lay_over(paths: SnapshotPaths, manifest: SnapshotManifest, file: MemoryFile
 
 
 def lay_over(paths: SnapshotPaths, file: MemoryFile) -> None:
-    """Read what `write_pages` wrote into `file`. Raises OSError, and ValueError where it is not whole."""
+    """Read the pages that `write_pages` wrote into `file`.
+
+    Raises:
+        OSError
+        ValueError: the files are incomplete.
+    """
     table = paths.extents.read_bytes()
     if len(table) % _PAIR.size:
         raise ValueError("the table of its memory is cut off")
@@ -163,7 +172,10 @@ def _damaged(manifest: SnapshotManifest, why: str) -> SnapshotDamaged:
 
 
 class Templates:
-    """Templates of snapshots, kept for the next fork; those not used for longest go first."""
+    """Templates of snapshots, kept for the next fork.
+
+    Beyond the size limit, the template that was not used for the longest time is dropped first.
+    """
 
     def __init__(self, store: SnapshotStore, limit_bytes: int) -> None:
         self._store = store
@@ -172,7 +184,7 @@ class Templates:
         self._loading: dict[str, asyncio.Future[Template]] = {}
 
     async def get(self, manifest: SnapshotManifest) -> Template:
-        """Of a snapshot with memory. Raises SnapshotDamaged."""
+        """Return the template of a snapshot with memory; load it if necessary. Raises SnapshotDamaged."""
         kept = self._kept.get(manifest.id)
         if kept is not None:
             self._kept.move_to_end(manifest.id)
@@ -193,7 +205,7 @@ class Templates:
         self._kept[snapshot_id] = template
         self._kept.move_to_end(snapshot_id)
         while len(self._kept) > 1 and self.used_bytes() > self._limit_bytes:
-            self._kept.popitem(last=False)  # closed when its last user lets go
+            self._kept.popitem(last=False)  # closed when the last user releases it
 
     def drop(self, snapshot_id: str) -> None:
         self._kept.pop(snapshot_id, None)

@@ -1,4 +1,7 @@
-"""An OVA for other hypervisors: DMTF DSP0243 (OVF 1.1), a tar of a description, a manifest and vmdk disks."""
+"""Write an OVA for other hypervisors: a tar of a description, a manifest and vmdk disks.
+
+The format is DMTF DSP0243 (OVF 1.1).
+"""
 
 from __future__ import annotations
 
@@ -46,11 +49,11 @@ _ENVELOPE = """<?xml version="1.0" encoding="UTF-8"?>
 
 
 def render_ovf(manifest: SnapshotManifest, sizes: list[int], note: ExportNote) -> str:
-    """The description.
+    """Return the description of the machine.
 
     Args:
-        sizes: of the files disk0.vmdk, disk1.vmdk, ...
-        note: what an import goes by.
+        sizes: of the files disk0.vmdk, disk1.vmdk, ..., in bytes.
+        note: by which `bough import` recognises the machine.
     """
     spec = manifest.spec
     files = [
@@ -98,13 +101,13 @@ def render_ovf(manifest: SnapshotManifest, sizes: list[int], note: ExportNote) -
 
 def _item(number: int, kind: int, name: str, **values: str) -> str:
     told = {"ElementName": name, "InstanceID": str(number), "ResourceType": str(kind), **values}
-    # The schema wants the elements of an item in the order of their names.
+    # The schema requires the elements of an item in the order of their names.
     inner = "".join(f"<rasd:{key}>{escape(value)}</rasd:{key}>" for key, value in sorted(told.items()))
     return f"   <Item>{inner}</Item>"
 
 
 def write_ova(manifest: SnapshotManifest, disks: list[Path], note: ExportNote) -> Iterator[bytes]:
-    """The archive, in pieces: the description first, as the standard wants it."""
+    """Yield the archive in pieces. The description comes first, as the standard requires."""
     description = render_ovf(manifest, [path.stat().st_size for path in disks], note).encode()
     name = manifest.machine_name
     digests = [f"SHA256({name}.ovf)= {hashlib.sha256(description).hexdigest()}"]

@@ -1,14 +1,15 @@
-"""When a snapshot is pre-warmed: never at the cost of a user who waits.
+"""Decide when a snapshot is pre-warmed. A pre-warm never delays a user who waits.
 
 A pre-warm (machines/rehearsal.py) takes two to four seconds of a processor. Then each fork of the snapshot is
 ready and has run its first command some 0.3 s earlier. So
 
-- it runs in a pause: no user has wanted a fork or a command for a second. A user who comes back ends it, and
-  the next attempt waits for a longer pause;
-- a loop of forks has no pause. After as many forks as save what a pre-warm costs, it runs beside them;
+- it runs in a pause: no user has wanted a fork or a command for a second. A new request ends the pre-warm,
+  and the next attempt waits for a longer pause;
+- a loop of forks has no pause. When the loop has made so many forks that a pre-warm would have paid off,
+  the pre-warm runs beside the forks;
 - a call for many forks waits for a pre-warm, but no longer than it takes to start these forks;
-- one that fails is tried again later, after a time that doubles. Only a snapshot that cannot have a process
-  image on this host is given up.
+- a failed pre-warm is tried again later, after a time that doubles. If a snapshot cannot have a process image
+  on this host, bough gives up.
 
 One pre-warm runs at a time, in the background at the lowest priority.
 """
@@ -34,23 +35,24 @@ log = logging.getLogger("bough.prewarm")
 
 _PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
-#: So many forks that are started cost as much more than others as a pre-warm costs.
+#: This number of forks without a process image costs as much extra time as a pre-warm.
 _FORKS_THAT_PAY = 12
-#: Snapshots that wait for a pre-warm: those that were taken or forked last.
+#: Snapshots that wait for a pre-warm: those taken or forked last.
 _MOST_WAITING = 2
 _AGAIN_AFTER_S = 10.0
 _LONGEST_AGAIN_S = 600.0
-#: After so many failures only a fork brings the snapshot back.
+#: After this number of failures, bough tries again only when a user forks the snapshot.
 _ATTEMPTS = 4
 _LOOK_EVERY_S = 0.25
-#: To start one of many forks on a quiet host of two processors, emulated, until one was measured.
+#: Estimated time to start one of many forks, until the first measurement: a quiet host with two processors,
+#: emulated guests.
 _START_S = 0.15
 _KEPT_OF_START = 0.7
 
-#: In the environment of the service: "off" has every fork started.
+#: Variable in the environment of the service; "off" disables pre-warms.
 SWITCH = "BOUGH_PREWARM"
 
-#: Makes a process image; the second argument says whether a user waits, from now on or later.
+#: Makes a process image. The second argument says whether a user waits, from now on or later.
 Make = Callable[[Kind, Hurry], Awaitable[FrozenProcess]]
 
 
@@ -60,11 +62,12 @@ def is_switched_on() -> bool:
 
 @dataclass(eq=False)
 class _Wanted:
-    """One snapshot's pre-warm.
+    """A snapshot that is to be pre-warmed.
 
     Attributes:
-        forks: started since it was wanted.
-        pause_s: how long no user must have wanted anything before it runs.
+        forks: number of forks since the first request.
+        failures: number of failed attempts.
+        pause_s: the pre-warm starts when no user has requested anything for this time.
         not_before: time.monotonic() of the next attempt.
     """
 
@@ -92,7 +95,12 @@ class _Running:
 
 @dataclass
 class Prewarming:
-    """Decides when; `make` does it, `made` is told of each that is done."""
+    """Decides when snapshots are pre-warmed.
+
+    Attributes:
+        make: makes a process image.
+        made: called after each success.
+    """
 
     make: Make
     frozen: FrozenProcesses
@@ -100,7 +108,7 @@ class Prewarming:
     is_on: bool = True
     made: Callable[[Kind], Awaitable[None]] | None = None
     _wanted: dict[str, _Wanted] = field(default_factory=dict)
-    #: Names of _wanted, the one to be done first at the end.
+    #: Names in _wanted; the last one is done first.
     _waiting: list[str] = field(default_factory=list)
     _running: _Running | None = None
     _loop: asyncio.Task[None] | None = None
@@ -113,7 +121,7 @@ class Prewarming:
     # -- what is wanted -----------------------------------------------------------------------
 
     def offer(self, kind: Kind) -> None:
-        """That snapshot may be forked."""
+        """Pre-warm a snapshot that may be forked."""
         name = kind.manifest.id
         if not self.is_on or not self.frozen.is_wanted(name, forked=self._forks(name) > 0):
             return
@@ -127,16 +135,16 @@ class Prewarming:
             self._loop = self._tasks.begin(self._work(), "pre-warm snapshots")
 
     def forked(self, kind: Kind) -> None:
-        """A fork of that snapshot was asked for, and has no process image to continue from."""
+        """Count a fork of a snapshot that has no process image."""
         self._wanted.setdefault(kind.manifest.id, _Wanted(kind)).forks += 1
         self.offer(kind)
 
     def started(self, count: int, took_s: float) -> None:
-        """So many forks of one call were started, all in that time."""
+        """Learn from a call that started `count` forks in `took_s` seconds."""
         self._start_s = _KEPT_OF_START * self._start_s + (1 - _KEPT_OF_START) * took_s / count
 
     def forget(self, snapshot_id: str) -> None:
-        """That snapshot is to be deleted."""
+        """Give up the pre-warm of a snapshot before its deletion."""
         self._wanted.pop(snapshot_id, None)
         if snapshot_id in self._waiting:
             self._waiting.remove(snapshot_id)
@@ -151,7 +159,7 @@ class Prewarming:
     # -- somebody waits -----------------------------------------------------------------------
 
     async def hurry(self, kind: Kind, count: int) -> None:
-        """Return when so many forks can continue from a process image, or would be started by now."""
+        """Return when `count` forks can continue from a process image, or could have been started by now."""
         name = kind.manifest.id
         wanted = self._wanted.setdefault(name, _Wanted(kind))
         if not self._can_hurry(wanted):
@@ -174,7 +182,7 @@ class Prewarming:
         return self.is_on and is_its_time and self.frozen.is_wanted(wanted.kind.manifest.id, forked=True)
 
     def _stop_running(self) -> None:
-        """Nobody waits for its end either."""
+        """Cancel the running pre-warm, and do not wait until it has ended."""
         if self._running is not None and self._running.task is not None:
             self._running.task.cancel()
 
@@ -197,7 +205,7 @@ class Prewarming:
             await asyncio.wait({task})
 
     def _choose(self) -> _Wanted | None:
-        """One that may run now, if any. Drops what is not wanted any more."""
+        """Return a pre-warm that may run now, if any. Remove outdated requests."""
         if self._running is not None:
             return None
         now = time.monotonic()

@@ -1,11 +1,11 @@
-"""Ready machines: what `run` goes on from instead of booting.
+"""Booted snapshots: `bough run` forks such a snapshot instead of booting an image.
 
-The first run of an image on given hardware boots it, once, as nobody in particular, waits until it is up,
-and keeps a snapshot with memory. Later runs are forks of that: each gets its own identity and, where its
-spec asks for users, files or commands, its own first boot.
+The first run of an image on given hardware boots a machine without a user's settings. When the machine is up,
+bough takes a snapshot with memory. Later runs fork this snapshot. Each fork has its own identity. A fork
+whose spec asks for users, files or commands also has its own first boot.
 
-Which snapshot fits is told by a key: a digest of all that the booted machine depends on. One of another
-QEMU, accelerator or image never fits, so it is removed when the service looks through them.
+A key identifies the right snapshot: a digest of everything that influences the booted machine. After a change
+of QEMU, accelerator or image a snapshot never fits again. The service removes such snapshots.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from bough.snapshots.store import SnapshotManifest, SnapshotStore
 from bough.spec import MachineSpec
 from bough.spec.table import Boot, entry_of
 
-#: Changes when a machine that was made ready by this bough is not what an earlier one made.
+#: Increase this number when booted snapshots of this version differ from those of earlier versions.
 _GENERATION = 2
 MOST = 8
 UNUSED_DAYS = 14
 
-#: Run in a guest that is up: what the first command of a fork would have to load. The marks of the first
-#: boot go: each fork has its own.
+#: Run in a booted guest: loads the programs that a fork's first command needs. The marks of the first boot
+#: are removed, because each fork has its own first boot.
 SETTLE_SCRIPT = """
 rm -rf /var/lib/bough/first-boot /var/lib/bough/first-boot.done
 for n in 1 2 3; do /bin/true; /bin/sh -c true; done
@@ -39,7 +39,7 @@ SETTLE_TIMEOUT_S = 120.0
 
 
 def can_be_ready(spec: MachineSpec, image: ImageManifest) -> bool:
-    """Whether a machine of that spec may continue from a booted snapshot instead of booting."""
+    """Return whether a machine with this spec may continue from a booted snapshot instead of booting."""
     boots = (getattr(spec, name) not in (None, False) for name in _fields("always"))
     return image.agent and not image.cloud_init and spec.clock_offset_s is None and not any(boots)
 
@@ -49,19 +49,19 @@ def needs_set_up(spec: MachineSpec) -> bool:
 
 
 def is_neutral(spec: MachineSpec) -> bool:
-    """Whether any standby machine of the same hardware will do: the spec asks for nothing else."""
+    """Return whether any standby machine with the same hardware fits: the spec asks for nothing else."""
     asked = _fields("setup", "name", "host") - {"image", "accelerator"}
     return all(getattr(spec, name) == _default(name) for name in asked)
 
 
 def neutral(spec: MachineSpec, image: ImageManifest) -> MachineSpec:
-    """The machine that is booted for all specs with the same key."""
+    """Return the spec of the machine that is booted for all specs with the same key."""
     plain = {name: _default(name) for name in _fields("setup", "name", "host")}
     return spec.model_copy(update={**plain, "image": image.digest, "accelerator": spec.accelerator})
 
 
 def _fields(*kinds: Boot) -> frozenset[str]:
-    """The settings whose entry in the table says one of `kinds`."""
+    """Return the settings whose entry in the table is one of `kinds`."""
     return frozenset(name for name in MachineSpec.model_fields if entry_of(name).boot in kinds)
 
 
@@ -85,7 +85,7 @@ def ready_key(
 
 
 def find_ready(store: SnapshotStore, key: str) -> SnapshotManifest | None:
-    """Marks it as used."""
+    """Return the booted snapshot with this key, if any. Mark the snapshot as used."""
     for manifest in store.ready():
         if manifest.ready_key == key:
             os.utime(store.paths(manifest.id).manifest)
@@ -94,7 +94,7 @@ def find_ready(store: SnapshotStore, key: str) -> SnapshotManifest | None:
 
 
 def stale(store: SnapshotStore, images: Iterable[str]) -> list[SnapshotManifest]:
-    """Those that are not worth their place: of images that are gone, unused for long, or too many."""
+    """Return the booted snapshots to remove: without an image, unused for UNUSED_DAYS, or more than MOST."""
     known = set(images)
     kept = store.ready()
     used = {m.id: store.paths(m.id).manifest.stat().st_mtime for m in kept}

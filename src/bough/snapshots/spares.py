@@ -1,12 +1,13 @@
-"""Spares: machines that have gone on from a snapshot, have answered, know who they are, and stand still.
+"""Standby machines: forks that have answered, have their own identity, and wait to be used.
 
-`run`, of a booted image, or `fork`, of a snapshot, takes one and lets it go on: what is left of a start is
-`cont` and a look at the clock. Its emulated processor has translated what it needs by then. None is kept
-unless asked for; what is asked for is in spares.json. All are given up while the host is short of memory,
+`run` of a booted image or `fork` of a snapshot takes a standby machine. The rest of the start is `cont` and
+setting the clock. By then QEMU has translated the necessary code. bough keeps standby machines only on
+request. spares.json holds the requests. All standby machines are deleted when the host is short of memory,
 and when the service ends.
 
-The next one that a run is to take is awake: it idles, and there is nothing that it has to be told. A spare of
-a snapshot is not: what runs in it would go on, and whoever forks it wants it as it was.
+The first standby machine for a run is awake: the guest runs and is idle, and needs no new settings. A standby
+machine of a snapshot is paused. Otherwise its programs would continue, but a fork must start from the state
+of the snapshot.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from bough.tasks import end_tasks
 log = logging.getLogger("bough.spares")
 
 MOST = 32
-#: Below this share of the host's memory that is still to be had, no spare is kept.
+#: No standby machine is kept if a smaller share of the host's memory is available.
 _LEAST_MEMORY = 0.1
 _LOOK_EVERY_S = 15.0
-#: Whoever took one is busy with it: making the next would be in the way.
+#: Delay after a user has taken a machine: making the next one would slow the user's work down.
 _MAKE_AFTER_S = 1.0
 
-#: What a spare is of: {"spec": ...}, for runs of that spec, or {"snapshot": id}, for its forks.
+#: The source of a standby machine: {"spec": ...} for runs of that spec, or {"snapshot": id} for its forks.
 Of = dict[str, Any]
 Make = Callable[[Of], Awaitable[Machine]]
 Discard = Callable[[Machine], Awaitable[None]]
@@ -41,8 +42,14 @@ Rouse = Callable[[Of, Machine], Awaitable[None]]
 
 
 class Spares:
-    """Made with three ways of the hypervisor: to make a spare, to have it stand by awake, where that may be,
-    and to be rid of it."""
+    """Keeps the standby machines that were requested.
+
+    Args:
+        settings: file of the requests.
+        make: makes a standby machine.
+        rouse: resumes a standby machine, if it may wait awake.
+        discard: deletes a standby machine.
+    """
 
     def __init__(self, settings: Path, make: Make, rouse: Rouse, discard: Discard) -> None:
         self._settings = settings
@@ -57,7 +64,7 @@ class Spares:
         self._keeper: asyncio.Task[None] | None = None
 
     def open(self) -> None:
-        """Begin to make what was asked for before."""
+        """Begin to make the machines of earlier requests."""
         with contextlib.suppress(FileNotFoundError):
             try:
                 self._wanted = [
@@ -74,7 +81,7 @@ class Spares:
         await self._give_up()
 
     def want(self, of: Of, count: int) -> None:
-        """Keep so many from now on; they are made in the background. Written down."""
+        """Save a request for `count` standby machines, which are made in the background."""
         left = [entry for entry in self._wanted if _of(entry) != of]
         if not count and left == self._wanted:
             return
@@ -86,7 +93,9 @@ class Spares:
         self._changed.set()
 
     def take(self, fits: Callable[[Machine], bool]) -> Machine | None:
-        """One that fits is the caller's from now on, and the next is made."""
+        """Return a standby machine that fits, if any, and make the next one. The caller owns the machine from
+        now on.
+        """
         for kept in self._kept.values():
             for machine in kept:
                 if fits(machine):
@@ -96,7 +105,7 @@ class Spares:
         return None
 
     def count(self, fits: Callable[[Machine], bool]) -> int:
-        """How many `take` would find, one after the other."""
+        """Return the number of standby machines that fit."""
         return sum(fits(machine) for kept in self._kept.values() for machine in kept)
 
     def describe(self) -> list[dict[str, Any]]:
@@ -146,7 +155,7 @@ class Spares:
                     self._trouble[name] = error.message
                     break
                 if self._changed.is_set():
-                    return  # what is wanted may have changed
+                    return  # the requests may have changed
 
     async def _make_next(self, kept: list[Machine], of: Of) -> Machine:
         machine = await self._make(of)
@@ -159,7 +168,7 @@ class Spares:
         return machine
 
     async def _rouse_first(self, kept: list[Machine], of: Of) -> None:
-        """It is nobody's to take meanwhile, which is a moment."""
+        """Wake the first standby machine. Meanwhile, a short time, no user can take this machine."""
         if not kept:
             return
         first = kept.pop(0)
@@ -182,7 +191,7 @@ class Spares:
 
 
 def is_memory_short() -> bool:
-    """By the kernel's own guess of what can still be had (proc(5), MemAvailable)."""
+    """Return whether the host is short of memory, by the kernel's own estimate (proc(5), MemAvailable)."""
     found = {}
     for line in Path("/proc/meminfo").read_text().splitlines():
         name, _, value = line.partition(":")

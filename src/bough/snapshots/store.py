@@ -1,8 +1,9 @@
-"""What is kept of snapshots: a directory each, with a manifest that is written last.
+"""The snapshots on disk: a directory for each, with a manifest that is written last.
 
-A snapshot's disks stand on those of earlier snapshots and on an image; its memory may be kept as what
-differs from another's. So one that is deleted stays as `layers` while something stands on it: it can no
-longer be seen or forked, and `collect` removes it when nothing needs it any more.
+The overlays of a snapshot need backing files: those of earlier snapshots, and an image. Its memory may be
+stored as the difference from another snapshot. So a deleted snapshot stays, in the state "layers", while
+other files depend on it. A deleted snapshot is not listed and cannot be forked. `collect` removes unneeded
+snapshots.
 """
 
 from __future__ import annotations
@@ -29,25 +30,31 @@ _LEAST_PREFIX = 4
 
 
 class _Kept(BaseModel):
-    # A manifest of a newer bough may hold more than this one knows.
+    # A newer bough may have written further fields.
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
 class SnapshotDisk(_Kept):
-    """`layers`: the files, relative to BOUGH_HOME, nearest first; the first is the snapshot's own."""
+    """A disk of a snapshot.
+
+    Attributes:
+        layers: the chain of files, relative to BOUGH_HOME, nearest first; the first is the snapshot's own.
+    """
 
     size_bytes: int
     layers: tuple[str, ...]
 
 
 class SnapshotMemory(_Kept):
-    """Memory and devices of a machine that ran.
+    """Memory and devices of a running machine.
 
     Attributes:
-        stored_bytes: in the file `memory`: what the machine's memory held or, with a `base`, what differs
-            from that snapshot's.
+        size_bytes: size of the guest's RAM.
+        stored_bytes: size of the file `memory`: the content of the memory or, with a `base`, its difference
+            from that snapshot.
+        base: id of the snapshot that this memory is a difference from.
         sha256: over extents, memory and devices.
-        accelerator, qemu_version: of the process that it was taken of.
+        accelerator, qemu_version: of the process that the memory was taken from.
     """
 
     size_bytes: int
@@ -59,12 +66,17 @@ class SnapshotMemory(_Kept):
 
 
 class SnapshotManifest(_Kept):
-    """Attributes:
-    state: "whole"; "layers" while it is being taken and after it was deleted (see above).
-    consistency: "memory": of a running machine, with its memory; "stopped": of one that was off;
-        "frozen": disks of a running one, whose file systems were frozen; "crash": ... could not be.
-    parent: the snapshot that the machine had come from or passed before.
-    ready_key: set for one that `run` goes on from, and nobody asked for (see ready.py); not listed.
+    """The description of a snapshot.
+
+    Attributes:
+        state: "whole"; "layers" while the snapshot is being taken, and after its deletion (see above).
+        consistency: "memory": of a running machine, with its memory; "stopped": of a machine that was off;
+            "frozen": disks of a running machine with quiesced file systems; "crash": disks of a running
+            machine whose file systems could not be quiesced.
+        parent: the machine's previous snapshot: the last one taken of the machine, restored or forked.
+        pause_ms: time in which the vCPUs did not run.
+        ready_key: set for a booted snapshot, which no user asked for (see ready.py); such a snapshot is not
+            listed.
     """
 
     version: int = 1
@@ -96,12 +108,13 @@ def new_snapshot_id() -> str:
 
 
 class SnapshotStore:
-    """All manifests, in memory as on disk; the service is the only one who writes them."""
+    """All manifests, in memory and on disk. Only the service writes them."""
 
     def __init__(self, home: Home) -> None:
         self.home = home
         self._manifests: dict[str, SnapshotManifest] = {}
-        #: What is damaged, and nobody knows what it stands on: while there is such a thing, all layers stay.
+        #: Damaged manifests and records. Their dependencies are unknown, so nothing is removed while this set
+        #: is not empty.
         self._unreadable: set[str] = set()
 
     def open(self) -> None:
@@ -110,39 +123,42 @@ class SnapshotStore:
                 content = self.home.snapshot(root.name).manifest.read_bytes()
                 self._manifests[root.name] = SnapshotManifest.model_validate_json(content)
             except (OSError, ValueError) as error:
-                # One that is damaged must not keep the others from being used.
+                # The other snapshots must stay usable.
                 log.error("the manifest of snapshot %s cannot be read: %s", root.name, error)
                 self._unreadable.add(root.name)
 
     def keep_all(self, damaged: str) -> None:
-        """The record of a machine cannot be read: it may stand on any layer."""
+        """Keep all files from now on.
+
+        The record of a machine cannot be read, and the machine may need any file.
+        """
         self._unreadable.add(damaged)
 
     def paths(self, snapshot_id: str) -> SnapshotPaths:
         return self.home.snapshot(snapshot_id)
 
     def all(self) -> list[SnapshotManifest]:
-        """Those that can be used and somebody took, the oldest first."""
+        """Return the usable snapshots that users took, the oldest first."""
         whole = (m for m in self._manifests.values() if m.state == "whole" and m.ready_key is None)
         return sorted(whole, key=lambda manifest: manifest.created)
 
     def ready(self) -> list[SnapshotManifest]:
-        """Those that `run` goes on from."""
+        """Return the booted snapshots."""
         return [m for m in self._manifests.values() if m.state == "whole" and m.ready_key is not None]
 
     def every(self) -> list[SnapshotManifest]:
-        """Also those of which only layers are left."""
+        """Return all snapshots, also deleted ones with files that are still needed."""
         return list(self._manifests.values())
 
     def get(self, snapshot_id: str) -> SnapshotManifest:
-        """Also one of which only layers are left."""
+        """Return a snapshot by its full id, also a deleted one with files that are still needed."""
         return self._manifests[snapshot_id]
 
     def has(self, snapshot_id: str) -> bool:
         return snapshot_id in self._manifests
 
     def without_dependents(self) -> list[SnapshotManifest]:
-        """Those that are retired and hold memory that nobody's memory stands on."""
+        """Return the deleted snapshots with memory that no other snapshot's memory is based on."""
         bases = {m.memory.base for m in self._manifests.values() if m.memory is not None}
         return [
             m
@@ -151,11 +167,11 @@ class SnapshotStore:
         ]
 
     def resolve(self, reference: str) -> SnapshotManifest:
-        """By label, id, or a beginning of an id that only one has (4 digits or more).
+        """Find a snapshot by label, id, or an unambiguous start of its id (4 digits or more).
 
         Raises:
             NotFound: with the nearest label.
-            Conflict: more than one id begins so.
+            Conflict: several ids start with `reference`.
         """
         found = [m for m in self.all() if reference in (m.label, m.id)] or [
             m for m in self.all() if len(reference) >= _LEAST_PREFIX and m.id.startswith(reference)
@@ -180,7 +196,7 @@ class SnapshotStore:
         return True
 
     def check_label(self, label: str | None) -> None:
-        """Raises NameTaken."""
+        """Check that no snapshot has this label. Raises NameTaken."""
         if label is not None and any(label in (m.label, m.id) for m in self.all()):
             raise NameTaken(
                 f"a snapshot labelled '{label}' exists already",
@@ -189,7 +205,7 @@ class SnapshotStore:
             )
 
     def add(self, made: SnapshotPaths, manifest: SnapshotManifest) -> None:
-        """Take over a directory below incoming/."""
+        """Move a directory below incoming/ into the store."""
         made.root.chmod(0o711)
         write_json(made.manifest, manifest.model_dump(mode="json"), mode=0o600)
         made.root.rename(self.paths(manifest.id).root)
@@ -201,15 +217,15 @@ class SnapshotStore:
         self._manifests[manifest.id] = manifest
 
     def retire(self, snapshot_id: str) -> None:
-        """It is deleted: from now on only what stands on it keeps it."""
+        """Delete a snapshot, but keep the files that other files depend on."""
         manifest = self._manifests[snapshot_id]
         self.update(manifest.model_copy(update={"state": "layers", "label": None, "message": ""}))
 
     def collect(self, layers_in_use: Iterable[str]) -> list[str]:
-        """Remove what is retired and nothing stands on: their ids.
+        """Remove unneeded deleted snapshots. Return their ids.
 
         Args:
-            layers_in_use: files that machines stand on, relative to BOUGH_HOME.
+            layers_in_use: files that machines need, relative to BOUGH_HOME.
         """
         in_use = set(layers_in_use)
         removed: list[str] = []
@@ -244,10 +260,10 @@ class SnapshotStore:
         shutil.rmtree(grave)
 
     def images_in_use(self) -> Iterator[tuple[str, str]]:
-        """(digest, who stands on it)"""
+        """Yield the digest of each image that a snapshot needs, and the name of the snapshot."""
         for manifest in self._manifests.values():
             if manifest in self.ready():
-                continue  # nobody's, and gone before its image is
+                continue  # a booted snapshot does not keep its image
             for digest in {manifest.image_digest, *manifest.media.digests}:
                 yield digest, f"snapshot {manifest.label or manifest.id}"
 

@@ -1,15 +1,15 @@
-"""Suspend and resume: a machine's memory on disk, and no process left.
+"""Suspend a machine to disk and end its process; resume a suspended machine.
 
-In order, so that whatever dies in between, the machine runs or is suspended whole:
+After a crash between any two steps, the machine either runs or is suspended:
 
     suspend     vCPUs stop, which flushes the disks; memory and devices are written below incoming/
-                and synced; they get their place in the machine's directory
+                and synced; they are moved to the machine's directory;
                 the record says "suspended" and has their checksum; only then QEMU is ended
-    resume      a new QEMU starts while the memory is read, and loads the devices; nothing has run yet
+    resume      a new QEMU starts while the memory is read, and loads the devices; nothing has run yet;
                 the record says that there is no memory on disk any more; only then vCPUs run
 
-A QEMU that dies on the way into a resume leaves the machine suspended, as does a service that dies: see
-`Machine.adopt`. Memory that the record does not know is swept when the service starts.
+If QEMU or the service dies before the second step of a resume, the machine stays suspended: see
+`Machine.adopt`. Saved memory that no record names is removed when the service starts.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from bough.storage import sync_directory
 
 
 async def suspend(machine: Machine, home: Home, report: Report) -> None:
-    """Goes on when the caller is cancelled.
+    """Suspend a machine. The operation continues if the caller is cancelled.
 
     Raises:
-        WrongState, Conflict, HostLacks, NoSpace: it runs on.
-        MachineFailed: QEMU refused, and it runs on; or ended, and it is `failed`.
+        WrongState, Conflict, HostLacks, NoSpace: the machine still runs.
+        MachineFailed: QEMU refused, and the machine still runs; or QEMU ended, and the machine is `failed`.
     """
     await asyncio.shield(machine.own(_suspend(machine, home, report), "suspend"))
 
@@ -79,9 +79,9 @@ async def _suspend(machine: Machine, home: Home, report: Report) -> None:
 
 
 async def _prepare(machine: Machine) -> None:
-    """What makes the way back quick; and who it has just become reaches its disk.
+    """Have the guest prepare for a quick resume, and write a new identity to its disk.
 
-    Neither is needed: one whose agent is older, or whose disk is too slow, is told again when it goes on.
+    Both are optional. With an older agent or a slow disk, the guest is told again after the resume.
     """
     channel = machine.channel()
     if channel is None:
@@ -132,11 +132,12 @@ def _write_ram(ram: GuestRam, video: GuestRam | None, devices: bytes, made: Snap
 
 
 async def resume(machine: Machine, report: Report) -> None:
-    """Take a suspended machine up again: its vCPUs run. Goes on when the caller is cancelled.
+    """Resume a suspended machine: its vCPUs run. The operation continues if the caller is cancelled.
 
     Raises:
-        WrongState: it is not suspended.
-        HostLacks, MachineFailed: its memory cannot be continued here; it stays suspended, nothing is lost.
+        WrongState: the machine is not suspended.
+        HostLacks, MachineFailed: this host cannot continue from the memory; the machine stays suspended,
+        nothing is lost.
     """
     await asyncio.shield(machine.own(_resume(machine, report), "resume"))
 
@@ -158,7 +159,12 @@ async def _resume(machine: Machine, report: Report) -> None:
 
 
 async def load_suspended(record: MachineRecord, paths: MachinePaths) -> SavedState:
-    """Raises MachineFailed: what was written is not there whole."""
+    """Return the saved state of a suspended machine.
+
+    Raises:
+        WrongState: the machine is not suspended.
+        MachineFailed: the saved memory is incomplete.
+    """
     async with _being_loaded(record, paths) as saved:
         assert saved.loading is not None
         await saved.loading
@@ -167,7 +173,10 @@ async def load_suspended(record: MachineRecord, paths: MachinePaths) -> SavedSta
 
 @asynccontextmanager
 async def _being_loaded(record: MachineRecord, paths: MachinePaths) -> AsyncIterator[SavedState]:
-    """Its memory is there when the block has ended, or when its `loading` has."""
+    """Load the saved memory while the block runs.
+
+    The memory is complete at the end of the block, or when `loading` is done.
+    """
     suspended = record.suspended
     if suspended is None:
         raise WrongState(f"machine '{record.name}' is {record.state}, not suspended", machine=record.name)
@@ -184,9 +193,9 @@ async def _being_loaded(record: MachineRecord, paths: MachinePaths) -> AsyncIter
         try:
             yield SavedState(file.promise(), devices, loading)
         finally:
-            await asyncio.wait({loading})  # a thread is not cancelled
+            await asyncio.wait({loading})  # the thread cannot be cancelled
             if not loading.cancelled():
-                loading.exception()  # who waited for it has it
+                loading.exception()  # a caller that waited for `loading` has got the error
 
 
 @contextlib.contextmanager
@@ -206,7 +215,7 @@ def _way_out(name: str) -> str:
 
 
 def sweep_suspended(paths: MachinePaths, record: MachineRecord | None) -> None:
-    """Memory that no record speaks of: half a suspend, or a machine that has gone on."""
+    """Remove unnamed saved memory: of an incomplete suspend, or after a resume."""
     root: Path = paths.suspended.root
     if (record is None or record.suspended is None) and root.exists():
         shutil.rmtree(root)

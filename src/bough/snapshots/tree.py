@@ -1,6 +1,6 @@
-"""The tree of snapshots: take, go on from, restore, verify, delete.
+"""The tree of snapshots: take, fork, restore, verify, delete.
 
-Knows machines one by one; which machines there are is the hypervisor's to know.
+This module works on single machines. The hypervisor keeps the list of machines.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ from bough.snapshots.store import SnapshotManifest, SnapshotStore, new_snapshot_
 from bough.spec import MachineSpec
 from bough.storage import no_space_is_told, sync_directory
 
-#: Of the host's memory, for templates that wait for the next fork.
+#: Largest share of the host's memory for templates that wait for the next fork.
 _TEMPLATE_SHARE = 0.25
 
 Identity = Literal["new", "keep"]
@@ -72,9 +72,9 @@ class SnapshotTree:
         memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         self.templates = Templates(self.store, int(memory_bytes * _TEMPLATE_SHARE))
         self.frozen = FrozenProcesses()
-        #: Of snapshots that are not written down, or not yet, while forks begin from them.
+        #: The state of unwritten snapshots, while forks start from them.
         self._passing: dict[str, SavedState] = {}
-        #: Snapshots that something is being made of: how often.
+        #: How often each snapshot is in use (`using`).
         self._used: Counter[str] = Counter()
 
     # -- taking -----------------------------------------------------------------------------------
@@ -91,13 +91,16 @@ class SnapshotTree:
         captured: Callable[[SnapshotManifest], None] = lambda _: None,
         report: Report,
     ) -> SnapshotManifest:
-        """Of a machine that runs on, or is stopped. Goes on when the caller is cancelled.
+        """Take a snapshot of a running or stopped machine.
+
+        The operation continues if the caller is cancelled.
 
         Args:
-            memory: of a running machine, with what it is doing; otherwise its disks alone.
-            keep: write it down. Otherwise it is there until `forget`, for forks that begin at once.
-            ready_key: it is one that `run` goes on from; each that does has a first boot of its own.
-            captured: told when the machine runs on, before its memory is written down: forks can begin.
+            memory: include the memory of a running machine; otherwise take the disks alone.
+            keep: write the snapshot to disk. Otherwise it exists until `forget`, for forks that start at
+                once.
+            ready_key: makes a booted snapshot, with this key; each fork has its own first boot.
+            captured: called when the machine runs again, before its memory is written: forks can start.
 
         Raises:
             NameTaken, WrongState, Conflict, HostLacks, NoSpace: nothing was changed.
@@ -140,7 +143,7 @@ class SnapshotTree:
                 disks=(),
                 ready_key=ready_key,
             )
-            with self.using(draft):  # nothing stands on it yet
+            with self.using(draft):  # nothing depends on the draft yet
                 found = await capture(machine, self.store, draft, memory=memory, report=report)
                 if found.memory is not None:
                     self.templates.put(draft.id, found.memory.template)
@@ -151,7 +154,7 @@ class SnapshotTree:
             return manifest
 
     async def _merge(self, machine: Machine, report: Report) -> None:
-        """There is one more layer now: see machines/chain.py."""
+        """Merge chains that have become too long. Each snapshot adds an overlay. See machines/chain.py."""
         if machine.state in LIVE:
             machine.chains.look()
         elif machine.chains.is_too_long:
@@ -174,7 +177,7 @@ class SnapshotTree:
             whole = manifest.model_copy(update={"state": "whole"})
             self.store.update(whole)
         except BaseException:
-            # Not listed, and nobody's; its layers stay for as long as the machine stands on them.
+            # The snapshot is not listed. The machine still needs the disk files.
             remove_memory(self.store.paths(manifest.id))
             self.forget(manifest)
             raise
@@ -194,7 +197,9 @@ class SnapshotTree:
         return write_memory(paths, memory.template, everything, memory.devices, accelerator=accelerator)
 
     def _base(self, manifest: SnapshotManifest) -> SnapshotManifest | None:
-        """The nearest ancestor that has memory of that size, unless too many stand on each other."""
+        """Return the nearest ancestor with memory of the same size; None if the chain of bases
+        is too long.
+        """
         parent = manifest.parent
         while parent is not None and self.store.has(parent):
             found = self.store.get(parent)
@@ -206,7 +211,7 @@ class SnapshotTree:
     # -- going on from one --------------------------------------------------------------------------
 
     async def saved_state(self, manifest: SnapshotManifest) -> SavedState | None:
-        """None where it has no memory. Raises SnapshotDamaged."""
+        """Return the state for a fork; None if the snapshot has no memory. Raises SnapshotDamaged."""
         passing = self._passing.get(manifest.id)
         if passing is not None:
             return replace(passing, frozen=self.frozen.get(manifest.id))
@@ -218,7 +223,7 @@ class SnapshotTree:
 
     @contextmanager
     def using(self, manifest: SnapshotManifest) -> Iterator[None]:
-        """Its layers and its memory stay until the block ends, though it be deleted meanwhile."""
+        """Keep the snapshot's files and memory until the block ends, even after a deletion."""
         self._used[manifest.id] += 1
         try:
             yield
@@ -226,7 +231,7 @@ class SnapshotTree:
             self._used[manifest.id] -= 1
 
     def forget(self, manifest: SnapshotManifest) -> None:
-        """The forks of one that was not written down have begun."""
+        """Release the state of a snapshot that was not written: its forks have started."""
         self._passing.pop(manifest.id, None)
         self.frozen.drop(manifest.id)
         self.templates.drop(manifest.id)
@@ -242,10 +247,11 @@ class SnapshotTree:
         ephemeral: bool,
         spec: MachineSpec | None = None,
     ) -> MachineRecord:
-        """A new machine on the same hardware; with `identity` "keep" it takes itself for its parent.
+        """Return the record of a new machine on the snapshot's hardware.
 
         Args:
-            spec: what was asked for, of a machine that `run` makes: in its user's eyes it is no fork.
+            identity: "new", or "keep": the fork has the parent's identity.
+            spec: the user's request, if `run` makes the machine: the user does not see a fork.
         """
         hardware = manifest.hardware.model_copy(
             update={"uid": machine_uid(machine_id, taken_uids) if os.geteuid() == 0 else None}
@@ -267,7 +273,7 @@ class SnapshotTree:
                 "domain": None,
             }
             asked["first_boot"] = FirstBoot(done=not needs_set_up(spec), instance=machine_id)
-        # Its parent has the ports that were named; its own are any that are free.
+        # The parent keeps the ports that its spec names; the fork gets any free ports.
         ports = [PortForward(host=p.host, host_port=0, guest_port=p.guest_port) for p in manifest.spec.ports]
         return MachineRecord(
             id=machine_id,
@@ -290,7 +296,7 @@ class SnapshotTree:
         ).model_copy(update=asked)
 
     def make_files(self, record: MachineRecord, manifest: SnapshotManifest, made: MachinePaths) -> None:
-        """Disks of a fork, below `made`, and its record."""
+        """Create the disks and the record of a fork below `made`."""
         with no_space_is_told("a fork", self._home.root):
             for directory in (made.root, made.disks, made.log):
                 directory.mkdir(mode=0o711)
@@ -304,12 +310,14 @@ class SnapshotTree:
             record.write(made)
 
     def fresh_overlays(self, manifest: SnapshotManifest, fork: Machine) -> list[MachineDisk]:
-        """Further empty overlays, among the disks of an ephemeral fork; its record does not know them."""
+        """Create further empty overlays for an ephemeral fork. The fork's record does not name
+        the overlays.
+        """
         source, uid = self.store.paths(manifest.id), fork.record.hardware.uid
         return install_overlays(source, manifest, fork.paths, uid, durable=False)
 
     def check_own(self, machine: Machine, manifest: SnapshotManifest) -> None:
-        """Raises Conflict when the machine cannot be put back to it."""
+        """Check that the machine can be restored to this snapshot. Raises Conflict."""
         if manifest.machine != machine.id and machine.record.forked_from != manifest.id:
             raise Conflict(
                 f"snapshot {manifest.label or manifest.id} is of machine '{manifest.machine_name}', "
@@ -318,10 +326,11 @@ class SnapshotTree:
             )
 
     async def put_back(self, machine: Machine, manifest: SnapshotManifest) -> None:
-        """The disks and settings of a stopped machine as they were; what it had is gone.
+        """Restore the disks and settings of a stopped machine. Its present disks are deleted.
 
         Raises:
-            WrongState: it runs. Conflict: the snapshot is another machine's.
+            WrongState: the machine runs.
+            Conflict: the snapshot belongs to another machine.
         """
         self.check_own(machine, manifest)
         async with machine.transition("being restored", State.STOPPED, State.FAILED):
@@ -342,7 +351,7 @@ class SnapshotTree:
                 identity="clock" if is_own else "new",
                 mac_before=manifest.hardware.mac,
                 hardware=record.hardware.model_copy(update={"vmgenid": new_uuid()}),
-                # What its memory has mounted is what is served.
+                # The guest in the restored memory has these directories mounted.
                 spec=record.spec.model_copy(update={"mounts": manifest.spec.mounts}),
             )
             copy_companions(self.store.paths(manifest.id).disks, machine.paths.disks)
@@ -353,9 +362,9 @@ class SnapshotTree:
     # -- looking after them -------------------------------------------------------------------------
 
     async def verify(self, manifest: SnapshotManifest) -> dict[str, Any]:
-        """Read all of it. Raises SnapshotDamaged."""
+        """Read and check all files of the snapshot. Raises SnapshotDamaged."""
         jail = await probe_jail(find_qemu(manifest.hardware.arch), self._home)
-        # Of a snapshot that was interrupted, a file is still its machine's.
+        # After an interrupted snapshot, a file may still belong to the machine's user.
         confinement = Confinement(jail, manifest.hardware.uid)
         for disk in manifest.disks:
             for layer in disk.layers:
@@ -372,10 +381,10 @@ class SnapshotTree:
         return {"id": manifest.id, "whole": True}
 
     def settle(self) -> None:
-        """At the start of the service: take over the layers of a snapshot that was interrupted, and remove
-        what was written of its memory.
+        """Complete interrupted snapshots, when the service starts.
 
-        The strays of machines are gone already, so a layer of one name is nobody's to write any more.
+        Make their disk files read-only, and remove partial memory. Stray files of machines were removed
+        before, so no machine can write to a disk file with only one name.
         """
         for manifest in self.store.every():
             paths = self.store.paths(manifest.id)
@@ -385,14 +394,14 @@ class SnapshotTree:
                 remove_memory(paths)
 
     def delete(self, manifest: SnapshotManifest, records: Iterable[MachineRecord]) -> None:
-        """No fork and no other snapshot is touched: what they stand on stays."""
+        """Delete a snapshot. Forks and other snapshots are unaffected."""
         self.templates.drop(manifest.id)
         self.frozen.drop(manifest.id)
         self.store.retire(manifest.id)
         self.collect(records)
 
     def collect(self, records: Iterable[MachineRecord]) -> list[str]:
-        """Remove what nothing stands on any more."""
+        """Remove unneeded files. Return the ids of the removed snapshots."""
         in_use = [
             layer
             for record in records
@@ -435,7 +444,7 @@ class SnapshotTree:
 
 
 def _changes(new: Template, new_extents: list[Extent], old: Template) -> list[Extent]:
-    """Where `new` differs from `old`, which may hold something where `new` holds nothing."""
+    """Return the extents where `new` differs from `old`, also where only `old` has content."""
     old_extents = old.extents()
     shared = list(intersect(new_extents, old_extents))
     differing = different_extents(new, old, shared)
