@@ -61,7 +61,7 @@ def test_a_machine_lives_there(odd: Cli, home: Home, tmp_path: Path) -> None:
     assert odd.text("exec", "web", "cat", "/root/copy") == "of the host"
     odd("exec", "web", "--", "sh", "-c", "echo stays > /root/stays; sync")
 
-    odd("snapshot", "create", "web", "--as", "point")
+    odd("snapshot", "create", "web", "--name", "point")
     odd("fork", "point", "twig")
     assert odd.text("exec", "twig", "--", "cat", "/root/stays") == "stays"
     odd("suspend", "twig")

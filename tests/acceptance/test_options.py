@@ -108,7 +108,7 @@ def test_resume_with_options(cli: Cli, spare_name: str) -> None:
 
 
 def test_snapshots_with_options(cli: Cli, spare_name: str) -> None:
-    made = cli.json("snapshot", "create", spare_name, "--disks-only", "--as", "only-disks")
+    made = cli.json("snapshot", "create", spare_name, "--disks-only", "--name", "only-disks")
     try:
         assert [s["id"] for s in cli.json("snapshot", "list", spare_name)] == [made["id"]]
         assert made["id"] in cli.text("snapshot", "info", "only-disks")
@@ -119,7 +119,7 @@ def test_snapshots_with_options(cli: Cli, spare_name: str) -> None:
 
 
 def test_restore(cli: Cli, spare_name: str) -> None:
-    cli("snapshot", "create", spare_name, "--now", "--as", "before")
+    cli("snapshot", "create", spare_name, "--now", "--name", "before")
     cli("exec", spare_name, "--", "touch", "/dev/shm/after")
     cli("restore", spare_name, "before")
     assert cli("exec", spare_name, "--", "ls", "/dev/shm/after", check=False).returncode != 0
@@ -145,7 +145,7 @@ def test_fork_with_options(cli: Cli, box: str, gone: list[str]) -> None:
 def test_bundles_with_options(cli: Cli, spare_name: str, gone: list[str], tmp_path: Path) -> None:
     cli("exec", spare_name, "--", "touch", "/dev/shm/word")
     cli("export", "--without-image", spare_name, tmp_path / "whole.bough")
-    cli("export", "--disk-only", "--without-image", spare_name, tmp_path / "disks.bough")
+    cli("export", "--disks-only", "--without-image", spare_name, tmp_path / "disks.bough")
     gone += ["arrived", "disks"]
     made = cli.json("import", tmp_path / "whole.bough", "--name", "arrived", "--identity", "new",
                     "--timeout", "3m")  # fmt: skip
@@ -183,7 +183,7 @@ def test_events_since_a_time(cli: Cli, spare_name: str) -> None:
 
 def test_exec_and_shell_with_options(cli: Cli, box: str) -> None:
     assert cli.text("exec", "-i", box, "--", "cat", stdin=b"typed") == "typed"
-    told = cli.text("shell", box, "--user", "nobody", check=False, stdin=b"id -un; exit\n")
+    told = cli.text("shell", box, "--as-user", "nobody", check=False, stdin=b"id -un; exit\n")
     assert "nobody" in told or "not available" in told, "nobody's shell is nologin"
     assert cli.text("shell", box, stdin=b"id -un; exit 0\n") == "root"
 

@@ -245,7 +245,7 @@ def test_after_the_service_was_killed(
 
 def test_from_the_shell(cli: Cli, origin: bough.Machine, gone: list[str]) -> None:
     gone += ["shell-a", "shell-b", "shell-c-1", "shell-c-2"]
-    cli("snapshot", "create", "origin", "--as", "shell-point", "-m", "for the shell")
+    cli("snapshot", "create", "origin", "--name", "shell-point", "-m", "for the shell")
     assert "for the shell" in cli.text("snapshot", "list")
     assert cli.text("fork", "shell-point", "shell-a", "shell-b").split() == ["shell-a", "shell-b"]
     assert cli.text("exec", "shell-b", "--", "hostname") == "shell-b"
@@ -254,7 +254,7 @@ def test_from_the_shell(cli: Cli, origin: bough.Machine, gone: list[str]) -> Non
     cli.error("fork", "shell-point", "shell-a", says="exists already")
     cli.error("fork", "shell-point", "d", "e", "--count", "3", says="2 names for 3 forks", hint="numbered")
     cli.error("fork", "shell-pint", says="no machine is called", hint="")
-    cli.error("snapshot", "create", "origin", "--as", "shell-point", says="exists already")
+    cli.error("snapshot", "create", "origin", "--name", "shell-point", says="exists already")
     cli("snapshot", "delete", "shell-point")
     assert cli.text("exec", "shell-a", "--", "cat", "/root/word")
 
@@ -268,7 +268,7 @@ def test_a_label_is_one_snapshots(origin: bough.Machine, snapshot: bough.Snapsho
 def test_a_label_that_is_a_machines_name(cli: Cli, booted: bough.Snapshot, gone: list[str]) -> None:
     gone += ["same", "same-2", "same-3"]
     cli("fork", booted.id, "same")
-    made = cli.json("snapshot", "create", "same", "--as", "same", "--disks-only")
+    made = cli.json("snapshot", "create", "same", "--name", "same", "--disks-only")
     try:
         machine = cli.json("info", "same")["id"]
         told = cli.error("fork", "same", "same-2", says="ambiguous", hint=made["id"])

@@ -50,10 +50,10 @@ def test_every_exception_is_one(run: Run) -> None:
 
 def test_a_command_that_is_only_refused_does_not_count() -> None:
     run = Run()
-    run.add(["snapshot", "create", "x", "--as", "y"], "here")
+    run.add(["snapshot", "create", "x", "--name", "y"], "here")
     run.add(["exec", "x", "--", "ls", "--timeout"], "here")
     run.add(["exec", "--no-such-option", "x", "true"], "here")
-    assert set(run.found) == {"snapshot create", "snapshot create --as", "exec"}
+    assert set(run.found) == {"snapshot create", "snapshot create --name", "exec"}
 
 
 # -- pages ----------------------------------------------------------------------------------------------

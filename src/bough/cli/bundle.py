@@ -1,4 +1,4 @@
-"""export, import, bundle: machines handed over as files."""
+"""The commands export, import and bundle: machines in files."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ from bough.errors import InvalidInput, NotFound
 @click.command()
 @click.argument("source")
 @click.argument("file")
-@click.option("--disk-only", is_flag=True, help="Without the memory of a running machine.")
+@click.option("--disks-only", is_flag=True, help="Omit the memory of a running machine.")
 @click.option(
-    "--without-image", is_flag=True, help="Leave out what is in its image, which the other side must have."
+    "--without-image",
+    is_flag=True,
+    help="Omit the content of the machine's image; the importing host must have the image.",
 )
-def export(source: str, file: str, disk_only: bool, without_image: bool) -> None:
-    """Write a machine, or a snapshot, to FILE; `-` is standard output.
+def export(source: str, file: str, disks_only: bool, without_image: bool) -> None:
+    """Write a machine or a snapshot to FILE; `-` is standard output.
 
-    FILE.bough is a machine to go on with elsewhere: a running one with its memory, and it runs on here.
-    FILE.qcow2 and FILE.ova are its disks, for other hypervisors.
+    FILE.bough is a bundle: `bough import` continues the machine on another host. A running machine is
+    exported with its memory, and runs on here. FILE.qcow2 and FILE.ova hold the disks for other hypervisors.
     """
     from bough.client.bundle import export_file, export_stream
 
     if file == "-" and sys.stdout.isatty():
         raise InvalidInput(
-            "a bundle is not for a terminal", hint="bough export NAME - | ssh HOST bough import -"
+            "cannot write a bundle to a terminal", hint="bough export NAME - | ssh HOST bough import -"
         )
     with progress() as report:
         api = connect()
@@ -38,32 +40,36 @@ def export(source: str, file: str, disk_only: bool, without_image: bool) -> None
                 api,
                 source,
                 sys.stdout.buffer,
-                disks_only=disk_only,
+                disks_only=disks_only,
                 without_image=without_image,
                 progress=report,
             )
             sys.stdout.buffer.flush()
         else:
-            export_file(api, source, file, disks_only=disk_only, without_image=without_image, progress=report)
+            export_file(
+                api, source, file, disks_only=disks_only, without_image=without_image, progress=report
+            )
 
 
 @click.command("import")
 @click.argument("file")
-@click.option("--name", help="What to call it; as it was called by default.")
+@click.option("--name", help="Name of the machine; default: its name when exported.")
 @click.option(
     "--identity",
     type=click.Choice(["keep", "new"]),
     default="keep",
-    help="keep: it is the machine that was handed over; new: it is somebody else.",
+    help="keep: the identity of the exported machine; new: a new one.",
 )
-@click.option("--cold", is_flag=True, help="Its disks alone; stopped.")
-@click.option("--force", is_flag=True, help="More than this host has, all the same.")
+@click.option("--cold", is_flag=True, help="Import the disks only; the machine is stopped.")
+@click.option("--force", is_flag=True, help="Allow more memory, disk or vCPUs than the host has.")
 @click.option("--timeout", type=DURATION, help=TIMEOUT_HELP)
 @json_option
 def import_bundle(
     file: str, name: str | None, identity: str, cold: bool, force: bool, timeout: float | None, as_json: bool
 ) -> None:
-    """Take up the machine in FILE, a bundle; `-` is standard input. It goes on where it was."""
+    """Create a machine from FILE, a bundle; `-` is standard input. A machine that was exported with its
+    memory continues where it was.
+    """
     from bough.client.bundle import import_stream
 
     stream = sys.stdin.buffer if file == "-" else _open(file)
@@ -84,19 +90,19 @@ def import_bundle(
 def _open(file: str):  # type: ignore[no-untyped-def]  # IO[bytes]
     path = Path(file).expanduser()
     if not path.is_file():
-        raise NotFound(f"there is no file {file}", kind="file")
+        raise NotFound(f"no file {file}", kind="file")
     return path.open("rb")
 
 
 @click.group()
 def bundle() -> None:
-    """Look at bundles."""
+    """Inspect bundles."""
 
 
 @bundle.command("info")
 @click.argument("file")
 def bundle_info(file: str) -> None:
-    """Show what a bundle says of itself, as JSON. Its content is not read."""
+    """Print the manifest of a bundle as JSON. The disks and the memory are not read."""
     from bough.bundle import read_manifest
 
     stream = sys.stdin.buffer if file == "-" else _open(file)

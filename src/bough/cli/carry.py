@@ -1,4 +1,4 @@
-"""The streams of a command in a machine, between its WebSocket and this process. Imports next to nothing."""
+"""Carry the streams of a command between its WebSocket and this process. Imports next to nothing."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
     from bough.client.websocket import WebSocket
 
 _STDIN, _STDERR, _STATUS, _CLOSE = 0, 2, 3, 255
-#: A run that has begun by then does not say what it was doing.
+#: A machine that is up within this time shows no progress.
 _PATIENCE_S = 1.0
 _ENDED_WELL = (b'{"exit_code": ', b', "signal": null, "error": null}')
 
 
 def carry(socket: WebSocket, command: str, *, stdin: bool) -> int:
-    """Until the command has ended; the status that the shell should see.
+    """Carry the streams until the command has ended. Return the exit status for the shell.
 
     Args:
-        command: its first word, for a shell's way of saying that there is no such program.
-        stdin: pass on what this process reads; otherwise the command reads an end of file.
+        command: first word of the command, to recognize an error that means "no such program".
+        stdin: pass on this process's standard input; otherwise the command reads an end of file.
 
     Raises:
-        BoughError: it could not be run, or its end is not known.
+        BoughError: the command could not be run, or its end is not known.
     """
     if stdin:
         _thread.start_new_thread(_pass_stdin, (socket,))
@@ -46,10 +46,10 @@ def carry(socket: WebSocket, command: str, *, stdin: bool) -> int:
 
 
 def await_machine(socket: WebSocket) -> None:
-    """Until the machine of a run is there. What takes long is told on stderr.
+    """Wait until the machine of a run is there. A long wait shows its progress on stderr.
 
     Raises:
-        BoughError: it did not come up.
+        BoughError: the machine did not come up.
     """
     deadline = time.monotonic() + _PATIENCE_S
     last, told = None, None
@@ -67,7 +67,7 @@ def await_machine(socket: WebSocket) -> None:
                     _report(report, notices.pop(0))
                 message = last or ""
             if message is None:
-                raise ServiceUnavailable("the service ended before the machine was there", hint="try again")
+                raise ServiceUnavailable("the service ended before the machine was up", hint="try again")
             if isinstance(message, bytes):
                 _read_status(message[1:], "")
                 return
@@ -110,18 +110,18 @@ def _pass_stdin(socket: WebSocket) -> None:
             socket.send(bytes((_STDIN,)) + data)
         _send_end(socket)
     except (OSError, BoughError):
-        pass  # the command has ended, or our terminal has
+        pass  # the command has ended, or this terminal has
 
 
 def _send_end(socket: WebSocket) -> None:
     try:
         socket.send(bytes((_CLOSE, _STDIN)))
     except BoughError:
-        pass  # it has ended already: its status comes
+        pass  # the command has ended: its status follows
 
 
 def _read_status(content: bytes, command: str) -> int:
-    # As nearly all of them are, and json takes as long to load as all of this.
+    # Most commands end in this way, and loading json takes as long as loading all of this module.
     begin, end = _ENDED_WELL
     if content.startswith(begin) and content.endswith(end):
         code = content[len(begin) : -len(end)]
@@ -133,7 +133,7 @@ def _read_status(content: bytes, command: str) -> int:
     try:
         return read_status(content).shell_code
     except GuestRefused as error:
-        # As a shell has it, where it is the command that is not there, not the user or directory.
+        # A shell's status, if the command itself is missing (and not the user or the directory).
         status = {"ENOENT": 127, "EACCES": 126}.get(str(error.details.get("errno")))
         if status is None or not error.message.startswith(f"{command}: "):
             raise

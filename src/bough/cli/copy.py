@@ -1,4 +1,4 @@
-"""cp."""
+"""The command cp."""
 
 from __future__ import annotations
 
@@ -30,18 +30,17 @@ if TYPE_CHECKING:
 def cp(sources: tuple[str, ...], destination: str, owner: bool) -> None:
     """Copy files and trees to and from a machine; one side is NAME:PATH.
 
-    Works like `cp -r`, in both directions: a file or a tree becomes DESTINATION, or goes into
-    DESTINATION if that is a directory. SOURCE/. means the content of SOURCE. Several sources need a
-    directory. - is standard input or output, for one file.
+    Works like `cp -r`, in both directions: a file or a tree becomes DESTINATION, or goes into DESTINATION if
+    that is a directory. SOURCE/. means the content of SOURCE. Several sources need a directory. - is standard
+    input or output, for one file.
 
-    Kept: modes, times, links, hard links, holes, ACLs, user.* attributes. Owners (by number), set-id
-    bits and capabilities need --owner. Pipes, sockets and devices are left out. Standard error names
-    each loss.
+    Kept: modes, times, links, hard links, holes, ACLs, user.* attributes. Owners (by number), set-id bits and
+    capabilities need --owner. Pipes, sockets and devices are left out. Standard error names each loss.
 
-    Existing entries: directories merge, and keep their modes. A file or a link replaces a file, or a
-    link that does not lead to a directory. A link replaces any link. Every other existing entry stays,
-    such as a link where SOURCE has a directory: the rest is copied, an error names the entry, and the
-    status is 1. Links in DESTINATION itself are followed.
+    Existing entries: directories merge, and keep their modes. A file or a link replaces a file, or a link
+    that does not lead to a directory. A link replaces any link. Every other existing entry stays, such as a
+    link where SOURCE has a directory: the rest is copied, an error names the entry, and the status is 1.
+    Links in DESTINATION itself are followed.
     """
     from bough.client import connect
 
@@ -49,7 +48,7 @@ def cp(sources: tuple[str, ...], destination: str, owner: bool) -> None:
     come, go = [_split(source) for source in sources], _split(destination)
     if (None in come) == (go is None) or (go is None and not all(come)) or (go is not None and machines):
         raise InvalidInput(
-            "one of the two must be on a machine, written NAME:PATH",
+            "one of the two sides must be on a machine, written NAME:PATH",
             hint="bough cp web:/etc/hosts . copies from machine 'web', bough cp hosts web:/tmp/ to it",
         )
     if len(sources) > 1 and "-" in (*sources, destination):
@@ -83,9 +82,7 @@ def _copy_out(
     from bough.client.copy import copy_out
 
     if len(come) > 1 and not Path(destination).is_dir():
-        raise NotFound(
-            f"no directory {destination}", hint="several sources go into a directory that is there"
-        )
+        raise NotFound(f"no directory {destination}", hint="several sources need an existing directory")
     target = sys.stdout.buffer if destination == "-" else destination
     for name, places in groupby(come, key=lambda place: place[0]):
         paths = [path for _, path in places]
@@ -102,7 +99,9 @@ def _tell(sentences: Iterable[str]) -> None:
 
 
 def _split(text: str) -> tuple[str, str] | None:
-    """NAME:PATH; a path of this host has a slash before its first colon, as scp takes it."""
+    """Split NAME:PATH; return None for a path of this host. As for scp, a path of this host has a slash
+    before its first colon.
+    """
     name, colon, path = text.partition(":")
     if not colon or "/" in name or not name:
         return None

@@ -1,4 +1,4 @@
-"""`bough`: where a call begins, and what an error looks like to a person."""
+"""The entry point of `bough`. Errors become messages and exit statuses here."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import sys
 
 from bough.errors import BoughError
 
-# A command makes little garbage and much that stays: imports are a tenth quicker without a look at all of it.
+# A command makes little garbage and keeps most objects. With fewer collections, imports take 10 % less time.
 gc.set_threshold(100_000)
 
 
 def main() -> None:
-    """The entry point. Nothing that happens shows a traceback to a user, unless BOUGH_DEBUG is set."""
+    """Run the command line and exit. Users see no traceback unless BOUGH_DEBUG is set."""
     try:
         _leave(_call())
     except BoughError as error:
@@ -25,14 +25,14 @@ def main() -> None:
         print(file=sys.stderr)
         _leave(130)
     except BrokenPipeError:
-        # Whoever read our output has seen enough, like `head`.
+        # The reader of the output, such as `head`, has closed the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(0)
     except Exception as error:
         if os.environ.get("BOUGH_DEBUG"):
             raise
-        print(f"error: bough made a mistake: {type(error).__name__}: {error}", file=sys.stderr)
-        print("\nhint: run it again with BOUGH_DEBUG=1 for the whole story", file=sys.stderr)
+        print(f"error: bug in bough: {type(error).__name__}: {error}", file=sys.stderr)
+        print("\nhint: run the command again with BOUGH_DEBUG=1 to see the traceback", file=sys.stderr)
         _leave(1)
 
 
@@ -56,6 +56,6 @@ def _leave(status: int) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if os.environ.get("BOUGH_DEBUG"):
         sys.exit(status)
-    # All is closed and written; taking the interpreter apart would cost 10 ms that somebody waits for.
+    # Everything is closed and written. The interpreter's own shutdown would cost the user another 10 ms.
     sys.stderr.flush()
     os._exit(status)

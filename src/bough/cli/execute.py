@@ -1,4 +1,4 @@
-"""exec, shell, console: what runs in a machine, with this terminal around it."""
+"""The commands exec, shell and console, which connect this terminal to a machine."""
 
 from __future__ import annotations
 
@@ -26,11 +26,19 @@ DETACH = b"\x1d"  # Ctrl-]
 
 @click.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("-t", "--tty", is_flag=True, help="Give the command a terminal.")
-@click.option("-i", "--interactive", is_flag=True, help="Pass on what is typed, also without -t.")
-@click.option("-e", "--env", multiple=True, metavar="NAME[=VALUE]", help="Set it for the command.")
-@click.option("-w", "--workdir", help="Directory in the guest to run it in.")
-@click.option("-u", "--user", help="As whom; root by default.")
-@click.option("--timeout", type=DURATION, help="Then it is killed, and the status is 124.")
+@click.option(
+    "-i", "--interactive", is_flag=True, help="Pass on standard input from a terminal, also without -t."
+)
+@click.option(
+    "-e",
+    "--env",
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="Environment variable for the command; without VALUE: this shell's.",
+)
+@click.option("-w", "--workdir", help="Working directory in the guest.")
+@click.option("-u", "--as-user", "user", metavar="USER", help="Run as this user of the guest; default: root.")
+@click.option("--timeout", type=DURATION, help="Kill the command after this time; the exit status is 124.")
 @click.argument("name", type=NAME)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def exec_command(
@@ -43,9 +51,9 @@ def exec_command(
     user: str | None,
     timeout: float | None,
 ) -> int:
-    """Run COMMAND in a machine, with these standard streams; its exit status is passed on.
+    """Run COMMAND in a machine with this command's standard streams. The exit status is COMMAND's.
 
-    When this client ends, however it does, the command is killed.
+    When this client ends, for whatever reason, COMMAND is killed.
     """
     if command[0] == "--":
         command = command[1:]
@@ -61,9 +69,9 @@ def _variable(text: str) -> tuple[str, str]:
 
 @click.command()
 @click.argument("name", type=NAME)
-@click.option("-u", "--user", help="As whom; root by default.")
+@click.option("-u", "--as-user", "user", metavar="USER", help="Run as this user of the guest; default: root.")
 def shell(name: str, user: str | None) -> int:
-    """Log in to a machine: the user's login shell on a terminal."""
+    """Open the user's login shell in a machine, on a terminal."""
     script = 'cd; exec "${SHELL:-/bin/sh}" -l'
     request = {"argv": ["/bin/sh", "-c", script], "user": user}
     return run_in(connect(), name, request, tty=sys.stdin.isatty(), interactive=True)
@@ -72,7 +80,7 @@ def shell(name: str, user: str | None) -> int:
 def run_in(
     service: Connection, name: str, request: dict[str, Any], *, tty: bool, interactive: bool = False
 ) -> int:
-    """Carry this process' streams to a command and back. Returns the status that the shell should see."""
+    """Run a command and carry this process's streams to it and back. Return the exit status for the shell."""
     socket = service.websocket(machine_path(name, "exec"))
     if tty:
         request |= on_terminal()
@@ -85,7 +93,7 @@ def on_terminal() -> dict[str, Any]:
 
 
 def carry_here(socket: WebSocket, command: str, *, tty: bool, interactive: bool) -> int:
-    """As `carry`, with this terminal around it."""
+    """Carry the streams as `carry` does, with this terminal in raw mode if the command has a terminal."""
     with socket, _raw_terminal(socket if tty else None):
         return carry(socket, command, stdin=tty or interactive or not sys.stdin.isatty())
 
@@ -100,7 +108,7 @@ def _size() -> dict[str, int]:
 
 @contextmanager
 def _raw_terminal(socket: WebSocket | None) -> Iterator[None]:
-    """This terminal passes every key on; restored whatever happens. The guest's follows its size."""
+    """Pass every key on, and this terminal's size. The terminal's settings are always restored."""
     if socket is None or not os.isatty(0):
         yield
         return
@@ -113,17 +121,17 @@ def _raw_terminal(socket: WebSocket | None) -> Iterator[None]:
 
     def follow() -> None:
         while signal.sigwait(resized):
-            with suppress(ServiceUnavailable):  # it has ended
+            with suppress(ServiceUnavailable):  # the command has ended
                 socket.send(bytes([_RESIZE]) + json.dumps(_size()).encode())
 
     before = termios.tcgetattr(0)
-    # By a thread that waits for it: a handler would not run before the next output if the signal came on the
-    # way into the read, and could meet a message that it interrupted half sent.
+    # A thread waits for the signal. Python runs a handler only after the next output if the signal comes just
+    # before the read; a handler could also interrupt a message that is half sent.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, resized)
     _thread.start_new_thread(follow, ())
-    # Ended by a signal, the terminal must be whole again all the same.
+    # A signal that ends this process must not leave the terminal in raw mode.
     previous = {number: signal.signal(number, _leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    # Not TCSAFLUSH, which is the default: what was typed ahead is not to be lost.
+    # Not TCSAFLUSH, the default, which would drop what was typed ahead.
     tty.setraw(0, termios.TCSADRAIN)
     try:
         yield
@@ -141,7 +149,7 @@ def _leave(number: int, _: object) -> None:
 @click.command()
 @click.argument("name", type=NAME)
 def console(name: str) -> None:
-    """Attach to a machine's serial console; Ctrl-] lets go of it."""
+    """Attach to a machine's serial console; Ctrl-] detaches."""
     service = connect()
     with service.websocket(machine_path(name, "console", backlog=True)) as socket:
         print(f"console of {name}; Ctrl-] detaches", file=sys.stderr)
@@ -168,7 +176,7 @@ def _pass_keys(socket: Any, done: threading.Event) -> None:
             if detach:
                 break
     except Exception:
-        pass  # the console is gone: whoever reads from it tells why
+        pass  # the console is gone: the reading loop reports why
     done.set()
 
 
@@ -181,7 +189,7 @@ def _raw_console() -> Iterator[None]:
     import tty
 
     before = termios.tcgetattr(0)
-    # Not TCSAFLUSH, which is the default: what was typed ahead is not to be lost.
+    # Not TCSAFLUSH, the default, which would drop what was typed ahead.
     tty.setraw(0, termios.TCSADRAIN)
     try:
         yield

@@ -1,4 +1,4 @@
-"""doctor, serve, version, completion."""
+"""The commands doctor, serve, version and completion."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from bough.cli.service import connect, json_option
 
 
 @click.command()
-@click.option("--store", is_flag=True, help="Look at everything in BOUGH_HOME instead of at the host.")
-@click.option("--repair", is_flag=True, help="With --store: do what is safe. Nothing is ever deleted by it.")
-@click.option("--arch", help="For machines of this processor architecture instead of the host's.")
+@click.option("--store", is_flag=True, help="Check BOUGH_HOME instead of the host.")
+@click.option(
+    "--repair", is_flag=True, help="With --store: make the safe repairs. They never delete anything."
+)
+@click.option("--arch", help="Processor architecture of the machines; default: the host's.")
 @json_option
 def doctor(store: bool, repair: bool, arch: str | None, as_json: bool) -> int:
-    """Tell what this host has, what it lacks, and the command that installs it.
+    """Report what this host provides and lacks, with the command that installs each missing part.
 
-    An accelerator counts when a probe guest has run on it. Ends with 1 when something is missing
-    that machines cannot do without.
+    An accelerator is usable if a probe guest has run on it. The exit status is 1 if the host lacks something
+    that every machine needs.
 
-    With --store: whether every image, machine, disk and file of BOUGH_HOME is as it should be, and
-    what is safe to do about what is not. Ends with 1 when something is not.
+    With --store: check every image, machine, disk and file of BOUGH_HOME, and report what is wrong and which
+    repair is safe. The exit status is 1 if something is wrong.
     """
     from bough.client.connection import path_of
 
     if store:
         return _doctor_store(repair, as_json)
     if repair:
-        raise click.UsageError("--repair goes with --store")
+        raise click.UsageError("--repair needs --store")
     with progress() as report:
         found = connect().long_call("GET", path_of("doctor", probe=True, arch=arch), progress=report)
     if as_json:
@@ -61,10 +63,13 @@ def _show_store(found: dict[str, Any]) -> None:
     for skipped in found["skipped"]:
         print(f"{'skipped':9} {skipped['what']}: {skipped['why']}")
     wrong = sum(not (each["harmless"] or each["repaired"]) for each in found["findings"])
-    told = "all is as it should be" if found["clean"] else f"{wrong} found that should not be so"
-    print(f"looked at {found['images']} images and {found['machines']} machines: {told}")
+    told = "no problems" if found["clean"] else f"{wrong} problem{'' if wrong == 1 else 's'}"
+    print(f"checked {found['images']} images and {found['machines']} machines: {told}")
     if any(each["repair"] and not each["repaired"] for each in found["findings"]):
-        print("\nhint: bough doctor --store --repair does what is safe and deletes nothing", file=sys.stderr)
+        print(
+            "\nhint: bough doctor --store --repair makes the safe repairs and deletes nothing",
+            file=sys.stderr,
+        )
 
 
 def _show(found: dict[str, Any]) -> None:
@@ -87,13 +92,15 @@ _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567
 
 
 @click.command()
-@click.option("--unit", is_flag=True, help="Print a systemd user unit and do nothing else.")
-@click.option("--stop", is_flag=True, help="End the service that runs; machines go on.")
+@click.option("--unit", is_flag=True, help="Only print a systemd user unit.")
+@click.option("--stop", is_flag=True, help="Stop the running service; machines keep running.")
 @click.option(
-    "--listen", metavar="ADDRESS:PORT", help="Serve TCP too, to who sends the token in BOUGH_HOME/token."
+    "--listen",
+    metavar="ADDRESS:PORT",
+    help="Also serve TCP, for clients that send the token in BOUGH_HOME/token.",
 )
 def serve(unit: bool, stop: bool, listen: str | None) -> None:
-    """Run the service of this BOUGH_HOME in the foreground. Commands start it by themselves, too."""
+    """Run the service of this BOUGH_HOME in the foreground. Other commands start it when they need it."""
     from bough.paths import Home
 
     home = Home.from_environment()
@@ -110,12 +117,12 @@ def serve(unit: bool, stop: bool, listen: str | None) -> None:
 
 
 def _render_unit(arguments: list[str]) -> str:
-    """Machines outlive it: KillMode=process leaves them alone (systemd.kill(5))."""
+    """Render the systemd unit. KillMode=process: machines run on when the service ends (systemd.kill(5))."""
     words = " ".join(_quote_for_unit(word) for word in arguments)
     return (
         "# ~/.config/systemd/user/bough.service; then:\n"
         "#   systemctl --user enable --now bough && loginctl enable-linger\n"
-        "# After an upgrade: systemctl --user restart bough. Machines run on meanwhile.\n"
+        "# After an upgrade: systemctl --user restart bough. Machines keep running.\n"
         "[Unit]\nDescription=bough, virtual machines\n\n"
         f"[Service]\nExecStart={words}\nKillMode=process\nRestart=on-failure\nRestartSec=1\n\n"
         "[Install]\nWantedBy=default.target\n"
@@ -123,7 +130,9 @@ def _render_unit(arguments: list[str]) -> str:
 
 
 def _quote_for_unit(word: str) -> str:
-    """systemd.service(5), "Command lines": specifiers, variables, quotes and backslashes mean themselves."""
+    """Quote a word as in systemd.service(5), "Command lines": specifiers, variables, quotes and backslashes
+    are taken literally.
+    """
     text = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return f'"{text}"' if set(word) - _PLAIN else text
 

@@ -1,4 +1,4 @@
-"""image list, build, lock, import, search, pull, catalogue, delete, prune."""
+"""The commands image list, build, lock, import, search, pull, catalogue, delete and prune."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def image() -> None:
 @image.command("list")
 @json_option
 def list_images(as_json: bool) -> None:
-    """List the images that are here."""
+    """List the images in BOUGH_HOME."""
     images = connect().get("/images")
     if as_json:
         show_json(images)
@@ -41,20 +41,25 @@ def list_images(as_json: bool) -> None:
 
 @image.command()
 @click.argument("label", metavar="LABEL|RECIPE.toml")
-@click.option("--arch", help="Processor architecture; the recipe's, or the host's, by default.")
-@click.option("--rebuild", is_flag=True, help="Build it again, from today's packages.")
-@click.option("--mirror", metavar="URL", help="Where to take Debian's packages from.")
+@click.option("--arch", help="Processor architecture; default: the recipe's, or else the host's.")
+@click.option("--rebuild", is_flag=True, help="Build the image again, from today's packages.")
+@click.option("--mirror", metavar="URL", help="Mirror of Debian's packages.")
 @click.option(
-    "--security-mirror", metavar="URL|none", help="The same for its security updates; 'none' takes none."
+    "--security-mirror",
+    metavar="URL|none",
+    help="Mirror of Debian's security updates; 'none': no security updates.",
 )
 @click.option(
-    "--lock", metavar="FILE", type=click.Path(), help="Take the versions that `bough image lock` wrote."
+    "--lock",
+    metavar="FILE",
+    type=click.Path(),
+    help="Use the package versions that `bough image lock` wrote.",
 )
 @json_option
 def build(label: str, arch: str | None, lock: str | None, as_json: bool, **options: Any) -> None:
     """Build an image from packages: debian:11, debian:12, debian:13, debian:testing, debian:sid.
 
-    Or from a recipe: a file like ./web.toml, which names a base and what is added to it.
+    A recipe, a file like ./web.toml, names a base image and what to add to it.
     """
     if lock is not None:
         options["lock"] = _load_lock(lock)
@@ -73,10 +78,10 @@ def build(label: str, arch: str | None, lock: str | None, as_json: bool, **optio
 @click.argument("file", metavar="[FILE]", type=click.Path(), required=False)
 @json_option
 def lock(reference: str, file: str | None, as_json: bool) -> None:
-    """Write down which versions of packages an image has, for `bough image build --lock FILE`.
+    """Write the package versions of an image, for `bough image build --lock FILE`.
 
-    FILE is made or replaced; without it the lock is printed. It names no mirror: where the archive has
-    moved on, --mirror and --security-mirror name one that still has these versions.
+    FILE is created or replaced; without FILE the lock is printed. A lock names no mirror: when the archive no
+    longer has these versions, --mirror and --security-mirror name one that does.
     """
     from pathlib import Path
 
@@ -115,35 +120,46 @@ def _recipe(file: str) -> dict[str, Any]:
 
 @image.command("import")
 @click.argument("source", metavar="FILE|URL")
-@click.option("--name", metavar="LABEL", help="What to call it; made of the file's name by default.")
+@click.option("--name", metavar="LABEL", help="Label of the image; default: made from the file's name.")
 @click.option(
-    "--format", metavar="FORMAT", default="auto", help="raw, qcow2, vmdk, vdi, vhdx, vhd, ova, iso."
+    "--format",
+    metavar="FORMAT",
+    default="auto",
+    help="raw, qcow2, vmdk, vdi, vhdx, vhd, ova or iso; default: detected.",
 )
-@click.option("--arch", help="Processor architecture, where the disk does not tell; the host's by default.")
-@click.option("--firmware", metavar="bios|uefi", default="auto", help="What it boots by.")
-@click.option("--sha256", metavar="DIGITS", help="Of the file; sha512:DIGITS is taken as well.")
-@click.option("--os", default="unknown", help="Which system it is, for lists.")
-@click.option("--disk", metavar="FILE", help="Which one, of an OVA with several; all: the first one boots.")
-@click.option("--max-size", metavar="SIZE", help="How large it may be as a disk; 2TiB by default.")
-@click.option("--cloud-init", is_flag=True, help="It runs cloud-init, which then gets it our agent.")
+@click.option("--arch", help="Processor architecture, if the disk does not show it; default: the host's.")
+@click.option(
+    "--firmware", metavar="bios|uefi", default="auto", help="Firmware that boots the disk; default: detected."
+)
+@click.option("--sha256", metavar="DIGITS", help="Expected checksum of the file; sha512:DIGITS works, too.")
+@click.option("--os", default="unknown", help="Name of the operating system, for listings.")
+@click.option(
+    "--disk",
+    metavar="FILE",
+    help="The disk to import from an OVA with several; all: every disk, the first one boots.",
+)
+@click.option("--max-size", metavar="SIZE", help="Largest size of the disk; default: 2TiB.")
+@click.option(
+    "--cloud-init", is_flag=True, help="The image runs cloud-init, which then installs bough's agent."
+)
 @click.option(
     "--agent/--no-agent",
     default=None,
-    help="The disk of a machine with bough's agent, or not; an export of bough's says so itself.",
+    help="Whether the disk has bough's agent; an export of bough says so itself.",
 )
 @json_option
 def import_image(source: str, max_size: str | None, as_json: bool, **given: Any) -> None:
-    """Take over a disk image: raw, qcow2, vmdk, vdi, vhdx, OVA or ISO, also in gz, xz, zst or bz2.
+    """Import a disk image: raw, qcow2, vmdk, vdi, vhdx, OVA or ISO, also compressed by gz, xz, zst or bz2.
 
-    A download that breaks off goes on where it was, when the same command comes again. The file's
-    sha256 is kept with the image, also where none was asked for, but for a file with large holes.
+    The same command resumes a download that broke off. The file's sha256 is kept with the image, except for a
+    file with large holes.
     """
     from pathlib import Path
 
     from bough.errors import InvalidInput
     from bough.units import parse_size
 
-    if "://" not in source:  # the service works in another directory
+    if "://" not in source:  # the service has another working directory
         source = str(Path(source).expanduser().absolute())
     try:
         limit = parse_size(max_size) if max_size else None
@@ -158,13 +174,14 @@ def import_image(source: str, max_size: str | None, as_json: bool, **given: Any)
 
 @image.command()
 @click.argument("words", nargs=-1)
-@click.option("--arch", help="Only those for this processor architecture.")
+@click.option("--arch", help="Only images for this processor architecture.")
 @json_option
 def search(words: tuple[str, ...], arch: str | None, as_json: bool) -> None:
-    """List the images that can be had: with all of WORDS in their name or title, or all of them.
+    """List the images that can be built or pulled. WORDS: only images with all of these words in name or
+    title.
 
-    CHECKED says how a download is known to be what its publisher made: by a signature of its list of
-    checksums, or by that list alone, which then is as good as the connection to its server.
+    CHECKED says how bough verifies a download: by the publisher's signature of the checksums, or by checksums
+    alone. Checksums alone are as trustworthy as the connection to the server.
     """
     from bough.client.connection import path_of
 
@@ -195,17 +212,17 @@ def _checked(files: list[dict[str, Any]]) -> str:
 
 @image.command()
 @click.argument("name", metavar="NAME")
-@click.option("--arch", help="Processor architecture; the host's by default.")
+@click.option("--arch", help="Processor architecture; default: the host's.")
 @click.option(
-    "--name", "label", metavar="LABEL", help="What to call it here; as in the catalogue by default."
+    "--name", "label", metavar="LABEL", help="Label of the image; default: its name in the catalogue."
 )
-@click.option("--no-signature", is_flag=True, help="Check the checksum only, not who signed it.")
+@click.option("--no-signature", is_flag=True, help="Check the checksum only, not its signature.")
 @json_option
 def pull(name: str, arch: str | None, label: str | None, no_signature: bool, as_json: bool) -> None:
-    """Fetch an image that others publish, like fedora:44; `bough image search` lists them.
+    """Download an image of the catalogue, like fedora:44; `bough image search` lists them.
 
-    Its checksum is checked, and the signature of that where the publisher signs. `bough run` and `create`
-    do the same for a name that is not here yet.
+    bough verifies the checksum, and the publisher's signature if there is one. `bough run` and `create` pull
+    an image that is not on this host.
     """
     service = connect()
     with progress() as report:
@@ -216,15 +233,17 @@ def pull(name: str, arch: str | None, label: str | None, no_signature: bool, as_
 
 @image.group()
 def catalogue() -> None:
-    """The list of images that others publish."""
+    """Manage the list of published images."""
 
 
 @catalogue.command("update")
-@click.option("--from", "source", metavar="URL", help="Where it is; remembered for the next time.")
-@click.option("--force", is_flag=True, help="Also where it is older than the one in use.")
+@click.option(
+    "--from", "source", metavar="URL", help="Address of the catalogue; remembered for the next update."
+)
+@click.option("--force", is_flag=True, help="Accept a catalogue that is older than the present one.")
 @json_option
 def update_catalogue(source: str | None, force: bool, as_json: bool) -> None:
-    """Fetch a newer catalogue. It is taken as a whole, after it was checked, or not at all."""
+    """Fetch a newer catalogue. It replaces the old one only if it is valid as a whole."""
     service = connect()
     with progress() as report:
         body = {"source": source, "force": force}
@@ -235,7 +254,7 @@ def update_catalogue(source: str | None, force: bool, as_json: bool) -> None:
 @catalogue.command("reset")
 @json_option
 def reset_catalogue(as_json: bool) -> None:
-    """Go back to the catalogue that is part of bough."""
+    """Go back to the catalogue that comes with bough."""
     _show_catalogue(connect().call("DELETE", "/catalogue"), as_json)
 
 
@@ -250,7 +269,7 @@ def _show_catalogue(found: dict[str, Any], as_json: bool) -> None:
 @image.command()
 @click.argument("references", type=IMAGE, nargs=-1, required=True)
 def delete(references: tuple[str, ...]) -> None:
-    """Delete images that no machine stands on."""
+    """Delete images that no machine uses."""
     from bough.client.connection import path_of
 
     service = connect()
@@ -261,7 +280,7 @@ def delete(references: tuple[str, ...]) -> None:
 @image.command()
 @json_option
 def prune(as_json: bool) -> None:
-    """Delete every image that no machine stands on and no label names."""
+    """Delete every image that no machine uses and no label points to."""
     done = connect().post("/images/prune", timeout=300)
     if as_json:
         show_json(done)

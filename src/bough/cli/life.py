@@ -1,4 +1,4 @@
-"""create, start, stop and what else changes a machine's state."""
+"""The commands that change a machine's state: create, start, stop and others."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ _until = click.option(
     "--until",
     type=click.Choice(["agent", "booted"]),
     default="agent",
-    help="What to wait for; booted: its services are started, and its network is up.",
+    help="agent: wait until the guest answers; booted: until its services and its network are up.",
 )
 
 
 _deadline = click.option(
     "--deadline",
     type=DURATION,
-    help="Then the plug is pulled. Default: after 60 s without progress of the guest, at most 3m.",
+    help="Cut the power after this time. Default: after 60 s without progress of the guest, at most 3m.",
 )
 
 
 @click.command()
 @click.argument("image", type=IMAGE, required=False)
-@click.option("--name", help="What to call it.")
-@click.option("--start", is_flag=True, help="Start it, too.")
+@click.option("--name", help="Name of the machine.")
+@click.option("--start", is_flag=True, help="Start the machine, too.")
 @spec_options
 @json_option
 def create(
     image: str | None, name: str | None, start: bool, force: bool, as_json: bool, **given: Any
 ) -> None:
-    """Create a machine from IMAGE (debian:12), stopped. The image is built when it is not here yet.
+    """Create a machine from IMAGE (debian:12), stopped. An image that is missing is built or pulled first.
 
-    The public keys in ~/.ssh may log in as root, unless others are named. A TOML spec says
-    everything that the flags can.
+    The public keys in ~/.ssh may log in as root, unless --ssh-key or the spec names keys. Every flag has a
+    setting in a TOML spec.
     """
     data = spec_of(image, given)
     if name is None and isinstance(data.get("name"), str):
@@ -53,12 +53,12 @@ def create(
 
 @click.command()
 @click.argument("name", type=NAME)
-@click.option("--no-wait", is_flag=True, help="Do not wait until it answers.")
+@click.option("--no-wait", is_flag=True, help="Do not wait until the guest answers.")
 @_until
 @click.option("--timeout", type=DURATION, help=TIMEOUT_HELP)
-@click.option("--cold", is_flag=True, help="Boot a suspended machine; what is in its memory is lost.")
+@click.option("--cold", is_flag=True, help="Boot a suspended machine; its memory is lost.")
 def start(name: str, no_wait: bool, until: str, timeout: float | None, cold: bool) -> None:
-    """Start a machine and wait until it answers. A suspended one goes on where it was."""
+    """Start a machine and wait until the guest answers. A suspended machine resumes where it was."""
     with progress() as report:
         started = _start(connect(), name, timeout, report, wait=not no_wait, until=until, cold=cold)
     _say_already(started, "is running")
@@ -70,7 +70,7 @@ def _start(service: Any, name: str, timeout: float | None, report: Any, **option
 
 
 def _say_already(answer: dict[str, Any], how: str) -> None:
-    """On stderr, where nothing was to be done: a script goes on, its author may want to know."""
+    """Say on stderr that the machine had that state already. The exit status stays 0, for scripts."""
     if answer.get("already"):
         click.echo(f"{answer['name']} {how} already", err=True)
 
@@ -78,25 +78,23 @@ def _say_already(answer: dict[str, Any], how: str) -> None:
 @click.command()
 @click.argument("names", type=NAME, nargs=-1, required=True)
 @_deadline
-@click.option(
-    "--force", is_flag=True, help="Pull the plug at once. Of a suspended machine: give its memory up."
-)
+@click.option("--force", is_flag=True, help="Cut the power at once; a suspended machine loses its memory.")
 def stop(names: tuple[str, ...], deadline: float | None, force: bool) -> None:
-    """Ask a machine to power off; after a deadline pull the plug."""
+    """Shut a machine down; cut its power if it is still on after a deadline."""
     service = connect()
     with progress() as report:
         for name in names:
             body = {"deadline_s": deadline, "force": force}
             done = service.long_call("POST", machine_path(name, "stop"), body, progress=report)
             if done.get("how") == "already":
-                how = "failed, and does not run" if done["state"] == "failed" else "is stopped already"
+                how = "has failed and does not run" if done["state"] == "failed" else "is stopped already"
                 click.echo(f"{name} {how}", err=True)
             if done.get("how") == "power" and not force:
                 kind = (done.get("was") or {}).get("kind")
                 why = f"had {kind}" if kind in ("halted", "panicked") else ""
                 within = "" if deadline is None else f" within {deadline:.0f} s"
                 why = why or f"did not power off{within}"
-                click.echo(f"{name} {why}: its plug was pulled", err=True)
+                click.echo(f"{name} {why}: bough cut its power", err=True)
 
 
 @click.command()
@@ -114,16 +112,16 @@ def restart(name: str, deadline: float | None, until: str, timeout: float | None
 @click.command()
 @click.argument("name", type=NAME)
 def pause(name: str) -> None:
-    """Stop a machine's processors; its memory stays."""
+    """Pause a machine's vCPUs; its memory stays in RAM."""
     _say_already(connect().post(machine_path(name, "pause")), "is paused")
 
 
 @click.command()
 @click.argument("names", type=NAME, nargs=-1, required=True)
 def suspend(names: tuple[str, ...]) -> None:
-    """Put a machine's memory on disk, and end its process.
+    """Write a machine's memory to disk and end its process.
 
-    `bough resume` lets it go on where it was, also after a reboot of the host.
+    `bough resume` continues the machine where it was, also after a reboot of the host.
     """
     service = connect()
     with progress() as report:
@@ -135,10 +133,10 @@ def suspend(names: tuple[str, ...]) -> None:
 
 @click.command()
 @click.argument("name", type=NAME)
-@click.option("--no-wait", is_flag=True, help="Do not wait until it answers.")
+@click.option("--no-wait", is_flag=True, help="Do not wait until the guest answers.")
 @click.option("--timeout", type=DURATION, help=TIMEOUT_HELP)
 def resume(name: str, no_wait: bool, timeout: float | None) -> None:
-    """Let a paused or suspended machine go on, or wake a guest that sleeps."""
+    """Resume a paused or suspended machine, or wake a sleeping guest."""
     body = {"wait": not no_wait, "timeout_s": timeout}
     with progress() as report:
         path = machine_path(name, "resume")
@@ -150,13 +148,13 @@ def resume(name: str, no_wait: bool, timeout: float | None) -> None:
 @click.argument("name", type=NAME)
 @click.argument("new_name")
 def rename(name: str, new_name: str) -> None:
-    """Give a machine another name."""
+    """Rename a machine."""
     connect().call("PATCH", machine_path(name), {"name": new_name})
 
 
 @click.command()
 @click.argument("names", type=NAME, nargs=-1, required=True)
-@click.option("--force", is_flag=True, help="Running ones, too: their plug is pulled.")
+@click.option("--force", is_flag=True, help="Also delete running machines; their power is cut.")
 def delete(names: tuple[str, ...], force: bool) -> None:
     """Delete machines and their disks."""
     service = connect()

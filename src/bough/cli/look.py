@@ -1,4 +1,4 @@
-"""list, info, logs, wait, events."""
+"""The commands list, info, logs, wait and events."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def list_machines(as_json: bool) -> None:
 
 
 def _state(machine: dict[str, Any]) -> str:
-    """Its state, and what its user would miss otherwise."""
+    """Return a machine's state, with notes about trouble that the state alone does not show."""
     unreachable = bool(machine["unreachable"])
     runs = not unreachable and machine["state"] == "running"
     kind = str((machine.get("condition") or {}).get("kind", ""))
@@ -54,10 +54,10 @@ def _state(machine: dict[str, Any]) -> str:
 
 @click.command()
 @click.argument("name", type=NAME)
-@click.option("--plan", is_flag=True, help="What a start would start: data and command line.")
+@click.option("--plan", is_flag=True, help="Show what a start would use: data and command line.")
 @json_option
 def info(name: str, plan: bool, as_json: bool) -> None:
-    """Show all about a machine: what it is, where it runs, what it is locked into, why it failed."""
+    """Show a machine: settings, process, jail, and the cause of a failure."""
     service = connect()
     if plan:
         _show_plan(service.get(machine_path(name, "plan")), as_json)
@@ -70,7 +70,10 @@ def info(name: str, plan: bool, as_json: bool) -> None:
     rows = [
         ("name", machine["name"]),
         ("id", machine["id"]),
-        ("state", machine["state"] + (" (deleted when its client goes)" if machine["ephemeral"] else "")),
+        (
+            "state",
+            machine["state"] + (" (deleted when its client disconnects)" if machine["ephemeral"] else ""),
+        ),
         ("agent", machine["agent"] + (", the guest is still booting" if _boots(machine) else "")),
         *([("seen", _seen(machine["seen"]))] if machine.get("seen") else []),
         *([("guest", clean(machine["condition"]["text"]))] if machine.get("condition") else []),
@@ -102,7 +105,7 @@ def info(name: str, plan: bool, as_json: bool) -> None:
 
 
 def _seen(seen: dict[str, Any]) -> str:
-    """What a guest without an agent has shown of its boot."""
+    """Render the signs of a boot that were seen of a guest without an agent."""
     return clean(f"{seen['says']}: {seen['line']}" if seen["line"] else seen["says"])
 
 
@@ -122,7 +125,7 @@ def _uplink(uplink: dict[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def _limits(limits: dict[str, Any]) -> str:
-    """Those that were asked for, and the console's."""
+    """Render the limits that the spec sets, and the limit of the console."""
     told = []
     for name, value in limits.items():
         if value is None:
@@ -188,12 +191,12 @@ def _show_trouble(machine: dict[str, Any]) -> None:
 
 @click.command()
 @click.argument("name", type=NAME)
-@click.option("-f", "--follow", is_flag=True, help="Go on as it prints.")
-@click.option("-n", "--tail", "tail_bytes", type=int, default=65536, help="So many bytes of the end.")
-@click.option("--qemu", is_flag=True, help="QEMU's standard error instead.")
-@click.option("--raw", is_flag=True, help="With the escape sequences that it printed. Harmful ones, too.")
+@click.option("-f", "--follow", is_flag=True, help="Keep printing new output.")
+@click.option("-n", "--tail", "tail_bytes", type=int, default=65536, help="Bytes to print, from the end.")
+@click.option("--qemu", is_flag=True, help="Print QEMU's standard error instead.")
+@click.option("--raw", is_flag=True, help="Keep the guest's escape sequences, also harmful ones.")
 def logs(name: str, follow: bool, tail_bytes: int, qemu: bool, raw: bool) -> None:
-    """Show what a machine printed on its console."""
+    """Print the output of a machine's console."""
     service = connect()
     source = "qemu" if qemu else "console"
     text = service.get(machine_path(name, "logs", source=source, tail=tail_bytes))
@@ -213,27 +216,29 @@ def logs(name: str, follow: bool, tail_bytes: int, qemu: bool, raw: bool) -> Non
     "--until",
     type=click.Choice(["agent", "booted", "rebooted", "stopped", "first-boot"]),
     default="agent",
-    help="booted: its services are started, and its network is up; rebooted: the same of a later boot.",
+    help="booted: services and network are up; rebooted: the same, after a later boot.",
 )
-@click.option("--boot-id", help="With --until rebooted: the boot before, as `info --json` shows it.")
-@click.option("--timeout", type=DURATION, help=f"{TIMEOUT_HELP} For `stopped` 2m.")
+@click.option("--boot-id", help="With --until rebooted: id of the previous boot, as in `info --json`.")
+@click.option("--timeout", type=DURATION, help=f"{TIMEOUT_HELP} With --until stopped: 2m.")
 def wait(name: str, until: str, boot_id: str | None, timeout: float | None) -> None:
     """Wait until a machine answers, is up, has rebooted, or has stopped.
 
-    A machine that shuts down is not up: its next boot is waited for.
+    A guest that is shutting down counts as down: `wait` waits for its next boot.
     """
     if boot_id and until != "rebooted":
-        raise click.UsageError("--boot-id is for --until rebooted")
+        raise click.UsageError("--boot-id needs --until rebooted")
     with progress() as report:
         body = {"until": until, "boot_id": boot_id, "timeout_s": timeout}
         connect().long_call("POST", machine_path(name, "wait"), body, progress=report)
 
 
 @click.command()
-@click.option("--since", help="A time as the events have it; only what comes by default.")
+@click.option(
+    "--since", help="Print also the events since this time, written as events show it; default: new events."
+)
 @json_option
 def events(since: str | None, as_json: bool) -> None:
-    """Show what happens to machines, as it happens."""
+    """Print events of machines as they happen."""
     import json
 
     from bough.client.connection import path_of

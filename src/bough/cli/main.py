@@ -1,6 +1,6 @@
-"""The commands, each loaded when it is called.
+"""The table of commands. Each command is imported when it is called.
 
-Start-up time is felt at every call, so this file imports click and nothing else that takes time.
+Every call pays for start-up, so this module imports click and nothing else that takes time.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from bough import __version__
 
 #: command -> (module below bough.cli, attribute, help in one line), in the order of `bough --help`.
 COMMANDS = {
-    "run": ("run", "run", "Run a command on a new machine, gone afterwards."),
-    "spares": ("spares", "spares", "Keep machines that stand by for the next run or fork."),
+    "run": ("run", "run", "Run a command on a new machine, then delete the machine."),
+    "spares": ("spares", "spares", "Keep standby machines for the next run or fork."),
     "create": ("life", "create", "Create a machine, stopped."),
-    "start": ("life", "start", "Start a machine and wait until it answers."),
-    "stop": ("life", "stop", "Ask a machine to power off; after a deadline pull the plug."),
+    "start": ("life", "start", "Start a machine and wait until the guest answers."),
+    "stop": ("life", "stop", "Shut a machine down; cut its power after a deadline."),
     "restart": ("life", "restart", "Stop and start a machine."),
-    "pause": ("life", "pause", "Stop a machine's processors; its memory stays."),
-    "suspend": ("life", "suspend", "Put a machine's memory on disk, and end its process."),
-    "resume": ("life", "resume", "Let a paused or suspended machine go on."),
-    "rename": ("life", "rename", "Give a machine another name."),
+    "pause": ("life", "pause", "Pause a machine's vCPUs; its memory stays in RAM."),
+    "suspend": ("life", "suspend", "Write a machine's memory to disk and end its process."),
+    "resume": ("life", "resume", "Resume a paused or suspended machine."),
+    "rename": ("life", "rename", "Rename a machine."),
     "snapshot": ("snapshot", "snapshot", "Take, list and delete snapshots."),
-    "fork": ("snapshot", "fork", "Make new machines that go on from another or a snapshot."),
-    "restore": ("snapshot", "restore", "Put a machine back to a snapshot."),
-    "export": ("bundle", "export", "Write a machine to a file, to go on with elsewhere."),
-    "import": ("bundle", "import_bundle", "Take up a machine that was exported."),
-    "bundle": ("bundle", "bundle", "Look at bundles."),
+    "fork": ("snapshot", "fork", "Create machines that continue from a machine or a snapshot."),
+    "restore": ("snapshot", "restore", "Rewind a machine to a snapshot."),
+    "export": ("bundle", "export", "Write a machine to a file, for another host."),
+    "import": ("bundle", "import_bundle", "Create a machine from an exported file."),
+    "bundle": ("bundle", "bundle", "Inspect bundles."),
     "delete": ("life", "delete", "Delete machines and their disks."),
     "list": ("look", "list_machines", "List the machines."),
-    "info": ("look", "info", "Show all about a machine."),
-    "logs": ("look", "logs", "Show what a machine printed on its console."),
+    "info": ("look", "info", "Show a machine's settings, process and failures."),
+    "logs": ("look", "logs", "Print the output of a machine's console."),
     "wait": ("look", "wait", "Wait until a machine answers, or has stopped."),
-    "events": ("look", "events", "Show what happens to machines, as it happens."),
+    "events": ("look", "events", "Print events of machines as they happen."),
     "exec": ("execute", "exec_command", "Run a command in a machine."),
-    "shell": ("execute", "shell", "Log in to a machine."),
+    "shell": ("execute", "shell", "Open a login shell in a machine."),
     "console": ("execute", "console", "Attach to a machine's serial console."),
     "screenshot": ("screen", "screenshot", "Write a picture of a machine's screen, or its text."),
     "type": ("screen", "type_text", "Type on a machine's keyboard."),
@@ -45,12 +45,12 @@ COMMANDS = {
     "cp": ("copy", "cp", "Copy files and trees to and from a machine."),
     "port": ("reach", "port", "Forward ports of this host to a machine."),
     "mount": ("mounts", "mount", "Share a directory of this host with a machine."),
-    "umount": ("mounts", "umount", "Share a directory with a machine no longer."),
-    "proxy": ("reach", "proxy", "Carry standard input and output to a port of a machine."),
+    "umount": ("mounts", "umount", "Stop sharing a directory with a machine."),
+    "proxy": ("reach", "proxy", "Connect standard input and output to a port of a machine."),
     "ssh": ("ssh", "ssh", "Run ssh to a machine."),
     "ssh-config": ("ssh", "ssh_config", "Print a configuration for ssh, rsync, Ansible."),
     "image": ("image", "image", "Build, list and delete images."),
-    "doctor": ("host", "doctor", "Tell what this host has, lacks, and how to get it."),
+    "doctor": ("host", "doctor", "Report what this host provides and lacks."),
     "serve": ("host", "serve", "Run the service in the foreground."),
     "version": ("host", "version", "Print the version."),
     "completion": ("host", "completion", "Print the completion script for a shell."),
@@ -58,7 +58,7 @@ COMMANDS = {
 
 
 class Commands(click.Group):
-    """A group whose commands are imported when they are called."""
+    """A group that imports a command when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -83,7 +83,7 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        # Without importing each of them for one line.
+        # The table has the help lines, so that no command is imported.
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
 
@@ -97,16 +97,16 @@ class BoughUsage(click.UsageError):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "--version", message="bough %(version)s")
 def cli() -> None:
-    """Whole machines over QEMU: build, run and keep them.
+    """Run whole virtual machines over QEMU: build, run, snapshot and fork them.
 
-    Everything belongs to one BOUGH_HOME (by default ~/.local/share/bough, for root /var/lib/bough).
-    Exit status: 0 done, 1 an error, 2 a wrong call, 124 out of time, 130 interrupted; `exec`, `run`
-    and `ssh` pass on that of the command (128 and the signal's number where a signal ended it).
+    Machines, images and snapshots belong to one BOUGH_HOME (default: ~/.local/share/bough, for root
+    /var/lib/bough). Exit status: 0 done, 1 error, 2 usage error, 124 time-out, 130 interrupted. `exec`,
+    `run`, `shell` and `ssh` pass on the status of the command (128 + N if signal N ended it).
     """
 
 
 def call() -> int:
-    """Do what the command line says; the exit status.
+    """Run the command line and return the exit status.
 
     Raises:
         BoughError, KeyboardInterrupt, BrokenPipeError: see bough.cli.entry.

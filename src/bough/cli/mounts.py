@@ -1,4 +1,4 @@
-"""mount, umount: directories of this host in a machine."""
+"""The commands mount and umount, which share directories of this host with a machine."""
 
 from __future__ import annotations
 
@@ -10,23 +10,27 @@ from bough.cli.output import clean, show_json, show_table
 from bough.cli.service import NAME, connect, json_option, machine_path
 from bough.errors import InvalidInput
 
-#: A mount waits for the guest, which may be emulated.
+#: The guest mounts the directory, which takes long on an emulated processor.
 _TIMEOUT_S = 180
 
 
 @click.command()
 @click.argument("name", type=NAME)
 @click.argument("directory", metavar="[DIR:PATH[:ro|:rw]]", required=False)
-@click.option("--owner", metavar="USER", help="Whose it is in the guest; its first user's, or root's.")
-@click.option("--cache", metavar="TIME", help="How old a look at a file may be there; 1s by default.")
-@click.option("--again", is_flag=True, help="Try once more what could not be mounted.")
+@click.option(
+    "--owner", metavar="USER", help="Owner of the files in the guest; default: its first user, or root."
+)
+@click.option(
+    "--cache", metavar="TIME", help="How long the guest may cache attributes of a file; default: 1s."
+)
+@click.option("--again", is_flag=True, help="Retry the mounts that failed.")
 @json_option
 def mount(
     name: str, directory: str | None, owner: str | None, cache: str | None, again: bool, as_json: bool
 ) -> None:
-    """Share DIR of this host with a machine, at PATH; read-only without ":rw". Without DIR: list them.
+    """Share DIR of this host with a machine, at PATH; read-only without ":rw". Without DIR: list the mounts.
 
-    It stays with the machine, over restarts. Forks of the machine share the same directory.
+    A mount persists over restarts of the machine. Forks of the machine share the same directory.
     """
     service = connect()
     path = machine_path(name, "mounts")
@@ -52,9 +56,9 @@ def mount(
 @click.command()
 @click.argument("name", type=NAME)
 @click.argument("path")
-@click.option("--force", is_flag=True, help="Although something in the guest uses it.")
+@click.option("--force", is_flag=True, help="Unmount even if a program in the guest uses the directory.")
 def umount(name: str, path: str, force: bool) -> None:
-    """Share what is at PATH of a machine no longer."""
+    """Stop sharing the directory at PATH of a machine."""
     service = connect()
     service.call("DELETE", machine_path(name, "mounts", target=path, force=force), timeout=_TIMEOUT_S)
 

@@ -1,4 +1,4 @@
-"""What a person sees: tables, errors, progress. Data goes to stdout, everything else to stderr."""
+"""Output for people: tables, errors, progress. Data goes to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bough.errors import BoughError
     from bough.progress import Progress, Report
 
-#: Details of an error that are the end of something: shown below it, indented.
+#: Details of an error that hold the end of a log; shown indented below the error.
 _TAILS = {"qemu_stderr": "qemu", "console": "console", "output": "output", "log": "log"}
 _TAIL_LINES = 15
 
@@ -23,20 +23,20 @@ def show_json(value: Any) -> None:
 
 
 def show_table(rows: Sequence[Sequence[str]], head: Sequence[str]) -> None:
-    """Columns as wide as they need to be; nothing but spaces, so that it reads well everywhere."""
+    """Print columns as wide as their content, with nothing but spaces between, readable in every program."""
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     for row in [head, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def clean(text: str) -> str:
-    """What a guest printed, without what would do something to this terminal.
+    """Return the output of a guest without anything that could control this terminal.
 
-    Escape sequences (ECMA-48) and control characters go, newlines and tabs stay.
+    Escape sequences (ECMA-48) and control characters are removed; newlines and tabs stay.
     """
     import re
 
-    # Nothing here is looked at twice: a guest can print megabytes of beginnings that do not end.
+    # No character is scanned twice: a guest can print megabytes of sequences that never end.
     text = re.sub(
         r"\x1b(?:\[[0-?]*[ -/]*[@-~]?|[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[ -/]*[0-~]?)", "", text
     )
@@ -46,12 +46,12 @@ def clean(text: str) -> str:
     )
 
 
-#: Characters that reorder or hide what stands around them.
+#: Characters that reorder or hide the text around them.
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f")
 
 
 def show_error(error: BoughError) -> None:
-    """`error: ...`, what it knows, and a hint."""
+    """Print `error: ...`, the details, and the hint."""
     lines = [f"error: {clean(error.message)}"]
     problems = error.details.get("problems")
     if isinstance(problems, list) and len(problems) > 1:
@@ -70,13 +70,15 @@ def show_error(error: BoughError) -> None:
 
 
 def is_fancy() -> bool:
-    """Whether somebody looks at stderr on a terminal that can redraw a line."""
+    """Return whether stderr is a terminal that can redraw a line."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 @contextmanager
 def progress(quiet: bool = False) -> Iterator[Report]:
-    """Shows a long call: a bar on a terminal, a line per step elsewhere. The end leaves nothing of a bar."""
+    """Show the progress of a long call: a bar on a terminal, else a line per step. The bar is erased at the
+    end.
+    """
     if quiet:
         yield lambda _: None
     elif is_fancy():
@@ -91,7 +93,7 @@ def _render_notice(step: Progress) -> str:
 
 
 class _Lines:
-    """A line per step."""
+    """Progress as one line per step."""
 
     def __init__(self) -> None:
         self._last = ""
@@ -106,7 +108,7 @@ class _Lines:
 
 @contextmanager
 def _bar() -> Iterator[Report]:
-    # rich takes 50 ms to import: only a call that turned out to be long pays for it.
+    # rich takes 50 ms to import, so it is imported only if a call turns out to be long.
     shown: list[Any] = []
 
     def report(step: Progress) -> None:
@@ -145,7 +147,7 @@ def _bar() -> Iterator[Report]:
 
 
 def ago(moment: str | None) -> str:
-    """'3 min 5 s' since an ISO time; '-' for None."""
+    """Return the time since an ISO time, like '3 min 5 s'; '-' for None."""
     if not moment:
         return "-"
     from datetime import UTC, datetime

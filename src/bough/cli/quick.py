@@ -1,8 +1,8 @@
-"""The short way of `exec` and `run` without options, which are called more often than all else together.
+"""The fast path of `exec` and `run` without options, which are the most frequent calls.
 
-To load a library for options, one for HTTP and one for JSON takes an interpreter several times as long as the
-command itself. Whatever is out of the ordinary (an option, no service, one of another version, a refusal)
-goes the long way, which does all of it again and says what is wrong.
+Loading libraries for options, HTTP and JSON takes an interpreter several times as long as the command. In any
+other case (an option, no service, another version, a refusal) the ordinary code starts over and reports what
+is wrong.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345678
 
 
 def attempt(words: list[str]) -> int | None:
-    """The status of a command, if it could be run this way; None: nothing has happened.
+    """Run a command and return its exit status. Return None if this path cannot; then nothing has happened.
 
     Raises:
-        BoughError: it was begun, and its end is not known.
+        BoughError: the command was started, and its end is not known.
     """
     if len(words) < 3 or words[0] not in ("exec", "run") or words[1].startswith("-"):
         return None
@@ -65,5 +65,5 @@ def _is_plain(word: str) -> bool:
 
 
 def _quote(word: str) -> str:
-    """JSON's way to write a plain word."""
+    """Write a plain word as a JSON string."""
     return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'

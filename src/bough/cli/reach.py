@@ -1,4 +1,4 @@
-"""port, proxy: other programs' ways to a machine, all through its agent."""
+"""The commands port and proxy: connections of other programs to a machine, through its agent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def port() -> None:
 @click.argument("name", type=NAME)
 @json_option
 def list_ports(name: str, as_json: bool) -> None:
-    """List what is forwarded to a machine."""
+    """List the forwarded ports of a machine."""
     ports = connect().get(machine_path(name, "ports"))
     if as_json:
         show_json(ports)
@@ -35,10 +35,10 @@ def list_ports(name: str, as_json: bool) -> None:
 @click.argument("forward", metavar="[ADDRESS:]HOST:GUEST")
 @json_option
 def add_port(name: str, forward: str, as_json: bool) -> None:
-    """Forward a TCP port of this host to one of the machine; 0:80 takes any free port and prints it.
+    """Forward a TCP port of this host to one of the machine; 0:80 picks a free port and prints it.
 
-    It listens on 127.0.0.1 unless an ADDRESS is given, while the machine runs; it stays with the machine.
-    The port refuses connections while no program listens on the guest's port, on whatever address.
+    The port listens on ADDRESS (default: 127.0.0.1) while the machine runs. The forward persists over
+    restarts. The port refuses connections while no program listens on the guest's port, on any address.
     """
     made = connect().post(machine_path(name, "ports"), _parse(forward))
     show_json(made) if as_json else print(f"{made['host']}:{made['host_port']}")
@@ -48,14 +48,14 @@ def add_port(name: str, forward: str, as_json: bool) -> None:
 @click.argument("name", type=NAME)
 @click.argument("host_port", type=int)
 def remove_port(name: str, host_port: int) -> None:
-    """Forward a port no longer."""
+    """Stop forwarding a port."""
     connect().call("DELETE", machine_path(name, "ports", str(host_port)))
 
 
 def _parse(text: str) -> dict[str, Any]:
     *address, host, guest = text.rsplit(":", 2) if text.count(":") > 1 else text.split(":")
     if not (host.isdecimal() and guest.isdecimal() and text.count(":")):
-        raise InvalidInput(f"a forward is HOST:GUEST, two port numbers, like 8080:80, not {text!r}")
+        raise InvalidInput(f"expected HOST:GUEST, two port numbers like 8080:80, got {text!r}")
     return {
         "host": address[0].strip("[]") if address else "127.0.0.1",
         "host_port": int(host),
@@ -66,10 +66,16 @@ def _parse(text: str) -> dict[str, Any]:
 @click.command()
 @click.argument("name", type=NAME)
 @click.argument("guest_port", type=click.IntRange(1, 65535))
-@click.option("--wait", "wait_s", type=DURATION, default="0", help="So long for something to listen there.")
+@click.option(
+    "--wait",
+    "wait_s",
+    type=DURATION,
+    default="0",
+    help="How long to wait until a program listens on the port.",
+)
 @click.option("--authorize", metavar="USER", help="Let bough's own ssh key log in as USER first.")
 def proxy(name: str, guest_port: int, wait_s: float, authorize: str | None) -> None:
-    """Carry standard input and output to a TCP port of a machine, as ssh's ProxyCommand wants it."""
+    """Connect standard input and output to a TCP port of a machine, for ssh's ProxyCommand."""
     import threading
 
     with _tunnel(name, guest_port, wait_s) as socket:
@@ -84,7 +90,7 @@ def proxy(name: str, guest_port: int, wait_s: float, authorize: str | None) -> N
                 _wait_unread(1)
                 socket.close()
             except Exception:
-                pass  # the tunnel has ended: the other direction tells
+                pass  # the tunnel has ended: the other direction reports it
 
         threading.Thread(target=outward, daemon=True).start()
         while isinstance(data := socket.receive(), bytes) and data:
@@ -94,11 +100,11 @@ def proxy(name: str, guest_port: int, wait_s: float, authorize: str | None) -> N
 
 
 def _wait_unread(descriptor: int) -> None:
-    """Until nobody can read any more what is written there; for a file that is never."""
+    """Wait until the read end of a pipe or socket is closed. For a file the wait never ends."""
     import select
 
     poll = select.poll()
-    poll.register(descriptor, 0)  # an error or a hang-up is always told
+    poll.register(descriptor, 0)  # poll always reports an error and a hang-up
     poll.poll()
 
 
@@ -110,14 +116,16 @@ def _tunnel(name: str, guest_port: int, wait_s: float) -> Any:
         try:
             return service.websocket(machine_path(name, "tunnel", port=guest_port))
         except GuestRefused:
-            # A machine that was just started answers before its sshd does.
+            # A machine that has just started answers before its sshd listens.
             if time.monotonic() > deadline:
                 raise
         time.sleep(0.2)
 
 
 def _authorize(name: str, user: str) -> None:
-    """Warn where the key cannot be authorized: ssh may know another key that the machine accepts."""
+    """Authorize bough's key. A failure is a warning only: ssh may have another key that the
+    machine accepts.
+    """
     from bough.client import ssh
     from bough.paths import Home
 

@@ -1,4 +1,4 @@
-"""The reference of the command line, as Markdown, made from the commands themselves."""
+"""Render the reference of the command line as Markdown, from the commands themselves."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from bough.cli.main import COMMANDS, cli
 
 _HEAD = """# The command line
 
-Made from the code by `make docs`; `bough COMMAND --help` says the same.
+Generated from the code by `make docs`; `bough COMMAND --help` prints the same text.
 
 Data goes to standard output, everything else to standard error. Every listing takes `--json`. A size is a
 number with KiB, MiB, GiB or TiB (or of bytes), a time is like `30s`, `2m`, `1h30m`. NAME is a machine's name,
 its id, or the beginning of its id (4 digits or more).
 
-| exit status | means |
+| exit status | meaning |
 |---|---|
 | 0 | done |
-| 1 | an error: one line, what is known about it, and a hint, on standard error |
-| 2 | a wrong call |
-| 124 | out of time |
+| 1 | an error; standard error has one line, known details and a hint |
+| 2 | usage error |
+| 124 | time-out |
 | 130 | interrupted |
 
 `exec`, `run`, `shell` and `ssh` pass on the status of the command: 128 and the signal's number where a signal
-ended it, 127 where there is no such command in the guest, 126 where it cannot be run.
+ended it, 127 if the guest has no such command, 126 if the command cannot be run.
 
-| environment | is |
+| environment | meaning |
 |---|---|
-| `BOUGH_HOME` | where machines and images are kept: `~/.local/share/bough`; for root `/var/lib/bough` |
-| `BOUGH_DEBUG` | when set, a mistake of bough's own is shown with all that is known about it |
-| `BOUGH_PREWARM` | `off`, when the service starts: snapshots are not pre-warmed, so all forks start QEMU |
-| `NO_COLOR` | no colour; there is none either where the output is no terminal |
+| `BOUGH_HOME` | place of machines and images; default: `~/.local/share/bough`, for root `/var/lib/bough` |
+| `BOUGH_DEBUG` | if set, a bug in bough prints its traceback |
+| `BOUGH_PREWARM` | `off` when the service starts: snapshots are not pre-warmed, so each fork starts a QEMU |
+| `NO_COLOR` | if set, no colour; output to a file or pipe never has any |
 """
 
 
 def render_reference() -> str:
-    """All of docs/cli.md."""
+    """Return docs/cli.md."""
     parts = [_HEAD, "## Commands\n", _table(COMMANDS), ""]
     with click.Context(cli, info_name="bough") as context:
         for name in COMMANDS:

@@ -1,4 +1,4 @@
-"""run: a machine for one command."""
+"""The command run: a machine for one command."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from bough.cli.spec import spec_of, spec_options
 
 
 @click.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
-@click.option("--name", help="What to call it; implies --keep.")
-@click.option("--keep", is_flag=True, help="Do not delete it afterwards.")
+@click.option("--name", help="Name of the machine; implies --keep.")
+@click.option("--keep", is_flag=True, help="Keep the machine afterwards, running.")
 @click.option("-t", "--tty", is_flag=True, help="Give the command a terminal.")
-@click.option("-i", "--interactive", is_flag=True, help="Pass on what is typed, also without -t.")
-@click.option("-u", "--as-user", help="As whom the command runs; root by default.")
 @click.option(
-    "--cold", is_flag=True, help="Boot it, instead of going on from a snapshot of the booted image."
+    "-i", "--interactive", is_flag=True, help="Pass on standard input from a terminal, also without -t."
 )
+@click.option("-u", "--as-user", metavar="USER", help="Run as this user of the guest; default: root.")
+@click.option("--cold", is_flag=True, help="Boot the machine instead of forking the booted snapshot.")
 @click.option("--timeout", type=DURATION, help=TIMEOUT_HELP)
 @spec_options
 @click.argument("image", type=IMAGE)
@@ -41,11 +41,12 @@ def run(
     force: bool,
     **given: Any,
 ) -> int:
-    """Run COMMAND (a shell by default) on a new machine from IMAGE, and delete the machine afterwards.
+    """Run COMMAND (default: a shell) on a new machine from IMAGE, then delete the machine.
 
-    Also when it is interrupted, and when this client is killed. --keep and --name keep it, running.
+    The machine is also deleted if the command is interrupted or this client is killed. --keep and --name keep
+    the machine, running.
 
-    The first run of an image on such hardware boots it and keeps a snapshot; later ones go on from there.
+    The first run of an image on such hardware boots it and takes a snapshot. Later runs fork that snapshot.
     """
     if command[:1] == ("--",):
         command = command[1:]
@@ -59,7 +60,8 @@ def run(
     interactive = interactive or not command
     body = {"spec": spec, "force": force, "cold": cold, "timeout_s": timeout}
     if not (keep or name):
-        # The service deletes the machine when its command has ended, and when this client has, however.
+        # The service deletes the machine when the command ends, and when this client ends for whatever
+        # reason.
         socket = service.websocket("/run")
         socket.send_text(json.dumps({**body, "command": request | (on_terminal() if tty else {})}))
         await_machine(socket)

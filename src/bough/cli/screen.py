@@ -1,4 +1,4 @@
-"""screenshot, type, screen: a machine as one who sits before it has it."""
+"""The commands screenshot, type and screen: the display and keyboard of a machine."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from bough.cli.service import NAME, connect, machine_path
 from bough.errors import HostLacks, InvalidInput
 from bough.home import SocketAddress
 
-#: Viewers that take the path of a socket, and how.
+#: Viewers that accept the path of a socket -> form of the argument.
 _VIEWERS = {"vncviewer": "{}", "xtigervncviewer": "{}", "remote-viewer": "vnc+unix://{}"}
 
 
 @click.command()
 @click.argument("name", type=NAME)
 @click.argument("file", required=False, metavar="FILE.png")
-@click.option("--text", is_flag=True, help="Print what stands there, where it is a PC's text mode.")
+@click.option("--text", is_flag=True, help="Print the text of the screen, if a PC shows text mode.")
 def screenshot(name: str, file: str | None, text: bool) -> None:
-    """Write a picture of a machine's screen to FILE.png; to standard output where that is "-"."""
+    """Write a picture of a machine's screen to FILE.png; `-` is standard output."""
     service = connect()
     if text:
         print(clean(service.get(machine_path(name, "screenshot", **{"as": "text"}))))
         return
     if file is None or (file == "-" and sys.stdout.isatty()):
-        raise InvalidInput("where to? name a file", hint=f"bough screenshot {name} {name}.png")
+        raise InvalidInput("no file given for the picture", hint=f"bough screenshot {name} {name}.png")
     picture = service.get_bytes(machine_path(name, "screenshot"))
     if file == "-":
         sys.stdout.buffer.write(picture)
@@ -44,20 +44,23 @@ def screenshot(name: str, file: str | None, text: bool) -> None:
 @click.argument("text", required=False, default="")
 @click.option("-k", "--key", "keys", multiple=True, metavar="KEYS", help="enter, esc, f12, ctrl-alt-delete.")
 def type_text(name: str, text: str, keys: tuple[str, ...]) -> None:
-    """Type TEXT on a machine's keyboard (a US one), then press KEYS, one after the other."""
+    """Type TEXT on a machine's keyboard (US layout), then press KEYS, one after the other."""
     connect().post(machine_path(name, "keys"), {"text": text, "keys": list(keys)}, timeout=600)
 
 
 @click.command()
 @click.argument("name", type=NAME)
 @click.option(
-    "--listen", type=click.IntRange(0, 65535), metavar="PORT", help="Let a viewer come to this port."
+    "--listen",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="Let viewers connect to this TCP port; 0: a free one.",
 )
-@click.option("--print", "only_print", is_flag=True, help="Only print the path of its VNC socket.")
+@click.option("--print", "only_print", is_flag=True, help="Only print the path of the VNC socket.")
 def screen(name: str, listen: int | None, only_print: bool) -> None:
     """Show a machine's screen in a viewer (TigerVNC, virt-viewer), or offer it to one by --listen.
 
-    Whoever is on this host can connect to a port; only its user can to the socket.
+    Any user of this host can connect to a TCP port; only you can connect to the socket.
     """
     import os
     import shutil
@@ -67,7 +70,9 @@ def screen(name: str, listen: int | None, only_print: bool) -> None:
     if not path:
         raise InvalidInput(
             f"machine '{name}' has no screen" if machine["state"] == "running" else f"'{name}' does not run",
-            hint="it gets one by: bough create --display" if machine["state"] == "running" else None,
+            hint="create a machine with a screen: bough create --display"
+            if machine["state"] == "running"
+            else None,
         )
     if only_print:
         print(path)
@@ -82,12 +87,12 @@ def screen(name: str, listen: int | None, only_print: bool) -> None:
                 os.execv(program, [program, form.format(address)])
     raise HostLacks(
         "no viewer for VNC is installed",
-        hint="sudo apt install tigervnc-viewer; or --listen 5900, and any viewer",
+        hint="sudo apt install tigervnc-viewer; or use --listen 5900 with any viewer",
     )
 
 
 def _offer(path: str, port: int) -> None:
-    """One viewer after the other, until it is interrupted."""
+    """Serve one viewer after the other, until interrupted."""
     import socket
 
     with socket.create_server(("127.0.0.1", port)) as server:

@@ -1,4 +1,4 @@
-"""The connection to the service, and names as they are completed on the command line."""
+"""The connection to the service, and parameter types that complete names on the command line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def connect(*, start: bool = True) -> Connection:
-    """To the service of this BOUGH_HOME, started where none runs."""
+    """Return a connection to the service of this BOUGH_HOME; start the service if none runs."""
     import warnings
 
     from bough.client.starting import find_service
@@ -32,7 +32,7 @@ def machine_path(name: str, *parts: str, **query: Any) -> str:
 
 
 class MachineName(click.ParamType):  # type: ignore[type-arg]  # generic from 8.2 on
-    """The name, id, or beginning of an id of a machine."""
+    """A machine's name, id, or the beginning of its id."""
 
     name = "name"
 
@@ -51,7 +51,7 @@ class MachineName(click.ParamType):  # type: ignore[type-arg]  # generic from 8.
 
 
 class ImageName(click.ParamType):  # type: ignore[type-arg]
-    """A label or digest of an image."""
+    """An image's label or digest."""
 
     name = "image"
 
@@ -70,7 +70,7 @@ class ImageName(click.ParamType):  # type: ignore[type-arg]
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]
-    """A time like 30s or 2m, in seconds."""
+    """A time like 30s or 2m, converted to seconds."""
 
     name = "time"
 
@@ -86,5 +86,5 @@ class Duration(click.ParamType):  # type: ignore[type-arg]
 NAME = MachineName()
 IMAGE = ImageName()
 DURATION = Duration()
-TIMEOUT_HELP = "Wait at most so long for the guest. Default: as long as the guest makes progress."
+TIMEOUT_HELP = "Longest wait for the guest. Default: as long as the guest makes progress."
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

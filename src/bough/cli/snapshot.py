@@ -1,4 +1,4 @@
-"""snapshot, fork, restore: branches of machines."""
+"""The commands snapshot, fork and restore."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bough.client.connection import path_of
 from bough.errors import error_from_dict
 from bough.units import format_size
 
-_now = click.option("--now", is_flag=True, help="Do not wait for the end of the guest's boot.")
+_now = click.option("--now", is_flag=True, help="Do not wait until the guest has booted.")
 
 
 @click.group()
@@ -22,15 +22,15 @@ def snapshot() -> None:
 
 @snapshot.command("create")
 @click.argument("name", type=NAME)
-@click.option("--as", "label", help="A label to find it by.")
-@click.option("-m", "--message", default="", help="What it is for.")
-@click.option("--disks-only", is_flag=True, help="Without the memory of a running machine.")
+@click.option("--name", "label", metavar="LABEL", help="Label of the snapshot.")
+@click.option("-m", "--message", default="", help="Description of the snapshot.")
+@click.option("--disks-only", is_flag=True, help="Omit the memory of a running machine.")
 @_now
 @json_option
 def create_snapshot(
     name: str, label: str | None, message: str, disks_only: bool, now: bool, as_json: bool
 ) -> None:
-    """Take a snapshot of a machine. A running one runs on, after a pause of some ms."""
+    """Take a snapshot of a machine. A running machine is paused for some ms and runs on."""
     with progress() as report:
         body = {"machine": name, "label": label, "message": message, "memory": not disks_only, "now": now}
         taken = connect().long_call("POST", "/snapshots", body, timeout=None, progress=report)
@@ -39,16 +39,18 @@ def create_snapshot(
         return
     print(taken["label"] or taken["id"])
     if taken.get("consistency") == "crash":
-        click.echo("note: the guest's file systems were not held still: as after a power loss", err=True)
+        click.echo(
+            "note: the guest's file systems were not quiesced: the disks are as after a power loss", err=True
+        )
     if taken.get("pause_ms") is not None:
-        click.echo(f"{name} stood still for {taken['pause_ms']:.0f} ms", err=True)
+        click.echo(f"{name} was paused for {taken['pause_ms']:.0f} ms", err=True)
 
 
 @snapshot.command("list")
 @click.argument("name", type=NAME, required=False)
 @json_option
 def list_snapshots(name: str | None, as_json: bool) -> None:
-    """List the snapshots, those of one machine alone if NAME is given."""
+    """List all snapshots, or the snapshots of machine NAME."""
     found = _snapshots(name)
     if as_json:
         show_json(found)
@@ -71,7 +73,7 @@ def list_snapshots(name: str | None, as_json: bool) -> None:
 @snapshot.command("tree")
 @click.argument("name", type=NAME, required=False)
 def show_tree(name: str | None) -> None:
-    """Show snapshots as a tree, with the machines that went on from each."""
+    """Show snapshots as a tree, with the machines that continue from each."""
     service = connect()
     found = _snapshots(name)
     machines = service.get("/machines")
@@ -113,14 +115,14 @@ def _snapshots(name: str | None) -> list[dict[str, Any]]:
 @snapshot.command("info")
 @click.argument("reference")
 def snapshot_info(reference: str) -> None:
-    """Show all about a snapshot, as JSON."""
+    """Show a snapshot's manifest as JSON."""
     show_json(connect().get(path_of("snapshots", reference)))
 
 
 @snapshot.command("verify")
 @click.argument("references", nargs=-1, required=True)
 def verify_snapshot(references: tuple[str, ...]) -> None:
-    """Read all of a snapshot and compare its checksums."""
+    """Read whole snapshots and compare their checksums."""
     service = connect()
     with progress() as report:
         for reference in references:
@@ -131,7 +133,7 @@ def verify_snapshot(references: tuple[str, ...]) -> None:
 @snapshot.command("delete")
 @click.argument("references", nargs=-1, required=True)
 def delete_snapshot(references: tuple[str, ...]) -> None:
-    """Delete snapshots. Machines and other snapshots keep what they stand on."""
+    """Delete snapshots. Machines and other snapshots keep the disks that they need."""
     service = connect()
     for reference in references:
         service.call("DELETE", path_of("snapshots", reference))
@@ -140,14 +142,16 @@ def delete_snapshot(references: tuple[str, ...]) -> None:
 @click.command()
 @click.argument("source")
 @click.argument("names", nargs=-1)
-@click.option("--count", type=click.IntRange(1, 1000), help="How many; with one name NAME-1, NAME-2, ...")
+@click.option(
+    "--count", type=click.IntRange(1, 1000), help="Number of forks; with one name: NAME-1, NAME-2, ..."
+)
 @click.option(
     "--identity",
     type=click.Choice(["new", "keep"]),
     default="new",
-    help="keep: it takes itself for its parent.",
+    help="new: each fork gets a new identity; keep: the identity of its parent.",
 )
-@click.option("--cold", is_flag=True, help="From the disks alone; stopped.")
+@click.option("--cold", is_flag=True, help="Fork the disks only; the machines are stopped.")
 @_now
 @click.option("--timeout", type=DURATION, help=TIMEOUT_HELP)
 @json_option
@@ -161,9 +165,9 @@ def fork(
     timeout: float | None,
     as_json: bool,
 ) -> int:
-    """Make new machines that go on from SOURCE: a machine, running or not, or a snapshot.
+    """Create machines that continue from SOURCE: a machine, running or stopped, or a snapshot.
 
-    A SOURCE that is the name of a machine and the label of a snapshot is refused: give an id.
+    A SOURCE that is both the name of a machine and the label of a snapshot is refused: give an id.
     """
     body = {
         "source": source,
@@ -189,9 +193,9 @@ def fork(
 @click.command()
 @click.argument("name", type=NAME)
 @click.argument("snapshot")
-@click.option("--keep", is_flag=True, help="Snapshot it first, as it is now.")
+@click.option("--keep", is_flag=True, help="Take a snapshot of the present state first.")
 def restore(name: str, snapshot: str, keep: bool) -> None:
-    """Put a machine back in place to what it was at a snapshot."""
+    """Rewind a machine to a snapshot. Its present disks and memory are lost unless --keep."""
     with progress() as report:
         body = {"snapshot": snapshot, "keep": keep}
         connect().long_call("POST", machine_path(name, "restore"), body, timeout=None, progress=report)

@@ -1,4 +1,4 @@
-"""spares: machines that stand by for the next run or fork."""
+"""The command spares: standby machines for the next run or fork."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ from bough.cli.spec import spec_of, spec_options
 
 
 @click.command()
-@click.option("--count", type=click.IntRange(0), help="How many to keep; 0 keeps none any more.")
-@click.option("--snapshot", metavar="SNAPSHOT", help="For forks of that snapshot.")
+@click.option("--count", type=click.IntRange(0), help="Number of standby machines; 0 stops keeping them.")
+@click.option("--snapshot", metavar="SNAPSHOT", help="Keep forks of this snapshot.")
 @spec_options
 @click.argument("image", type=IMAGE, required=False)
 @json_option
 def spares(
     image: str | None, snapshot: str | None, count: int | None, as_json: bool, force: bool, **given: Any
 ) -> None:
-    """Keep machines that stand by, and go on when the next `bough run` of IMAGE, or the next `bough fork`
-    of a snapshot, asks for one.
+    """Keep standby machines for the next `bough run` of IMAGE, or the next `bough fork` of a snapshot.
 
-    A run takes one where its machine is of the same kind and it asks for no users, files or commands; a fork
-    where it is not to keep its parent's identity. They are made in the background and given up while memory
-    is short. Without IMAGE or --snapshot: tell what is kept.
+    A run gets a standby machine if the hardware is the same and the run sets no users, files or commands. A
+    fork gets one unless it keeps its parent's identity. Standby machines are made in the background, and
+    deleted while memory is short. Without IMAGE or --snapshot: list them.
     """
     spec = spec_of(image, given) if image is not None else {}
     if snapshot is not None and (image is not None or any(given.values())):
-        raise click.UsageError("a fork is made of what its snapshot is: --snapshot goes with --count alone")
+        raise click.UsageError("a fork has the settings of its snapshot: --snapshot goes with --count alone")
     if image is None and snapshot is None and count is not None:
-        raise click.UsageError("of what? bough spares IMAGE --count N, or --snapshot SNAPSHOT --count N")
+        raise click.UsageError("--count needs IMAGE or --snapshot SNAPSHOT")
     service = connect()
     if image is None and snapshot is None:
         kept = service.get("/spares")

@@ -1,4 +1,4 @@
-"""Flags that describe a machine -> the dict of a spec; what it means is for the service to say."""
+"""Translate the flags that describe a machine to the dict of a spec. The service validates it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bough.spec.table import Flag, flags
 
 
 def spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Every setting of a machine as an option, from the table of settings; `spec_of` collects them."""
+    """Add an option for every setting of a machine, from the table of settings; `spec_of` collects them."""
     options = [click.option(*_names(setting, flag), **_how(flag)) for setting, flag in flags()]
     options += [
         click.option("--no-ssh-keys", is_flag=True, help="Do not authorize the public keys in ~/.ssh."),
@@ -27,7 +27,7 @@ def spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _names(setting: str, flag: Flag) -> list[str]:
-    """The option's spellings, then the parameter's name: the setting's, but a switch has one of its own."""
+    """Return the option's spellings and the parameter's name: the setting's, but a switch has its own."""
     parameter = [] if flag.kind == "switch" else [setting]
     return [flag.name, *([flag.short] if flag.short else []), *parameter]
 
@@ -42,14 +42,14 @@ def _how(flag: Flag) -> dict[str, Any]:
 
 
 def spec_of(image: str | None, given: dict[str, Any]) -> dict[str, Any]:
-    """The spec that a spec file and the flags describe together."""
+    """Return the spec that a spec file and the flags describe together."""
     data: dict[str, Any] = {}
     if given["spec_file"]:
         from bough.client.sources import resolve_sources
         from bough.spec import load_toml
 
         path = Path(given["spec_file"])
-        # What the file names is relative to the file.
+        # A relative path starts at the directory of the spec file.
         data = resolve_sources(load_toml(path), path.absolute().parent)
     for setting, flag in flags():
         if flag.kind == "switch":
@@ -58,7 +58,7 @@ def spec_of(image: str | None, given: dict[str, Any]) -> dict[str, Any]:
         elif not flag.many and setting != "user_data" and given[setting] is not None:
             data[setting] = given[setting]
     for name in ("kernel", "initrd"):
-        if name in data:  # the service works in another directory
+        if name in data:  # the service has another working directory
             data[name] = str(Path(data[name]).expanduser().absolute())
     if image is not None:
         data["image"] = image
@@ -117,7 +117,7 @@ def _read_mount(text: str) -> Any:
 def _pair(flag: str, text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise InvalidInput(f"{flag} takes NAME=VALUE, not {text!r}")
+        raise InvalidInput(f"{flag} expects NAME=VALUE, got {text!r}")
     return name, value
 
 
@@ -146,7 +146,7 @@ def _own_keys() -> list[str]:
 def _read_file(text: str) -> dict[str, Any]:
     source, colon, path = text.partition(":")
     if not colon:
-        raise InvalidInput(f"--copy takes FILE:PATH, not {text!r}")
+        raise InvalidInput(f"--copy expects FILE:PATH, got {text!r}")
     import base64
 
     try:

@@ -1,4 +1,4 @@
-"""ssh, ssh-config: how OpenSSH and what uses it reach a machine."""
+"""The commands ssh and ssh-config: OpenSSH, and programs that use it, reach a machine."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 def ssh_config(name: str | None) -> None:
     """Print Host entries for all machines or one: bough ssh-config >> ~/.ssh/config
 
-    ssh, scp, rsync and Ansible then know each machine by its name. They go through the agent: no address, no
-    port of this host, no network in the machine is needed. An entry stays right when the machine is made anew
-    under the same name.
+    With these entries ssh, scp, rsync and Ansible reach each machine by its name, through its agent. No
+    address, port of this host or network in the machine is needed. An entry also fits a new machine of the
+    same name.
     """
     from bough.client.ssh import own_key
     from bough.paths import Home
@@ -32,7 +32,7 @@ def ssh_config(name: str | None) -> None:
     service, home = connect(), Home.from_environment()
     machines = [service.get(machine_path(name))] if name else service.get("/machines")
     own_key(home)
-    # The blank line ends what an editor has left without a line end.
+    # The blank line ends a last line that an editor has left without a line end.
     print("".join("\n" + render_entry(home, machine["name"], _user(machine)) for machine in machines), end="")
 
 
@@ -42,8 +42,8 @@ def ssh_config(name: str | None) -> None:
 def ssh(name: str, arguments: tuple[str, ...]) -> None:
     """Run ssh to a machine, with ARGUMENTS of ssh.
 
-    It logs in as the first user of the machine's spec, else as root, with bough's own key; -l USER as another
-    user. Your ~/.ssh is not needed, and not read.
+    The login user is the first user of the machine's spec, else root; -l USER names another. The key is
+    bough's own: your ~/.ssh is neither needed nor read.
     """
     import shutil
 
@@ -53,11 +53,11 @@ def ssh(name: str, arguments: tuple[str, ...]) -> None:
 
     program = shutil.which("ssh")
     if program is None:
-        raise HostLacks("ssh is not installed", hint="bough shell needs none")
+        raise HostLacks("ssh is not installed", hint="bough shell NAME works without ssh")
     machine, home = connect().get(machine_path(name)), Home.from_environment()
     own_key(home)
-    # A file that stays: ssh closes all descriptors that it is handed before it reads its configuration. It is
-    # the same for all machines of that user name, and -l on the command line goes before it.
+    # A file that stays: before ssh reads its configuration, it closes all descriptors that it inherited. The
+    # file is the same for all machines with that user name, and -l on the command line overrides it.
     user = _user(machine)
     path, content = home.ssh_config(user), render_entry(home, "*", user).encode()
     if not path.exists() or path.read_bytes() != content:
@@ -71,10 +71,10 @@ def _user(machine: dict[str, Any]) -> str:
 
 
 def render_entry(home: Home, host: str, user: str) -> str:
-    """Of ssh_config(5), for a machine or, where `host` is "*", for each.
+    """Return an entry of ssh_config(5) for a machine, or for every machine if `host` is "*".
 
-    Host keys are not looked at: the bytes go through the agent of that very machine, so a key would prove
-    nothing more, and a machine made anew under its name, a fork and a restored one have others.
+    Host keys are not checked. The bytes go through the agent of that very machine, so a key would prove
+    nothing more; a new machine of the same name, a fork and a restored machine have other keys.
     """
     name = "%n" if host == "*" else host
     words = ["proxy", "--wait", "30s", "--authorize", "%r", name, "%p"]
@@ -84,13 +84,13 @@ def render_entry(home: Home, host: str, user: str) -> str:
         *([] if host == "*" else [f"    HostName {host}"]),
         f"    User {user}",
         f"    ProxyCommand {command}",
-        # An agent with many keys would offer them first, and sshd closes after six.
+        # An agent with many keys would offer those first, and sshd disconnects after six.
         f"    IdentityFile {_quote_for_config(str(home.ssh_key))}",
         "    IdentitiesOnly yes",
         "    StrictHostKeyChecking no",
         "    UserKnownHostsFile /dev/null",
         "    GlobalKnownHostsFile /dev/null",
-        # Else ssh says at each login that it has learned a new key.
+        # Otherwise ssh reports at each login that it has learned a new key.
         "    LogLevel ERROR",
         "",
     ]
@@ -102,7 +102,7 @@ def _environment(home: Home) -> list[str]:
 
 
 def _program() -> list[str]:
-    """What this command was called as, in words that work from any directory."""
+    """Return the words that call this program from any directory."""
     called = Path(sys.argv[0]).absolute()
     if called.name != "__main__.py" and called.is_file() and os.access(called, os.X_OK):
         return [str(called)]
@@ -110,14 +110,14 @@ def _program() -> list[str]:
 
 
 def _quote_for_command(word: str) -> str:
-    """For a shell, after ssh has replaced its own % tokens."""
+    """Quote a word for the shell that runs after ssh has replaced its % tokens."""
     return shlex.quote(_checked(word)).replace("%", "%%")
 
 
 def _quote_for_config(path: str) -> str:
     if "${" in path:
         raise InvalidInput(
-            f"ssh takes '${{' in {path!r} for a variable of the environment",
+            f"ssh would read '${{' in {path!r} as an environment variable",
             hint="set BOUGH_HOME to a directory without '${' in its name",
         )
     escaped = _checked(path).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
@@ -126,5 +126,5 @@ def _quote_for_config(path: str) -> str:
 
 def _checked(text: str) -> str:
     if "\n" in text:
-        raise InvalidInput(f"ssh's configuration cannot hold a line end, which {text!r} has")
+        raise InvalidInput(f"ssh's configuration cannot hold the line end in {text!r}")
     return text
