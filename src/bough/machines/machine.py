@@ -54,7 +54,7 @@ from bough.machines.guest_watch import (
 from bough.machines.live_copy import end_live_copy
 from bough.machines.mounts import trouble_error
 from bough.machines.ports import PortServer
-from bough.machines.reach import Reach
+from bough.machines.reach import ADOPT_TIMEOUT_S, Reach
 from bough.machines.record import (
     LIVE,
     Failure,
@@ -916,7 +916,9 @@ class Machine:
 
     async def _attach(self, accelerator: str | None, *, greet: bool = True, adopted: bool = False) -> None:
         """Connect to all of its sockets. Raises BoughError, OSError; `_disconnect` undoes what was done."""
-        self._qmp = await Qmp.connect(self.paths.qmp_socket)
+        # The service answers nobody before it has adopted all machines; one that hangs is tried again.
+        bound = {"timeout_s": ADOPT_TIMEOUT_S} if adopted else {}
+        self._qmp = await Qmp.connect(self.paths.qmp_socket, **bound)
         self.own(self._watch_qmp(self._qmp), "watch QMP")
         self._console = Console(
             self.paths.console_socket,
