@@ -63,7 +63,7 @@ def test_memory_that_cannot_be_continued_is_not_lost(vm: bough.Machine, bough_ho
     devices = bough_home.machine(vm.id).suspended.devices
     whole = devices.read_bytes()
     replace(devices, whole[: len(whole) // 2])
-    told = cli.error("resume", vm.name, says="cannot go on from its memory", hint="--cold")
+    told = cli.error("resume", vm.name, says="cannot resume from its memory", hint="--cold")
     assert "qemu" in told.lower()
     assert vm.state == "suspended"
     replace(devices, whole)

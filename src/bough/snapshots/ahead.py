@@ -177,7 +177,7 @@ class Ahead:
         try:
             one = await self._begin(kind)
         except (BoughError, OSError) as error:  # the next user who forks the snapshot sees the error
-            log.info("no fork of %s could be begun: %s", kind.manifest.id, error)
+            log.info("a fork of %s could not be begun in advance: %s", kind.manifest.id, error)
             return None
         if kind.manifest.id in self._forgotten:  # the snapshot was deleted meanwhile
             await self._drop(one)

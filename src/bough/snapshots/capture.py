@@ -141,7 +141,7 @@ async def _make_layers(
         os.link(machine.paths.disks / disk.file, made.disk(number), follow_symlinks=False)
         if not stat.S_ISREG(made.disk(number).lstat().st_mode):
             raise MachineFailed(
-                f"disk {number} of machine '{machine.name}' is no file any more", machine=machine.name
+                f"disk {number} of machine '{machine.name}' is no longer a regular file", machine=machine.name
             )
         if machine.record.ephemeral:  # the disk of an ephemeral machine was never synced
             await asyncio.to_thread(sync_file, made.disk(number))
@@ -199,8 +199,8 @@ async def _undo(
 ) -> None:
     """Undo a failed capture.
 
-    The machine returns to its previous disks only if QEMU confirms that its guest still writes to these
-    disks. If QEMU has ended, the guest may have written to the overlays, so the overlays stay. An unwritten
+    The machine returns to its previous disks only if QEMU confirms that the guest still writes to those
+    files. If QEMU has ended, the guest may have written to the overlays, so the overlays stay. An unwritten
     overlay reads through to the previous disk.
     """
     if machine.record.disks_before is None:

@@ -91,9 +91,7 @@ async def copying(
                 yield Followed(live, ram.size_bytes)
                 return
         except CannotFollow as error:
-            _log.warning(
-                "QEMU does not follow what its guest writes, so it stands still for longer: %s", error
-            )
+            _log.warning("QEMU cannot track the guest's writes, so the pause is longer: %s", error)
     with await asyncio.to_thread(_copy_once, ram) as file:
         if runs:
             await prepare()

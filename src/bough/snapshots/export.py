@@ -113,7 +113,8 @@ async def exported(
         elif format == "qcow2":
             if len(disks) != 1:
                 raise InvalidInput(
-                    f"the machine has {len(disks)} disks, and a qcow2 is one", hint="export it as an .ova"
+                    f"the machine has {len(disks)} disks, but a qcow2 file holds one",
+                    hint="export to an .ova file",
                 )
             target = work / "disk.qcow2"
             await _convert(disks[0], target, confinement, ["-c", "-O", "qcow2"])

@@ -1,8 +1,8 @@
 """The content of a bundle, written and read. bough/bundle.py defines the format of the file.
 
 Disks travel as bytes, never as qcow2. So bough never reads data from another host in a format that could name
-a file. Only a QEMU in its jail reads the memory and devices. bough checks the manifest against this host like
-a user's spec, before it makes anything.
+a file. Only a QEMU in its jail reads the memory and devices. Before an import makes anything, bough checks
+the manifest against this host like a user's spec.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ async def flatten_disks(subject: Subject, work: Path, confinement: Confinement) 
     for number, (top, below) in enumerate(subject.disks):
         target = work / f"{number}.raw"
         size = subject.manifest.disks[number].size_bytes
-        with no_space_is_told("what is handed over", work), target.open("xb") as stream:
+        with no_space_is_told("the export", work), target.open("xb") as stream:
             os.ftruncate(stream.fileno(), size)
         check_space(work)
         confinement.give(target)
@@ -163,8 +163,8 @@ def describe(subject: Subject, *, image: str | None, version: str) -> BundleMani
     manifest = subject.manifest
     if manifest.spec.kernel is not None:
         raise Conflict(
-            f"machine '{manifest.machine_name}' boots a kernel of this host, which another one does not have",
-            hint="a machine that boots the kernel on its disk can be handed over",
+            f"machine '{manifest.machine_name}' boots a kernel file that only this host has",
+            hint="only a machine that boots the kernel on its own disk can be exported",
         )
     parts = [
         Part(
@@ -269,7 +269,7 @@ def read_difference(path: Path, image: Path) -> Iterator[tuple[int, bytes]]:
         for start in range(0, size, MOST_CHUNK_BYTES):
             length = min(MOST_CHUNK_BYTES, size - start)
             if _is_hole(ours.fileno(), start, length) and _is_hole(theirs.fileno(), start, length):
-                # skip holes, most of a disk: a read of a hole makes the kernel allocate a page for each page
+                # Skip holes, most of a disk: a read of a hole makes the kernel allocate a page for each page
                 continue
             new = os.pread(ours.fileno(), length, start)
             old = os.pread(theirs.fileno(), length, start) if start < base else b""
@@ -308,9 +308,9 @@ def parse_manifest(data: dict[str, Any]) -> BundleManifest:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])[:100]
-        raise BadBundle(f"the manifest of the bundle is not right: {place}: {first['msg'][:200]}") from error
+        raise BadBundle(f"the manifest of the bundle is not valid: {place}: {first['msg'][:200]}") from error
     except RecursionError:
-        raise BadBundle("the manifest of the bundle is not right") from None
+        raise BadBundle("the manifest of the bundle is not valid") from None
     _check_hardware(manifest.hardware)
     _check_parts(manifest)
     return manifest
@@ -350,7 +350,7 @@ def _check_hardware(hardware: Hardware) -> None:
     except ValueError:
         ids = [False]
     if not right or not all(ids):
-        raise BadBundle("the bundle describes hardware that bough never makes")
+        raise BadBundle("the bundle describes hardware that bough does not support")
 
 
 def _check_parts(manifest: BundleManifest) -> None:
@@ -375,7 +375,7 @@ def _check_parts(manifest: BundleManifest) -> None:
         or not all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in manifest.media.digests)
         or any(part.image not in (None, manifest.image_digest) for part in manifest.parts)
     ):
-        raise BadBundle("the bundle does not have the parts that its machine consists of")
+        raise BadBundle("the parts of the bundle do not match its machine")
 
 
 def check_here(
@@ -405,13 +405,13 @@ def check_here(
     if found is None or not found.usable:
         why = f"it ran on {manifest.accelerator}, which does not work here"
     elif not is_known:
-        why = f"it is a {hardware.machine_type}, which this QEMU does not know"
+        why = f"this QEMU does not have its machine type {hardware.machine_type}"
     elif hardware.cpu_model.partition(",")[0] not in facts.cpu_models:
-        why = f"its processor is a {hardware.cpu_model}, which this QEMU does not know"
+        why = f"this QEMU does not have its processor {hardware.cpu_model}"
     if why is not None:
         raise BadBundle(
-            f"machine '{manifest.name}' cannot go on here: {why}",
-            hint="--cold takes its disks alone, and it boots",
+            f"machine '{manifest.name}' cannot resume on this host: {why}",
+            hint="import only its disks, and boot: --cold",
         )
     return spec.model_copy(update={"accelerator": manifest.accelerator}), hardware
 
@@ -483,7 +483,7 @@ class _Taking:
                 path = work / f"{part.name}.raw"
                 if part.image is not None:
                     if image is None:
-                        raise NotFound("the image of the bundle is not here", kind="image")
+                        raise NotFound("the image that the bundle needs is missing", kind="image")
                     copy_sparse(image, path)
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 self._files[number] = descriptor
@@ -502,7 +502,7 @@ class _Taking:
             self._small[piece.part][piece.offset : end] = piece.data
         elif self._memory is not None:
             if piece.offset % mmap.PAGESIZE or len(piece.data) % mmap.PAGESIZE:
-                raise BadBundle("the bundle was altered: memory that is no page")
+                raise BadBundle("the bundle was altered: a piece of memory is not made of whole pages")
             self._memory.buffer[piece.offset : end] = piece.data
         self._told += len(piece.data)
         if self._told > 64 * MIB:

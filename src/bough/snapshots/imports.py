@@ -81,8 +81,8 @@ class Arrival:
                 images.resolve(digest)
             except NotFound:
                 raise NotFound(
-                    f"the bundle needs the image {bundle.spec.image} ({digest[:12]}), which is not here",
-                    hint="take the image over, or have it exported whole, without --without-image",
+                    f"the bundle needs the image {bundle.spec.image} ({digest[:12]}), which is missing here",
+                    hint="get the image first, or export the machine again without --without-image",
                     kind="image",
                 ) from None
         base = next((part.image for part in bundle.parts if part.image), None)
@@ -135,7 +135,7 @@ async def taken_up(
     try:
         bundle = parse_manifest(data)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BadBundle(f"the manifest of the bundle is not right: {str(error)[:200]}") from error
+        raise BadBundle(f"the manifest of the bundle is not valid: {str(error)[:200]}") from error
     work = images.home.incoming / f"bundle-{secrets.token_hex(6)}"
     work.mkdir(mode=0o711)
     try:

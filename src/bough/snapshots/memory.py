@@ -107,7 +107,7 @@ def verify_memory(store: SnapshotStore, manifest: SnapshotManifest) -> None:
     except OSError as error:
         raise _damaged(manifest, f"{error.filename}: {error.strerror}") from error
     if digest.hexdigest() != manifest.memory.sha256:
-        raise _damaged(manifest, "its memory is not what was written")
+        raise _damaged(manifest, "its memory does not match its checksum")
 
 
 def load_template(store: SnapshotStore, manifest: SnapshotManifest) -> Template:
@@ -125,7 +125,7 @@ def memory_chain(store: SnapshotStore, manifest: SnapshotManifest) -> list[Snaps
     chain = [manifest]
     while (memory := chain[-1].memory) is not None and memory.base is not None:
         if not store.has(memory.base):
-            raise _damaged(manifest, f"the manifest of {memory.base}, on which its memory stands, is gone")
+            raise _damaged(manifest, f"its memory needs the snapshot {memory.base}, which is missing")
         chain.append(store.get(memory.base))
     return chain
 
@@ -153,12 +153,12 @@ def lay_over(paths: SnapshotPaths, file: MemoryFile) -> None:
     """
     table = paths.extents.read_bytes()
     if len(table) % _PAIR.size:
-        raise ValueError("the table of its memory is cut off")
+        raise ValueError("the table of extents is truncated")
     with paths.memory.open("rb", buffering=0) as pages:
         position = 0
         for start, length in _PAIR.iter_unpack(table):
             if start + length > file.size_bytes:
-                raise ValueError("an extent lies beyond its memory")
+                raise ValueError("an extent lies beyond the end of the memory")
             file.copy_in(pages.fileno(), position, start, length)
             position += length
 
@@ -166,7 +166,7 @@ def lay_over(paths: SnapshotPaths, file: MemoryFile) -> None:
 def _damaged(manifest: SnapshotManifest, why: str) -> SnapshotDamaged:
     return SnapshotDamaged(
         f"snapshot {manifest.label or manifest.id} is damaged: {why}",
-        hint="its disks may still be whole: fork it with --cold",
+        hint="its disks may be intact: fork only the disks with --cold",
         snapshot=manifest.id,
     )
 

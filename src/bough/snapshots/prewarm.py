@@ -174,7 +174,7 @@ class Prewarming:
         done, _ = await asyncio.wait({running.task}, timeout=count * self._start_s)
         if not done:
             self._stop_running()
-            self._failed(wanted, TimeoutError(f"to start {count} forks takes no longer"))
+            self._failed(wanted, TimeoutError(f"starting {count} forks is as fast"))
             self.offer(kind)
 
     def _can_hurry(self, wanted: _Wanted) -> bool:
@@ -232,7 +232,7 @@ class Prewarming:
         try:
             process = await self.make(wanted.kind, running.hurry)
         except HostLacks as error:
-            log.info("forks of %s start: %s", name, error)
+            log.info("no process image of %s is possible, its forks start QEMU: %s", name, error)
             self.frozen.refuse(name)
             return
         except (BoughError, OSError, TimeoutError) as error:
@@ -247,7 +247,12 @@ class Prewarming:
     def _failed(self, wanted: _Wanted, error: Exception) -> None:
         name = wanted.kind.manifest.id
         again_s = min(_AGAIN_AFTER_S * 2**wanted.failures, _LONGEST_AGAIN_S)
-        log.info("the pre-warm of %s failed, its forks start; again in %.0f s: %s", name, again_s, error)
+        log.info(
+            "the pre-warm of %s failed, its forks start QEMU; next attempt in %.0f s: %s",
+            name,
+            again_s,
+            error,
+        )
         wanted.failures += 1
         wanted.not_before = time.monotonic() + again_s
         if wanted.failures >= _ATTEMPTS and name in self._waiting:

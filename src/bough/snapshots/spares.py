@@ -72,7 +72,7 @@ class Spares:
                     for entry in json.loads(self._settings.read_bytes())
                 ]
             except (ValueError, TypeError, KeyError) as error:
-                log.error("%s cannot be read, no spares are made: %s", self._settings, error)
+                log.error("%s cannot be read, no standby machines are made: %s", self._settings, error)
         self._start()
 
     async def close(self) -> None:
@@ -128,7 +128,7 @@ class Spares:
             try:
                 await self._look()
             except Exception:
-                log.exception("looking after the spares failed")
+                log.exception("making standby machines failed")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_EVERY_S):
                     await self._changed.wait()
@@ -151,7 +151,7 @@ class Spares:
                     kept.append(await self._make_next(kept, _of(entry)))
                     self._trouble.pop(name, None)
                 except BoughError as error:
-                    log.warning("no spare of %s: %s", name, error)
+                    log.warning("no standby machine of %s: %s", name, error)
                     self._trouble[name] = error.message
                     break
                 if self._changed.is_set():
@@ -175,7 +175,7 @@ class Spares:
         try:
             await self._rouse(of, first)
         except BoughError as error:
-            log.warning("a machine that stood by was of no use: %s", error)
+            log.warning("a standby machine could not be woken: %s", error)
             await self._discard(first)
         except BaseException:
             kept.insert(0, first)

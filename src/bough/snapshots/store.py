@@ -180,10 +180,10 @@ class SnapshotStore:
             return found[0]
         if found:
             raise Conflict(
-                f"{reference!r} is the beginning of {len(found)} snapshots' ids", hint="give more of it"
+                f"{reference!r} is ambiguous: {len(found)} snapshot ids match", hint="use more characters"
             )
         close = get_close_matches(reference, [m.label for m in self.all() if m.label], n=1)
-        hint = f"did you mean '{close[0]}'?" if close else "bough snapshot list shows them all"
+        hint = f"did you mean '{close[0]}'?" if close else "list all snapshots: bough snapshot list"
         raise NotFound(
             f"no snapshot is called {reference[:80]!r}", hint=hint, kind="snapshot", name=reference[:80]
         )

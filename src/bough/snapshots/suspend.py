@@ -152,8 +152,8 @@ async def _resume(machine: Machine, report: Report) -> None:
     except (MachineFailed, HostLacks) as error:
         if machine.state is not State.SUSPENDED:
             raise
-        error.message = f"machine '{machine.name}' cannot go on from its memory: {error.message}"
-        error.hint = f"{_way_out(machine.name)}; nothing is lost: it is suspended still"
+        error.message = f"machine '{machine.name}' cannot resume from its memory: {error.message}"
+        error.hint = f"{_way_out(machine.name)}; nothing is lost, the machine is still suspended"
         raise
     await asyncio.to_thread(sweep_suspended, machine.paths, machine.record)
 
@@ -211,7 +211,7 @@ def _told_unreadable(record: MachineRecord) -> Iterator[None]:
 
 
 def _way_out(name: str) -> str:
-    return f"`bough start {name} --cold` gives its memory up and boots it from its disks"
+    return f"`bough start {name} --cold` discards its memory and boots from its disks"
 
 
 def sweep_suspended(paths: MachinePaths, record: MachineRecord | None) -> None:

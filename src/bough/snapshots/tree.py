@@ -158,7 +158,7 @@ class SnapshotTree:
         if machine.state in LIVE:
             machine.chains.look()
         elif machine.chains.is_too_long:
-            report(Progress("merging layers"))
+            report(Progress("merging disk overlays"))
             jail = await probe_jail(find_qemu(machine.record.hardware.arch), self._home)
             await machine.chains.merge_at_rest(jail)
 
@@ -320,9 +320,9 @@ class SnapshotTree:
         """Check that the machine can be restored to this snapshot. Raises Conflict."""
         if manifest.machine != machine.id and machine.record.forked_from != manifest.id:
             raise Conflict(
-                f"snapshot {manifest.label or manifest.id} is of machine '{manifest.machine_name}', "
-                f"not of '{machine.name}'",
-                hint=f"make a new machine of it: bough fork {manifest.label or manifest.id}",
+                f"snapshot {manifest.label or manifest.id} belongs to machine '{manifest.machine_name}', "
+                f"not to '{machine.name}'",
+                hint=f"create a new machine from it: bough fork {manifest.label or manifest.id}",
             )
 
     async def put_back(self, machine: Machine, manifest: SnapshotManifest) -> None:
@@ -370,7 +370,7 @@ class SnapshotTree:
             for layer in disk.layers:
                 if not (self._home.root / layer).is_file():
                     raise SnapshotDamaged(
-                        f"snapshot {manifest.id} stands on {layer}, which is gone", snapshot=manifest.id
+                        f"snapshot {manifest.id} needs {layer}, which is missing", snapshot=manifest.id
                     )
             own = self._home.root / disk.layers[0]
             found = await check_disk(own, confinement)
