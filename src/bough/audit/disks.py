@@ -1,7 +1,8 @@
-"""The disks of machines: does each chain lead to where it should, and is every qcow2 consistent.
+"""Check the disks of machines: whether each chain leads to the right files, and each qcow2 file is
+consistent.
 
-A machine that runs changes its disks, so they are checked only while it does not: `hold` keeps it from
-being started meanwhile. The files are a hostile QEMU's: what a header names is never opened from here.
+A running machine changes its disks, so running machines are skipped. `hold` prevents a start during the
+check. A hostile QEMU may have written the files, so bough itself never opens a file named in a header.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Hold = Callable[[str], AbstractAsyncContextManager[None]]
 async def audit_disks(
     record: MachineRecord, home: Home, hold: Hold, jail: Jail, *, repair: bool
 ) -> tuple[list[Finding], list[Skipped]]:
-    """Of one machine. With `repair`, clusters that nothing uses are given back."""
+    """Check the disks of a machine. With `repair`, free unused clusters."""
     paths = home.machine(record.id)
     disks = [path for name in disk_files(record) if (path := paths.disks / name).is_file()]
     findings = [finding for disk in disks for finding in _audit_chain(disk, record, home)]
@@ -44,20 +45,20 @@ async def audit_disks(
     except Conflict:
         return findings, [Skipped(f"disks of {record.name}", "the machine is in use; stop it first")]
     except NotFound:
-        return [], []  # it was deleted meanwhile, and what was missing of it was on its way out
+        return [], []  # the machine was deleted meanwhile, hence the missing files
     return findings, []
 
 
 async def audit_image_content(manifest: ImageManifest, home: Home) -> list[Finding]:
-    """Whether the disk holds what its digest says: every bit of it."""
+    """Check all of an image's disk against its digest."""
     disk = home.image(manifest.digest).disk
     try:
         right = await asyncio.to_thread(verify_image, manifest, disk)
     except OSError as error:
         right, why = False, str(error)
     else:
-        why = "its content is not what its digest says"
-    text = "put its disk back from a backup, or build it again if no machine stands on it"
+        why = "its content does not match its digest"
+    text = "restore its disk from a backup; or build it again, if no machine uses it"
     return [] if right else [Finding("image-damaged", disk, f"image {manifest.label}: {why}", text)]
 
 
@@ -65,7 +66,7 @@ async def audit_image_content(manifest: ImageManifest, home: Home) -> list[Findi
 
 
 def _audit_chain(disk: Path, record: MachineRecord, home: Home) -> list[Finding]:
-    """From a disk to the image at its end, by what the headers say."""
+    """Follow the headers from a disk to the image at the end of its chain."""
     path: Path | None = disk
     for _ in range(_MOST_LAYERS):
         try:
@@ -75,12 +76,10 @@ def _audit_chain(disk: Path, record: MachineRecord, home: Home) -> list[Finding]
         if path is None:
             return []
         if not any(path.is_relative_to(base) for base in _bases(home, record)):
-            return [
-                _damaged(disk, record, f"it is said to stand on {str(path)[:200]!r}, outside of the home")
-            ]
+            return [_damaged(disk, record, f"its backing file {str(path)[:200]!r} is outside of BOUGH_HOME")]
         if not path.is_file():
-            return [_damaged(disk, record, f"it stands on {path}, which is not there")]
-    return [_damaged(disk, record, f"it stands on more than {_MOST_LAYERS} others, or on itself")]
+            return [_damaged(disk, record, f"its backing file {path} is missing")]
+    return [_damaged(disk, record, f"it has more than {_MOST_LAYERS} backing files, or its chain is a loop")]
 
 
 def _bases(home: Home, record: MachineRecord) -> tuple[Path, ...]:
@@ -92,7 +91,7 @@ def _damaged(disk: Path, record: MachineRecord, why: str) -> Finding:
         "disk-damaged",
         disk,
         f"{disk.name} of machine '{record.name}': {why}",
-        f"copy {disk} somewhere first; then `qemu-img check -r all` on it, or put it back from a backup",
+        f"first copy {disk}; then run `qemu-img check -r all` on it, or restore it from a backup",
         machine=record.id,
     )
 
@@ -102,7 +101,7 @@ def _damaged(disk: Path, record: MachineRecord, why: str) -> Finding:
 
 async def _check(disk: Path, record: MachineRecord, jail: Jail, *, repair: bool) -> list[Finding]:
     confinement = Confinement(jail, record.hardware.uid)
-    confinement.give(disk)  # one that has never run is the service's still
+    confinement.give(disk)  # the service still owns a disk that has never run
     try:
         found = await check_disk(disk, confinement)
     except HostLacks:
@@ -120,7 +119,7 @@ async def _check(disk: Path, record: MachineRecord, jail: Jail, *, repair: bool)
         "disk-leaks",
         disk,
         f"{disk.name} of machine '{record.name}' has {leaks} clusters that nothing uses",
-        "nothing is lost, it only takes space: qemu-img check -r leaks (--repair does)",
+        "no data is lost; free the space: qemu-img check -r leaks (--repair does)",
         Repair.LEAKS,
         machine=record.id,
         harmless=True,
@@ -129,5 +128,5 @@ async def _check(disk: Path, record: MachineRecord, jail: Jail, *, repair: bool)
         return [leaked]
     mended = await check_disk(disk, confinement, repair=True)
     if mended.status == 0:
-        return [replace(leaked, repaired="they are given back")]
+        return [replace(leaked, repaired="the clusters are free")]
     return [replace(leaked, error=mended.why or f"qemu-img ended with {mended.status}")]

@@ -1,7 +1,7 @@
-"""Everything that a listing of the home's directories can tell: nothing is started, nothing is changed.
+"""Check the files of the home, as far as directory listings and small files show their state.
 
-Each noun has a function that yields its findings; AUDITS names them all. It runs within one step of the
-service's loop, so that nothing is made or deleted while it looks.
+The check starts and changes nothing. Each kind of file has a function that yields findings; AUDITS names all
+functions. All functions run in one step of the service's event loop, so no file is made or deleted meanwhile.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from bough.storage import is_unfinished_write
 _CONSOLE_LOGS = {"console.log", "console.log.1"}
 _PROCESS_LOGS = {"qemu.log", "qemu.log.old", "exit", "exit.new", "process", "process.new", "lock"}
 _MACHINE_LOGS = frozenset(_CONSOLE_LOGS | _PROCESS_LOGS)
-#: A control group this old with no process in it is not one that is just being filled.
+#: A younger empty control group may be about to get its first process.
 _GROUP_AGE_S = 60.0
-_ASIDE = "move it away (--repair moves it to lost+found); nothing of bough uses it"
+_ASIDE = "bough does not use it: move it away (--repair moves it to lost+found)"
 
 
 @dataclass
 class Look:
-    """What is looked at, and what only the service knows.
+    """The input of a check: the home, and facts that only the service knows.
 
     Attributes:
         live: ids of machines that have a process.
-        making: something is being made or deleted just now: what is in incoming/ belongs to that.
-        group_bases: directories of control groups below which machines have one each.
-        jail: what disks are checked in.
+        making: an operation creates or deletes files, and owns the content of incoming/.
+        group_bases: directories of control groups, each with a subdirectory per machine.
+        jail: the jail for programs that check disks.
     """
 
     home: Home
@@ -77,13 +77,13 @@ def _audit_images(look: Look) -> Iterator[Finding]:
         try:
             manifest = ImageManifest.model_validate_json(paths.manifest.read_bytes())
             if manifest.digest != root.name:
-                raise ValueError(f"it says that its digest is {manifest.digest[:80]!r}")
+                raise ValueError(f"it names another digest: {manifest.digest[:80]!r}")
         except (OSError, ValueError) as error:
             yield Finding(
                 "image-unreadable",
                 paths.manifest,
                 f"the manifest of an image cannot be read: {_first_line(error)}",
-                "machines on it do not start; build it again, or move it away (--repair does) if none does",
+                "its machines cannot start: build it again, or move it away (--repair does) if it has none",
                 None if _is_used(home, root.name) else Repair.SET_ASIDE,
             )
             continue
@@ -100,7 +100,7 @@ def _audit_image_disk(disk: Path, manifest: ImageManifest, look: Look) -> Iterat
             "image-damaged",
             disk.parent,
             f"image {manifest.label} {problem}",
-            "put its disk back from a backup: machines stand on it" if used else "build it again",
+            "restore its disk from a backup: machines use it" if used else "build it again",
             None if used else Repair.SET_ASIDE,
         )
         return
@@ -114,7 +114,7 @@ def _audit_labels(look: Look) -> Iterator[Finding]:
     except FileNotFoundError:
         return
     except (OSError, ValueError, TypeError) as error:
-        text = "write it again from what the images say of themselves (--repair does, and keeps the old one)"
+        text = "rebuild it from the images' manifests (--repair does, and keeps the old file)"
         yield Finding(
             "labels-unreadable",
             path,
@@ -126,13 +126,13 @@ def _audit_labels(look: Look) -> Iterator[Finding]:
     yield from _check_mode(path, 0o600)
     for label, digest in labels.items():
         if digest not in look.images:
-            text = "take the label away (--repair does); `bough image build` makes the image again"
-            problem = f"the label {label[:80]!r} names an image that is not here"
+            text = "remove the label (--repair does); `bough image build` makes the image again"
+            problem = f"the label {label[:80]!r} names a missing image"
             yield Finding("label-dangling", path, problem, text, Repair.LABELS)
 
 
 def _is_used(home: Home, digest: str) -> bool:
-    """Whether a record speaks of it, even one that is damaged."""
+    """Return whether a record, even a damaged one, names the image."""
     needle = digest.encode()
     for root in _entries(home.machines):
         try:
@@ -173,14 +173,14 @@ def _audit_machines(look: Look) -> Iterator[Finding]:
 
 def _unreadable(paths: MachinePaths, error: Exception) -> Finding:
     alive = paths.log.is_dir() and is_held(paths)
-    text = "its disks are whole: repair machine.json by hand, or move all of it away (--repair does)"
+    text = "its disks are intact: repair machine.json by hand, or move the directory away (--repair does)"
     if alive:
         text = "its QEMU runs: let the guest power off first"
     return Finding(
         "record-unreadable",
         paths.root,
         f"the record of machine {paths.root.name} cannot be read: {_first_line(error)}",
-        f"{text}; {paths.disks} can become the disk of another machine",
+        f"{text}; the disks in {paths.disks} can be used by another machine",
         None if alive else Repair.SET_ASIDE,
         machine=paths.root.name,
     )
@@ -192,8 +192,8 @@ def _audit_machine(record: MachineRecord, paths: MachinePaths, look: Look) -> It
             yield Finding(
                 "image-missing",
                 paths.record,
-                f"machine '{record.name}' stands on image {digest[:12]}, which is not here",
-                f"put {look.home.image(digest).root} back; until then it does not start",
+                f"machine '{record.name}' needs image {digest[:12]}, which is missing",
+                f"restore {look.home.image(digest).root} from a backup; the machine cannot start without it",
                 machine=record.id,
             )
     known_names = {paths.record.name, paths.disks.name, paths.log.name}
@@ -205,7 +205,7 @@ def _audit_machine(record: MachineRecord, paths: MachinePaths, look: Look) -> It
     wanted = disk_files(record)
     known = {*wanted, FIRMWARE_VARIABLES, *(disk.file for disk in record.disks_before or ())}
     for path in _entries(paths.disks):
-        # What is nobody's, and just being rehearsed, has disks that it does not know yet: they go with it.
+        # The record of a fork does not name the overlays of a pre-warm yet. They are deleted with the fork.
         if path.name not in known and path.suffix != ".iso" and not record.spare:
             yield _stray(path, record.id)
         else:
@@ -215,8 +215,8 @@ def _audit_machine(record: MachineRecord, paths: MachinePaths, look: Look) -> It
             yield Finding(
                 "disk-missing",
                 paths.disks / name,
-                f"disk {name} of machine '{record.name}' is not there",
-                "put it back from a backup; until then the machine does not start",
+                f"disk {name} of machine '{record.name}' is missing",
+                "restore it from a backup; the machine cannot start without it",
                 machine=record.id,
             )
     yield from _check_mode(paths.root, 0o711)
@@ -226,7 +226,10 @@ def _audit_machine(record: MachineRecord, paths: MachinePaths, look: Look) -> It
 
 
 def _stands_on(record: MachineRecord, digest: str) -> bool:
-    """A machine that came in a bundle has all of its disk, and its image may never have been here."""
+    """Return whether the machine needs the image.
+
+    A machine from a bundle has whole disks. The image may never have been on this host.
+    """
     layers = [layer for disk in record.disks for layer in disk.layers]
     own = not layers or any(layer.startswith(f"images/{digest}/") for layer in layers)
     return own or digest in record.media.digests
@@ -238,14 +241,14 @@ def _audit_suspended(record: MachineRecord, paths: MachinePaths) -> Iterator[Fin
             yield Finding(
                 "suspended-damaged",
                 path,
-                f"machine '{record.name}' is suspended, and {path.name} of its memory is not there",
-                f"put it back from a backup, or boot it from its disks: bough start {record.name} --cold",
+                f"machine '{record.name}' is suspended, and the file {path.name} of its memory is missing",
+                f"restore it from a backup, or boot from the disks: bough start {record.name} --cold",
                 machine=record.id,
             )
 
 
 def disk_files(record: MachineRecord) -> list[str]:
-    """Of the disks that it must have."""
+    """Return the file names of the machine's disks."""
     if record.disks:
         return [disk.file for disk in record.disks]
     first = 1 if record.media.root == "none" else 0
@@ -256,7 +259,7 @@ def disk_files(record: MachineRecord) -> list[str]:
 
 
 def _audit_snapshots(look: Look) -> Iterator[Finding]:
-    """Whether each has all that its manifest speaks of; `bough snapshot verify` reads it, too."""
+    """Check that each snapshot has the files of its manifest. `bough snapshot verify` also reads them."""
     home = look.home
     for root in _entries(home.snapshots):
         paths = home.snapshot(root.name)
@@ -267,7 +270,7 @@ def _audit_snapshots(look: Look) -> Iterator[Finding]:
                 "snapshot-unreadable",
                 root,
                 f"the manifest of snapshot {root.name} cannot be read: {_first_line(error)}",
-                "what stands on its disks still starts; put snapshot.json back from a backup",
+                "machines that use its disks still start; restore snapshot.json from a backup",
             )
             continue
         names = {paths.manifest.name, paths.disks.name, paths.overlays.name}
@@ -282,8 +285,8 @@ def _audit_snapshots(look: Look) -> Iterator[Finding]:
                     "snapshot-damaged",
                     path,
                     f"snapshot {manifest.label or manifest.id} of '{manifest.machine_name}' needs {path}, "
-                    "which is not there",
-                    "put it back from a backup; what stands on it does not start until then",
+                    "which is missing",
+                    "restore it from a backup; machines that use it cannot start without it",
                 )
 
 
@@ -299,11 +302,11 @@ def _audit_root(look: Look) -> Iterator[Finding]:
 
 def _audit_incoming(look: Look) -> Iterator[Finding]:
     if look.making:
-        look.skipped.append(Skipped("incoming/", "something is being made or deleted just now"))
+        look.skipped.append(Skipped("incoming/", "an operation that creates or deletes files is under way"))
         return
     for path in _entries(look.home.incoming):
-        text = "move it away (--repair does); the service sweeps it at its next start"
-        yield Finding("half-made", path, f"{path.name} was never finished", text, Repair.SET_ASIDE)
+        text = "move it away (--repair does); the service removes it at its next start"
+        yield Finding("half-made", path, f"{path.name} is half-made", text, Repair.SET_ASIDE)
 
 
 def _audit_runtime(look: Look) -> Iterator[Finding]:
@@ -312,7 +315,7 @@ def _audit_runtime(look: Look) -> Iterator[Finding]:
     for path in _entries(home.runtime):
         if path.name in home.runtime_names:
             continue
-        if path.is_dir():  # or a link to one: of a machine that an earlier version started
+        if path.is_dir():  # or a link to a directory: for machines of an earlier version
             yield from _audit_machine_runtime(path, look)
         else:
             yield _stray(path, remove=_is_socket(path))
@@ -344,7 +347,7 @@ def _has_processes(group: Path) -> bool:
     try:
         return bool((group / "cgroup.procs").read_text().strip())
     except OSError:
-        return True  # not to be known: left alone
+        return True  # unknown: leave the group alone
 
 
 AUDITS = (
@@ -378,22 +381,25 @@ def _strays(directory: Path, known: Collection[str], machine: str | None = None)
 def _stray(path: Path, machine: str | None = None, *, remove: bool = False) -> Finding:
     repair = Repair.REMOVE if remove else Repair.SET_ASIDE
     text = "remove it (--repair does)" if remove else _ASIDE
-    return Finding("stray", path, f"{path} belongs to nothing", text, repair, machine)
+    return Finding("stray", path, f"{path} is not part of bough's data", text, repair, machine)
 
 
 def _unfinished(path: Path) -> Finding:
-    problem = f"{path} is a write that was never finished"
-    text = "remove it (--repair does): what it was to replace is whole"
+    problem = f"{path} is left from an interrupted write"
+    text = "remove it (--repair does): the file that it should replace is intact"
     return Finding("half-made", path, problem, text, Repair.REMOVE, harmless=True)
 
 
 def _is_socket(path: Path) -> bool:
-    """Or the link that stands for a socket whose name was lost."""
+    """Return whether the path is a socket, or a link for a socket without a name."""
     return stat.S_ISSOCK(path.lstat().st_mode) or path.is_symlink()
 
 
 def _check_mode(path: Path, most: int) -> Iterator[Finding]:
-    """No more is allowed than `most` allows; and it is ours, or a jailed machine's."""
+    """Report a mode that allows more than `most`.
+
+    A repair is possible if the service owns the file or runs as root.
+    """
     try:
         info = path.lstat()
     except FileNotFoundError:
@@ -404,7 +410,7 @@ def _check_mode(path: Path, most: int) -> Iterator[Finding]:
         yield Finding(
             "mode",
             path,
-            f"{path} has mode {mode:04o}, which allows more than it should",
+            f"{path} has mode {mode:04o}, which gives others too much access",
             f"chmod {wanted:04o} {path} (--repair does)",
             Repair.MODE if info.st_uid == os.geteuid() or os.geteuid() == 0 else None,
             mode=wanted,

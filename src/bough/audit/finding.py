@@ -1,4 +1,4 @@
-"""What a look at the whole home found, and what is safe to do about it."""
+"""Findings of a check of the home, and safe repairs."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ from typing import Any
 
 
 class Repair(StrEnum):
-    """What `--repair` does about a finding. None of them deletes anything that could be of value."""
+    """The repairs of `--repair`. No repair deletes valuable data."""
 
-    #: Moved below lost+found/, under the path that it had.
+    #: Move to lost+found/, below the former path.
     SET_ASIDE = "set-aside"
-    #: A socket nobody listens on, a control group without processes, a write that was never finished.
+    #: Remove a socket without a listener, an empty control group, or the rest of an interrupted write.
     REMOVE = "remove"
-    #: Its permissions are made what they should be.
+    #: Correct the permissions.
     MODE = "mode"
-    #: labels.json is written again, from the images that are there; the old one is set aside.
+    #: Write labels.json again from the existing images; set the old file aside.
     LABELS = "labels"
-    #: Clusters of a disk that are taken and not used are given back (`qemu-img check -r leaks`).
+    #: Free allocated but unused clusters of a disk (`qemu-img check -r leaks`).
     LEAKS = "leaks"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is not as it should be.
+    """A problem in the home.
 
     Attributes:
         kind: stable, for programs: "record-unreadable", "disk-damaged", "stray", ...
-        problem: what is wrong, in a sentence.
-        safe: what can be done about it without losing anything.
-        repair: what `--repair` does; None where nothing is safe without a person's judgement.
-        harmless: it costs some space and nothing else.
-        mode: for Repair.MODE, what it should be.
-        repaired: what was done, or why it could not be.
+        problem: the problem, in a sentence.
+        safe: how a user can solve the problem without losing anything.
+        repair: the repair by `--repair`; None if a user must decide.
+        harmless: the problem only costs some space.
+        mode: the correct mode, for Repair.MODE.
+        repaired: the result of `--repair`.
+        error: why the repair failed.
     """
 
     kind: str
@@ -64,7 +65,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Skipped:
-    """What was not looked at, and why."""
+    """A part of the home that was not checked, and why."""
 
     what: str
     why: str

@@ -1,6 +1,7 @@
-"""Do what is safe, when asked to: nothing of value is ever deleted.
+"""Make the safe repairs on request. A repair never deletes valuable data.
 
-lost+found/<time>/<path as it was below the home>, and in lost+found/<time>/why.json what was moved and why.
+Files are moved to lost+found/<time>/<path below the home>. lost+found/<time>/why.json lists the moved files
+with the reasons.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from bough.storage import sync_directory, write_json
 
 
 class Aside:
-    """Where this repair moves things to; made when the first one comes."""
+    """The directory for the files of this repair; created for the first file."""
 
     def __init__(self, home: Home) -> None:
         self._home = home
@@ -32,7 +33,7 @@ class Aside:
         target = self.root / relative
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         home.lost_and_found.chmod(0o700)
-        # The reason is on disk before the thing is away.
+        # Write the reason to disk before the move.
         self._moved.append({"from": str(path), "to": str(target), "why": why})
         write_json(self.root / "why.json", self._moved)
         shutil.move(path, target)
@@ -42,7 +43,10 @@ class Aside:
 
 
 def repair(findings: list[Finding], home: Home) -> list[Finding]:
-    """The same, each with what was done. Call it in the same step in which they were found."""
+    """Repair the findings, and return the findings with the results.
+
+    Call this in the same step of the event loop as the check.
+    """
     aside = Aside(home)
     labels_done = False
     told = []
@@ -52,12 +56,12 @@ def repair(findings: list[Finding], home: Home) -> list[Finding]:
             continue
         try:
             if finding.repair is Repair.LABELS and labels_done:
-                told.append(replace(finding, repaired="the labels are written again"))
+                told.append(replace(finding, repaired="labels rebuilt"))
                 continue
             told.append(replace(finding, repaired=_repair_one(finding, home, aside)))
             labels_done = labels_done or finding.repair is Repair.LABELS
         except OSError as error:
-            told.append(replace(finding, error=f"it could not be repaired: {error.strerror or error}"))
+            told.append(replace(finding, error=f"the repair failed: {error.strerror or error}"))
     return told
 
 
@@ -74,11 +78,11 @@ def _repair_one(finding: Finding, home: Home, aside: Aside) -> str:
         case Repair.MODE:
             assert finding.mode is not None
             path.chmod(finding.mode)
-            return f"its mode is {finding.mode:04o} now"
+            return f"mode set to {finding.mode:04o}"
         case Repair.LABELS:
             aside.take(path, finding.problem)
             ImageStore(home).rewrite_labels(aside.root / path.name)
-            return "the labels are written again"
+            return "labels rebuilt"
         case Repair.LEAKS:
             return ""
         case _:
@@ -86,6 +90,6 @@ def _repair_one(finding: Finding, home: Home, aside: Aside) -> str:
 
 
 def _whole(finding: Finding, home: Home) -> Path:
-    """An image is set aside as a whole."""
+    """Return the path to set aside: for a file of an image, the whole image."""
     path = finding.path
     return path.parent if path.parent.parent == home.images else path

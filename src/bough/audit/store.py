@@ -1,4 +1,4 @@
-"""`bough doctor --store`: is everything in this home as it should be?"""
+"""`bough doctor --store`: check the whole home."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from bough.progress import Progress, Report, ignore_progress
 async def audit_store(
     look: Look, hold: Hold, *, repair: bool = False, report: Report = ignore_progress
 ) -> dict[str, Any]:
-    """Look at everything, and with `repair` do what is safe; JSON-able.
+    """Check the whole home, and with `repair` make the safe repairs. The result is JSON-able.
 
     Args:
-        hold: keeps a machine from being started; raises Conflict for one that runs or is busy.
+        hold: prevents the start of a machine; raises Conflict for a machine that runs or is busy.
     """
     report(Progress("looking at every file"))
     findings = audit_files(look)

@@ -1,4 +1,4 @@
-"""What a kill in the middle of a write left; done when the service starts and before anything is written."""
+"""Remove the rests of interrupted writes. Call this at the start of the service, before any write."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bough.storage import is_unfinished_write
 
 
 def sweep_unfinished_writes(home: Home) -> None:
-    """They were never acknowledged, and what they were to replace is whole."""
+    """Remove unfinished writes. No unfinished write was acknowledged, and the old files are intact."""
     for directory in (home.root, *_below(home.images), *_below(home.machines), *_below(home.snapshots)):
         for path in directory.iterdir():
             if is_unfinished_write(path.name) and path.is_file() and not path.is_symlink():
@@ -17,11 +17,11 @@ def sweep_unfinished_writes(home: Home) -> None:
 
 
 def sweep_runtime(home: Home) -> None:
-    """Sockets of machines that are not here any more: of a delete that was killed in its middle."""
+    """Remove the sockets of deleted machines, left by a kill during a delete."""
     machines = {path.name for path in home.machines.iterdir()}
     for root in _below(home.runtime):
         entries = list(root.iterdir())
-        # A link stands for a socket whose name was lost.
+        # A link stands for a socket without a name.
         if root.name not in machines and all(path.is_socket() or path.is_symlink() for path in entries):
             for path in entries:
                 path.unlink()

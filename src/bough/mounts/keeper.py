@@ -1,7 +1,7 @@
-"""The mounts of one machine: a file server for each stream that its guest asks for, and what became of each.
+"""The mounts of a machine: a file server for each stream that the guest requests.
 
-A stream ends with the agent's session: a reboot, a fork, another service. The guest's file system stays, and
-asks for the next one; so nothing here is kept on disk but the machine's spec.
+A stream ends with the agent's session: by a reboot, a fork, or a new service. The guest's file system stays
+and requests the next stream. So only the machine's spec keeps the mounts on disk.
 """
 
 from __future__ import annotations
@@ -23,23 +23,26 @@ from bough.spec import MountSpec
 from bough.tasks import end_tasks
 
 _SET_TIMEOUT_S = 120.0
-#: A guest that asks again and again must not have us start servers as fast as we can.
+#: Limits how often a guest can make bough start a server.
 _BETWEEN_STARTS_S = 0.2
 
 Tell = Callable[[str, str], None]
 
 
 class MountKeeper:
-    """Attributes:
-    trouble: target -> why it is not there, of those that are not.
-    changing: held by who changes what the spec says.
+    """The mounts of a machine.
+
+    Attributes:
+        trouble: target -> why the directory is not mounted; has no entry for a mounted target.
+        changing: lock for changes of the mounts in the spec.
     """
 
     def __init__(self, machine_id: str, hidden: Sequence[Path], tell: Tell) -> None:
-        """
+        """Create a keeper without mounts.
+
         Args:
             hidden: directories of bough itself, which no guest may see.
-            tell: is called with the kind of an event and what there is to say.
+            tell: called with the kind and the text of an event.
         """
         self.trouble: dict[str, str] = {}
         self.changing = asyncio.Lock()
@@ -52,7 +55,7 @@ class MountKeeper:
         self._set: dict[str, MountSpec] = {}
 
     def state(self, mount: MountSpec) -> str:
-        """mounted, not mounted, or - where nobody knows."""
+        """Return "mounted", "not mounted", or "-" for an unknown state."""
         if mount.target in self.trouble:
             return "not mounted"
         return "mounted" if mount.target in self._set else "-"
@@ -66,13 +69,16 @@ class MountKeeper:
         lazy: bool = True,
         report: Report = ignore_progress,
     ) -> list[str]:
-        """Have the guest mount these, and nothing else of ours. What failed is in `trouble`.
+        """Have the guest mount exactly these directories of bough. Failures are in `trouble`.
 
         Args:
-            lazy: what is to go goes although somebody uses it. Otherwise it stays, and is returned.
+            lazy: unmount a directory even if a process in the guest uses it. Otherwise such a directory stays
+                mounted.
+
+        Returns the targets that stay mounted, because a process uses them.
 
         Raises:
-            AgentUnavailable: the agent went away in the middle; call again when it answers.
+            AgentUnavailable: the agent disappeared meanwhile; call again when it answers.
         """
         async with self._establishing:
             if not mounts and not self._set:
@@ -108,7 +114,7 @@ class MountKeeper:
         except (GuestRefused, AgentTimeout) as error:
             why = error.message
             if error.details.get("errno") == "ENOSYS":
-                why = "the agent in this guest is of an older bough; build its image again"
+                why = "the agent in this guest is of an older version; build its image again"
             self.trouble.update({mount.target: why for mount in mounts})
             return []
         errors, busy = answer.get("errors"), answer.get("busy")
@@ -118,7 +124,7 @@ class MountKeeper:
         return [clean_name(target) for target in busy] if isinstance(busy, list) else []
 
     async def close(self) -> None:
-        """Nothing of it is left running; the guest's file systems wait for the next one who serves them."""
+        """Stop all file servers. The guest's file systems wait for the next keeper."""
         await self._stop(list(self._serving))
         self._channel = None
         self._set = {}
@@ -126,7 +132,7 @@ class MountKeeper:
     # -- serving ------------------------------------------------------------------------------
 
     def _serve(self, channel: AgentChannel, mounts: Sequence[MountSpec]) -> None:
-        """A task for each that has none on this channel, or whose session has ended."""
+        """Start a task for each mount without a running task on this channel."""
         for mount in mounts:
             tag = _tag(mount)
             task = self._serving.get(tag)
@@ -142,7 +148,7 @@ class MountKeeper:
         await end_tasks(*(self._serving.pop(tag) for tag in tags))
 
     async def _serve_one(self, channel: AgentChannel, mount: MountSpec, tag: str) -> None:
-        """One stream after the other, until the session ends."""
+        """Serve streams, one after another, until the session ends."""
         clock = asyncio.get_running_loop().time
         told = ""
         while True:
@@ -157,13 +163,13 @@ class MountKeeper:
                 why = error.message
             finally:
                 await tunnel.close()
-            if why and why != told:  # a guest could have it said for ever
+            if why and why != told:  # limits the events that a guest can cause
                 told = why
                 self._tell("mount-lost", f"{mount.target}: {why}")
             await asyncio.sleep(max(0.0, began + _BETWEEN_STARTS_S - clock()))
 
     async def _serve_stream(self, tunnel: Any, mount: MountSpec) -> str:
-        """Why it ended, where that is worth telling."""
+        """Serve a stream. Return the reason for its end, or "" for an ordinary end."""
         groups = await asyncio.to_thread(self._groups)
         server = await start_server(mount, hidden=self._hidden, groups=groups)
         assert server.stdin is not None
@@ -180,7 +186,7 @@ class MountKeeper:
 
 
 def _tag(mount: MountSpec) -> str:
-    """Of all that makes a mount what it is: another tag is another mount."""
+    """Return the mount's tag, a digest of all properties: different mounts have different tags."""
     return hashlib.sha256(mount.model_dump_json().encode()).hexdigest()[:16]
 
 

@@ -1,8 +1,8 @@
-"""What the jail around a file server refuses beyond what it refuses QEMU: files that make others mighty.
+"""Extend the seccomp filter of QEMU's jail: a file server must not create set-user-id files.
 
-A guest may ask for any mode. A program of the host's user that is set-user-id, written by a guest, would give
-whoever starts it that user's rights; a bind mount's nosuid holds within the jail alone. So the system calls
-that set a mode are refused when they set one of these bits.
+A guest may ask for any mode. A set-user-id program written by a guest would give its caller the rights of the
+host's user. The nosuid option of a bind mount holds only in the jail. So the filter refuses a system call
+that sets one of these mode bits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MODE_ARGUMENT: dict[str, dict[int, int]] = {
     },
     "common": {56: 3, 34: 2, 52: 1, 53: 2, 452: 2},  # openat, mkdirat, fchmod, fchmodat, fchmodat2
 }
-#: mknod, mknodat, and openat2, whose mode a filter cannot see: no server needs them.
+#: mknod, mknodat, and openat2, whose mode a filter cannot see: no file server needs them.
 _NEVER: dict[str, tuple[int, ...]] = {"x86_64": (133, 259, 437), "common": (33, 437)}
 
 _LOAD, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
@@ -37,7 +37,10 @@ _ALLOW, _EPERM = 0x7FFF0000, 0x00050000 | 1
 
 
 def render_mode_filter(machine: str | None = None) -> bytes | None:
-    """The outer filter of QEMU's jail, and this before that says yes; None: not known on this host."""
+    """Return the outer filter of QEMU's jail with the checks for file servers.
+
+    The checks come before the final "allow". None: the host's architecture is unknown.
+    """
     machine = machine or os.uname().machine
     program = render_filter(machine)
     if program is None:
@@ -56,5 +59,5 @@ def render_mode_filter(machine: str | None = None) -> bytes | None:
         ]
     size = struct.calcsize("=HBBI")
     ours = b"".join(struct.pack("=HBBI", *step) for step in steps)
-    # The last of the other's steps allows what it has not refused.
+    # The last step of QEMU's filter allows every remaining call.
     return program[:-size] + ours + program[-size:]

@@ -1,10 +1,11 @@
-"""One file server: OpenSSH's sftp-server over two pipes, in a jail that shows it one directory.
+"""File server: OpenSSH's sftp-server over two pipes, in a jail that shows a single directory.
 
-What its guest sends it is hostile, and so it may become. It sees that directory as /share, system directories
-read-only, and nothing else: no /proc, no network, no process but its own, no capability. Links in the
-directory lead nowhere but into that jail. A directory that is shared read-only is mounted so.
+The guest's messages are hostile and may take over the server. So the jail contains that directory as /share,
+system directories read-only, and nothing else: no /proc, no network, no other process, no capability. Links
+in the directory can only lead to files in the jail. A read-only share is mounted read-only.
 
-It runs as the service's user; under a service of root as whoever owns the directory, without any capability.
+The server runs as the service's user. Under a root service the server runs as the directory's owner, without
+any capability.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from bough.spec import MountSpec
 SHARE = "/share"
 _MEMORY_KIB = 1024 * 1024
 _CHANGED = 41
-#: The jail is entered by path, and a path may come to mean something else in between: it is looked at again
-#: inside, where nothing changes any more.
+#: The jail is entered by path, and the path may lead to another directory meanwhile. So the directory is
+#: checked again inside the jail, where it cannot change any more.
 _CHECKED = (
     f'ulimit -c 0; ulimit -v {_MEMORY_KIB}; [ "$(stat -c %d:%i {SHARE})" = "$1" ] || exit {_CHANGED};'
     ' shift; exec "$@"'
 )
-#: Into the control groups of the machine, before anything runs.
+#: Enter the machine's control groups before anything else runs.
 _GROUPED = 'while [ "$1" != -- ]; do echo 0 > "$1/cgroup.procs" 2>/dev/null; shift; done; shift; exec "$@"'
 _END_S = 5.0
 _STREAM_BYTES = 512 * 1024
@@ -43,7 +44,7 @@ _STREAM_BYTES = 512 * 1024
 
 @dataclass(frozen=True)
 class Programs:
-    """What a file server is made of, on this host."""
+    """Paths of the programs for a file server."""
 
     server: str
     bwrap: str
@@ -51,7 +52,7 @@ class Programs:
 
 
 def find_programs() -> Programs:
-    """Raises HostLacks."""
+    """Find the programs on this host. Raises HostLacks."""
     server = find_sftp_server()
     if server is None:
         raise HostLacks(
@@ -60,14 +61,20 @@ def find_programs() -> Programs:
         )
     bwrap, setpriv = shutil.which("bwrap"), shutil.which("setpriv")
     if bwrap is None:
-        raise HostLacks("directories are not shared without bubblewrap", hint=render_fix("bubblewrap"))
+        raise HostLacks(
+            "directories cannot be shared: bubblewrap is not installed", hint=render_fix("bubblewrap")
+        )
     if os.geteuid() == 0 and setpriv is None:
-        raise HostLacks("directories are not shared by root without setpriv", hint=render_fix("setpriv"))
+        raise HostLacks(
+            "directories cannot be shared by root: setpriv is not installed", hint=render_fix("setpriv")
+        )
     return Programs(server, bwrap, setpriv)
 
 
 def server_ids(mount: MountSpec) -> tuple[int, int]:
-    """As which user and group its server runs. OSError where the directory is gone."""
+    """Return the user and group of the mount's server. Raises OSError: the directory does not
+    exist any more.
+    """
     return _ids_for(_look_at(mount))
 
 
@@ -93,12 +100,12 @@ def render_server(
     passwd: int,
     seccomp: int | None,
 ) -> list[str]:
-    """The command line. Pure but for looking at how /bin and /lib are made.
+    """Return the command line. Pure, except for a look at /bin and /lib.
 
     Args:
-        identity: device and inode of the directory, which it must still be inside.
-        hidden: below the directory, to be seen empty.
-        passwd, seccomp: descriptors of what bubblewrap reads: a user for the server to be, and a filter.
+        identity: device and inode of the directory, checked again inside the jail.
+        hidden: paths below the directory that the guest sees as empty.
+        passwd, seccomp: descriptors that bubblewrap reads: the server's entry in /etc/passwd, and a filter.
     """
     as_root = programs.setpriv is not None and os.geteuid() == 0
     kept = TO_DROP_ALL if as_root else ()
@@ -132,14 +139,17 @@ def render_server(
 async def start_server(
     mount: MountSpec, *, hidden: Sequence[Path], groups: Sequence[str]
 ) -> asyncio.subprocess.Process:
-    """Its standard input and output speak SFTP. To be ended by `end_server`; it ends with us as well.
+    """Start a server. Its standard input and output speak SFTP.
+
+    End the server with `end_server`. The server also ends with the service.
 
     Args:
         hidden: directories of bough itself.
-        groups: control groups of the machine, to which its time counts.
+        groups: control groups of the machine, which count the server's processor time.
 
     Raises:
-        Conflict: the directory is gone, or is a link now. HostLacks.
+        Conflict: the directory does not exist any more, or is a link now.
+        HostLacks
     """
     programs = find_programs()
     try:
@@ -174,12 +184,12 @@ async def start_server(
 
 
 async def end_server(process: asyncio.subprocess.Process) -> str:
-    """End it, if it has not; why it ended by itself, where it said so."""
+    """End the server. Return its error message if the server ended by itself before, else ""."""
     if process.stdin is not None:
         process.stdin.close()
     with contextlib.suppress(ProcessLookupError, TimeoutError):
         if process.returncode is None:
-            async with asyncio.timeout(0.2):  # what it has begun to write it may finish
+            async with asyncio.timeout(0.2):  # let it finish a write that has begun
                 await process.wait()
     if process.returncode is None:
         await end_subprocess(process)
@@ -191,16 +201,18 @@ async def end_server(process: asyncio.subprocess.Process) -> str:
                 said = await process.stderr.read(4096)
     await end_subprocess(process)
     if process.returncode == _CHANGED:
-        return "the directory was put in another's place just now"
+        return "the directory was replaced while the file server started"
     if process.returncode in (0, -9, 255):
         return ""
     lines = said.decode(errors="replace").strip().splitlines()
-    return lines[-1][:300] if lines else f"it ended with {process.returncode}"
+    return lines[-1][:300] if lines else f"the file server ended with status {process.returncode}"
 
 
 @contextmanager
 def _files(ids: tuple[int, int]) -> Iterator[tuple[int, int | None]]:
-    """What bubblewrap reads: sftp-server wants to know its user's name, whatever that is."""
+    """Provide the files for bubblewrap: /etc/passwd, because sftp-server needs a name for its user, and a
+    filter.
+    """
     program = render_mode_filter()
     contents = [f"share:x:{ids[0]}:{ids[1]}::{SHARE}:/bin/false\n".encode()]
     contents += [program] if program is not None else []

@@ -1,4 +1,4 @@
-"""`python -m bough.service`: what the first command that needs the service starts."""
+"""Run `python -m bough.service`, which the first command that needs the service starts."""
 
 from bough.service.run import main
 

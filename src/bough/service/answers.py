@@ -1,4 +1,4 @@
-"""How an answer goes out: an error as its class describes itself, a long call with its progress."""
+"""Render answers: results, errors in the form of their class, and the progress of long calls."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ Work = Callable[[Report], Awaitable[Any]]
 
 
 def as_bough_error(error: BaseException) -> BoughError:
-    """Any exception as one that may be shown; what nobody foresaw is logged with its traceback."""
+    """Turn any exception into one that a user may see. An unexpected exception is logged with
+    its traceback.
+    """
     if isinstance(error, BoughError):
         return error
     if isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
@@ -39,13 +41,13 @@ def as_bough_error(error: BaseException) -> BoughError:
         kind = NotFound if error.status_code == 404 else InvalidInput
         return kind(str(error.detail))
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        # Wherever it was met: a step that is not through is undone.
+        # This can come from any step. Incomplete steps are undone.
         where = f" for {error.filename}" if error.filename else ""
         return NoSpace(f"no space left on the host{where}", hint=NO_SPACE_HINT)
-    log.error("a request failed in a way nobody foresaw", exc_info=error)
+    log.error("a request failed with an unexpected error", exc_info=error)
     return BoughError(
-        f"bough made a mistake: {type(error).__name__}: {error}",
-        hint="the service's log has more: service.log in BOUGH_HOME",
+        f"internal error of bough: {type(error).__name__}: {error}",
+        hint="see service.log in BOUGH_HOME for details",
     )
 
 
@@ -60,9 +62,9 @@ async def answer_exception(_: Request, error: Exception) -> Response:
 
 
 async def long_call(request: Request, work: Work) -> Response:
-    """`work`'s result, or, where the client accepts NDJSON, its progress line by line and then that.
+    """Return the result of `work`. If the client accepts NDJSON, first send the progress, one line each.
 
-    The work is cancelled when the client goes away; what must not be interrupted shields itself.
+    The work is cancelled when the client disconnects. Work that must not be interrupted shields itself.
     """
     if NDJSON in request.headers.get("accept", ""):
         return StreamingResponse(_stream(work), media_type=NDJSON)

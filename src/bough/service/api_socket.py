@@ -1,4 +1,4 @@
-"""The API's socket in BOUGH_HOME, bound again when its name is lost."""
+"""Bind the API's socket in BOUGH_HOME, and bind it again when its file is removed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BACKLOG = 512
 
 
 class ApiSocket:
-    """For the service that holds the home's lock: whatever is at its path is not another service's."""
+    """The API's socket. The service holds the lock of the home, so no other service uses this path."""
 
     def __init__(self, home: Home) -> None:
         self._path = home.api_socket
@@ -33,7 +33,7 @@ class ApiSocket:
             HostLacks: the path cannot be bound, or its directory is open to others.
         """
         make_private_directory(self._path.parent)
-        self._path.unlink(missing_ok=True)  # of a service that was killed
+        self._path.unlink(missing_ok=True)  # left by a killed service
         listener = listen(self._path, backlog=_BACKLOG)
         listener.setblocking(False)
         self._bound = _identity(self._path)
@@ -41,9 +41,9 @@ class ApiSocket:
         return listener
 
     def bind_again(self) -> socket.socket | None:
-        """Return a new listening socket, if no client can find the present one any more."""
+        """Return a new listening socket if clients cannot find the present one any more."""
         if _identity(self._path) == self._bound or not self._home.lock.exists():
-            return None  # where the lock is gone too, all of BOUGH_HOME is
+            return None  # without a lock file, all of BOUGH_HOME was removed
         try:
             listener = self.bind()
         except (BoughError, OSError) as error:
@@ -56,7 +56,7 @@ class ApiSocket:
         return listener
 
     def remove(self) -> None:
-        """Remove the name: no client finds the service any more."""
+        """Remove the socket's file, so that no client finds the service any more."""
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
 
@@ -64,8 +64,8 @@ class ApiSocket:
 def replace_runtime_link(home: Home) -> None:
     """Turn BOUGH_HOME/run into a directory.
 
-    In earlier versions it is a link to one in $XDG_RUNTIME_DIR. Machines that still run have their sockets
-    there: the new directory holds a link for each machine.
+    In earlier versions this path is a link to a directory in $XDG_RUNTIME_DIR, with the sockets of machines
+    that still run. The new directory holds a link for each of these machines.
     """
     fresh = home.runtime.with_suffix(".new")
     if home.runtime.is_symlink():
@@ -75,7 +75,7 @@ def replace_runtime_link(home: Home) -> None:
             if directory.is_dir() and not link.is_symlink():
                 link.symlink_to(home.runtime.readlink() / directory.name)
         home.runtime.unlink()
-    if fresh.exists() and not home.runtime.exists():  # also where the last service was killed in between
+    if fresh.exists() and not home.runtime.exists():  # also after a kill between these two steps
         fresh.rename(home.runtime)
 
 

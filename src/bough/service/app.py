@@ -1,4 +1,4 @@
-"""Routes -> hypervisor. No logic: what a call means is in hypervisor/."""
+"""Connect the routes to the hypervisor. hypervisor/ contains the logic of all calls."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def create_app(hypervisor: Hypervisor, shut_down: Callable[[], None]) -> FastAPI
 
     @app.post("/v1/shutdown")
     async def shutdown() -> dict[str, bool]:
-        """End the service. Machines go on, and the next service takes them up."""
+        """End the service. Machines continue, and the next service adopts them."""
         shut_down()
         return {"stopping": True}
 

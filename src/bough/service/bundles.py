@@ -1,4 +1,4 @@
-"""/v1/export and /v1/import: a machine as a stream of bytes, over WebSocket, with its progress beside it.
+"""/v1/export and /v1/import: a machine as a stream of bytes over WebSocket, with progress messages.
 
 Binary messages are the bytes. Text messages of the service are {"progress": ...}, and the last one {"result":
 ...} or {"error": ...}. A client that imports ends its stream with an empty binary message.
@@ -86,7 +86,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
 
 class _Inflow:
-    """What a client sends, as a thread reads it; bounded."""
+    """The client's data, for a thread to read. The size is bounded."""
 
     def __init__(self) -> None:
         self._queue: queue.Queue[bytes] = queue.Queue(_MESSAGES_HELD)
@@ -102,7 +102,7 @@ class _Inflow:
                 continue
 
     def close(self) -> None:
-        """Nobody reads any more; and a reader that waits sees the end."""
+        """Drop further data, and end the stream for a reader that waits."""
         self._closed = True
 
     def read(self, size: int, /) -> bytes:
@@ -137,7 +137,7 @@ async def _answer(socket: WebSocket, work: Any) -> None:
         except (WebSocketDisconnect, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "close" not in str(error).lower():
                 raise
-            return  # the client has gone
+            return  # the client disconnected
         except Exception as error:
             message = {"error": as_bough_error(error).to_dict()}
         await end_tasks(telling)

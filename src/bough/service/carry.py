@@ -1,7 +1,7 @@
-"""Carrying bytes over a WebSocket.
+"""Carry bytes over a WebSocket.
 
-An error before the socket is accepted is the answer to its upgrade request, an ordinary HTTP error.
-Afterwards it is the close's reason.
+An error before the socket is accepted becomes an ordinary HTTP error, the answer to the upgrade request. A
+later error becomes the reason of the close message.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from bough.tasks import end_tasks
 
 #: Close codes 4000-4999 are for applications (RFC 6455, section 7.4.2).
 CLOSED_WITH_ERROR = 4000
-#: How long a guest may take nothing of what a client sent that has gone.
+#: How long a guest may accept no data from a client that has disconnected.
 LINGER_S = 60.0
 
 
 class answering:
-    """Errors of the block go to the client; then the socket is closed."""
+    """Send errors of the block to the client, then close the socket."""
 
     def __init__(self, socket: WebSocket) -> None:
         self._socket = socket
@@ -55,10 +55,12 @@ class answering:
 
 
 async def for_each_message(socket: WebSocket, handle: Callable[[bytes], Awaitable[None]]) -> None:
-    """Until the client has gone. What it sent before is handled, for as long as that makes progress.
+    """Handle each message until the client disconnects.
+
+    Earlier messages are still handled afterwards, while the guest makes progress with them.
 
     Raises:
-        ConnectionAbortedError: the client has gone, and nobody takes what it sent.
+        ConnectionAbortedError: the client disconnected, and its last messages were not handled for LINGER_S.
     """
     handled = 0
 
@@ -78,7 +80,7 @@ async def for_each_message(socket: WebSocket, handle: Callable[[bytes], Awaitabl
         while before != handled:
             before = handled
             await asyncio.sleep(LINGER_S)
-        raise ConnectionAbortedError("the client has gone, and nobody takes what it sent")
+        raise ConnectionAbortedError("the client disconnected, and the guest does not take its data")
 
     await until_first(take(), give_up())
 
@@ -88,7 +90,7 @@ async def ignore(_: bytes) -> None:
 
 
 async def until_first(*works: Awaitable[None]) -> None:
-    """Until one of them has ended; the others are cancelled. An error of any is raised."""
+    """Wait until one of the works has ended, and cancel the others. Raise its error, if any."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -99,7 +101,7 @@ async def until_first(*works: Awaitable[None]) -> None:
 
 
 async def until_gone(inward: Awaitable[None], outward: Awaitable[None]) -> None:
-    """Until `inward` has ended; `outward` may end before. Raises an error of either."""
+    """Wait until `inward` has ended; `outward` may end before. Raise an error of either."""
     incoming, outgoing = asyncio.ensure_future(inward), asyncio.ensure_future(outward)
     try:
         await asyncio.wait({incoming, outgoing}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,9 +1,8 @@
 """exec and run: a command in a machine, over WebSocket.
 
-The binary messages carry their channel in the first byte, numbered as in Kubernetes' remote command
-protocol v5: stdin 0, stdout 1, stderr 2, status 3, resize 4, close 255; 5 sends a signal. The first
-message of a client is text, what is to be done as JSON; the last of ours is the status. `run` tells
-what goes on meanwhile as text.
+The first byte of a binary message is its channel, numbered as in Kubernetes' remote command protocol v5:
+stdin 0, stdout 1, stderr 2, status 3, resize 4, close 255; 5 sends a signal. The client's first message is
+text: the request as JSON. The service's last message is the status. `run` also sends its progress as text.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from bough.tasks import end_tasks
 STDIN, STDOUT, STDERR, STATUS, RESIZE, SIGNAL, CLOSE = 0, 1, 2, 3, 4, 5, 255
 FIRST_MESSAGE_TIMEOUT_S = 30.0
 MAX_TIMEOUT_S = 7 * 86400.0
-#: Messages of a client (256 KiB each at most, by ours) that wait for a command that does not read.
+#: Number of messages that wait while the command does not read. bough's client sends at most 256 KiB in each.
 _INBOX_MESSAGES = 16
 
 Command: TypeAlias = ExecSession | QgaExec
@@ -60,7 +59,7 @@ class ExecMessage(BaseModel):
 
 
 class RunMessage(BaseModel):
-    """The first message of a run, as text. Without a command the machine is held until the client closes."""
+    """The first message of a run, as text. Without a command, the machine exists until the client closes."""
 
     model_config = ConfigDict(extra="forbid")
     spec: dict[str, Any]
@@ -93,7 +92,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.websocket("/run")
     async def run(socket: WebSocket, client: str | None = None) -> None:
-        """A command on a machine of its own, or a machine that is there until the client closes."""
+        """Run a command on a new machine, or keep a new machine until the client closes."""
         async with answering(socket):
             _check_version(client)
             await socket.accept()
@@ -110,14 +109,18 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
 
 def _check_version(client: str | None) -> None:
-    """A client in a hurry has not asked for ours; refused, it takes the long way."""
+    """Refuse a client of another version. A fast client skips the version check, and makes it
+    when refused.
+    """
     if client is not None and client != __version__:
-        raise Conflict(f"this service is bough {__version__}, and its client {client[:40]}")
+        raise Conflict(f"the service is bough {__version__}, the client is bough {client[:40]}")
 
 
 class _Inbox:
-    """What a client sends, taken as it comes: a command that does not read its input must not keep us from
-    seeing that its client has gone."""
+    """The messages of a client, received as they arrive.
+
+    The service must notice a disconnected client even if the command does not read its input.
+    """
 
     def __init__(self, filling: asyncio.Task[None], messages: asyncio.Queue[bytes]) -> None:
         #: Ends when the client has closed.
@@ -125,7 +128,7 @@ class _Inbox:
         self.messages = messages
 
     async def unless_gone(self, work: Awaitable[T]) -> T | None:
-        """None: the client went away first, and the work was cancelled."""
+        """Return the result of `work`; None if the client disconnected before and the work was cancelled."""
         task = asyncio.ensure_future(work)
         try:
             await asyncio.wait({task, self.filling}, return_when=asyncio.FIRST_COMPLETED)
@@ -137,7 +140,7 @@ class _Inbox:
 @contextlib.asynccontextmanager
 async def _inbox_of(socket: WebSocket) -> AsyncIterator[_Inbox]:
     messages: asyncio.Queue[bytes] = asyncio.Queue(_INBOX_MESSAGES)
-    # What a client that has gone sent last is dropped: its command ends with it.
+    # The last messages of a disconnected client are dropped, because its command ends.
     filling = asyncio.create_task(
         until_first(for_each_message(socket, messages.put), _until(departure(socket)))
     )
@@ -159,15 +162,15 @@ async def _first_message(inbox: _Inbox, kind: type[M]) -> M:
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(str(part) for part in problem["loc"])
-        raise InvalidInput(f"the first message is not right: {place}: {problem['msg']}") from error
+        raise InvalidInput(f"the first message is not valid: {place}: {problem['msg']}") from error
     except TimeoutError:
-        raise DeadlineExceeded("no first message came", hint="send what is to be run as JSON") from None
+        raise DeadlineExceeded("no first message arrived", hint="send the command as JSON") from None
 
 
 async def _run(
     hypervisor: Hypervisor, socket: WebSocket, message: RunMessage, inbox: _Inbox
 ) -> dict[str, Any] | None:
-    """The status of its command; None where there was none, or nobody is there to hear it."""
+    """Return the status of the command; None without a command, or if the client has disconnected."""
     steps: asyncio.Queue[Progress] = asyncio.Queue()
 
     async def tell() -> None:
@@ -192,7 +195,8 @@ async def _run(
         return None
     ready = json.dumps({"machine": {"id": machine.id, "name": machine.name}})
     if message.command is None:
-        with hypervisor.lifetimes.hold(machine):  # a client of a service that was restarted comes back for it
+        # After a restart of the service, the client returns to the machine.
+        with hypervisor.lifetimes.hold(machine):
             await socket.send_text(ready)
             await inbox.filling
         return None
@@ -205,7 +209,7 @@ async def _run(
                 return None
             return await _carry(socket, session, machine, message.command.timeout_s, inbox)
         finally:
-            hypervisor.lifetimes.discard(machine)  # nobody waits for that
+            hypervisor.lifetimes.discard(machine)  # in the background: no client waits for the deletion
 
 
 async def _carry(
@@ -215,7 +219,10 @@ async def _carry(
     timeout_s: float | None,
     inbox: _Inbox,
 ) -> dict[str, Any]:
-    """Carry the streams until the command has ended; how. A client that goes away takes it with it."""
+    """Carry the streams until the command has ended, and return its status.
+
+    If the client disconnects, the command is ended.
+    """
     failure: BoughError | None = None
 
     async def feed() -> None:

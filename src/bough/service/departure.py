@@ -1,7 +1,8 @@
-"""The departure of a WebSocket's client, told to the handler that serves it.
+"""Tell the handler of a WebSocket when the client disconnects.
 
-uvicorn reads no more from a client while the handler has not taken the last message, and does not notice then
-that the client was killed: a command that reads no input would run on for nobody.
+uvicorn reads no more from a client while the handler has not taken the last message. In this state uvicorn
+does not notice that the client was killed. Without this module, a command that reads no input would continue
+without a client.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _EXTENSION = "bough.departure"
 
 
 class StreamProtocol(WSProtocol):
-    """uvicorn's protocol for a WebSocket; `departure` finds the event in the scope."""
+    """uvicorn's protocol for a WebSocket, with an event in the scope for `departure`."""
 
     _hangup: Hangup
 
@@ -38,6 +39,8 @@ class StreamProtocol(WSProtocol):
 
 
 def departure(socket: WebSocket) -> asyncio.Event:
-    """Set when the client has gone, however it ended. Messages from before may still wait."""
+    """Return an event that is set when the client disconnects for any reason. Earlier messages may still
+    wait.
+    """
     event = socket.scope.get("extensions", {}).get(_EXTENSION)
     return event if isinstance(event, asyncio.Event) else asyncio.Event()

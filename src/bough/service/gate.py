@@ -1,8 +1,8 @@
-"""The API over TCP: only with the token of this BOUGH_HOME, in every request.
+"""Serve the API over TCP: each request must carry the token of this BOUGH_HOME.
 
-The Unix socket needs none: its mode lets nobody but its owner connect. TCP has no such mode, so there is one
-secret, in a file that only its owner reads, sent as `Authorization: Bearer <token>`. There is no encryption:
-beyond the host's own loopback it takes a tunnel (ssh -L) or a proxy that speaks TLS.
+The Unix socket needs no token: its mode lets only its owner connect. TCP has no such mode. So a file that
+only its owner can read holds a secret, which clients send as `Authorization: Bearer <token>`. The traffic is
+not encrypted: outside of the host's loopback, use a tunnel (ssh -L) or a proxy with TLS.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TOKEN_BYTES = 32
 
 
 class Gate:
-    """Lets through what carries `token`, and nothing else: not the OpenAPI document, not a WebSocket."""
+    """Refuses every request without `token`, including WebSockets and the OpenAPI document."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app = app
@@ -44,11 +44,11 @@ class Gate:
     @staticmethod
     async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
-            # Before it is accepted, a close is the answer 403 to its upgrade request.
+            # A close before the accept answers the upgrade request with 403.
             await send({"type": "websocket.close", "code": 1008})
             return
         error = Unauthorized(
-            "the API over TCP wants its token", hint="send the content of BOUGH_HOME/token as a Bearer token"
+            "the API over TCP requires a token", hint="send the content of BOUGH_HOME/token as a Bearer token"
         )
         answer = error_response(error)
         answer.headers["WWW-Authenticate"] = "Bearer"
@@ -56,10 +56,10 @@ class Gate:
 
 
 def read_token(path: Path) -> str:
-    """The token in `path`, made at first.
+    """Return the token in `path`; create the file if necessary.
 
     Raises:
-        HostLacks: others than its owner can read the file, or it holds none.
+        HostLacks: other users can read the file, or the file holds no token.
     """
     with contextlib.suppress(FileExistsError):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -73,19 +73,20 @@ def read_token(path: Path) -> str:
         token = file.read(4096).strip()
     if info.st_uid != os.geteuid() or stat.S_IMODE(info.st_mode) & 0o077:
         raise HostLacks(
-            f"{path} can be read by others", hint=f"remove it: a new token is made; or chmod 600 {path}"
+            f"{path} can be read by others",
+            hint=f"remove it, and the service makes a new token; or chmod 600 {path}",
         )
     if len(token) < 16 or not token.isascii() or not token.isprintable():
-        raise HostLacks(f"{path} holds no token", hint="remove it: a new one is made")
+        raise HostLacks(f"{path} holds no token", hint="remove it, and the service makes a new token")
     return token
 
 
 def bind_tcp(address: str) -> socket.socket:
-    """A listening socket at "127.0.0.1:8500", "[::1]:8500"; port 0 takes any free one.
+    """Return a listening socket at "127.0.0.1:8500" or "[::1]:8500". Port 0 selects any free port.
 
     Raises:
-        InvalidInput: it is no address of that form.
-        Conflict: it cannot be listened at.
+        InvalidInput: the address does not have this form.
+        Conflict: the service cannot listen at this address.
     """
     host, colon, port = address.rpartition(":")
     host = "127.0.0.1" if host == "localhost" else host.removeprefix("[").removesuffix("]")

@@ -20,7 +20,7 @@ from bough.spec import parse_architecture, parse_lock
 
 
 class BuildOptionsBody(BaseModel):
-    """How to build: `lock` is one that GET /images/{reference}/lock gave."""
+    """The options of a build. `lock` is an answer of GET /images/{reference}/lock."""
 
     model_config = ConfigDict(extra="forbid")
     rebuild: bool = False
@@ -84,7 +84,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.post("/images/build")
     async def build_image(body: BuildRequest, request: Request) -> Response:
-        """Build `ref` from packages, unless it is here; `rebuild` builds it all the same."""
+        """Build `ref` from packages, unless the image exists; `rebuild` builds in any case."""
 
         async def work(report: Report) -> Any:
             manifest = await hypervisor.images.build(
@@ -96,7 +96,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.post("/images/recipe")
     async def build_recipe(body: RecipeRequest, request: Request) -> Response:
-        """Build what a recipe describes; `label` is for a recipe that has none."""
+        """Build the image that a recipe describes; `label` is for a recipe without a label."""
 
         async def work(report: Report) -> Any:
             manifest = await hypervisor.images.build_recipe(
@@ -108,7 +108,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.post("/images/import")
     async def import_image(body: ImportRequestBody, request: Request) -> Response:
-        """Take over the disk image at `source`: an absolute path on this host, or an http(s) address."""
+        """Import the disk image at `source`: an absolute path on this host, or an http(s) address."""
 
         async def work(report: Report) -> Any:
             manifest = await hypervisor.images.import_file(body.model_dump(), report=report)
@@ -118,7 +118,9 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.post("/images/pull")
     async def pull_image(body: PullRequest, request: Request) -> Response:
-        """Fetch an image that is in the catalogue, checked as the catalogue says; unless it is here."""
+        """Fetch an image of the catalogue, unless the image exists. The catalogue says how to verify the
+        download.
+        """
 
         async def work(report: Report) -> Any:
             manifest = await hypervisor.images.pull(
@@ -130,14 +132,14 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.get("/catalogue")
     async def search_catalogue(words: str = "", arch: str | None = None) -> dict[str, Any]:
-        """Images that others publish, and those that are built from packages."""
+        """List published images, and images that are built from packages."""
         return describe_catalogue(hypervisor.images.catalogues, words, arch)
 
     @router.post("/catalogue/update")
     async def update_catalogue(body: CatalogueUpdate, request: Request) -> Response:
-        """Fetch a newer catalogue; it replaces the one in use as a whole, or not at all."""
+        """Fetch a newer catalogue. The new catalogue replaces the present one completely, or not at all."""
         if body.source is not None and not is_address(body.source):
-            raise InvalidInput(f"{body.source[:200]!r} is no address of http or https")
+            raise InvalidInput(f"{body.source[:200]!r} is not an http or https address")
 
         async def work(report: Report) -> Any:
             await hypervisor.images.update_catalogue(body.source, force=body.force, report=report)
@@ -147,29 +149,31 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.delete("/catalogue")
     async def reset_catalogue() -> dict[str, Any]:
-        """Back to the catalogue that is part of bough."""
+        """Return to the catalogue that is part of bough."""
         hypervisor.images.catalogues.reset()
         return describe_catalogue(hypervisor.images.catalogues)
 
     @router.get("/images/{reference}/lock")
     async def lock_image(reference: str) -> dict[str, Any]:
-        """The versions of the packages in an image, to be asked for again."""
+        """Return the versions of the packages in an image, for a later build with the same versions."""
         return hypervisor.images.lock(reference)
 
     @router.delete("/images/{reference}")
     async def delete_image(reference: str) -> dict[str, bool]:
-        """Refused while a machine stands on it."""
+        """Delete an image. Refused while a machine needs the image."""
         await hypervisor.images.delete(reference)
         return {"deleted": True}
 
     @router.post("/images/prune")
     async def prune_images() -> dict[str, Any]:
-        """Delete every image that no machine stands on and no label names."""
+        """Delete every image that no machine needs and no label names."""
         return await hypervisor.images.prune()
 
     @router.get("/doctor", tags=["host"])
     async def doctor(request: Request, probe: bool = True, arch: str | None = None) -> Response:
-        """What this host has, lacks, and how to get it; accelerators proven by running a guest."""
+        """Report what the host has and lacks, and how to install missing parts. `probe` tests accelerators
+        with a guest.
+        """
         named = parse_architecture(arch) if arch else None
 
         async def work(report: Report) -> Any:
@@ -184,4 +188,4 @@ def _described(hypervisor: Hypervisor, digest: str) -> dict[str, Any]:
     for described in hypervisor.images.describe():
         if described["digest"] == digest:
             return described
-    raise BoughError(f"image {digest[:12]} vanished while it was being described")
+    raise BoughError(f"image {digest[:12]} was deleted meanwhile")

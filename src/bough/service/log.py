@@ -1,8 +1,8 @@
-"""The service's log, bounded for as long as it runs: a service may run for years.
+"""The service's log. Its size is bounded, because a service may run for years.
 
-Whoever starts the service gives it service.log as its standard output and error, so that also what Python
-itself prints at a crash is kept. When that file has grown too large it becomes service.log.1, and both
-streams go on in a fresh one.
+The process that starts the service passes service.log as standard output and error. So the file also has
+Python's own output at a crash. A file that has grown too large becomes service.log.1, and both streams
+continue in a new file.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import os
 import sys
 from pathlib import Path
 
-#: Of one file; there are two.
+#: Limit for one file; there are two files.
 LOG_BYTES = 4 * 1024 * 1024
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-#: A traceback of a deep recursion, or a request that quotes a large body.
+#: Reached by a traceback of a deep recursion, or by a message that quotes a large request.
 _MOST_LINE_BYTES = 64 * 1024
 
 
 class BoundedStream(logging.StreamHandler):  # type: ignore[type-arg]  # generic from 3.11 on, not at run time
-    """To standard error; where that is `path`, the file is bounded."""
+    """Logs to standard error, and bounds the size of the file `path` if standard error goes there."""
 
     def __init__(self, path: Path, *, limit_bytes: int = LOG_BYTES) -> None:
         super().__init__(sys.stderr)
@@ -38,7 +38,7 @@ class BoundedStream(logging.StreamHandler):  # type: ignore[type-arg]  # generic
 
     def emit(self, record: logging.LogRecord) -> None:
         super().emit(record)
-        # One that cannot be turned over (a full disk, a closed stream) must not end the service.
+        # A full disk or a closed stream can prevent the change of files, but must not end the service.
         with contextlib.suppress(OSError, ValueError):
             self._bound()
 
@@ -49,7 +49,7 @@ class BoundedStream(logging.StreamHandler):  # type: ignore[type-arg]  # generic
             return
         there = self._path.stat()
         if (ours.st_dev, ours.st_ino) != (there.st_dev, there.st_ino):
-            return  # a terminal, a journal, or somebody else's file
+            return  # a terminal, a journal, or a file that is not the service's log
         self._path.replace(self._path.with_suffix(".log.1"))
         fresh = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
@@ -60,5 +60,5 @@ class BoundedStream(logging.StreamHandler):  # type: ignore[type-arg]  # generic
 
 
 def bound_log(path: Path) -> None:
-    """From now on everything that is logged goes to standard error, bounded where that is `path`."""
+    """Log to standard error from now on, with a bounded size if standard error is the file `path`."""
     logging.basicConfig(level=logging.INFO, handlers=[BoundedStream(path)], force=True)

@@ -1,4 +1,4 @@
-"""/v1/machines: what takes one request and one answer."""
+"""/v1/machines: the calls with one request and one answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bough.spec.model import Address
 from bough.storage import read_tail
 
 MAX_WAIT_S = 7 * 86400.0
-#: For a machine to stop, which nobody need have asked for.
+#: Default time limit for "stopped": perhaps no user has asked the machine to stop.
 STOPPED_S = 120.0
 MAX_LOG_BYTES = 2 * 1024 * 1024
 
@@ -77,7 +77,7 @@ class RestartRequest(_Body):
 
 class WaitRequest(_Body):
     until: Literal["agent", "running", "stopped", "first-boot", "booted", "rebooted"] = "agent"
-    #: With "rebooted": the id of the boot before; default: the one that the agent told last.
+    #: For "rebooted": id of the boot before; default: the last one that the agent told.
     boot_id: str | None = Field(None, max_length=64)
     timeout_s: float | None = Field(None, gt=0, le=MAX_WAIT_S)
 
@@ -109,7 +109,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.post("/run")
     async def run_machine(body: RunRequest, request: Request) -> Response:
-        """A new machine that has answered; from a snapshot of the booted image, unless `cold`."""
+        """Create a machine, and wait until it answers. The machine forks a booted snapshot, unless `cold`."""
 
         async def work(report: Report) -> Any:
             options = body.model_dump(exclude={"spec"})
@@ -119,7 +119,9 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.get("/{reference}")
     async def get_machine(reference: str, look: bool = False) -> dict[str, Any]:
-        """With `look` its agent is asked whether it answers: "condition" tells why not."""
+        """Return the description of a machine. With `look`, ask the agent first: "condition" says why it does
+        not answer.
+        """
         machine = hypervisor.machines.find(reference)
         if look:
             await machine.condition.look()
@@ -133,7 +135,9 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.delete("/{reference}")
     async def delete_machine(reference: str, force: bool = False, wait: bool = True) -> dict[str, bool]:
-        """Without `wait`, of an ephemeral machine: it is not listed any more, and goes meanwhile."""
+        """Delete a machine. Without `wait`, an ephemeral machine is unlisted at once and deleted in the
+        background.
+        """
         machine = hypervisor.machines.find(reference)
         if wait:
             await hypervisor.lifetimes.delete(machine, force=force)
@@ -155,8 +159,11 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.post("/{reference}/stop")
     async def stop_machine(reference: str, body: StopRequest, request: Request) -> Response:
-        """`how` in the answer: "guest" where it powered itself off, "power" where the plug was pulled,
-        "already" where it did not run. `was`: its condition before."""
+        """Stop a machine.
+
+        `how` in the answer: "guest": the guest powered off; "power": bough cut the power; "already": the
+        machine did not run. `was`: the condition before.
+        """
         machine = hypervisor.machines.find(reference)
         found = machine.condition.found
 
@@ -188,7 +195,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.post("/{reference}/suspend")
     async def suspend_machine(reference: str, request: Request) -> Response:
-        """Its memory goes to disk, and no process is left."""
+        """Write the machine's memory to disk, and end its process."""
         machine = hypervisor.machines.find(reference)
 
         async def work(report: Report) -> Any:
@@ -199,7 +206,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.post("/{reference}/resume")
     async def resume_machine(reference: str, request: Request, body: ResumeRequest | None = None) -> Response:
-        """A paused or suspended machine goes on; with `wait`, a suspended one has answered."""
+        """Continue a paused or suspended machine. With `wait`, wait until a suspended machine answers."""
         machine = hypervisor.machines.find(reference)
         wait, timeout_s = (True, None) if body is None else (body.wait, body.timeout_s)
         was_mute = machine.state == "suspended" or machine.condition.mute.is_set()
@@ -214,7 +221,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.get("/{reference}/plan")
     async def get_plan(reference: str) -> dict[str, Any]:
-        """What a start would start, as data and as a command line."""
+        """Return the plan of the next start, as data and as a command line."""
         machine = hypervisor.machines.find(reference)
         plan = await hypervisor.machines.plan_of(machine.record, machine.paths)
         return {"plan": plan.to_dict(), "argv": render_argv(plan)}
@@ -225,7 +232,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
         source: Literal["console", "qemu"] = "console",
         tail: int = Query(64 * 1024, ge=1, le=MAX_LOG_BYTES),
     ) -> str:
-        """The last `tail` bytes, as the guest printed them: escape sequences and all."""
+        """Return the last `tail` bytes as the guest printed them, with escape sequences."""
         paths = hypervisor.machines.find(reference).paths
         return (
             read_console(paths.console_log, tail) if source == "console" else read_tail(paths.qemu_log, tail)
@@ -252,7 +259,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.get("/{reference}/load")
     async def get_load(reference: str) -> dict[str, Any]:
-        """Memory and load, as the guest itself counts them."""
+        """Return memory and load as the guest measures them."""
         return await (await hypervisor.machines.find(reference).agent()).call(
             "load", {}, timeout_s=10, exact=True
         )

@@ -19,21 +19,21 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.post("")
     async def add_mount(reference: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-        """Share a directory; at once where the machine runs, and at each start from now on."""
+        """Share a directory: at once if the machine runs, and at each later start."""
         machine = hypervisor.machines.find(reference)
         await hypervisor.lifecycle.mount(machine, body)
         return describe_mounts(machine)
 
     @router.post("/again")
     async def again(reference: str) -> list[dict[str, Any]]:
-        """Try once more what could not be mounted."""
+        """Try the failed mounts again."""
         machine = hypervisor.machines.find(reference)
         await mount_again(machine)
         return describe_mounts(machine)
 
     @router.delete("")
     async def delete_mount(reference: str, target: str, force: bool = False) -> dict[str, bool]:
-        """No longer share what is at `target`; with `force` also where somebody in the guest uses it."""
+        """Stop sharing the directory at `target`; with `force`, even if a process in the guest uses it."""
         await remove_mount(hypervisor.machines.find(reference), target.rstrip("/"), force=force)
         return {"removed": True}
 

@@ -1,5 +1,8 @@
-"""The process: one per BOUGH_HOME, by a lock; its socket is bound before the machines are taken up,
-so that a client that comes early waits instead of failing."""
+"""Run the service of a BOUGH_HOME.
+
+A lock ensures that only one service runs. The service binds its socket before it adopts the machines. So an
+early client waits instead of failing.
+"""
 
 from __future__ import annotations
 
@@ -29,20 +32,23 @@ from bough.serving import ServiceLock
 
 log = logging.getLogger("bough.service")
 
-#: How long requests may take to end when the service is told to.
+#: How long open requests may take after the service was told to end.
 SHUTDOWN_GRACE_S = 3
-#: How long letting go of the machines may take then.
+#: How long the release of the machines may take afterwards.
 CLOSE_TIMEOUT_S = 20
-#: uvicorn ticks ten times a second; so often it is seen whether the API's socket still has its name.
+#: How often the service checks the file of the API's socket; uvicorn ticks ten times a second.
 _LOOK_EVERY_TICKS = 10
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bough.service", description=__doc__)
     parser.add_argument("--home", help="BOUGH_HOME to serve")
-    parser.add_argument("--listen", metavar="ADDRESS:PORT", help="serve TCP too, to who has the token")
+    parser.add_argument(
+        "--listen", metavar="ADDRESS:PORT", help="also serve the API over TCP; clients need the token"
+    )
     options = parser.parse_args(arguments)
-    # Modes are given where files are made; whoever started the service may have another umask each time.
+    # Set the umask: it differs between the commands that start the service. The code sets the modes of its
+    # files.
     os.umask(0o022)
     home = Home.at(options.home) if options.home else Home.from_environment()
     bound_log(home.service_log)
@@ -56,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 async def serve(home: Home, listen: str | None = None) -> None:
-    """Until SIGTERM, SIGINT or POST /v1/shutdown. Machines go on.
+    """Serve until SIGTERM, SIGINT or POST /v1/shutdown. Machines continue afterwards.
 
     Args:
         listen: address and port to serve over TCP as well, with the home's token.
@@ -99,17 +105,24 @@ async def serve(home: Home, listen: str | None = None) -> None:
 
 
 async def _close(hypervisor: Hypervisor) -> None:
-    """Bounded: the next service waits for this one's lock, and its clients for the next service."""
+    """Release the machines within CLOSE_TIMEOUT_S.
+
+    The next service waits for this service's lock, and clients wait for the next service.
+    """
     try:
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
             await hypervisor.opening.close()
     except TimeoutError:
         left = sorted(task.get_name() for task in asyncio.all_tasks())
-        log.error("not through with its own end in %d s: %s", CLOSE_TIMEOUT_S, ", ".join(left))
+        log.error("the service did not end within %d s; still running: %s", CLOSE_TIMEOUT_S, ", ".join(left))
 
 
 class _Server(uvicorn.Server):
-    """One of two, so that signals are ours; and uvicorn's way raises them again at its end, before ours."""
+    """A uvicorn server that leaves signals to this module.
+
+    There may be two servers. And uvicorn would raise a caught signal again at its end, before this module has
+    cleaned up.
+    """
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -124,7 +137,7 @@ class _UnixServer(_Server):
     async def on_tick(self, counter: int) -> bool:
         if counter % _LOOK_EVERY_TICKS == 0 and (listener := self._api_socket.bind_again()) is not None:
             for server in self.servers:
-                server.close()  # no connection that stands
+                server.close()  # closes the listening socket; open connections stay
             await self.startup(sockets=[listener])
         return await super().on_tick(counter)
 
@@ -135,11 +148,11 @@ def _configure(app: Any) -> uvicorn.Config:
         lifespan="off",
         ws=StreamProtocol,
         ws_max_size=1024 * 1024,
-        # A client whose standard output is blocked cannot answer a ping behind the data.
+        # A client with a blocked standard output cannot answer a ping that follows the data.
         ws_ping_interval=None,
         timeout_keep_alive=75,
         log_level="warning",
-        log_config=None,  # to where all else is logged
+        log_config=None,  # use the root logger's configuration
         access_log=False,
         server_header=False,
         proxy_headers=False,
@@ -148,7 +161,7 @@ def _configure(app: Any) -> uvicorn.Config:
 
 
 def _bind_beyond(home: Home, listen: str) -> tuple[socket.socket, str]:
-    """A TCP socket and the token it wants."""
+    """Return a TCP socket, and the token that its clients need."""
     return bind_tcp(listen), read_token(home.token)
 
 
@@ -158,5 +171,5 @@ def _serve_tcp(home: Home, app: Any, beyond: tuple[socket.socket, str], group: a
     group.create_task(server.serve(sockets=[listener]), name="serve TCP")
     log.info("serving %s, with the token in %s", url_of(listener), home.token)
     if not is_loopback(listener):
-        log.warning("%s is not this host's loopback, and nothing is encrypted there", url_of(listener))
+        log.warning("%s is not on the loopback, and its traffic is not encrypted", url_of(listener))
     return server

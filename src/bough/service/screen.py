@@ -12,7 +12,7 @@ from bough.machines.screen import parse_keys, press, read_text, spell, take_pict
 
 
 class KeysRequest(BaseModel):
-    """`text` is typed, then each of `keys` ("enter", "ctrl-alt-delete") is pressed."""
+    """The keys to press: first the characters of `text`, then each of `keys` ("enter", "ctrl-alt-delete")."""
 
     model_config = ConfigDict(extra="forbid")
     text: str = ""
@@ -24,7 +24,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.get("/{reference}/screenshot")
     async def screenshot(reference: str, form: Literal["png", "text"] = Query("png", alias="as")) -> Response:
-        """The screen as a picture, or as text where it is in VGA's text mode."""
+        """Return the screen as a picture, or as text if the screen is in VGA's text mode."""
         qmp = hypervisor.machines.find(reference).screen()
         if form == "text":
             return Response((await read_text(qmp)).encode(), media_type="text/plain")

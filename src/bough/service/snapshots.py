@@ -25,7 +25,7 @@ class SnapshotRequest(_Body):
     label: str | None = None
     message: str = Field("", max_length=10_000)
     memory: bool = True
-    #: Also of a guest that is still booting.
+    #: Also take a snapshot of a guest that is still booting.
     now: bool = False
 
 
@@ -35,7 +35,11 @@ class RestoreRequest(_Body):
 
 
 class ForkRequest(_Body):
-    """`names`; with `count` and one name that name, numbered; with `count` alone chosen ones."""
+    """The forks to make.
+
+    Attributes:
+        names: a name for each fork; with `count`, one name to be numbered, or empty to generate names.
+    """
 
     source: str
     names: list[str] = Field(default_factory=list, max_length=MAX_FORKS)
@@ -44,7 +48,7 @@ class ForkRequest(_Body):
     cold: bool = False
     ephemeral: bool = False
     wait: bool = True
-    #: Also of a machine whose guest is still booting.
+    #: Also fork a machine whose guest is still booting.
     now: bool = False
     timeout_s: float | None = Field(None, gt=0, le=86400)
 
@@ -59,7 +63,9 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.post("/snapshots")
     async def create_snapshot(body: SnapshotRequest, request: Request) -> Response:
-        """Of a machine that runs on, with its memory unless `memory` is false; or of a stopped one."""
+        """Take a snapshot of a running machine, with memory unless `memory` is false, or of a stopped
+        machine.
+        """
         machine = hypervisor.machines.find(body.machine)
 
         async def work(report: Report) -> Any:
@@ -81,7 +87,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.delete("/snapshots/{reference}")
     async def delete_snapshot(reference: str) -> dict[str, bool]:
-        """What stands on it stays whole."""
+        """Delete a snapshot. Forks and other snapshots are unaffected."""
         hypervisor.snapshots.delete(reference)
         return {"deleted": True}
 
@@ -106,7 +112,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.post("/forks")
     async def fork(body: ForkRequest, request: Request) -> Response:
-        """For each fork, in order: {"machine": ...} or {"error": ...}."""
+        """Make forks. The answer has for each fork, in order: {"machine": ...} or {"error": ...}."""
         names = _names(body.names, body.count)
 
         async def work(report: Report) -> Any:
@@ -136,6 +142,7 @@ def _names(given: list[str], count: int | None) -> list[str | None]:
         return [*given] or [None]
     if len(given) > 1:
         raise InvalidInput(
-            f"{len(given)} names for {count} forks", hint="name each of them, or one for all, to be numbered"
+            f"{len(given)} names for {count} forks",
+            hint="give a name for each fork, or one name to be numbered",
         )
     return [f"{given[0]}-{number}" for number in range(1, count + 1)] if given else [None] * count

@@ -1,4 +1,4 @@
-"""/v1/spares: how many machines stand by for the next run of an image, or fork of a snapshot."""
+"""/v1/spares: the number of standby machines for the next run of an image, or fork of a snapshot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bough.snapshots.spares import MOST
 
 
 class SparesRequest(BaseModel):
-    """`spec` or `snapshot`, not both."""
+    """A request for standby machines of either `spec` or `snapshot`."""
 
     model_config = ConfigDict(extra="forbid")
     spec: dict[str, Any] | None = None
@@ -26,18 +26,20 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.get("/spares")
     async def list_spares() -> list[dict[str, Any]]:
-        """What was asked for, of which spec or snapshot, and how many of it are `ready`."""
+        """List the requests: the spec or snapshot, and the number of machines that are `ready`."""
         return hypervisor.spares.describe()
 
     @router.put("/spares")
     async def keep_spares(body: SparesRequest) -> list[dict[str, Any]]:
-        """Keep `count` of that spec or snapshot (0: none), made in the background."""
+        """Keep `count` standby machines of that spec or snapshot, made in the background; 0 stops keeping
+        them.
+        """
         if body.spec is not None and body.snapshot is None:
             hypervisor.running.want_standby(body.spec, body.count)
         elif body.snapshot is not None and body.spec is None:
             hypervisor.forking.want_standby(body.snapshot, body.count)
         else:
-            raise InvalidInput("a spare is of a spec or of a snapshot: name one of them")
+            raise InvalidInput("give either a spec or a snapshot")
         return hypervisor.spares.describe()
 
     return router

@@ -1,4 +1,4 @@
-"""/v1/doctor/store: the whole home, looked at and repaired."""
+"""/v1/doctor/store: check and repair everything in the home."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.post("/doctor/store")
     async def audit_store(body: AuditRequest, request: Request) -> Response:
-        """Whether everything on disk is as it should be; with `repair`, what is safe is done about it."""
+        """Check everything on disk; with `repair`, make the repairs that are safe."""
 
         async def work(report: Report) -> Any:
             return await hypervisor.auditing.audit(repair=body.repair, report=report)

@@ -1,4 +1,4 @@
-"""What flows both ways beside commands (see commands.py): console, tunnel; and events and holds."""
+"""The streams except commands (see commands.py): console, tunnel, events, holds."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
 
 async def _carry(socket: WebSocket, tunnel: Tunnel) -> None:
-    """Until the client has gone. A client that has seen the end of the guest's direction closes."""
+    """Carry bytes until the client disconnects. A client closes when it has seen the end of the
+    guest's data.
+    """
 
     async def outward() -> None:
         while data := await tunnel.read():
@@ -82,7 +84,7 @@ async def _carry(socket: WebSocket, tunnel: Tunnel) -> None:
         await socket.send_bytes(b"")
 
     async def inward(data: bytes) -> None:
-        # The guest may take no more and still have something to say.
+        # A guest that accepts no more data may still send some.
         with contextlib.suppress(BrokenPipeError):
             await (tunnel.write(data) if data else tunnel.write_eof())
 

@@ -1,4 +1,4 @@
-"""How many requests are under way: a client of another version may replace an idle service."""
+"""Count the requests under way: a client of another version may replace an idle service."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class Usage:
-    """Counts for as long as `app` serves.
+    """The number of requests, counted while `app` serves.
 
     Attributes:
-        count: open WebSockets and unanswered requests, GET /v1/version aside.
+        count: open WebSockets and unanswered requests, except GET /v1/version.
     """
 
     def __init__(self, app: FastAPI) -> None:
