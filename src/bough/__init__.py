@@ -7,7 +7,7 @@ with hv.run("debian:12", memory="512MiB") as vm:
     print(vm.exec("uname", "-a").stdout)
 """
 
-TYPE_CHECKING = False  # typing is half of what `bough exec` would load
+TYPE_CHECKING = False  # typing is half of the modules that `bough exec` would load
 if TYPE_CHECKING:
     from typing import Any
 
@@ -21,7 +21,7 @@ __all__ = ["Hypervisor", "Machine", "Snapshot", "__version__", "connect"]
 
 
 def __getattr__(name: str) -> "Any":
-    # The client is loaded at first use: `bough version` and the service need none of it.
+    # The client is imported at first use: `bough version` and the service do not need it.
     if name in ("Hypervisor", "Machine", "Snapshot", "connect"):
         from bough import client
 

@@ -1,4 +1,4 @@
-"""`python -m bough`: the command, also where its script is not on PATH."""
+"""Run the command `bough` as `python -m bough`, even if its script is not on PATH."""
 
 from bough.cli.entry import main
 

@@ -1,15 +1,16 @@
-"""The form of a bundle: a machine in one file or stream. Pure; what its parts are: snapshots/handover.py.
+"""The format of a bundle: a machine in one file or stream. Pure. snapshots/handover.py defines its parts.
 
     head      8 bytes, version u32, length u32, manifest (JSON), its SHA-256
     chunks    kind u8 = 1, part u8, extents u16, stored u32, size u32; then `stored` bytes: a zstd frame of
-              `size` bytes: a table of extents (offset u64, length u64), and what they hold
-    end       kind u8 = 2, 0, 0, 32, 0; then the SHA-256 of all before
+              `size` bytes: a table of extents (offset u64, length u64), and their bytes
+    end       kind u8 = 2, 0, 0, 32, 0; then the SHA-256 of all bytes before
 
-All little-endian. A part is a row of bytes of a size that the manifest tells; what no extent holds is zero
-(or, of a disk that is a difference, as in its image). Extents of a part ascend. Nothing in it is a path.
+All numbers are little-endian. A part is a row of bytes; the manifest has its size. Bytes outside of all
+extents are zero. In an overlay of the image's disk they are the image's bytes. The extents of a part ascend.
+A bundle contains no path.
 
-A bundle comes from somebody else. The reader holds one chunk at a time, of bounded size, and believes no
-number before it was compared with what is allowed.
+A bundle may be hostile. The reader holds one chunk at a time, of bounded size, and compares every number with
+its bounds before use.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ _DATA, _END = 1, 2
 
 
 class Source(Protocol):
-    """Where a bundle is read from."""
+    """A stream from which a bundle is read."""
 
     def read(self, size: int, /) -> bytes: ...
 
 
 class Piece(NamedTuple):
-    """Bytes of a part, and where they belong."""
+    """Bytes of a part, and their offset."""
 
     part: int
     offset: int
@@ -51,10 +52,10 @@ class Piece(NamedTuple):
 def write_bundle(
     manifest: dict[str, Any], parts: Iterable[tuple[int, Iterable[tuple[int, bytes]]]]
 ) -> Iterator[bytes]:
-    """The bundle, in pieces.
+    """Yield the bundle in pieces.
 
     Args:
-        parts: number of each, and its content: offsets, ascending, and bytes, at most MOST_CHUNK_BYTES.
+        parts: number and content of each part: ascending offsets, each with at most MOST_CHUNK_BYTES bytes.
     """
     import zstandard
 
@@ -90,33 +91,33 @@ def _chunks(content: Iterable[tuple[int, bytes]]) -> Iterator[list[tuple[int, by
 
 
 def read_manifest(source: Source) -> tuple[dict[str, Any], Any]:
-    """What is at its beginning, of which only the form has been checked; and the digest so far.
+    """Read the head. Return the manifest, of which only the form has been checked, and the digest so far.
 
     Raises:
-        BadBundle: it is none, is cut off, was altered, or is of a newer version.
+        BadBundle: the file is no bundle, is truncated, was altered, or has a newer version.
     """
     digest = hashlib.sha256()
     head = source.read(len(MAGIC))
     if head != MAGIC:
-        raise BadBundle("this is no bundle of bough", hint=_instead(head))
+        raise BadBundle("not a bundle of bough", hint=_instead(head))
     head += _read(source, _HEAD.size - len(head))
     _, version, length = _HEAD.unpack(head)
     if version != VERSION:
         raise BadBundle(
-            f"the bundle is of version {version}, and this bough reads version {VERSION}",
-            hint="a newer bough reads it",
+            f"the bundle has version {version}, this bough reads version {VERSION}",
+            hint="import with the version of bough that exported the machine, or a newer one",
         )
     if length > MOST_MANIFEST_BYTES:
-        raise BadBundle("the bundle was altered: its manifest is larger than any")
+        raise BadBundle("the bundle was altered: its manifest is too large")
     text, told = _read(source, length), _read(source, 32)
     if hashlib.sha256(text).digest() != told:
-        raise BadBundle("the bundle was altered: its manifest is not what its checksum says")
+        raise BadBundle("the bundle was altered: the checksum of its manifest does not match")
     try:
         manifest = json.loads(text)
     except (ValueError, RecursionError):
         manifest = None
     if not isinstance(manifest, dict):
-        raise BadBundle("the manifest of the bundle is no JSON object")
+        raise BadBundle("the manifest of the bundle is not a JSON object")
     digest.update(head + text + told)
     return manifest, digest
 
@@ -124,14 +125,14 @@ def read_manifest(source: Source) -> tuple[dict[str, Any], Any]:
 def _instead(head: bytes) -> str | None:
     known = (b"QFI\xfb", b"KDMV", b"\x7fELF", b"vhdx")
     is_image = head.startswith(known) or head[5:] in (b"ovf", b"vmd")
-    return "bough image import takes disk images and OVA" if is_image else "bough export writes one"
+    return "bough image import takes disk images and OVA" if is_image else "bough export writes a bundle"
 
 
 def read_pieces(source: Source, digest: Any, sizes: Sequence[int]) -> Iterator[Piece]:
-    """What is in the parts, which have `sizes`; ends when all of it was there and right.
+    """Yield the content of the parts, which have `sizes`. The iteration ends if all was valid.
 
     Raises:
-        BadBundle: it is cut off, was altered, or contradicts itself. What came before is not to be used.
+        BadBundle: the bundle is truncated, was altered, or contradicts itself. Discard the pieces before.
     """
     import zstandard
 
@@ -143,20 +144,20 @@ def read_pieces(source: Source, digest: Any, sizes: Sequence[int]) -> Iterator[P
         kind, part, count, stored, size = _RECORD.unpack(head)
         if kind == _END:
             if (part, count, stored, size) != (0, 0, 32, 0) or _read(source, 32) != digest.digest():
-                raise BadBundle("the bundle was altered: it is not what its checksum says")
+                raise BadBundle("the bundle was altered: its checksum does not match")
             if source.read(1):
-                raise BadBundle("the bundle was altered: something follows its end")
+                raise BadBundle("the bundle was altered: data follows its end")
             return
         if kind != _DATA or part >= len(sizes) or not 0 < count <= MOST_EXTENTS or size > most_raw:
-            raise BadBundle("the bundle was altered: it has a chunk that none has")
+            raise BadBundle("the bundle was altered: invalid chunk header")
         if stored > most_raw + 65536:
-            raise BadBundle("the bundle was altered: it has a chunk larger than any")
+            raise BadBundle("the bundle was altered: a chunk is too large")
         payload = _read(source, stored)
         digest.update(head + payload)
         try:
-            # The size that a frame tells is what would be allocated for it.
+            # zstandard allocates the size that the frame states.
             if zstandard.frame_content_size(payload) != size:
-                raise BadBundle("the bundle was altered: a chunk is of another size than it says")
+                raise BadBundle("the bundle was altered: the size of a chunk does not match its header")
             raw = decompressor.decompress(payload, max_output_size=size)
         except zstandard.ZstdError as error:
             raise BadBundle(f"the bundle was altered: {error}") from error
@@ -166,10 +167,12 @@ def read_pieces(source: Source, digest: Any, sizes: Sequence[int]) -> Iterator[P
 def _pieces(raw: memoryview, part: int, count: int, ends: list[int], size: int) -> Iterator[Piece]:
     at = count * _EXTENT.size
     if len(raw) < at:
-        raise BadBundle("the bundle was altered: a table of extents is cut off")
+        raise BadBundle("the bundle was altered: a table of extents is truncated")
     for offset, length in _EXTENT.iter_unpack(raw[:at]):
         if offset < ends[part] or not length or offset + length > size or at + length > len(raw):
-            raise BadBundle("the bundle was altered: an extent lies where none can")
+            raise BadBundle(
+                "the bundle was altered: an extent is empty, overlaps, or lies outside of its part"
+            )
         yield Piece(part, offset, raw[at : at + length])
         at += length
         ends[part] = offset + length
@@ -182,7 +185,9 @@ def _read(source: Source, size: int) -> bytes:
     while size:
         data = source.read(size)
         if not data:
-            raise BadBundle("the bundle is truncated", hint="was it copied whole?")
+            raise BadBundle(
+                "the bundle is truncated", hint="copy the file again, or export the machine again"
+            )
         parts.append(data)
         size -= len(data)
     return b"".join(parts)

@@ -1,52 +1,52 @@
-"""Every error that bough raises on purpose, in one tree.
+"""All errors that bough raises on purpose, in one tree.
 
     BoughError
-    ├── InvalidInput            what was asked for makes no sense
+    ├── InvalidInput            the request makes no sense
     │   ├── InvalidSpec         ... a machine spec; carries every problem at once
     │   ├── BeyondHost          ... more than this host has; force overrides
     │   ├── BadImage            a disk image is broken, is no disk image, or names files of the host
-    │   └── BadBundle           a bundle is cut off, altered, or cannot be continued here
+    │   └── BadBundle           a bundle is truncated, altered, or cannot be continued here
     ├── NotFound                no machine, image, file of that name
-    ├── Unauthorized            the API over TCP was asked without its token
-    ├── Conflict                the request is fine, the state of things is not
+    ├── Unauthorized            a request over TCP lacks the token
+    ├── Conflict                the request is valid, but not in the present state
     │   ├── NameTaken
-    │   ├── WrongState          a running machine was to be deleted, a stopped one paused
-    │   └── InUse               an image that machines stand on was to be deleted
+    │   ├── WrongState          a running machine was to be deleted, a stopped machine paused
+    │   └── InUse               an image that machines use was to be deleted
     ├── HostLacks               a program or a right is missing on the host
     ├── NoSpace                 a file system of the host is full
     ├── MachineFailed           QEMU ended, or never came up; carries stderr and console
-    │   └── SnapshotDamaged     what was read of a snapshot is not what was written
-    ├── QmpRefused              QEMU understood a command and said no
+    │   └── SnapshotDamaged     the content of a snapshot differs from its checksums
+    ├── QmpRefused              QEMU understood a command and refused it
     ├── QmpLost                 the connection to QEMU broke
     ├── AgentUnavailable        the machine runs, its agent does not answer
     │   └── AgentTimeout        ... within the time given; carries the end of the console
-    ├── BootFailed              the machine runs, and its guest was seen not to come up
-    ├── GuestRefused            the guest was asked and said no (no such file, no such user)
-    ├── CommandFailed           a command in a guest ended with another status than 0
+    ├── BootFailed              the machine runs, and signs show that its guest does not come up
+    ├── GuestRefused            the guest refused a request (no such file, no such user)
+    ├── CommandFailed           a command in a guest ended with a status other than 0
     ├── BuildFailed             an image could not be built; carries the end of the output
-    ├── DownloadFailed          a server did not give the file, or not the one that was asked for
+    ├── DownloadFailed          a server did not send the file, or sent another file
     ├── DeadlineExceeded        any other bounded wait that ran out
     ├── ServiceUnavailable      the service of this BOUGH_HOME cannot be reached or started
-    └── ProtocolError           the other side sent what the protocol does not allow
+    └── ProtocolError           the other side violated the protocol
 
-An error crosses the API as `to_dict()` and is raised again on the other side as the same class by
-`error_from_dict()`, so a Python client catches what the hypervisor raised.
+An error crosses the API as `to_dict()`. `error_from_dict()` makes an error of the same class on
+the other side, so a Python client catches the errors of the hypervisor.
 """
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # typing takes longer to load than this
+TYPE_CHECKING = False  # typing takes longer to import than this module
 if TYPE_CHECKING:
     from typing import Any, ClassVar
 
 
 class BoughError(Exception):
-    """Base of all errors; what happened, what to do next, and typed details.
+    """Base of all errors: a message, a hint, and typed details.
 
     Attributes:
         code: stable identifier for programs; one per class.
-        message: one sentence that names what was wrong.
-        hint: what to do next, or None.
+        message: one sentence that names the problem.
+        hint: the next step for the user, or None.
         details: JSON-able facts (the machine, the tail of a log, ...); also readable as attributes.
     """
 
@@ -75,7 +75,10 @@ class InvalidInput(BoughError):
 
 
 class InvalidSpec(InvalidInput):
-    """`problems` is a list of {"place": "disks[0].size", "message": ..., "hint": ... or None}."""
+    """A spec with problems.
+
+    `problems` is a list of {"place": "disks[0].size", "message": ..., "hint": ... or None}.
+    """
 
     code = "invalid-spec"
 
@@ -85,13 +88,16 @@ class BeyondHost(InvalidInput):
 
 
 class BadImage(InvalidInput):
-    """Nothing of it was kept; details: output (the end of a program's, where one looked)."""
+    """A disk image is unusable. Nothing of it was kept.
+
+    Details: output (the end of the output of a program that checked the image, if any).
+    """
 
     code = "bad-image"
 
 
 class BadBundle(InvalidInput):
-    """Nothing of it was kept."""
+    """A bundle is unusable. Nothing of it was kept."""
 
     code = "bad-bundle"
 
@@ -134,25 +140,28 @@ class NoSpace(BoughError):
 
 
 class MachineFailed(BoughError):
-    """details: machine, exit_status or signal, qemu_stderr, console (the ends of both)."""
+    """QEMU ended or never came up.
+
+    Details: machine, exit_status or signal, qemu_stderr, console (the ends of both).
+    """
 
     code = "machine-failed"
 
 
 class SnapshotDamaged(MachineFailed):
-    """What was read is not what was written; details: snapshot."""
+    """The content of a snapshot differs from its checksums. Details: snapshot."""
 
     code = "snapshot-damaged"
 
 
 class QmpRefused(BoughError):
-    """QEMU understood the command and said no; details: command, error_class."""
+    """QEMU understood a command and refused it. Details: command, error_class."""
 
     code = "qemu-refused"
 
 
 class QmpLost(BoughError):
-    """QEMU ended, or sent what is not QMP. The command may have been done."""
+    """QEMU ended, or sent something other than QMP. The command may have taken effect."""
 
     code = "qmp-lost"
 
@@ -163,40 +172,49 @@ class AgentUnavailable(BoughError):
 
 
 class AgentTimeout(AgentUnavailable):
-    """details: machine, timeout_s, console (its end). The machine is left running."""
+    """The agent did not answer in time. The machine keeps running.
+
+    Details: machine, timeout_s, console (its end).
+    """
 
     code = "agent-timeout"
     http_status = 504
 
 
 class BootFailed(BoughError):
-    """The machine is left running; details: machine, seen (a kind of boot_signs.py), console (its end)."""
+    """The guest did not boot. The machine keeps running.
+
+    Details: machine, seen (a kind of boot_signs.py), console (its end).
+    """
 
     code = "boot-failed"
     http_status = 422
 
 
 class GuestRefused(BoughError):
-    """The guest answered with an error; details: machine, errno name if it had one."""
+    """The guest answered with an error. Details: machine, errno (its name, if the error had one)."""
 
     code = "guest-refused"
     http_status = 422
 
 
 class CommandFailed(BoughError):
-    """It was run with `check`; details: argv, exit_code or signal, stdout, stderr (their ends, as text)."""
+    """A command that was run with `check` failed.
+
+    Details: argv, exit_code or signal, stdout, stderr (their ends, as text).
+    """
 
     code = "command-failed"
 
 
 class BuildFailed(BoughError):
-    """details: image, step, output (its end)."""
+    """An image could not be built. Details: image, step, output (its end)."""
 
     code = "build-failed"
 
 
 class DownloadFailed(BoughError):
-    """details: url."""
+    """A download failed. Details: url."""
 
     code = "download-failed"
     http_status = 502
@@ -225,7 +243,7 @@ def _tree(cls: type[BoughError]) -> dict[str, type[BoughError]]:
 
 
 def error_from_dict(data: dict[str, Any]) -> BoughError:
-    """The error that `to_dict()` described; a code of a newer version becomes a plain BoughError."""
+    """Return the error that `to_dict()` described; a code of a newer version becomes a plain BoughError."""
     cls = _tree(BoughError).get(str(data.get("code")), BoughError)
     error = cls(str(data.get("message", "unknown error")), hint=data.get("hint"))
     error.details = dict(data.get("details") or {})

@@ -1,7 +1,7 @@
-"""Notice that the other side of a connection has gone, also while nobody reads the connection.
+"""Notice that the peer of a connection has gone, even while no task reads the connection.
 
-asyncio reports the end of a stream to its reader. A reader that waits, for a command that takes no input for
-one, is paused and never learns that its client was killed.
+asyncio reports the end of a stream only to a reader. A reader pauses if, for example, a command takes no
+input, and then never learns that the client was killed.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ import socket
 
 
 class Hangup:
-    """Watches one connected socket. Within a running loop.
+    """A watch on one connected socket. Needs a running event loop.
 
     Attributes:
-        seen: set when the other side has gone. What it sent before may still be there to be read.
+        seen: set when the peer has gone. Data that the peer sent before may still be unread.
     """
 
     def __init__(self, sock: socket.socket, *, reset_only: bool = False) -> None:
-        """
+        """Start to watch the socket.
+
         Args:
-            reset_only: an end of the other side's direction is not enough: it may still read.
+            reset_only: ignore the end of the peer's sending direction: the peer may still read.
         """
         self.seen = asyncio.Event()
         self._reset_only = reset_only
         self._loop = asyncio.get_running_loop()
-        # A descriptor of its own: asyncio watches the socket itself, and stops that when it pauses.
+        # A separate epoll descriptor: asyncio watches the socket itself, and stops when its reader pauses.
         self._epoll = select.epoll()
         self._epoll.register(sock.fileno(), select.EPOLLONESHOT | (0 if reset_only else select.EPOLLRDHUP))
         self._loop.add_reader(self._epoll, self._ready)
@@ -38,7 +39,7 @@ class Hangup:
             self.seen.set()
 
     def close(self) -> None:
-        """Call it before the socket is closed. Harmless when called again."""
+        """Stop watching. Call `close` before the socket is closed; a second call is harmless."""
         if not self._epoll.closed:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 self._loop.remove_reader(self._epoll)

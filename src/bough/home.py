@@ -1,20 +1,22 @@
-"""Which BOUGH_HOME is meant, and where its service listens. Every command asks this first: the module imports
-nothing that takes time."""
+"""Find BOUGH_HOME and the socket of its service.
+
+Every command imports this module first, so the module imports nothing that takes time.
+"""
 
 from __future__ import annotations
 
 import os
 
-#: In a BOUGH_HOME: the directory of its sockets.
+#: Directory of the sockets in a BOUGH_HOME.
 RUNTIME = "run"
 API_SOCKET = "api.sock"
-#: Exit status of a service that finds another one in its place (sysexits.h, EX_TEMPFAIL).
+#: Exit status of a service that finds another service running (sysexits.h, EX_TEMPFAIL).
 ANOTHER_SERVES = 75
 _MOST_ADDRESS_BYTES = 107
 
 
 def find_home() -> str:
-    """$BOUGH_HOME, or what is the user's without it."""
+    """Return $BOUGH_HOME, or the user's default."""
     given = os.environ.get("BOUGH_HOME")
     if given:
         return given
@@ -25,13 +27,13 @@ def find_home() -> str:
 
 
 class SocketAddress:
-    """A context in which `path` can be given to bind() or connect(), however long it is.
+    """A context in which bind() and connect() accept `path`, however long the path is.
 
     The kernel bounds an address to 107 bytes (unix(7), sun_path). A longer path is reached through a
     descriptor of its directory, which the context holds open.
 
     Args:
-        inherit: the address is for a program that this process becomes.
+        inherit: the address is for a program that replaces this process (exec).
 
     Raises:
         OSError: the directory of a longer path cannot be opened.

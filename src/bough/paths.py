@@ -1,38 +1,38 @@
-"""Every on-disk name, once.
+"""All names of files and directories in a BOUGH_HOME.
 
 $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root /var/lib/bough
   lock                                   held by the service, holds its pid
-  ending                                 there while that service ends
+  ending                                 exists while that service ends
   start.lock                             held by a client while it starts the service
   run/                                   sockets, for this user alone
-    api.sock                             the service's
+    api.sock                             the socket of the service
     <machine id>/{qmp,agent,console,vnc}.sock
   service.log
   token                                  for the API over TCP, mode 0600; made by `bough serve --listen`
-  incoming/                              whatever is half-made; swept when the service starts
-  downloads/<key>.{part,json}            what can be resumed; at most a week old
+  incoming/                              half-made files; removed when the service starts
+  downloads/<key>.{part,json}            downloads to resume; at most a week old
   images/<digest>/{image.json,disk.raw}
   labels.json                            label -> digest
   ssh/{key,key.pub}                      bough's own key, which logs in to each machine; mode 0700
-  ssh/config-<user>                      what `bough ssh` gives to ssh
-  known_hosts                            of earlier versions of bough; not used any more
-  spares.json                            what machines are to stand by for the next run or fork
-  catalogue.json                         what others publish, where a newer list than our own was fetched
+  ssh/config-<user>                      the configuration that `bough ssh` passes to ssh
+  known_hosts                            of earlier versions of bough; unused
+  spares.json                            the standby machines that users requested
+  catalogue.json                         a fetched catalogue, if newer than the one in bough
   snapshots/<id>/
     snapshot.json                        the manifest; written last
-    disks/<n>.qcow2                      what the machine wrote before it; read-only
-    overlays/<n>.qcow2                   an empty overlay on each of them, which a fork copies
-    memory, extents, devices             of a running machine
+    disks/<n>.qcow2                      the machine's writes before the snapshot; read-only
+    overlays/<n>.qcow2                   an empty overlay over each disk; forks copy it
+    memory, extents, devices             if the machine ran
   machines/<id>/
     machine.json                         the record: spec, state, identity, process
-    disks/<n>.qcow2, disks/<n>-<id>.qcow2  the second after a snapshot: the overlay that it began
+    disks/<n>.qcow2, disks/<n>-<id>.qcow2  the second form after a snapshot: its new overlay
     log/{console.log,qemu.log,exit}
-    suspended/{memory,extents,devices}   while it is suspended
-  host.json                              what was probed of this host, per boot
-  lost+found/<time>/                     what `bough doctor --store --repair` moved out of the way
+    suspended/{memory,extents,devices}   while the machine is suspended
+  host.json                              results of probes of this host, per boot
+  lost+found/<time>/                     files that `bough doctor --store --repair` moved away
 
-The sockets are in BOUGH_HOME and not in $XDG_RUNTIME_DIR: a logout, or a program that cleans /run and /tmp,
-removes that one while machines run. `bough.home.SocketAddress` reaches a socket whose path is longer than an
+The sockets are not in $XDG_RUNTIME_DIR: a logout, or a program that cleans /run and /tmp, removes that
+directory while machines run. `bough.home.SocketAddress` reaches a socket whose path is longer than an
 address can be.
 """
 
@@ -79,12 +79,12 @@ class MachinePaths:
 
     @property
     def qemu_log(self) -> Path:
-        """QEMU's standard error."""
+        """Return the file of QEMU's standard error."""
         return self.log / "qemu.log"
 
     @property
     def exit_status(self) -> Path:
-        """Written by the process that waits for QEMU: its exit status, as a shell gives it."""
+        """Return the file of QEMU's exit status in the form of a shell; the waiter writes the file."""
         return self.log / "exit"
 
     @property
@@ -97,7 +97,7 @@ class MachinePaths:
 
     @property
     def vnc_socket(self) -> Path:
-        """Ours, not QEMU's: where there is a screen."""
+        """Return bough's own VNC socket (not QEMU's), for a machine with a screen."""
         return self.runtime / "vnc.sock"
 
     @property
@@ -120,7 +120,10 @@ class ImagePaths:
 
 @dataclass(frozen=True)
 class SnapshotPaths:
-    """As deep below BOUGH_HOME as a machine: what a disk says of its backing file holds in both."""
+    """The files of a snapshot.
+
+    A snapshot lies as deep below BOUGH_HOME as a machine, so relative names of backing files fit both.
+    """
 
     root: Path
 
@@ -157,7 +160,7 @@ class SnapshotPaths:
 
 @dataclass(frozen=True)
 class Home:
-    """One BOUGH_HOME."""
+    """The files of a BOUGH_HOME."""
 
     root: Path
 
@@ -176,7 +179,7 @@ class Home:
 
     @property
     def hidden(self) -> tuple[Path, ...]:
-        """What no guest may see, whatever is shared with it."""
+        """Return the directories that no guest may see, whatever is shared with it."""
         return (self.root, self.runtime)
 
     @property
@@ -252,7 +255,7 @@ class Home:
 
     @property
     def names(self) -> frozenset[str]:
-        """Everything that may be in `root`; `bough doctor --store` calls the rest strays."""
+        """Return all names that may be in `root`; `bough doctor --store` reports other names as strays."""
         logs = [self.service_log, self.service_log.with_suffix(".log.1")]
         nouns = [self.images, self.labels, self.machines, self.snapshots]
         rest = [
@@ -278,12 +281,12 @@ class Home:
 
     @property
     def start_lock(self) -> Path:
-        """Held by a client while it starts the service."""
+        """Return the lock that a client holds while it starts the service."""
         return self.root / "start.lock"
 
     @property
     def runtime_names(self) -> frozenset[str]:
-        """Everything that may be in `runtime`, beside a directory per machine."""
+        """Return all names that may be in `runtime`, beside a directory per machine."""
         return frozenset({self.api_socket.name})
 
     def machine(self, machine_id: str) -> MachinePaths:
@@ -296,19 +299,19 @@ class Home:
         return SnapshotPaths(self.snapshots / snapshot_id)
 
     def create(self) -> None:
-        """Make the directories; others may pass through (a jailed QEMU does) but not look.
+        """Create the directories. Other users may pass through them (a jailed QEMU does) but not list them.
 
         Raises:
             HostLacks: see `make_private_directory`. OSError: a directory cannot be made.
         """
         for path in (self.root, self.incoming, self.images, self.machines, self.snapshots):
             make_directory(path, 0o711)
-        if not self.runtime.is_symlink():  # an earlier version's: see service/sockets.py
+        if not self.runtime.is_symlink():  # a link of an earlier version: see service/sockets.py
             make_private_directory(self.runtime)
 
 
 def make_directory(path: Path, mode: int) -> None:
-    """Create `path` with exactly this mode, whatever the umask is; one that is there stays as it is."""
+    """Create `path` with exactly this mode, whatever the umask is. An existing directory keeps its mode."""
     try:
         path.mkdir(mode=mode, parents=True)
     except FileExistsError:
@@ -319,10 +322,10 @@ def make_directory(path: Path, mode: int) -> None:
 
 
 def make_private_directory(path: Path) -> None:
-    """Create `path` with mode 0700, or refuse one that another user made.
+    """Create `path` with mode 0700, or refuse a directory of another user.
 
     Raises:
-        HostLacks: it is a link, is not ours, or is open to others.
+        HostLacks: the path is a link, belongs to another user, or is writable for others.
     """
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     info = path.lstat()

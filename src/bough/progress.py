@@ -1,4 +1,4 @@
-"""How a long call tells what it is doing."""
+"""Progress of a long call."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """One step of a long call.
+    """A step of a long call.
 
     Attributes:
-        step: what is being done now, for people: "installing packages".
-        fraction: of this step, 0 to 1; None where nobody knows.
-        detail: more about it: a package, a size, a rate.
-        notice: `step` is no step but a sentence that is to stay on the terminal: a fallback that costs much.
+        step: the present step, for people: "installing packages".
+        fraction: done part of this step, 0 to 1; None if unknown.
+        detail: more about the step: a package, a size, a rate.
+        notice: `step` is not a step but a sentence that stays on the terminal, such as a costly fallback.
     """
 
     step: str
@@ -24,7 +24,7 @@ class Progress:
 
 
 def notice(text: str) -> Progress:
-    """A sentence for the user that stays when the call has ended."""
+    """Return a sentence for the user that stays on the terminal after the call."""
     return Progress(text, notice=True)
 
 
@@ -32,4 +32,4 @@ Report = Callable[[Progress], None]
 
 
 def ignore_progress(_: Progress) -> None:
-    """For callers that do not want to know."""
+    """Drop a report of progress."""

@@ -1,13 +1,13 @@
 """A time-out that follows progress: a slow guest on a busy host is not a guest that hangs.
 
-A `ProgressWatch` counts the time that a guest could use since its last sign of life. A sign is anything
-that an observer reports as changed: bytes on the console, words of the agent. Between two looks,
+A `ProgressWatch` counts the time that a guest could use since its last sign of life. A sign is any change
+that an observer reports: bytes on the console, messages of the agent. Between two looks,
 
     an idle guest     used all of the time that passed: nothing held the guest back
     a busy guest      used the processor time that its process got; the host kept the rest
 
 so a guest that spins on a quiet host is given up after `quiet_s`, and a guest with a quarter of a processor
-after four times that. A bound that a user gave is kept to the second, whatever moves.
+after four times that. A bound of the user is kept to the second, with or without signs.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from bough.tasks import end_tasks
 
 T = TypeVar("T")
 
-#: The end of every wait without a bound, for a guest that prints for ever.
+#: The longest wait without a bound, for a guest that prints forever.
 MOST_S = 3600.0
 LOOK_EVERY_S = 1.0
-#: Of one processor, between two looks: more is work. An idle guest with a clock uses 0.025.
+#: Share of one processor between two looks; a guest above it is busy. An idle guest with a clock uses 0.025.
 _BUSY_SHARE = 0.05
 
 Sign = Callable[[], object]
-#: Wait until one of the tasks has ended, or for so many seconds.
+#: Wait until one of the tasks has ended, or for that many seconds.
 Pause = Callable[[Collection["asyncio.Task[Any]"], float], Awaitable[object]]
 
 
 class Work(Protocol):
-    """The process that does a guest's work, as the host's kernel describes it; `qemu.pid.Pid` is one."""
+    """The host process of a guest, as the host's kernel describes it; `qemu.pid.Pid` is an implementation."""
 
     def used_s(self) -> float | None: ...
     def wants_processor(self) -> bool: ...
 
 
 class Stalled(TimeoutError):
-    """The wait ended because nothing moved, or at its bound."""
+    """The wait ended without progress, or at its bound."""
 
 
 async def _pause(tasks: Collection[asyncio.Task[Any]], seconds: float) -> object:
@@ -54,8 +54,8 @@ class ProgressWatch:
         quiet_s: time of the guest's own without a sign, after which the wait ends.
         idle_s: the same for a guest that does nothing meanwhile; `quiet_s` by default.
         most_s: the end in any case, in seconds from now.
-        bound_s: a bound that a user gave; it replaces the other three.
-        signs: observers; the guest made progress when one returns something else than at the last look.
+        bound_s: a bound that a user gave; replaces the other three.
+        signs: observers; the guest made progress when an observer's value has changed since the last look.
         work: the guest's process; None: all time counts.
     """
 
@@ -93,16 +93,16 @@ class ProgressWatch:
 
     @property
     def left_s(self) -> float | None:
-        """Until the bound that a user gave."""
+        """Return the seconds until the user's bound; None without a bound."""
         return None if self._bound_s is None else max(0.001, self._bound_s - self.waited_s)
 
     @property
     def is_bounded(self) -> bool:
-        """Whether a user gave the bound."""
+        """Return whether a user gave the bound."""
         return self._bound_s is not None
 
     def look(self) -> bool:
-        """Whether to go on waiting; `why` says why not."""
+        """Return whether to go on waiting; if not, `why` has the reason."""
         if self._bound_s is not None:
             self.why = f"within {self._bound_s:g} s"
             return self.waited_s < self._bound_s
@@ -118,7 +118,7 @@ class ProgressWatch:
         return False
 
     def _count(self) -> None:
-        """Add what passed since the last look to what the guest had, or forget that at a sign."""
+        """Add the time since the last look to the guest's time; a sign resets the guest's time."""
         now = self._clock()
         passed_s, self._looked = now - self._looked, now
         used_s, is_busy = self._worked(passed_s)
@@ -131,7 +131,7 @@ class ProgressWatch:
         self._seen = seen
 
     def _worked(self, passed_s: float) -> tuple[float, bool]:
-        """Processor time since the last look, and whether the guest had work to do."""
+        """Return the processor time since the last look, and whether the guest had work to do."""
         total_s = None if self._work is None else self._work.used_s()
         before_s, self._used_s = self._used_s, total_s
         if self._work is None or total_s is None or before_s is None:
@@ -145,7 +145,7 @@ class ProgressWatch:
         return max(0.0, min(60.0, self._bound_s - self.waited_s))
 
     async def run(self, work: Awaitable[T]) -> T:
-        """The result of `work`. Cancels `work` and raises Stalled when the wait ends before."""
+        """Return the result of `work`. If the wait ends before, cancel `work` and raise Stalled."""
         task = asyncio.ensure_future(work)
         try:
             while not task.done():
@@ -158,7 +158,7 @@ class ProgressWatch:
                 await end_tasks(task)
 
     async def until(self, *events: asyncio.Event) -> bool:
-        """Whether one of the events was set before the wait ended."""
+        """Wait for the events. Return whether one was set before the wait ended."""
         if any(event.is_set() for event in events):
             return True
         waits = [asyncio.create_task(event.wait()) for event in events]
@@ -173,10 +173,10 @@ class ProgressWatch:
                 wait.cancel()
 
 
-#: Makes the watch of one wait from its seconds.
+#: Make the watch of one wait from a number of seconds.
 Patience = Callable[[float], ProgressWatch]
 
 
 def by_the_clock(seconds: float) -> ProgressWatch:
-    """A plain time-out: for what has no guest that could be observed."""
+    """Return a plain time-out, for a wait without a guest to observe."""
     return ProgressWatch(seconds, bound_s=seconds)

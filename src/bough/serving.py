@@ -1,4 +1,4 @@
-"""The lock of a BOUGH_HOME: one service at a time holds it, and anybody can ask which one."""
+"""The lock of a BOUGH_HOME. One service at a time holds the lock, and any process can ask which one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bough.errors import Conflict
 
-#: A client that asks holds the lock for a moment.
+#: A client that reads the owner holds the lock for a moment.
 _ASKED_S = 1.0
 _ASK_AGAIN_S = 0.01
 _PID_BYTES = 32
@@ -22,7 +22,7 @@ class Owner:
     """The service that holds the lock.
 
     Attributes:
-        pid: None where it cannot be read.
+        pid: None if the pid cannot be read.
         ends: the service has been told to end, and has not ended yet.
     """
 
@@ -31,7 +31,7 @@ class Owner:
 
 
 class ServiceLock:
-    """Held from `take` until `close`, or until the process ends."""
+    """The lock, held from `take` until `close` or until the process ends."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path = path
@@ -39,7 +39,7 @@ class ServiceLock:
 
     @classmethod
     def take(cls, path: Path) -> ServiceLock:
-        """Raises Conflict: another service holds the lock."""
+        """Take the lock. Raises Conflict: another service holds the lock."""
         # The file is never removed: a second service must lock the same inode.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         deadline = time.monotonic() + _ASKED_S
@@ -58,7 +58,7 @@ class ServiceLock:
         return cls(path, descriptor)
 
     def tell_ending(self) -> None:
-        """Let those who ask know that this service ends."""
+        """Announce that this service ends, for `read_owner`."""
         with contextlib.suppress(OSError):
             ending_mark(self._path).touch(mode=0o600)
 
@@ -69,12 +69,12 @@ class ServiceLock:
 
 
 def ending_mark(lock: Path) -> Path:
-    """There while the service that holds the lock ends; also after one that was killed on the way."""
+    """Return the file that exists while the service ends; it also stays if the service is killed then."""
     return lock.with_name("ending")
 
 
 def read_owner(path: Path) -> Owner | None:
-    """Return who holds the lock; None: nobody does, or this user may not ask."""
+    """Return the owner of the lock. None: the lock is free, or this user may not read it."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -1,4 +1,4 @@
-"""Durable writes: what was acknowledged survives kill -9 and a power cut, and nothing is ever half there."""
+"""Durable writes: an acknowledged write survives kill -9 and a power loss; no file is half-written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from bough.errors import NoSpace
 
-#: The names that tempfile.mkstemp makes of the prefix below.
+#: Names that tempfile.mkstemp makes from the prefix in `write_atomically`.
 _UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}")
 
 
@@ -57,7 +57,7 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o600, durable: 
     """Replace `path` as a whole: temporary file, fsync, rename, fsync of the directory.
 
     Args:
-        durable: it is to survive a power cut too, not only our end.
+        durable: survive a power loss, too, not only the end of this process.
     """
     with no_space_is_told(path.name, path.parent):
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -77,7 +77,7 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o600, durable: 
 
 
 def is_unfinished_write(name: str) -> bool:
-    """Whether a file of this name is what `write_atomically` left when it was killed in the middle."""
+    """Return whether a file of this name is left from a `write_atomically` that was killed."""
     return _UNFINISHED.fullmatch(name) is not None
 
 
@@ -86,7 +86,7 @@ def write_json(path: Path, value: Any, *, mode: int = 0o600) -> None:
 
 
 def copy_holes(source: Path, target: Path) -> None:
-    """Copy a file; where 64 KiB of it are zeros, the copy has a hole."""
+    """Copy a file; each block of 64 KiB of zeros becomes a hole."""
     with source.open("rb", buffering=0) as reading, target.open("xb", buffering=0) as writing:
         while block := reading.read(65536):
             if block.strip(b"\0"):
@@ -97,7 +97,7 @@ def copy_holes(source: Path, target: Path) -> None:
 
 
 def read_tail(path: Path, limit_bytes: int = 4096) -> str:
-    """The end of a log that a guest or QEMU wrote; "" where there is none. Undecodable bytes are replaced."""
+    """Return the end of a guest's or QEMU's log, bad UTF-8 replaced; "" if the file is missing."""
     try:
         with path.open("rb") as stream:
             size = stream.seek(0, os.SEEK_END)
@@ -108,7 +108,7 @@ def read_tail(path: Path, limit_bytes: int = 4096) -> str:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a file or a tree. A jailed QEMU's user may own files inside; the directories are ours."""
+    """Remove a file or a tree. A jailed QEMU's user may own files inside, this user owns the directories."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=False, onerror=_make_removable)
     else:

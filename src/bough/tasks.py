@@ -1,4 +1,4 @@
-"""Tasks that belong to somebody: begun for it, ended with it."""
+"""Tasks that end with their owner, and helpers for cancellation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 log = logging.getLogger("bough.tasks")
 
-#: Longer than anything needs that tidies up behind itself.
+#: Longer than any clean-up of a task takes.
 _AGAIN_S = 3
 
 
@@ -22,9 +22,9 @@ class Stopped(Exception):
 
 
 async def finish(work: Awaitable[T]) -> T:
-    """Await `work` to its end, also when this task is cancelled: CancelledError is raised afterwards.
+    """Await `work` to its end, even if this task is cancelled. CancelledError is raised afterwards.
 
-    Use it to remove files, and for a thread whose files are removed when the task is cancelled.
+    Use `finish` to remove files, and for a thread whose files are removed when the task is cancelled.
     """
     working, cancelled = asyncio.ensure_future(work), False
     while not working.done():
@@ -35,7 +35,7 @@ async def finish(work: Awaitable[T]) -> T:
         except Exception:
             break
     if cancelled and not working.cancelled():
-        working.exception()  # has been asked for: asyncio does not log it as forgotten
+        working.exception()  # retrieved, so that asyncio does not log it as forgotten
         raise asyncio.CancelledError
     return working.result()
 
@@ -57,13 +57,13 @@ async def run_stoppable(function: Callable[[Callable[[], None]], T]) -> T:
         return await asyncio.shield(working)
     except asyncio.CancelledError:
         stop.set()
-        with contextlib.suppress(Exception):  # its files are removed, whatever became of them
+        with contextlib.suppress(Exception):  # the thread's files are removed, whatever its result
             await finish(working)
         raise
 
 
 class Tasks:
-    """They go on when who asked for them goes away, and end when their owner says so."""
+    """Background tasks. The tasks outlive the request that began them, and end with their owner's `end`."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -79,10 +79,10 @@ class Tasks:
 
 
 async def end_tasks(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel them, until all have ended; what they raise is dropped.
+    """Cancel tasks until all have ended; their exceptions are dropped.
 
-    One cancellation may be lost on its way: by `asyncio.wait_for` until Python 3.12, where what it waits
-    for comes in the same moment; by a TaskGroup until 3.13, where one of its tasks fails then.
+    A cancellation may be lost. `asyncio.wait_for` loses one until Python 3.12, if the awaited result arrives
+    in the same moment. A TaskGroup loses one until 3.13, if one of its tasks fails then.
     """
     left = set(tasks)
     while left:
@@ -91,6 +91,6 @@ async def end_tasks(*tasks: asyncio.Task[Any]) -> None:
         done, left = await asyncio.wait(left, timeout=_AGAIN_S)
         for task in done:
             if not task.cancelled():
-                task.exception()  # has been asked for: asyncio does not log it as forgotten
+                task.exception()  # retrieved, so that asyncio does not log it as forgotten
         for task in left:
             log.warning("%s was cancelled and goes on: %s", task.get_name(), task.get_stack(limit=1))

@@ -1,8 +1,8 @@
 """Sizes and times as people write them.
 
-A size is an int of bytes. "512MiB", "2G", "1.5 GiB" and plain "1048576" are understood; K, M, G and T
-without "iB" mean the binary units too, as QEMU and qemu-img take them. A time is a float of seconds:
-"90", "90s", "2m", "1h30m", "1d".
+A size is an int of bytes. Accepted are "512MiB", "2G", "1.5 GiB" and plain "1048576". K, M, G and T without
+"iB" are binary units, too, as in QEMU and qemu-img. A time is a float of seconds: "90", "90s", "2m", "1h30m",
+"1d".
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_size(text: str | int) -> int:
-    """Bytes. Raises ValueError with a sentence that says what was expected."""
+    """Return bytes. Raises ValueError, whose message says what was expected."""
     if isinstance(text, bool) or not isinstance(text, str | int):
         raise ValueError(f"expected a size like '512MiB', got {text!r}")
     if isinstance(text, int):
@@ -35,7 +35,7 @@ def parse_size(text: str | int) -> int:
 
 
 def format_size(size_bytes: int) -> str:
-    """The shortest exact or one-decimal form: 512 MiB, 1.5 GiB, 17 B."""
+    """Return the shortest exact or one-decimal form: 512 MiB, 1.5 GiB, 17 B."""
     value = float(size_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:
@@ -45,7 +45,7 @@ def format_size(size_bytes: int) -> str:
 
 
 def parse_duration(text: str | float) -> float:
-    """Seconds. Raises ValueError with a sentence that says what was expected."""
+    """Return seconds. Raises ValueError, whose message says what was expected."""
     if isinstance(text, int | float) and not isinstance(text, bool):
         seconds = float(text)
     elif isinstance(text, str) and re.fullmatch(r"\d+(\.\d+)?", text.strip()):
@@ -60,7 +60,7 @@ def parse_duration(text: str | float) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """For people: 340 ms, 7.2 s, 3 min 5 s, 2 h 10 min, 4 days."""
+    """Return a time for people: 340 ms, 7.2 s, 3 min 5 s, 2 h 10 min, 4 days."""
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 60:

@@ -68,15 +68,15 @@ def test_a_newer_one_is_refused_by_its_version() -> None:
 
 
 def test_nothing_lies_outside_of_its_part() -> None:
-    with pytest.raises(BadBundle, match="where none can"):
+    with pytest.raises(BadBundle, match="outside of its part"):
         read(bundle(), [1_999_999, 100])
-    with pytest.raises(BadBundle, match="that none has"):
+    with pytest.raises(BadBundle, match="invalid chunk header"):
         read(bundle(), [2_000_000])
 
 
 @pytest.mark.parametrize("other", [b"", b"QFI\xfb\0\0\0\3", b"PK\x03\x04", b"\x89BOUGH\n"])
 def test_other_files_are_none(other: bytes) -> None:
-    with pytest.raises(BadBundle, match="no bundle"):
+    with pytest.raises(BadBundle, match="not a bundle"):
         read_manifest(io.BytesIO(other + bytes(1000)))
 
 

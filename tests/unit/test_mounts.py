@@ -48,7 +48,7 @@ def test_what_is_wrong_is_told() -> None:
         assert any(
             place.startswith(f"mounts[{index}]") and words in message for place, message in told.items()
         ), (index, told)
-    assert "already that of mounts[7]" in told["mounts[8]"]
+    assert "already used by mounts[7]" in told["mounts[8]"]
 
 
 def test_clients_make_sources_absolute(tmp_path: Path) -> None:

@@ -113,10 +113,10 @@ def test_every_problem_at_once() -> None:
         "machines.web.memory": ("expected a size like '512MiB' or '10GiB', got '12 elephants'", None),
         "machines.web.disks[0].sise": ("no such setting", "did you mean 'size'?"),
         "machines.web.initrd": (
-            "means nothing without a kernel of the host",
-            "set kernel, or leave it out",
+            "has no effect without a kernel of the host",
+            "set kernel, or remove this setting",
         ),
-        "machines.web.ports[1]": ("this port of the host is already that of ports[0]", None),
+        "machines.web.ports[1]": ("this port of the host is already used by ports[0]", None),
     }
 
 
@@ -151,7 +151,7 @@ def test_one_problem_is_the_message_itself() -> None:
             {"limits": {"memory": "1GiB"}},
             "limits.memory",
             "less than the guest's 1 GiB and 256 MiB",
-            "leave it out to take the default",
+            "remove this setting to use the default",
         ),
         ({"limits": {"bandwidth": 1}}, "limits.bandwidth", "no such setting", "known: console"),
         ({"firmware": "efi"}, "firmware", "'auto', 'bios', 'uefi'", "'uefi'"),
@@ -171,8 +171,8 @@ def test_one_problem_is_the_message_itself() -> None:
         ({"hostname": "a" * 64}, "hostname", "at most 63", None),
         ({"users": "bob"}, "users", "expected a list, got 'bob'", '["bob"]'),
         ({"users": ["Bob"]}, "users[0].name", "a user name", None),
-        ({"users": ["root"]}, "users[0].name", "always there", "ssh_keys"),
-        ({"users": ["bob", {"name": "bob"}]}, "users[1]", "already that of users[0]", None),
+        ({"users": ["root"]}, "users[0].name", "exists already", "ssh_keys"),
+        ({"users": ["bob", {"name": "bob"}]}, "users[1]", "already used by users[0]", None),
         ({"users": [{"name": "bob", "shell": "bash"}]}, "users[0].shell", "absolute path", None),
         ({"ssh_keys": ["/root/.ssh/id.pub"]}, "ssh_keys[0]", "public ssh key", "content of the file"),
         ({"ssh_keys": [KEY[:40]]}, "ssh_keys[0]", "damaged or cut off", None),
@@ -182,7 +182,12 @@ def test_one_problem_is_the_message_itself() -> None:
         ({"environment": {"A": "x\ny"}}, "environment.A", "one line", None),
         ({"environment": ["A=1"]}, "environment", "a table of names and values", None),
         ({"files": [{"path": "/a"}]}, "files[0]", "has no content", 'content = ""'),
-        ({"files": [{"path": "/a", "source": "b"}]}, "files[0].source", "read by the client", None),
+        (
+            {"files": [{"path": "/a", "source": "b"}]},
+            "files[0].source",
+            "only a client can read source",
+            None,
+        ),
         ({"files": [{"path": "/a/../b", "content": ""}]}, "files[0].path", "without '.'", None),
         ({"files": [{"path": "a", "content": ""}]}, "files[0].path", "absolute path", None),
         ({"files": [{"path": "/a/", "content": ""}]}, "files[0].path", "absolute path", None),
@@ -198,7 +203,7 @@ def test_one_problem_is_the_message_itself() -> None:
         ({"ports": ["::1:80:80"]}, "ports[0]", "like '8080:80'", "brackets"),
         ({"ports": ["53:53/udp"]}, "ports[0]", "only TCP", None),
         ({"ports": ["example.org:80:80"]}, "ports[0].host", "address of this host", None),
-        ({"ports": ["localhost:80:80", "80:81"]}, "ports[1]", "already that of ports[0]", None),
+        ({"ports": ["localhost:80:80", "80:81"]}, "ports[1]", "already used by ports[0]", None),
     ],
 )
 def test_each_problem(data: dict[str, Any], place: str, message: str, hint: str | None) -> None:

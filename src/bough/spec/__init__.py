@@ -1,9 +1,9 @@
-"""What was asked for: data, defaults, validation, TOML. Pure, but for reading a spec file.
+"""The spec of a machine: data, defaults, validation, TOML. Pure, apart from reading a spec file.
 
     load_toml (toml.py) -> merge with flags -> parse_spec (parse.py) -> MachineSpec (model.py)
     -> check_against_host (host.py)
 
-Names are loaded at first use: the command line reads TOML and needs no pydantic for it.
+Names are imported at first use: the command line reads TOML and does not need pydantic.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,8 +1,8 @@
-"""What one value of a spec may be: each function takes what was written and gives what is meant.
+"""Validators of single values. Each function takes a raw value and returns the value of the spec.
 
-They raise pydantic errors made by `told`, whose sentences the user sees as they are. Nothing here looks at
-the host, and every text that later becomes part of a QEMU argument, of a file in the guest or of a path is
-held to a form that has no meaning beyond itself there.
+The functions raise pydantic errors made by `told`; the user sees their text unchanged. No function looks at
+the host. Some texts later become part of a QEMU argument, a file in the guest or a path: their form excludes
+every character with a special meaning there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MOST_HOSTNAME = 64
 MOST_FILE_BYTES = 16 * MIB
 ARCHITECTURES = ("x86_64", "aarch64", "riscv64", "i386")
 
-#: What others call them.
+#: Names that other programs use.
 _ARCHITECTURE_NAMES = {
     **dict.fromkeys(("amd64", "x86-64", "x64"), "x86_64"),
     **dict.fromkeys(("arm64", "armv8", "arm64v8"), "aarch64"),
@@ -46,7 +46,7 @@ _SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,19}")
 _MODE = re.compile(r"0?[0-7]{3,4}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-#: How user-data begins (cloud-init's documentation, "User-data formats").
+#: First words of user-data (cloud-init's documentation, "User-data formats").
 _USER_DATA = ("#cloud-", "#!", "#include", "#part-handler", "#upstart-job", "## template: jinja")
 _MIME = re.compile(
     r"(?:from [^\n]*\n)?(?:content-[a-z-]+|mime-version|from|to|subject|date|message-id|x-[a-z-]+):",
@@ -64,10 +64,10 @@ _SSH_KEY_TYPES = (
 
 
 def parse_name(value: Any) -> str:
-    """A name of a machine or a host: an RFC 1123 label in lower case.
+    """Check the name of a machine or a host: an RFC 1123 label in lower case.
 
     Raises:
-        InvalidInput: it is something else.
+        InvalidInput: the value is no such label.
     """
     if isinstance(value, str) and _LABEL.fullmatch(value):
         return value
@@ -83,7 +83,7 @@ check_name = parse_name
 
 
 def hostname(value: Any) -> str:
-    """A host name, with or without a domain: labels of RFC 1123, at most 64 characters, as Linux has it."""
+    """Check a host name, with or without a domain: labels of RFC 1123, at most 64 characters (as Linux)."""
     labels = value.split(".") if isinstance(value, str) else []
     if labels and len(value) <= MOST_HOSTNAME and all(_LABEL.fullmatch(one) for one in labels):
         return str(value)
@@ -121,7 +121,7 @@ def architecture(value: Any) -> str:
 
 
 def parse_architecture(value: str) -> str:
-    """`architecture`, for what is no part of a spec. Raises InvalidInput."""
+    """Check an `architecture` outside of a spec. Raises InvalidInput."""
     try:
         return architecture(value)
     except PydanticCustomError as error:
@@ -146,7 +146,7 @@ def disk_size(value: Any) -> int:
 
 
 def _bounded_size(value: Any, least: int, most: int, unit: str) -> int:
-    """Bytes, rounded up to whole MiB: neither QEMU's memory nor a sector can be cut finer."""
+    """Return bytes, rounded up to whole MiB, which suit both QEMU's memory and disk sectors."""
     try:
         size = parse_size(value)
     except ValueError as error:
@@ -171,12 +171,12 @@ def machine_type(value: Any) -> str:
         return value
     expected = "expected 'auto' or a machine type with its version, like 'pc-q35-7.2' or 'virt-7.2'"
     known = isinstance(value, str) and _QEMU_NAME.fullmatch(value)
-    hint = f"{value!r} alone means another machine after an upgrade of QEMU" if known else None
+    hint = f"{value!r} alone is another machine type after an upgrade of QEMU" if known else None
     raise told(f"{expected}, got {quote(value)}", hint)
 
 
 def guest_path(value: Any) -> str:
-    """An absolute path of a file in the guest, without '.' or '..' and not the root itself."""
+    """Check the absolute path of a file in the guest: no '.' or '..', and not the root itself."""
     _printable(value, "an absolute path")
     if not value.startswith("/") or value.endswith("/"):
         raise told(f"expected the absolute path of a file like '/etc/motd', got {quote(value)}")
@@ -218,7 +218,7 @@ def user_name(value: Any) -> str:
     if not isinstance(value, str) or not _USER.fullmatch(value):
         raise told(f"expected a user name of lower-case letters, digits, '-' and '_', got {quote(value)}")
     if value == "root":
-        raise told("'root' is always there", "its keys are the spec's own ssh_keys")
+        raise told("'root' exists already", "set ssh_keys of the machine for the keys of root")
     return value
 
 
@@ -235,13 +235,13 @@ def owner(value: Any) -> str:
 
 
 def ssh_key(value: Any) -> str:
-    """One public key, as a line of authorized_keys without options."""
+    """Check one public key: a line of authorized_keys without options."""
     example = "expected a public ssh key like 'ssh-ed25519 AAAA... name'"
     if not isinstance(value, str):
         raise told(f"{example}, got {quote(value)}")
     text = value.strip()
     if "PRIVATE KEY" in text:
-        raise told("this is a private key; a machine gets the public one", "give the file that ends in .pub")
+        raise told("this is a private key; a machine needs the public key", "give the file that ends in .pub")
     words = text.split(None, 2)
     if _CONTROL.search(text) or len(text) > 16384:
         raise told(f"{example} on one line, got {quote(value)}")
@@ -274,7 +274,7 @@ def process_memory(value: Any) -> int:
 
 
 def cpu_percent(value: Any) -> int:
-    """In percent of one processor, from 150 or "150%"."""
+    """Return percent of one processor, from 150 or "150%"."""
     text = value.strip().removesuffix("%").strip() if isinstance(value, str) else value
     if isinstance(text, str) and text.isdigit() and len(text) < 9:
         text = int(text)
@@ -286,7 +286,7 @@ def cpu_percent(value: Any) -> int:
 
 
 def byte_rate(value: Any) -> int:
-    """Bytes per second, from a size with or without "/s"."""
+    """Return bytes per second, from a size with or without "/s"."""
     try:
         rate = parse_size(value.strip().removesuffix("/s") if isinstance(value, str) else value)
     except ValueError:
@@ -310,7 +310,7 @@ def disk_serial(value: Any) -> str:
 
 
 def file_mode(value: Any) -> str:
-    """Four octal digits."""
+    """Return four octal digits."""
     if isinstance(value, int) and not isinstance(value, bool):
         raise told(f"expected a text of octal digits like '0644', got {value}", "write it in quotes")
     if not isinstance(value, str) or not _MODE.fullmatch(value):
@@ -329,12 +329,12 @@ def file_text(value: Any) -> str:
 
 
 def user_data(value: Any) -> str:
-    """What cloud-init reads: without a byte order mark, for with one cloud-init takes no notice of it."""
+    """Return cloud-init's user-data, without a byte order mark: cloud-init ignores user-data with one."""
     text = file_text(value).removeprefix("\ufeff")
     if not text.startswith(_USER_DATA) and not _MIME.match(text):
         first = text.partition("\n")[0]
-        hint = "it begins with #cloud-config, #! or another word of cloud-init's, or is a MIME message"
-        raise told(f"cloud-init takes no notice of user-data that begins with {quote(first)}", hint)
+        hint = "user-data begins with #cloud-config, #! or another cloud-init header, or is a MIME message"
+        raise told(f"cloud-init ignores user-data that begins with {quote(first)}", hint)
     return text
 
 
@@ -357,7 +357,7 @@ def _bounded_content(size_bytes: int) -> None:
 
 def variable_name(value: Any) -> str:
     if not isinstance(value, str) or not _VARIABLE.fullmatch(value):
-        raise told("a variable's name is letters, digits and '_', and starts with no digit")
+        raise told("expected a variable's name: letters, digits and '_', not starting with a digit")
     return value
 
 
@@ -380,7 +380,7 @@ def shell_command(value: Any) -> str:
 
 
 def port(value: Any) -> dict[str, Any]:
-    """A forwarded port, from "8080:80", "127.0.0.1:2222:22", "80" (any free host port), or a table."""
+    """Read a forwarded port from "8080:80", "127.0.0.1:2222:22", "80" (any free host port), or a table."""
     if isinstance(value, dict):
         return value
     example = "expected a port like '8080:80' or '127.0.0.1:2222:22'"
@@ -393,7 +393,7 @@ def port(value: Any) -> dict[str, Any]:
         raise told(f"only TCP ports are forwarded, got {quote(value)}")
     match = re.fullmatch(r"(?:(?:(?P<host>\[[0-9A-Fa-f:.]+\]|[^:]*):)?(?P<outer>\d*):)?(?P<inner>\d+)", text)
     if match is None:
-        raise told(f"{example}, got {quote(value)}", "an IPv6 address stands in brackets: '[::1]:8080:80'")
+        raise told(f"{example}, got {quote(value)}", "put an IPv6 address in brackets: '[::1]:8080:80'")
     found: dict[str, Any] = {"host_port": int(match["outer"] or 0), "guest_port": int(match["inner"])}
     if match["host"]:
         found["host"] = match["host"].strip("[]")

@@ -1,4 +1,4 @@
-"""Whether this host has what a spec asks for."""
+"""Check that this host can provide what a spec requests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bough.units import format_size
 
 
 class Limits(Protocol):
-    """What the host has: processors, memory in all, and what is free where the disks are."""
+    """The host's processors, its total memory, and the free space of the disks' file system."""
 
     @property
     def vcpus(self) -> int: ...
@@ -29,17 +29,20 @@ class HostLimits:
 
 
 def check_against_host(spec: MachineSpec, host: Limits, *, force: bool = False) -> None:
-    """Refuse what the host cannot really give. A setting that nobody asked for is not held against anybody.
+    """Refuse a spec that exceeds the host. The default number of vCPUs is never refused.
 
     Raises:
-        BeyondHost: with `problems`, as InvalidSpec has them; never if `force`.
+        BeyondHost: with `problems`, in the form of InvalidSpec's; never if `force`.
     """
     problems = [] if force else _beyond(spec, host)
     if not problems:
         return
     first = problems[0]
-    message = f"{first['place']}: {first['message']}" if len(problems) == 1 else "more than this host has"
-    raise BeyondHost(message, hint="ask for less, or override with --force", problems=problems)
+    alone = len(problems) == 1
+    message = (
+        f"{first['place']}: {first['message']}" if alone else "the machine needs more than this host has"
+    )
+    raise BeyondHost(message, hint="request less, or override with --force", problems=problems)
 
 
 def _beyond(spec: MachineSpec, host: Limits) -> list[dict[str, str | None]]:
@@ -50,12 +53,12 @@ def _beyond(spec: MachineSpec, host: Limits) -> list[dict[str, str | None]]:
 
     if "vcpus" in spec.model_fields_set and spec.vcpus > host.vcpus:
         plural = "processor" if host.vcpus == 1 else "processors"
-        tell("vcpus", f"{spec.vcpus} asked for, the host has {host.vcpus} {plural}")
+        tell("vcpus", f"{spec.vcpus} requested, the host has {host.vcpus} {plural}")
     if spec.memory > host.memory_bytes:
-        tell("memory", f"{format_size(spec.memory)} asked for, the host has {format_size(host.memory_bytes)}")
+        tell("memory", f"{format_size(spec.memory)} requested, the host has {format_size(host.memory_bytes)}")
     wanted = (spec.disk or 0) + sum(disk.size for disk in spec.disks)
     if wanted > host.free_disk_bytes:
         place = "disk" if not spec.disks else "disk and disks"
         free = format_size(host.free_disk_bytes)
-        tell(place, f"{format_size(wanted)} asked for, the host has {free} free")
+        tell(place, f"{format_size(wanted)} requested, the host has {free} free")
     return found

@@ -1,4 +1,4 @@
-"""A lock: which version of each package an image has, to be asked for again. It names no address."""
+"""A lock: the version of each package of an image, for a later build. A lock holds no address."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def _digest(value: Any) -> str:
 
 def _format(value: Any) -> int:
     if value != 1 or isinstance(value, bool):
-        raise told(f"expected 1, got {quote(value)}", "a newer bough wrote it, or it is no lock")
+        raise told(
+            f"expected 1, got {quote(value)}", "a newer bough wrote the file, or it is not a package lock"
+        )
     return 1
 
 
@@ -47,12 +49,15 @@ Digest = Annotated[str, BeforeValidator(_digest), _TEXT]
 
 
 class PackageLock(Table):
-    """Attributes:
-    recipe: digest of the recipe of its packages; the same recipe and versions give the same image.
-    digest: of the image that was made of nothing but packages; None where a layer was upon something else.
-    base: digest of the image that a layer is upon, where that is not made from packages.
-    packages: name -> version.
-    boot_loader: the same, of what the boot loader was made of, which is not installed.
+    """The package versions of an image.
+
+    Attributes:
+        recipe: digest of the recipe of its packages; the same recipe and versions give the same image.
+        digest: digest of the image that is made from packages alone: the image itself, or a layer's base.
+            None: the layer changed a version, or the base is not made from packages.
+        base: digest of the base, if the base is not made from packages.
+        packages: name -> version.
+        boot_loader: the same, for the packages that the boot loader is made of; they are not installed.
     """
 
     lock: Annotated[int, BeforeValidator(_format)] = 1
@@ -65,10 +70,10 @@ class PackageLock(Table):
 
 
 def parse_lock(data: Mapping[str, Any]) -> PackageLock:
-    """Raises InvalidSpec, with every problem."""
+    """Check a lock. Raises InvalidSpec, with every problem."""
     try:
         return PackageLock.model_validate(dict(data))
     except ValidationError as error:
         found = [translate(one, PackageLock) for one in error.errors(include_url=False)]
         raise_if_any([Problem(f"lock: {one.place}", one.message, one.hint) for one in found])
-        raise InvalidSpec("the lock is none") from error
+        raise InvalidSpec("not a package lock") from error

@@ -1,4 +1,4 @@
-"""What a machine is asked to be: frozen data, valid by construction (see `parse_spec`)."""
+"""The spec of a machine as frozen data, valid by construction (see `parse_spec`)."""
 
 from __future__ import annotations
 
@@ -95,11 +95,11 @@ class Table(BaseModel):
 
 
 class DiskSpec(Table):
-    """An extra disk, empty at first; a size alone will do."""
+    """An extra disk, empty at first; a size alone is enough."""
 
     size: DiskSize
     serial: Serial | None = Field(
-        default=None, description="what the guest sees in /dev/disk/by-id; default: diskN"
+        default=None, description="serial number in /dev/disk/by-id; default: diskN"
     )
 
     @model_validator(mode="before")
@@ -109,7 +109,7 @@ class DiskSpec(Table):
 
 
 class UserSpec(Table):
-    """A user that is made in the guest at first boot; a name alone will do."""
+    """A user, created in the guest at first boot; a name alone is enough."""
 
     name: UserName
     ssh_keys: Annotated[tuple[SshKey, ...], Field(strict=False, max_length=64)] = ()
@@ -124,9 +124,9 @@ class UserSpec(Table):
 
 
 class FileSpec(Table):
-    """A file that is written in the guest at first boot, before the commands run.
+    """A file, written in the guest at first boot, before the commands run.
 
-    Clients also take `source`, a path on their side, and send its content instead.
+    Clients also accept `source`, a path on their side, and send the content of that file instead.
     """
 
     path: GuestPath
@@ -150,7 +150,7 @@ class PortSpec(Table):
     """A TCP port of the guest on a port of the host: a table, or a text like "8080:80"."""
 
     host: Address = "127.0.0.1"
-    host_port: HostPort = Field(default=0, description="0: any free one")
+    host_port: HostPort = Field(default=0, description="0: any free port")
     guest_port: GuestPort
 
     @model_validator(mode="before")
@@ -163,15 +163,13 @@ class MountSpec(Table):
     """A directory of the host in the guest: a table, or a text like "/home/me/src:/srv/src:rw"."""
 
     source: MountSource = Field(description="a directory of the service's host")
-    target: MountTarget = Field(description="where it is in the guest")
+    target: MountTarget = Field(description="mount point in the guest")
     writable: bool = False
     owner: Owner | None = Field(
         default=None,
-        description="in the guest, of what the sharing user owns; default: its first user, or root",
+        description="owner in the guest of the sharing user's files; default: its first user, or root",
     )
-    cache: MountCache = Field(
-        default=1, description="for how long the guest may take a file for what it was a moment ago"
-    )
+    cache: MountCache = Field(default=1, description="how long the guest may cache attributes of a file")
 
     @model_validator(mode="before")
     @classmethod
@@ -180,24 +178,27 @@ class MountSpec(Table):
 
 
 class LimitsSpec(Table):
-    """What a machine may take of its host, whatever its guest does."""
+    """Bounds on the host's resources that a machine may use."""
 
     memory: ProcessMemory | None = Field(
-        default=None, description="of its process; default: the guest's, an eighth of it and 2 GiB"
+        default=None,
+        description="memory of the QEMU process; default: the guest's memory plus an eighth plus 2 GiB",
     )
     cpu: CpuPercent | None = Field(default=None, description="percent of one processor")
-    disk: ByteRate | None = Field(default=None, description="read and written by all its disks, per second")
-    iops: OperationRate | None = Field(default=None, description="of all its disks together, per second")
-    console: ByteRate = Field(default=1 << 20, description="printed on the console, per second")
+    disk: ByteRate | None = Field(default=None, description="bytes read and written by all disks, per second")
+    iops: OperationRate | None = Field(
+        default=None, description="operations of all disks together, per second"
+    )
+    console: ByteRate = Field(default=1 << 20, description="bytes printed on the console, per second")
 
 
 def _setting(name: str, default: Any = ..., **more: Any) -> Any:
-    """A field whose description is the table's."""
+    """Return a field with the description of the table of settings."""
     return Field(default, description=SETTINGS[name].text, **more)
 
 
 class MachineSpec(Table):
-    """Everything that a user can say about a machine. Sizes are in bytes. See table.py."""
+    """All settings of a machine. Sizes are in bytes. See table.py."""
 
     image: Image = _setting("image")
     arch: Architecture | None = _setting("arch", None)
@@ -238,19 +239,19 @@ class MachineSpec(Table):
 
     @property
     def clock_offset_s(self) -> float | None:
-        """Seconds from the host's UTC; None for 'utc' and 'local'."""
+        """Return the offset from the host's UTC in seconds; None for 'utc' and 'local'."""
         if self.clock in ("utc", "local"):
             return None
         seconds = parse_duration(self.clock[1:])
         return -seconds if self.clock.startswith("-") else seconds
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; `parse_spec` makes the same spec of it."""
+        """Return a JSON-able dict; `parse_spec` makes the same spec from it."""
         return self.model_dump(mode="json")
 
 
 def used_settings(spec: MachineSpec) -> frozenset[str]:
-    """Names of the settings that ask for something: neither at their default, nor None, nor False."""
+    """Return the names of the settings in use: neither at their default, nor None, nor False."""
 
     def is_used(name: str) -> bool:
         default = MachineSpec.model_fields[name].get_default(call_default_factory=True)

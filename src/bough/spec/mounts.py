@@ -1,6 +1,6 @@
-"""What a directory that a machine shares with its host may be called, and how it is written in one word.
+"""Directories that a machine shares with its host: permitted paths, and the form "SOURCE:TARGET:rw".
 
-Nothing of pydantic is loaded by `split_mount`: clients make paths absolute before anything is checked.
+`split_mount` imports no pydantic: clients make paths absolute before a spec is validated.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import posixpath
 from typing import Any
 
 MOST_CACHE_S = 3600
-#: The guest's own, at or below which nothing of the host can stand.
+#: The guest's own directories. No mount may be at or below them.
 _NOT_BELOW = ("/proc", "/sys", "/dev", "/run/bough", "/usr/lib/bough", "/var/lib/bough")
-#: Without what is there the guest does not live.
+#: A mount at these directories would hide files that the guest needs.
 _NOT_AT = (
     *("/", "/bin", "/boot", "/etc", "/lib", "/lib32", "/lib64", "/run", "/sbin", "/usr", "/usr/bin"),
     *("/usr/lib", "/usr/sbin", "/var", "/var/lib"),
@@ -19,10 +19,10 @@ _NOT_AT = (
 
 
 def split_mount(text: str) -> dict[str, Any]:
-    """ "SOURCE:TARGET", ":ro" or ":rw" after it; read-only where it does not say.
+    """Split "SOURCE:TARGET", with an optional ":ro" or ":rw"; default: read-only.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text has another form.
     """
     rest, colon, mode = text.rpartition(":")
     if not colon or mode not in ("ro", "rw"):
@@ -56,7 +56,7 @@ def mount_source(value: Any) -> str:
 
 
 def mount_target(value: Any) -> str:
-    """An absolute path in the guest, where a directory of the host can stand."""
+    """Check an absolute path in the guest at which a directory of the host can be mounted."""
     from bough.spec import fields
     from bough.spec.problems import quote, told
 
@@ -67,12 +67,14 @@ def mount_target(value: Any) -> str:
         raise told(f"expected a path of at most 1000 bytes, got {quote(path)}")
     within = [place for place in _NOT_BELOW if posixpath.commonpath([path, place]) == place]
     if path in _NOT_AT or within:
-        raise told(f"{within[0] if within else path} is the guest's own", "choose a place like '/srv/src'")
+        raise told(
+            f"{within[0] if within else path} is the guest's own", "choose a directory like '/srv/src'"
+        )
     return str(path)
 
 
 def mount_cache(value: Any) -> int:
-    """Whole seconds, from "5s", "1m" or a number."""
+    """Return whole seconds, from "5s", "1m" or a number."""
     from bough.spec.problems import quote, told
     from bough.units import parse_duration
 

@@ -1,4 +1,4 @@
-"""From what was written to a spec: load, merge, validate. Validation finds everything at once and is pure."""
+"""Validate a spec. Validation is pure and reports all problems at once."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from bough.units import MIB, format_size
 
 
 def parse_spec(data: Mapping[str, Any], place: str = "") -> MachineSpec:
-    """The spec that `data` describes.
+    """Return the spec that `data` describes.
 
     Args:
-        place: where `data` stands in something larger, for the messages: "machines.web".
+        place: position of `data` in a larger document, for messages: "machines.web".
 
     Raises:
         InvalidSpec: with every problem, not only the first; `problems` is a list of
@@ -42,7 +42,7 @@ def parse_spec(data: Mapping[str, Any], place: str = "") -> MachineSpec:
 
 
 def parse_mount(data: Mapping[str, Any]) -> MountSpec:
-    """A directory to share, by itself. Raises InvalidSpec, with every problem."""
+    """Validate a mount by itself. Raises InvalidSpec, with every problem."""
     try:
         return MountSpec.model_validate(data)
     except ValidationError as error:
@@ -51,13 +51,13 @@ def parse_mount(data: Mapping[str, Any]) -> MountSpec:
 
 
 def spec_defaults() -> dict[str, Any]:
-    """What every setting is when it is left out; None: decided when the machine is made."""
+    """Return the default of every setting; None: decided when the machine is created."""
     spec = MachineSpec(image="debian:12").to_dict()
     return {name: value for name, value in spec.items() if name != "image"}
 
 
 def spec_schema() -> dict[str, Any]:
-    """JSON Schema of a spec, as TOML files and the API take it."""
+    """Return the JSON Schema of a spec, for TOML files and the API."""
     schema = MachineSpec.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     definitions = schema["$defs"]
@@ -73,7 +73,7 @@ def _or_text(schema: dict[str, Any], *types: str) -> dict[str, Any]:
 
 
 def _without_misspelled(problems: list[Problem]) -> list[Problem]:
-    """What is missing because its name is misspelled is told once, as misspelled."""
+    """Drop the problem "is missing" of a setting if a misspelled name is reported for the same setting."""
     meant = {(_table_of(one.place), one.hint) for one in problems if one.message == NO_SUCH_SETTING}
     return [
         one
@@ -91,28 +91,31 @@ Contradiction = tuple[tuple[str | int, ...], str, str | None]
 
 
 def _find_contradictions(data: Mapping[str, Any]) -> Iterator[Contradiction]:
-    """What is wrong between settings. Looks at the raw data, so that it is told along with all the rest."""
+    """Find contradictions between settings. The raw data is checked, to report all problems at once."""
     if data.get("kernel") is None:
         for name in ("initrd", "cmdline"):
             if data.get(name) is not None:
-                yield (name,), "means nothing without a kernel of the host", "set kernel, or leave it out"
+                what = "has no effect without a kernel of the host"
+                yield (name,), what, "set kernel, or remove this setting"
     yield from _find_repeated(data, "disks", _serial_of, "this serial")
     yield from _find_repeated(data, "users", _user_of, "this user")
     yield from _find_repeated(data, "files", lambda one: one.get("path"), "this path")
     yield from _find_repeated(data, "ports", _host_port_of, "this port of the host")
-    yield from _find_repeated(data, "mounts", _target_of, "this place in the guest")
+    yield from _find_repeated(data, "mounts", _target_of, "this directory of the guest")
     for index, one in enumerate(_tables(data, "files")):
         yield from _find_content_problems(index, one)
 
 
 def _find_too_little(spec: MachineSpec, place: str) -> Iterator[Problem]:
-    """QEMU itself needs some memory beside the guest's."""
+    """Find a memory limit that leaves too little for QEMU, which needs memory beside the guest's."""
     limit, least = spec.limits.memory, spec.memory + 256 * MIB
     if limit is not None and limit < least:
         what = (
             f"{format_size(limit)} is less than the guest's {format_size(spec.memory)} and 256 MiB for QEMU"
         )
-        yield Problem(render_place(("limits", "memory"), place), what, "leave it out to take the default")
+        yield Problem(
+            render_place(("limits", "memory"), place), what, "remove this setting to use the default"
+        )
 
 
 def _find_content_problems(index: int, file: Any) -> Iterator[Contradiction]:
@@ -121,7 +124,7 @@ def _find_content_problems(index: int, file: Any) -> Iterator[Contradiction]:
     given = [name for name in ("content", "content_base64", "source") if file.get(name) is not None]
     if "source" in given:
         hint = "send content or content_base64"
-        yield ("files", index, "source"), "a file of the client is read by the client, not the service", hint
+        yield ("files", index, "source"), "only a client can read source, not the service", hint
     elif len(given) > 1:
         yield ("files", index), "expected either content or content_base64, got both", None
     elif not given:
@@ -139,9 +142,9 @@ def _find_repeated(
                 continue
             earlier = first.setdefault(key, index)
         except (AttributeError, TypeError, KeyError, ValueError):
-            continue  # not of the right kind, which is told elsewhere
+            continue  # wrong type, which is reported elsewhere
         if earlier != index:
-            yield (name, index), f"{what} is already that of {name}[{earlier}]", None
+            yield (name, index), f"{what} is already used by {name}[{earlier}]", None
 
 
 def _serial_of(disk: Any) -> Any:
@@ -168,7 +171,7 @@ def _tables(data: Mapping[str, Any], name: str) -> list[Any]:
 
 
 def _without_sources(data: Mapping[str, Any]) -> dict[str, Any]:
-    """`source` is told about by `_find_content_problems`; as an unknown setting it would be told twice."""
+    """Drop `source`, which `_find_content_problems` reports, so that it is not reported twice."""
     copy = dict(data)
     if isinstance(copy.get("files"), list | tuple):
         copy["files"] = [
@@ -179,7 +182,7 @@ def _without_sources(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_repeated_keys(data: dict[str, Any]) -> dict[str, Any]:
-    """The same ssh key twice, from a file and from ~/.ssh, is no mistake of anybody's."""
+    """Drop repeated ssh keys. The same key may come from a file and from ~/.ssh."""
     keys = data.get("ssh_keys")
     if isinstance(keys, list | tuple) and all(isinstance(key, str) for key in keys):
         data["ssh_keys"] = list(dict.fromkeys(key.strip() for key in keys))

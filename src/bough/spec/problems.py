@@ -1,4 +1,4 @@
-"""What is wrong with a spec, in plain sentences: pydantic's findings are translated here, and only here."""
+"""Problems of a spec in plain sentences. Only this module translates pydantic's errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IS_MISSING = "is missing"
 NO_SUCH_SETTING = "no such setting"
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
-# What people write who come from other tools; the nearest name by spelling would mislead or find nothing.
+# Names of the same settings in other programs. The nearest spelling would mislead or find nothing.
 OTHER_NAMES = {
     "cpus": "vcpus",
     "cores": "vcpus",
@@ -73,7 +73,7 @@ _EXPECTED = {
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong: where ("disks[0].size"; "" is the whole), what was expected, what to do."""
+    """A problem: the place ("disks[0].size"; "" is the whole spec), the expected value, a hint."""
 
     place: str
     message: str
@@ -81,12 +81,12 @@ class Problem:
 
 
 def told(message: str, hint: str | None = None) -> PydanticCustomError:
-    """An error for a field's validator to raise; its sentence reaches the user as it is."""
+    """Return an error for a field's validator to raise; the user sees its text unchanged."""
     return PydanticCustomError("told", "{message}", {"message": message, "hint": hint})
 
 
 def quote(value: Any) -> str:  # noqa: PLR0911 (a table)
-    """A value as it may stand in a message: short, on one line, in the notation of the spec."""
+    """Return a value for a message: short, on one line, in the notation of the spec."""
     match value:
         case None:
             return "nothing"
@@ -105,7 +105,7 @@ def quote(value: Any) -> str:  # noqa: PLR0911 (a table)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that `name` was probably meant to be."""
+    """Return the known name that `name` probably means."""
     names = list(known)
     other = OTHER_NAMES.get(name.lower().replace("-", "_"))
     if other in names:
@@ -124,7 +124,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
 
 
 def render_place(parts: Iterable[str | int], prefix: str = "") -> str:
-    """("disks", 0, "size") -> "disks[0].size"."""
+    """Render ("disks", 0, "size") as "disks[0].size"."""
     place = prefix
     for part in parts:
         if isinstance(part, int):
@@ -137,7 +137,7 @@ def render_place(parts: Iterable[str | int], prefix: str = "") -> str:
 
 
 def translate(error: ErrorDetails, model: type[BaseModel], prefix: str = "") -> Problem:
-    """One of pydantic's findings about `model` as a Problem."""
+    """Translate one of pydantic's errors about `model` to a Problem."""
     parts = [part for part in error["loc"] if part != "[key]"]
     place = render_place(parts, prefix)
     kind, value, context = error["type"], error.get("input"), error.get("ctx") or {}
@@ -166,7 +166,7 @@ def translate(error: ErrorDetails, model: type[BaseModel], prefix: str = "") -> 
 
 
 def raise_if_any(problems: list[Problem]) -> None:
-    """Raises: InvalidSpec, carrying all of them, in the order of their places."""
+    """Raise InvalidSpec with all problems, in the given order; do nothing if there are none."""
     if not problems:
         return
     shown = problems[:MOST_PROBLEMS]
@@ -180,7 +180,7 @@ def raise_if_any(problems: list[Problem]) -> None:
 
 
 def _settings_at(model: type[BaseModel], parts: Sequence[str | int]) -> list[str]:
-    """The settings that the table at `parts` may have."""
+    """Return the settings that the table at `parts` may have."""
     for part in parts:
         if isinstance(part, str):
             model = _tables(model)[part]
@@ -188,7 +188,7 @@ def _settings_at(model: type[BaseModel], parts: Sequence[str | int]) -> list[str
 
 
 def _tables(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
-    """The settings of `model` that are tables, or lists of them, with what stands in them."""
+    """Return the settings of `model` that are tables, or lists of tables, with the model of such a table."""
     found: dict[str, type[BaseModel]] = {}
     for name, field in model.model_fields.items():
         for argument in (field.annotation, *getattr(field.annotation, "__args__", ())):

@@ -1,4 +1,4 @@
-"""How an image is to be made: a base, and what is added to it. Frozen data, valid by construction."""
+"""The recipe of an image: a base, and additions to it. Frozen data, valid by construction."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _CLEANED = (
     *("/etc/ssh/ssh_host_", "/etc/machine-id", "/var/lib/dbus/machine-id", "/var/lib/bough/", "/var/log/"),
     *("/var/lib/systemd/random-seed", "/var/lib/dhcp/", "/var/lib/apt/lists/"),
 )
-#: Found there by the boot loader and the initrd, which look at the root alone.
+#: The boot loader and the initrd read these directories, and both see the root file system only.
 _ON_ROOT = ("/boot", "/usr", "/etc", "/bin", "/sbin", "/lib", "/lib64", "/dev", "/proc", "/sys", "/run")
 
 
@@ -58,7 +58,7 @@ def _suite(value: Any) -> str:
 
 def _key(value: Any) -> str:
     if not isinstance(value, str) or not value.lstrip().startswith(_KEY_BEGIN) or not value.isascii():
-        hint = "in a file of the recipe, key names a file beside it; over the API it is the key itself"
+        hint = "in a recipe file, key is the path of a file beside it; in the API, key is the key itself"
         raise told(f"expected a public OpenPGP key in ASCII armour, got {quote(value)}", hint)
     if len(value) > _MOST_KEY_BYTES or _KEY_BEGIN in value.lstrip()[1:]:
         raise told("expected one key of at most 256 KiB")
@@ -84,11 +84,12 @@ FileSystem = Literal["ext4", "xfs", "btrfs"]
 
 
 class SourceSpec(Table):
-    """Where apt finds more packages. Attributes:
+    """A further source of apt's packages.
 
-    name: of its file below /etc/apt/sources.list.d.
-    types: "deb-src" has apt find sources, too.
-    key: what it is signed with, in ASCII armour; trusted for this source alone. Without: Debian's keys.
+    Attributes:
+        name: of its file below /etc/apt/sources.list.d.
+        types: "deb-src": apt finds sources, too.
+        key: the key that signs the source, in ASCII armour; for this source alone. None: Debian's keys.
     """
 
     name: Label
@@ -102,9 +103,10 @@ class SourceSpec(Table):
 
 
 class PartitionSpec(Table):
-    """A partition beside the root's. Attributes:
+    """A partition beside the root partition.
 
-    mount: the directory that it holds, or "swap".
+    Attributes:
+        mount: the mount point, or "swap".
     """
 
     mount: Annotated[str, BeforeValidator(_mount), _TEXT]
@@ -113,16 +115,19 @@ class PartitionSpec(Table):
 
 
 class RecipeSpec(Table):
-    """Attributes:
-    base: debian:11 to 13, testing or sid: made from packages; any other image: a layer upon it.
-    arch: of the processor; default: what `base` says after an "@", or the host's.
-    packages: of Debian; "name=version" asks for that very one.
-    recommends: packages come with what they recommend, as apt installs them in a machine.
-    sources: further ones of apt.
-    kernel: its package, instead of the one for virtual machines. Only upon debian:*.
-    agent: whether it has the guest agent. Only upon debian:*, and nothing that a layer does without.
-    file_system: of the root. Only upon debian:*.
-    partitions: beside the root's, which stays the last one and grows. Only upon debian:*.
+    """A recipe, validated.
+
+    Attributes:
+        base: debian:11 to 13, testing or sid: made from packages; any other image: a layer over it.
+        arch: of the processor; default: the part of `base` after an "@", or the host's.
+        packages: names of Debian packages; "name=version" asks for exactly that version.
+        recommends: also install recommended packages, as apt does in a machine.
+        sources: further sources of apt.
+        kernel: package of the kernel; default: the kernel for virtual machines. Only with a base of debian:*.
+        agent: whether the image has the guest agent. Only with a base of debian:*. Without the agent, no
+            step of the recipe may need a running guest.
+        file_system: of the root. Only with a base of debian:*.
+        partitions: beside the root partition, which stays the last one and grows. Only with debian:*.
     """
 
     base: Image
@@ -151,7 +156,7 @@ class RecipeSpec(Table):
 
     @property
     def needs_move(self) -> bool:
-        """Whether its disk is laid out in another way than that of an image from packages."""
+        """Return whether the disk's layout differs from the layout of an image from packages."""
         return self.file_system != "ext4" or bool(self.partitions)
 
     @property
@@ -160,31 +165,33 @@ class RecipeSpec(Table):
 
     @property
     def needs_machine(self) -> bool:
-        """Whether something is left to do that only a running guest can."""
+        """Return whether a step of the recipe needs a running guest."""
         more = self.users or self.files or self.commands or self.environment or self.size or self.hostname
         from_apt = (self.packages or self.sources) and not self.is_debian
         return bool(more or self.needs_move or from_apt)
 
 
 def parse_recipe(data: Mapping[str, Any]) -> RecipeSpec:
-    """Raises:
-    InvalidSpec: with every problem.
+    """Check a recipe.
+
+    Raises:
+        InvalidSpec: with every problem.
     """
     found: list[Problem] = []
     base = data.get("base")
     if isinstance(base, str) and not base.startswith("debian:"):
         for name in ("kernel", "agent", "cloud_init", "file_system", "partitions"):
             if name in data:
-                hint = f"base is {base}; commands can change what is in it"
-                found.append(Problem(name, "means something only upon a base of debian:*", hint))
+                hint = f"base is {base}; use commands to change it"
+                found.append(Problem(name, "has an effect only with a base of debian:*", hint))
     try:
         recipe = RecipeSpec.model_validate(dict(data))
     except ValidationError as error:
         raise_if_any([*(translate(one, RecipeSpec) for one in error.errors(include_url=False)), *found])
         raise
     if not recipe.agent and recipe.needs_machine:
-        hint = "leave the agent in, or put this into another recipe"
-        through = "files, users, commands, size, file_system and partitions are done through the agent"
+        hint = "keep the agent, or put these settings into another recipe"
+        through = "files, users, commands, size, file_system and partitions need the agent"
         found.append(Problem("agent", through, hint))
     found += [
         *_of_one_machine(recipe.files),
@@ -196,11 +203,11 @@ def parse_recipe(data: Mapping[str, Any]) -> RecipeSpec:
 
 
 def _of_one_machine(files: Sequence[FileSpec]) -> Iterator[Problem]:
-    """Files that every image is cleaned of: one that a recipe writes would be lost without a word."""
+    """Find files that are removed from every image: a recipe's file would be lost silently."""
     for index, file in enumerate(files):
         if file.path.startswith(_CLEANED):
-            hint = "each machine of the image makes its own; commands of a machine can change that"
-            yield Problem(f"files[{index}].path", "is of one machine, and an image has none of it", hint)
+            hint = "each machine makes its own; use commands of the machine to change it"
+            yield Problem(f"files[{index}].path", "belongs to one machine and is removed from images", hint)
 
 
 def _repeated(tables: Sequence[Table], name: str, key: str) -> Iterator[Problem]:
@@ -208,4 +215,4 @@ def _repeated(tables: Sequence[Table], name: str, key: str) -> Iterator[Problem]
     for index, table in enumerate(tables):
         first = seen.setdefault(getattr(table, key), index)
         if first != index:
-            yield Problem(f"{name}[{index}].{key}", f"is already that of {name}[{first}]", None)
+            yield Problem(f"{name}[{index}].{key}", f"is already used by {name}[{first}]", None)

@@ -1,4 +1,4 @@
-"""The table of settings as documentation: docs/spec.md and examples/machine.toml."""
+"""Render the table of settings as documentation: docs/spec.md and examples/machine.toml."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _EXAMPLE_HEAD = """\
 _PAGE_HEAD = """\
 # Settings of a machine
 
-Made from the code by `make docs`. The same settings are keys of a [spec file](../examples/machine.toml),
+Generated from the code by `make docs`. The same settings are keys of a [spec file](../examples/machine.toml),
 options of `bough create` and `bough run`, keyword arguments of `hv.create()` and `hv.run()`, and fields of
 the API.
 

@@ -1,4 +1,4 @@
-"""The one table of a machine's settings.
+"""The table of a machine's settings.
 
 Every setting of `MachineSpec` has one entry here. The table answers all questions that depend on a setting:
 
@@ -9,8 +9,8 @@ Every setting of `MachineSpec` has one entry here. The table answers all questio
     boot            does a booted image depend on it?
     process_image   may a machine that sets it be captured as a process image?
 
-A setting without an entry fails a test. At run time a missing entry counts as forbidden (`entry_of`).
-Pure, and quick to import: the command line builds its options from the table.
+A setting without an entry fails a test. At run time a missing entry counts as forbidden (`entry_of`). Pure,
+and quick to import: the command line builds its options from the table.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class Setting:
-    """What one setting means to each part of bough; see the module's docstring.
+    """The meaning of one setting for each part of bough; see the module's docstring.
 
     Attributes:
         text: a sentence for users, without a full stop.
@@ -70,7 +70,7 @@ class Setting:
     process_image: bool = False
 
 
-#: Counts as the entry of a setting that has none: forbidden everywhere.
+#: The entry of a setting that is not in the table: forbidden everywhere.
 FORBIDDEN = Setting("unknown", "", change="never", bundle="refused", boot="always", process_image=False)
 
 SETTINGS: Mapping[str, Setting] = {
@@ -320,17 +320,17 @@ SETTINGS: Mapping[str, Setting] = {
 
 
 def entry_of(name: str) -> Setting:
-    """The entry of a setting; FORBIDDEN for a setting without one."""
+    """Return the entry of a setting; FORBIDDEN for a setting without one."""
     return SETTINGS.get(name, FORBIDDEN)
 
 
 def flags() -> Iterator[tuple[str, Flag]]:
-    """Every option with the setting that it changes, in the table's order."""
+    """Yield every option with the setting that it changes, in the table's order."""
     for name, setting in SETTINGS.items():
         for flag in setting.flags:
             yield name, flag
 
 
 def barring_process_image(used: Iterable[str]) -> list[str]:
-    """Return which of the settings that a machine uses forbid a process image."""
+    """Return the settings in `used` that forbid a process image."""
     return sorted(name for name in used if not entry_of(name).process_image)

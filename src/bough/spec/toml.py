@@ -1,4 +1,4 @@
-"""Spec files, and what flags add to them. Imports nothing of pydantic: the command line reads files too."""
+"""Load spec files, and merge flags into them. Imports no pydantic: the command line reads files, too."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _LISTS = ("disks", "users", "ssh_keys", "files", "commands", "ports", "mounts")
 
 
 def load_toml(source: Path | str) -> dict[str, Any]:
-    """The tables of a file (a Path) or of a text (a str).
+    """Return the tables of a file (a Path) or of a text (a str).
 
     Raises:
         NotFound: no such file.
-        InvalidInput: it cannot be read, is not UTF-8, or is not TOML; says the line.
+        InvalidInput: the file cannot be read, is not UTF-8, or is not TOML; the message has the line.
     """
     import tomllib
 
@@ -36,7 +36,7 @@ def load_toml(source: Path | str) -> dict[str, Any]:
 
 
 def merge(file: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """A file's settings, changed by flags: lists grow, the environment is merged, the rest is replaced."""
+    """Merge flags into a file's settings: lists grow, environments merge, others are replaced."""
     merged = dict(file)
     for name, value in flags.items():
         before = merged.get(name)
@@ -50,10 +50,10 @@ def merge(file: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def render_lock(lock: Mapping[str, Any]) -> str:
-    """As a file of TOML; `lock` as `PackageLock` has it. The same lock, the same text."""
+    """Render a `PackageLock` as TOML. The same lock always gives the same text."""
     lines = [
         "# Versions of packages, written by `bough image lock`.",
-        "# `bough image build ... --lock FILE` asks for them again.",
+        "# `bough image build ... --lock FILE` installs them again.",
         "lock = 1",
         *(f'{name} = "{lock[name]}"' for name in ("arch", "recipe", "digest", "base") if lock.get(name)),
     ]
