@@ -1,4 +1,4 @@
-"""`make bench`, or `make bench ONLY=exec`: figures, side by side with a peer."""
+"""Run the benchmarks (`make bench`, `make bench ONLY=exec`) and print figures of bough and a peer."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def main() -> None:
     wanted = sys.argv[1:] or list(ALL)
     unknown = [name for name in wanted if name not in ALL]
     if unknown:
-        sys.exit(f"error: no benchmark {', '.join(unknown)}; there are {', '.join(ALL)}")
+        sys.exit(f"error: no benchmark {', '.join(unknown)}; choose from {', '.join(ALL)}")
     with contextlib.suppress(ServiceUnavailable):
-        bough.connect(start=False).shutdown()  # one that runs may be of other code; the next is of this
+        bough.connect(start=False).shutdown()  # a running service may have other code; the next has this code
     facts = host_facts()
     for name, fact in facts.items():
         print(f"{name:>10}: {fact}")

@@ -1,4 +1,4 @@
-"""Cold boot: from the call to a guest that answers."""
+"""Cold boot: the time from the call to a guest that answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(bench: Bench) -> None:
 
         def ours() -> float:
             taken = timed(machine.start)
-            machine.stop()  # in turns means that only one of them runs
+            machine.stop()  # only one of the two guests may run
             return taken
 
         bench.in_turns(

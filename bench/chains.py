@@ -1,4 +1,4 @@
-"""Reads of a machine that was snapshotted often, beside those of the same machine before."""
+"""Reads of a machine with many snapshots, beside reads of the same machine before."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bench.harness import Bench
 from bench.machine import a_guest, at_rest
 from bough.machines.chain import MOST_LAYERS
 
-ABOUT = "reads inside of a 512 MiB Debian before and after 50 snapshots, past the guest's page cache"
+ABOUT = "reads in a 512 MiB Debian before and after 50 snapshots, past the guest's page cache"
 SNAPSHOTS = 50
 FILE_MIB = 128
 _PIECES = FILE_MIB * 16
@@ -38,24 +38,23 @@ def run(bench: Bench) -> None:
         make = f"dd if=/dev/urandom of=/root/file bs=1M count={FILE_MIB} conv=fsync 2>/dev/null"
         machine.shell(make, check=True)
         base = machine.snapshot()
-        # The one that is not snapshotted further: both go on from here, and are read in turns.
+        # This fork gets no further snapshots. Both machines continue from `base` and are read in turns.
         with base.fork(ephemeral=True) as before:
             snapshots = [_age(machine, number) for number in range(SNAPSHOTS)]
             _wait_merged(machine)
             taken = sum(one.info().disk_bytes for one in snapshots)
-            bench.note(
-                f"the {SNAPSHOTS} snapshots take {taken / 2**20:.0f} MiB, {SNAPSHOTS * 1.06:.0f} were written"
-            )
+            written = f"{SNAPSHOTS * 1.06:.0f} MiB written"
+            bench.note(f"{SNAPSHOTS} snapshots take {taken / 2**20:.0f} MiB on disk, for {written}")
             _compare(bench, machine, before, f"after {SNAPSHOTS} snapshots")
             while machine.info().layers < MOST_LAYERS:
                 snapshots.append(_age(machine, len(snapshots)))
-            _compare(bench, machine, before, "with as many layers as there may be")
+            _compare(bench, machine, before, "with the longest chain")
         for snapshot in [*snapshots, base]:
             snapshot.delete()
 
 
 def _age(machine: bough.Machine, number: int) -> bough.Snapshot:
-    """A snapshot with 1 MiB of its own and a piece of the file."""
+    """Write 1 MiB of new data and a piece of the file, then take a snapshot."""
     piece = number * 367 % _PIECES
     machine.shell(
         "dd if=/dev/urandom of=/root/other bs=1M count=1 conv=fsync 2>/dev/null;"
@@ -72,7 +71,7 @@ def _compare(bench: Bench, machine: bough.Machine, before: bough.Machine, when: 
             f"{kind} {when}",
             ours=lambda length=length: _read(machine, length),  # type: ignore[misc]
             peer=lambda length=length: _read(before, length),  # type: ignore[misc]
-            what=(f"1,000 of them, of {layers[0]} layers", f"the same machine before, of {layers[1]}"),
+            what=(f"1,000 reads, chain of {layers[0]}", f"the same machine before, chain of {layers[1]}"),
             rounds=7,
             warm_ups=1,
         )
@@ -83,7 +82,7 @@ def _wait_merged(machine: bough.Machine) -> None:
         if machine.info().layers <= MOST_LAYERS:
             return
         time.sleep(0.5)
-    raise RuntimeError("its layers are not merged")
+    raise RuntimeError("the chain is not merged")
 
 
 def _read(machine: bough.Machine, length: int) -> float:

@@ -1,4 +1,4 @@
-"""How long the command itself takes."""
+"""The running time of the command itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import bough
 from bench.harness import Bench, run_quietly
 from bench.machine import IMAGE, run_bough
 
-ABOUT = "the command's own time, against Python's start and the commands of other hypervisors"
+ABOUT = "the running time of the command, against Python's start and the commands of other hypervisors"
 MACHINES = 500
 PEERS = (("virsh", "--version"), ("limactl", "--version"), ("podman", "--version"), ("qemu-img", "--version"))
 
@@ -52,7 +52,7 @@ def run(bench: Bench) -> None:
 
 @contextmanager
 def many_machines(count: int) -> Iterator[Path]:
-    """A BOUGH_HOME with so many stopped machines; the image is the default home's."""
+    """Yield a BOUGH_HOME with that many stopped machines; the image is a copy of the default home's."""
     bough.connect().build_image(IMAGE)
     default = Path(bough.connect().version()["home"])
     with tempfile.TemporaryDirectory(prefix="bough-bench-", dir="/var/tmp") as directory:

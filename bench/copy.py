@@ -1,4 +1,4 @@
-"""A large file into a guest and out of it."""
+"""Copies of a large file into a guest and out of it."""
 
 from __future__ import annotations
 

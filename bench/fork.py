@@ -1,4 +1,4 @@
-"""Forks of a snapshot: how long until they answer, by memory, depth and number; what each holds in memory."""
+"""Forks of a snapshot: time until they answer, by memory, depth and number, and memory of each fork."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MEMORIES_GIB = (1, 2, 4, 8)
 COUNTS = (1, 5, 10, 20, 100)
 DEPTH = 20
 SPARES = 20
-#: Of a processor, for each fork: less than that, and nothing is being done any more.
+#: Share of a processor for each fork. A fork below it is idle.
 AT_REST = 0.005
 
 
@@ -34,9 +34,11 @@ def run(bench: Bench) -> None:
             snapshot = machine.snapshot()
             taken_at = time.perf_counter()
             wait_for_rehearsal(hypervisor)
-            bench.note(f"{gib} GiB, a snapshot is rehearsed: {time.perf_counter() - taken_at:.1f} s after it")
+            bench.note(
+                f"{gib} GiB, a snapshot is pre-warmed: {time.perf_counter() - taken_at:.1f} s after it"
+            )
             time.sleep(AT_EASE_S)
-            bench.note(f"{gib} GiB, the first fork of it then: {one(snapshot) * 1000:.0f} ms")
+            bench.note(f"{gib} GiB, its first fork then: {one(snapshot) * 1000:.0f} ms")
             if gib == 1:
                 beside_loadvm(bench, machine, snapshot)
                 by_count(bench, snapshot)
@@ -48,14 +50,14 @@ def run(bench: Bench) -> None:
 
 
 def at_once(bench: Bench, machine: Machine, gib: int) -> None:
-    """Nothing is ready for it."""
+    """Fork a snapshot at once, before anything has been prepared for a fork."""
     snapshot = machine.snapshot()
-    bench.note(f"{gib} GiB, a fork of a snapshot that was taken just now: {one(snapshot) * 1000:.0f} ms")
+    bench.note(f"{gib} GiB, a fork just after the snapshot: {one(snapshot) * 1000:.0f} ms")
     snapshot.delete()
 
 
 def afresh(bench: Bench, machine: Machine) -> None:
-    """All at once, of a snapshot that nobody has forked before."""
+    """Make many forks in one call, from a new snapshot without earlier forks."""
     for count in (20, 100):
         snapshot = machine.snapshot()
         started = time.perf_counter()
@@ -112,7 +114,7 @@ def by_count(bench: Bench, snapshot: Snapshot) -> None:
 
 
 def what_they_hold(bench: Bench, forks: list[Machine]) -> None:
-    """Once what their new names have woken in them has come to rest."""
+    """Measure memory and idle load of forks, after the services that a new hostname wakes are idle again."""
     pids = [fork.info().pid for fork in forks]
     for _ in range(30):
         before = [_cpu_s(pid) for pid in pids]
@@ -123,11 +125,11 @@ def what_they_hold(bench: Bench, forks: list[Machine]) -> None:
     held = sorted(_private_mib(pid) for pid in pids)
     middle = len(forks) // 2
     bench.note(f"{len(forks)} forks, each in memory: {held[middle]:.0f} MiB, at most {held[-1]:.0f}")
-    bench.note(f"each of a core, at rest: {used[middle]:.1%}, at most {used[-1]:.1%}")
+    bench.note(f"processor share of each, idle: {used[middle]:.1%}, at most {used[-1]:.1%}")
 
 
 def by_depth(bench: Bench, snapshot: Snapshot) -> None:
-    """A fork of a fork of a fork."""
+    """Fork a fork of a fork, and so on."""
     points = []
     with ExitStack() as stack:
         source = snapshot
@@ -142,26 +144,30 @@ def by_depth(bench: Bench, snapshot: Snapshot) -> None:
 
 
 def that_stand_by(bench: Bench, hypervisor: Hypervisor, snapshot: Snapshot) -> None:
-    """Forks of a snapshot that spares are kept of."""
+    """Fork a snapshot with standby machines."""
     snapshot.keep_spares(1)
     taken = []
     for _ in range(8):
         wait_for_spares(hypervisor)
         taken.append(one(snapshot))
-    bench.note(f"a fork that stood by: {min(taken) * 1000:.0f} ms at best, {median(taken) * 1000:.0f} median")
+    bench.note(
+        f"fork from a standby machine: {min(taken) * 1000:.0f} ms at best, {median(taken) * 1000:.0f} median"
+    )
     snapshot.keep_spares(SPARES)
     wait_for_spares(hypervisor)
     started = time.perf_counter()
     forks = snapshot.fork(count=SPARES, ephemeral=True, timeout=900)
-    bench.note(f"{SPARES} forks of one call that stood by: {time.perf_counter() - started:.2f} s")
+    bench.note(f"{SPARES} forks of one call, from standby machines: {time.perf_counter() - started:.2f} s")
     snapshot.keep_spares(0)
     for fork in forks:
         fork.discard()
 
 
 def _private_mib(pid: int | None) -> float:
-    """What nobody else can share. "Private" in proc(5) is also a page of the template that only one fork has
-    looked at so far; "Anonymous" is what was written, the guest's pages and QEMU's translations."""
+    """Return the memory that no other process shares. "Anonymous" in proc(5) is written memory: the guest's
+    pages and QEMU's translations. "Private" also counts a page of the template that only one fork has read
+    so far.
+    """
     rows = [line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
     kib = {row[0]: int(row[1]) for row in rows if len(row) == 3}
     return kib["Anonymous:"] / 1024

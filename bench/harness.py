@@ -1,8 +1,8 @@
-"""Ours and a peer, run in turns on the same machine, and the ratio of their medians.
+"""Run bough and a peer in turns on the same machine, and compare their medians.
 
-In turns, because a host is never quite quiet: what disturbs one disturbs the other. A benchmark is a
-module with `NAME`, `ABOUT` and `run(bench)`; it calls `bench.in_turns()` for each pair of things that do
-the same job. Less than 1 means that ours is quicker.
+A host is never quite idle: in turns, a disturbance affects both. A benchmark is a module with `ABOUT` and
+`run(bench)`. It calls `bench.in_turns()` for each pair of things that do the same job. A ratio below 1 means
+that bough is faster.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Work = Callable[[], object]
 
 @dataclass(frozen=True)
 class Series:
-    """Seconds of each round."""
+    """The seconds of each round."""
 
     what: str
     rounds: list[float]
@@ -60,7 +60,7 @@ class Comparison:
 
 @dataclass
 class Bench:
-    """What was measured so far; it is printed as it comes."""
+    """The results so far; each result is printed at once."""
 
     comparisons: list[Comparison] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -92,12 +92,12 @@ class Bench:
         return comparison
 
     def note(self, text: str) -> None:
-        """Something that was left out, and why."""
+        """Print and keep a single figure, or the reason for an omission."""
         self.notes.append(text)
         print(f"note: {text}", flush=True)
 
     def curve(self, name: str, x: str, y: str, points: list[tuple[float, float]]) -> None:
-        """How one figure goes with another; `scripts/make_plots.py` draws it."""
+        """Add points of one figure as a function of another; `scripts/make_plots.py` draws the curve."""
         self.curves.setdefault(name, {"x": x, "y": y, "points": []})["points"] += points
         for at, figure in points:
             print(f"{name}: {figure:9.2f} {y} at {at:g} {x}", flush=True)
@@ -112,7 +112,7 @@ class Bench:
 
 
 def host_facts() -> dict[str, str]:
-    """What the figures were seen on."""
+    """Return facts about this host, for the results."""
     cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
     models = [line.split(":", 1)[1].strip() for line in cpuinfo if line.startswith("model name")]
     memory_kib = int(Path("/proc/meminfo").read_text().split()[1])
@@ -128,7 +128,7 @@ def host_facts() -> dict[str, str]:
 
 
 def first_line(*argv: str) -> str:
-    """Of a program's output; "" where there is no such program."""
+    """Return the first line of a program's output; "" if the program is missing or fails."""
     try:
         output = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
@@ -137,7 +137,7 @@ def first_line(*argv: str) -> str:
 
 
 def run_quietly(*argv: str | Path, env: dict[str, str] | None = None) -> None:
-    """A command that must succeed; what it says is shown only when it does not."""
+    """Run a command that must succeed; print its output only if it fails."""
     done = subprocess.run([str(word) for word in argv], capture_output=True, text=True, check=False, env=env)
     if done.returncode != 0:
         print(done.stdout[-2000:], done.stderr[-2000:], file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Importing a disk image, against what converts it."""
+"""Import of a disk image, against the conversion program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share of bough: a BOUGH_HOME, the command, a running guest."""
+"""Helpers of the benchmarks: a BOUGH_HOME, the command, a running guest."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
     from bough import Hypervisor, Machine
 
 IMAGE = "debian:12"
-#: By then what a fork leaves to be done is done: it is gone, the next is begun (snapshots/ahead.py).
+#: Seconds after a fork until its follow-up work is done: the fork is deleted, the next begun
+#: (snapshots/ahead.py).
 AT_EASE_S = 2.5
 BOUGH = Path(sys.executable).parent / "bough"
 
 
 @contextmanager
 def a_guest(name: str, **spec: object) -> Iterator[tuple[Hypervisor, Machine]]:
-    """A running machine of the default home, deleted afterwards."""
+    """Yield a running machine of the default home; delete it afterwards."""
     hypervisor = bough.connect()
     hypervisor.build_image(IMAGE)
     machine = hypervisor.create(IMAGE, name=name, **spec)
@@ -36,20 +37,22 @@ def a_guest(name: str, **spec: object) -> Iterator[tuple[Hypervisor, Machine]]:
 
 
 def at_rest(machine: Machine) -> None:
-    """Until its boot is over: forks of a machine in the middle of it would all go on with that."""
+    """Wait until the guest's boot is over. Forks of a booting machine would all continue the boot."""
     machine.wait("booted", timeout=300)
     time.sleep(5)
 
 
 def run_bough(*words: str | Path, home: Path | None = None) -> str:
-    """Standard output of the command; it must succeed."""
+    """Run the command and return its standard output. The command must succeed."""
     env = os.environ | ({"BOUGH_HOME": str(home)} if home else {})
     command = [str(BOUGH), *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
 
 
 def wait_for_rehearsal(hypervisor: Hypervisor, timeout_s: float = 120) -> None:
-    """Of what was just forked or run: what comes after goes on from a frozen process, where there are any."""
+    """Wait until the snapshot of the last fork or run is pre-warmed; later forks continue from a process
+    image, if this host supports process images.
+    """
     begun, started = False, time.monotonic()
     while time.monotonic() - started < (timeout_s if begun else 10):
         records = (
@@ -63,9 +66,9 @@ def wait_for_rehearsal(hypervisor: Hypervisor, timeout_s: float = 120) -> None:
 
 
 def wait_for_spares(hypervisor: Hypervisor, timeout_s: float = 600) -> None:
-    """Until all that are wanted stand by. RuntimeError if they do not come."""
+    """Wait until all requested standby machines are ready. Raises RuntimeError at the time-out."""
     deadline = time.monotonic() + timeout_s
     while not all(entry["ready"] == entry["count"] for entry in hypervisor.spares()):
         if time.monotonic() > deadline:
-            raise RuntimeError(f"no spare came: {hypervisor.spares()}")
+            raise RuntimeError(f"no standby machine became ready: {hypervisor.spares()}")
         time.sleep(0.2)

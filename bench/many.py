@@ -1,4 +1,4 @@
-"""Many machines at once, and what the service takes for them."""
+"""Many machines at once, and the resources of the service for them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(bench: Bench) -> None:
         started = time.monotonic()
         for fork in snapshot.fork(count=COUNT - 1, timeout=900):
             made.callback(fork.discard)
-        bench.note(f"{COUNT - 1} forks made, and answering, in {time.monotonic() - started:.1f} s")
+        bench.note(f"{COUNT - 1} forks answer after {time.monotonic() - started:.1f} s")
         machines = hypervisor.machines()
         states = {each.state for each in machines}
         bench.note(f"{len(machines)} machines are {', '.join(sorted(states))}")
@@ -51,7 +51,7 @@ def _memory(pid: int) -> str:
 
 
 def _templates(pid: int) -> int:
-    """Memory files that it holds, which its forks share."""
+    """Return the size of the service's memory files, which the forks share."""
     files = {}
     for link in Path(f"/proc/{pid}/fd").iterdir():
         try:

@@ -1,4 +1,4 @@
-"""A directory that host and guest share, against copying it."""
+"""A directory shared by host and guest, against copying the directory."""
 
 from __future__ import annotations
 

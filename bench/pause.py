@@ -1,11 +1,11 @@
-"""Snapshots of a machine that runs on: how long it stands still, against what it has written."""
+"""Snapshots of a running machine: the pause, by the memory that the guest has written."""
 
 from __future__ import annotations
 
 from bench.harness import Bench
 from bench.machine import a_guest, at_rest
 
-ABOUT = "how long a machine of 4 GiB stands still for a snapshot, by how much it has written since the last"
+ABOUT = "pause of a 4 GiB machine for a snapshot, by memory written since the last snapshot"
 WRITTEN_MIB = (0, 8, 32, 128, 512, 1024)
 
 
@@ -16,7 +16,7 @@ def run(bench: Bench) -> None:
         bench.note(f"freshly booted: {first.info().pause_ms:.0f} ms")
         points = []
         snapshots = [first]
-        # Of a fork: the parent has no template to compare with, a fork writes beside its own.
+        # Snapshots of a fork: a fork has a template to compare its memory with, the parent has none.
         fork = first.fork(ephemeral=True)
         try:
             for written in WRITTEN_MIB:

@@ -1,4 +1,4 @@
-"""The peer of boot and image: plain mmdebstrap, mke2fs and qemu-system, as their manuals show them."""
+"""The peer of boot and image: plain mmdebstrap, mke2fs and qemu-system, as in their manuals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.harness import RESULTS, run_quietly
 SUITE = "bookworm"
 SIZE = "2G"
 PEER = RESULTS / "peer"
-#: A kernel for virtual machines, systemd, and what makes it a machine one can log in to.
+#: A kernel for virtual machines, systemd, and the packages for a login.
 PACKAGES = "linux-image-cloud-{arch},systemd-sysv,dbus,initramfs-tools,udev,iproute2,openssh-server,python3"
 DEBIAN_ARCH = {"x86_64": "amd64", "aarch64": "arm64"}
 LOGIN_PROMPT = b"login: "
@@ -30,7 +30,7 @@ class StockImage:
 
 
 def build_stock_image(target: Path) -> StockImage:
-    """Debian as mmdebstrap makes it, in an ext4 file system, without a boot loader."""
+    """Build a Debian with mmdebstrap, in an ext4 file system, without a boot loader."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     tree, disk = target / "tree", target / "disk.raw"
@@ -46,7 +46,7 @@ def build_stock_image(target: Path) -> StockImage:
 
 
 def stock_image() -> StockImage:
-    """Built once, and kept until `make clean`."""
+    """Return the image, built once and kept until `make clean`."""
     image = StockImage(PEER / "disk.raw", PEER / "vmlinuz", PEER / "initrd.img")
     return image if image.initrd.exists() else build_stock_image(PEER)
 
@@ -83,7 +83,7 @@ class SavedGuest:
         self._disk.unlink(missing_ok=True)
 
     def restore(self) -> float:
-        """Seconds from the start of QEMU to a login prompt that answers a key."""
+        """Return the seconds from the start of QEMU to a login prompt that answers a key."""
         started = time.perf_counter()
         with self._start("-loadvm", "saved") as qemu:
             try:
@@ -98,9 +98,10 @@ class SavedGuest:
         return subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.PIPE)
 
 
-#: It is at rest when it is saved, as ours is: else each restore goes through the rest of the boot.
+#: Seconds until the guest is idle before savevm, as bough's guest is; else each restore would continue the
+#: boot.
 _REST_S = 15
-#: Of a multiplexed character device: from the guest's console to QEMU's monitor and back.
+#: Keys of a multiplexed character device that switch between the guest's console and QEMU's monitor.
 _TO_MONITOR = b"\x01c"
 
 
@@ -121,8 +122,8 @@ def _await(qemu: subprocess.Popen[bytes], what: bytes) -> None:
 
 
 def boot_to_login(image: StockImage, *, accelerator: str, vcpus: int, memory_mib: int) -> float:
-    """Seconds from the start of QEMU to the login prompt on the serial console."""
-    # Of QEMU's models the one that was quickest here under emulation.
+    """Return the seconds from the start of QEMU to the login prompt on the serial console."""
+    # The fastest of QEMU's models here under emulation.
     cpu = "host" if accelerator == "kvm" else "qemu64"
     argv = [
         f"qemu-system-{platform.machine()}", "-accel", accelerator, "-machine", "q35", "-cpu", cpu,

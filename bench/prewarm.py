@@ -1,4 +1,4 @@
-"""What pre-warming costs and gives: the same loops with it, and with BOUGH_PREWARM=off."""
+"""Cost and benefit of pre-warming: the same loops with pre-warming, and with BOUGH_PREWARM=off."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOMENTS_S = (0.0, 1.2, 2.0, 3.0)
 def run(bench: Bench) -> None:
     with a_guest(NAME, memory="512MiB") as (_, machine):
         at_rest(machine)
-        machine.snapshot().delete()  # the first one copies all of its memory
+        machine.snapshot().delete()  # the first snapshot copies all memory
         compare(bench, "snapshot, then 10 times fork, exec, delete", loop(10))
         compare(bench, "snapshot, then 40 times fork, exec, delete", loop(40))
         compare(bench, "snapshot, then 20 forks of one call", many)
@@ -44,7 +44,7 @@ def compare(
 
 
 def turn(switch: str, work: Callable[[Snapshot], float], *, with_snapshot: bool) -> Work:
-    """The service is started anew: it looks at the switch then."""
+    """Return a work that restarts the service first: the service reads the switch at its start."""
 
     def done() -> float:
         bough.connect().shutdown()

@@ -1,4 +1,4 @@
-"""A command on a machine of its own, against a container of the same distribution."""
+"""A command on its own machine, against a container of the same distribution."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ def run(bench: Bench) -> None:
     hypervisor.build_image(IMAGE)
     peer = container() if shutil.which("podman") else None
     if peer is None:
-        bench.note("no podman here, so no container to compare with")
+        bench.note("podman is not installed: no container to compare with")
     what = (f"bough run {IMAGE} -- true", "podman run --rm --rootfs ROOT true")
     hypervisor.keep_spares(IMAGE, 0)
-    run_bough("run", IMAGE, "--", "true")  # the first boots the image
+    run_bough("run", IMAGE, "--", "true")  # the first run boots the image
     wait_for_rehearsal(hypervisor)
-    bench.in_turns("run, no spares", ours=ours, peer=peer, what=what, rounds=8, warm_ups=1)
-    bench.in_turns("run from Python, no spares", ours=lambda: python(hypervisor), peer=None,
+    bench.in_turns("run, no standby machine", ours=ours, peer=peer, what=what, rounds=8, warm_ups=1)
+    bench.in_turns("run from Python, no standby machine", ours=lambda: python(hypervisor), peer=None,
                    what=("hv.run(), to an answered ping", ""), rounds=8, warm_ups=1)  # fmt: skip
     hypervisor.keep_spares(IMAGE, 1)
     try:
         with_spare = lambda work: lambda: spared(hypervisor, work)  # noqa: E731
-        bench.in_turns("run, a spare", ours=with_spare(ours), peer=peer, what=what, rounds=8, warm_ups=1)
-        bench.in_turns("run from Python, a spare", ours=with_spare(lambda: python(hypervisor)), peer=None,
+        bench.in_turns(
+            "run, a standby machine", ours=with_spare(ours), peer=peer, what=what, rounds=8, warm_ups=1
+        )
+        bench.in_turns("run from Python, standby", ours=with_spare(lambda: python(hypervisor)), peer=None,
                        what=("hv.run(), to an answered ping", ""), rounds=8, warm_ups=1)  # fmt: skip
     finally:
         hypervisor.keep_spares(IMAGE, 0)
@@ -48,7 +50,7 @@ def ours() -> float:
 
 
 def settle() -> None:
-    """The machine that nobody waited for is gone before the peer has its turn."""
+    """Wait until the machine of the last run is deleted, before the peer's turn."""
     home = bough.connect().home
     deadline = time.monotonic() + GONE_TIMEOUT_S
     while any(home.incoming.iterdir()) and time.monotonic() < deadline:
@@ -67,7 +69,7 @@ def python(hypervisor: bough.Hypervisor) -> float:
 
 
 def spared(hypervisor: bough.Hypervisor, work: object) -> float:
-    """`work` once a spare stands by, timed alone."""
+    """Time `work` alone, once a standby machine is ready."""
     wait_for_spares(hypervisor)
     assert callable(work)
     started = time.perf_counter()
@@ -80,7 +82,7 @@ def container() -> Callable[[], object]:
         shutil.rmtree(ROOT, ignore_errors=True)
         ROOT.parent.mkdir(parents=True, exist_ok=True)
         run_quietly("mmdebstrap", "--variant=minbase", "bookworm", ROOT)
-    # crun refuses hosts with both versions of control groups; the default limits may be more than we have.
+    # crun refuses hosts with both versions of control groups. The default limits may exceed this process's.
     runtime = ["--runtime=runc"] if shutil.which("runc") else []
     limits = ["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"]
     command = ["podman", *runtime, "run", "--rm", "--network=none", *limits, "--rootfs", str(ROOT), "true"]

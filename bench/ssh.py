@@ -1,4 +1,4 @@
-"""The peer of exec and copy: OpenSSH into the same guest, with a connection that is kept."""
+"""The peer of exec and copy: OpenSSH into the same guest, over one kept connection."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Ssh:
 
 @contextmanager
 def a_kept_connection(machine: str) -> Iterator[Ssh]:
-    """ssh's ControlMaster: commands after the first pay for no handshake."""
+    """Yield an ssh with ControlMaster: commands after the first need no handshake."""
     with tempfile.TemporaryDirectory(prefix="bough-bench-") as directory:
         config = Path(directory) / "config"
         config.write_text(run_bough("ssh-config", machine))

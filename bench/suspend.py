@@ -1,4 +1,4 @@
-"""Suspend and resume: memory to disk and no process left, and back until the guest answers."""
+"""Suspend and resume: write memory to disk, end QEMU, and continue until the guest answers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def resumed(machine: Machine, suspended: list[float]) -> float:
     started = time.perf_counter()
     machine.suspend()
     suspended.append(time.perf_counter() - started)
-    time.sleep(0.5)  # what the suspension left to the host's disk
+    time.sleep(0.5)  # let the host's disk finish the writes of the suspension
     started = time.perf_counter()
     machine.resume()
     machine.ping()

@@ -1,9 +1,9 @@
-"""The main job, for real: an image is built, a machine runs, works, keeps its file, is branched, handed over.
+"""Show bough's main job: build an image, run a machine, use it, keep its file, fork it, export a fork.
 
     make demo
-    python examples/demo.py --svg docs/demo.svg      also draw what it printed
+    python examples/demo.py --svg docs/demo.svg      also draw the output
 
-The machine is gone afterwards, also when this program is interrupted or killed; the image stays.
+The machine is deleted afterwards, also if this program is interrupted or killed; the image stays.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FORKS = 20
 
 
 class Story:
-    """Prints each step with the command that does the same in a shell, and how long it took."""
+    """A printer of steps, each with the equivalent shell command and its duration."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -46,7 +46,7 @@ class Story:
 
     @contextmanager
     def step(self, what: str, command: str) -> Iterator[list[str]]:
-        """Lines that the block appends are shown below the step."""
+        """Time a step. Lines that the block appends to the list are shown below the step."""
         before, seen = time.monotonic(), list[str]()
         with self._waiting(what):
             yield seen
@@ -66,7 +66,7 @@ class Story:
             yield
 
     def progress(self, step: Progress) -> None:
-        """Of the build of an image, which is long: every new line of it, where nobody sees a spinner."""
+        """Print the steps of a long image build, if stderr is no terminal with a spinner."""
         if not self.console.is_terminal and step.step != getattr(self, "_told", None):
             self._told = step.step
             print(f"{'':14}... {step.step}", file=sys.stderr, flush=True)
@@ -78,7 +78,7 @@ def main() -> int:
     )
     parser.add_argument("--svg", type=Path, help="draw what is printed into this file")
     options = parser.parse_args()
-    # Ended by any of them, the machine goes all the same.
+    # SIGTERM must delete the machine, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     drawn = options.svg is not None
     width = WIDTH if drawn or not sys.stdout.isatty() else None
@@ -108,7 +108,7 @@ def tell(story: Story, hypervisor: bough.Hypervisor) -> None:
         seen.append(f"{image.digest[:12]}, {format_size(image.disk_bytes)} on disk")
     name = f"demo-{secrets.token_hex(2)}"
     with story.step("a machine is created", f"bough create {IMAGE} --name {name}"):
-        # Ephemeral: the service deletes it when this program is gone, whatever happened to it.
+        # Ephemeral: the service deletes the machine when this program ends, for whatever reason.
         spec = {"image": IMAGE, "memory": MEMORY}
         machine = hypervisor.create_from(spec, name=name, ephemeral=True)
     try:
@@ -189,7 +189,7 @@ def reach_a_port(story: Story, machine: Machine) -> None:
 
 
 def branch(story: Story, machine: Machine) -> None:
-    """Twenty of it, from where it is just now, each with work of its own; and one of them is handed over."""
+    """Fork the machine as it is now, give each fork its own work, and export one fork."""
     with story.step("its boot comes to its end", f"bough wait {machine.name} --until booted"):
         machine.wait("booted", timeout=300)
     machine.shell("echo kept in memory > /dev/shm/note; sleep 1000 & echo $! > /dev/shm/pid", check=True)

@@ -1,9 +1,10 @@
-"""Count how the prose of this tree reads: python scripts/count_prose.py [--worst N] [PATH ...]
+"""Measure the prose of this tree: python scripts/count_prose.py [--worst N] [PATH ...]
 
-Prose is docstrings, comments, and text of Markdown pages outside code and tables. Printed for each path:
+Prose is docstrings, comments, and text of Markdown pages outside code and tables. The script prints for each
+path:
 words, pronouns and relative words in percent, commas a sentence, words a sentence, and the share of
 docstrings that open with a pronoun, a preposition or a question word. The bounds are those of well-written
-code bases (3.8 to 6.5 %, 0.3 to 0.9, 11 to 14, 0 to 1 %, counted by this script).
+code bases (3.8 to 6.5 %, 0.3 to 0.9, 11 to 14, 0 to 1 %, measured by this script).
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def count_python(path: Path, count: Count) -> None:
 
 
 def _comments(source: str) -> Iterator[tuple[int, str]]:
-    """Comments; lines that follow each other are one."""
+    """Yield comments; consecutive lines are one comment."""
     block: list[str] = []
     start = last = 0
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -109,7 +110,7 @@ def count_markdown(path: Path, count: Count) -> None:
 
 
 def _plain(text: str) -> str:
-    """A docstring without indented blocks, drawings and tables."""
+    """Return a docstring without indented blocks, drawings and tables."""
     return "\n".join(line for line in text.splitlines() if not re.match(r"\s{4,}\S|\s*[|├└│>]", line))
 
 

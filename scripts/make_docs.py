@@ -1,4 +1,4 @@
-"""Write the files that are made from the code: docs/cli.md, docs/spec.md, examples/machine.toml."""
+"""Write the generated files: docs/cli.md, docs/spec.md, examples/machine.toml."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""docs/plots/*.svg, from what `make bench` measured: python scripts/make_plots.py bench/results/*.json
+"""Draw docs/plots/*.svg from results of `make bench`: python scripts/make_plots.py bench/results/*.json
 
-Later files win. Needs matplotlib, which nothing else here does: pip install matplotlib
+Later files override earlier ones. Only this script needs matplotlib: pip install matplotlib
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main() -> None:
         for name, curve in saved.get("curves", {}).items():
             curves[name] = (curve, saved["host"])
     if not curves:
-        sys.exit("error: no curve in those files; `make bench ONLY=fork` measures some")
+        sys.exit("error: no curve in those files\n\nhint: make bench ONLY=fork")
     TARGET.mkdir(exist_ok=True)
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "bough", "font.size": 9})
     for name, (curve, host) in sorted(curves.items()):

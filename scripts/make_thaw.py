@@ -1,6 +1,6 @@
-"""Build the loader of frozen processes, src/bough/qemu/frozen/thaw.c, into thaw_x86_64.py beside it.
+"""Build the loader of process images, src/bough/qemu/frozen/thaw.c, into thaw_x86_64.py beside it.
 
-Run by who changes it; nobody else needs a compiler.
+Run the script after a change of thaw.c. Nothing else in bough needs a compiler.
 """
 
 from __future__ import annotations

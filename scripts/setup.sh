@@ -1,12 +1,12 @@
 #!/bin/sh
-# Install what this host lacks for bough, and put bough into .venv of this checkout.
+# Install the packages that bough needs on this host, and bough into .venv of this checkout.
 #
-#   scripts/setup.sh           what `bough` needs
-#   scripts/setup.sh dev       ... and what the tests, the linters and the benchmarks need
-#   scripts/setup.sh arm64     ... and what machines of that processor need: arm64, riscv64, i386
+#   scripts/setup.sh           packages for `bough`
+#   scripts/setup.sh dev       ... and for the tests, the linters and the benchmarks
+#   scripts/setup.sh arm64     ... and for machines of that processor: arm64, riscv64, i386
 #
-# Says what it will install. Asks before it uses sudo, unless it is root or CI=true. Run again, it
-# changes nothing, in a tenth of a second. PYTHON=/path/to/python3 chooses another Python.
+# The script names the packages, and asks before sudo, unless it runs as root or CI=true. A second run
+# changes nothing and takes 0.1 s. PYTHON=/path/to/python3 chooses another Python.
 set -eu
 
 extras=
@@ -43,10 +43,10 @@ find_python() {
     done
 }
 
-# --- what is missing: one line per Debian package ----------------------------------------------------
-needs() { have "$1" || echo "$2"; }  # a program, and the package that brings it
+# --- missing packages: the Debian name of each, one a line --------------------------------------------
+needs() { have "$1" || echo "$2"; }  # a program, and its package
 
-# Images of another processor's are built by running its programs.
+# To build an image of another processor, its programs run here.
 runs() { [ "$(uname -m)" = "$1" ] || have "qemu-$1-static" || have "qemu-$1" || echo qemu-user-static; }
 
 missing_packages() {
@@ -74,7 +74,7 @@ missing_packages() {
     needs gpgv gpgv
     needs newuidmap uidmap
     [ -x /usr/lib/openssh/sftp-server ] || echo openssh-sftp-server
-    # Ubuntu brings only its own keys; mmdebstrap checks Debian's packages against Debian's.
+    # Ubuntu has only its own keys; mmdebstrap checks Debian's packages with Debian's keys.
     [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || [ -e /usr/share/keyrings/debian-archive-keyring.pgp ] ||
         echo debian-archive-keyring
     python=$(find_python)
@@ -108,7 +108,7 @@ may_use_sudo() {
     [ "$(id -u)" = 0 ] && return
     have sudo || die "installing these needs root, and there is no sudo" "as root: apt-get install $*"
     [ "${CI:-}" = true ] && return
-    [ -t 0 ] || die "installing these needs root, and there is nobody to ask" "sudo apt-get install $*"
+    [ -t 0 ] || die "installing these needs root, and stdin is no terminal to ask for permission" "sudo apt-get install $*"
     printf 'Install them with sudo apt-get? [Y/n] ' >&2
     read -r answer
     case $answer in '' | [yY]*) ;; *) die "not installed" "sudo apt-get install $*" ;; esac
@@ -118,11 +118,11 @@ is_packaged() { [ -n "$(apt-cache policy "$1" 2>/dev/null | grep Candidate: | gr
 
 install_packages() {
     say "this host lacks: $*"
-    have apt-get || die "only apt is known to this script" \
-        "install these (by the names of your distribution), then run it again; bough doctor has the commands"
+    have apt-get || die "this script supports apt only" \
+        "install them by the names of your distribution and run the script again; see bough doctor"
     may_use_sudo "$@"
     log=$(mktemp)
-    # Package lists of a fresh machine are empty or old.
+    # The package lists of a new host are empty or old.
     as_root apt-get update -q >"$log" 2>&1 || say "warning: apt-get update failed: $(tail -n 1 "$log")"
     packaged=
     for package in "$@"; do
@@ -131,7 +131,7 @@ install_packages() {
     done
     # shellcheck disable=SC2086  # a list of words
     as_root apt-get -o DPkg::Lock::Timeout=300 install -q -y --no-install-recommends $packaged >"$log" 2>&1 </dev/null ||
-        { tail -n 20 "$log" >&2; die "apt-get install failed" "the whole output is in $log"; }
+        { tail -n 20 "$log" >&2; die "apt-get install failed" "see $log for the whole output"; }
     rm -f "$log"
     say "installed:$packaged"
 }
@@ -143,14 +143,14 @@ missing=$(missing_packages | sort -u)
 # --- the virtual environment -------------------------------------------------------------------------
 python=$(find_python)
 [ -n "$python" ] || die "bough needs Python 3.11 or newer; found $(python3 --version 2>&1)" \
-    "install one and say PYTHON=/path/to/python3 make ..."
+    "install Python and run: PYTHON=/path/to/python3 make ..."
 
-# A virtual environment depends on where it is and on its Python; what is in it, on pyproject.toml too.
+# A virtual environment depends on its path and its Python; its packages depend on pyproject.toml, too.
 made="$here $("$python" -c 'import sys; print(sys.version, sys.base_prefix)')"
 wanted="$made $(cksum <"$here/pyproject.toml")"
 stamp=$venv/.installed-${extras:-run}
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-    say "installing bough${extras:+ and what its tests need} into .venv"
+    say "installing bough${extras:+ and the packages of its tests} into .venv"
     if [ "$(cat "$venv/.made" 2>/dev/null)" != "$made" ]; then
         rm -rf "$venv"
         "$python" -m venv "$venv"
@@ -158,6 +158,6 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     fi
     "$venv/bin/python" -m pip install -qq --disable-pip-version-check --editable "$here${extras:+[$extras]}"
     printf '%s' "$wanted" >"$stamp"
-    # What is enough for development is enough to run.
+    # The packages for development include those to run bough.
     [ -z "$extras" ] || printf '%s' "$wanted" >"$venv/.installed-run"
 fi

@@ -1,25 +1,29 @@
 #!/bin/sh
-# All tests in another release of Debian: its Python, its QEMU.
+# Run all tests in another release of Debian, with its Python and its QEMU.
 #
-#   scripts/test_on.sh trixie            what is committed here, all that .ci/run does
-#   scripts/test_on.sh trixie COMMAND    something else, in the clone that the last time left
+#   scripts/test_on.sh trixie            run .ci/run on the committed tree
+#   scripts/test_on.sh trixie COMMAND    run COMMAND in the clone of the last run
 #
-# As root: the tests make namespaces, groups and users of their own. The release is installed into
-# /var/tmp/bough-test-<release>, which stays for the next time; remove it when you are done.
+# Run as root: the tests create namespaces, groups and users. The release is installed into
+# /var/tmp/bough-test-<release>, which stays for the next run; remove the directory when you are done.
 set -eu
-[ $# -ge 1 ] || { echo "error: which release? (trixie)" >&2; exit 2; }
-[ "$(id -u)" -eq 0 ] || { echo "error: only root can; try sudo $0" >&2; exit 1; }
+[ $# -ge 1 ] || { echo "error: no release given
+
+hint: $0 trixie" >&2; exit 2; }
+[ "$(id -u)" -eq 0 ] || { echo "error: the tests need root
+
+hint: sudo $0 $*" >&2; exit 1; }
 release=$1
 shift
 here=$(cd "$(dirname "$0")/.." && pwd)
 tree=/var/tmp/bough-test-$release
 
 if [ ! -d "$tree" ]; then
-    # Whole or not at all: what an earlier try left half-made is not taken for one.
+    # Build beside the target, then rename: a half-made tree of an earlier run is never used.
     made=$tree.new
     rm -rf "$made"
     mmdebstrap --variant=important --include=ca-certificates,git,make,python3-venv "$release" "$made"
-    # What this host's clients of mirrors were told holds there as well.
+    # Use this host's settings for mirrors.
     cp -a /etc/apt/apt.conf.d/. "$made/etc/apt/apt.conf.d/"
     cp -L /etc/resolv.conf /etc/hosts "$made/etc/"
     cp -L /etc/ssl/certs/ca-certificates.crt "$made/etc/ssl/certs/ca-certificates.crt"
