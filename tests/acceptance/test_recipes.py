@@ -57,7 +57,8 @@ def test_layers_upon_an_image(cli: Cli, debian: str, images: list[str], tmp_path
 
 def test_sources_that_the_guest_has_are_not_added(fork: bough.Machine) -> None:
     """As apt in the guest knows them, whatever they are."""
-    told = fork.shell("apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages'").stdout
+    listed = "apt-get indextargets --no-release-info --format '$(REPO_URI) $(RELEASE)'"
+    told = fork.shell(listed, check=True).stdout
     uri, suite = told.splitlines()[0].split()
     same = SourceSpec(name="same", uri=uri, suites=(suite,))
     more = SourceSpec(name="more", uri=uri, suites=(suite, f"{suite}-more"), types=("deb", "deb-src"))
@@ -67,4 +68,4 @@ def test_sources_that_the_guest_has_are_not_added(fork: bough.Machine) -> None:
     fork.shell(ADD_SOURCES, check=True)
     assert fork.shell("ls /etc/apt/sources.list.d").stdout.split() == ["more.sources"]
     assert f"Suites: {suite}-more" in fork.read_text("/etc/apt/sources.list.d/more.sources")
-    assert not fork.shell("apt-get indextargets 2>&1 | grep multiple").stdout
+    assert not fork.shell("apt-get indextargets --no-release-info 2>&1 | grep multiple").stdout

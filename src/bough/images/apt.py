@@ -99,7 +99,8 @@ ASKED = ".asked"
 FILTER_PATH = "/run/bough-new-sources.awk"
 #: Shell: of the sources that end in ASKED, those that the guest does not have become sources.
 ADD_SOURCES = f"""
-apt-get indextargets --format '$(TARGET_OF) $(REPO_URI) $(RELEASE) $(COMPONENT)' > {FILTER_PATH}.known
+apt-get indextargets --no-release-info --format '$(TARGET_OF) $(REPO_URI) $(RELEASE) $(COMPONENT)' \\
+    > {FILTER_PATH}.known || exit 1
 for asked in /etc/apt/sources.list.d/*{ASKED}; do
     new=${{asked%{ASKED}}}
     awk -f {FILTER_PATH} {FILTER_PATH}.known "$asked" > "$new" && rm "$asked" || exit 1
