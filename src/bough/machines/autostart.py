@@ -1,7 +1,7 @@
-"""Machines that are started when the service starts.
+"""Start machines with `autostart` when the service starts.
 
-Not those that somebody stopped, or that powered themselves off, since the host booted: a service may be
-started by any command, many times a day.
+A machine stays off if it was stopped, or powered itself off, since the host booted: any command may start a
+service, many times a day.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from bough.qemu.pid import read_boot_id
 
 log = logging.getLogger("bough.machines")
 
-#: More at once would all be slower: a booting guest takes a core.
+#: Number of parallel starts. A booting guest uses a core, so more starts would slow down all of them.
 AT_ONCE = 2
 
 
 async def start_machines(machines: Sequence[Machine], events: Events) -> None:
-    """Those of `machines` that want it, in order. One that does not start keeps no other from it."""
+    """Start the machines with autostart, in order. A failed start does not prevent the others."""
     turn = asyncio.Semaphore(AT_ONCE)
     boot = read_boot_id()
 

@@ -1,6 +1,6 @@
-"""QEMU's block nodes, by what it says of them: whose file each is, and what stands on what.
+"""QEMU's block nodes: the file of each node, and its backing file.
 
-All of it is untrusted. A QEMU that lies about its disks spoils those, and nobody else's.
+QEMU's answers are untrusted. A QEMU with false answers damages only its own disks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from bough.qemu.qmp import MAX_LISTED, Qmp
 
 @dataclass(frozen=True)
 class Node:
-    """Of a format, not of a file. `backing` is the name of the node below."""
+    """A node of a disk format (qcow2, raw), not of a file. `backing` is the name of the backing
+    file's node.
+    """
 
     name: str
     file: str
@@ -27,7 +29,7 @@ class Node:
 
 
 async def read_tops(qmp: Qmp) -> dict[str, Node]:
-    """Disk ("disk0") -> the node that its guest writes to."""
+    """Return disk ("disk0") -> the node to which the guest writes. Raises MachineFailed: as `read_nodes`."""
     nodes = await read_nodes(qmp)
     tops = {}
     for device in await qmp.query_list("query-block"):
@@ -42,7 +44,7 @@ async def read_tops(qmp: Qmp) -> dict[str, Node]:
 
 
 async def read_nodes(qmp: Qmp) -> dict[str, Node]:
-    """Those of qcow2 and raw, by name. Raises MachineFailed when it makes no sense."""
+    """Return the qcow2 and raw nodes by name. Raises MachineFailed: QEMU's answer is malformed."""
     told = await qmp.query_list("query-named-block-nodes", flat=True)
     try:
         listed = [node for node in told if node["drv"] in ("qcow2", "raw")]
@@ -58,7 +60,9 @@ async def read_nodes(qmp: Qmp) -> dict[str, Node]:
 
 
 async def find_file_node(qmp: Qmp, file: str) -> str:
-    """The node of the file itself, below that of its format."""
+    """Return the node of the file itself, below the node of its format. Raises MachineFailed: no
+    such node.
+    """
     for node in await qmp.query_list("query-named-block-nodes", flat=True):
         if node.get("drv") == "file" and node.get("file") == file:
             return str(node["node-name"])
@@ -66,7 +70,7 @@ async def find_file_node(qmp: Qmp, file: str) -> str:
 
 
 def chain_below(nodes: dict[str, Node], top: str) -> list[Node]:
-    """What `top` stands on, nearest first."""
+    """Return the chain of backing files below `top`, nearest first."""
     chain: list[Node] = []
     name = nodes[top].backing
     while name is not None and len(chain) < MAX_LISTED:
@@ -76,14 +80,15 @@ def chain_below(nodes: dict[str, Node], top: str) -> list[Node]:
 
 
 async def writes(qmp: Qmp, disks: Collection[MachineDisk]) -> bool:
-    """Whether it is those files that its guest writes to."""
+    """Return whether the guest writes to all of these files."""
     files = {Path(top.file).name for top in (await read_tops(qmp)).values()}
     return all(disk.file in files for disk in disks)
 
 
 def _file_of(name: Any) -> str:
-    """QEMU calls a node whose backing file was given to it by all that is below (block.c,
-    bdrv_refresh_filename)."""
+    """Return the file name of a node. A node with an explicit backing file is named by its whole chain, in
+    JSON (QEMU's block.c, bdrv_refresh_filename).
+    """
     if str(name).startswith("json:"):
         return str(json.loads(name[5:])["file"]["filename"])
     return str(name)

@@ -1,7 +1,7 @@
-"""Whether a guest has started all that it starts: known without anybody asking.
+"""Know whether a guest has started all its services, without a request from a user.
 
-An agent answers long before the boot has ended. A script in the guest waits for the end, once for each boot;
-its answer is kept with the id of the boot, so that a fork knows it from its parent.
+An agent answers long before the boot has ended. A script in the guest waits for the end, once for each boot.
+The record keeps the result with the boot's id, so a fork knows the result from its parent.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from bough.machines.first_boot import run_script
 from bough.machines.record import MachineRecord
 from bough.progress_watch import ProgressWatch, Stalled
 
-#: The last line tells how it is: "booted" with the id of the boot, "stopping" or "maintenance". systemd is
-#: asked where it runs; elsewhere a guest that answers is up. An empty answer of systemctl is no answer: a
-#: systemd that stops, or has just begun, gives none. An inhibitor may delay a reboot that logind knows of.
-#: A network card without an address after half a minute is not waited for: there may be no address to be had.
+#: Wait for the end of the boot. The last line of output is "booted" with the boot's id, "stopping" or
+#: "maintenance". In a guest without systemd the boot has ended when the agent answers. An empty answer of
+#: systemctl is ignored: a systemd that stops, or has just begun, gives such an answer. An inhibitor may delay
+#: a reboot that logind knows already. The wait for an address of a network card ends after 30 s: the network
+#: may have no address to give.
 BOOTED_SCRIPT = """
 booted() {
   read -r boot < /proc/sys/kernel/random/boot_id
@@ -48,14 +49,14 @@ booted
 """
 BOOTED = re.compile(r"booted ([0-9a-f-]{36})\s*")
 LOOK_AGAIN_S = 0.5
-#: A guest's own time without a sign, after which the script is run anew.
+#: Guest time without a sign of progress after which the script is started again.
 _QUIET_S = 600.0
 
 T = TypeVar("T")
 
 
 class Host(Protocol):
-    """What a Boot needs of its machine."""
+    """The parts of a machine that a Boot uses."""
 
     record: MachineRecord
 
@@ -67,7 +68,7 @@ class Host(Protocol):
 
 
 class Boot:
-    """Of one machine, whichever boot its guest is in."""
+    """The current boot of one machine's guest."""
 
     def __init__(self, machine: Host) -> None:
         self._machine = machine
@@ -75,12 +76,12 @@ class Boot:
 
     @property
     def has_ended(self) -> bool:
-        """False also where nobody knows."""
+        """Return whether the boot has ended; False if unknown."""
         known = self._machine.record.booted_boot
         return known is not None and known == self._machine.boot_id
 
     def follow(self, channel: AgentChannel) -> None:
-        """The agent has answered: find out when the boot ends."""
+        """Find out when the boot ends, in a task. The agent has just answered."""
         if not self.has_ended and not self._machine.record.spare:
             self._machine.own(self._follow(channel), "wait for the end of the boot")
 
@@ -92,14 +93,16 @@ class Boot:
             except DeadlineExceeded:
                 continue
             except BoughError:
-                return  # the agent went away, and is followed when it answers again
+                return  # the agent stopped answering; its next answer begins a new task
             await asyncio.sleep(LOOK_AGAIN_S)
 
     async def ask(self, channel: AgentChannel | QgaChannel, watch: ProgressWatch | None = None) -> str:
-        """What BOOTED_SCRIPT prints at the end of the boot. Two who ask at once run it once.
+        """Return the output of BOOTED_SCRIPT at the end of the boot. Parallel calls share one run of the
+        script.
 
         Raises:
-            DeadlineExceeded: not before the wait ended. AgentUnavailable: the agent went away.
+            DeadlineExceeded: the wait ended first.
+            AgentUnavailable: the agent stopped answering.
         """
         if self._asking is None or self._asking.done():
             script = run_script(channel, BOOTED_SCRIPT, timeout_s=_QUIET_S)
@@ -112,7 +115,7 @@ class Boot:
             raise DeadlineExceeded(f"the guest was not done {stalled}") from None
 
     def note(self, told: str) -> bool:
-        """Keep that the boot has ended, if this says so."""
+        """Record the end of the boot if `told` reports it. Return whether it does."""
         match = BOOTED.fullmatch(told.strip().rpartition("\n")[2])
         if match is None:
             return False
@@ -123,6 +126,6 @@ class Boot:
 
 
 def _retrieve(task: asyncio.Task[str]) -> None:
-    """Nobody may be waiting for it any more."""
+    """Fetch the task's exception: maybe no caller waits for the task any more."""
     if not task.cancelled():
         task.exception()

@@ -1,8 +1,8 @@
-"""Look at a guest that has no agent for as long as it boots, and say what was seen.
+"""Watch the boot of a guest without an agent, and report what the guest shows.
 
-Such a guest answers nothing: its console and, where it has one, the text on its screen are all there is. The
-look ends with a sign (boot_signs.py), with the first answer of a qemu-guest-agent, or when nothing more
-comes. It is made once for each start.
+Such a guest prints on its console and, with a display, on the screen. The watch ends with a known sign
+(boot_signs.py), with the first answer of a qemu-guest-agent, or when the output stops. Each start is watched
+once.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from bough.qemu.pid import Pid
 from bough.qemu.qmp import Qmp
 
 _LOOK_EVERY_S = 1.0
-#: A guest's own time in which it says nothing: at first, when UEFI firmware finds its devices, ...
+#: Guest time before the first output: UEFI firmware searches for devices.
 _FIRST_WORDS_S = 20.0
-#: ... and after its first words. Who waits for a key may be as busy as who computes.
+#: Guest time without output after the first output. Waiting for a key may use as much processor time as
+#: computing.
 _QUIET_S = 10.0
-#: The end of the look at a guest that goes on saying something.
+#: The end of the watch if the output goes on.
 _MOST_S = 120.0
 
 
 class Host(Protocol):
-    """What is looked at."""
+    """The parts of a machine that a BootSight uses."""
 
     record: MachineRecord
     paths: MachinePaths
@@ -51,8 +52,10 @@ class Host(Protocol):
 
 
 class BootSight:
-    """Attributes:
-    sight: what was seen of the boot that goes on; None: nothing that is known.
+    """The watch over one machine's boot.
+
+    Attributes:
+        sight: the sign of the current boot; None if no known sign was seen.
     """
 
     def __init__(self, machine: Host) -> None:
@@ -71,11 +74,12 @@ class BootSight:
         return {"kind": sight.kind, "says": sight.says, "line": sight.line, "failed": sight.failed}
 
     async def wait(self, timeout_s: float | None, report: Report) -> None:
-        """Look, and say what was seen; nothing, where the guest was not started since the last look.
+        """Watch the boot and report what was seen. Return at once if the guest was not started since the last
+        watch.
 
         Raises:
-            BootFailed: the guest does not come up by itself; the machine is left running.
-            MachineFailed: it ended meanwhile.
+            BootFailed: the guest cannot boot without help; the machine is left running.
+            MachineFailed: the machine ended meanwhile.
         """
         if not self._is_due:
             return
@@ -109,7 +113,9 @@ class BootSight:
         return ProgressWatch(quiet_s, idle_s=_QUIET_S, most_s=most_s, signs=signs, work=work)
 
     async def _look(self, watch: ProgressWatch, *, until_words: bool = False) -> Sight | None:
-        """What is seen before the watch runs out, or, at first, before the guest has said anything."""
+        """Return the first known sign; None if the watch ends first, or, with `until_words`, at the first
+        output.
+        """
         machine = self._machine
         while machine.state is State.RUNNING and watch.look():
             if machine.agent_state == "qemu-guest-agent":
@@ -125,18 +131,18 @@ class BootSight:
         return None
 
     def _printed(self) -> str:
-        """The end of what the guest printed since its start."""
+        """Return the end of the console output since the start."""
         count = min(self._count_printed(), 2 * MOST_CHARACTERS)
         return read_console(self._machine.paths.console_log, count) if count else ""
 
     def _count_printed(self) -> int:
         try:
             return self._machine.console().printed
-        except BoughError:  # it has ended
+        except BoughError:  # the machine has ended
             return 0
 
     async def _read_screen(self) -> str:
-        """Empty where there is no screen, or no text on it."""
+        """Return the screen's text; empty without a screen, or without text on the screen."""
         if not self._machine.record.media.display:
             return ""
         try:

@@ -1,7 +1,7 @@
-"""What a guest without an agent shows of its boot: told from the text on its console or its screen.
+"""Signs of a guest's boot in the text on its console or screen, for guests without an agent.
 
-The text is the guest's, and hostile: its end alone is looked at, control characters go, and what is quoted
-of it is short. What is recognized is said, and nothing else is done with it.
+The text is hostile: the guest wrote it. Only its end is searched, control characters are removed, and quotes
+are short. A recognized sign is reported and has no other effect.
 """
 
 from __future__ import annotations
@@ -9,23 +9,25 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-#: Of the end of a text.
+#: Length of the end of a text that is searched.
 MOST_CHARACTERS = 8192
 _MOST_LINE = 160
-#: ECMA-48: sequences that place the cursor begin a new line here; the others go.
+#: ECMA-48: sequences that place the cursor become a new line; the other sequences are removed.
 _PLACES = re.compile(r"\x1b\[[0-9;]{0,16}[Hf]")
 _SEQUENCES = re.compile(r"\x1b(?:\[[0-?]{0,32}[ -/]{0,4}[@-~]?|[ -/]{0,4}[0-~]?)")
-#: Characters that reorder or hide what stands around them.
+#: Characters that reorder or hide their neighbours.
 _HIDING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f")
 
 
 @dataclass(frozen=True)
 class Sight:
-    """Attributes:
-    kind: for programs, stable: "login".
-    says: for people: "a login prompt".
-    line: the guest's words, cleaned.
-    failed: the guest does not come up by itself.
+    """A recognized sign.
+
+    Attributes:
+        kind: stable name for programs: "login".
+        says: description for users: "a login prompt".
+        line: the guest's text, cleaned.
+        failed: the guest cannot boot without help.
     """
 
     kind: str
@@ -47,7 +49,7 @@ class _Sign:
 
 
 def _at_end(pattern: str) -> re.Pattern[str]:
-    """Of a prompt: nothing comes after it."""
+    """Match a prompt: only white space may follow."""
     return re.compile(rf"(?:{pattern})\s*\Z", re.IGNORECASE | re.MULTILINE)
 
 
@@ -105,7 +107,7 @@ _SIGNS = (
     ),
     _Sign("menu", "a boot menu that waits", _anywhere(r"^[^\n]{0,20}press enter to boot the selected os")),
 )
-#: As the shell itself, after a line that tells where it comes from: the firmware, not a disk.
+#: The same sign after a line that shows the shell's origin: the firmware, not a disk.
 _INTERNAL = _Sign(
     "firmware-shell",
     "its firmware found nothing to boot and runs its own shell",
@@ -114,12 +116,12 @@ _INTERNAL = _Sign(
 )
 
 
-#: Of a menu that goes on by itself.
+#: A boot menu with a countdown, which continues without a key.
 _COUNTDOWN = _anywhere(r"executed automatically in \d")
 
 
 def recognize(text: str) -> Sight | None:
-    """The sign that stands last in the text; None where there is none."""
+    """Return the last sign in the text, or None."""
     text = clean(text)
     found = [
         (matches[-1].end(), sign, matches[-1][0])
@@ -137,13 +139,13 @@ def recognize(text: str) -> Sight | None:
 
 
 def last_line(text: str) -> str:
-    """The last line that says something."""
+    """Return the last line that is not empty."""
     lines = [line for line in map(_one_line, clean(text).split("\n")) if line]
     return lines[-1] if lines else ""
 
 
 def clean(text: str) -> str:
-    """The text's end, in lines, without what would do something to a terminal."""
+    """Return the text's end, in lines, without characters that control a terminal."""
     text = _SEQUENCES.sub("", _PLACES.sub("\n", text[-MOST_CHARACTERS:]))
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return "".join(c for c in text if c == "\n" or (c.isprintable() and c not in _HIDING))

@@ -1,4 +1,4 @@
-"""Wait until a guest has started all that it starts: its agent answers long before that."""
+"""Wait until a guest has started all its services. Its agent answers long before."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ async def wait_booted(
     after_boot: str | None = None,
     report: Report = ignore_progress,
 ) -> None:
-    """Wait until the guest's init has started everything, its network too.
+    """Wait until the guest's init has started all services and the network.
 
-    A guest that shuts down is not up: its next boot is waited for.
+    A guest that shuts down is not up: the wait goes on until its next boot has ended.
 
     Args:
-        timeout_s: a bound that a user gave, from this call; None: as long as the guest makes progress.
-        after_boot: the id of a boot that does not count.
+        timeout_s: a user's bound, from this call; None: as long as the guest makes progress.
+        after_boot: id of a boot that does not count.
 
     Raises:
         AgentTimeout, MachineFailed: as wait_ready() of the machine.
-        GuestRefused: its first boot failed, or it is in maintenance mode.
-        AgentUnavailable: it has no agent.
-        DeadlineExceeded: it answers, and is not up.
+        GuestRefused: the first boot failed, or the guest is in maintenance mode.
+        AgentUnavailable: the guest has no agent.
+        DeadlineExceeded: the guest answers but is not up.
     """
     watch = machine.watch(bound_s=timeout_s)
     answered, told = False, ""
@@ -62,10 +62,10 @@ async def wait_rebooted(
     after_boot: str | None = None,
     report: Report = ignore_progress,
 ) -> None:
-    """Wait until the guest has booted anew, and is up.
+    """Wait until the guest has rebooted and is up.
 
     Args:
-        after_boot: the id of the boot before; default: the one that the guest's agent told last.
+        after_boot: id of the boot before; default: the id from the agent's last hello.
 
     Raises: as `wait_booted`.
     """
@@ -102,8 +102,9 @@ def _not_up(machine: Machine, waited_s: float, told: str, after_boot: str | None
 
 
 async def wait_boot_end(machine: Machine, report: Report) -> None:
-    """Wait for a guest that is still booting, so that no fork has to boot on; of a machine that runs and has
-    our agent. What keeps the guest is told, and no error."""
+    """Wait until a running machine with bough's agent has booted, so that forks need not continue the boot.
+    Problems are reported, not raised.
+    """
     if machine.state is not State.RUNNING or not machine.record.image_agent or machine.booted:
         return
     if machine.channel() is None:

@@ -1,20 +1,20 @@
-"""Keeps the chains that disks stand on short.
+"""Keep the chains of backing files short.
 
-Each snapshot puts an overlay on each disk, and each layer costs a read that goes through it some time. So
-the nearest layers of a long chain are merged: what they hold is copied up into the file that the machine
-writes, which then stands on what is below them. No layer is changed: snapshots, forks and exports read
-them on; one that nobody names any more is removed.
+Each snapshot adds an overlay to each disk, and each backing file makes reads slower. So bough merges the
+nearest backing files of a long chain: their content is copied into the machine's own overlay. The overlay
+then gets the next file below as its backing file. Backing files never change: snapshots, forks and exports
+still read them. A file that no record names any more is removed.
 
-The file that is written reads the same with and without what was copied into it, at every moment: over
-the long chain until all is copied, over both then. So nothing has to be undone, whatever dies:
+The guest reads the same content at every moment of a merge: through the long chain until the copy is
+complete, afterwards through either chain. So a merge that dies at any moment needs no undo:
 
     1. QEMU copies (block-stream), or qemu-img does while the machine is off
-    2. QEMU lets go of the merged layers by itself and says so in the file's header
-    3. what it has not written out yet is written and synced
-    4. the record says that the chain is short
+    2. QEMU drops the merged files by itself and writes that to the file's header
+    3. cached data is written and synced
+    4. the record gets the short chain
 
-A service that comes to a QEMU of an earlier one that is past 2 goes on with 3; before, it begins again,
-and finds copied what was copied.
+A new service that adopts a QEMU after step 2 continues with step 3. Before step 2 the service starts the
+merge again; blocks that were copied are not copied twice.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("bough.chain")
 
-#: Layers that a disk may stand on, its image included, until the nearest are merged.
+#: Length of a chain, with its image, above which the nearest backing files are merged.
 MOST_LAYERS = 8
-#: ... until a snapshot waits for that; and until a fork merges those that it came with.
+#: Length above which a snapshot waits for the merge. A fork merges the parent's files only above this length.
 TOO_MANY_LAYERS = 12
-#: How many are left of more than MOST_LAYERS.
+#: Length of a chain after a merge.
 _FEW_LAYERS = 5
-#: Beside what the guest does; unbounded while somebody waits.
+#: Speed of the copy while the guest works; no bound while a user waits.
 _SPEED_BYTES_PER_S = 64 << 20
-#: Left free on the host's disk.
+#: Free space that a merge leaves on the host's disk.
 _SPARE_BYTES = 1 << 30
 _POLL_S = 0.1
 _PATIENCE_S = 300.0
@@ -59,12 +59,16 @@ _JOB = "merge-"
 
 
 def layers_to_merge(sizes: Sequence[int], most: int = MOST_LAYERS) -> int:
-    """How many of the nearest layers of a chain are merged; `sizes` of all of them, nearest first, in bytes.
+    """Return how many of the nearest backing files to merge.
 
-    As many as leave few, and then each that is smaller than what is merged anyway: so a large old layer is
-    not copied for each few small ones on it, and what is written is copied few times, however many
-    snapshots there are. The last one stays: what is discarded on a disk that stands on nothing would be
-    what it was before, if the merge were lost.
+    The merge leaves few files, and includes each file smaller than the sum of the files above. So a large old
+    file is not copied for each few small files above it, and data is copied few times, however many snapshots
+    exist. The last file stays. A guest's discard on a disk without a backing file would bring back old
+    content if the merge were lost.
+
+    Args:
+        sizes: sizes of all backing files in bytes, nearest first.
+        most: merge nothing up to this length.
     """
     if len(sizes) <= most:
         return 0
@@ -75,10 +79,10 @@ def layers_to_merge(sizes: Sequence[int], most: int = MOST_LAYERS) -> int:
 
 
 class Chains:
-    """Of all disks of one machine.
+    """The chains of all disks of one machine.
 
     Args:
-        merged: is called when layers are not needed any more.
+        merged: called when some files are not needed any more.
     """
 
     def __init__(self, machine: Machine, merged: Callable[[], None]) -> None:
@@ -89,32 +93,32 @@ class Chains:
 
     @property
     def depth(self) -> int:
-        """Of the longest: on how many layers it stands."""
+        """Return the length of the longest chain."""
         return max((len(disk.layers) for disk in self._machine.record.disks), default=0)
 
     @property
     def is_too_long(self) -> bool:
         record = self._machine.record
-        # A fork costs what it writes: a copy of layers that it came with, in each of many, would cost more.
+        # A fork occupies only its own changes. Copies of the parent's files in many forks would cost more.
         is_as_forked = record.forked_from is not None and record.snapshot == record.forked_from
         return self.depth > (TOO_MANY_LAYERS if is_as_forked else MOST_LAYERS)
 
     # -- of a machine that runs ---------------------------------------------------------------------
 
     def look(self) -> None:
-        """Begin to merge what is too long, in the background."""
+        """Start to merge chains that are too long, in the background."""
         if self.is_too_long and (self._merging is None or self._merging.done()):
             self._merging = self._machine.own(self._merge(), "merge layers")
 
     def take_up(self) -> None:
-        """Its QEMU is of an earlier service, which may have been merging."""
+        """Settle a merge that an earlier service has started in this QEMU."""
         self._merging = self._machine.own(self._take_up(), "merge layers")
 
     async def give_way(self) -> None:
-        """Nothing is merged from here on, until `look`; a chain that is far too long is merged first.
+        """End all merges until `look` is called. A chain above TOO_MANY_LAYERS is merged first.
 
         Raises:
-            MachineFailed: QEMU does not let go of it.
+            MachineFailed: QEMU does not end a merge.
         """
         merging = self._merging
         if merging is None:
@@ -127,7 +131,7 @@ class Chains:
             merging.cancel()
             await asyncio.wait([merging])
             await _end_jobs(self._machine.qmp())
-            await self._settle(self._machine.qmp())  # it may just have come to its end
+            await self._settle(self._machine.qmp())  # the merge may just have completed
 
     async def _hurry(self, qmp: Qmp) -> None:
         for job in await _our_jobs(qmp):
@@ -153,7 +157,7 @@ class Chains:
             self._tell(error)
 
     def _tell(self, error: Exception) -> None:
-        if self._machine.pid is not None:  # otherwise it has ended meanwhile, and that is told
+        if self._machine.pid is not None:  # otherwise the machine has ended, which is reported
             log.warning("the layers of machine %s are not merged: %s", self._machine.name, error)
 
     def _disks(self) -> list[tuple[str, int]]:
@@ -162,7 +166,7 @@ class Chains:
         return [(f"disk{number + first}", number) for number in range(len(record.disks))]
 
     async def _merge_disk(self, qmp: Qmp, name: str, number: int) -> None:
-        """Step 1, and the rest."""
+        """Do all steps for one disk."""
         disk = self._machine.record.disks[number]
         count = choose(disk, self._home)
         if not count:
@@ -189,7 +193,7 @@ class Chains:
         await self._settle(qmp)
 
     async def _settle(self, qmp: Qmp) -> None:
-        """Steps 3 and 4, for every disk of which QEMU has let layers go."""
+        """Do steps 3 and 4 for each disk whose merged files QEMU has dropped."""
         tops, nodes = await read_tops(qmp), await read_nodes(qmp)
         used: set[str] = set()
         for name, number in self._disks():
@@ -206,7 +210,7 @@ class Chains:
         self._merged()
 
     def _merged_layers(self, disk: MachineDisk) -> int:
-        """How many of its layers are not below it any more by what its header says."""
+        """Return how many backing files the disk's header has dropped."""
         own, *layers = disk_chain(disk, self._machine.paths, self._home)
         try:
             return layers.index(read_backing(own))  # type: ignore[arg-type]
@@ -214,7 +218,7 @@ class Chains:
             raise MachineFailed(f"{disk.file} does not say that it stands on one of its layers") from None
 
     def _shorten(self, number: int, count: int) -> None:
-        """Step 4."""
+        """Do step 4."""
         disks = [disk.model_copy() for disk in self._machine.record.disks]
         disks[number] = disks[number].model_copy(update={"layers": disks[number].layers[count:]})
         self._machine.change(disks=disks)
@@ -222,7 +226,7 @@ class Chains:
     # -- of one that is off ---------------------------------------------------------------------------
 
     async def merge_at_rest(self, jail: Jail) -> None:
-        """The same, while the caller holds a transition of a machine that does not run."""
+        """Merge while the machine is off. The caller holds an operation of the machine."""
         try:
             for _, number in self._disks():
                 disk = self._machine.record.disks[number]
@@ -235,8 +239,9 @@ class Chains:
             log.warning("the layers of machine %s are not merged: %s", self._machine.name, error)
 
     async def _rebase(self, disk: MachineDisk, count: int, jail: Jail) -> None:
-        """qemu-img finds out what differs only where it finds the layers by the headers. They lead nowhere
-        else: nobody writes them now."""
+        """Merge with qemu-img, which finds the backing files through the headers. The headers are checked
+        first; while the machine is off, no process can change them.
+        """
         own, *layers = disk_chain(disk, self._machine.paths, self._home)
         for above, below in zip((own, *layers), (*layers, None), strict=False):
             if read_backing(above) != below:
@@ -259,7 +264,7 @@ class Chains:
 
 
 def choose(disk: MachineDisk, home: Home) -> int:
-    """How many layers of it are merged now; none where that would fill the host's disk."""
+    """Return how many backing files of the disk to merge now; 0 if the merge would fill the host's disk."""
     sizes = [(home.root / layer).stat().st_blocks * 512 for layer in disk.layers]
     count = layers_to_merge(sizes)
     free = os.statvfs(home.machines)
@@ -284,9 +289,9 @@ async def _our_jobs(qmp: Qmp) -> list[dict[str, Any]]:
 
 
 async def _end_jobs(qmp: Qmp) -> None:
-    """No merge is going on afterwards. Raises MachineFailed."""
+    """End all merges. Raises MachineFailed."""
     for job in await _our_jobs(qmp):
-        with contextlib.suppress(QmpRefused):  # it has come to its end
+        with contextlib.suppress(QmpRefused):  # the job has just ended
             await qmp.execute("job-cancel", id=job["id"])
         try:
             async with asyncio.timeout(_CANCEL_TIMEOUT_S):
@@ -298,7 +303,7 @@ async def _end_jobs(qmp: Qmp) -> None:
 
 
 async def _wait_concluded(qmp: Qmp, job_id: str) -> str | None:
-    """What it failed of. Raises MachineFailed: there is no such job."""
+    """Wait for the end of a job. Return the error, or None. Raises MachineFailed: no such job."""
     while True:
         job = next((job for job in await _our_jobs(qmp) if job["id"] == job_id), None)
         if job is None:
@@ -309,23 +314,23 @@ async def _wait_concluded(qmp: Qmp, job_id: str) -> str | None:
 
 
 async def _flush(qmp: Qmp, node: str, file: str, backing: str) -> None:
-    """Reopened as it is, which writes everything out and syncs it, and says when that fails."""
+    """Reopen the node with the same options. QEMU then writes and syncs all data, and reports a failure."""
     disk = DiskNode(node, file, "qcow2", discard=True, backing=backing)
     options = disk.format_options(await find_file_node(qmp, file))
     await qmp.execute("blockdev-reopen", options=[options])
 
 
 async def _drop(qmp: Qmp, names: list[str]) -> None:
-    """Nodes that nothing stands on: QEMU has the files open, and removed they would take space."""
+    """Remove unused nodes. QEMU keeps their files open, so removed files would still take space."""
     while names:
         left = []
         for name in names:
             try:
                 await _delete(qmp, name)
-            except QmpRefused:  # something stands on it still, which is in the list too
+            except QmpRefused:  # another node in the list still uses this node
                 left.append(name)
                 continue
-            with contextlib.suppress(QmpRefused):  # it went with it
+            with contextlib.suppress(QmpRefused):  # QEMU removed the file's node with its format's node
                 await _delete(qmp, f"{name}-file")
         if len(left) == len(names):
             return

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 #: A guest's clock is set when its holds add up to more. 100 ms are promised, and setting has an error too.
 _LATE_S = 0.03
-#: A guest that hangs finds the call in its port when it continues.
+#: The call waits in the port of a hung guest until the guest continues.
 _ANSWER_S = 3600.0
 #: The clock is set again while it may be wrong by more.
 _ERROR_S = 0.07

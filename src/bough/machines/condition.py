@@ -112,7 +112,7 @@ class Condition:
     def __init__(self, machine: Host) -> None:
         self._machine = machine
         self._found: Found | None = None
-        #: What the agent had said when it was found busy or hung.
+        #: The agent's number of received bytes when the guest was found busy or hung.
         self._heard: int | None = None
         self.mute, self.dead = asyncio.Event(), asyncio.Event()
         self._words = LastWords()
@@ -127,10 +127,10 @@ class Condition:
     # -- input ----------------------------------------------------------------------------------
 
     async def begin(self, *, adopted: bool) -> None:
-        """Begin for a QEMU that runs and whose console is connected. Raises BoughError.
+        """Begin for a running QEMU with a connected console. Raises BoughError.
 
         Args:
-            adopted: an earlier service started that QEMU.
+            adopted: an earlier service started this QEMU.
         """
         machine = self._machine
         self._begun += 1
@@ -170,7 +170,7 @@ class Condition:
 
     @property
     def found(self) -> Found | None:
-        """None if nothing is known to be wrong."""
+        """Return the current condition, or None for a healthy guest."""
         if self._heard is not None and self._heard != self._words_of_agent():
             self._forget()
         return self._found
@@ -203,7 +203,7 @@ class Condition:
             )
 
     async def wake(self) -> None:
-        """Wake a guest that sleeps; do nothing to another.
+        """Wake a sleeping guest; no effect on an awake guest.
 
         Raises:
             BoughError: QEMU refused, or another operation runs.
@@ -277,7 +277,7 @@ class Condition:
                 self._wanted.set()
 
     async def _watch(self) -> None:
-        """Read the vCPUs while the agent is silent, until that QEMU ends."""
+        """Read the vCPUs while the agent is silent, until this QEMU ends."""
         machine, pid, begun, pause_s = self._machine, self._machine.pid, self._begun, _LOOK_S[0]
         while True:
             await self._wanted.wait()
@@ -288,7 +288,7 @@ class Condition:
             if self.found is not None or machine.state not in (State.RUNNING, State.STOPPING):
                 continue
             if await self._answers():
-                self._words.forget()  # a line that anything in the guest may have printed
+                self._words.forget()  # any program in the guest may have printed the line
                 self._wanted.clear()
                 self._seen, pause_s = (None, 0), _LOOK_S[0]
                 continue
@@ -358,7 +358,7 @@ def judge_vcpus(vcpus: list[Vcpu], words: LastWords) -> Kind | None:
     busy = [vcpu for vcpu in vcpus if vcpu.takes_interrupts or not vcpu.is_halted]
     if not busy:
         return hinted or Kind.HALTED
-    # A Linux that panicked has halted the other vCPUs; the one that panicked turns in its kernel.
+    # A panicked Linux has halted the other vCPUs; the panicking vCPU turns in its kernel.
     if words.panic and len(busy) == 1 and busy[0].ring == 0:
         return Kind.PANICKED
     return None

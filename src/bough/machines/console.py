@@ -1,7 +1,7 @@
-"""The serial console of a running machine: a bounded log, and whoever is attached.
+"""The serial console of a running machine: a bounded log, and attached clients.
 
-QEMU's chardev takes one client and drops what is printed while none is connected, so the service
-stays connected for as long as the machine runs, whether anybody looks or not.
+QEMU's chardev accepts one client and drops output while no client is connected. So the service stays
+connected while the machine runs.
 """
 
 from __future__ import annotations
@@ -15,20 +15,22 @@ from bough.home import SocketAddress
 from bough.storage import read_tail
 from bough.tasks import end_tasks
 
-#: The log holds at least this much of the end and at most twice as much, in two files.
+#: The log holds at least this much of the latest output and at most twice as much, in two files.
 LOG_BYTES = 1024 * 1024
 READ_BYTES = 64 * 1024
-#: An attached client that does not read loses output beyond this many chunks; the guest never waits for it.
+#: A client that does not read loses output beyond this many chunks; the guest never waits for a client.
 QUEUE_CHUNKS = 256
 
 
 class Console:
-    """Args:
-    bytes_per_s: a guest that prints more waits, as it would for a slow serial line: neither the
-        service's time nor the host's disk is the guest's to use up.
+    """The console of one machine.
+
+    Args:
+        bytes_per_s: a guest that prints more must wait, as for a slow serial line. So a guest can exhaust
+            neither the service's processor time nor the host's disk.
 
     Attributes:
-        printed: bytes since it was connected.
+        printed: number of bytes since the connection began.
     """
 
     def __init__(self, socket: Path, log: Path, *, bytes_per_s: int = 1024 * 1024) -> None:
@@ -43,7 +45,7 @@ class Console:
         self._reading: asyncio.Task[None] | None = None
 
     async def connect(self) -> None:
-        """Raises OSError when QEMU does not listen (any more)."""
+        """Connect. Raises OSError: QEMU does not listen, or has ended."""
         with SocketAddress(self._socket) as address:
             reader, self._writer = await asyncio.open_unix_connection(address, limit=READ_BYTES)
         self._reading = asyncio.create_task(self._read(reader), name=f"console {self._log}")
@@ -59,7 +61,7 @@ class Console:
                     self._log.replace(self._log.with_suffix(".log.1"))
                     stream = self._log.open("ab", buffering=0)
                     size = 0
-                # A full disk of the host must cost log lines, not the machine.
+                # A full disk of the host costs log lines, not the machine.
                 with contextlib.suppress(OSError):
                     size += stream.write(data)
                 for queue in self._attached:
@@ -76,7 +78,7 @@ class Console:
                 queue.put_nowait(None)
 
     async def _pace(self, count: int) -> None:
-        """Wait until `count` more bytes are due; bytes of the last second that were not printed count."""
+        """Wait until `count` more bytes are allowed. An unused allowance of up to one second is kept."""
         now = time.monotonic()
         self._due = max(self._due, now - 1) + count / self._rate
         if self._due > now:
@@ -85,7 +87,7 @@ class Console:
                     await self._closing.wait()
 
     def attach(self) -> asyncio.Queue[bytes | None]:
-        """A queue of what is printed from now on; None when the machine's QEMU is gone."""
+        """Return a queue with all output from now on. A None in the queue is the end of QEMU."""
         queue: asyncio.Queue[bytes | None] = asyncio.Queue(QUEUE_CHUNKS)
         self._attached.add(queue)
         return queue
@@ -94,20 +96,20 @@ class Console:
         self._attached.discard(queue)
 
     async def write(self, data: bytes) -> None:
-        """Type `data`; waits while the guest does not take it."""
+        """Type `data`. Wait while the guest does not read. Raises ConnectionError: not connected."""
         if self._writer is None:
             raise ConnectionError("the console is not connected")
         self._writer.write(data)
         await self._writer.drain()
 
     async def read_rest(self) -> None:
-        """QEMU has ended: read what it printed last. Bounded: half a second."""
+        """Read the last output after QEMU has ended, for 0.5 s at most."""
         self._closing.set()
         if self._reading is not None:
             await asyncio.wait({self._reading}, timeout=0.5)
 
     async def close(self) -> None:
-        """Let go."""
+        """Disconnect."""
         self._closing.set()
         if self._reading is not None:
             await end_tasks(self._reading)
@@ -116,7 +118,7 @@ class Console:
 
 
 def read_console(log: Path, limit_bytes: int = 4096) -> str:
-    """The end of the console over both files of the log."""
+    """Return the end of the console output, from both files of the log."""
     recent = read_tail(log, limit_bytes)
     missing = limit_bytes - len(recent)
     return read_tail(log.with_suffix(".log.1"), missing) + recent if missing > 0 else recent

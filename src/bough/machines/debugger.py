@@ -1,4 +1,4 @@
-"""QEMU's server for debuggers, for the moment that somebody needs it."""
+"""QEMU's debugger server, started only while it is needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from bough.qemu.qmp import Qmp
 
 @asynccontextmanager
 async def debugger(qmp: Qmp) -> AsyncIterator[socket.socket]:
-    """A connection to it, for qemu/gdb.py; the vCPUs stand still, and do so afterwards. Raises BoughError."""
+    """Yield a connection to the debugger server, for qemu/gdb.py. The vCPUs must be paused, and stay paused.
+    Raises BoughError.
+    """
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
@@ -23,4 +25,4 @@ async def debugger(qmp: Qmp) -> AsyncIterator[socket.socket]:
         try:
             yield ours
         finally:
-            await qmp.monitor("gdbserver none")  # its chardev goes with it
+            await qmp.monitor("gdbserver none")  # also removes the chardev

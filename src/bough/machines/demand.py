@@ -1,6 +1,6 @@
-"""When a user last wanted something that takes the host's processors: a fork, a command in a guest.
+"""When a user last requested work for the host's processors: a fork, or a command in a guest.
 
-Work that nobody waits for begins in a pause of that, and gives way when the pause ends.
+Background work starts after a time without such a request, and yields at the next request.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 
 class Demand:
-    """Of one service."""
+    """The requests to one service."""
 
     def __init__(self) -> None:
         self._held = 0
@@ -20,18 +20,18 @@ class Demand:
         self._listeners: list[Callable[[], None]] = []
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Call `listener` each time that a user wants something."""
+        """Call `listener` at each request."""
         self._listeners.append(listener)
 
     def notice(self) -> None:
-        """A user wants something now."""
+        """Note a request."""
         self._last = time.monotonic()
         for listener in self._listeners:
             listener()
 
     @contextlib.contextmanager
     def holding(self) -> Iterator[None]:
-        """A user waits until the block ends."""
+        """Note a request that lasts until the block ends."""
         self.notice()
         self._held += 1
         try:
@@ -41,9 +41,9 @@ class Demand:
             self._last = time.monotonic()
 
     def is_over_for(self, pause_s: float) -> bool:
-        """Whether no user has wanted anything for so long."""
+        """Return whether the last request ended at least `pause_s` ago."""
         return not self._held and time.monotonic() - self._last >= pause_s
 
 
-#: A process is one service.
+#: A process runs one service.
 DEMAND = Demand()

@@ -1,4 +1,4 @@
-"""The disks of a machine: a qcow2 overlay on its image, and empty qcow2 files beside it."""
+"""The disks of a machine: a qcow2 overlay on its image, and empty qcow2 files beside the overlay."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from bough.units import format_size
 async def create_disks(
     made: MachinePaths, record: MachineRecord, image: ImageManifest, home: Home
 ) -> list[MachineDisk]:
-    """Below `made`, which is moved to its final place afterwards.
+    """Create the disks below `made`. The caller moves that directory to its final place afterwards.
 
     Raises:
-        InvalidSpec: the root disk is asked to be smaller than the image's.
-        NoSpace, HostLacks
+        InvalidSpec: the requested root disk is smaller than the image's.
+        NoSpace: the host's disk is full.
+        HostLacks: qemu-img is missing.
     """
     size = record.spec.disk or image.size_bytes
     if record.media.root == "image" and size < image.size_bytes:
@@ -42,7 +43,7 @@ async def create_disks(
 
 
 def first_disks(record: MachineRecord, home: Home, image_bytes: int = 0) -> list[MachineDisk]:
-    """The disks of a machine before its first snapshot."""
+    """Return the disks of a machine before its first snapshot."""
     spec, kind = record.spec, record.media.root
     layers = [str(home.image(record.image_digest).disk.relative_to(home.root))] if kind == "image" else []
     root = MachineDisk(file="0.qcow2", size_bytes=spec.disk or image_bytes, layers=layers)
@@ -56,12 +57,12 @@ def first_disks(record: MachineRecord, home: Home, image_bytes: int = 0) -> list
 
 
 def disk_chain(disk: MachineDisk, paths: MachinePaths, home: Home) -> tuple[Path, ...]:
-    """Its own file, and what that stands on, nearest first."""
+    """Return the disk's own file and its backing files, nearest first."""
     return (paths.disks / disk.file, *(home.root / layer for layer in disk.layers))
 
 
 def remove_strays(paths: MachinePaths, record: MachineRecord) -> None:
-    """Files of disks that the machine does not have: what a snapshot left that was interrupted."""
+    """Remove disk files that the record does not name. An interrupted snapshot leaves such files."""
     if not record.disks or not paths.disks.is_dir():
         return
     known = {disk.file for disk in record.disks} | {disk.file for disk in record.disks_before or ()}
@@ -71,17 +72,18 @@ def remove_strays(paths: MachinePaths, record: MachineRecord) -> None:
 
 
 async def create_disk(path: Path, size_bytes: int, backing: str | None = None) -> None:
-    """An empty disk, or an empty overlay on `backing`, a path relative to BOUGH_HOME.
+    """Create an empty disk, or an empty overlay on `backing`, a path relative to BOUGH_HOME.
 
-    `path` is, or will be, three levels below BOUGH_HOME, as the disks of machines and snapshots are; the
-    backing file is named relative to that, so that a whole BOUGH_HOME can be moved.
+    `path` is, or will be, three levels below BOUGH_HOME, like the disks of machines and snapshots. The
+    backing file is named by a relative path, so that a whole BOUGH_HOME can be moved.
 
     Raises:
-        NoSpace, HostLacks
+        NoSpace: the host's disk is full.
+        HostLacks: qemu-img is missing.
     """
     arguments = ["create", "-q", "-f", "qcow2"]
     if backing is not None:
-        # -u: the relative name is right only in the final place.
+        # -u (no check): the relative name is valid only in the final place.
         arguments += ["-u", "-b", f"../../../{backing}", "-F", layer_format(backing)]
     status, text = await _run_qemu_img(*arguments, str(path), str(size_bytes))
     if status != 0:
@@ -99,7 +101,9 @@ async def create_disk(path: Path, size_bytes: int, backing: str | None = None) -
 
 
 async def convert_disk(source: Path, target: Path) -> None:
-    """The raw disk `source` as a qcow2 that stands on nothing; synced. Raises NoSpace, HostLacks."""
+    """Convert the raw disk `source` to a synced qcow2 file without a backing file. Raises
+    NoSpace, HostLacks.
+    """
     status, text = await _run_qemu_img("convert", "-f", "raw", "-O", "qcow2", str(source), str(target))
     if status != 0:
         if "No space left" in text:
@@ -113,7 +117,9 @@ async def convert_disk(source: Path, target: Path) -> None:
 
 
 async def _run_qemu_img(*arguments: str) -> tuple[int, str]:
-    """Its exit status, and the end of what it printed as errors."""
+    """Run qemu-img. Return the exit status and the end of the error output. Raises HostLacks: qemu-img is
+    missing.
+    """
     program = shutil.which("qemu-img")
     if program is None:
         raise HostLacks("qemu-img is not installed", hint="bough doctor tells the command that installs it")
@@ -132,7 +138,7 @@ async def _run_qemu_img(*arguments: str) -> tuple[int, str]:
 
 
 def read_disk_usage(paths: MachinePaths) -> int:
-    """Bytes that the machine's own disks really take on the host."""
+    """Return the bytes that the machine's own disks occupy on the host."""
     try:
         with os.scandir(paths.disks) as entries:
             return sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in entries)

@@ -1,4 +1,4 @@
-"""What happened to machines, for whoever watches: a bounded past and a live stream."""
+"""Events of machines: a bounded history and a live stream."""
 
 from __future__ import annotations
 
@@ -35,11 +35,13 @@ class Events:
         event = Event(now(), kind, machine, name, detail)
         self._past.append(event)
         for queue in self._watchers:
-            if not queue.full():  # a watcher that does not read loses events, nobody else does
+            if not queue.full():  # only a watcher that does not read loses events
                 queue.put_nowait(event)
 
     async def watch(self, since: str | None = None) -> AsyncGenerator[Event, None]:
-        """Events from `since` (a time as in Event.time; None: from now on), then as they happen."""
+        """Yield the events after `since` (a time as in Event.time; None: from now on), then each
+        new event.
+        """
         queue: asyncio.Queue[Event] = asyncio.Queue(QUEUE_EVENTS)
         past = [event for event in self._past if since is not None and event.time > since]
         self._watchers.add(queue)

@@ -1,4 +1,4 @@
-"""What a new machine is told when it answers for the first time: who it is, and what it was asked to be."""
+"""Set up a new machine at its agent's first answer: identity, users, files, commands of its spec."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from bough.progress_watch import ProgressWatch, Stalled
 COMMANDS_TIMEOUT_S = 3600.0
 CLOUD_INIT_TIMEOUT_S = 1800.0
 INSTALL_TIMEOUT_S = 600.0
-#: An emulated guest on a busy host, with a large disk.
+#: Enough for an emulated guest with a large disk on a busy host.
 GROW_TIMEOUT_S = 1800.0
-#: cloud-init's power_state reboots when cloud-init's last process has ended, by a process of the same name.
-#: What is left of a first boot is done after that reboot.
+#: cloud-init's power_state reboots after cloud-init's last process has ended, by a process of the same name.
+#: The rest of the first boot follows after that reboot.
 _WAIT_CLOUD_INIT = r"""
 cloud-init status --wait --long
 status=$?
@@ -58,14 +58,14 @@ fi
 async def set_up_guest(
     channel: AgentChannel, record: MachineRecord, mount: Callable[[], Awaitable[None]]
 ) -> FirstBoot:
-    """Grow the root file system, then users, keys, files, environment, mounts and commands.
+    """Grow the root file system, then set up users, keys, files, environment, mounts and commands.
 
-    Each step is tried, whatever became of the others; what failed is in the result. The agent keeps what it
-    has done: a machine that dies in the middle goes on with the next step, and a machine whose first boot
-    failed in a step tries that step again at its next start.
+    Each step runs even if others failed; the result names the failed steps. The agent remembers completed
+    steps. A machine that dies in the middle continues with the next step, and a failed step is tried again at
+    the next start.
 
     Raises:
-        AgentUnavailable: it went away in the middle; call again when it answers.
+        AgentUnavailable: the agent stopped answering in the middle; call again when it answers.
     """
     failures = Failures()
     if record.media.seed:
@@ -74,7 +74,8 @@ async def set_up_guest(
         await channel.call("grow_root", {}, timeout_s=GROW_TIMEOUT_S)
     wanted = render_first_boot(record)
     if record.spec.mounts:
-        # After the users, who may own them; before the commands, which may need them.
+        # After the users, because users may own mounts; before the commands, because commands may need
+        # mounts.
         if await _knows_mounts(channel):
             with failures.of("setting up"):
                 await channel.call("first_boot", {**wanted, "more": True}, timeout_s=COMMANDS_TIMEOUT_S)
@@ -87,7 +88,7 @@ async def set_up_guest(
 
 
 class Failures:
-    """The steps of a first boot that failed: words of the guest, which are not trusted. One for each step."""
+    """The failed steps of a first boot, with one untrusted text of the guest for each step."""
 
     def __init__(self) -> None:
         self._texts: dict[str, str] = {}
@@ -106,7 +107,9 @@ class Failures:
             self._texts[clean_name(step)] = f"{text}\n{output}" if output else text
 
     def add_told(self, answer: dict[str, Any], record: MachineRecord) -> None:
-        """What the agent's answer says of its steps. An agent of an older bough fails as a whole."""
+        """Add the failed steps from the agent's answer. An agent of an older bough reports one error for all
+        steps.
+        """
         told = answer.get("failures")
         for failure in told if isinstance(told, list) else ():
             if isinstance(failure, dict):
@@ -123,7 +126,7 @@ class Failures:
 
 
 def first_boot_error(record: MachineRecord) -> GuestRefused | None:
-    """What a caller is told who waits for a machine whose guest is not all that it was asked to be."""
+    """Return the error for callers that wait for a machine with an incomplete setup, or None."""
     name = record.name
     if record.first_boot.error:
         return GuestRefused(
@@ -141,7 +144,7 @@ def first_boot_error(record: MachineRecord) -> GuestRefused | None:
 
 
 def tried_again(record: MachineRecord) -> dict[str, Any]:
-    """Fields of the record of a machine that is about to boot: what failed the last time is tried again."""
+    """Return record fields that make the next boot try failed steps again."""
     fields: dict[str, Any] = {}
     if record.first_boot.error:
         fields["first_boot"] = record.first_boot.model_copy(update={"done": False})
@@ -151,7 +154,7 @@ def tried_again(record: MachineRecord) -> dict[str, Any]:
 
 
 async def _knows_mounts(channel: AgentChannel) -> bool:
-    """An older agent takes no notice of `more`, and would be done."""
+    """Return whether the agent knows mounts. An older agent ignores `more` and would end the setup."""
     try:
         await channel.call("set_mounts", {"mounts": []}, timeout_s=60)
     except GuestRefused:
@@ -160,7 +163,7 @@ async def _knows_mounts(channel: AgentChannel) -> bool:
 
 
 async def _install_sshfs(channel: AgentChannel) -> None:
-    """Cloud images come without; what cannot be installed is told when it is missed."""
+    """Install sshfs, which cloud images lack. A failure is reported when a mount needs sshfs."""
     with contextlib.suppress(BoughError):
         await run_script(channel, _INSTALL_SSHFS, timeout_s=INSTALL_TIMEOUT_S)
 
@@ -172,14 +175,15 @@ async def run_script(
     timeout_s: float = 300,
     watch: ProgressWatch | None = None,
 ) -> str:
-    """What a shell script printed in the guest: untrusted, its first MiB.
+    """Return the output of a shell script in the guest: untrusted, its first MiB.
 
     Args:
-        timeout_s: time of the guest's own without a sign of progress.
-        watch: how long to wait, instead of that.
+        timeout_s: guest time without a sign of progress.
+        watch: bound of the wait, instead of `timeout_s`.
 
     Raises:
-        DeadlineExceeded: the script was ended. AgentUnavailable: the agent went away.
+        DeadlineExceeded: the wait ended, and the script was stopped.
+        AgentUnavailable: the agent stopped answering.
     """
     session = await channel.exec(ExecRequest(["/bin/sh", "-c", script], stdin=False))
     heard = bytearray()
@@ -194,12 +198,12 @@ async def run_script(
     except Stalled as stalled:
         raise DeadlineExceeded(f"the guest was not done {stalled}") from None
     finally:
-        await session.abort()  # nothing, where it has ended
+        await session.abort()  # no effect if the script has ended
     return heard.decode(errors="replace")
 
 
 async def _wait_cloud_init(channel: AgentChannel, failures: Failures) -> None:
-    """Until it has set up the guest: both of us at once would be in each other's way."""
+    """Wait until cloud-init has set up the guest. Both setups at once would conflict."""
     with failures.of("cloud-init"):
         for _ in range(_MOST_WAITS):
             exit_status, said = await _listen_to_cloud_init(channel)
@@ -209,16 +213,18 @@ async def _wait_cloud_init(channel: AgentChannel, failures: Failures) -> None:
             if exit_status.error is not None:
                 raise exit_status.error
             if exit_status.signal is not None:
-                await asyncio.sleep(_WAITS_EVERY_S)  # a shutdown ended the wait; soon the agent goes too
+                await asyncio.sleep(_WAITS_EVERY_S)  # a shutdown ended the wait; the agent will end soon, too
                 continue
-            # 2: all is done, with a complaint, such as a deprecated key.
+            # 2: all is done with a warning, such as a deprecated key.
             if exit_status.code not in (0, 2):
                 failures.add("cloud-init", f"it ended with {exit_status.code}", said)
             return
 
 
 async def _listen_to_cloud_init(channel: AgentChannel) -> tuple[ExitStatus | None, str]:
-    """How the wait ended, and what cloud-init says of itself. None: nothing moves any more."""
+    """Return the exit status of the wait, and cloud-init's own report. The status is None
+    without progress.
+    """
     session = await channel.exec(ExecRequest(["/bin/sh", "-c", _WAIT_CLOUD_INIT], stdin=False))
     said = bytearray()
 

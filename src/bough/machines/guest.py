@@ -1,4 +1,4 @@
-"""What a machine has of its guest: the channel to its agent, and what that one is told when it answers."""
+"""A machine's view of its guest: the channel to the agent, and the agent's setup when it answers."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from bough.progress_watch import ProgressWatch
 
 T = TypeVar("T")
 
-#: A guest that boots says nothing for minutes.
+#: A booting guest may be silent for minutes.
 _HELLO_S = 3600.0
 _SETTLE_AFTER_S = 3.0
-#: Of a guest that does not answer (hung, or paused meanwhile) the next one does not wait for longer.
+#: Bound of the wait for a guest that does not answer (hung or paused), before the next guest settles.
 _SETTLE_TURN_S = 5.0
 _settle_turn = asyncio.Semaphore(1)
 
 
 class Host(Protocol):
-    """What a Guest needs of its machine."""
+    """The parts of a machine that a Guest uses."""
 
     record: MachineRecord
     paths: MachinePaths
@@ -59,11 +59,15 @@ class Host(Protocol):
 
 
 class Guest:
-    """Attributes:
-    channel: None while no QEMU runs.
-    answers: its agent has said hello, and its port is open.
-    ready: it has answered, and its first boot's set-up is done. Set from the start where there is no agent.
-    port_closed: QEMU has told that the guest closed its end, which it tells once in a second at most.
+    """The guest of one machine.
+
+    Attributes:
+        channel: None while no QEMU runs.
+        answers: the agent has said hello, and its port is open.
+        ready: set when the agent has answered and the first boot's setup is done. Always set for a guest
+            without bough's agent.
+        port_closed: set when QEMU has reported that the guest closed its end. QEMU reports at most once a
+            second.
     """
 
     def __init__(self, machine: Host) -> None:
@@ -72,27 +76,27 @@ class Guest:
         self.answers = False
         self.ready = asyncio.Event()
         self.port_closed = asyncio.Event()
-        #: It goes on from a saved state, and was not greeted since.
+        #: The guest continues from a saved state and was not greeted since.
         self._awake = False
         self._greeting: asyncio.Task[None] | None = None
         self._settling: asyncio.Task[None] | None = None
 
     @property
     def agent(self) -> AgentChannel | None:
-        """To an agent of ours that answers, if there is one."""
+        """Return the channel to bough's agent if the agent answers, or None."""
         return self.channel if self.answers and isinstance(self.channel, AgentChannel) else None
 
     @property
     def boot_id(self) -> str | None:
-        """The id of the guest's boot, from the agent's last hello."""
+        """Return the id of the guest's boot, from the agent's last hello."""
         facts = self.channel.facts if isinstance(self.channel, AgentChannel) else None
         return facts.boot_id or None if facts is not None else None
 
     async def connect(self, *, same_addresses: bool) -> None:
-        """Its QEMU has just been started, or found again. Raises BoughError, OSError.
+        """Connect to a QEMU that was just started or adopted. Raises BoughError, OSError.
 
         Args:
-            same_addresses: as AgentChannel's.
+            same_addresses: as in AgentChannel.
         """
         machine = self._machine
         self.answers = self._awake = False
@@ -118,10 +122,10 @@ class Guest:
                 await channel.close()
 
     def greet(self, *, awake: bool = False) -> None:
-        """Say hello until its agent answers, however long it takes to boot.
+        """Say hello until the agent answers, however long the boot takes. Runs in a task.
 
         Args:
-            awake: it is about to go on from a saved state: who it is now is told with the hello.
+            awake: the guest is about to continue from a saved state; the hello carries its new identity.
         """
         self._awake = self._awake or awake
         if self._greeting is not None:
@@ -129,7 +133,7 @@ class Guest:
         self._greeting = self._machine.own(self._greet(), "greet agent")
 
     def port_changed(self, is_open: bool) -> None:
-        """The guest opened or closed its end: a reboot, an agent that was restarted."""
+        """Note that the guest opened or closed its end of the port: a reboot, or a restart of the agent."""
         if is_open:
             self.port_closed.clear()
         else:
@@ -145,7 +149,9 @@ class Guest:
             self.greet()
 
     def _agent_restarted(self) -> None:
-        """Another agent has begun, and QEMU, which tells of the port once in a second, has not told it."""
+        """Greet a new agent whose start QEMU has not reported: QEMU reports the port at most
+        once a second.
+        """
         self.answers = False
         self.ready.clear()
         self.greet()
@@ -159,7 +165,7 @@ class Guest:
         return self._settling is not None and not self._settling.done()
 
     def settle_soon(self) -> None:
-        """Have the rest of a new identity, what nobody waits for, written to its disk."""
+        """Have the agent write the rest of a new identity to the guest's disk, in a task. No caller waits."""
         channel = self.agent
         if channel is not None and not self.settling:
             self._settling = self._machine.own(self._wait_and_settle(channel), "wait to settle")
@@ -192,12 +198,14 @@ class Guest:
             if isinstance(channel, AgentChannel):
                 machine.boot.follow(channel)
         except BoughError as error:
-            # The socket ended, or the guest talks nonsense: the machine is judged by its process.
+            # The socket ended, or the guest's answers are malformed. The machine's state follows its process.
             self.answers = False
             machine.tell("agent-lost", error.message)
 
     async def _hello(self, channel: AgentChannel | QgaChannel) -> float | None:
-        """When it was told, with the hello, who it is: an agent that is awake is woken once for both."""
+        """Say hello. Return when (time.monotonic) the identity was sent with the hello, or None: a guest that
+        continues from a saved state is woken once for both.
+        """
         record = self._machine.record
         if not (self._awake and isinstance(channel, AgentChannel) and record.identity != "known"):
             await channel.hello(timeout_s=_HELLO_S)
@@ -209,17 +217,19 @@ class Guest:
         return told_at
 
     def _forget_lost_identity(self, channel: AgentChannel) -> None:
-        """One that a read-only disk could not keep went with the guest's last boot: it is told again."""
+        """Send the identity again if the guest rebooted and its read-only disk could not keep
+        the identity.
+        """
         record, boot = self._machine.record, _boot_of(channel)
         if record.identity_boot is not None and record.identity_boot != boot and record.identity == "known":
             self._machine.change(identity="new", identity_boot=None)
 
     async def _tell_identity(self, channel: AgentChannel, told_at: float | None) -> None:
-        """A guest that went on from a snapshot is not ready before it knows who and when it is."""
+        """Send the identity and the time. A fork is ready only when it has both."""
         machine = self._machine
         try:
             taken = await give_identity(channel, machine.record, told_at=told_at)
-        except GuestRefused as error:  # an agent of an older bough, which ends with the first part that fails
+        except GuestRefused as error:  # an agent of an older bough stops at the first failed part
             machine.change(identity="known", identity_error=explain(error))
             machine.tell("identity-failed", explain(error))
             return
@@ -235,7 +245,7 @@ class Guest:
             machine.change(identity="known")
 
     async def _tell_time(self, channel: QgaChannel) -> None:
-        """Set the clock of a guest with qemu-guest-agent, which can do no more for an identity."""
+        """Set the clock of a guest with qemu-guest-agent, which supports no other part of an identity."""
         with contextlib.suppress(GuestRefused):
             await set_clock(channel, self._machine.record)
         if self._machine.record.identity == "clock":
@@ -248,12 +258,12 @@ class Guest:
         )
 
     async def _wait_and_settle(self, channel: AgentChannel) -> None:
-        # Later, and one machine after the other: it would cost those that are being forked just now.
+        # Wait, and settle one machine at a time: settling would slow down forks that start now.
         await asyncio.sleep(_SETTLE_AFTER_S)
         try:
             async with _settle_turn:
                 if self._machine.state is State.PAUSED:
-                    return  # resume() sees to it
+                    return  # resume() settles it
                 settling = self._machine.own(self._settle(channel), "settle identity")
                 await asyncio.wait({settling}, timeout=_SETTLE_TURN_S)
             await settling
@@ -261,7 +271,7 @@ class Guest:
             self._machine.stand_back(False)
 
     async def _settle(self, channel: AgentChannel) -> None:
-        with contextlib.suppress(BoughError):  # one that dies before is told again at its next boot
+        with contextlib.suppress(BoughError):  # a guest that dies first gets the identity at its next boot
             await settle_identity(channel, self._machine.record)
             self._machine.change(identity="known", mac_before=None)
 

@@ -1,4 +1,4 @@
-"""A TCP port of the host that is ours all the time, and accepts connections only at times."""
+"""A TCP port of the host that bough holds all the time, and opens to connections only at times."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _BACKLOG = 128
 
 
 class HostPort:
-    """Bound when constructed, and refusing connections until `open`.
+    """A port that is bound when constructed, and refuses connections until `open`.
 
-    The kernel refuses connections to a port that is bound and not listened on, and gives that port to nobody
-    else. On Linux shutdown(2) ends the listening, and the binding stays.
+    The kernel refuses connections to a port that is bound without a listener, and gives the port to no other
+    program. On Linux shutdown(2) ends the listening and keeps the binding.
 
     Raises (the constructor): OSError, OverflowError.
     """
@@ -36,12 +36,12 @@ class HostPort:
     async def open(self, accept: Accept) -> None:
         """Listen. Raises OSError."""
         if self._server is None:
-            # For connections of before that the kernel still remembers (TIME_WAIT).
+            # For earlier connections that the kernel still remembers (TIME_WAIT).
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._server = await asyncio.start_server(accept, sock=self._socket.dup(), backlog=_BACKLOG)
 
     def shut(self) -> None:
-        """Refuse connections; those that were accepted stay."""
+        """Refuse new connections; accepted connections stay."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -54,7 +54,7 @@ class HostPort:
         self._socket.close()
 
     def _refuse_others(self) -> None:
-        """A socket of another program that allows reuse cannot listen here, as ours does not allow it."""
+        """Disallow reuse of the address, so that no other program can listen here."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
 
 
@@ -66,7 +66,7 @@ def _bind(host: str, port: int) -> socket.socket:
     sock = _bound(family, address)
     if port:
         return sock
-    # A port that the kernel chose is given back at the end of listening, one that was asked for is not.
+    # When listening ends, the kernel frees a port of its own choice, but not a port requested by number.
     with sock:
         return _bound(family, sock.getsockname())
 

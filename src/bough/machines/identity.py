@@ -1,8 +1,7 @@
-"""Who a machine is, told to its guest after it went on from a snapshot.
+"""Give an identity to a guest that continued from a snapshot.
 
-A fork wakes up as its parent. Before it is called ready it has a host name, machine-id, host keys of ssh,
-MAC address and randomness of its own, and the right time; what reaches the disk and the network is settled
-right after.
+A fork begins with the parent's identity. A ready fork has a new host name, machine-id, ssh host keys, MAC
+address and randomness, and the right time. Changes of disk and network follow right after.
 """
 
 from __future__ import annotations
@@ -19,24 +18,25 @@ from bough.machines.clock import guest_time_ns, set_clock
 from bough.machines.record import MachineRecord
 
 _CALL_TIMEOUT_S = 60.0
-#: For the answer to what went with the hello, once that is answered.
+#: For the answer to the request that was sent with the hello, once the hello is answered.
 _ANSWER_TIMEOUT_S = 10.0
-#: The time that was told is late by the way there; told again while there and back takes longer than this.
+#: The time in the request is late by the way to the guest. The clock is set again if the way there and back
+#: takes longer.
 _CLOCK_ERROR_S = 0.08
 _MOST_FAILED = 16
 
 
 async def prepare_guest(channel: AgentChannel) -> None:
-    """Have the agent load what a fork will need, so that not each fork has to."""
+    """Have the agent load code for the first work of forks, so that the forks need not load the code."""
     await channel.call("prepare", {}, timeout_s=10, exact=True)
 
 
-#: The operation of the agent.
+#: Name of the agent's operation.
 BECOME = "become"
 
 
 def render_identity(record: MachineRecord) -> dict[str, Any]:
-    """What the guest is to be told; good for one telling, at once."""
+    """Return the arguments of BECOME for the guest's identity. Valid for one request, to be sent at once."""
     arguments: dict[str, Any] = {"entropy": os.urandom(64)}
     if record.identity == "new":
         arguments |= {
@@ -51,11 +51,11 @@ def render_identity(record: MachineRecord) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Taken:
-    """How far a guest took its identity.
+    """The guest's report on its new identity.
 
     Attributes:
-        failed: what it could not set, and why: the guest's words, made safe to print.
-        volatile: some of it is set until the guest's next boot only, as its disk is read-only.
+        failed: the parts that the guest could not set, and why: untrusted text, made safe to print.
+        volatile: some parts last only until the next boot, because the guest's disk is read-only.
     """
 
     failed: tuple[str, ...] = ()
@@ -71,14 +71,14 @@ class Taken:
 async def give_identity(
     channel: AgentChannel, record: MachineRecord, *, told_at: float | None = None
 ) -> Taken:
-    """Tell the guest what `record.identity` says it does not know yet.
+    """Send the guest the missing parts of an identity, by `record.identity`.
 
     Args:
-        told_at: when (time.monotonic) it was told with the hello; then only its answer is waited for.
+        told_at: when (time.monotonic) the identity was sent with the hello; then only wait for the answer.
 
     Raises:
-        GuestRefused: it could not do it.
-        AgentUnavailable: it went away in the middle; call again when it answers.
+        GuestRefused: the guest could not set it.
+        AgentUnavailable: the agent stopped answering in the middle; call again when it answers.
     """
     done = None if told_at is None else await channel.first_answer(_ANSWER_TIMEOUT_S)
     if done is None:
@@ -90,7 +90,7 @@ async def give_identity(
 
 
 async def give_name(channel: AgentChannel, record: MachineRecord, hostname: str) -> Taken:
-    """Tell a guest that has its identity, and has stood still since, a host name and the right time.
+    """Give a host name and the right time to a paused guest with an identity.
 
     Raises: as `give_identity`.
     """
@@ -115,7 +115,7 @@ async def _check_clock(
 
 
 async def settle_identity(channel: AgentChannel, record: MachineRecord) -> None:
-    """Have it written to the guest's disk, and its lease and sshd renewed. Takes the guest a while."""
+    """Have the guest write the identity to disk, and renew its lease and sshd. Takes the guest a while."""
     card: dict[str, Any] = {}
     if record.hardware.mac and record.mac_before and record.mac_before != record.hardware.mac:
         card = {"mac_from": record.mac_before, "mac": record.hardware.mac}
@@ -123,9 +123,9 @@ async def settle_identity(channel: AgentChannel, record: MachineRecord) -> None:
 
 
 def make_host_keys() -> dict[str, list[str]]:
-    """kind -> private and public key, as ssh-keygen writes them.
+    """Return kind -> private and public key, in the format of ssh-keygen.
 
-    Made here: it takes an emulated guest, which has just become as random as its parent, a second.
+    The host makes the keys: an emulated guest needs a second, and has only just received new randomness.
     """
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519
     from cryptography.hazmat.primitives.serialization import (
@@ -153,7 +153,7 @@ def explain(error: BoughError) -> str:
 
 
 def explain_failed(taken: Taken) -> str | None:
-    """None where the guest took all of it."""
+    """Return the error text for the failed parts; None if no part failed."""
     if not taken.failed:
         return None
     return f"the guest kept a part of its parent's identity: {'; '.join(taken.failed)}"

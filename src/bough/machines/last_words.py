@@ -1,5 +1,6 @@
-"""Lines that Linux prints on its console when it panics or halts. Any program of the guest can print such a
-line, so each is a hint only."""
+"""Lines that Linux prints on the console at a panic or halt. Any program of the guest can print such a line,
+so each is a hint only.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The machine in which a recipe's layer is made: from its start to a disk that can become an image."""
+"""Build an image from a recipe in a machine: from its start to a disk that can become an image."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from bough.machines.machine import Machine
 from bough.progress import Progress, Report
 from bough.spec import RecipeSpec
 
-#: An emulated guest copies some 20 MiB a second.
 _BOOT_S = 300.0
+#: An emulated guest copies some 20 MiB/s.
 _MOVE_TIMEOUT_S = 3600.0
 
 
 async def make_layer(
     machine: Machine, recipe: RecipeSpec, base: ImageManifest, label: str, report: Report
 ) -> tuple[int, str]:
-    """Which of its disks is the image, and what dpkg-query said in it (untrusted). The machine has stopped.
+    """Run the recipe's machine, and stop it. Return the number of the disk that becomes the image, and the
+    output of dpkg-query in the guest (untrusted).
 
     Raises:
-        BuildFailed: with what the command printed that failed.
+        BuildFailed: carries the output of the command that failed.
     """
     await machine.start(report)
     try:
@@ -51,7 +52,7 @@ async def _move(
         recipe.file_system,
         recipe.partitions,
     )
-    # In a shell of its own, for its `set -e`; the last line tells how it ended.
+    # In a separate shell, because of `set -e`; the last line is the exit status.
     wrapped = f'( {script} ) 2>&1\necho "@status $?"\n'
     output = await run_script(await machine.agent(), wrapped, timeout_s=_MOVE_TIMEOUT_S)
     said, _, status = output.rpartition("@status ")

@@ -1,18 +1,18 @@
-"""The memory of a guest that runs on, copied by QEMU, which follows what is written meanwhile.
+"""Copy the memory of a running guest with QEMU, which tracks the guest's writes.
 
-QEMU from 9.0 on writes a migration into a file in which each page of RAM has its place (the capability
-mapped-ram; QEMU's docs/devel/migration/mapped-ram.rst). It copies all, then again what was written since,
-and so on, until little is left; only that is still to copy when the vCPUs stand still. The migration is to
-nobody: afterwards the machine goes on where it is.
+QEMU 9.0 and later can write a migration to a file in which each page of RAM has a fixed place (capability
+mapped-ram; QEMU's docs/devel/migration/mapped-ram.rst). QEMU copies all pages, then again the pages written
+since, and so on, until few are left. Only these remain to be copied while the vCPUs are paused. The migration
+has no receiver: afterwards the machine continues in the same QEMU.
 
-    follow      QEMU copies, and follows; the guest runs
+    follow      QEMU copies and tracks writes; the guest runs
     stop
-    catch_up    what was written last is copied, while others see to devices and disks
+    catch_up    copies the last written pages; meanwhile the caller saves devices and switches disks
     finish
     cont
-    move_to     out of the migration's file, into a memory file
+    move_to     moves the pages from the migration's file to a memory file
 
-What QEMU writes is untrusted: where it says that its pages are is looked at once, and bounded.
+QEMU's file is untrusted: the reported places of the pages are checked once, and bounded.
 """
 
 from __future__ import annotations
@@ -32,36 +32,36 @@ from bough.qemu.argv import RAM_ID
 from bough.qemu.qmp import Qmp
 from bough.qemu.ram import PAGE_BYTES, Extent, MemoryFile
 
-#: The first QEMU that has mapped-ram.
+#: The first QEMU with mapped-ram.
 OLDEST = (9, 0)
 _FD_SET = 2
-#: What is left to copy in the pause, when the guest lets it become so little.
+#: Largest rest to copy during the pause, if the guest lets the rest become so small.
 _LITTLE_BYTES = 4 << 20
-#: One that writes faster than is copied is not waited for.
+#: End of the wait for a guest that writes faster than QEMU copies.
 _MOST_ROUNDS = 6
-#: Of the first round: as much as is copied while the guest prepares itself.
+#: Rest of the first round at which the guest's preparation begins: QEMU copies the rest meanwhile.
 _NEARLY_BYTES = 32 << 20
 _POLL_S = 0.01
 _POLL_SOON_S = 0.002
 _POLL_PAUSED_S = 0.001
 _STALLED_S = 30.0
 _FINISH_S = 60.0
-#: The most that QEMU takes: what is left now is the rest.
+#: The most that QEMU accepts: everything left now is copied in the pause.
 _MOST_DOWNTIME_MS = 2_000_000
 _UNTIL_CANCELLED_S = 30.0
-#: Until it is known where QEMU will put the pages.
+#: Speed until the places of the pages are known.
 _SLOW_BYTES_PER_S = 1 << 20
 _PLACES_S = 5.0
-#: Before the first page there are names and sizes of what QEMU holds in memory, some 100 bytes each.
+#: Names and sizes of QEMU's memory blocks come before the first page, some 100 bytes each.
 _HEAD_BYTES = 64 << 10
-#: Of one block of RAM, as QEMU's mapped_ram_setup_ramblock() writes it: version, bytes of a page, where the
-#: bitmap of its pages is and where the pages are.
+#: Header of one block of RAM, as QEMU's mapped_ram_setup_ramblock() writes it: version, page size, offset of
+#: the bitmap of its pages, offset of the pages.
 _PLACES = struct.Struct(">IQQQ")
 _PLACES_VERSION = 1
-#: The bitmap, and QEMU aligns the pages.
+#: Room for the bitmap and for QEMU's alignment of the pages.
 _MOST_BEFORE_BYTES = 64 << 20
 _BITS = [f"{byte:08b}"[::-1].encode() for byte in range(256)]
-#: Moved at once; what was is given back to the host.
+#: Size of one move; the source's memory is then returned to the host.
 _MOVE_BYTES = 64 << 20
 
 Prepare = Callable[[], Awaitable[None]]
@@ -71,11 +71,13 @@ _ENDED = ("completed", "failed", "cancelled")
 
 
 class CannotFollow(Exception):
-    """This QEMU, as it is, cannot; the machine runs as before, and its memory can be copied from outside."""
+    """This QEMU cannot make a live copy. The machine runs as before; its memory can be copied
+    from outside.
+    """
 
 
 class LiveCopy:
-    """See `live_copy`, which makes one."""
+    """A running copy. Made by `live_copy`."""
 
     def __init__(self, qmp: Qmp, descriptor: int, places: Places) -> None:
         self._qmp = qmp
@@ -83,15 +85,14 @@ class LiveCopy:
         self._places = places
 
     async def follow(self, prepare: Prepare) -> None:
-        """Returns when little is left to copy, or when waiting for longer would not make it less.
+        """Wait until little is left to copy, or until more waiting would not help.
 
         Args:
-            prepare: what the guest is to do right before it stands still; begun when most is copied. Where
-                nothing at all is left to copy, QEMU has the guest stand still by itself, and does not wait
-                for it.
+            prepare: the guest's preparation right before the pause; started when most is copied. If nothing
+                at all is left to copy, QEMU pauses the guest by itself and does not wait for the preparation.
 
         Raises:
-            CannotFollow: it refused, or gave up.
+            CannotFollow: QEMU refused or gave up.
         """
         preparing: asyncio.Future[None] | None = None
         before, deadline = None, 0.0
@@ -105,7 +106,7 @@ class LiveCopy:
                     before, deadline = (rounds, left), time.monotonic() + _STALLED_S
                 elif time.monotonic() > deadline:
                     raise CannotFollow("it does not go on copying")
-                # In the first round what has not been looked at is left.
+                # In the first round, the rest includes pages that QEMU has not examined.
                 if preparing is None and (rounds > 1 or left <= _NEARLY_BYTES):
                     preparing = asyncio.ensure_future(prepare())
                 enough = rounds > 1 and (left <= _LITTLE_BYTES or rounds > _MOST_ROUNDS)
@@ -119,19 +120,19 @@ class LiveCopy:
                 await asyncio.wait((preparing,))
 
     async def catch_up(self) -> None:
-        """The vCPUs stand still: copy what was written last.
+        """Copy the last written pages. The vCPUs are paused.
 
         Raises:
-            MachineFailed: it gave up.
+            MachineFailed: QEMU gave up.
         """
         await self._qmp.execute("migrate-set-parameters", **_downtime(_MOST_DOWNTIME_MS))
         await self._until("pre-switchover")
 
     async def finish(self) -> None:
-        """After `catch_up`: nothing is left to copy. QEMU gives its disks up, until `cont`.
+        """Complete the migration after `catch_up`. QEMU releases its disks until `cont`.
 
         Raises:
-            MachineFailed: it gave up.
+            MachineFailed: QEMU gave up.
         """
         await self._qmp.execute("migrate-continue", state="pre-switchover")
         await self._until("completed")
@@ -150,16 +151,17 @@ class LiveCopy:
             await asyncio.sleep(_POLL_PAUSED_S)
 
     def move_to(self, file: MemoryFile) -> None:
-        """What was copied, into a memory file; of this one, nothing is left.
+        """Move the copied pages to a memory file. The source is empty afterwards.
 
         Raises:
-            MachineFailed: what QEMU wrote makes no sense.
+            MachineFailed: QEMU's file is malformed.
         """
         places = self._places
         bitmap = os.pread(self._descriptor, places.bitmap_bytes, places.bitmap)
         if len(bitmap) != places.bitmap_bytes:
             raise MachineFailed("QEMU's copy of its guest's memory has no end")
-        # From the end: what has been moved is cut off, and there never is a third copy of the guest's memory.
+        # Begin at the end and cut off each moved piece: the host never holds a third copy of the guest's
+        # memory.
         for start, length in reversed(list(_pieces(_extents(bitmap)))):
             try:
                 file.copy_in(self._descriptor, places.pages + start, start, length)
@@ -175,17 +177,19 @@ class LiveCopy:
 
 
 def _progress(told: dict[str, Any]) -> tuple[int, int]:
-    """Which round it is, and how many bytes are left of it."""
+    """Return the number of the round, and the bytes left in it."""
     ram = told.get("ram")
     counts = ram if isinstance(ram, dict) else {}
     rounds, left = counts.get("dirty-sync-count"), counts.get("remaining")
-    # Before it has begun it says nothing.
+    # QEMU reports no numbers before the start.
     return (rounds, left) if isinstance(rounds, int) and isinstance(left, int) and rounds else (0, 1 << 63)
 
 
 @dataclass(frozen=True)
 class Places:
-    """Of the guest's RAM in the file: its first page, and a bit for each page that holds something."""
+    """The guest's RAM in the file: offset of the first page, and a bitmap with one bit for each page with
+    content.
+    """
 
     pages: int
     bitmap: int
@@ -193,7 +197,7 @@ class Places:
 
     @classmethod
     def read(cls, descriptor: int, size_bytes: int) -> Places | None:
-        """None: QEMU has not written them, or is not to be believed."""
+        """Return the places, or None if missing or implausible."""
         head = os.pread(descriptor, _HEAD_BYTES, 0)
         name = RAM_ID.encode()
         mark = bytes((len(name),)) + name + struct.pack(">Q", size_bytes)
@@ -211,14 +215,14 @@ class Places:
 
 @contextlib.asynccontextmanager
 async def live_copy(qmp: Qmp, size_bytes: int, held: list[Extent]) -> AsyncIterator[LiveCopy]:
-    """QEMU has begun to copy; at the end of the block it has ended, one way or the other.
+    """Start QEMU's copy. At the end of the block the copy has ended, in success or failure.
 
     Args:
-        held: what holds something. The pages of its copy are made here: those that QEMU makes count as the
-            machine's, which may not have that much.
+        held: the memory that has content. Its copy is allocated here: memory that QEMU allocates would count
+            as the machine's, whose limit may be too small.
 
     Raises:
-        CannotFollow: it refuses to begin.
+        CannotFollow: QEMU refuses.
     """
     copy = os.memfd_create("bough-copy", os.MFD_CLOEXEC)
     try:
@@ -244,7 +248,7 @@ async def _begin(qmp: Qmp, copy: int) -> None:
     finally:
         os.close(descriptor)
     await _set_capabilities(qmp, True)
-    # It is not to come to an end by itself as long as anything is left: when, is ours to say.
+    # Downtime 0: QEMU must not complete by itself while any page is left. bough decides when.
     await qmp.execute("migrate-set-parameters", **_bandwidth(_SLOW_BYTES_PER_S), **_downtime(0))
     await qmp.execute("migrate", uri=f"file:/dev/fdset/{_FD_SET}")
 
@@ -266,7 +270,7 @@ def _make_pages(copy: int, places: Places, held: list[Extent]) -> None:
 
 
 def _bandwidth(bytes_per_s: int) -> dict[str, Any]:
-    """0: as much as there is."""
+    """Return the parameter; 0 means no limit."""
     return {"max-bandwidth": bytes_per_s}
 
 
@@ -275,9 +279,9 @@ def _downtime(milliseconds: int) -> dict[str, Any]:
 
 
 async def end_live_copy(qmp: Qmp) -> None:
-    """Also of one that a service began which has died since: nothing is copied any more.
+    """End a live copy, even a copy of an earlier service.
 
-    The vCPUs are as they were, or, where it had come to its end, stand still until `cont`.
+    The vCPUs keep their state. If the copy was complete, they stay paused until `cont`.
     """
     if qmp.version < OLDEST:
         return
@@ -296,7 +300,7 @@ async def end_live_copy(qmp: Qmp) -> None:
 
 
 async def _until_settled(qmp: Qmp) -> None:
-    """QEMU says that it has ended a moment before it puts the vCPUs into the state that they then have."""
+    """Wait for the final state of the vCPUs: QEMU reports the end a moment earlier."""
     deadline = time.monotonic() + _UNTIL_CANCELLED_S
     while (await qmp.query("query-status")).get("status") == "finish-migrate":
         if time.monotonic() > deadline:
@@ -310,7 +314,7 @@ async def _set_capabilities(qmp: Qmp, on: bool) -> None:
 
 
 def _extents(bitmap: bytes) -> Iterator[Extent]:
-    """Of the pages that hold something."""
+    """Yield the extents of the pages with content."""
     bits = b"".join(map(_BITS.__getitem__, bitmap))
     for run in re.finditer(b"1+", bits):
         yield run.start() * PAGE_BYTES, (run.end() - run.start()) * PAGE_BYTES

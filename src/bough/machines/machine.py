@@ -1,9 +1,9 @@
-"""One machine as the service holds it: the owner of its QEMU, its sockets and its tasks.
+"""One machine in the service: QEMU, sockets and tasks.
 
-Two kinds of calls. A *transition* (start, delete, ...) is exclusive: a second one that comes while
-it runs is refused with what is going on; a *claim* makes one of several. Everything else waits on the
-events that the two watchers, of the process and of QMP, set. The record on disk is written before a
-transition is acknowledged; what QEMU has done by itself is so, though the disk be full (`_note`).
+An *operation* (start, delete, ...) is exclusive: a second operation fails at once with `Conflict`, and the
+error names the running operation. A *claim* combines several operations into one. All other calls wait for
+events, set by two tasks: a watcher of the process and a watcher of QMP. The record is written to disk before
+an operation is acknowledged. Only changes by QEMU itself take effect even if the disk is full (`_note`).
 """
 
 from __future__ import annotations
@@ -92,21 +92,22 @@ from bough.tasks import Tasks
 
 log = logging.getLogger("bough.machines")
 
-#: Why QEMU says it shut down when somebody wanted it to (qapi/run-state.json, ShutdownCause).
+#: QEMU's reasons for an expected shutdown (qapi/run-state.json, ShutdownCause).
 _WANTED_SHUTDOWNS = frozenset({"guest-shutdown", "host-qmp-quit", "host-qmp-system-reset", "host-ui"})
 _TAIL_BYTES = 4096
-#: Signals that a process gets for what it does itself.
+#: Signals caused by a fault of the process itself.
 _OWN_FAULTS = frozenset({"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGSYS", "SIGTRAP"})
-#: How long a command waits for the agent of a machine that an earlier service started.
+#: How long a command waits for the agent of an adopted machine.
 _TAKEN_UP_S = 3.0
-#: How long a stop waits for the agent of a guest that it woke; then the power button is left.
+#: How long a stop waits for the agent of a woken guest, before the stop presses the power button.
 _WOKEN_S = 10.0
 _SETTLED_POLL_S = 0.2
-#: QEMU's own time to end, and the end of that wait on a busy host.
+#: QEMU's own time to end, and the bound of that wait on a busy host.
 _QUIT_S = 5.0
 _QUIT_MOST_S = 60.0
-#: An older QEMU translates a program, and the C library, anew for each address that they are loaded at, so
-#: for each process: twice the time and, for 50 of `true`, 75 MiB of memory (docs/decisions/0010).
+#: The first QEMU that translates a program once for all processes. An older QEMU translates a program and the
+#: C library again for each load address, and so for each process. That doubles the time and costs 75 MiB of
+#: memory for 50 runs of `true` (docs/decisions/0010).
 _TRANSLATES_ONCE = (8, 0)
 
 T = TypeVar("T")
@@ -146,11 +147,11 @@ class Machine:
         self.reach = Reach(self, self._join)
         self._stop_asked = False
         self._shutdown_reason: str | None = None
-        #: Why we killed it ourselves, where nobody asked for that.
+        #: Why bough ended QEMU without a request.
         self._given_up: str | None = None
         self._taken_up = False
         self._standing: Standing | None = None
-        #: Its process goes on from it.
+        #: The process image from which the process continues.
         self._frozen: FrozenProcess | None = None
         self._ended = asyncio.Event()
         self._ended.set()
@@ -182,16 +183,16 @@ class Machine:
 
     @property
     def boot_id(self) -> str | None:
-        """The id of the guest's boot, as its agent told it last. Untrusted."""
+        """Return the id of the guest's boot, from the agent's last hello. Untrusted."""
         return self._guest.boot_id
 
     @property
     def booted(self) -> bool:
-        """Whether the guest has started all that it starts, as far as is known."""
+        """Return whether the guest has started all its services, as far as known."""
         return self._guest.answers and self.boot.has_ended
 
     def stand_back(self, back: bool = True) -> None:
-        """Leave the processors of the host to others that are in a hurry; see standing.py."""
+        """Give this machine low priority for processor time, or normal priority again; see standing.py."""
         if self._standing is not None:
             self._standing.stand_back(back)
 
@@ -200,21 +201,21 @@ class Machine:
 
     @property
     def is_free(self) -> bool:
-        """No transition of it is under way."""
+        """Return whether no operation runs."""
         return self._turns.is_free
 
     # -- transitions --------------------------------------------------------------------------
 
     def transition(self, doing: str, *allowed: State) -> AbstractAsyncContextManager[None]:
-        """Exclusive; see Turns."""
+        """Begin an exclusive operation; see Turns."""
         return self._turns.transition(doing, *allowed)
 
     def claim(self, doing: str) -> AbstractContextManager[None]:
-        """All that the block does is one transition; see Turns."""
+        """Make all operations in the block one operation; see Turns."""
         return self._turns.claim(doing)
 
     def bury(self) -> None:
-        """It is deleted: whoever still holds this object is told so."""
+        """Mark the machine as deleted: later calls on this object fail."""
         self._turns.end()
 
     def wrong_state(self, doing: str, *allowed: State) -> WrongState:
@@ -241,12 +242,13 @@ class Machine:
         saved: SavedState | None = None,
         hold: bool = False,
     ) -> None:
-        """Until its vCPUs run; `wait_ready` waits for the guest. Not interrupted by cancelling.
+        """Start the machine. Return when its vCPUs run; `wait_ready` waits for the guest. Cancelling the
+        caller does not interrupt the start.
 
         Args:
-            by_policy: it failed and is started again; the count of that goes on.
-            saved: go on from there instead of booting.
-            hold: only until its QEMU has taken that up; `go_on` is the rest.
+            by_policy: a restart after a failure; the count of restarts goes on.
+            saved: continue from this state instead of booting.
+            hold: only load the saved state and keep the vCPUs paused; `go_on` does the rest.
         """
         await asyncio.shield(self.own(self._start(report, by_policy, saved, hold), "start"))
 
@@ -254,7 +256,7 @@ class Machine:
         resumes = saved is not None and self.record.suspended is not None
         allowed = (State.SUSPENDED,) if resumes else (State.STOPPED, State.FAILED)
         async with self.transition("starting", *allowed):
-            if saved is None:  # a fork lives without what is gone, and says so
+            if saved is None:  # a fork lives without missing directories, and reports them
                 check_sources(self.record.spec.mounts, self.name)
             report(Progress("starting QEMU"))
             before = self.record.model_copy()
@@ -262,7 +264,7 @@ class Machine:
                 restarts = self.record.restarts.model_copy(update={"next": None})
             else:
                 self._restarter.cancel()
-                # What it failed of is still told when it runs again.
+                # Keep the cause of the last failure: users see it while the machine runs again.
                 failed = self.record.failure
                 restarts = Restarts(cause=failed.cause if failed else None)
             again = {} if saved is not None else tried_again(self.record)
@@ -279,7 +281,7 @@ class Machine:
                 self._fail_to_start(error)
                 raise
             except BaseException:
-                # Nothing of QEMU is left: the machine is as it was, and the caller is told why.
+                # No QEMU is left. The machine returns to its state before, and the caller gets the error.
                 await ports.close()
                 self._note(state=before.state, failure=before.failure, started=before.started)
                 raise
@@ -301,13 +303,14 @@ class Machine:
                 accelerator_note=plan.accelerator_note,
                 jail=jail,
             )
-        if not hold and (saved is None or saved.rehearsal is None):  # whose layers are its forks'
+        # A pre-warm must keep the snapshot's chains.
+        if not hold and (saved is None or saved.rehearsal is None):
             self.chains.look()
 
     async def _start_process(
         self, plan: Plan, saved: SavedState | None, hold: bool, report: Report
     ) -> QemuProcess:
-        """Raises as `start_process`."""
+        """Start QEMU. Raises as `start_process`."""
         if saved is not None:
             return await self._start_saved(plan, saved, hold)
         self.boot_sight.new_boot()
@@ -316,7 +319,7 @@ class Machine:
         return await start_process(plan, self.paths)
 
     async def _start_saved(self, plan: Plan, saved: SavedState, hold: bool) -> QemuProcess:
-        """Raises as `start_process`."""
+        """Start QEMU from a saved state. Raises as `start_process`."""
         rehearsal = saved.rehearsal
         plan = replace(plan, from_template=True, rehearsal=rehearsal is not None)
         back = hold or (rehearsal is not None and not rehearsal.hurry.is_set)
@@ -330,7 +333,7 @@ class Machine:
         return await start_process(plan, self.paths, memory=memory, back=back)
 
     def _distrust_frozen(self, why: str) -> None:
-        """Something went wrong with a process that went on from it: others start instead."""
+        """Stop the use of the process image after an error. Later forks start a new QEMU instead."""
         if self._frozen is not None and self._frozen.is_of_use:
             self._frozen.is_of_use = False
             log.warning("no other process goes on from the frozen one of machine %s: %s", self.id, why)
@@ -339,11 +342,11 @@ class Machine:
     async def freeze(
         self, rehearsal: Rehearsal, overlays: list[MachineDisk], memory: Template
     ) -> FrozenProcess:
-        """Put it back to where it went on from, and keep its process as data; see rehearsal.py. Whatever
-        happens, it is good for nothing but to be deleted.
+        """Rewind the machine to its snapshot and capture the process as a process image; see rehearsal.py.
+        Delete the machine afterwards, even after an error.
 
         Args:
-            overlays: empty ones, among its disks already.
+            overlays: empty overlays, already among the machine's disks.
 
         Raises BoughError, OSError.
         """
@@ -375,7 +378,7 @@ class Machine:
             return await freeze_process(process.pid, marks_of(plan), likeness, process.given, places)
 
     async def go_on(self, saved: SavedState, *, name: str, ephemeral: bool) -> None:
-        """The rest of a start that was held, as somebody's machine. Not interrupted by cancelling."""
+        """Complete a held start for a user. Cancelling the caller does not interrupt the start."""
         await asyncio.shield(self.own(self._go_on(saved, name, ephemeral), "start"))
 
     async def _go_on(self, saved: SavedState, name: str, ephemeral: bool) -> None:
@@ -412,7 +415,7 @@ class Machine:
         return self.ended_error(f"{when}: {error}")
 
     async def _take_up(self, saved: SavedState) -> None:
-        """Its vCPUs stand still at the saved moment afterwards. Raises BoughError, OSError."""
+        """Load the saved state. The vCPUs stay paused at the saved moment. Raises BoughError, OSError."""
         assert self._qmp is not None
         assert self._process is not None
         if not self._process.thawed:
@@ -421,13 +424,14 @@ class Machine:
             await saved.rehearsal.begin(self.pid)
 
     async def _leave(self, saved: SavedState) -> None:
-        """Its guest goes on from there. Raises BoughError, OSError."""
+        """Let the guest continue from the saved state. Raises BoughError, OSError."""
         assert self._qmp is not None
         if self.record.suspended is not None:
-            # Before the guest can write to its disks: they and what was kept part here.
+            # Before the guest can write to its disks: from here on, disks and saved memory do not match any
+            # more.
             identity = "clock" if self.record.identity == "known" else self.record.identity
             self._change(suspended=None, identity=identity, event=False)
-        self._guest.greet(awake=True)  # now: it is the first that the guest finds
+        self._guest.greet(awake=True)  # before `cont`, so that the guest finds the hello first
         await self._qmp.execute("cont")
 
     def _fail_to_start(self, error: MachineFailed) -> None:
@@ -447,19 +451,19 @@ class Machine:
         self._note(state=State.FAILED, failure=failure)
 
     async def adopt(self) -> None:
-        """Find out, at the start of the service, what became of the machine meanwhile."""
+        """Adopt the machine at the start of the service: find its QEMU, or record QEMU's end."""
         try:
             process = await find_process(self.paths)
         except (BoughError, OSError) as error:
             self._give_up(f"its QEMU cannot be found again: {error}")
             return
         if process is not None and self.record.suspended is not None:
-            # The service died when its memory was on disk and QEMU not gone yet, or not gone on yet.
+            # The service died while the machine was suspended or resumed. The memory on disk is complete.
             process.kill()
             await process.wait()
             process = None
         if process is not None:
-            process.stand_back(False)  # the service died in the middle of many forks
+            process.stand_back(False)  # the service may have died in the middle of many forks
         if process is None:
             if self.record.disks_before is not None:
                 self._change(disks_before=None, event=False)
@@ -480,7 +484,7 @@ class Machine:
     async def _join(self) -> None:
         """Take control of a QEMU that an earlier service started.
 
-        Raises BoughError, OSError: it cannot be talked to. It runs on, and this can be tried again.
+        Raises BoughError, OSError: QEMU does not answer. QEMU runs on, and the caller may try again.
         """
         if self._process is None:
             raise QmpLost("its QEMU has ended")
@@ -495,7 +499,7 @@ class Machine:
         self._stop_asked = self.state is State.STOPPING
         self._note(state=State.RUNNING if runs else State.PAUSED)
         self.chains.take_up()
-        if self._stop_asked:  # the service died while it stopped this one: finish it
+        if self._stop_asked:  # the service died during this stop: complete the stop
             self.own(self.stop(), "stop")
         assert self._ports is not None
         for forward in self.record.ports:
@@ -503,7 +507,10 @@ class Machine:
                 await self._ports.listen(forward)
 
     async def _rejoin(self) -> bool | None:
-        """Whether its vCPUs run; None: it was of no use, and is ended. Raises BoughError, OSError."""
+        """Connect to an adopted QEMU. Return whether the vCPUs run, or None after the end of a useless QEMU.
+
+        Raises BoughError, OSError.
+        """
         self._ports = PortServer(self.name, self._dial)
         await self._attach(self.record.accelerator, adopted=True)
         self._taken_up = True
@@ -511,23 +518,24 @@ class Machine:
         await end_live_copy(self._qmp)
         status = (await self._qmp.query("query-status")).get("status")
         await self._finish_snapshot(self._qmp)
-        # It waits for it, or has it from a frozen one, and nobody would come any more to let it go on.
+        # QEMU waits for a saved state, or continued from a process image. No caller is left to complete the
+        # start.
         begins = self.record.spare or self.state is State.STARTING
         if status == "inmigrate" or (begins and status in ("prelaunch", "restore-vm")):
             await self._end_useless("the service ended before its saved state was taken up")
             return None
-        # "prelaunch": its guest reset itself in the moment that it was stopped.
+        # "prelaunch": the guest reset itself at the moment of the pause.
         stands_still = ("paused", "postmigrate", "prelaunch")
         if status in stands_still and self.record.identity == "known":
-            self._change(identity="clock", event=False)  # nobody knows for how long
+            self._change(identity="clock", event=False)  # the pause had an unknown length
         if status in stands_still and self.state is not State.PAUSED:
-            # The service died while it had it stand still, for a snapshot or on the way to a suspend.
+            # The service died during a pause for a snapshot or a suspend.
             await self._qmp.execute("cont")
             return True
         return status not in stands_still
 
     async def _end_useless(self, why: str) -> None:
-        """Its guest has not run, and cannot."""
+        """End a QEMU whose guest has not run, and cannot run."""
         assert self._process is not None
         self._given_up = f"it was ended: {why}"
         self._process.kill()
@@ -535,7 +543,7 @@ class Machine:
         self.tell("lost", why)
 
     async def _finish_snapshot(self, qmp: Qmp) -> None:
-        """The service died while it took a snapshot: which disks does QEMU write?"""
+        """Complete the record of a snapshot after a death of the service: ask QEMU for the disks in use."""
         before = self.record.disks_before
         if before is None:
             return
@@ -550,12 +558,14 @@ class Machine:
         flush: bool = True,
         report: Report = ignore_progress,
     ) -> str:
-        """Ask the guest to power off; after `deadline_s` pull the plug. Returns which it was:
-        "guest" or "power". Goes on when the caller is cancelled.
+        """Ask the guest to power off; power off the machine after `deadline_s`. Cancelling the caller does
+        not interrupt the stop.
 
         Args:
-            deadline_s: None: when the guest makes no progress any more, 180 s at most.
-            flush: what QEMU holds reaches the disks; no, where they are to be deleted.
+            deadline_s: in seconds; None: until the guest makes no progress any more, 180 s at most.
+            flush: have QEMU write its cached data to the disks; False for disks that will be deleted.
+
+        Returns "guest" if the guest powered itself off, otherwise "power".
         """
         return await asyncio.shield(self.own(self._stop(deadline_s, force, flush, report), "stop"))
 
@@ -610,7 +620,9 @@ class Machine:
             await asyncio.to_thread(shutil.rmtree, self.paths.suspended.root, True)
 
     async def leave_suspended(self, suspended: Suspended) -> None:
-        """Its memory is on disk, its vCPUs stand still: say so, and end its QEMU. Within a transition."""
+        """Record the suspend, and end QEMU. The memory is on disk, the vCPUs are paused, and the caller holds
+        an operation.
+        """
         if self.state not in (State.RUNNING, State.PAUSED):
             raise self.ended_error("while it was being suspended")
         self._change(state=State.SUSPENDED, suspended=suspended)
@@ -629,13 +641,13 @@ class Machine:
                 await self._guest.channel.call("power_off", {}, timeout_s=10, exact=True)
                 return
             except BoughError:
-                pass  # an agent that cannot: the power button is left
+                pass  # the agent cannot: press the power button
         with contextlib.suppress(BoughError, OSError):
             if self._qmp is not None:
                 await self._qmp.execute("system_powerdown")
 
     async def _quit(self) -> None:
-        """QEMU's own end first: it flushes what the guest was told is written; then SIGKILL."""
+        """Ask QEMU to end, which writes cached data to the disks; then send SIGKILL."""
         if self._qmp is not None:
             with contextlib.suppress(BoughError, OSError, TimeoutError):
                 async with asyncio.timeout(2):
@@ -647,10 +659,10 @@ class Machine:
             self._process.kill()
 
     async def give_up(self, why: str) -> None:
-        """End a QEMU whose guest is of no use. The machine is `failed`, with that cause.
+        """End a QEMU with a useless guest. The machine becomes `failed`, with that cause.
 
         Raises:
-            Conflict, WrongState: another operation runs, or the machine does not.
+            Conflict, WrongState: another operation runs, or the machine does not run.
         """
         async with self.transition("being ended", State.RUNNING):
             self._given_up = why
@@ -673,11 +685,14 @@ class Machine:
 
     @property
     def settling(self) -> bool:
-        """A new identity is not wholly on its disk yet, and will be."""
+        """Return whether the guest is still writing a new identity to its disk."""
         return self._guest.settling
 
     async def wait_settled(self, *, timeout_s: float = 120) -> None:
-        """Until all of a new identity is on its disk. Raises DeadlineExceeded, MachineFailed."""
+        """Wait until the guest has written all of its new identity to disk.
+
+        Raises DeadlineExceeded, MachineFailed.
+        """
         watch = self.watch(timeout_s)
         while self.record.identity != "known":
             if await self._first_of(_SETTLED_POLL_S, self._ended):
@@ -693,18 +708,18 @@ class Machine:
         self._events.emit("renamed", machine=self.id, name=name, detail=f"from {old}")
 
     def renamed(self) -> None:
-        """Its guest has been told a name that is not on its disk yet."""
+        """Follow a new name: the guest has the name, but not yet on its disk."""
         self._tell_name()
         self._guest.settle_soon()
 
     def _tell_name(self) -> None:
-        """To what names it in errors."""
+        """Pass the name on to the parts that name the machine in errors."""
         for part in (self._ports, self._guest.channel):
             if part is not None:
                 part.machine = self.name
 
     def keep_restarts(self, restarts: Restarts, *, detail: str | None = None) -> None:
-        """Write down what the policy has done, and tell it."""
+        """Record the state of the restart policy; `detail` is the text of an event."""
         self._change(restarts=restarts, event=False)
         if detail is not None:
             self.tell("restarting", detail)
@@ -713,7 +728,9 @@ class Machine:
         self._restarter.cancel()
 
     async def let_go(self) -> None:
-        """The service ends, the machine goes on: close what is ours and leave QEMU alone."""
+        """Release the machine at the end of the service: close the service's connections and leave QEMU
+        running.
+        """
         await self._tasks.end()
         await self._disconnect()
 
@@ -722,20 +739,22 @@ class Machine:
     def watch(
         self, quiet_s: float = BOOT_QUIET_S, *, bound_s: float | None = None, most_s: float | None = None
     ) -> ProgressWatch:
-        """How long to wait for its guest, from now; see guest_watch.py."""
+        """Return a watch that begins now, and limits a wait for the guest; see guest_watch.py."""
         signs = guest_signs(self._console, self._guest)
         return watch_guest(self.pid, signs, quiet_s=quiet_s, bound_s=bound_s, most_s=most_s)
 
     async def wait_ready(self, *, timeout_s: float | None = None, report: Report = ignore_progress) -> None:
-        """Until the agent answered and the first boot's set-up is done.
+        """Wait until the agent has answered and the first boot's setup is done.
 
         Args:
-            timeout_s: a bound that a user gave; None: for as long as the guest gets on.
+            timeout_s: a user's bound; None: as long as the guest makes progress.
 
         Raises:
-            MachineFailed: it ended meanwhile; carries the end of the console and of QEMU's stderr.
-            AgentTimeout: no answer in time; the machine is left as it is.
-            GuestRefused: a command of the first boot failed; the machine is left running.
+            MachineFailed: the machine ended meanwhile; carries the end of the console and of QEMU's stderr.
+            AgentTimeout: no answer in time; the machine stays as it is.
+            GuestRefused: a step of the first boot, the identity or a mount failed; the machine runs on.
+            AgentUnavailable: the guest sleeps or has halted.
+            BootFailed: a guest without bough's agent cannot boot without help; the machine is left running.
         """
         if not self.record.image_agent:
             await self.boot_sight.wait(timeout_s, report)
@@ -755,7 +774,7 @@ class Machine:
             raise trouble_error(self)
 
     async def _is_ready(self, watch: ProgressWatch) -> bool:
-        """Whether it is ready, has ended, or never will be, before the watch runs out."""
+        """Return whether the guest is ready, has ended, or can never be ready, before the watch runs out."""
         events = (self._guest.ready, self._ended, self.condition.mute)
         if await watch.until(*events):
             return True
@@ -797,7 +816,7 @@ class Machine:
         )
 
     async def _first_of(self, timeout_s: float | None, *events: asyncio.Event) -> bool:
-        """True when one of the events is set within the time."""
+        """Return whether one of the events is set within the time."""
         waits = [asyncio.create_task(event.wait()) for event in events]
         try:
             done, _ = await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
@@ -812,11 +831,12 @@ class Machine:
     # -- the guest ----------------------------------------------------------------------------
 
     async def agent(self) -> AgentChannel | QgaChannel:
-        """The channel to an agent that answers.
+        """Return the channel to an agent that answers.
 
         Raises:
             WrongState: the machine does not run.
-            AgentUnavailable: it runs and has no agent, or one that is silent.
+            AgentUnavailable: the machine has no agent, or its agent is silent.
+            QmpLost: the machine runs but cannot be reached.
         """
         if self.state is not State.RUNNING and self.state is not State.STOPPING:
             raise self.wrong_state("talking to its agent", State.RUNNING)
@@ -830,7 +850,7 @@ class Machine:
                 machine=self.name,
             )
         if not self._guest.answers and self._taken_up:
-            # A service that has just started has not said hello to a guest that has long been ready.
+            # A new service has not said hello yet to a guest that may have been ready for long.
             await self.watch(_TAKEN_UP_S).until(self._guest.ready, self._ended)
         if self._guest.channel is None or not self._guest.answers:
             raise AgentUnavailable(
@@ -848,7 +868,7 @@ class Machine:
         return await (await self.agent()).dial(guest_port)
 
     async def follow_ports(self, channel: AgentChannel) -> None:
-        """Forwarded ports are open while something listens in the guest."""
+        """Open each forwarded port while a program in the guest listens on it."""
         if self._ports is not None:
             await self._ports.follow(channel)
 
@@ -859,10 +879,11 @@ class Machine:
         return self._console
 
     def screen(self) -> Qmp:
-        """What asks QEMU for pictures and presses keys.
+        """Return the connection that takes pictures of the screen and presses keys.
 
         Raises:
-            WrongState: it does not run, or has no screen.
+            WrongState: the machine does not run, or has no screen.
+            QmpLost: the machine runs but cannot be reached.
         """
         self.reach.check()
         if self._qmp is None:
@@ -903,7 +924,7 @@ class Machine:
     # -- the life of its QEMU -----------------------------------------------------------------
 
     def _hold(self, process: QemuProcess, accelerator: str | None) -> None:
-        """It runs: from now on its end is seen."""
+        """Watch a running QEMU, until its end."""
         self._process = process
         self._standing = Standing(process, lambda: self._guest.is_talked_to)
         self._stop_asked = self._taken_up = False
@@ -915,8 +936,10 @@ class Machine:
             self.own(stuck.watch(self), "look after its vCPUs")
 
     async def _attach(self, accelerator: str | None, *, greet: bool = True, adopted: bool = False) -> None:
-        """Connect to all of its sockets. Raises BoughError, OSError; `_disconnect` undoes what was done."""
-        # The service answers nobody before it has adopted all machines; one that hangs is tried again.
+        """Connect to all of QEMU's sockets. Raises BoughError, OSError; then `_disconnect` closes open
+        connections.
+        """
+        # The service answers no request before it has adopted all machines; a QEMU that hangs is tried again.
         bound = {"timeout_s": ADOPT_TIMEOUT_S} if adopted else {}
         self._qmp = await Qmp.connect(self.paths.qmp_socket, **bound)
         self.own(self._watch_qmp(self._qmp), "watch QMP")
@@ -937,7 +960,7 @@ class Machine:
             self._guest.greet()
 
     def set_mounts(self, mounts: tuple[MountSpec, ...]) -> None:
-        """What the spec says; for bough.machines.mounts."""
+        """Change the mounts of the spec; for bough.machines.mounts."""
         self._change(spec=self.record.spec.model_copy(update={"mounts": mounts}), event=False)
 
     async def _watch_qmp(self, qmp: Qmp) -> None:
@@ -962,8 +985,7 @@ class Machine:
 
     async def _watch_process(self, process: QemuProcess) -> None:
         cause = await process.wait()
-        # Everything that QEMU still said is read before the state changes, so that a failure is
-        # told with it.
+        # Read all of QEMU's last output before the state changes, so that a failure includes the output.
         await self._disconnect(ended=True)
         if cause.signal in _OWN_FAULTS:
             self._distrust_frozen(cause.text)
@@ -987,10 +1009,10 @@ class Machine:
         self._door = self._console = self._qmp = None
 
     def _settle(self, cause: ExitCause | None, *, seen: bool) -> None:
-        """QEMU is gone: `stopped` when somebody wanted that, `failed` with the cause when not.
+        """Record QEMU's end: `stopped` if the end was expected, otherwise `failed` with the cause.
 
         Args:
-            seen: we were there. When not, it may have ended because the host did.
+            seen: this service saw the end. If not, QEMU may have ended because the host went down.
         """
         wanted = self._shutdown_reason in _WANTED_SHUTDOWNS
         asked = self._stop_asked or self.state is State.STOPPING
@@ -1028,29 +1050,31 @@ class Machine:
     # -- bookkeeping --------------------------------------------------------------------------
 
     def change(self, *, event: bool = False, **fields: Any) -> None:
-        """Change the record; for those who hold a transition."""
+        """Change the record; for callers that hold an operation."""
         self._change(event=event, **fields)
 
     def tell(self, kind: str, detail: str = "") -> None:
-        """An event about it; of one that only stands by nobody is told."""
+        """Emit an event about the machine; standby machines emit no events."""
         if self.record.spare:
             return
         self._events.emit(kind, machine=self.id, name=self.name, detail=detail)
 
     def own(self, work: Coroutine[Any, Any, T], what: str) -> asyncio.Task[T]:
-        """A task that ends when the service lets go of the machine, and not when a caller goes away."""
+        """Begin a task that ends when the service releases the machine, not when a caller disconnects."""
         return self._tasks.begin(work, f"{self.name}: {what}")
 
     def channel(self) -> AgentChannel | None:
-        """To an agent of ours that answers, if there is one."""
+        """Return the channel to bough's agent if the agent answers, or None."""
         return self._guest.agent
 
     def answering(self) -> AgentChannel | QgaChannel | None:
-        """Return the channel to an agent that answers, bough's or qemu-guest-agent."""
+        """Return the channel to an answering agent, bough's or qemu-guest-agent, or None."""
         return self._guest.channel if self._guest.answers else None
 
     def qmp(self) -> Qmp:
-        """Raises WrongState when it does not run."""
+        """Return the connection to QMP. Raises WrongState: the machine does not run. QmpLost: no
+        connection.
+        """
         return self._running_qmp()
 
     def _running_qmp(self) -> Qmp:
@@ -1060,14 +1084,15 @@ class Machine:
         return self._qmp
 
     def _change(self, *, event: bool = True, **fields: Any) -> None:
-        """Change the record in memory and on disk; the disk first, so that nothing is told too early."""
+        """Change the record on disk, then in memory, so that no event comes too early."""
         changed = self.record.model_copy(update=fields)
         changed.write(self.paths)
         self._take(changed, event=event, **fields)
 
     def _note(self, **fields: Any) -> None:
-        """What has happened to QEMU is so, even if there is no space to write it down: the next change
-        writes it, or the next service finds it out again."""
+        """Record what happened to QEMU, even if the disk is full. The next change writes the record, or the
+        next service finds the state out again.
+        """
         changed = self.record.model_copy(update=fields)
         try:
             changed.write(self.paths)

@@ -1,4 +1,4 @@
-"""What stands in a machine beside its disks: a CD, a floppy, a screen. Decided once, when it is created."""
+"""Parts of a machine beside its disks: CD, floppy, screen. Chosen once, when the machine is created."""
 
 from __future__ import annotations
 
@@ -28,15 +28,18 @@ _BOOT_ORDER = {
 
 
 class Media(BaseModel):
-    """Attributes:
-    root: what the first disk is: an overlay on the image, empty, or not there, where the image is a CD
-        or a floppy and no disk was asked for.
-    cdrom, floppy: digests of images.
-    seed: it tells cloud-init who the machine is.
-    instance: what cloud-init knows the machine by. A fork keeps its parent's: cloud-init has configured it
-        once, and does not do so again.
-    lived: its image is the disk of another machine, whose identity is on it.
-    disks: digests of images that the first further disks are overlays on.
+    """The media of one machine.
+
+    Attributes:
+        root: content of the first disk: an overlay on the image, or empty. "none": no first disk, because the
+            image is a CD or a floppy and no disk was requested.
+        cdrom, floppy: digests of images.
+        display: the machine has a screen.
+        seed: the machine has a seed disk, from which cloud-init reads its settings.
+        instance: the machine's id for cloud-init. A fork keeps its parent's id, so that cloud-init does not
+            configure the guest again.
+        lived: the image is the disk of another machine, and contains that machine's identity.
+        disks: digests of images below the first further disks.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -55,11 +58,14 @@ class Media(BaseModel):
 
 
 def resolve_media(spec: MachineSpec, image: ImageManifest, find: Callable[[str], ImageManifest]) -> Media:
-    """Args:
-        find: an image by its name.
+    """Choose the media of a new machine.
+
+    Args:
+        find: returns an image by its name.
 
     Raises:
-        InvalidSpec: an image that is no CD is to be in the drive; NotFound.
+        InvalidSpec: an image does not fit the drive, or cannot read user data.
+        NotFound: no such image.
     """
     inserted: dict[str, str] = {} if image.media == "disk" else {image.media: image.digest}
     for kind in ("cdrom", "floppy"):
@@ -99,7 +105,7 @@ def resolve_media(spec: MachineSpec, image: ImageManifest, find: Callable[[str],
 def with_image_disks(
     spec: MachineSpec, image: ImageManifest, find: Callable[[str], ImageManifest]
 ) -> MachineSpec:
-    """The spec of a machine that has the further disks of its image before those that it asks for."""
+    """Return the spec with the further disks of the image before the spec's own disks."""
     if not image.disks:
         return spec
     own = [DiskSpec(size=find(digest).size_bytes, serial=None) for digest in image.disks]
@@ -107,7 +113,7 @@ def with_image_disks(
 
 
 def create_seed(directory: Path, record: MachineRecord) -> None:
-    """The NoCloud seed of a machine whose image runs cloud-init. Blocking."""
+    """Write the NoCloud seed of a machine whose image runs cloud-init. Blocks."""
     from bough.images.seed import (
         NO_USER_DATA,
         render_agent_hook,
@@ -127,10 +133,10 @@ def create_seed(directory: Path, record: MachineRecord) -> None:
 
 
 def renew_seed(directory: Path, record: MachineRecord) -> None:
-    """Put the name and the network card of a fork into the copy of its parent's seed. Blocking.
+    """Put the name and MAC address of a fork into its copy of the parent's seed. Blocks.
 
-    The fork's memory knows the device with its size: a seed that would have another size stays as it is. So
-    does the seed of a machine of an earlier bough, whose instance is not known.
+    The fork's memory contains the size of the seed's device. If the new seed has another size, the old seed
+    stays. The seed of a machine of an earlier bough stays, too: its instance is unknown.
     """
     seed = directory / SEED
     if record.media.instance is None or not seed.is_file():
@@ -152,7 +158,7 @@ def plan_seed(media: Media, disks: Path) -> tuple[DiskPlan, ...]:
 
 
 def boot_index(spec: MachineSpec, kind: str) -> int:
-    """Of the first disk, the CD, the floppy: where QEMU's bootindex begins; further disks come between."""
+    """Return QEMU's bootindex of the first disk, the CD or the floppy. Further disks come between."""
     return 1 + 100 * _BOOT_ORDER[spec.boot].index(kind)
 
 

@@ -1,6 +1,6 @@
-"""Where in its process QEMU holds the memory of its guest: it says so itself.
+"""Find the guest's memory in the QEMU process, by QEMU's own answer.
 
-A QEMU that lies shows us, and has us write to, another part of its own memory, no more.
+A hostile QEMU can only make bough read and write other parts of that QEMU's own memory.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from bough.qemu.ram import GuestRam
 from bough.units import MIB
 
 MOST_VIDEO_BYTES = 64 * MIB
-#: The adapter's id; see qemu/arch.py.
+#: Id of the display adapter; see qemu/arch.py.
 _VIDEO = "video"
-#: Where that part of a PC's memory is that its devices leave no room for below.
+#: Address of the part of a PC's memory that does not fit below the devices.
 HIGH_START = 1 << 32
 
 
 async def find_ram(qmp: Qmp, pid: int | None, size_bytes: int, ram_start: int) -> GuestRam:
-    """Raises MachineFailed: it does not say."""
+    """Return the guest's RAM. Raises MachineFailed: QEMU's answer is malformed."""
     told, address = await _address_of(qmp, ram_start)
     if pid is None or address is None:
         raise MachineFailed(f"QEMU does not say where its guest's memory is: {told[:200]!r}")
@@ -29,7 +29,7 @@ async def find_ram(qmp: Qmp, pid: int | None, size_bytes: int, ram_start: int) -
 
 
 async def find_low_bytes(qmp: Qmp, ram: GuestRam) -> int:
-    """How much of a PC's memory lies below HIGH_START; the rest begins there."""
+    """Return how many bytes of a PC's memory are below HIGH_START; the rest begins at HIGH_START."""
     try:
         _, address = await _address_of(qmp, HIGH_START)
     except QmpRefused:
@@ -40,9 +40,9 @@ async def find_low_bytes(qmp: Qmp, ram: GuestRam) -> int:
 
 
 async def find_video(qmp: Qmp, pid: int | None) -> GuestRam | None:
-    """The memory of a PC's display adapter, in which its guest draws: lines, pictures, letters.
+    """Return the memory of a PC's display adapter, which holds the guest's screen.
 
-    None where there is none, or no firmware has given it a place yet: nothing is in it then.
+    None without an adapter, or before firmware has assigned an address: the memory is empty then.
     """
     bar = _find_bar(await qmp.query_list("query-pci"))
     if pid is None or bar is None:
@@ -55,14 +55,16 @@ async def find_video(qmp: Qmp, pid: int | None) -> GuestRam | None:
 
 
 def _find_bar(buses: list[dict[str, Any]]) -> tuple[int, int] | None:
-    """Guest-physical address and size of the adapter's memory, as far as what QEMU tells makes sense."""
+    """Return the guest-physical address and size of the adapter's memory; None if QEMU's answer is
+    implausible.
+    """
     devices = [device for bus in buses for device in _objects(bus.get("devices"))]
     for device in devices:
         for region in _objects(device.get("regions")):
             if device.get("qdev_id") == _VIDEO and region.get("bar") == 0:
                 start, size = region.get("address"), region.get("size")
                 if isinstance(start, int) and isinstance(size, int):
-                    # One that has no place yet is told to be at the end of all addresses.
+                    # Memory without an address is reported at the end of all addresses.
                     return (start, size) if 0 < start < 1 << 52 and 0 < size <= MOST_VIDEO_BYTES else None
     return None
 
@@ -72,7 +74,7 @@ def _objects(listed: Any) -> list[dict[str, Any]]:
 
 
 async def _address_of(qmp: Qmp, guest_address: int) -> tuple[str, int | None]:
-    """What QEMU says, and the address in its process that it names."""
+    """Return QEMU's answer, and the address in QEMU's process."""
     told = (await qmp.monitor(f"gpa2hva {guest_address:#x}"))[:500]
     match = re.search(r" is (?:0x)?([0-9a-f]{4,16})\b", told)
     return told, int(match[1], 16) if match else None

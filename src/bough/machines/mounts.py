@@ -1,4 +1,4 @@
-"""Sharing directories of the host with a machine: what its spec says, and while it runs, what is so."""
+"""Share directories of the host with a machine: in the spec, and in the running guest."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ _SSHFS_HINT = "install it there (Debian, Alpine: sshfs; Fedora: fuse-sshfs), or 
 
 
 async def add_mount(machine: Machine, mount: MountSpec) -> None:
-    """Kept over restarts; there at once where the machine runs. The same once more mends it.
+    """Add a directory to the spec, and mount the directory at once if the machine runs. A repeated call
+    repairs a broken mount.
 
     Raises:
-        Conflict: something else is mounted there. WrongState: it is paused or suspended.
-        GuestRefused: it runs, and could not mount it; nothing is changed.
+        Conflict: another mount at this target, too many mounts, or a machine without bough's agent.
+        WrongState: the machine is paused or suspended.
+        GuestRefused: the guest could not mount the directory; nothing is changed.
     """
     if not machine.record.image_agent:
         raise Conflict(
@@ -32,7 +34,9 @@ async def add_mount(machine: Machine, mount: MountSpec) -> None:
 
 
 def _check_state(machine: Machine) -> None:
-    """What stands still cannot mount, and what it has mounted is what must be served when it goes on."""
+    """Refuse a paused or suspended machine. Such a guest cannot mount, and expects the same mounts when it
+    continues.
+    """
     if machine.state in (State.PAUSED, State.SUSPENDED):
         raise machine.wrong_state("changing what it shares", State.RUNNING, State.STOPPED)
 
@@ -62,9 +66,12 @@ async def _add(machine: Machine, mount: MountSpec) -> None:
 
 
 async def remove_mount(machine: Machine, target: str, *, force: bool = False) -> None:
-    """Raises:
-    NotFound: nothing is mounted there. WrongState: it is paused or suspended.
-    Conflict: somebody in the guest uses it, and `force` is not given; it stays.
+    """Remove a mount.
+
+    Raises:
+        NotFound: no mount at this target.
+        WrongState: the machine is paused or suspended.
+        Conflict: a process in the guest uses the mount, and `force` is not given; the mount stays.
     """
     async with machine.mounts.changing:
         _check_state(machine)
@@ -108,7 +115,7 @@ def default_owner(record: MachineRecord) -> str:
 
 
 def trouble_error(machine: Machine, trouble: dict[str, str] | None = None) -> GuestRefused:
-    """What `wait_ready` raises for a machine that runs without what it shares."""
+    """Return the error for a machine with missing mounts."""
     trouble = trouble or machine.mounts.trouble
     told = "; ".join(f"{target} is not mounted: {why}" for target, why in trouble.items())
     no_sshfs = any("no sshfs" in why for why in trouble.values())
@@ -120,7 +127,7 @@ def trouble_error(machine: Machine, trouble: dict[str, str] | None = None) -> Gu
 
 
 async def mount_again(machine: Machine) -> None:
-    """Try all of them once more. Raises GuestRefused, AgentUnavailable."""
+    """Try all mounts once more. Raises GuestRefused, AgentUnavailable."""
     await machine.agent()
     await _establish(machine, lazy=True)
     if machine.mounts.trouble:

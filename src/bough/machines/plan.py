@@ -1,6 +1,6 @@
-"""From what was asked for to what is started.
+"""Turn a spec into hardware and a plan.
 
-`resolve_hardware` decides once, when a machine is created; `resolve_plan` at each start, with this
+`resolve_hardware` decides once, when a machine is created. `resolve_plan` decides at each start, by the
 host's QEMU, accelerators and jail.
 """
 
@@ -56,7 +56,7 @@ def host_arch() -> str:
 
 
 def check_arch(arch: str) -> None:
-    """Raises HostLacks when this host has no QEMU for such machines, or not the only firmware they have."""
+    """Raise HostLacks if this host has no QEMU for the architecture, or lacks its only firmware."""
     find_qemu(arch)
     row = architecture(arch)
     if not row.is_pc:
@@ -66,12 +66,12 @@ def check_arch(arch: str) -> None:
 async def resolve_hardware(
     spec: MachineSpec, image: ImageManifest, home: Home, *, machine_id: str, taken_uids: Collection[int]
 ) -> Hardware:
-    """The computer that this machine is for its whole life.
+    """Choose the hardware of a machine for its whole life.
 
     Raises:
-        InvalidSpec: a CPU model or machine type that this QEMU does not know, a firmware that the
-            image cannot be booted with, a kernel that is not there.
-        HostLacks: no QEMU, an accelerator that was asked for and does not work, no UEFI firmware.
+        InvalidSpec: unknown CPU model or machine type, missing kernel, or firmware that the image cannot
+            boot with.
+        HostLacks: no QEMU, no UEFI firmware, or a requested accelerator that does not work.
     """
     qemu = find_qemu(image.arch)
     facts = await inspect_qemu(qemu, home)
@@ -82,7 +82,7 @@ async def resolve_hardware(
     machine_type = choose_machine_type(spec.machine_type, facts, image.arch)
     firmware = _choose_firmware(spec, image)
     if firmware == "uefi":
-        find_uefi(image.arch, machine_type)  # told now rather than at the first start
+        find_uefi(image.arch, machine_type)  # report missing firmware now, not at the first start
     _check_host_files(spec)
     if spec.floppy is not None and not architecture(image.arch).is_pc:
         message = f"a machine of {image.arch} has no floppy drive"
@@ -127,10 +127,10 @@ def _problem(place: str, message: str) -> dict[str, str | None]:
 
 
 def install_firmware_variables(hardware: Hardware, disks: Path, loader: EfiLoader | None) -> None:
-    """A UEFI machine's own copy of the variable store, beside its disks.
+    """Copy the UEFI variable store beside the machine's disks.
 
     Args:
-        loader: what it is to boot, for the firmware finds nothing on the disk by itself.
+        loader: the boot loader to enter, if the firmware cannot find a loader on the disk by itself.
     """
     if hardware.firmware != "uefi":
         return
@@ -148,7 +148,7 @@ def _enter_loader(variables: Path, loader: EfiLoader) -> None:
     )
     try:
         variables.write_bytes(add_boot_entry(variables.read_bytes(), file, "disk"))
-    except ValueError as error:  # somebody else's firmware
+    except ValueError as error:  # not EDK2's firmware
         raise HostLacks(
             f"the disk boots by {loader.path}, and this host's UEFI takes no boot entry: {error}",
             hint="install EDK2's firmware (Debian: ovmf)",
@@ -156,12 +156,12 @@ def _enter_loader(variables: Path, loader: EfiLoader) -> None:
 
 
 async def resolve_plan(record: MachineRecord, paths: MachinePaths, home: Home) -> Plan:
-    """What a start would start now."""
+    """Return the plan of a start at this moment."""
     spec, hardware = record.spec, record.hardware
     qemu = find_qemu(hardware.arch)
     jail = await probe_jail(qemu, home)
     check_jail(spec, jail, hardware.uid)
-    # Memory goes on only on the accelerator that it was taken on.
+    # Memory must continue on the accelerator with which it was saved.
     kept = record.suspended.accelerator if record.suspended else None
     accelerators = await probe_accelerators(qemu, jail, home)
     accelerator = choose_accelerator(kept or spec.accelerator, accelerators)
@@ -219,7 +219,9 @@ def _plan_nic(spec: MachineSpec, mac: str | None, *, announces: bool = False) ->
 
 
 def resolve_limits(spec: MachineSpec) -> Limits:
-    """Memory is limited in any case: QEMU takes the guest's, up to 1 GiB for translated code, and some."""
+    """Return the limits. Memory is always limited: QEMU uses the guest's memory, up to 1 GiB for translated
+    code, and some more.
+    """
     limits = spec.limits
     return Limits(
         process_memory_bytes=limits.memory or spec.memory + spec.memory // 8 + 2 * GIB,
@@ -230,7 +232,7 @@ def resolve_limits(spec: MachineSpec) -> Limits:
 
 
 def check_jail(spec: MachineSpec, jail: Jail, uid: int | None) -> None:
-    """Raises HostLacks when the spec wants the whole jail and this host cannot give it."""
+    """Raise HostLacks if the spec requires the whole jail and this host lacks a part."""
     if not spec.require_jail:
         return
     nic = _plan_nic(spec, "" if spec.uplink else None)

@@ -1,11 +1,11 @@
-"""Ports of a guest on ports of the host, carried by the agent.
+"""Forward ports of the host to ports of a guest, through the agent.
 
-Through the agent and not through the uplink: it works for a machine without a network, needs no
-address of the guest, and can be added and removed while the machine runs.
+The agent, not the uplink, carries the connections. So forwards work without a network and without the guest's
+address, and can be added and removed while the machine runs.
 
-A port of the host refuses connections while nothing listens in the guest, so that a program that waits for
-the port waits for what is behind it. The agent reports when something listens; a connection that is refused
-inside reports the end of that.
+A host port refuses connections while no program listens in the guest. So a program that waits for the port
+waits for the service in the guest. The agent reports when a program listens; a connection refused in the
+guest shows that the program has ended.
 """
 
 from __future__ import annotations
@@ -31,15 +31,18 @@ log = logging.getLogger("bough.machines")
 
 Dial = Callable[[int], Awaitable[Tunnel]]
 MAX_CONNECTIONS = 256
-#: How long a new forward waits for the agent's first report; it refuses connections until then.
+#: How long a new forward waits for the agent's first report. The port refuses connections until then.
 _FIRST_REPORT_S = 10.0
 
 
 class PortServer:
-    """Listens for one machine; `dial` opens a connection inside it.
+    """The forwarded ports of one machine.
+
+    Args:
+        dial: opens a connection inside the guest.
 
     Attributes:
-        machine: its name, for errors.
+        machine: the machine's name, for errors.
     """
 
     def __init__(self, machine: str, dial: Dial) -> None:
@@ -54,10 +57,10 @@ class PortServer:
         self._reported = asyncio.Event()
 
     async def listen(self, forward: PortForward) -> PortForward:
-        """Returns the forward with the port that was really bound (0 asks for any).
+        """Bind the host port. Return the forward with the real port number (0 chooses a free port).
 
         Raises:
-            Conflict: the host's port is taken.
+            Conflict: the host's port is in use.
         """
         try:
             port = HostPort(forward.host, forward.host_port)
@@ -81,7 +84,7 @@ class PortServer:
         self._changed.set()
 
     async def follow(self, channel: AgentChannel) -> None:
-        """Open and shut ports as that agent reports. Returns after its first report."""
+        """Open and shut ports as this agent reports. Return after its first report."""
         await self._unfollow()
         self._channel = channel
         self._following = asyncio.create_task(self._follow(channel), name=f"ports of {self.machine}")
@@ -98,7 +101,7 @@ class PortServer:
     # -- what listens in the guest ----------------------------------------------------------------
 
     async def _look_again(self) -> None:
-        """Have the agent look for what is shut, and wait for what it finds."""
+        """Have the agent check the shut ports, and wait for its report."""
         if self._following is None or self._following.done() or not self._shut_ports():
             return
         self._reported.clear()
@@ -113,7 +116,7 @@ class PortServer:
             self._following = None
 
     async def _follow(self, channel: AgentChannel) -> None:
-        """Until the agent's session ends; then nothing is known to listen."""
+        """Follow the reports until the agent's session ends. Then all ports are shut."""
         try:
             while True:
                 self._changed.clear()
@@ -123,7 +126,8 @@ class PortServer:
                     self._reported.set()
                     await self._changed.wait()
         except GuestRefused as error:
-            # An agent of an older bough does not report: each connection finds out.
+            # An agent of an older bough does not report ports. Each connection attempt shows whether a
+            # program listens.
             log.info("the agent of machine %s does not report its ports: %s", self.machine, error.message)
             await self._open(set(self._inside.values()))
         except BoughError:
@@ -150,7 +154,7 @@ class PortServer:
             await watch.abort()
 
     def _shut_ports(self) -> set[int]:
-        """Of the guest."""
+        """Return the guest's ports that are shut."""
         return {self._inside[number] for number, port in self._ports.items() if not port.is_open}
 
     async def _open(self, guest_ports: set[int]) -> None:
@@ -182,7 +186,7 @@ class PortServer:
         assert task is not None
         self._connections.add(task)
         sock: socket.socket = writer.get_extra_info("socket")
-        # A client whose host lost its power says nothing any more.
+        # After a power loss of the client's host no packet comes any more.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         hangup = Hangup(sock, reset_only=True)
         try:
@@ -223,7 +227,7 @@ def _acknowledge(sock: socket.socket) -> None:
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """The client sees that its connection was refused, as late as that is known."""
+    """Reset the connection, so that the client sees a refusal, although late."""
     sock: socket.socket = writer.get_extra_info("socket")
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

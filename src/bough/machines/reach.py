@@ -1,7 +1,7 @@
-"""A machine that runs and cannot be reached: it lives on, and the service tries again until it answers.
+"""A machine that runs and cannot be reached. The machine keeps running, and the service tries again.
 
-A QEMU may hang for a while (a host that has no memory left, a file system that does not answer, SIGSTOP), or
-the names of its sockets may be gone for good. Neither is a reason to end a machine.
+A QEMU may hang for a while: the host has no memory left, a file system does not answer, SIGSTOP. Or the names
+of its sockets may be gone for good. Neither is a reason to end a machine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LONGEST_PAUSE_S = 30.0
 
 
 class Host(Protocol):
-    """What a Reach needs of its machine."""
+    """The parts of a machine that a Reach uses."""
 
     @property
     def name(self) -> str: ...
@@ -30,11 +30,13 @@ class Host(Protocol):
 
 
 class Reach:
-    """Args:
-    join: connects to the machine's sockets and takes control. Raises BoughError, OSError.
+    """The service's connection to one machine.
+
+    Args:
+        join: connects to the machine's sockets and takes control. Raises BoughError, OSError.
 
     Attributes:
-        trouble: why the machine cannot be reached; None when it can, or does not run.
+        trouble: why the machine cannot be reached; None if the machine can be reached or does not run.
     """
 
     def __init__(self, machine: Host, join: Callable[[], Awaitable[None]]) -> None:
@@ -44,20 +46,20 @@ class Reach:
         self.trouble: str | None = None
 
     def lose(self, error: Exception) -> None:
-        """`join` has failed: try again from time to time."""
+        """Try again from time to time after `join` has failed."""
         self.trouble = _words(error)
         self._machine.tell("unreachable", self.trouble)
         self._trying = self._machine.own(self._try_again(), "reach again")
 
     def end(self) -> None:
-        """The machine's QEMU has ended."""
+        """End the attempts: the machine's QEMU has ended."""
         self.trouble = None
         if self._trying is not None:
             self._trying.cancel()
             self._trying = None
 
     def check(self) -> None:
-        """Raises QmpLost: the machine cannot be reached."""
+        """Raise QmpLost if the machine cannot be reached."""
         if self.trouble is not None:
             raise QmpLost(
                 f"machine '{self._machine.name}' runs (pid {self._machine.pid}) and cannot be reached: "

@@ -1,4 +1,4 @@
-"""What is kept of a machine: machine.json, written whole at every change of state."""
+"""The record of a machine: machine.json, rewritten at every change of state."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ class State(StrEnum):
     FAILED = "failed"
 
 
-#: States in which a QEMU process belongs to the machine.
+#: States in which the machine has a QEMU process.
 LIVE = frozenset({State.STARTING, State.RUNNING, State.PAUSED, State.STOPPING})
 
 
 class _Kept(BaseModel):
-    # A record of a newer bough may hold more than this one knows; it is not lost by a rewrite.
+    # A record of a newer bough may have more fields; a rewrite keeps them.
     model_config = ConfigDict(extra="allow")
 
 
 class Hardware(_Kept):
-    """Chosen once, when the machine is created, and the same for its whole life: a guest must not
-    find itself on another computer because QEMU was upgraded."""
+    """The hardware, chosen when the machine is created and constant for its whole life. An upgrade of QEMU
+    must not change the guest's computer.
+    """
 
     arch: str
     machine_type: str
@@ -48,11 +49,11 @@ class Hardware(_Kept):
     vmgenid: str
     mac: str | None
     uid: int | None
-    #: Its network card has the guest tell its neighbours where it is when it goes on elsewhere. No neighbour
-    #: of ours has to be told; machines of earlier versions have it.
+    #: The network card has a guest that continues elsewhere announce its place to its neighbours. No
+    #: neighbour on bough's links needs an announcement; only machines of earlier versions have such a card.
     announces: bool = True
-    #: How many ports its virtio-serial device has room for. QEMU's own number, which machines of earlier
-    #: versions have, makes 64 queues, each of which costs every start and every pause.
+    #: Number of ports of its virtio-serial device. QEMU's own number, which machines of earlier versions
+    #: have, makes 64 queues. Each queue slows down every start and every pause.
     serial_ports: int = 31
     #: Queues of each disk. QEMU's default follows the number of vCPUs: a vCPU added later would change the
     #: device state. None: QEMU's default, for machines of earlier versions.
@@ -70,7 +71,7 @@ class Failure(_Kept):
 
 
 class Restarts(_Kept):
-    """Starts after failures, by the machine's policy: how many in a row, when the next is, and why."""
+    """Restarts after failures by the restart policy: number in a row, time of the next, last cause."""
 
     count: int = 0
     next: str | None = None
@@ -84,11 +85,11 @@ class PortForward(_Kept):
 
 
 class MachineDisk(_Kept):
-    """A disk of a machine: the file that it writes, and what that stands on.
+    """A disk of a machine: the file with the machine's writes, and the backing files.
 
     Attributes:
         file: name below the machine's disks/.
-        layers: read-only files below it, relative to BOUGH_HOME, nearest first.
+        layers: backing files, read-only, relative to BOUGH_HOME, nearest first.
     """
 
     file: str
@@ -97,13 +98,13 @@ class MachineDisk(_Kept):
 
 
 class FirstBoot(_Kept):
-    """How far the first boot's set-up came.
+    """Progress of the first boot's setup.
 
     Attributes:
-        done: nothing is tried before the next start, which tries again what failed.
-        error: what failed, for the user; None: nothing.
-        failed: the steps that failed.
-        instance: what the agent knows this set-up by. A copy of the disk in another machine has another one.
+        done: no more attempts before the next start, which tries failed steps again.
+        error: description of the failures for the user, or None.
+        failed: the failed steps.
+        instance: the agent's id for this setup. A copy of the disk in another machine has another id.
     """
 
     done: bool = False
@@ -113,11 +114,11 @@ class FirstBoot(_Kept):
 
 
 class Suspended(_Kept):
-    """The memory of a machine that was suspended, below its suspended/. As long as the record has this, the
-    memory and the disks belong together: whatever becomes of a QEMU that is taking it up.
+    """The saved memory of a suspended machine, below its suspended/. While the record has this field, memory
+    and disks match, even if a QEMU is loading the memory or fails.
 
     Attributes:
-        accelerator, machine_type, qemu_version: of the process that it was taken of.
+        accelerator, qemu_version: of the process from which the memory was saved.
         sha256: over extents, memory and devices.
     """
 
@@ -134,7 +135,7 @@ class MachineRecord(_Kept):
     id: str
     name: str
     spec: MachineSpec
-    #: What follows its name in its host name: that of the machine that it was forked from.
+    #: Suffix of the host name after the machine's name: the suffix of the machine's parent.
     domain: str | None = None
     image_digest: str
     image_agent: bool
@@ -143,35 +144,36 @@ class MachineRecord(_Kept):
     started: str | None = None
     state: State = State.STOPPED
     ephemeral: bool = False
-    #: It stands by for a run (see snapshots/spares.py), and is nobody's.
+    #: A standby machine (see snapshots/spares.py), not requested by a user yet.
     spare: bool = False
     accelerator: str | None = None
-    #: What the user should know of that choice.
+    #: Note for the user about the choice of the accelerator.
     accelerator_note: str | None = None
     process: dict[str, Any] | None = None
     uplink: dict[str, Any] | None = None
     jail: dict[str, Any] | None = None
     ports: list[PortForward] = Field(default_factory=list)
     first_boot: FirstBoot = Field(default_factory=FirstBoot)
-    #: Id of the guest's boot whose end was seen: all that it starts is started.
+    #: Id of the guest's last boot whose end was seen: all services have been started.
     booted_boot: str | None = None
     failure: Failure | None = None
     media: Media = Field(default_factory=Media)
     restarts: Restarts = Field(default_factory=Restarts)
-    #: Boot of the host in which somebody stopped it, or it powered itself off: no autostart in that one.
+    #: Boot of the host during which a user stopped the machine, or the guest powered off: no autostart in
+    #: this boot.
     stopped_in_boot: str | None = None
     disks: list[MachineDisk] = Field(default_factory=list)
-    #: While a snapshot is taken: the disks of before, in case that QEMU never came to the switch.
+    #: During a snapshot: the disks before, needed if QEMU never switches to the new overlays.
     disks_before: list[MachineDisk] | None = None
-    #: The last snapshot on its way: taken of it, restored to, or forked from.
+    #: The latest snapshot of the machine's history: taken of it, restored, or forked from.
     snapshot: str | None = None
     forked_from: str | None = None
-    #: What the guest is still to be told: all that it is ("new"), or what time it is ("clock").
+    #: What the guest still needs: a whole identity ("new"), the time ("clock"), nothing ("known").
     identity: Literal["known", "clock", "new"] = "known"
     mac_before: str | None = None
-    #: What the guest could not take of its identity.
+    #: The parts of the identity that the guest could not set.
     identity_error: str | None = None
-    #: The boot of the guest in which its identity was set until its next boot only: its disk is read-only.
+    #: The guest's boot until whose end the identity lasts, because the guest's disk is read-only.
     identity_boot: str | None = None
     suspended: Suspended | None = None
 
@@ -180,13 +182,15 @@ class MachineRecord(_Kept):
         return self.spec.hostname or qualified(self.name, self.domain)
 
     def write(self, paths: MachinePaths) -> None:
-        # After a power cut nobody holds an ephemeral machine any more; each sync waits for the disk.
+        # An ephemeral machine ends at a power loss, so the record needs no sync. A sync waits for the disk.
         content = self.model_dump_json(indent=1).encode() + b"\n"
         write_atomically(paths.record, content, durable=not self.ephemeral)
 
     @classmethod
     def read(cls, paths: MachinePaths) -> MachineRecord:
-        """Raises OSError, ValueError: it is not there, is damaged, or is another machine's."""
+        """Read the record. Raises OSError, ValueError: the record is missing, damaged, or
+        another machine's.
+        """
         record = cls.model_validate_json(paths.record.read_bytes())
         if record.id != paths.root.name:
             raise ValueError(f"it is that of machine {record.id[:80]!r}")
@@ -194,7 +198,7 @@ class MachineRecord(_Kept):
 
 
 def qualified(name: str, domain: str | None) -> str:
-    """The host name of a machine in that domain; the name alone where both together are too long."""
+    """Return the host name of a machine in that domain; only the name if both together are too long."""
     whole = f"{name}.{domain}" if domain else name
     return whole if len(whole) <= MOST_HOSTNAME else name
 
@@ -208,7 +212,7 @@ def new_uuid() -> str:
 
 
 def new_mac() -> str:
-    """A random unicast address of QEMU's own prefix."""
+    """Return a random unicast address with QEMU's own prefix."""
     return "52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))
 
 

@@ -1,11 +1,12 @@
-"""A machine that is nobody's: it goes on from a snapshot, does what each fork does first, is put back to the
-moment of the snapshot, and frozen. What its emulated processor has translated stays.
+"""Pre-warm: run a throw-away fork, rewind the fork to its snapshot, and capture the process.
 
-    1. it starts as any fork does, with nobody at the end of its uplink
-    2. it has answered, knows who it is, and has settled: the caller sees to that
-    3. its vCPUs stop; it gets empty overlays; QEMU is reset, and loads the state of its devices once more
-    4. guest memory is written back where it differs, by QEMU, which forgets what it has translated of that
-    5. its process is read, and ended
+The process keeps the code that QEMU translated for the first work of each fork. The steps:
+
+    1. the fork starts like any other fork, with an uplink that leads nowhere
+    2. it answers, gets its identity and settles: the caller waits for that
+    3. its vCPUs stop; it gets empty overlays; QEMU is reset and loads the device state once more
+    4. QEMU writes back the guest memory that differs, and drops the code translated from that memory
+    5. its process is captured and ended
 """
 
 from __future__ import annotations
@@ -42,16 +43,17 @@ _SMALLEST_BYTES = 256
 _POLL_S = 0.01
 _TIMEOUT_S = 30.0
 _FREEZE_ATTEMPTS = 20
-#: A guest that nobody wants anything of wakes now and then for a moment.
+#: An idle guest wakes up now and then for a moment.
 _LOOK_EVERY_S = 0.05
 _QUIET_LOOKS = 8
 _MOST_BUSY_S = 4.0
-#: QEMU tells no sooner that the guest's end of the agent's port, which it opened when it went on, was closed.
+#: A continuing guest opens its end of the agent's port. QEMU reports the close at the earliest one second
+#: after the open.
 _MOST_BUSY_IN_HURRY_S = 1.0
 
 
 class Hurry:
-    """Whether a user waits for it: from the beginning, from some moment on, or never."""
+    """Whether a user waits for the pre-warm: from the start, from some moment on, or never."""
 
     def __init__(self, is_set: bool) -> None:
         self.is_set = is_set
@@ -64,18 +66,20 @@ class Hurry:
                 listener()
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Call `listener` when it becomes set."""
+        """Call `listener` at the moment when a user begins to wait."""
         self._listeners.append(listener)
 
 
 @dataclass
 class Rehearsal:
-    """Of one machine, from its start to its end. Made by `rehearse`.
+    """The pre-warm of one snapshot, from start to end. Made by `rehearse`.
 
     Attributes:
-        stream: the state of its devices, without what makes QEMU forget.
-        hurry: whether a user waits for what comes of it.
-        words: what that left out of it; `marks`: what QEMU was given instead, and `places` where it has that.
+        stream: the device state without the sections that make QEMU drop its translated code.
+        hurry: whether a user waits for the result.
+        words: the content of the removed sections.
+        marks: the values that QEMU loads instead of `words`.
+        places: the addresses of the marks in QEMU's memory.
     """
 
     stream: bytes
@@ -85,7 +89,10 @@ class Rehearsal:
     places: tuple[CpuWords, ...] = ()
 
     async def begin(self, pid: int | None) -> None:
-        """It has taken up its state, and has not gone on yet. Raises MachineFailed, HostLacks."""
+        """Restore the words: the process has loaded the state, and the vCPUs do not run yet.
+
+        Raises MachineFailed, HostLacks.
+        """
         if pid is None:
             raise MachineFailed("QEMU ended")
         self.places = await asyncio.to_thread(find_words, pid, self.marks)
@@ -93,9 +100,9 @@ class Rehearsal:
 
 
 def rehearse(devices: bytes, hurry: Hurry) -> tuple[bytes, Rehearsal]:
-    """The state of devices to begin with, and what is to be remembered of it.
+    """Return the device state for the start of a pre-warm, and the pre-warm.
 
-    Raises MachineFailed: this one cannot be put back.
+    Raises MachineFailed: this state cannot be restored.
     """
     try:
         stream, video = split_devices(devices)
@@ -109,10 +116,10 @@ def rehearse(devices: bytes, hurry: Hurry) -> tuple[bytes, Rehearsal]:
 
 
 async def wait_quiet(pid: int, *, began: float, hurry: Hurry) -> None:
-    """Until its guest has done what going on has woken in it, but no longer than that takes as a rule.
+    """Wait until the guest has done the work after its start, but no longer than this work usually takes.
 
     Args:
-        began: when it went on (time.monotonic).
+        began: when the guest continued (time.monotonic).
     """
     process, quiet = Pid.of(pid), 0
     while process is not None and quiet < _QUIET_LOOKS:
@@ -135,31 +142,31 @@ async def put_back(
     uid: int | None,
     port_closed: asyncio.Event,
 ) -> dict[str, tuple[int, ...]]:
-    """Steps 3 and 4; its vCPUs stand still, and nobody is connected to its guest.
+    """Do steps 3 and 4. The vCPUs must be paused, and no client may be connected to the guest.
 
     Args:
-        overlays: empty ones among its disks, one for each, on the same layers.
-        uid: as which it runs, where we are root.
-        port_closed: set when QEMU has told that its guest closed the agent's port.
+        overlays: empty overlays among its disks, one for each disk, with the same backing files.
+        uid: user of QEMU's process under a root service.
+        port_closed: set when QEMU has reported that the guest closed the agent's port.
 
-    Returns where in its memory its vmgenid is to be put, by form (see Marks).
+    Returns the addresses at which a fork's vmgenid must be written, by form (see Marks).
 
-    Raises BoughError, TimeoutError: it is of no use.
+    Raises BoughError, TimeoutError: the process is useless.
     """
     await _change_disks(qmp, paths, overlays)
-    # So that it can be told from one that was stopped, by who finds it: it is "prelaunch" from here on.
+    # The new status "prelaunch" distinguishes this process from a paused machine, for a later service.
     await qmp.execute("system_reset")
     async with asyncio.timeout(_TIMEOUT_S):
         while (await qmp.query("query-status")).get("status") != "prelaunch":  # noqa: ASYNC110
             await asyncio.sleep(_POLL_S)
-        # Else each process that goes on from this one would tell it, of a guest whose port is open.
+        # Otherwise each fork's process would report the close, although the fork's port is open.
         await port_closed.wait()
     ram = await find_ram(qmp, pid, memory.size_bytes, architecture(arch).ram_start)
-    await _write_back(qmp, ram, memory)  # its devices look at what their queues in it say
+    await _write_back(qmp, ram, memory)  # the devices read their queues there
     await _load(qmp, rehearsal.stream, paths, uid)
     await asyncio.to_thread(put_words, pid, rehearsal.places, rehearsal.words)
     place = await asyncio.to_thread(_find_vmgenid, ram, memory, vmgenid)
-    await _write_back(qmp, ram, memory)  # and write their own
+    await _write_back(qmp, ram, memory)  # loading the devices has written to the memory
     if await asyncio.to_thread(_differs, ram, memory):
         raise MachineFailed("its memory could not be put back")
     return {"vmgenid_le": (place,)}
@@ -172,17 +179,18 @@ async def freeze_process(
     given: Mapping[str, int],
     places: dict[str, tuple[int, ...]],
 ) -> FrozenProcess:
-    """Step 5, without its end; nobody is connected to it at all.
+    """Do step 5 except the end of the process. No client may be connected.
 
     Raises MachineFailed, HostLacks.
     """
     for attempt in range(_FREEZE_ATTEMPTS):
-        # In a thread of its own: what it still traced is let go of by the kernel when it ends.
+        # A new thread for each attempt: at a thread's end the kernel releases all processes that the thread
+        # traces.
         tracer = ThreadPoolExecutor(1, "tracer")
         try:
             work = functools.partial(freeze, pid, marks, likeness, given, places)
             return await _finish(asyncio.get_running_loop().run_in_executor(tracer, work))
-        except MachineFailed:  # it is just taking notice that somebody went
+        except MachineFailed:  # QEMU is still handling the end of a connection
             if attempt == _FREEZE_ATTEMPTS - 1:
                 raise
         finally:
@@ -192,7 +200,7 @@ async def freeze_process(
 
 
 async def _finish(work: asyncio.Future[FrozenProcess]) -> FrozenProcess:
-    """Also when it is cancelled: who is traced is let go of before somebody ends it."""
+    """Wait for the capture, even when cancelled: a traced process must be released before it is killed."""
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
@@ -217,7 +225,7 @@ async def _change_disks(qmp: Qmp, paths: MachinePaths, overlays: list[MachineDis
 
 
 async def _load(qmp: Qmp, stream: bytes, paths: MachinePaths, uid: int | None) -> None:
-    # Not by descriptor: QEMU keeps one that it is handed for as long as its vCPUs stand still.
+    # Not by descriptor: QEMU keeps a passed descriptor open while its vCPUs are paused.
     file = paths.disks / "state.qcow2"
     file.write_bytes(render_state_file(stream))
     if uid is not None:
@@ -244,7 +252,9 @@ async def _find_job(qmp: Qmp) -> dict[str, object]:
 
 
 def _find_vmgenid(ram: GuestRam, memory: Template, vmgenid: str) -> int:
-    """Its address in the process: QEMU has written it to the guest when it took up the state."""
+    """Return the address of the vmgenid in the process. QEMU wrote the vmgenid to the guest's memory when it
+    loaded the state.
+    """
     form = UUID(vmgenid).bytes_le
     now, differing = _differing(ram, memory, PAGE_BYTES)
     places = [
@@ -264,7 +274,9 @@ async def _write_back(qmp: Qmp, ram: GuestRam, memory: Template) -> None:
 
 
 def _pieces(ram: GuestRam, memory: Template, low_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """What is to be written: no more than what differs, for what is translated of the rest stays."""
+    """Yield the pieces to write. The pieces cover only differences, so that QEMU keeps the code translated
+    from the rest.
+    """
     _, differing = _differing(ram, memory, _SMALLEST_BYTES)
     for start, length in differing:
         at, end = start, start + length
@@ -276,7 +288,7 @@ def _pieces(ram: GuestRam, memory: Template, low_bytes: int) -> Iterator[tuple[i
 
 
 def _differing(ram: GuestRam, memory: Template, piece_bytes: int) -> tuple[Template, list[Extent]]:
-    """The guest's memory as it is, and where that is not as it was."""
+    """Return the current memory of the guest, and the parts that differ from the snapshot's."""
     with MemoryFile(ram.size_bytes) as file:
         extents = ram.private_extents()
         file.read_process(ram.pid, ram.address, extents)

@@ -1,7 +1,7 @@
-"""A machine that failed and is to be started again: `restart = "on-failure"`.
+"""Start a failed machine again: `restart = "on-failure"`.
 
-The pause before each start doubles from a second to five minutes; after it has run for a while the count
-begins anew. The count and the next time are in the record, so that they outlive the service.
+The pause before each start doubles from one second to five minutes. After a long run without a failure the
+count starts again at zero. The record holds the count and the next time, so both outlive the service.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from bough.progress import Report
 
 FIRST_PAUSE_S = 1.0
 MOST_PAUSE_S = 300.0
-#: A machine that ran this long before it failed had recovered.
+#: After a run of this length a failed machine counts as recovered.
 CALM_S = 600.0
 
 
 class Restartable(Protocol):
-    """What a Restarter needs of a machine."""
+    """The parts of a machine that a Restarter uses."""
 
     record: MachineRecord
 
@@ -32,9 +32,9 @@ class Restartable(Protocol):
 
 
 def resolve_pause(before: Restarts, ran_s: float) -> tuple[int, float]:
-    """How often in a row it will have been restarted, and seconds until then."""
+    """Return the number of restarts in a row, with the next one, and the seconds until then."""
     count = 0 if ran_s >= CALM_S else before.count
-    # No power of thousands: a machine may fail for years.
+    # Bound the exponent: a machine may fail for years.
     return count + 1, min(MOST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(count, 16))
 
 
@@ -48,7 +48,7 @@ class Restarter:
         return self._task is not None and not self._task.done()
 
     def after_failure(self) -> None:
-        """It is `failed` now; start it again in a while, if that is its policy."""
+        """Plan a restart of a machine that has just failed, by its policy."""
         record = self._machine.record
         if record.spec.restart != "on-failure":
             return
@@ -60,13 +60,13 @@ class Restarter:
         self._schedule(pause_s)
 
     def take_up(self) -> None:
-        """A restart that an earlier service had planned."""
+        """Continue with a restart that an earlier service planned."""
         record = self._machine.record
         if record.state is State.FAILED and record.restarts.next is not None:
             self._schedule(min(MOST_PAUSE_S, max(0.0, -_seconds_since(record.restarts.next))))
 
     def cancel(self) -> None:
-        """Somebody else decides what becomes of it."""
+        """Cancel the planned restart: another caller controls the machine."""
         task, self._task = self._task, None
         if task is not None and task is not asyncio.current_task():
             task.cancel()
@@ -82,11 +82,11 @@ class Restarter:
                 await self._machine.start(by_policy=True)
                 return
             except WrongState:
-                return  # it was started, deleted or taken up by somebody meanwhile
+                return  # the machine was started or deleted meanwhile
             except Conflict:
-                pause_s = FIRST_PAUSE_S  # something else is done with it: afterwards
+                pause_s = FIRST_PAUSE_S  # another operation runs: try again afterwards
             except (BoughError, OSError):
-                # What went wrong is in the record; the pause grows.
+                # The error is in the record; the pause grows.
                 self._task = None
                 self.after_failure()
                 return

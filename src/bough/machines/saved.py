@@ -1,4 +1,4 @@
-"""What a machine goes on from instead of booting: a snapshot's, a suspended machine's, a bundle's."""
+"""A saved state from which a machine continues: of a snapshot, a suspended machine or a bundle."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ _LOAD_POLL_S = 0.002
 
 @dataclass(frozen=True)
 class SavedState:
-    """`devices`: as in machines/video.py."""
+    """Memory and devices of a machine. The format of `devices` is in machines/video.py."""
 
     memory: Template
     devices: bytes
-    #: Its memory is still being read: QEMU starts meanwhile, and waits for this before it looks at any.
+    #: Done when the memory is read. QEMU starts meanwhile, and waits before it uses the memory.
     loading: asyncio.Future[None] | None = None
-    #: A process that has taken it up already, where there is one.
+    #: A process image with this state loaded, or None.
     frozen: FrozenProcess | None = None
-    #: It is taken up in order to make such a one.
+    #: The pre-warm, if the state is loaded to make a process image.
     rehearsal: Rehearsal | None = None
 
 
 async def take_up(qmp: Qmp, pid: int | None, saved: SavedState, *, announces: bool) -> None:
-    """Into a QEMU that was started over its memory and waits; the vCPUs stand still afterwards.
+    """Load a saved state into a QEMU that was started over the state's memory. The vCPUs stay paused.
 
     Args:
         announces: as in Hardware.
 
     Raises:
-        MachineFailed: it is damaged, or does not fit.
-        BoughError, OSError: QEMU refused it, or ended.
+        MachineFailed: the state is damaged or does not fit.
+        BoughError, OSError: QEMU refused or ended.
     """
     try:
         state, video = await asyncio.to_thread(split_devices, saved.devices)
@@ -45,9 +45,9 @@ async def take_up(qmp: Qmp, pid: int | None, saved: SavedState, *, announces: bo
         raise MachineFailed(f"the state of its devices is damaged: {error}") from error
     if saved.loading is not None:
         await asyncio.shield(saved.loading)
-    # Nobody is on its link who would have to learn where it is now, and each announcement by the guest wakes
-    # its kernel, its networkd and its resolved. To a card that has them make one, none would take the timer
-    # away that QEMU's virtio_net_reset() stops without a look, when the guest reboots.
+    # No neighbour on the link needs an announcement of the machine's place. Each announcement by the guest
+    # wakes its kernel, networkd and resolved. A card with announcements needs at least one: at 0 QEMU removes
+    # the timer, and its virtio_net_reset() stops the timer unchecked when the guest reboots.
     await qmp.execute("migrate-set-parameters", **{"announce-rounds": int(announces)})
     with open_memory(state) as descriptor:
         await qmp.send_fd("devices", descriptor)

@@ -1,7 +1,7 @@
 """The screen and keyboard of a machine: pictures, text, keys, and VNC for viewers.
 
-For guests that have no agent, and for everything before a guest's agent runs: firmware, boot loaders,
-installers. Pictures and text come from QEMU, which is hostile: bounded, and only handed on.
+For guests without an agent, and for all software before an agent: firmware, boot loaders, installers.
+Pictures and text come from QEMU, which is hostile. So bough bounds the data and only passes the data on.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from bough.tasks import Tasks
 MOST_PICTURE_BYTES = 64 * 1024 * 1024
 MOST_TEXT = 4096
 MOST_KEYS = 16
-#: A key is down so long, and up so long: a BIOS looks some 20 times a second at what was typed.
+#: How long a key is held, and the pause after it. A BIOS reads the keyboard some 20 times a second.
 KEY_MS = 30
 _FD_SET = 1
-#: Sizes of a screen in VGA's text mode of 80x25 characters.
+#: Sizes in pixels of a screen in VGA's text mode of 80x25 characters.
 _TEXT_SIZES = {(720, 400), (640, 400)}
 _WORD = re.compile(r"0x([0-9a-f]{8})\b")
 
@@ -43,7 +43,7 @@ _NAMED = {
     **dict.fromkeys(("control",), "ctrl"),
     **dict.fromkeys(("escape",), "esc"),
 }
-#: Characters of a US keyboard without shift, and what they are with it.
+#: Characters of a US keyboard without shift, and their counterparts with shift.
 _PLAIN = {
     " ": "spc", "\n": "ret", "\t": "tab", "-": "minus", "=": "equal", "[": "bracket_left",
     "]": "bracket_right", ";": "semicolon", "'": "apostrophe", "`": "grave_accent", "\\": "backslash",
@@ -53,10 +53,10 @@ _SHIFTED = dict(zip('_+{}:"~|<>?!@#$%^&*()', "-=[];'`\\,./1234567890", strict=Tr
 
 
 def parse_keys(combination: str) -> list[str]:
-    """QEMU's names (QKeyCode) of what is pressed together: "ctrl-alt-delete", "F12", "a".
+    """Return QEMU's names (QKeyCode) of keys pressed together: "ctrl-alt-delete", "F12", "a".
 
     Raises:
-        InvalidInput: with the part that is no key.
+        InvalidInput: unknown key, or too many keys.
     """
     parts = [combination] if combination in _PLAIN else re.split(r"[-+]", combination)
     found = []
@@ -74,10 +74,10 @@ def parse_keys(combination: str) -> list[str]:
 
 
 def spell(text: str) -> list[list[str]]:
-    """The keys of a US keyboard that type `text`.
+    """Return the keys of a US keyboard that type `text`.
 
     Raises:
-        InvalidInput: a character that it has no key for.
+        InvalidInput: the keyboard has no key for a character, or the text is too long.
     """
     if len(text) > MOST_TEXT:
         raise InvalidInput(f"{len(text)} characters are too many to type", hint=f"at most {MOST_TEXT}")
@@ -97,7 +97,7 @@ def _spell(character: str) -> list[str]:
 
 
 async def press(qmp: Qmp, combinations: list[list[str]]) -> None:
-    """Press and release them one after the other, as fast as a slow guest can follow."""
+    """Press and release the combinations one after the other, slowly enough for a slow guest."""
     for keys in combinations:
         pressed = [{"type": "qcode", "data": key} for key in keys]
         hold: dict[str, Any] = {"hold-time": KEY_MS}
@@ -106,16 +106,16 @@ async def press(qmp: Qmp, combinations: list[list[str]]) -> None:
 
 
 async def take_picture(qmp: Qmp) -> bytes:
-    """The screen as PNG.
+    """Return the screen as PNG.
 
-    QEMU writes it into memory of ours: it can make no file.
+    QEMU writes the picture to a memory file of bough: the jail forbids new files.
 
     Raises:
-        ProtocolError: what came is no PNG.
+        ProtocolError: QEMU sent no PNG, or one that is too large.
     """
     memory = os.memfd_create("screen", os.MFD_CLOEXEC)
     try:
-        # QEMU compares how a descriptor was opened with how it wants it.
+        # QEMU accepts a descriptor only with the right access mode.
         writing = os.open(f"/proc/self/fd/{memory}", os.O_WRONLY | os.O_CLOEXEC)
         try:
             await qmp.add_fd(_FD_SET, writing)
@@ -136,7 +136,7 @@ async def take_picture(qmp: Qmp) -> bytes:
 
 
 def _size_of(picture: bytes) -> tuple[int, int] | None:
-    """Width and height of a PNG (its IHDR chunk)."""
+    """Return width and height of a PNG (from its IHDR chunk), or None."""
     if len(picture) < 24 or not picture.startswith(b"\x89PNG\r\n\x1a\n") or picture[12:16] != b"IHDR":
         return None
     width, height = struct.unpack_from(">II", picture, 16)
@@ -144,7 +144,7 @@ def _size_of(picture: bytes) -> tuple[int, int] | None:
 
 
 async def read_text(qmp: Qmp) -> str:
-    """What stands on a PC's screen in VGA's text mode, 25 lines of at most 80 characters.
+    """Return the text on a PC's screen in VGA's text mode: 25 lines of at most 80 characters.
 
     Raises:
         InvalidInput: the screen shows graphics.
@@ -159,7 +159,7 @@ async def read_text(qmp: Qmp) -> str:
 
 
 def parse_text(dump: str) -> str:
-    """Lines from QEMU's dump of the 4000 bytes at 0xb8000."""
+    """Return the lines in QEMU's dump of the 4000 bytes at 0xb8000."""
     words = [int(word, 16) for word in _WORD.findall(dump)[:1000]]
     data = struct.pack(f"<{len(words)}I", *words)[::2]
     text = data.replace(b"\0", b" ").decode("cp437")
@@ -168,7 +168,9 @@ def parse_text(dump: str) -> str:
 
 
 class VncDoor:
-    """A socket of ours; whoever connects is handed to QEMU's VNC server, which listens nowhere itself."""
+    """A VNC socket of bough. Each client's connection is passed to QEMU's VNC server, which does not listen
+    by itself.
+    """
 
     def __init__(self, path: Path, qmp: Qmp) -> None:
         self._path = path

@@ -1,4 +1,4 @@
-"""A machine that stands by until somebody wants it (snapshots/spares.py): paused, or awake and idle."""
+"""A standby machine (snapshots/spares.py), paused or idle, until it is requested."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from bough.machines.identity import explain_failed, give_name
 from bough.machines.record import MachineRecord, State, now, qualified
 from bough.qemu.qmp import Qmp
 
-#: So far the host's clock may have been put forward or back, or the host have slept, and a guest's is right.
+#: Largest jump of the host's clock (a step, or a sleep of the host) at which the guest's clock still counts
+#: as right.
 _CLOCK_ERROR_S = 0.02
 
 
 class Host(Protocol):
-    """What a StandBy needs of its machine."""
+    """The parts of a machine that a StandBy uses."""
 
     record: MachineRecord
 
@@ -37,11 +38,13 @@ class Host(Protocol):
 class StandBy:
     def __init__(self, machine: Host) -> None:
         self._machine = machine
-        #: What the host's clock was ahead of its time since boot when the guest's was last right.
+        #: Difference of the host's clock and its monotonic clock when the guest's clock was last right.
         self._ahead_s = 0.0
 
     async def rehearse(self) -> None:
-        """As `take`, and it stands still again: an emulated processor has translated what that takes."""
+        """Run the steps of `take`, then pause the machine again. QEMU has then translated the code for these
+        steps.
+        """
         machine = self._machine
         async with machine.transition("starting", State.PAUSED):
             for name in (machine.name, None):
@@ -49,7 +52,7 @@ class StandBy:
                 await machine.qmp().execute("stop")
 
     async def rouse(self) -> None:
-        """It stands by awake from here on. Nothing happens to one that does already."""
+        """Let the vCPUs run, so that the standby machine idles. No effect if the vCPUs run already."""
         machine = self._machine
         if machine.state is State.RUNNING:
             return
@@ -58,17 +61,17 @@ class StandBy:
             machine.change(state=State.RUNNING)
 
     async def take(self, *, name: str | None, ephemeral: bool) -> None:
-        """It goes on as somebody's machine, with the right time.
+        """Give the machine to a user: running, with the right time.
 
         Args:
-            name: None: the one that it has.
+            name: its new name; None keeps its name.
 
-        Raises BoughError: it is of no use.
+        Raises BoughError: the machine is useless.
         """
         machine, moment = self._machine, now()
         asked: dict[str, Any] = {"ephemeral": ephemeral, "created": moment, "started": moment}
         if name is not None:
-            asked |= {"name": name, "identity": "new"}  # until the name is on its disk
+            asked |= {"name": name, "identity": "new"}  # until the name is on the guest's disk
 
         def become_somebodys() -> None:
             machine.change(event=True, state=State.RUNNING, spare=False, **asked)
@@ -83,13 +86,13 @@ class StandBy:
         channel, awake = machine.channel(), machine.state is State.RUNNING
         if channel is None:
             raise AgentUnavailable(f"the agent of machine '{machine.name}' is gone", machine=machine.name)
-        # It lies there when it wakes: the first thing that it finds.
+        # The request is in the agent's port before the vCPUs run, so that the guest reads the request first.
         told = asyncio.create_task(self._tell(channel, name, awake))
         await asyncio.sleep(0)
         try:
             if not awake:
                 await machine.qmp().execute("cont")
-            meanwhile()  # it takes the guest a moment to answer
+            meanwhile()  # while the guest prepares its answer
             await told
         finally:
             told.cancel()
@@ -102,6 +105,6 @@ class StandBy:
             if taken.failed:
                 raise GuestRefused(str(explain_failed(taken)), machine=self._machine.name)
         elif awake and abs(host_ahead_s() - self._ahead_s) < _CLOCK_ERROR_S:
-            await channel.ping()  # its clock has gone on with the host's
+            await channel.ping()  # the guest's clock ran along with the host's
         else:
             await set_clock(channel, self._machine.record)

@@ -1,4 +1,4 @@
-"""Who goes first: a fork that only settles leaves the host's processors to what somebody waits for."""
+"""Priority of processor time: a fork that only settles leaves the host's processors to work for users."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 from bough.qemu.process import QemuProcess
 
-#: One that stands back is forward for so long, and longer while it is talked to.
+#: How long a fork with low priority gets its normal share after a request; longer while commands run.
 _FORWARD_S = 0.3
 
 
 class Standing:
-    """Of one process of QEMU, and nobody's when that has ended."""
+    """The priority of one QEMU process. No effect after the process has ended."""
 
     def __init__(self, process: QemuProcess, is_talked_to: Callable[[], bool]) -> None:
         self._process = process
@@ -21,13 +21,13 @@ class Standing:
         self._step: asyncio.TimerHandle | None = None
 
     def stand_back(self, back: bool) -> None:
-        """Until told not to; but for as long as somebody has something to say to its agent."""
+        """Lower the priority, or restore it. A low priority is suspended while a user talks to the agent."""
         self._back = back
         if self._process.is_alive():
             self._process.stand_back(back)
 
     def step_forward(self) -> None:
-        """Somebody has."""
+        """Suspend a low priority: a user is about to talk to the agent."""
         if self._back and self._process.is_alive():
             self._process.stand_back(False)
             self._step_back_later()

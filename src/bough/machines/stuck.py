@@ -1,17 +1,17 @@
-"""vCPUs that are caught in what is not in memory any more, and how they are freed.
+"""Free vCPUs that hang on a stale translation of QEMU.
 
-A QEMU that emulates several vCPUs translates code for one while another may be changing it. Where it misses
-the change, and 7.2 sometimes does, that vCPU goes on with what was there before, until somebody writes there
-once more. Linux changes its own code while it runs: a breakpoint on the first byte, the others, the first
-byte (arch/x86/kernel/alternative.c, text_poke_bp_batch). A vCPU that keeps the breakpoint meets it for ever:
-its kernel finds none in memory, and has it try again (kprobe_int3_handler). The guest hangs, in its boot or
-years later: a Debian of two vCPUs that does nothing but switch one of its kernel's branches hung within
-seconds with QEMU 7.2.
+QEMU emulates several vCPUs in parallel: one vCPU may change code while QEMU translates the code for another.
+QEMU 7.2 sometimes misses the change. The vCPU then runs the old code until the memory is written again. Linux
+changes its own code at run time: first a breakpoint on the first byte, then the other bytes, then the first
+byte (arch/x86/kernel/alternative.c, text_poke_bp_batch). A vCPU with a stale breakpoint meets the breakpoint
+for ever: the kernel finds no breakpoint in memory and tries the instruction again (kprobe_int3_handler). The
+guest hangs, during its boot or years later. With QEMU 7.2 a Debian on two vCPUs hung within seconds when it
+only switched one branch of its kernel.
 
-So whoever has its QEMU at work and is always either at one place of its kernel, where no breakpoint is, or
-somewhere with interrupts off, in two looks, is taken for caught. What is at that place is written there once
-more, by QEMU, which forgets what it has translated of it. Nothing in the guest is changed by that, whether it
-was caught or not.
+A vCPU counts as stuck if two looks in a row find QEMU busy and the vCPU always either at one kernel address
+without a breakpoint, or elsewhere with interrupts off. QEMU then writes the bytes at the address once more,
+unchanged, and drops the stale translation. The write changes nothing in the guest, even if the vCPU was not
+stuck.
 """
 
 from __future__ import annotations
@@ -39,21 +39,22 @@ from bough.qemu.ram import PAGE_BYTES
 log = logging.getLogger("bough.machines")
 
 _LOOK_EVERY_S = 3.0
-#: Of a processor: who takes less, its emulation included, is not caught.
+#: Share of a processor. A QEMU that uses less, emulation included, has no stuck vCPU.
 _LEAST_BUSY = 0.1
 _SAMPLES = 16
 _SAMPLE_S = (0.004, 0.012)
-#: At the place itself: it is there half of the time, and a loop with many turns at none so often.
+#: Samples at the address itself. A stuck vCPU is there half of the time; a long loop is at no address so
+#: often.
 _LEAST_THERE = _SAMPLES // 5
 _BREAKPOINT = 0xCC
-#: Who is still there when it was written there once more was not caught.
+#: How long to ignore an address at which a vCPU stays after the write: the vCPU was not stuck.
 _INNOCENT_S = 600.0
-#: No instruction is longer, and what was translated from within is gone with any byte of it.
+#: No instruction is longer. A write to any byte drops each translation that includes the byte.
 _WRITTEN_BYTES = 16
 
 
 class Host(Protocol):
-    """What `watch` needs of its machine."""
+    """The parts of a machine that `watch` uses."""
 
     @property
     def name(self) -> str: ...
@@ -70,20 +71,20 @@ class Host(Protocol):
 
 @dataclass(frozen=True)
 class Caught:
-    """`vcpu`: its number; `address`: where in its memory."""
+    """A stuck vCPU: its number, and the virtual address of the stale code."""
 
     vcpu: int
     address: int
 
 
 def can_be(record: MachineRecord, accelerator: str | None) -> bool:
-    """Whether vCPUs of that machine may be caught."""
+    """Return whether vCPUs of this machine can get stuck."""
     is_pc = architecture(record.hardware.arch).is_pc
     return is_pc and accelerator == "tcg" and record.spec.vcpus > 1
 
 
 async def watch(machine: Host) -> None:
-    """For as long as it runs: free those of its vCPUs that are caught, and tell so."""
+    """Free stuck vCPUs and report them, until the machine ends."""
     process = Pid.of(machine.pid) if machine.pid is not None else None
     watch, used_s = _Watch(machine), 0.0
     while process is not None and (used_now_s := process.used_s()) is not None:
@@ -91,7 +92,7 @@ async def watch(machine: Host) -> None:
         if is_busy and machine.state is State.RUNNING and machine.is_free:
             try:
                 await watch.look()
-            except (BoughError, OSError) as error:  # it has just ended, or somebody else has its turn
+            except (BoughError, OSError) as error:  # the machine has just ended, or another operation runs
                 log.info("machine %s was not freed of what it may be caught in: %s", machine.name, error)
         else:
             watch.seen.clear()
@@ -99,16 +100,16 @@ async def watch(machine: Host) -> None:
 
 
 class _Watch:
-    """`seen` once, and not freed yet."""
+    """The looks at one machine; `seen` has the findings of the last look."""
 
     def __init__(self, machine: Host) -> None:
         self._machine = machine
         self.seen: set[Caught] = set()
-        #: Address -> since when (time.monotonic) it is known that who is there is not caught.
+        #: Address -> time (time.monotonic) of the proof that a vCPU at the address is not stuck.
         self._innocent: dict[int, float] = {}
 
     async def look(self) -> None:
-        """Raises BoughError, OSError."""
+        """Look once, and free vCPUs that two looks found. Raises BoughError, OSError."""
         found, now = await find_caught(self._machine.qmp()), time.monotonic()
         self._innocent = {
             place: since for place, since in self._innocent.items() if now - since < _INNOCENT_S
@@ -135,7 +136,9 @@ class _Watch:
 
 
 async def find_caught(qmp: Qmp) -> set[Caught]:
-    """Those that seem to be, in some 0.1 s; none, as a rule, at the first look. Raises BoughError."""
+    """Return the vCPUs that seem stuck, in some 0.1 s; usually the first sample excludes all. Raises
+    BoughError.
+    """
     samples: list[list[Vcpu]] = []
     inside: set[int] | None = None
     while len(samples) < _SAMPLES:
@@ -145,7 +148,7 @@ async def find_caught(qmp: Qmp) -> set[Caught]:
         if not inside:
             return set()
         samples.append(vcpus)
-        # Else the guest's own rhythm might be met.
+        # Random pauses, so that the samples do not match a rhythm of the guest.
         await asyncio.sleep(random.uniform(*_SAMPLE_S))
     found = set()
     for number in inside or ():
@@ -156,7 +159,7 @@ async def find_caught(qmp: Qmp) -> set[Caught]:
 
 
 def place_of(samples: list[Vcpu]) -> int | None:
-    """Where one vCPU is caught, by samples of it in its kernel."""
+    """Return the address at which a vCPU hangs, from samples inside the kernel, or None."""
     address, count = Counter(one.address for one in samples).most_common(1)[0]
     elsewhere = [one for one in samples if one.address != address]
     if count < _LEAST_THERE or not elsewhere or any(one.takes_interrupts for one in elsewhere):
@@ -165,7 +168,7 @@ def place_of(samples: list[Vcpu]) -> int | None:
 
 
 def _bytes_at(address: int) -> int:
-    """How many to write there; the next page may be none."""
+    """Return how many bytes to write at the address. The next page may not exist."""
     return min(_WRITTEN_BYTES, PAGE_BYTES - address % PAGE_BYTES)
 
 

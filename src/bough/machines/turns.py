@@ -1,7 +1,7 @@
-"""Whose turn it is with a machine: one transition at a time, and one caller for several in a row.
+"""Exclusive operations of a machine, and claims that combine several operations.
 
-Of two who want opposite things at once one wins, and the other is told what is going on: nobody waits in
-a line for a machine that will be another one when it is his turn.
+A second request fails at once with `Conflict`, which names the running operation. Nothing queues: after the
+wait, the machine might be in another state than the caller expects.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Protocol
 from bough.errors import Conflict, NotFound, WrongState
 from bough.machines.record import State
 
-#: The claims under which the running task works. Tasks that it makes inherit them; a claim that is over
-#: opens nothing, for no other one is the same object.
+#: Claims of the running task. Its child tasks inherit the claims. An ended claim permits nothing, because no
+#: other claim is the same object.
 _held: ContextVar[tuple[object, ...]] = ContextVar("held", default=())
 
 
@@ -39,9 +39,11 @@ class Turns:
         return self._doing is None
 
     def check(self) -> None:
-        """Raises:
-        Conflict: a transition is under way, or somebody else claims the machine.
-        NotFound: it was deleted.
+        """Check that an operation may begin.
+
+        Raises:
+            Conflict: an operation runs, or another task has a claim.
+            NotFound: the machine was deleted.
         """
         name = self._machine.name
         if self._ended:
@@ -60,7 +62,8 @@ class Turns:
 
     @asynccontextmanager
     async def transition(self, doing: str, *allowed: State) -> AsyncIterator[None]:
-        """Refused at once when the state or somebody else's transition forbids it.
+        """Run an exclusive operation in the block. Fail at once if the state or another operation forbids the
+        operation.
 
         Raises:
             Conflict, NotFound: as `check`.
@@ -77,7 +80,7 @@ class Turns:
 
     @contextmanager
     def claim(self, doing: str) -> Iterator[None]:
-        """The transitions that this task begins in the block are its own; everybody else is refused.
+        """Let only this task begin operations in the block; all other callers are refused.
 
         Raises:
             Conflict, NotFound: as `check`.
@@ -93,5 +96,5 @@ class Turns:
             self._claim = outer
 
     def end(self) -> None:
-        """The machine is gone, for good."""
+        """Mark the machine as deleted."""
         self._ended = True

@@ -1,4 +1,4 @@
-"""What the vCPUs of an x86 guest are doing, as QEMU tells it. Untrusted: it is looked at, and no more."""
+"""The state of an x86 guest's vCPUs, as QEMU reports it. Untrusted: used for hints only."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ _MOST = 16
 _LINE = re.compile(r"^[RE]IP=([0-9a-f]{8,16}) [RE]FL=([0-9a-f]{8}) [^\n]{0,80}", re.MULTILINE)
 _RING = re.compile(r" CPL=([0-3]) ")
 _BYTE = re.compile(r": 0x([0-9a-f]{2})\s*$")
-#: Of a processor's flags: it takes interrupts (Intel SDM, volume 1, 3.4.3).
+#: Flag of a processor that accepts interrupts (Intel SDM, volume 1, 3.4.3).
 _IF = 1 << 9
 
 
 @dataclass(frozen=True)
 class Vcpu:
-    """`text` is the line as QEMU has it; `ring` 0 is the kernel's."""
+    """The state of a vCPU.
+
+    Attributes:
+        text: QEMU's line.
+        ring: 0 is the kernel's.
+    """
 
     text: str
     address: int
@@ -31,7 +36,7 @@ class Vcpu:
 
 
 async def read_vcpus(qmp: Qmp | None) -> list[Vcpu]:
-    """Of each where it is, while it runs; empty where it cannot be told."""
+    """Return the state of each vCPU, without stopping the guest; empty if unknown."""
     with contextlib.suppress(BoughError, TimeoutError):
         async with asyncio.timeout(_TIMEOUT_S):
             return parse_vcpus(await qmp.monitor("info registers -a") if qmp is not None else "")
@@ -54,6 +59,8 @@ def parse_vcpus(told: str) -> list[Vcpu]:
 
 
 async def read_byte(qmp: Qmp, vcpu: int, address: int) -> int | None:
-    """Of what is in memory where that vCPU's tables say; None: nothing is. Raises BoughError."""
+    """Return the byte at a virtual address of the vCPU, or None if the address is unmapped. Raises
+    BoughError.
+    """
     match = _BYTE.search(await qmp.monitor(f"x/1xb {address:#x}", vcpu=vcpu))
     return int(match[1], 16) if match else None

@@ -1,16 +1,16 @@
-"""What is on a screen is memory as well: the display adapter's, in which the guest has drawn.
+"""The memory of a guest's display adapter, saved with the device state.
 
-QEMU's state of the devices has the adapter's registers and not its memory, which a migration would carry as
-it carries RAM. A guest draws a thing once and takes for granted that it stays: it would go on before an
-empty screen. So the adapter's memory stands behind QEMU's part of the file "devices":
+QEMU's device state has the adapter's registers but not its memory: a migration transfers that memory like
+RAM. A guest draws an object once and expects it to stay. Without the saved memory the guest would continue
+with an empty screen. So bough appends the adapter's memory to QEMU's part of the file "devices":
 
     state of the devices, as QEMU wrote it
-    zlib (RFC 1950) of:  how many parts (64 bits, little-endian, as all here); offset and length of each;
-                         what they hold, one after the other
-    how long that is (64 bits)
+    zlib (RFC 1950) of:  number of parts (64 bits, little-endian, as all numbers here); offset and length
+                         of each; their content, one after the other
+    length of the zlib data (64 bits)
     "bough-video-1" and three zero bytes
 
-A bundle's comes from somebody else: it is bounded before it is unpacked.
+The file of a bundle is hostile: the size is bounded before unpacking.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Video:
 
     @classmethod
     def read(cls, memory: GuestRam) -> Video:
-        """What the guest has drawn. Raises MachineFailed, HostLacks, as GuestRam does."""
+        """Read what the guest has drawn. Raises MachineFailed, HostLacks: as GuestRam."""
         extents = memory.private_extents()
         return cls(extents, b"".join(memory.read(extents)))
 
 
 def join_devices(state: bytes, video: Video | None) -> bytes:
-    """The file "devices"."""
+    """Return the content of the file "devices"."""
     if video is None or not video.extents:
         return state
     head = _COUNT.pack(len(video.extents)) + b"".join(_PAIR.pack(*extent) for extent in video.extents)
@@ -56,10 +56,10 @@ def join_devices(state: bytes, video: Video | None) -> bytes:
 
 
 def split_devices(devices: bytes) -> tuple[bytes, Video | None]:
-    """QEMU's part, and the adapter's memory where there is one.
+    """Return QEMU's part, and the adapter's memory if there is any.
 
     Raises:
-        ValueError: what is behind QEMU's part is not what `join_devices` puts there.
+        ValueError: the data after QEMU's part is not from `join_devices`.
     """
     if len(devices) < _END.size:
         return devices, None
@@ -96,10 +96,10 @@ def _parse(data: bytes) -> Video:
 
 
 async def put_back(qmp: Qmp, pid: int | None, video: Video) -> None:
-    """Into an adapter that has taken up its state, while the vCPUs stand still.
+    """Write the memory to an adapter after its state is loaded. The vCPUs must be paused.
 
     Raises:
-        MachineFailed: it has less memory, or none.
+        MachineFailed: the adapter has less memory, or there is no adapter.
     """
     memory = await find_video(qmp, pid)
     if memory is None or sum(video.extents[-1]) > memory.size_bytes:

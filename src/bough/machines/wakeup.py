@@ -17,9 +17,9 @@ from bough.qemu.qmp import Qmp
 #: the ICH9; QEMU's hw/pci-host/q35.c and hw/isa/lpc_ich9.c.
 _HOST_BRIDGE, _LPC = (0, 0), (31, 0)
 _REGISTERS = (
-    (*_HOST_BRIDGE, 0x60),  # PCIEXBAR, where the configuration space is in memory
+    (*_HOST_BRIDGE, 0x60),  # PCIEXBAR, the memory address of the configuration space
     (*_HOST_BRIDGE, 0x64),
-    (*_LPC, 0x40),  # PMBASE, where the registers of ACPI's power management are
+    (*_LPC, 0x40),  # PMBASE, the port address of ACPI's power management registers
     (*_LPC, 0x44),  # ACPI_CNTL
     (*_LPC, 0x60),  # routes of the PCI interrupts
     (*_LPC, 0x68),
