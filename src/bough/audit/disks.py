@@ -1,5 +1,4 @@
-"""Check the disks of machines: whether each chain leads to the right files, and each qcow2 file is
-consistent.
+"""Check the disks of machines: the files of each chain, and the consistency of each qcow2 file.
 
 A running machine changes its disks, so running machines are skipped. `hold` prevents a start during the
 check. A hostile QEMU may have written the files, so bough itself never opens a file named in a header.

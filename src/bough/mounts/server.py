@@ -72,8 +72,10 @@ def find_programs() -> Programs:
 
 
 def server_ids(mount: MountSpec) -> tuple[int, int]:
-    """Return the user and group of the mount's server. Raises OSError: the directory does not
-    exist any more.
+    """Return the user and group of the mount's server.
+
+    Raises:
+        OSError: the directory does not exist any more.
     """
     return _ids_for(_look_at(mount))
 
@@ -210,8 +212,9 @@ async def end_server(process: asyncio.subprocess.Process) -> str:
 
 @contextmanager
 def _files(ids: tuple[int, int]) -> Iterator[tuple[int, int | None]]:
-    """Provide the files for bubblewrap: /etc/passwd, because sftp-server needs a name for its user, and a
-    filter.
+    """Provide the files that bubblewrap reads: /etc/passwd and a filter.
+
+    sftp-server needs a name for its user, any name.
     """
     program = render_mode_filter()
     contents = [f"share:x:{ids[0]}:{ids[1]}::{SHARE}:/bin/false\n".encode()]

@@ -26,8 +26,9 @@ Work = Callable[[Report], Awaitable[Any]]
 
 
 def as_bough_error(error: BaseException) -> BoughError:
-    """Turn any exception into one that a user may see. An unexpected exception is logged with
-    its traceback.
+    """Turn any exception into one that a user may see.
+
+    An unexpected exception is logged with its traceback.
     """
     if isinstance(error, BoughError):
         return error

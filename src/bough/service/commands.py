@@ -109,8 +109,9 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
 
 def _check_version(client: str | None) -> None:
-    """Refuse a client of another version. A fast client skips the version check, and makes it
-    when refused.
+    """Refuse a client of another version.
+
+    A fast client skips the version check. When refused, the client checks the version.
     """
     if client is not None and client != __version__:
         raise Conflict(f"the service is bough {__version__}, the client is bough {client[:40]}")

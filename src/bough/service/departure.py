@@ -39,8 +39,9 @@ class StreamProtocol(WSProtocol):
 
 
 def departure(socket: WebSocket) -> asyncio.Event:
-    """Return an event that is set when the client disconnects for any reason. Earlier messages may still
-    wait.
+    """Return an event that is set when the client disconnects for any reason.
+
+    Earlier messages may still wait.
     """
     event = socket.scope.get("extensions", {}).get(_EXTENSION)
     return event if isinstance(event, asyncio.Event) else asyncio.Event()

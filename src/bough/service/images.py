@@ -118,8 +118,9 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.post("/images/pull")
     async def pull_image(body: PullRequest, request: Request) -> Response:
-        """Fetch an image of the catalogue, unless the image exists. The catalogue says how to verify the
-        download.
+        """Fetch an image of the catalogue, unless the image exists.
+
+        The catalogue says how to verify the download.
         """
 
         async def work(report: Report) -> Any:
@@ -171,8 +172,9 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.get("/doctor", tags=["host"])
     async def doctor(request: Request, probe: bool = True, arch: str | None = None) -> Response:
-        """Report what the host has and lacks, and how to install missing parts. `probe` tests accelerators
-        with a guest.
+        """Report what the host has and lacks, and how to install missing parts.
+
+        `probe` tests the accelerators with a guest.
         """
         named = parse_architecture(arch) if arch else None
 

@@ -119,8 +119,9 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.get("/{reference}")
     async def get_machine(reference: str, look: bool = False) -> dict[str, Any]:
-        """Return the description of a machine. With `look`, ask the agent first: "condition" says why it does
-        not answer.
+        """Return the description of a machine.
+
+        With `look`, ask the agent first: "condition" says why it does not answer.
         """
         machine = hypervisor.machines.find(reference)
         if look:
@@ -135,8 +136,9 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.delete("/{reference}")
     async def delete_machine(reference: str, force: bool = False, wait: bool = True) -> dict[str, bool]:
-        """Delete a machine. Without `wait`, an ephemeral machine is unlisted at once and deleted in the
-        background.
+        """Delete a machine.
+
+        Without `wait`, an ephemeral machine is unlisted at once and deleted in the background.
         """
         machine = hypervisor.machines.find(reference)
         if wait:

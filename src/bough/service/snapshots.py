@@ -63,8 +63,9 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.post("/snapshots")
     async def create_snapshot(body: SnapshotRequest, request: Request) -> Response:
-        """Take a snapshot of a running machine, with memory unless `memory` is false, or of a stopped
-        machine.
+        """Take a snapshot of a running or stopped machine.
+
+        A snapshot of a running machine includes the memory, unless `memory` is false.
         """
         machine = hypervisor.machines.find(body.machine)
 

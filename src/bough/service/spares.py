@@ -31,8 +31,9 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
     @router.put("/spares")
     async def keep_spares(body: SparesRequest) -> list[dict[str, Any]]:
-        """Keep `count` standby machines of that spec or snapshot, made in the background; 0 stops keeping
-        them.
+        """Keep `count` standby machines of that spec or snapshot; 0 stops keeping them.
+
+        bough makes the machines in the background.
         """
         if body.spec is not None and body.snapshot is None:
             hypervisor.running.want_standby(body.spec, body.count)

@@ -74,8 +74,9 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
 
 async def _carry(socket: WebSocket, tunnel: Tunnel) -> None:
-    """Carry bytes until the client disconnects. A client closes when it has seen the end of the
-    guest's data.
+    """Carry bytes until the client disconnects.
+
+    A client closes when it has seen the end of the guest's data.
     """
 
     async def outward() -> None:

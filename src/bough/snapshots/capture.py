@@ -255,7 +255,7 @@ def copy_companions(source: Path, target: Path) -> None:
             (target / path.name).chmod(0o600)
 
 
-# -- of a machine that runs ---------------------------------------------------------------------------
+# -- running machines ---------------------------------------------------------------------------------
 
 
 async def _capture_running(

@@ -1,5 +1,6 @@
-"""The process images of snapshots (qemu/frozen/). A fork continues from an image instead of
-starting a QEMU.
+"""The process images of snapshots (qemu/frozen/).
+
+A fork continues from its snapshot's process image, if there is one, instead of starting a QEMU.
 """
 
 from __future__ import annotations
@@ -83,8 +84,9 @@ class FrozenProcesses:
             self._looking = self._tasks.begin(self._look(), "look after frozen processes")
 
     def refuse(self, snapshot_id: str) -> None:
-        """Start all further forks of the snapshot without a process image. Another image would
-        fail as well.
+        """Make no more process images of the snapshot: another image would fail as well.
+
+        Further forks start a QEMU.
         """
         self._kept.pop(snapshot_id, None)
         self._refused.add(snapshot_id)

@@ -269,7 +269,8 @@ def read_difference(path: Path, image: Path) -> Iterator[tuple[int, bytes]]:
         for start in range(0, size, MOST_CHUNK_BYTES):
             length = min(MOST_CHUNK_BYTES, size - start)
             if _is_hole(ours.fileno(), start, length) and _is_hole(theirs.fileno(), start, length):
-                # Skip holes, most of a disk: a read of a hole makes the kernel allocate a page for each page
+                # Skip holes, most of a disk: for each page that is read from a hole, the kernel allocates
+                # one.
                 continue
             new = os.pread(ours.fileno(), length, start)
             old = os.pread(theirs.fileno(), length, start) if start < base else b""
@@ -288,7 +289,7 @@ def _is_hole(descriptor: int, start: int, length: int) -> bool:
         return True
 
 
-# -- taking up ----------------------------------------------------------------------------------------
+# -- reading ------------------------------------------------------------------------------------------
 
 
 def parse_manifest(data: dict[str, Any]) -> BundleManifest:
@@ -530,8 +531,9 @@ class _Taking:
 async def make_snapshot(
     taken: Taken, manifest: BundleManifest, spec: MachineSpec, hardware: Hardware, home: Home, work: Path
 ) -> tuple[SnapshotPaths, SnapshotManifest]:
-    """Create a snapshot below `work`. The caller adds the snapshot to the store, and a machine continues from
-    it.
+    """Create a snapshot below `work`, for a machine to continue from.
+
+    The caller adds the snapshot to the store.
     """
     snapshot_id = new_snapshot_id()
     made = SnapshotPaths(work / snapshot_id)

@@ -121,8 +121,9 @@ class Arrival:
 async def taken_up(
     source: Source, images: ImageStore, *, cold: bool, force: bool, report: Report
 ) -> AsyncIterator[Arrival]:
-    """Check a bundle, and provide it for the block. Afterwards all files that are not in the store are
-    removed.
+    """Check a bundle, and provide the arrival for the block.
+
+    Afterwards remove the bundle's files, except those that the block moved into the store.
 
     Args:
         cold: leave out the memory; the machine boots.

@@ -118,7 +118,7 @@ class Prewarming:
     def __post_init__(self) -> None:
         self.demand.listen(self._give_way)
 
-    # -- what is wanted -----------------------------------------------------------------------
+    # -- requests -----------------------------------------------------------------------------
 
     def offer(self, kind: Kind) -> None:
         """Pre-warm a snapshot that may be forked."""
@@ -156,7 +156,7 @@ class Prewarming:
     def _forks(self, name: str) -> int:
         return self._wanted[name].forks if name in self._wanted else 0
 
-    # -- somebody waits -----------------------------------------------------------------------
+    # -- a user waits -------------------------------------------------------------------------
 
     async def hurry(self, kind: Kind, count: int) -> None:
         """Return when `count` forks can continue from a process image, or could have been started by now."""
@@ -186,7 +186,7 @@ class Prewarming:
         if self._running is not None and self._running.task is not None:
             self._running.task.cancel()
 
-    # -- the work -----------------------------------------------------------------------------
+    # -- the pre-warm itself ------------------------------------------------------------------
 
     def _give_way(self) -> None:
         running = self._running

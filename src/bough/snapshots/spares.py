@@ -93,8 +93,9 @@ class Spares:
         self._changed.set()
 
     def take(self, fits: Callable[[Machine], bool]) -> Machine | None:
-        """Return a standby machine that fits, if any, and make the next one. The caller owns the machine from
-        now on.
+        """Return a standby machine that fits, if any, and make the next one.
+
+        The caller owns the machine from now on.
         """
         for kept in self._kept.values():
             for machine in kept:
@@ -168,7 +169,7 @@ class Spares:
         return machine
 
     async def _rouse_first(self, kept: list[Machine], of: Of) -> None:
-        """Wake the first standby machine. Meanwhile, a short time, no user can take this machine."""
+        """Wake the first standby machine. For this short time no user can take the machine."""
         if not kept:
             return
         first = kept.pop(0)

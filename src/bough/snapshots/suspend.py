@@ -81,7 +81,7 @@ async def _suspend(machine: Machine, home: Home, report: Report) -> None:
 async def _prepare(machine: Machine) -> None:
     """Have the guest prepare for a quick resume, and write a new identity to its disk.
 
-    Both are optional. With an older agent or a slow disk, the guest is told again after the resume.
+    Both are optional. With an older agent or a slow disk, the guest gets its identity again after the resume.
     """
     channel = machine.channel()
     if channel is None:

@@ -197,8 +197,9 @@ class SnapshotTree:
         return write_memory(paths, memory.template, everything, memory.devices, accelerator=accelerator)
 
     def _base(self, manifest: SnapshotManifest) -> SnapshotManifest | None:
-        """Return the nearest ancestor with memory of the same size; None if the chain of bases
-        is too long.
+        """Return the nearest ancestor with memory of the same size.
+
+        None if there is no such ancestor, or if the chain of bases is too long.
         """
         parent = manifest.parent
         while parent is not None and self.store.has(parent):
@@ -208,10 +209,14 @@ class SnapshotTree:
             parent = found.parent
         return None
 
-    # -- going on from one --------------------------------------------------------------------------
+    # -- forking and restoring ----------------------------------------------------------------------
 
     async def saved_state(self, manifest: SnapshotManifest) -> SavedState | None:
-        """Return the state for a fork; None if the snapshot has no memory. Raises SnapshotDamaged."""
+        """Return the state that a fork starts from; None if the snapshot has no memory.
+
+        Raises:
+            SnapshotDamaged
+        """
         passing = self._passing.get(manifest.id)
         if passing is not None:
             return replace(passing, frozen=self.frozen.get(manifest.id))
@@ -310,8 +315,9 @@ class SnapshotTree:
             record.write(made)
 
     def fresh_overlays(self, manifest: SnapshotManifest, fork: Machine) -> list[MachineDisk]:
-        """Create further empty overlays for an ephemeral fork. The fork's record does not name
-        the overlays.
+        """Create further empty overlays for an ephemeral fork.
+
+        The fork's record does not name the overlays.
         """
         source, uid = self.store.paths(manifest.id), fork.record.hardware.uid
         return install_overlays(source, manifest, fork.paths, uid, durable=False)
@@ -359,7 +365,7 @@ class SnapshotTree:
             for disk in record.disks:
                 (machine.paths.disks / disk.file).unlink(missing_ok=True)
 
-    # -- looking after them -------------------------------------------------------------------------
+    # -- maintenance --------------------------------------------------------------------------------
 
     async def verify(self, manifest: SnapshotManifest) -> dict[str, Any]:
         """Read and check all files of the snapshot. Raises SnapshotDamaged."""
