@@ -1,8 +1,8 @@
-"""Which commands and options the tests with real machines run, read from their source.
+"""Find the commands and options that tests with real machines run, from the source of the tests.
 
-Nothing is imported or run. What counts: a call of the `cli` fixture (tests/acceptance/conftest.py), a list
-that begins with BOUGH, the scripts of the pages that test_pages.py runs. `cli.error(...)` does not count: a
-command that must fail does not show what it does. Words that are known at run time only count as values.
+The module imports and runs no test. Found are: calls of the `cli` fixture (tests/acceptance/conftest.py),
+lists that begin with BOUGH, and scripts of the pages that test_pages.py runs. `cli.error(...)` does not
+count: a failing command does not show its effect. Words that are known only at run time count as values.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from tests.pages import PAGES, commands_in_script, script_of
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = tuple(ROOT / "tests" / name for name in ("acceptance", "machines"))
-#: What each of them says is wrong.
+#: All commands in this file fail on purpose.
 BAD_INPUT = "test_bad_input.py"
 UNKNOWN = "x"
-#: A word, or UNKNOWN, with all that it may be.
+#: A word, or UNKNOWN, with all its possible values.
 Words = list[str]
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """A command that does something, and its options by their first name."""
+    """A command without subcommands, and its options by their first name."""
 
     path: tuple[str, ...]
     command: click.Command
@@ -47,11 +47,13 @@ class Leaf:
                     yield self.title(_long(parameter.secondary_opts))
 
     def title(self, option: str) -> str:
-        """Those of a machine's spec are the same code in each command that takes a spec: they count once."""
+        """Name an option. Options of a machine's spec are the same code in each command, so they
+        count once.
+        """
         return f"{SPEC if option in _SPEC_OPTIONS and self.name in _TAKE_SPEC else self.name} {option}"
 
     def given(self, words: Words) -> Iterator[str]:
-        """The options among `words`, as the command itself reads them."""
+        """Yield the options among `words`, as the command itself parses them."""
         try:
             values, _, order = self.command.make_parser(self.context).parse_args(list(words))
         except click.UsageError:
@@ -83,7 +85,7 @@ _SPEC_OPTIONS = frozenset(
 
 
 def leaves() -> dict[tuple[str, ...], Leaf]:
-    """All commands, by their path."""
+    """Return all commands by their path."""
     root = click.Context(cli, info_name="bough")
     return {leaf.path: leaf for leaf in _leaves(cli, (), root)}
 
@@ -102,7 +104,7 @@ def _leaves(command: click.Command, path: tuple[str, ...], context: click.Contex
 
 @dataclass
 class Run:
-    """What was found: "snapshot create" and "snapshot create --label" -> where."""
+    """The places found: "snapshot create" and "snapshot create --name" -> place."""
 
     found: dict[str, str] = field(default_factory=dict)
     _leaves: dict[tuple[str, ...], Leaf] = field(default_factory=leaves)
@@ -138,7 +140,7 @@ def commands_in_tests(run: Run) -> None:
 
 
 class _Reader(ast.NodeVisitor):
-    """Keeps what names may stand for: what they are assigned, a loop's turns, a test's parameters."""
+    """A visitor that keeps the possible values of names: assignments, loops, parameters of tests."""
 
     def __init__(self, path: Path, run: Run) -> None:
         self._path, self._run = path, run
@@ -220,7 +222,7 @@ class _Reader(ast.NodeVisitor):
             self._run.add([*begin, *rest], where, *more)
 
     def _choices(self, node: ast.expr) -> list[Words]:
-        """What the first words may be, each by itself."""
+        """Return the possible first words, each by itself."""
         inner = node.value if isinstance(node, ast.Starred) else node
         if isinstance(inner, ast.Name):
             return [self._words(value) for scope in self._names for value in scope.get(inner.id, [])]

@@ -1,8 +1,8 @@
-"""What the tests with real machines share: one BOUGH_HOME and one service per worker, one image per run.
+"""Fixtures of the tests with real machines: one BOUGH_HOME and one service per worker, one image per run.
 
-README.md beside this file says how to run them and how to write one. Settings, as environment variables:
-    BOUGH_TEST_CACHE=/dir   keep the built image there, and take it from there while its recipe is the same
-    BOUGH_TEST_KEEP=1       leave the BOUGH_HOMEs of the run in place, to be looked at
+README.md beside this file explains how to run tests and how to write one. Environment variables:
+    BOUGH_TEST_CACHE=/dir   keep the built image there, and use it while its recipe is the same
+    BOUGH_TEST_KEEP=1       keep the BOUGH_HOMEs of the run, for inspection
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import bough
 
 IMAGE = "debian:12"
-#: Enough for Debian, and 2 cores carry several of them.
+#: Enough for Debian; a host with 2 cores runs several such machines.
 MEMORY = "512MiB"
 ORDER = ("unit", "machines", "acceptance")
 RUN = pytest.StashKey[Run]()
@@ -49,15 +49,16 @@ def pytest_configure_node(node: Any) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """The workers have ended. One that was killed (Ctrl-C, -x, a crash) has not cleaned up."""
+    """Clean up after the workers. A killed worker (Ctrl-C, -x, a crash) has not cleaned up."""
     if not hasattr(config, "workerinput") and RUN in config.stash:
         config.stash[RUN].end(keep="BOUGH_TEST_KEEP" in os.environ)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is quick and simple fails first; then the files with what takes long, so that no worker ends
-    long after the other."""
+    """Order the tests: quick ones first, then files with long tests, so that all workers end at about the
+    same time.
+    """
     long = {item.path for item in items if item.get_closest_marker("long") is not None}
 
     def rank(item: pytest.Item) -> tuple[int, int]:
@@ -70,7 +71,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def bough_home(request: pytest.FixtureRequest) -> Iterator[Home]:
-    """The BOUGH_HOME of this worker, also in the environment. Nothing of it is left afterwards."""
+    """Yield the BOUGH_HOME of this worker, also set in the environment; nothing of it is left afterwards."""
     worker = getattr(request.config, "workerinput", {}).get("workerid", "main")
     home = request.config.stash[RUN].home(worker)
     with pytest.MonkeyPatch.context() as patch:
@@ -84,7 +85,7 @@ def bough_home(request: pytest.FixtureRequest) -> Iterator[Home]:
 
 @pytest.fixture(scope="session")
 def hv(bough_home: Home) -> Iterator[bough.Hypervisor]:
-    """A client of the run's service."""
+    """Yield a client of the run's service."""
     import bough
 
     hypervisor = bough.connect()
@@ -95,7 +96,7 @@ def hv(bough_home: Home) -> Iterator[bough.Hypervisor]:
 
 @pytest.fixture(scope="session")
 def debian(hv: bough.Hypervisor, bough_home: Home, request: pytest.FixtureRequest) -> str:
-    """The label of an image that is built: by the first worker that needs it, for all."""
+    """Return the label of a built image. The first worker that needs the image builds it for all."""
     store = request.config.stash[RUN].images
     with store.alone():
         store.give(bough_home, IMAGE)
@@ -105,7 +106,7 @@ def debian(hv: bough.Hypervisor, bough_home: Home, request: pytest.FixtureReques
 
 @pytest.fixture(scope="session")
 def ssh_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A private key whose owner may log in to the shared machine as root."""
+    """Return a private key that may log in as root to the shared machine."""
     key = tmp_path_factory.mktemp("ssh") / "key"
     if shutil.which("ssh-keygen") is None:
         pytest.skip("no ssh-keygen on this host")
@@ -115,7 +116,7 @@ def ssh_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def booted(hv: bough.Hypervisor, debian: str, ssh_key: Path) -> bough.Snapshot:
-    """A Debian of 512 MiB that has booted and come to rest: a fork of it is there in a third of a second."""
+    """Return a snapshot of a Debian of 512 MiB that has booted and is idle. A fork of it takes a third of a second."""
     key = Path(f"{ssh_key}.pub").read_text()
     machine = hv.create(debian, name="booted", memory=MEMORY, ssh_keys=[key])
     machine.start()
@@ -127,7 +128,7 @@ def booted(hv: bough.Hypervisor, debian: str, ssh_key: Path) -> bough.Snapshot:
 
 @pytest.fixture(scope="module")
 def vm(booted: bough.Snapshot, request: pytest.FixtureRequest) -> Iterator[bough.Machine]:
-    """A running machine that the tests of a module share: leave it running and as it was."""
+    """Yield a running machine that the tests of a module share: leave it running and unchanged."""
     machine = booted.fork(request.module.__name__.rpartition(".")[2].replace("_", "-"))
     yield machine
     machine.delete(force=True)
@@ -135,7 +136,7 @@ def vm(booted: bough.Snapshot, request: pytest.FixtureRequest) -> Iterator[bough
 
 @pytest.fixture
 def fork(booted: bough.Snapshot) -> Iterator[bough.Machine]:
-    """A running machine of the test's own, to be changed, stopped, broken."""
+    """Yield a running machine for one test, which may change, stop or break it."""
     machine = booted.fork()
     yield machine
     machine.discard()
@@ -143,7 +144,7 @@ def fork(booted: bough.Snapshot) -> Iterator[bough.Machine]:
 
 @pytest.fixture
 def nothing_left(bough_home: Home) -> Iterator[None]:
-    """After the test there is no process, mount, socket or file of a machine that is gone."""
+    """Check that the test leaves no process, mount, socket or file of a deleted machine."""
     yield
     left = wait_nothing_left(lambda: find_leftovers(bough_home))
     assert not left, str(left)
@@ -163,7 +164,7 @@ def pytest_runtest_makereport(
         report.sections.append(("what the error knows", "\n".join(told)))
     if report.failed:
         target = place_of(item.nodeid)
-        with contextlib.suppress(PermissionError):  # tests that another user runs, as one of ours does
+        with contextlib.suppress(PermissionError):  # a test may run as another user
             _keep_report(report, target)
             home = getattr(item, "funcargs", {}).get("bough_home")
             if home is not None:
@@ -173,7 +174,7 @@ def pytest_runtest_makereport(
 
 
 def _keep_report(report: pytest.TestReport, target: Path) -> None:
-    """At once: the terminal tells it when all tests are through, if the run comes to that."""
+    """Write the report at once: the terminal shows it after all tests, or never if the run is cut short."""
     target.mkdir(parents=True, exist_ok=True)
     told = "\n".join(f"-- {name}\n{text}" for name, text in report.sections)
     text = f"{report.longreprtext}\n{told}"
@@ -181,7 +182,7 @@ def _keep_report(report: pytest.TestReport, target: Path) -> None:
 
 
 def _keep_artifacts(home: Home, target: Path) -> None:
-    """Records, consoles, QEMU's stderr and command lines of all machines, and the service's log."""
+    """Keep records, consoles, QEMU's stderr and command lines of all machines, and the service's log."""
     for machine in home.machines.iterdir() if home.machines.exists() else ():
         paths = home.machine(machine.name)
         place = target / machine.name
@@ -205,7 +206,7 @@ def _running_argv(machine_id: str) -> str:
 
 
 def _end_service(home: Home) -> None:
-    """Ask; a test may have killed it already."""
+    """End the service through its API, if the service still runs."""
     if not home.api_socket.exists():
         return
     code = "import bough.client as c; c.connect(start=False).shutdown()"

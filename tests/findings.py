@@ -1,7 +1,8 @@
-"""Tests that fail beside others and pass alone: each is a finding, told with what was kept of its failure.
+"""Report tests that fail beside others and pass alone. Each is a finding, with the artifacts of its failure.
 
-python -m tests.findings keep    after all tests: put aside what was kept of those that failed, name them
-python -m tests.findings tell    after those have run once more, alone: name those that passed
+python -m tests.findings keep    after all tests: put the artifacts of failed tests aside, print their names
+python -m tests.findings tell    after a second run of those tests, alone: print the names of tests that
+passed
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ARTIFACTS = ROOT / "test-artifacts"
-#: Below it, for each test that failed beside others, what was kept then. Of the last run alone.
+#: Directory with the artifacts of each test that failed beside others, for the last run only.
 BESIDE_OTHERS = "failed-beside-others"
 _LIST = "tests.json"
 
 
 def place_of(test: str, artifacts: Path = ARTIFACTS) -> Path:
-    """Where what explains the failure of a test is kept; `test` is its id as pytest has it."""
+    """Return the directory for the artifacts of a failed test; `test` is its id in pytest."""
     return artifacts / test.replace("/", ".").replace("::", ".")[-120:]
 
 
 def keep(failed: list[str], artifacts: Path = ARTIFACTS) -> None:
-    """Put aside what the run kept of `failed`, before they run again."""
+    """Put the artifacts of `failed` tests aside before the tests run again."""
     aside = artifacts / BESIDE_OTHERS
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -35,7 +36,7 @@ def keep(failed: list[str], artifacts: Path = ARTIFACTS) -> None:
 
 
 def tell(failed_again: list[str], artifacts: Path = ARTIFACTS) -> list[str]:
-    """Return lines about the tests that were kept and have passed now."""
+    """Return lines about the kept tests that have passed now."""
     aside = artifacts / BESIDE_OTHERS
     passed = [test for test in json.loads((aside / _LIST).read_text()) if test not in failed_again]
     if not passed:

@@ -18,7 +18,7 @@ from typing import Any
 
 MIB = 1024 * 1024
 DISK_MIB = 24
-#: How qemu-img calls what we read, with its options.
+#: qemu-img's names of the formats that bough reads, with their options.
 FORMATS = {
     "raw": ("raw", ()),
     "qcow2": ("qcow2", ()),
@@ -38,7 +38,7 @@ PACKERS = {
 
 
 def make_disk(path: Path, size_mib: int = DISK_MIB) -> Path:
-    """A raw disk with a boot sector and some MiB that cannot be compressed, to its very end."""
+    """Make a raw disk with a boot sector and some MiB of incompressible data, up to the last byte."""
     random_bytes = random.Random(1).randbytes
     with path.open("wb") as stream:
         stream.truncate(size_mib * MIB)
@@ -78,7 +78,7 @@ def describe(*names: str) -> bytes:
 
 
 def make_ova(path: Path, files: dict[str, bytes], *, manifest: bool = True) -> Path:
-    """A tar of `files`, in their order, with their digests."""
+    """Make a tar of `files`, in their order, with their digests."""
     if manifest:
         lines = [f"SHA256({name})= {hashlib.sha256(data).hexdigest()}\n" for name, data in files.items()]
         files = {**files, "machine.mf": "".join(lines).encode()}
@@ -92,7 +92,7 @@ def make_ova(path: Path, files: dict[str, bytes], *, manifest: bool = True) -> P
 
 @dataclass
 class Server:
-    """What is served, and how badly; `requests` are the Range headers that came."""
+    """A server with chosen content and faults; `requests` holds the Range headers of its clients."""
 
     url: str
     content: bytes

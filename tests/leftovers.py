@@ -1,4 +1,4 @@
-"""What a BOUGH_HOME has on this host: processes, mounts, sockets, half-made files."""
+"""Find the processes, mounts, sockets and half-made files of a BOUGH_HOME on this host."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Found = TypeVar("Found")
 
 @dataclass
 class Leftovers:
-    """Only what belongs to no machine that still exists."""
+    """Leftovers that belong to no existing machine."""
 
     processes: list[str] = field(default_factory=list)
     mounts: list[str] = field(default_factory=list)
@@ -33,8 +33,9 @@ class Leftovers:
 
 
 def find_leftovers(home: Home, *, service_may_run: bool = True) -> Leftovers:
-    """Look now. Processes are found by the paths of the home in their arguments, environment,
-    working directory and open files, so that those of other homes on the host do not count."""
+    """Find leftovers now. Processes are found by the home's path in their arguments, environment, working
+    directory and open files, so that processes of other homes on the host do not count.
+    """
     existing = {path.name for path in home.machines.iterdir()} if home.machines.exists() else set()
     found = Leftovers()
     uplinks = 0
@@ -43,7 +44,7 @@ def find_leftovers(home: Home, *, service_may_run: bool = True) -> Leftovers:
             uplinks += "qemu-system" in text
             continue
         if "/passt " in text and uplinks > 0:
-            uplinks -= 1  # its arguments do not say whose it is; each running machine has at most one
+            uplinks -= 1  # passt's arguments name no machine; each running machine has at most one passt
             continue
         begins_uplinks = "uplink_filter.py" in text and " up-" not in text
         if service_may_run and ("bough.service" in text or begins_uplinks):
@@ -64,7 +65,7 @@ def find_leftovers(home: Home, *, service_may_run: bool = True) -> Leftovers:
 
 
 def wait_nothing_left(look: Callable[[], Found], timeout_s: float = 10) -> Found:
-    """What is still there after a while: a child that was just reaped needs a moment to vanish."""
+    """Return the leftovers after a while: a child that was just reaped needs a moment to vanish."""
     deadline = time.monotonic() + timeout_s
     while (found := look()) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -72,17 +73,17 @@ def wait_nothing_left(look: Callable[[], Found], timeout_s: float = 10) -> Found
 
 
 def processes_of(home: Home) -> list[tuple[int, str]]:
-    """Pid and what tells of it, the tests themselves aside."""
+    """Return the pid and the known texts of each process of the home, except for the tests."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         arguments = _read(process / "cmdline")
         if arguments == "":
-            continue  # a kernel thread, or one that has ended
-        # Its name: a filter of an uplink has its machine's id there (networks/uplink.py).
+            continue  # a kernel thread, or a process that has ended
+        # The process name: the filter of an uplink puts its machine's id there (networks/uplink.py).
         seen = [arguments, _read(process / "comm"), _readlink(process / "cwd"), *_open_files(process)]
         environment = _read(process / "environ")
         is_ours = any(str(home.root) in text for text in (*seen, environment))
-        # What the tests themselves run has the home in its environment too.
+        # Programs that the tests run have the home in their environment, too.
         is_the_tests = _is_test_runner(arguments) or _begins_uplinks_for_us(process)
         if is_ours and int(process.name) not in _own_family() and not is_the_tests:
             found.append((int(process.name), " ".join(text for text in seen if text)))
@@ -90,7 +91,7 @@ def processes_of(home: Home) -> list[tuple[int, str]]:
 
 
 def _own_family() -> set[int]:
-    """This process and its ancestors."""
+    """Return this process and its ancestors."""
     family, pid = set(), "self"
     while pid != "0":
         status = _read(Path("/proc") / pid / "status")

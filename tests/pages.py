@@ -1,6 +1,6 @@
-"""The examples of README.md and docs/: which of them run, and why the others do not.
+"""The examples of README.md and docs/: the ones that run, and the reasons for the others.
 
-tests/acceptance/test_pages.py runs each page's commands in order, in one shell, word for word.
+tests/acceptance/test_pages.py runs each page's commands in order, in one shell, unchanged.
 tests/unit/test_every_command.py fails for a block that is neither run nor named in NOT_RUN.
 """
 
@@ -19,7 +19,7 @@ SHELL = ("sh", "console", "")
 
 @dataclass(frozen=True)
 class Page:
-    """What a page's commands need before them: a script; `web`: a running machine of that name."""
+    """Prerequisites of a page's commands: a script; `web`: a running machine of that name."""
 
     before: str = ""
     web: bool = False
@@ -33,7 +33,7 @@ PAGES = {
     "docs/concepts.md": Page(before="mkdir -p ~/.config/systemd/user"),
 }
 
-#: Commands that are not run, by their beginning -> why.
+#: Commands that do not run, by their first words -> reason.
 NOT_RUN = {
     "README.md": {
         "make demo": "installs packages; tests/acceptance/test_install.py installs, examples/demo.py shows",
@@ -64,7 +64,7 @@ NOT_RUN = {
     "docs/concepts.md": {"systemctl --user": "no systemd of a user in a test; test_upgrade.py has the unit"},
 }
 
-#: Blocks of Python that are not run by themselves -> why, by a line of them.
+#: Blocks of Python that do not run alone -> reason, by one line of the block.
 FRAGMENTS = {
     'snapshot = vm.snapshot("ready")': "upgrades packages from the network; test_python.py forks",
     'with hv.run("debian:12", mounts=': "runs make on a source that is not here; test_mounts.py mounts",
@@ -77,19 +77,19 @@ FRAGMENTS = {
 
 
 def pages() -> list[str]:
-    """All pages that a user reads, but the reference, which is made from the code."""
+    """Return all pages for users, except for the generated reference."""
     found = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     return [str(path.relative_to(ROOT)) for path in found if path.name != "cli.md"]
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
-    """Language and text of the code blocks of a page, also those inside a list."""
+    """Yield language and text of the code blocks of a page, also of blocks inside a list."""
     found = re.findall(r"^( *)```(\w*)\n(.*?)^ *```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
     return [(language, textwrap.dedent(text)) for _, language, text in found]
 
 
 def commands_of(page: str) -> list[str]:
-    """The lines of a page that are typed into a shell."""
+    """Return the lines of a page that a user types into a shell."""
     found = []
     for language, text in blocks(page):
         lines = text.splitlines()
@@ -105,12 +105,12 @@ def is_run(page: str, line: str) -> bool:
 
 
 def script_of(page: str) -> str:
-    """What of a page is run."""
+    """Return the commands of a page that run, as a script."""
     return "\n".join(line for line in commands_of(page) if is_run(page, line))
 
 
 def commands_in_script(script: str) -> Iterator[list[str]]:
-    """The words of each call of bough in it."""
+    """Yield the words of each call of bough in a script."""
     for line in re.sub(r"\\\n", " ", script).splitlines():
         for piece in re.split(r"\|\||&&|[|;]|\$\(|<\(", line):
             part = piece.strip()

@@ -1,4 +1,4 @@
-"""A publisher of images: a server of a directory, and a key that signs."""
+"""A publisher of images: a server for a directory, and a key for signatures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class Signer:
-    """A key of its own, and what it signs."""
+    """A signer with its own key."""
 
     def __init__(self, home: Path) -> None:
         home.mkdir(mode=0o700)

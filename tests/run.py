@@ -36,14 +36,16 @@ class Images:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """No other worker is at it meanwhile, nor another run with the same cache."""
+        """Exclude other workers, and other runs with the same cache."""
         self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
         with (self.root / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def give(self, home: Home, label: str) -> None:
-        """What is here of the recipe of today, under its label: a build in `home` finds it then."""
+        """Copy a kept image of the present recipe into `home`, under its label, so that a build finds the
+        image.
+        """
         recipe = recipe_for(label, host_arch()).digest()
         for image in self._kept():
             if json.loads((image / "image.json").read_bytes())["recipe"] == recipe:
@@ -51,7 +53,7 @@ class Images:
                 ImageStore(home).label(image.name, label)
 
     def keep(self, home: Home, digest: str, label: str) -> None:
-        """This one, instead of what was kept before."""
+        """Keep this image instead of earlier ones."""
         if (self.root / "images" / digest / "image.json").exists():
             return
         for old in self._kept():
@@ -94,7 +96,7 @@ class Run:
         return Home.at(place / "home")
 
     def end(self, *, keep: bool) -> None:
-        """After all workers: what a killed one has left ends too."""
+        """End everything after all workers, also processes of a killed worker."""
         homes = [Home.at(path) for path in self.root.glob("*/home")]
         for home in homes:
             kill_all(home)
@@ -103,12 +105,12 @@ class Run:
 
 
 def kill_all(home: Home) -> None:
-    """End what runs for `home`: first its service, which would take a QEMU's end for a failure."""
+    """Kill all processes of `home`. The service is first: it would take the end of a QEMU for a failure."""
 
     def look() -> list[tuple[int, str]]:
         return sorted(processes_of(home), key=lambda each: "bough.service" not in each[1])
 
-    for _ in range(KILL_ROUNDS):  # what is killed may just have started something
+    for _ in range(KILL_ROUNDS):  # a killed process may have just started another
         for pid, _text in look():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

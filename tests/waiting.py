@@ -1,4 +1,4 @@
-"""Waiting for a condition, as a test does instead of waiting for a time."""
+"""Wait for a condition. Tests do not wait for a fixed time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 def wait_until(
     holds: Callable[[], bool], *, timeout_s: float = 60, what: str = "it holds", every_s: float = 0.05
 ) -> None:
-    """Fails after `timeout_s` with `what`, which follows on "waited in vain until"."""
+    """Wait until the condition holds. Fails after `timeout_s` with "waited in vain until" and `what`."""
     deadline = time.monotonic() + timeout_s
     while not holds():
         assert time.monotonic() < deadline, f"waited in vain until {what}"

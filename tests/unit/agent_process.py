@@ -1,4 +1,4 @@
-"""The real agent as a process of this host, at the other end of a socket pair."""
+"""The real agent as a process of this host, at one end of a socket pair."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ START = "import sys; sys.path.insert(0, {!r}); from bough.guest.agent import mai
 
 
 class AgentProcess:
-    """An agent that serves on its end of a socket pair, and the host's end of that."""
+    """An agent that serves its end of a socket pair, with the host's end."""
 
     def __init__(self) -> None:
         self.host_end, guest_end = socket.socketpair()
         code = START.format(str(SOURCE), guest_end.fileno())
-        # As in a guest: nothing of site, nothing of the environment.
+        # As in a guest: no site packages, no environment.
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", code], pass_fds=[guest_end.fileno()], stdin=subprocess.DEVNULL
         )
@@ -53,7 +53,7 @@ async def running_agent() -> AsyncIterator[tuple[AgentChannel, AgentProcess]]:
 
 
 def is_running(pid: int) -> bool:
-    """Whether the process lives; a zombie does not."""
+    """Return whether the process lives; a zombie does not."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:

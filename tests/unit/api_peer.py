@@ -1,4 +1,4 @@
-"""A small server on a Unix socket, for the client's side of HTTP and WebSocket: h11 and wsproto, no mocks."""
+"""A small server on a Unix socket, for tests of the HTTP and WebSocket client: h11 and wsproto, no mocks."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from wsproto.events import (
     TextMessage,
 )
 
-#: What a handler may answer: status, content type, parts of the body.
+#: Possible answers of a handler: status, content type, parts of the body.
 Answer = tuple[int, str, list[bytes]]
 
 
 class ApiPeer:
-    """Answers each HTTP request with `answer(method, path, body)`. Counts its connections."""
+    """A server that answers each HTTP request with `answer(method, path, body)` and counts connections."""
 
     def __init__(self, path: Path, answer: Callable[[str, str, bytes], Answer | None]) -> None:
         self.path = str(path)
@@ -58,7 +58,7 @@ class ApiPeer:
                 if answer is None:
                     return
                 status, kind, parts = answer
-                # No length: the parts go out as chunks, each as soon as it is there.
+                # No content length: each part is sent as a chunk as soon as it exists.
                 head = h11.Response(status_code=status, headers=[("Content-Type", kind)])
                 connection.sendall(http.send(head) or b"")
                 for part in parts:
@@ -83,7 +83,7 @@ class ApiPeer:
                 return None, b""
 
     def drop_connections(self) -> None:
-        """As a service that closes idle connections does."""
+        """Close all connections, as a service with idle connections does."""
         for connection in self._open:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -94,7 +94,7 @@ class ApiPeer:
 
 
 class SocketPeer:
-    """The service's end of one WebSocket, in the test's own thread."""
+    """The service's end of one WebSocket, in the test's thread."""
 
     def __init__(self, stream: socket.socket) -> None:
         self.stream = stream
@@ -120,7 +120,9 @@ class SocketPeer:
         self.send(BytesMessage(data=data, message_finished=finished))
 
     def next(self) -> Any:
-        """The next event: a whole message, or the close. None when the client just went away."""
+        """Return the next event: a whole message, or the close; None if the client disconnected without a
+        close.
+        """
         parts: list[Any] = []
         while True:
             while not self._events:

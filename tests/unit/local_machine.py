@@ -1,6 +1,6 @@
-"""A machine whose guest is this host: commands run here, in a process of their own.
+"""A fake machine whose guest is this host: each command runs here, as a process.
 
-For what a client does by running commands in a guest; its `sh` and `tar` are real.
+The class serves tests of clients that run commands in a guest; `sh` and `tar` are real.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bough.client.process import ExitStatus
 
 
 class LocalProcess:
-    """As bough.client.process.Process."""
+    """The part of bough.client.process.Process that tests need."""
 
     def __init__(self, argv: tuple[str, ...], env: Mapping[str, str]) -> None:
         pipe = subprocess.PIPE
@@ -91,7 +91,7 @@ class LocalProcess:
 
 
 class LocalMachine:
-    """As much of bough.client.Machine as copying needs."""
+    """The part of bough.client.Machine that copying needs."""
 
     name = "local"
 

@@ -146,9 +146,9 @@ async def test_nothing_of_the_agent_is_inherited(channel: AgentChannel) -> None:
         0
     ].decode()
     *fds, blocked, ignored = out.splitlines()
-    assert fds == ["0", "1", "2", "3"]  # 3 is ls itself
+    assert fds == ["0", "1", "2", "3"]  # descriptor 3 belongs to ls
     assert int(blocked.split()[1], 16) == 0
-    # The C library keeps 32 and 33 for itself.
+    # The C library reserves signals 32 and 33.
     assert int(ignored.split()[1], 16) & ~(3 << 31) == 0
 
 
@@ -187,11 +187,11 @@ async def test_another_user(channel: AgentChannel) -> None:
     lines = out.splitlines()
     assert lines[:2] == [str(daemon.pw_uid), str(daemon.pw_gid)]
     assert lines[3] == f"{daemon.pw_dir} daemon"
-    # Real, effective, saved, file system: nothing of root's is left to go back to.
+    # Real, effective, saved and file system id: no id of root is left to return to.
     assert lines[4].split()[1:] == [str(daemon.pw_uid)] * 4
     assert lines[5].split()[1:] == [str(daemon.pw_gid)] * 4
     assert [int(line.split()[1], 16) for line in lines[6:]] == [0, 0]
-    # The next one is root again.
+    # The next command runs as root again.
     assert (await run(channel, "id", "-u"))[0] == b"0\n"
     assert (await run(channel, "sh", "-c", "id -u; id -g; id -G", user="4242:4343"))[
         0
@@ -217,8 +217,8 @@ async def test_terminal(channel: AgentChannel) -> None:
     await session.resize(44, 111)
     await session.write(b"stty size\n")
     await read_until(session, b"44 111")
-    # What the keys of a terminal do is done by the guest's.
-    # Its own word, not the echo of what was typed: it is in the foreground then, where Ctrl-C goes.
+    # The guest handles the keys of a terminal. The program's own output, not the echo of the typed text,
+    # shows that the program runs in the foreground, where Ctrl-C is sent.
     await session.write(b"sh -c 'echo begun$((1+1)); exec sleep 1000'\n")
     await read_until(session, b"begun2")
     await session.write(b"\x03echo $?; exit 7\n")
@@ -251,7 +251,7 @@ async def test_signals(channel: AgentChannel) -> None:
 
 
 async def test_abort_kills_all_of_its_session(channel: AgentChannel) -> None:
-    # A job in a process group of its own, and one that takes no notice of a hangup.
+    # A job in its own process group, and a job that ignores SIGHUP.
     script = "set -m; sleep 1000 & echo $!; (trap '' HUP; sleep 1001) & echo $!; echo $$; wait"
     session = await channel.exec(ExecRequest(["bash", "-c", script]))
     held = b""
@@ -348,7 +348,7 @@ async def test_the_end_of_the_host_ends_the_commands() -> None:
 
 
 async def test_a_greeting_in_the_middle_of_a_frame() -> None:
-    """A service was killed while it sent: the next one is heard all the same."""
+    """The agent hears the next service after one was killed in the middle of a frame."""
     async with running_agent() as (channel, agent):
         session = await channel.exec(ExecRequest(["cat"]))
         header = b"\x6b\xb0\x0d\x00" + channel._nonce.to_bytes(4, "little") + session.id.to_bytes(4, "little")
@@ -367,14 +367,14 @@ async def test_an_idle_agent_sleeps() -> None:
             return int(status.split("\nvoluntary_ctxt_switches:")[1].split()[0])
 
         await channel.ping()
-        await asyncio.sleep(0.1)  # it answers before it goes to sleep
+        await asyncio.sleep(0.1)  # the agent answers before it sleeps
         before = switches()
         await asyncio.sleep(0.3)
         assert switches() == before
 
 
 async def test_loads_little_where_it_is_installed(tmp_path: Path) -> None:
-    """What the agent imports is paid for at each boot of an emulated guest."""
+    """Each boot of an emulated guest pays for the agent's imports."""
     for file in agent_files():
         path = tmp_path / file.path.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)

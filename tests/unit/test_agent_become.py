@@ -1,4 +1,4 @@
-"""What the agent does when its guest becomes another one, as far as it needs no guest."""
+"""The agent's steps for a new identity, as far as a test needs no guest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ print(open("/sys/class/net/enp0s3/address").read().strip())
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="makes a network card")
 def test_a_card_that_got_another_name_since_the_snapshot_was_prepared() -> None:
-    """A snapshot of a guest that boots: udev names its card just then."""
+    """The snapshot is of a booting guest, whose network card udev renames just then."""
     mount = 'mount -t sysfs sysfs /sys && exec "$@"'
     words = ["unshare", "--net", "--mount", "sh", "-c", mount, "sh", sys.executable, "-c", RENAMED]
     done = subprocess.run(words, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""The channel against a guest that does what it should not: it may end its channel, nothing else."""
+"""The channel against a hostile guest: a guest may end its channel, and nothing else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bough.guest.session import OUTPUT_WINDOW, ExecRequest, ExecSession
 
 
 class Guest:
-    """The guest's end of the wire, in the test's hands."""
+    """The guest's end of the wire, controlled by the test."""
 
     def __init__(self) -> None:
         self.host_end, self.sock = socket.socketpair()
@@ -28,7 +28,7 @@ class Guest:
         self.nonce = 0
 
     async def frame(self) -> tuple[int, int, int, bytes]:
-        """(kind, stream, session, payload) of the next frame of the host's."""
+        """Return (kind, stream, session, payload) of the host's next frame."""
         loop = asyncio.get_running_loop()
         while (frame := self.reader.next()) is None:
             data = await loop.sock_recv(self.sock, 65536)
@@ -41,7 +41,7 @@ class Guest:
         return kind, stream, session, bytes(payload)
 
     async def until(self, kind: int) -> tuple[int, bytes]:
-        """(session, payload) of the next frame of that kind."""
+        """Return (session, payload) of the next frame of that kind."""
         while (frame := await self.frame())[0] != kind:
             pass
         return frame[2], frame[3]
@@ -94,7 +94,7 @@ async def lost(channel: AgentChannel) -> BoughError:
 
 
 def frames(session: int) -> Iterator[tuple[str, int, int, bytes, int]]:
-    """(why, kind, session, payload, stream) that no honest agent sends."""
+    """Yield (reason, kind, session, payload, stream) of frames that no honest agent sends."""
     values = wire.encode({})
     yield "another's session", wire.DATA, session + 1, b"x", 1
     yield "no session", wire.EXIT, 0, wire.encode({"code": 0}), 0
@@ -162,7 +162,7 @@ async def test_a_guest_that_reads_nothing_is_sent_little() -> None:
 
 
 async def test_a_flood_lets_others_have_their_turn() -> None:
-    """Frames that cost us work come as fast as the socket takes them; the loop still goes round."""
+    """A guest floods the host with costly frames; the event loop still serves other tasks."""
     async with running() as (channel, guest, session):
         await session.abort()
         credit = wire.pack(wire.CREDIT, guest.nonce, session.id, wire.CREDIT_PAYLOAD.pack(0), wire.STDIN)
@@ -180,7 +180,7 @@ async def test_a_flood_lets_others_have_their_turn() -> None:
 
 
 async def test_an_old_session_answers_too_late() -> None:
-    """What the guest sent before it was greeted anew is dropped without a word."""
+    """Frames from before a new greeting are dropped silently."""
     async with running() as (channel, guest, session):
         again = asyncio.create_task(channel.hello(5))
         stale = wire.pack(wire.DATA, guest.nonce, session.id, b"stale", 1)
@@ -307,7 +307,7 @@ async def test_no_answer_is_a_timeout() -> None:
     )
 )
 def test_fuzz(parts: list[bytes | tuple[int, int, int, bytes]]) -> None:
-    """Whatever comes, what was asked for ends, with a result or with an error of ours."""
+    """Every request ends, with a result or one of bough's errors, whatever the guest sends."""
 
     async def attack() -> None:
         async with running() as (channel, guest, session):

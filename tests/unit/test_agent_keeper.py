@@ -33,7 +33,7 @@ def children(pid: int) -> list[int]:
 
 
 class Guest:
-    """A guest whose agent has a keeper; `restart` is what systemctl does."""
+    """A guest whose agent has a keeper; `restart` does the same as systemctl."""
 
     def __init__(self, place: Path) -> None:
         self._place = place
@@ -50,7 +50,9 @@ class Guest:
         (self.keeper,) = children(self._front.pid)
 
     def agent(self) -> int:
-        """The agent is the keeper's child that is no orphan: the youngest that is a Python."""
+        """Return the agent's pid: the child of the keeper that runs agent_keeper; other children
+        are orphans.
+        """
         names = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children(self.keeper)}
         (pid,) = (pid for pid, line in names.items() if b"agent_keeper" in line)
         return pid
@@ -96,7 +98,7 @@ async def guest(tmp_path: Path) -> AsyncIterator[tuple[AgentChannel, Guest]]:
 
 async def started(channel: AgentChannel, script: str, *, tty: bool = False) -> ExecSession:
     session = await channel.exec(ExecRequest(["sh", "-c", script], tty=tty))
-    await asyncio.sleep(0.3)  # the keeper knows of it now
+    await asyncio.sleep(0.3)  # now the keeper knows of it
     return session
 
 

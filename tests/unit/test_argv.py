@@ -1,4 +1,4 @@
-"""The command line of QEMU, word for word: what a guest's hardware is must not change by accident."""
+"""QEMU's whole command line: a guest's hardware must not change by accident."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_option() -> None:
 
 
 def change_arch(arch: str, **changes: object) -> str:
-    """The words that differ from a PC's."""
+    """Return the words that differ from a PC's."""
     plan = replace(PLAN, arch=arch, qemu=f"/usr/bin/qemu-system-{arch}", **changes)  # type: ignore[arg-type]
     pc = set(render_argv(PLAN))
     return words([word for word in render_argv(plan) if word not in pc])

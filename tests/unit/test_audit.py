@@ -1,4 +1,4 @@
-"""`bough doctor --store` on homes that are damaged in every way it knows."""
+"""`bough doctor --store` on damaged homes, with every kind of damage that it knows."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def _gone(_: str) -> AsyncIterator[None]:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
-    """With one image, one label and one machine, all right."""
+    """Return an intact home with one image, one label and one machine."""
     home = Home.at(tmp_path / "home")
     home.create()
     made = home.incoming / "made"
@@ -172,7 +172,7 @@ async def test_what_is_being_made_is_left_alone(home: Home) -> None:
 
 @needs_qemu_img
 async def test_further_disks_of_what_only_stands_by_are_its_own(home: Home) -> None:
-    """It is being rehearsed, and knows of them a moment later."""
+    """Further disks belong to a standby machine: it is being pre-warmed, and records them a moment later."""
     (machine(home).disks / "0-aaaaaaaa.qcow2").touch(0o600)
     assert kinds(await look(home)) == ["stray"]
     record = MachineRecord.read(machine(home))
@@ -223,7 +223,7 @@ async def test_a_damaged_image(home: Home, what: str) -> None:
     found = await look(home, repair=True)
     assert kinds(found)[0].startswith("image-")
     assert not paths.root.exists()
-    await look(home, repair=True)  # the label of an image that is not here any more
+    await look(home, repair=True)  # the label of an image that has been deleted
     assert (await look(home))["findings"] == []
     assert json.loads(home.labels.read_bytes()) == {}
 
@@ -265,7 +265,7 @@ async def test_disks_that_are_missing_damaged_or_lead_elsewhere(home: Home) -> N
     assert kinds(await look(home)) == ["disk-damaged"]
     disk.write_bytes(whole[:50])
     assert kinds(await look(home)) == ["disk-damaged"]
-    # The L1 table is said to be where the header is.
+    # The header claims that the L1 table is at the header's own place.
     disk.write_bytes(whole[:40] + struct.pack(">Q", 0) + whole[48:])
     assert kinds(await look(home)) == ["disk-damaged"]
     offset = struct.unpack(">Q", whole[8:16])[0]

@@ -1,4 +1,4 @@
-"""Block nodes: the same description for the command line and for QMP."""
+"""Block nodes: one description for the command line and for QMP."""
 
 from __future__ import annotations
 

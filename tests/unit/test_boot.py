@@ -17,7 +17,7 @@ BOOT = "01234567-89ab-cdef-0123-456789abcdef"
 
 
 class Script:
-    """A session that prints when it is let."""
+    """A session that prints when the test lets it."""
 
     def __init__(self, told: str | AgentUnavailable, go_on: asyncio.Event) -> None:
         self._told, self._go_on = told, go_on
@@ -33,7 +33,7 @@ class Script:
 
 
 class Guest:
-    """A machine and its agent's channel in one."""
+    """A machine and its agent's channel in one object."""
 
     def __init__(
         self, *answers: str | AgentUnavailable, booted: str | None = None, spare: bool = False

@@ -1,4 +1,4 @@
-"""How a guest without an agent is looked at, with a fake of its machine."""
+"""Observation of a guest without an agent, with a fake of its machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bough.progress import Progress
 
 
 class Machine:
-    """Its guest has printed `text` when it is looked at."""
+    """A machine whose guest has printed `text`."""
 
     def __init__(self, root: Path, text: str, *, state: State = State.RUNNING, qga: bool = False) -> None:
         self.name, self.state = "web", state

@@ -1,4 +1,4 @@
-"""What is recognized of a guest's boot, from words as guests really print them."""
+"""Signs of a guest's boot, in texts that real guests print."""
 
 from __future__ import annotations
 

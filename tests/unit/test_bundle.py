@@ -1,4 +1,4 @@
-"""The form of a bundle: what was written comes back, and what was altered is refused."""
+"""The format of a bundle: a round trip, and refusal of altered bundles."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_what_no_machine_is_is_refused(changes: dict[str, object]) -> None:
 
 
 def test_the_difference_of_two_disks_is_looked_for_where_there_is_data(tmp_path: Path) -> None:
-    """Of disks of 1 TiB: reading their holes would take an hour."""
+    """Compare disks of 1 TiB: reading their holes would take an hour."""
     disk, image = tmp_path / "disk", tmp_path / "image"
     size, block = 1 << 40, 64 * 1024
     written = {

@@ -1,4 +1,4 @@
-"""Which layers of a chain are merged; and what QEMU says of its nodes."""
+"""The choice of overlays to merge, and QEMU's description of block nodes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_last_one_stays(size: int) -> None:
 
 @pytest.mark.parametrize(("snapshots", "times"), [(50, 1.5), (200, 3), (1000, 8)])
 def test_a_long_life(snapshots: int, times: float) -> None:
-    """A snapshot after the other: the chain stays short, and what is written is copied few times."""
+    """Take many snapshots: the chain stays short, and each written byte is copied few times."""
     chain, own, copied = [GIB, 2 * GIB], 0, 0
     for _ in range(snapshots):
         chain.insert(0, own + MIB)
@@ -59,9 +59,9 @@ def test_a_long_life(snapshots: int, times: float) -> None:
 
 
 class Told(Qmp):
-    """A QEMU that answers so."""
+    """A QEMU with prepared answers."""
 
-    def __init__(self, nodes: Any, devices: Any = ()) -> None:  # connected to nothing
+    def __init__(self, nodes: Any, devices: Any = ()) -> None:  # not connected
         self._answers = {"query-named-block-nodes": nodes, "query-block": list(devices)}
 
     async def execute(self, command: str, /, **_: Any) -> Any:
@@ -69,7 +69,7 @@ class Told(Qmp):
 
 
 def long_name(*files: str) -> str:
-    """As QEMU calls what was given its backing file."""
+    """Return QEMU's name for a node that was given its backing file."""
     node: dict[str, Any] | None = None
     for file in reversed(files):
         node = {"driver": "qcow2", "file": {"driver": "file", "filename": file}, "backing": node}
@@ -129,7 +129,7 @@ needs_qemu_img = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="no
 
 
 class Still:
-    """What is known of a machine that is off, with nine layers that hold something each."""
+    """The known facts of a stopped machine with nine overlays, each with data."""
 
     def __init__(self, home: Home) -> None:
         self.home, self.name, self.merged = home, "web", 0
@@ -159,7 +159,7 @@ class Still:
         subprocess.run(["qemu-io", "-c", what, path], check=True)
 
     def lead(self, disk: Path, elsewhere: Path) -> None:
-        """Its header says that it stands on that."""
+        """Write that backing file into the header."""
         disk.chmod(0o600)
         subprocess.run(["qemu-img", "rebase", "-u", "-b", elsewhere, "-F", "raw", disk], check=True)
 

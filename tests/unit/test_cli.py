@@ -1,4 +1,4 @@
-"""The command line without a service: help, wrong calls, the reference, what a spec is made of."""
+"""The command line without a service: help, usage errors, the reference, and specs from flags."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_what_the_short_way_needs_is_next_to_nothing(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from bough.cli.quick import attempt\n"
-        "assert attempt(['exec', 'web', 'true']) is None\n"  # nobody listens
+        "assert attempt(['exec', 'web', 'true']) is None\n"  # no service listens
         "heavy = {'typing', 'json', 're', 'socket', 'pathlib', 'threading', 'contextlib', 'click', 'h11'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )

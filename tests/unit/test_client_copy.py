@@ -1,4 +1,4 @@
-"""Copying: what `cp -r` would do, byte for byte; and what a hostile guest's archive may not do."""
+"""Copying: the same result as `cp -r`, byte for byte, and limits for a hostile guest's archive."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def make_tree(root: Path) -> None:
         (root / name).write_text(f"content of {name}")
     no_text = Path(os.fsdecode(os.fsencode(root) + b"/no utf-8 \xff\xfe"))
     no_text.write_bytes(b"x")
-    os.utime(no_text, (981_173_106, 981_173_106))  # the form that takes such names has whole seconds
+    os.utime(no_text, (981_173_106, 981_173_106))  # the tar format for such names has whole seconds
     (root / "program").write_bytes(b"#!/bin/sh\n")
     (root / "program").chmod(0o755)
     (root / "again").hardlink_to(root / "program")

@@ -1,4 +1,4 @@
-"""Commands over a WebSocket: channels, ends, errors, a client that goes away."""
+"""Commands over a WebSocket: channels, ends, errors, a client that disconnects."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Play = Callable[[Callable[[SocketPeer], Any]], socket.socket]
 
 @pytest.fixture
 def play() -> Iterator[Play]:
-    """Runs the service's part in a thread; an error there fails the test."""
+    """Run the service's part in a thread; an error in the thread fails the test."""
     threads: list[tuple[threading.Thread, socket.socket]] = []
     failed: list[BaseException] = []
 

@@ -1,4 +1,4 @@
-"""What of a spec is read on the client's side."""
+"""The settings of a spec that the client reads from files."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Finding and starting the service: one for many clients, and the truth when it does not come up.
+"""Finding and starting the service: one service for many clients, and the real error if it does not come up.
 
-What is started is a small program in the service's place, with real processes, sockets and locks.
+A small program stands for the service, with real processes, sockets and locks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from bough.errors import ServiceUnavailable
 from bough.paths import Home
 from bough.serving import Owner, ServiceLock, read_owner
 
-# Counts its starts, takes the home's lock as the service does, answers anything with its version.
+# A program that counts its starts, locks the home as the service does, and answers every request with its
+# version.
 SERVICE = """
 import fcntl, json, os, socket, sys
 home = sys.argv[1]
@@ -91,7 +92,7 @@ def test_one_that_was_killed_is_started_again(home: Home, monkeypatch: pytest.Mo
     pid = find_service(home)[1]["pid"]
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    home.api_socket.unlink()  # the real one does it itself, under the home's lock
+    home.api_socket.unlink()  # the real service does so itself, under the home's lock
     (home.root / "starts").unlink()
     assert find_service(home)[1]["pid"] != pid
 
@@ -111,7 +112,7 @@ def test_one_that_dies_tells_why(home: Home, monkeypatch: pytest.MonkeyPatch) ->
     assert str(home.service_log) in (caught.value.hint or "")
 
 
-# The one before is on its way out, says a lot on the way, and is gone at the third look.
+# The earlier service is ending, prints much meanwhile, and has ended at the third look.
 ON_ITS_WAY = """
 import sys
 from pathlib import Path
@@ -137,7 +138,7 @@ def test_another_version_is_warned_about(home: Home, monkeypatch: pytest.MonkeyP
         find_service(home)
 
 
-# A service whose socket nobody finds; after the seconds given it is bound.
+# A service without a socket; the socket is bound after the given seconds.
 HIDDEN = """
 import sys, time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""When a guest is told the time."""
+"""The moments at which a guest's clock is set."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Record:
 
 
 class _Channel:
-    """Its way there takes what `ways` say, one after the other."""
+    """A channel whose calls take the seconds in `ways`, one after the other."""
 
     def __init__(self, *ways: float) -> None:
         self.told: list[int] = []

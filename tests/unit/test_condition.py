@@ -1,4 +1,4 @@
-"""What a guest that does not answer has done, by its console and its vCPUs."""
+"""The condition of a guest that does not answer, from its console and its vCPUs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bough.machines.condition import Kind, judge_vcpus
 from bough.machines.last_words import LastWords
 from bough.machines.vcpus import parse_vcpus
 
-#: As QEMU tells it: of a Debian that halted, of one that panicked, and of one that waits for work.
+#: QEMU's output for a Debian that halted, one that panicked, and one that waits for work.
 HALTED = "RIP=ffffffffa743d023 RFL=00000046 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=1"
 TURNS = "RIP=ffffffffa7a5bedb RFL=00000246 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=0"
 WAITS = "RIP=ffffffffa743d023 RFL=00000246 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=1"
@@ -27,11 +27,11 @@ HALT = b"[   71.157194] reboot: System halted\r\n"
         ([TURNS, HALTED], PANIC, Kind.PANICKED),
         ([TURNS], PANIC, Kind.PANICKED),
         ([HALTED], PANIC, Kind.PANICKED),
-        # A guest that prints such a line and lives on.
+        # A guest that prints such a line and keeps running.
         ([TURNS, WAITS], PANIC, None),
         ([COMPUTES, HALTED], PANIC, None),
         ([TURNS, HALTED], b"", None),
-        # A processor that QEMU shows otherwise.
+        # A processor with another form of QEMU's output.
         ([], PANIC, Kind.PANICKED),
         ([], HALT, Kind.HALTED),
         ([], b"", None),

@@ -12,13 +12,13 @@ from bough.machines.console import Console, read_console
 
 @pytest.fixture
 def short() -> Iterator[Path]:
-    """A path short enough for a socket."""
+    """Return a path that is short enough for a socket."""
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
         yield Path(directory)
 
 
 class Chardev:
-    """What QEMU's socket chardev is to its one client."""
+    """QEMU's socket chardev, as its single client sees it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -57,7 +57,7 @@ async def test_the_log_is_bounded_and_keeps_the_end(short: Path, monkeypatch: py
     async with Chardev(short / "s") as chardev:
         console = Console(short / "s", short / "console.log")
         await console.connect()
-        idle = console.attach()  # somebody who never reads must not stop the rest
+        idle = console.attach()  # a client that never reads must not stop the others
         writer = await chardev.connected
         for number in range(5000):
             writer.write(f"line {number}\r\n".encode())
@@ -66,7 +66,7 @@ async def test_the_log_is_bounded_and_keeps_the_end(short: Path, monkeypatch: py
         await console.read_rest()
         await console.close()
     files = [short / "console.log", short / "console.log.1"]
-    # One read of up to 64 KiB is written whole; beyond that the bound holds.
+    # A read of up to 64 KiB is written whole; after that the bound applies.
     assert sum(path.stat().st_size for path in files if path.exists()) < 2 * 10_000 + 2 * 65_536
     assert read_console(short / "console.log").endswith("line 4999\r\n")
     assert idle.qsize() <= module.QUEUE_CHUNKS
@@ -89,7 +89,7 @@ async def test_a_guest_that_prints_without_end_is_held_to_its_rate(short: Path) 
         taken = 0
         while taken < 200_000:
             taken += len(await queue.get() or b"")
-        # A second's worth may come at once, and one read is shown before it is waited for.
+        # The output of one second may come at once, and one read is shown before the wait for the bound.
         assert time.monotonic() - started >= 200_000 / 50_000 - 2 - 0.1
         flooding.cancel()
         writer.close()

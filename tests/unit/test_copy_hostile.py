@@ -1,4 +1,4 @@
-"""What the guest's end of a copy may send, and does no harm with."""
+"""Archives that a hostile guest may send in a copy, without harm."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def to(tmp_path: Path) -> Path:
         [link("0", "/etc")],
         [link("0", "0", "again")],
         [directory("0"), link("0/a", "1/x", "again")],
-        [directory("0"), file("0/x"), link("0/a", "0/x", "again")],  # it was not said to be linked
+        [directory("0"), file("0/x"), link("0/a", "0/x", "again")],  # not announced as a hard link
         [directory("0"), file("0/../../away/x")],
         [directory("0"), file("0/" + "a/" * 5000 + "x")],
     ],
@@ -86,7 +86,7 @@ def test_nothing_goes_through_a_link_that_came_before(to: Path) -> None:
         to, directory("0"), link("0/way", "../../away"), directory("0/way"), file("0/way/x"), file("0/last")
     )
     assert list((to.parent / "away").iterdir()) == []
-    assert receiver.notes.failures == 1  # what is below it is not told again
+    assert receiver.notes.failures == 1  # entries below it are not reported again
     assert (to / "it/last").exists()
 
 
@@ -151,7 +151,7 @@ def test_archives_that_make_no_sense(to: Path, archive: bytes) -> None:
 
 def test_a_hole_of_an_exabyte_is_no_data(to: Path) -> None:
     receiver = receive(to, sparse(b"1\n0\n0\n", str(1 << 62)))
-    assert receiver.notes.failures == 1  # larger than a file can be
+    assert receiver.notes.failures == 1  # larger than any file
     assert list(to.iterdir()) == []
     receive(to, sparse(b"1\n0\n0\n", str(1 << 40)))
     assert (to / "it").stat().st_blocks == 0

@@ -1,4 +1,4 @@
-"""Copying onto what is there already: one table, the same in both directions."""
+"""Copying onto existing entries: one table for both directions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ both_ways = pytest.mark.parametrize("copy", [copy_in, copy_out])
 
 
 def make(kind: str, path: Path, content: str) -> None:
-    """What is called `kind` in the tables, at `path`; what links lead to is beside the tree."""
+    """Make an entry of that `kind` (see the tables) at `path`; targets of links lie beside the tree."""
     away = path.parent.parent / "away"
     if kind == "file":
         path.write_text(content)
@@ -67,7 +67,7 @@ LINKS = ("link to file", "link to directory", "dangling link")
 
 
 def outcome(source: str, there: str) -> str:
-    """The rule: what a copy of `source` does where `there` is, below the destination."""
+    """Return the expected result of a copy of `source` onto `there`, below the destination."""
     if there == "nothing":
         return "made"
     if source == "directory":
@@ -89,7 +89,7 @@ def test_inside_a_tree(copy: Copy, tmp_path: Path, source: str, there: str) -> N
     for place in ("from", "to"):
         (tmp_path / place).mkdir()
     make(source, tmp_path / "from/it", "new")
-    (tmp_path / "from/other").write_text("new")  # comes after
+    (tmp_path / "from/other").write_text("new")  # follows later
     make(there, tmp_path / "to/it", "old")
     sent, before = look(tmp_path / "from/it"), look(tmp_path / "to/it")
     expected = outcome(source, there)
@@ -101,7 +101,7 @@ def test_inside_a_tree(copy: Copy, tmp_path: Path, source: str, there: str) -> N
         copy(MACHINE, f"{tmp_path}/from/.", f"{tmp_path}/to")
         merged = (sent[0], [("new", "new"), ("old", "old")])
         assert look(tmp_path / "to/it") == (merged if expected == "merged" else sent)
-    # What a link leads to is never written, the rest is copied, and nothing half-made stays.
+    # The target of a link is never written, the rest is copied, and no half-made file stays.
     assert look(tmp_path / "away/directory") == (stat.S_IFDIR, [("inside", "away")])
     assert (tmp_path / "away/file").read_text() == "away"
     assert not (tmp_path / "away/nothing").exists()
@@ -109,7 +109,7 @@ def test_inside_a_tree(copy: Copy, tmp_path: Path, source: str, there: str) -> N
     assert sorted(path.name for path in (tmp_path / "to").iterdir()) == ["it", "other"]
 
 
-#: (source, what the destination's name is) -> what is there afterwards, or the words of the error.
+#: (source, kind of the destination) -> the result, or the words of the error.
 NAMED = {
     ("file", "nothing"): "file",
     ("file", "file"): "file",
@@ -130,7 +130,7 @@ NAMED = {
 @both_ways
 @pytest.mark.parametrize(("source", "there"), NAMED)
 def test_as_the_destination(copy: Copy, tmp_path: Path, source: str, there: str) -> None:
-    """Links that are named are followed, as `cp` does."""
+    """Links in the destination are followed, as in `cp`."""
     (tmp_path / "away/directory").mkdir(parents=True)
     (tmp_path / "away/file").write_text("away")
     for place in ("from", "to"):
@@ -157,7 +157,7 @@ def test_as_the_destination(copy: Copy, tmp_path: Path, source: str, there: str)
 
 @both_ways
 def test_a_link_that_came_with_an_earlier_copy_is_not_followed(copy: Copy, tmp_path: Path) -> None:
-    """A guest that sends a link first, and a file of its name when that is asked for."""
+    """A guest first sends a link, and later a file of the same name."""
     (tmp_path / "from").mkdir()
     (tmp_path / "to").mkdir()
     (tmp_path / "precious").write_text("mine")
@@ -226,7 +226,7 @@ def test_several_sources(copy: Copy, tmp_path: Path) -> None:
 
 @both_ways
 def test_a_tree_of_a_thousand_levels(copy: Copy, tmp_path: Path) -> None:
-    """Deeper than Python recurses, than a process has descriptors, and than a path may be long."""
+    """Copy a tree that is deeper than Python's recursion, the process's descriptors and the longest path."""
     depth, name = 1200, "level " * 3
     here = os.open(tmp_path, os.O_RDONLY)
     for level in range(depth):
@@ -245,7 +245,8 @@ def test_a_tree_of_a_thousand_levels(copy: Copy, tmp_path: Path) -> None:
         here = inner
     assert stat.S_IMODE(os.stat("bottom", dir_fd=here).st_mode) == 0o640
     os.close(here)
-    subprocess.run(["rm", "-rf", tmp_path / "tree", tmp_path / "there"], check=True)  # pytest's recurses
+    # pytest's own removal recurses
+    subprocess.run(["rm", "-rf", tmp_path / "tree", tmp_path / "there"], check=True)
 
 
 @both_ways
@@ -363,7 +364,7 @@ def test_capabilities(copy: Copy, tmp_path: Path) -> None:
 
 @both_ways
 def test_a_full_disk_half_way(copy: Copy, tmp_path: Path) -> None:
-    """What is there stays whole; /dev/full stands for a disk that is full."""
+    """Existing files stay whole; /dev/full stands for a full disk."""
     (tmp_path / "file").write_bytes(b"x" * 1000)
     with pytest.raises(NoSpace):
         copy(MACHINE, f"{tmp_path}/file", "/dev/full")
@@ -382,7 +383,8 @@ def test_a_link_that_is_written_to_by_a_stream(tmp_path: Path) -> None:
 
 def test_the_guests_end_is_python_3_7() -> None:
     program = render_program("send", [b"/"], [b""], False)
-    assert os.fsencode(Path(inside.__file__).parent) not in program  # a guest learns no path of the host
+    # a guest must not learn a path of the host
+    assert os.fsencode(Path(inside.__file__).parent) not in program
     modules = marshal.loads(zlib.decompress(marshal.loads(program[10:])[2]))
     assert [name for name, _ in modules][-1] == "bough.client.ends"
     for _, text in modules:

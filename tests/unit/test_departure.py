@@ -1,6 +1,6 @@
-"""Streams of the service whose client goes away, in every way: nothing is left on either side.
+"""Streams of the service whose client disconnects, in every way: nothing is left on either side.
 
-The service's own routes and the real agent; the guest is this host.
+The service's routes and the agent are real; the guest is this host.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MUCH = bytes(16 << 20)
 
 
 class Peer:
-    """A TCP server as a program of the guest: what is done with each connection is `answer`'s."""
+    """A TCP server in the role of a guest's program; `answer` handles each connection."""
 
     def __init__(self, answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]) -> None:
         self._answer = answer
@@ -73,7 +73,7 @@ async def _reads_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) 
 
 
 class Machine:
-    """As much of bough.machines.machine.Machine as streams need."""
+    """The part of bough.machines.machine.Machine that streams need."""
 
     def __init__(self, channel: AgentChannel, root: Path) -> None:
         self.name = "here"
@@ -89,14 +89,14 @@ class Machine:
 
 
 class Host:
-    """The parts of the hypervisor that streams use: itself the inventory and the lifetimes."""
+    """The parts of the hypervisor that streams use; the class is also the inventory and the lifetimes."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self.machines = self.lifetimes = self
         self.events = Events()
         self.held = 0
-        #: Collaborators of the hypervisor, all in one.
+        #: Collaborators of the hypervisor, all in one object.
         self.machines = self.lifetimes = self
 
     def find(self, _: str) -> Machine:
@@ -159,7 +159,7 @@ async def service(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
 
 
 def kill(link: WebSocket) -> None:
-    """As the end of a process does: nothing is said."""
+    """Close the connection as a killed process does, without a word."""
     link._stream.close()
 
 
@@ -197,11 +197,13 @@ async def test_a_tunnel_whose_guest_takes_nothing(service: Service, end: str) ->
         with contextlib.suppress(Exception):
             await asyncio.to_thread(link.send, MUCH)
         ENDS[end](link) if end != "half" else kill(link)
-        await service.wait_idle(tasks + 1, descriptors)  # the peer's own
+        await service.wait_idle(tasks + 1, descriptors)  # the peer's own socket
 
 
 async def test_what_a_client_sent_before_it_closed_arrives(service: Service) -> None:
-    """As from a TCP socket that is closed: more than the guest takes at once, from a client that has gone."""
+    """All data arrives, as from a closed TCP socket: more than the guest takes at once, from a client that
+    has gone.
+    """
     begin = asyncio.Event()
 
     async def late(_: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
@@ -245,7 +247,9 @@ async def test_the_last_words_of_a_guest_that_takes_no_more(service: Service) ->
 @pytest.mark.parametrize("end", ["close", "kill"])
 @pytest.mark.parametrize("feeds", [False, True], ids=["idle", "feeds"])
 async def test_commands(service: Service, end: str, feeds: bool) -> None:
-    """A command that reads nothing, with a client that goes: also while that client waits to be read."""
+    """The client of a command that reads nothing disconnects, also while the client's data waits
+    to be read.
+    """
     tasks, descriptors = len(asyncio.all_tasks()), service.guest_descriptors()
     links = []
     for _ in range(4 if feeds else TIMES):
@@ -278,7 +282,7 @@ async def test_holds_and_events(service: Service, target: str, end: str) -> None
 @pytest.mark.parametrize("end", ["close", "kill"])
 @pytest.mark.parametrize("feeds", [False, True], ids=["idle", "feeds"])
 async def test_consoles(service: Service, tmp_path: Path, end: str, feeds: bool) -> None:
-    """A guest that reads nothing of its console."""
+    """The guest reads nothing from its console."""
     console = service.host.find("here").screen
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(console._socket))
@@ -358,7 +362,7 @@ async def test_a_port_is_open_while_something_listens(service: Service) -> None:
                     await asyncio.sleep(0.02)
             assert await asyncio.to_thread(connect) == b"hello"
             served.close()
-        with pytest.raises(ConnectionError):  # it was open: this one finds out
+        with pytest.raises(ConnectionError):  # the port was open: this connection finds out
             await asyncio.to_thread(connect)
     with pytest.raises(OSError, match="in use"):
         socket.create_server(("127.0.0.1", forward.host_port)).close()
@@ -378,7 +382,9 @@ def _try(action: Callable[[], bytes]) -> bytes | None:
 
 
 async def test_ports_of_an_agent_that_cannot_report(service: Service) -> None:
-    """Of an older bough: a port is open as before, and a connection that is refused inside is reset."""
+    """An agent of an older bough: the port is open as before, and a connection that the guest refuses is
+    reset.
+    """
 
     class Older(AgentChannel):
         async def watch_ports(self, ports: Any) -> Any:

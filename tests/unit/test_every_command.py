@@ -1,7 +1,9 @@
-"""Every command, every option and every example is run by a test with a real machine, or says why not.
+"""Check that a test with a real machine runs every command, option and example, or that an exception has a
+reason.
 
 A new option fails `test_every_command_and_option_is_run` until a test in tests/acceptance gives it to the
-command: cli("exec", "--new-option", box, "--", "true").
+command:
+cli("exec", "--new-option", box, "--", "true").
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from tests.pages import FRAGMENTS, NOT_RUN, PAGES, blocks, commands_in_script, c
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: What no test with a machine gives to the command -> why.
+#: Options that no test with a machine gives to the command -> reason.
 _BUILDS = "each takes a build of 30 s and a mirror; test_image_build.py builds by the same request"
 EXCEPTIONS = {
     f"image build {option}": _BUILDS for option in ("--rebuild", "--mirror", "--security-mirror", "--lock")
@@ -79,7 +81,7 @@ def test_every_page_that_is_run_is_there() -> None:
 
 @pytest.mark.parametrize("page", pages())
 def test_the_python_and_toml_of_a_page(page: str) -> None:
-    """README.md's and the tests of python.md run in test_pages.py."""
+    """Check the blocks of a page; those of README.md and python.md also run, in test_pages.py."""
     for language, text in blocks(page):
         if language == "toml":
             tomllib.loads(text)
@@ -102,7 +104,7 @@ def named_in_pages() -> Iterator[tuple[str, str]]:
 
 
 def named_in_source() -> Iterator[tuple[str, str]]:
-    """In the hints of errors, and in help."""
+    """Yield the texts of hints and of help in the source."""
     for path in sorted((ROOT / "src").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             for keyword in node.keywords if isinstance(node, ast.Call) else ():
@@ -120,7 +122,7 @@ def _text(node: ast.expr) -> str:
 
 
 def wrong(code: str) -> str | None:
-    """What is wrong with a command that a page or a hint names."""
+    """Return the problem of a command that a page or a hint names; None if there is no problem."""
     commands = leaves()
     for words in commands_in_script(code):
         found = next((n for n in (3, 2, 1) if tuple(words[:n]) in commands), 0)

@@ -1,4 +1,4 @@
-"""What scripts/test.sh tells of tests that fail beside others and pass alone."""
+"""Reports of scripts/test.sh about tests that fail beside others and pass alone."""
 
 from __future__ import annotations
 

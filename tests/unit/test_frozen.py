@@ -1,4 +1,6 @@
-"""What is known of a frozen process, and what is written for the loader; that itself is in tests/machines."""
+"""The description of a process image and the input of the loader. The loader itself is tested in
+tests/machines.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +102,7 @@ def test_words_are_found_and_put() -> None:
     marks = mark_cpus(STREAM).marks
     words = [word for mark in marks for word in (mark.halted, mark.interrupt_request | 2)]
     process = subprocess.Popen(
-        # What it is told is in its memory as text alone.
+        # The process holds its arguments as text only, so its memory has no other copy of a word.
         ["python3", "-c", PROGRAM, *map(str, words)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -207,7 +209,7 @@ def nothing_frozen(marks: Marks, image: Template) -> FrozenProcess:
 
 @pytest.mark.parametrize("numbers", [(5, 6), (900, 901), (1022, 1023), (4000, 4001)])
 def test_what_is_given_waits_where_nothing_else_is(numbers: tuple[int, int]) -> None:
-    """The service may have hundreds of files open: what it hands on has any number."""
+    """Descriptors wait in unused slots. Their own numbers may be high: a service can have many open files."""
     marks = marks_of(PLAN_TO_FREEZE)
     with MemoryFile(4096) as file:
         frozen = nothing_frozen(marks, file.seal())
@@ -226,7 +228,7 @@ def test_what_is_given_waits_where_nothing_else_is(numbers: tuple[int, int]) -> 
 
 
 def test_the_loader_is_that_of_its_source() -> None:
-    """Else: scripts/make_thaw.py."""
+    """If the test fails, run scripts/make_thaw.py."""
     source = (FOLDER / "thaw.c").read_bytes()
     assert hashlib.sha256(source).hexdigest() == thaw_x86_64.SOURCE_SHA256
 

@@ -1,4 +1,4 @@
-"""Which frozen processes are kept, and for how long."""
+"""The choice and the lifetime of kept process images."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ async def test_unused_they_go(kept: FrozenProcesses, monkeypatch: pytest.MonkeyP
     put(kept, "one")
     await asyncio.sleep(0.3)
     assert kept.get("one") is None
-    put(kept, "one")  # and are looked after again
+    put(kept, "one")  # and are watched again
     assert kept.get("one") is not None
     await asyncio.sleep(0.3)
     assert kept.get("one") is not None

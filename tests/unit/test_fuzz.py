@@ -1,4 +1,4 @@
-"""All that a fuzzer kept, and more made up by hypothesis (tests/fuzz)."""
+"""Replay all inputs that a fuzzer kept, and more inputs from hypothesis (tests/fuzz)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_what_is_made_up(name: str) -> None:
 @pytest.mark.parametrize("unit", ["\x1b]", "\x1b[1;", "\x1b[", "\x1bP", "\x1b", "\x9b", "\x1b(", "\x1b^x"])
 @pytest.mark.parametrize("end", ["", "\nx", "\x07", "\x1b\\"])
 def test_a_megabyte_of_beginnings_is_cleaned_at_once(unit: str, end: str) -> None:
-    """`bough logs` took minutes for 64 KiB of it."""
+    """Clean a megabyte of unfinished escape sequences. `bough logs` took minutes for 64 KiB."""
     started = time.process_time()
     clean(unit * (1_000_000 // len(unit)) + end)
     assert time.process_time() - started < 5

@@ -1,4 +1,4 @@
-"""What apt is told, locks, and the layout of disks that a machine makes. Pure."""
+"""The configuration of apt, locks, and layouts of disks that a machine makes. Pure."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ KEY = "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nmDMEZ\n-----END PGP PUBLIC KEY BL
 RECIPE = recipe_for("debian:12", "x86_64")
 
 
-#: As mmdebstrap writes them; on a host whose apt trusts other keys, with a place of the right ones.
+#: Lines of mmdebstrap; if the host's apt trusts other keys, a line has the path of the right keys.
 CHOSEN = """deb http://a.example/debian bookworm main
 deb [signed-by="/usr/share/keyrings/a.gpg"] http://a.example/debian bookworm-updates main
 deb http://s.example/debian-security bookworm-security main
@@ -144,14 +144,14 @@ def test_a_suite_that_the_base_has_is_not_configured_twice(
     known.write_text("deb http://deb.example/debian/ bookworm main\n")
     asked = {"name": "more", "uri": "https://deb.example/debian", "suites": suites, "components": components}
     assert _filtered(known, SourceSpec.model_validate(asked), tmp_path) == left
-    # Its sources are not there yet.
+    # The base has no entry for source packages yet.
     both = SourceSpec.model_validate({**asked, "types": ["deb", "deb-src"]})
     whole = [(suite, " ".join(components)) for suite in suites]
     assert sorted(_filtered(known, both, tmp_path)) == sorted([*left, *whole])
 
 
 def _filtered(known: Path, source: SourceSpec, place: Path) -> list[tuple[str, str]]:
-    """Suites and components."""
+    """Return suites and components."""
     (place / "asked").write_text(render_source(source, key_inside=False))
     awk = ["awk", "-f", str(SCRIPTS / "new_sources.awk"), str(known), str(place / "asked")]
     text = subprocess.run(awk, text=True, check=True, capture_output=True).stdout

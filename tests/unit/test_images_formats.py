@@ -1,4 +1,4 @@
-"""Headers of disk images, hostile ones above all. Made by hand: no program looks at them here."""
+"""Headers of disk images, above all hostile ones. The tests make them by hand and run no other program."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_good_ones() -> None:
         (vmdk(descriptor=b'parentCID=FFFFFFFF\nparentFileNameHint="/etc/passwd"\n'), "/etc/passwd"),
         (vmdk(descriptor=b'RW 1 FLAT "/etc/passwd" 0\n'), "/etc/passwd"),
         (vmdk(descriptor=b'RW 1 SPARSE "d"\nRW 1 SPARSE "/e"\n'), "/e"),
-        # Where QEMU looks, and where the header says.
+        # The place where QEMU looks, and the place in the header.
         (vmdk(descriptor=b"parentCID=1\n", place=99), "parent"),
         (vmdk(descriptor=b"parentCID=1\n", place=50, at=50 * 512), "parent"),
         (vdi(kind=4), "parent"),
@@ -114,7 +114,7 @@ _STARTS = [b"QFI\xfb\0\0\0\3", b"QFI\xfb\0\0\0\2", b"KDMV\1\0\0\0", b"vhdxfile",
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(_STARTS), st.binary(max_size=3000), st.sampled_from((*FORMATS[:5], "iso")))
 def test_anything_at_all(start: bytes, rest: bytes, format: str) -> None:
-    """A header, or one error: nothing else comes of any bytes."""
+    """Any bytes give a header or one kind of error."""
     data = start + rest
     stream = io.BytesIO(data)
     for attempt in (lambda: detect(stream, len(data)), lambda: read_header(stream, len(data), format)):

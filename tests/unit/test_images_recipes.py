@@ -1,4 +1,4 @@
-"""What can be built, and what is said of what cannot."""
+"""Images that can be built, and the errors for others."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_release_without_the_architecture_is_told() -> None:
 
 
 def test_a_rule_for_binfmt_is_one_line_within_its_bounds() -> None:
-    """1920 bytes are the most that the kernel takes (fs/binfmt_misc.c)."""
+    """The kernel accepts at most 1920 bytes (fs/binfmt_misc.c)."""
     for platform in PLATFORMS.values():
         rule = render_rule(platform, "/usr/bin/qemu-static")
         assert len(rule) < 1920

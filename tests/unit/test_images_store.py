@@ -90,12 +90,12 @@ C = "c" * 64
 def test_a_label_for_each_architecture(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     add(store, A, "debian:12", "aarch64")
-    assert store.resolve("debian:12").digest == A  # the only one
+    assert store.resolve("debian:12").digest == A  # the only image
     with pytest.raises(NotFound, match="is for aarch64, and not for x86_64"):
         store.resolve("debian:12", "x86_64")
     add(store, B, "debian:12")
     add(store, C, "debian:12", "riscv64")
-    assert store.resolve("debian:12").digest == B  # this host's
+    assert store.resolve("debian:12").digest == B  # the image for this host
     found = {"aarch64": A, "x86_64": B, "riscv64": C}
     assert {arch: store.resolve("debian:12", arch).digest for arch in found} == found
     assert store.resolve("debian:12@arm64").digest == A

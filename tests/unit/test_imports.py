@@ -1,6 +1,6 @@
-"""The arrows of docs/design.md point down: who may import whom, read from the source.
+"""Check that imports follow the arrows of docs/design.md, which point down.
 
-An import inside a function counts like one at the top: a lazy arrow points as well.
+An import inside a function counts like an import at the top: a lazy arrow is an arrow, too.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ ROOT = {
 }
 BOTTOM = ROOT | {"spec"}
 
-#: Who (a package, or a module of the root) may import whom. Everybody may import itself.
+#: Permitted imports of each package, or module of the root. Every package may import itself.
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(ROOT, ROOT),
     "spec": ROOT,
     "guest": BOTTOM,
     "networks": BOTTOM,
-    "qemu": BOTTOM | {"networks"},  # a process is started together with the sockets of its NICs
-    # A file server runs in the jail that QEMU has, at the other end of the agent's sessions.
+    "qemu": BOTTOM | {"networks"},  # a process starts together with the sockets of its NICs
+    # A file server runs in the same jail as QEMU, at the other end of the agent's sessions.
     "mounts": BOTTOM | {"guest", "networks", "qemu"},
-    # An image contains the agent, and is converted in the jail that QEMU has.
+    # An image contains the agent. The conversion of an image runs in the same jail as QEMU.
     "images": BOTTOM | {"guest", "networks", "qemu"},
     "machines": BOTTOM | {"guest", "networks", "qemu", "mounts", "images"},
     "snapshots": BOTTOM | {"guest", "networks", "qemu", "mounts", "images", "machines"},
@@ -56,18 +56,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 
-#: Copied into the guest, where only Python's own library is.
+#: Copied into the guest, which has only Python's standard library.
 INSIDE_THE_GUEST = ("guest/agent.py", "guest/wire.py")
 
 
 def owner(path: Path) -> str:
-    """Package or root module that the file belongs to: `qemu` for qemu/qmp.py, `paths` for paths.py."""
+    """Return the package or root module of the file: `qemu` for qemu/qmp.py, `paths` for paths.py."""
     relative = path.relative_to(SOURCE)
     return relative.parts[0] if len(relative.parts) > 1 else relative.stem
 
 
 def imported_names(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and dotted name of every import in the file, relative ones resolved."""
+    """Yield line and dotted name of every import in the file, relative imports resolved."""
     package = ("bough", *path.relative_to(SOURCE).parts[:-1])
     for node in ast.walk(ast.parse(path.read_bytes(), filename=str(path))):
         if isinstance(node, ast.Import):
@@ -76,20 +76,20 @@ def imported_names(path: Path) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             stem = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join((*stem, *([node.module] if node.module else [])))
-            # `from bough import x` names a module of ours; `from bough.x import y` need not.
+            # `from bough import x` names a module of bough; `from bough.x import y` may not.
             for name in [f"{module}.{alias.name}" for alias in node.names] if module == "bough" else [module]:
                 yield node.lineno, name
 
 
 def arrows(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and target of every arrow that leaves the file's own package."""
+    """Yield line and target of every arrow out of the file's own package."""
     for line, name in imported_names(path):
         parts = name.split(".")
         if parts[0] != "bough":
             continue
         target = parts[1] if len(parts) > 1 else "__init__"
         if target == "__version__":
-            continue  # a string in the root file; it brings nothing with it
+            continue  # a string in the root file; the import loads nothing else
         if target not in MAY_IMPORT:
             target = "__init__"  # `from bough import connect`
         if target != owner(path):
@@ -115,7 +115,7 @@ def test_the_agent_needs_only_the_standard_library(name: str) -> None:
     own = {Path(module).stem for module in INSIDE_THE_GUEST}
     for line, imported in imported_names(SOURCE / name):
         top, *rest = imported.split(".")
-        # In a guest there is bough.guest alone: `from bough.guest import wire`.
+        # A guest has only bough.guest: `from bough.guest import wire`.
         is_own = top in own or (top == "bough" and rest[:1] == ["guest"])
         assert is_own or top in sys.stdlib_module_names, f"{name}:{line}: {imported} is not in a guest"
 

@@ -1,4 +1,4 @@
-"""What QEMU says of where it has put the pages of its guest: believed as far as it makes sense."""
+"""QEMU's description of a memory copy, which bough believes only if it makes sense."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bough.qemu.ram import PAGE_BYTES, MemoryFile
 
 SIZE = 256 * PAGE_BYTES
 BITMAP, PAGES = 4096, 1 << 20
-#: As QEMU 10.0 wrote them, behind what it says of itself.
+#: Start of QEMU 10.0's stream: its header and its own description. The places of the pages follow.
 HEAD = b"QEVM\0\0\0\3" + bytes(20)
 
 
@@ -38,7 +38,7 @@ def test_pages_go_where_they_were(copy: int) -> None:
     for page in held:
         bitmap[page // 8] |= 1 << page % 8
         os.pwrite(copy, bytes((page % 255 + 1,)) * PAGE_BYTES, PAGES + page * PAGE_BYTES)
-    # One that held something in the first round and was cleared since: only the bitmap tells.
+    # A page with content in the first round, cleared since: only the bitmap shows it.
     os.pwrite(copy, b"x" * PAGE_BYTES, PAGES + 50 * PAGE_BYTES)
     os.pwrite(copy, bitmap, BITMAP)
     places = Places.read(copy, SIZE)

@@ -1,4 +1,4 @@
-"""From a spec to what may be taken of the host."""
+"""Limits on the host's resources, from a spec."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is taken for caught in what is not in memory any more, by what QEMU says of its vCPUs."""
+"""Detection of vCPUs that hang on a stale translation, from QEMU's description of the vCPUs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Directories of the host in a guest: what may be asked for, and the real file server in its jail."""
+"""Directories of the host in a guest: validation, and the real file server in its jail."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_no_link_is_followed_later(tmp_path: Path) -> None:
 
 
 class Sftp:
-    """As much of SFTP (version 3) as a hostile guest needs."""
+    """The part of SFTP (version 3) that a hostile guest needs."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -109,7 +109,7 @@ class Sftp:
         return answer[0], answer[5:]
 
     async def status(self, kind: int, payload: bytes) -> int:
-        """SSH_FX: 0 done, 2 no such file, 3 denied, 4 failed."""
+        """Return SSH_FX: 0 done, 2 no such file, 3 denied, 4 failed."""
         told, rest = await self.ask(kind, payload)
         return struct.unpack(">I", rest[:4])[0] if told == 101 else 0
 
@@ -186,7 +186,7 @@ async def test_another_directory_in_its_place_is_not_served(tmp_path: Path) -> N
 
 
 def begin_apart(argv: list[str], **more: object) -> tuple[dict[str, object], bytes, int]:
-    """What its start told, its output and its wait status."""
+    """Return the start's report, its output and its wait status."""
     process = agent_spawn.start({"argv": argv, "stdin": False, **more}, apart=True)
     with os.fdopen(process.failure, "rb") as failure, os.fdopen(process.stdout, "rb") as output:
         told = failure.read()

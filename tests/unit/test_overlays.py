@@ -1,4 +1,4 @@
-"""Disks whose headers a hostile QEMU wrote: what they name is not read."""
+"""Disks with headers from a hostile QEMU: the files that a header names are not read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bough.qemu.jail import Jail
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="no qemu-img here")
 MIB = 1 << 20
-#: A host that gives no jail at all: what the header names could be read.
+#: A host without any jail: files that the header names would be readable.
 OPEN = Confinement(Jail(), None)
 
 
@@ -90,7 +90,7 @@ def test_a_raw_disk_that_begins_like_a_qcow2(tmp_path: Path, base: Path, secret:
 
 
 async def test_a_check_opens_nothing_else(tmp_path: Path) -> None:
-    # A FIFO that nobody writes to: whoever opens it waits for ever.
+    # A FIFO without a writer: a reader would wait forever.
     fifo = tmp_path / "fifo.raw"
     os.mkfifo(fifo)
     found = await check_disk(overlay(tmp_path / "disk.qcow2", fifo), OPEN)
@@ -99,7 +99,7 @@ async def test_a_check_opens_nothing_else(tmp_path: Path) -> None:
 
 async def test_a_check_of_a_broken_disk(tmp_path: Path, base: Path) -> None:
     disk = overlay(tmp_path / "disk.qcow2", base)
-    with disk.open("r+b") as stream:  # the table of clusters is said to be where the header is
+    with disk.open("r+b") as stream:  # the header claims that the table of clusters is at the header's place
         stream.seek(40)
         stream.write(struct.pack(">Q", 0))
     found = await check_disk(disk, OPEN)

@@ -1,4 +1,4 @@
-"""When a snapshot is pre-warmed: in pauses, beside loops that are long enough, and never at a user's cost."""
+"""The moments of a pre-warm: in breaks, beside loops that are long enough, and never at a user's cost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def kind(name: str = "one") -> Any:
 
 
 class Maker:
-    """Makes process images: each attempt takes `takes_s`, or ends with the next of `errors`."""
+    """A maker of process images: each attempt takes `takes_s`, or ends with the next of `errors`."""
 
     def __init__(self) -> None:
         self.takes_s = 0.0
@@ -163,7 +163,7 @@ async def test_many_forks_wait_no_longer_than_starting_them_takes(warming: Prewa
     await warming.hurry(kind(), 20)
     assert time.monotonic() - began < 1
     assert not warming.frozen.has("one")
-    # And the next call does not wait for what has just taken too long.
+    # The next call does not wait for a pre-warm that has just taken too long.
     make.takes_s = 0
     await warming.hurry(kind(), 20)
     assert len(make.begun) == 1
@@ -178,7 +178,7 @@ async def test_many_forks_hurry_one_that_runs_in_the_background(warming: Prewarm
     make.hurries[0].listen(lambda: heard.append(True))
     work = asyncio.create_task(warming.hurry(kind(), 20))
     await asyncio.sleep(0.01)
-    warming.demand.notice()  # it does not give way any more
+    warming.demand.notice()  # the pre-warm no longer gives way
     await work
     assert (heard, make.begun, make.cut_off) == ([True], ["one"], 0)
     assert warming.frozen.has("one")

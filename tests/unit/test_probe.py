@@ -1,4 +1,4 @@
-"""Accelerators that do not run their probe guest: how long that is believed, with a fake of QEMU."""
+"""Accelerators that do not run their probe guest: lifetime of that result, with a fake of QEMU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def home(tmp_path: Path) -> Home:
 
 
 class Host:
-    """For each attempt the processor time that the guest got; None: it came to its end."""
+    """A host with the processor time of the guest for each attempt; None: the guest ended."""
 
     def __init__(self, *used_s: float | None) -> None:
         self.used_s = list(used_s)

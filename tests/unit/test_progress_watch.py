@@ -12,12 +12,12 @@ from bough.progress_watch import ProgressWatch, Stalled
 
 
 class World:
-    """A clock, a process and a console, moved by hand.
+    """A clock, a process and a console, all set by hand.
 
     Attributes:
         share: of a processor that the process gets.
-        wants: the share that it would use if it were alone.
-        prints_every_s: None: nothing.
+        wants: the share that the process would use alone.
+        prints_every_s: None: no output.
     """
 
     def __init__(

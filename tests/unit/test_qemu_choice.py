@@ -1,4 +1,4 @@
-"""From "auto" or a name to what QEMU has."""
+"""The choice of an accelerator, a machine type and a CPU model, from "auto" or a name."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_install_commands() -> None:
     assert "install" in render_fix("passt")
 
 
-#: The commands of each source's head; binutils of a foreign processor are not everywhere.
+#: The commands are at the head of each source; not every host has binutils of a foreign processor.
 BINUTILS = {
     "x86_64": ("", ["--64"], ["-Ttext", "0xffff0000"]),
     "i386": ("", ["--32"], ["-m", "elf_i386", "-Ttext", "0xffff0000"]),

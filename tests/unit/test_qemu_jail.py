@@ -1,4 +1,4 @@
-"""The wrapper around QEMU, and what is told about it."""
+"""The wrapper around QEMU, and the report about the jail."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_of_proc_only_its_own_descriptors_where_it_cannot_be_mounted() -> None:
     argv = render_jail(Jail(bwrap="/b", own_proc=False), SIGHT, QEMU)
     assert "--proc" not in argv
     assert [word for word in argv if word.startswith("/proc")] == ["/proc/self/fd", "/proc/self/fd"]
-    # They are those of the process that bubblewrap becomes, not of a child of it.
+    # The ids belong to the process that bubblewrap becomes, not to a child of it.
     assert "--as-pid-1" in argv
     assert "--as-pid-1" not in render_jail(FULL, SIGHT, QEMU)
 

@@ -1,4 +1,4 @@
-"""What is told about a process that has ended, from what its waiter wrote; and processes by pid."""
+"""Reports about a process that has ended, from its waiter's file; and processes by pid."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def paths(tmp_path: Path) -> MachinePaths:
 
 
 def test_a_machine_that_is_deleted_before_it_began(tmp_path: Path) -> None:
-    """What waits for its QEMU, and what keeps its messages, end: there is nowhere to write to."""
+    """A machine is deleted before its QEMU starts: the waiter and the log keeper end, without a place to
+    write to.
+    """
     gone = str(tmp_path / "gone")
     command = ["sh", "-c", _WAITER, "bough-test", gone, "1000", "unlimited", "--", "true"]
     subprocess.run(command, timeout=10, stderr=subprocess.DEVNULL, check=False)
@@ -112,7 +114,7 @@ def test_whether_it_wants_the_processor() -> None:
 
 
 def test_innermost() -> None:
-    # Two commands, so that no shell replaces itself by the program.
+    # Two commands, so that the shell does not replace itself by the program.
     child = subprocess.Popen(["sh", "-c", "cat; exit 0"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdin
     assert child.stdout
@@ -127,7 +129,7 @@ def test_innermost() -> None:
 
 
 def test_limits_of_a_group(tmp_path: Path) -> None:
-    # A plain directory has none of a hierarchy's files: only what exists is written.
+    # A plain directory lacks the files of a hierarchy: only existing files are written.
     group = tmp_path / "m1"
     group.mkdir()
     for name in ("memory.max", "cpu.max", "pids.max"):

@@ -1,4 +1,4 @@
-"""The outer filter, run by a small machine for its few instructions, and by the kernel itself."""
+"""The outer filter, run by a small interpreter of its instructions, and by the kernel itself."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_what_is_refused_and_what_is_not(machine: str) -> None:
         expected = 0x50000 | errno.EPERM if number in refused else ALLOW
         expected = 0x50000 | errno.ENOSYS if number == 435 else expected
         assert verdict(program, name, number) == expected, number
-    threads = 0x3D0F00  # what pthread_create asks for
+    threads = 0x3D0F00  # flags of pthread_create
     assert verdict(program, name, clone, threads) == ALLOW
     for kind in (0x20000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000):
         assert verdict(program, name, clone, threads | kind) == 0x50000 | errno.EPERM
@@ -62,7 +62,7 @@ def test_a_machine_that_is_not_known() -> None:
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of x86_64")
 def test_the_kernel_takes_it() -> None:
-    """In a process of its own, for it cannot be taken off again."""
+    """Test in a separate process: a filter cannot be removed."""
     script = """
 import ctypes, os, sys, threading
 from bough.qemu.syscalls import render_filter

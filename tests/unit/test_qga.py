@@ -1,4 +1,4 @@
-"""qemu-guest-agent's protocol against an agent that is a few lines here, and against hostile ones."""
+"""qemu-guest-agent's protocol against a small fake of the agent, and against hostile ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMMANDS = ["guest-ping", "guest-exec", "guest-exec-status", "guest-shutdown", "
 
 
 def answer(request: dict[str, Any]) -> Any:
-    """What a good agent says."""
+    """Return the answer of an honest agent."""
     arguments = request.get("arguments", {})
     match request["execute"]:
         case "guest-sync-delimited":
@@ -135,7 +135,7 @@ async def test_an_answer_that_nobody_waits_for_any_more(tmp_path: Path) -> None:
         if request["execute"] == "guest-exec":
             held.append(request)
             return b""
-        if held and "sync" in request["execute"]:  # the late one comes first, as from a slow guest
+        if held and "sync" in request["execute"]:  # the late answer comes first, as from a slow guest
             late = json.dumps({"return": {"pid": 7}}).encode() + b"\n"
             held.clear()
             return late + b"\xff" + json.dumps({"return": answer(request)}).encode() + b"\n"

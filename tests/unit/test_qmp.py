@@ -1,4 +1,4 @@
-"""QMP against a small server over a real socket, well-behaved and not."""
+"""QMP against a small server over a real socket, honest and hostile."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Server:
         self.writer.write(json.dumps(message).encode() + b"\r\n")
 
     async def command(self) -> dict[str, Any]:
-        """One follows the other without a line's end between them."""
+        """Read the next command. Commands follow each other without a line end."""
         while True:
             with contextlib.suppress(ValueError):
                 command, end = json.JSONDecoder().raw_decode(self.buffer)
@@ -194,7 +194,7 @@ async def test_no_greeting(path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["the greeting", "the first answer"])
 async def test_an_event_before(path: Path, place: str) -> None:
-    """As QEMU does when something happens while its monitor takes up a client."""
+    """QEMU sends an event while its monitor accepts a client."""
     connections = 0
     event = {"event": "RESUME", "timestamp": {"seconds": 1, "microseconds": 0}}
 

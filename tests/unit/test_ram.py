@@ -1,4 +1,4 @@
-"""Guest memory read out of a process that runs: here one of Python's that holds a pattern."""
+"""Reading guest memory from a running process: here a Python process with a pattern in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bough.errors import MachineFailed
 from bough.qemu.ram import PAGE_BYTES, GuestRam, MemoryFile, different_extents, size_of
 
 SIZE = 64 << 20
-#: As QEMU's: private, and some of it never touched. Each page that is says which one it is.
+#: Private memory as QEMU's, with untouched parts. Each touched page contains its own number.
 HOLDER = f"""
 import ctypes, mmap, struct
 memory = mmap.mmap(-1, {SIZE}, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -1,4 +1,4 @@
-"""What a recipe may say, and the seed that cloud-init reads."""
+"""Validation of recipes, and the seed for cloud-init."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys as a US keyboard has them, and text from QEMU's dump of a PC's screen."""
+"""Keys of a US keyboard, and text from QEMU's dump of a PC's screen."""
 
 from __future__ import annotations
 

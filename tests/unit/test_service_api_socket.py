@@ -1,4 +1,4 @@
-"""The API's socket, bound again when its name is lost; and where earlier versions had the sockets."""
+"""The API's socket, bound again after its name is lost; and the place of sockets in earlier versions."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_home_that_is_gone_is_not_made_again(home: Home) -> None:
 
 @pytest.fixture
 def earlier(home: Home, tmp_path: Path) -> Iterator[socket.socket]:
-    """`run` is a link, as earlier versions made it, and a machine runs."""
+    """Make `run` a link, as earlier versions did; yield the socket of a running machine there."""
     old = tmp_path / "xdg" / "bough" / "0123"
     (old / "aaaaaaaaaaaa").mkdir(parents=True)
     home.runtime.rmdir()
@@ -83,7 +83,7 @@ def earlier(home: Home, tmp_path: Path) -> Iterator[socket.socket]:
 
 
 def test_machines_of_an_earlier_version_are_reached(home: Home, earlier: socket.socket) -> None:
-    home.create()  # by a client, which leaves it to the service
+    home.create()  # by a client, which leaves the work to the service
     assert home.runtime.is_symlink()
     old = home.runtime.readlink()
     for _ in range(2):
@@ -91,7 +91,7 @@ def test_machines_of_an_earlier_version_are_reached(home: Home, earlier: socket.
         assert home.runtime.is_dir()
         assert not home.runtime.is_symlink()
         connect(home.machine("aaaaaaaaaaaa").qmp_socket)
-    clear(home.machine("aaaaaaaaaaaa"))  # it is started anew
+    clear(home.machine("aaaaaaaaaaaa"))  # the service starts again
     assert not home.machine("aaaaaaaaaaaa").runtime.is_symlink()
     assert (old / "aaaaaaaaaaaa" / "qmp.sock").exists()
 
@@ -102,7 +102,7 @@ def test_an_interrupted_replacement_is_completed(home: Home, earlier: socket.soc
     home.runtime.rename(home.root / "run.new")  # killed before the last step
     replace_runtime_link(home)
     connect(home.machine("aaaaaaaaaaaa").qmp_socket)
-    home.runtime.rename(home.root / "run.new")  # killed before the last but one
+    home.runtime.rename(home.root / "run.new")  # killed before the last step but one
     home.runtime.symlink_to(old)
     replace_runtime_link(home)
     connect(home.machine("aaaaaaaaaaaa").qmp_socket)

@@ -1,4 +1,4 @@
-"""The API's doors, of a real service: the Unix socket's mode and owner, the token on TCP."""
+"""Access to the API of a real service: mode and owner of the Unix socket, the token on TCP."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Service:
         return answer.status, content
 
     def upgrade(self, path: str, **headers: str) -> int:
-        """The status of the answer to the request for a WebSocket."""
+        """Return the status of the answer to a WebSocket request."""
         headers |= {
             "Connection": "Upgrade",
             "Upgrade": "websocket",

@@ -1,4 +1,4 @@
-"""What the service writes for years is bounded while it runs."""
+"""The bound on the service's log while the service runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which layers are removed."""
+"""The choice of overlays to remove."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_nothing_goes_while_nobody_knows_what_a_machine_stands_on(store: Snapsho
 
 
 def test_what_was_written_of_a_memory_goes_with_the_service(store: SnapshotStore) -> None:
-    """It was killed before the manifest knew of it."""
+    """The service was killed before the manifest named the memory file."""
     paths = store.paths("aaaaaaaaaaaa")
     paths.disks.mkdir()
     paths.disk(0).touch()

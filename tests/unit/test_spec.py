@@ -1,4 +1,4 @@
-"""The spec: what is accepted, what it becomes, and how every problem of it is told."""
+"""The spec: accepted values, their normal form, and the report of every problem."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ JSON = st.recursive(
 SETTINGS = st.sampled_from([*MachineSpec.model_fields, "oops"])
 
 
-# The first draw builds hypothesis' table of Unicode, which counts as slow.
+# The first draw builds hypothesis' table of Unicode, which hypothesis would report as slow.
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(SETTINGS, JSON, max_size=6))
 def test_any_json_is_a_spec_or_is_told(data: dict[str, Any]) -> None:

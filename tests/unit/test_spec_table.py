@@ -1,4 +1,4 @@
-"""The table of settings: complete, and closed for what it does not know."""
+"""The table of settings: complete, and strict about unknown settings."""
 
 from __future__ import annotations
 

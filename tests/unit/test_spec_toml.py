@@ -1,4 +1,4 @@
-"""Spec files, and what flags add to them."""
+"""Spec files, and flags merged into them."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_reading_toml_needs_no_pydantic() -> None:
 def test_template_is_valid_and_shows_every_setting() -> None:
     text = TEMPLATE.read_text()
     assert parse_spec(load_toml(TEMPLATE)).image == "debian:12"
-    # Every setting that is commented out, put in.
+    # Every setting that the example has as a comment is enabled.
     settings = re.sub(r"^# ?(?=[a-z_]+ = |\[)", "", text, flags=re.MULTILINE)
     shown = tomllib.loads(settings)
     assert set(shown) - {"name"} == set(MachineSpec.model_fields)

@@ -1,4 +1,4 @@
-"""Who goes first of many forks: those that somebody talks to."""
+"""Priorities of many forks: forks with an active client come first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bough.qemu.process import QemuProcess
 
 
 class _Process:
-    """Keeps what it is told: true is back."""
+    """A process that records each `stand_back`; true means the background."""
 
     def __init__(self) -> None:
         self.told: list[bool] = []

@@ -1,4 +1,4 @@
-"""A program is ended whatever it, its pipes and its children are in the middle of."""
+"""The end of a program, whatever the program, its pipes and its children are doing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is begun for somebody ends with it, also where a cancellation gets lost on its way."""
+"""Tasks end with their owner, even if a cancellation is lost."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_all_have_ended(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptu
         await asyncio.sleep(0)
         await own.end()
         assert all(task.done() for task in begun)
-        await own.end()  # nothing is left, and nothing is waited for
+        await own.end()  # no task is left to wait for
 
     with caplog.at_level(logging.WARNING):
         asyncio.run(main())
@@ -111,7 +111,7 @@ async def test_a_thread_has_ended_when_its_task_is_cancelled() -> None:
 
 
 async def test_a_thread_that_could_not_begin_yet_never_does() -> None:
-    """All threads are busy: what is cancelled while it waits for one is not forgotten, and makes nothing."""
+    """All threads are busy: work that is cancelled before it gets a thread never starts."""
     release, made = threading.Event(), []
 
     def work(check: Callable[[], None]) -> None:

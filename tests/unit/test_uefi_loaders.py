@@ -1,4 +1,4 @@
-"""Disks that only a boot entry starts: what is on their EFI system partition, and the entry itself."""
+"""Disks that start only by a boot entry: the content of their EFI system partition, and the entry itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DNS queries that a guest sends, and the frames that answer them."""
+"""DNS queries of a guest, and the frames with the answers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def is_query(data: bytes) -> bool:
 
 def test_what_is_a_query() -> None:
     assert is_query(frame())
-    assert is_query(frame() + bytes(18))  # padded to the least that Ethernet has
+    assert is_query(frame() + bytes(18))  # padded to Ethernet's minimum
     for other in (
         frame(to="10.0.2.2"),
         frame(port=54),
@@ -81,8 +81,8 @@ def test_an_answer(resolver: socket.socket) -> None:
     assert forwarder.take(memoryview(frame()))
     query, peer = resolver.recvfrom(4096)
     assert query == MESSAGE
-    resolver.sendto(b"\0\0" + MESSAGE[2:], peer)  # of another query
-    resolver.sendto(MESSAGE, peer)  # no answer
+    resolver.sendto(b"\0\0" + MESSAGE[2:], peer)  # an answer to another query
+    resolver.sendto(MESSAGE, peer)  # not an answer
     (waiting,) = forwarder.sockets()
     assert forwarder.answers([waiting]) == b""
     assert forwarder.answers([waiting]) == b""

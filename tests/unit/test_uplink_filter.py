@@ -1,4 +1,4 @@
-"""What a hostile guest may not send to the outside."""
+"""Frames that a hostile guest must not send outside."""
 
 from __future__ import annotations
 
@@ -99,7 +99,8 @@ def test_frames_are_carried_both_ways_until_the_guest_ends() -> None:
     with guest, outside, guest_far, outside_far:
         guest.sendall(framed(DENIED[0]) + framed(ALLOWED[0]))
         assert outside.recv(100) == framed(ALLOWED[0])
-        big = framed(bytes(60_000)) * 50  # more than is queued: it waits for the reader and loses nothing
+        # more than the queue holds: the writer waits for the reader and loses nothing
+        big = framed(bytes(60_000)) * 50
         sender = threading.Thread(target=outside.sendall, args=(big,))
         sender.start()
         received = 0
@@ -112,7 +113,7 @@ def test_frames_are_carried_both_ways_until_the_guest_ends() -> None:
 
 
 def test_an_outside_that_ends_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And a frame that it had sent in part does not reach the guest."""
+    """A partial frame of the ended process does not reach the guest."""
     monkeypatch.setattr(uplink_filter, "_BETWEEN_STARTS_S", 0.01)
     guest, guest_far = socket.socketpair()
     pairs = [socket.socketpair() for _ in range(3)]
@@ -122,7 +123,7 @@ def test_an_outside_that_ends_is_started_again(monkeypatch: pytest.MonkeyPatch) 
     with guest, guest_far:
         for outside, _ in pairs:
             while not select.select([outside], [], [], 0.1)[0]:
-                guest.sendall(framed(ALLOWED[0]))  # what was sent to the one that ended is lost
+                guest.sendall(framed(ALLOWED[0]))  # frames for the ended process are lost
             assert outside.recv(len(framed(ALLOWED[0]))) == framed(ALLOWED[0])
             outside.sendall(framed(b"whole") + framed(b"cut off")[:-3])
             assert guest.recv(100) == framed(b"whole")

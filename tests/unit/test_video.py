@@ -1,4 +1,6 @@
-"""What a screen shows, beside the state of the devices: whole, or refused. A bundle's comes from anybody."""
+"""The screen's content beside the state of the devices: whole, or refused. A bundle's content
+may be hostile.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sleeping guest's board is given back when it wakes."""
+"""Registers of a sleeping guest's board that are restored when the guest wakes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frames and values, with what a hostile other side could send."""
+"""Frames and values, including those of a hostile peer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VALUES = st.recursive(
 
 
 def feed(reader: wire.FrameReader, data: bytes) -> list[tuple[int, int, int, int, bytes]]:
-    """All frames that come of `data`, given as its room allows."""
+    """Return all frames from `data`, fed as the reader has room."""
     frames = []
     rest = memoryview(data)
     while rest:
@@ -70,7 +70,7 @@ def test_any_bytes_are_a_value_or_refused(data: bytes) -> None:
         b"\xbf\xff",  # an indefinite length
         b"\xc0\x00",  # a tag
         b"\xa1\x00\x00",  # a key that is no text
-        b"\x00\x00",  # more than one
+        b"\x00\x00",  # more than one value
         b"\xf8\x20",
     ],
 )
