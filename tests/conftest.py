@@ -116,7 +116,7 @@ def ssh_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def booted(hv: bough.Hypervisor, debian: str, ssh_key: Path) -> bough.Snapshot:
-    """Return a snapshot of a Debian of 512 MiB that has booted and is idle. A fork of it takes a third of a second."""
+    """Return a snapshot of an idle Debian of 512 MiB. A fork of it takes a third of a second."""
     key = Path(f"{ssh_key}.pub").read_text()
     machine = hv.create(debian, name="booted", memory=MEMORY, ssh_keys=[key])
     machine.start()

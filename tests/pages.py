@@ -83,7 +83,7 @@ def pages() -> list[str]:
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
-    """Yield language and text of the code blocks of a page, also of blocks inside a list."""
+    """Return language and text of the code blocks of a page, also of blocks inside a list."""
     found = re.findall(r"^( *)```(\w*)\n(.*?)^ *```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
     return [(language, textwrap.dedent(text)) for _, language, text in found]
 

@@ -1,4 +1,4 @@
-"""One run of the tests: a directory with a BOUGH_HOME per worker, and the image that they share.
+"""A run of the tests: a directory with a BOUGH_HOME per worker, and the image that they share.
 
 /var/tmp/bough-test-<random>/<worker>/home    not below pytest's own tmp_path: that is closed to other
                                               users, and a jailed QEMU is one

@@ -1,4 +1,4 @@
-"""bough as its user has it: the command in the venv, in a process of its own."""
+"""bough as its user runs it: the command of the venv, as a separate process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BOUGH = Path(sys.executable).parent / "bough"
 
 @dataclass(frozen=True)
 class Cli:
-    """The command `bough` with an environment of its own."""
+    """The command `bough` with its own environment."""
 
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -49,7 +49,7 @@ class Cli:
         return os.environ | self.environment
 
     def text(self, *words: str | Path, **options: Any) -> str:
-        """Standard output, without the last newline."""
+        """Return standard output, without the last newline."""
         return self(*words, **options).stdout.decode().rstrip("\n")
 
     def json(self, *words: str | Path, **options: Any) -> Any:
@@ -62,7 +62,9 @@ class Cli:
         return sorted(machine["name"] for machine in self.json("list"))
 
     def error(self, *words: str | Path, says: str, hint: str | None = None, **options: Any) -> str:
-        """Standard error of a command that must fail: one error that says `says`, one hint, no trace."""
+        """Return standard error of a command that must fail: one error with `says`, one hint, no
+        traceback.
+        """
         before = self.names() if "list" not in words else None
         done = self(*words, check=False, **options)
         told = done.stderr.decode()
@@ -86,7 +88,7 @@ def cli(bough_home: Home) -> Cli:
 
 @pytest.fixture(scope="session")
 def box(cli: Cli, booted: bough.Snapshot) -> Iterator[str]:
-    """The name of a running machine that all tests here share; they leave it running and as it was."""
+    """Yield the name of a running machine that all tests here share: leave it running and unchanged."""
     name = "box"
     cli("fork", booted.id, name)
     yield name
@@ -95,7 +97,7 @@ def box(cli: Cli, booted: bough.Snapshot) -> Iterator[str]:
 
 @pytest.fixture
 def gone(cli: Cli) -> Iterator[list[str]]:
-    """Names that the test makes; what is left of them goes at its end."""
+    """Yield a list for names of machines that the test makes; they are deleted at its end."""
     names: list[str] = []
     yield names
     for name in names:
@@ -123,7 +125,7 @@ def _nothing_left(request: pytest.FixtureRequest) -> None:
 
 
 def is_thawed(home: Home, machine_id: str) -> bool:
-    """Whether its QEMU has not been started, but went on from a frozen one."""
+    """Return whether the machine's QEMU continues from a process image."""
     pid = qemus(home).get(machine_id)
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"/proc/self/fd/")
@@ -132,16 +134,16 @@ def is_thawed(home: Home, machine_id: str) -> bool:
 
 
 def records(home: Home) -> list[dict[str, Any]]:
-    """Of all machines, those that are nobody's too."""
+    """Return the records of all machines, also of machines that belong to no user."""
     found = []
     for path in home.machines.glob("*/machine.json"):
-        with contextlib.suppress(FileNotFoundError):  # it is just being deleted
+        with contextlib.suppress(FileNotFoundError):  # a machine that is being deleted
             found.append(json.loads(path.read_bytes()))
     return found
 
 
 def begun(home: Home, snapshot: str) -> list[str]:
-    """Ids of the machines that have the state of that snapshot, and wait."""
+    """Return ids of paused machines with the state of that snapshot that no user has yet."""
     return [
         record["id"]
         for record in records(home)
@@ -150,12 +152,12 @@ def begun(home: Home, snapshot: str) -> list[str]:
 
 
 def wait_begun(home: Home, snapshot: str) -> str:
-    """The one that stays: what is begun before there is a frozen process gives way to one from that."""
+    """Wait for the fork that stays: a fork begun earlier gives way to a fork from a process image."""
 
     def is_there() -> bool:
         return any(is_thawed(home, machine_id) for machine_id in begun(home, snapshot))
 
-    # A rehearsal gets what others leave of the processors, and other tests run beside this one.
+    # A pre-warm uses idle processor time only, and other tests run beside this one.
     wait_until(is_there, timeout_s=240, what="the next fork is begun, from a frozen process")
     (found,) = begun(home, snapshot)
     return found

@@ -1,4 +1,4 @@
-"""The next fork of a snapshot, begun before anybody asks for it."""
+"""The next fork of a snapshot, begun before a request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.waiting import wait_until
 
 @pytest.fixture
 def snapshot(booted: bough.Snapshot) -> Iterator[bough.Snapshot]:
-    """One that no other test forks."""
+    """Yield a snapshot that no other test forks."""
     with booted.fork("ahead", ephemeral=True) as source:
         source.write_file("/dev/shm/word", "in memory")
         made = source.snapshot()
@@ -45,20 +45,20 @@ def test_a_fork(
     assert abs(int(second.exec("date", "+%s").stdout) - time.time()) < 2
     cli.error("port", "remove", "ahead-2", "1", says="machine 'ahead-2' forwards no port")
 
-    # It is a machine like others.
+    # The fork is an ordinary machine.
     second.write_file("/root/kept", "kept")
     second.shell("sync")
     second.restart()
     assert second.read_text("/root/kept") == "kept"
 
-    # What is begun with a new identity is no fork that keeps its parent's.
+    # A machine begun with a new identity cannot become a fork that keeps its parent's.
     wait_begun(bough_home, snapshot.id)
     same = snapshot.fork("ahead-3", identity="keep")
     assert same.exec("hostname").stdout.strip() == "ahead"
 
 
 def test_the_first_fork(bough_home: Home, booted: bough.Snapshot) -> None:
-    """It was begun while the snapshot was written down."""
+    """The first fork is begun while the snapshot is still being written."""
     with booted.fork(ephemeral=True) as source:
         source.write_file("/dev/shm/word", "in memory")
         made = source.snapshot()
@@ -83,7 +83,7 @@ def test_a_run(hv: bough.Hypervisor, bough_home: Home, debian: str) -> None:
 
 
 def test_it_is_of_no_use(bough_home: Home, snapshot: bough.Snapshot) -> None:
-    """Its QEMU ended."""
+    """The QEMU of the begun fork has ended."""
     snapshot.fork(ephemeral=True).discard()
     following = wait_begun(bough_home, snapshot.id)
     kill(qemus(bough_home)[following])
@@ -116,13 +116,13 @@ def test_its_snapshot_is_deleted(hv: bough.Hypervisor, bough_home: Home, snapsho
 def test_the_service_ends(
     hv: bough.Hypervisor, cli: Cli, bough_home: Home, snapshot: bough.Snapshot, after_s: float
 ) -> None:
-    """Just then a fork is being begun, or has been."""
+    """The service ends while a fork is being begun, or just after."""
     snapshot.fork(ephemeral=True).discard()
     time.sleep(after_s)
     hv.shutdown()
     records = {path.parent.name: path.read_bytes() for path in bough_home.machines.glob("*/machine.json")}
     running = qemus(bough_home).keys()
-    cli.text("list")  # starts the next one
+    cli.text("list")  # starts the next service
     assert [name for name, record in records.items() if json.loads(record)["spare"]] == []
     assert running <= records.keys()
 
@@ -130,7 +130,7 @@ def test_the_service_ends(
 def test_the_service_is_killed_before_a_fork_has_its_state(
     cli: Cli, bough_home: Home, snapshot: bough.Snapshot, gone: list[str]
 ) -> None:
-    """What was begun ahead stands for a fork that somebody asked for: its QEMU waits for the same."""
+    """A fork begun ahead stands for a requested fork: both QEMUs wait for the same state."""
     snapshot.fork(ephemeral=True).discard()
     following = wait_begun(bough_home, snapshot.id)
     kill(service_pid(bough_home))

@@ -1,4 +1,4 @@
-"""What is asked for wrongly: one clear error and a hint, an exit status, nothing half-made."""
+"""Wrong requests: one clear error and a hint, an exit status, nothing half-made."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_port_that_is_taken(cli: Cli, box: str) -> None:
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[Cli]:
-    """A BOUGH_HOME without images or machines, and a PATH of its own, in `bin`."""
+    """Yield a BOUGH_HOME without images or machines, with its own PATH in `bin`."""
     root = Path(tempfile.mkdtemp(prefix="bough-test-", dir="/var/tmp"))
     root.chmod(0o711)
     (tmp_path / "bin").mkdir()
@@ -147,7 +147,7 @@ def test_no_mmdebstrap(fresh: Cli) -> None:
 
 
 def test_no_space_left_for_an_image() -> None:
-    """A BOUGH_HOME on a small file system, in a mount namespace that ends with the test."""
+    """Use a BOUGH_HOME on a small file system, in a mount namespace that ends with the test."""
     script = (
         "mount -t tmpfs -o size=64m,mode=0711 tmpfs /mnt && export BOUGH_HOME=/mnt/home && "
         f"{BOUGH} image build debian:12; echo status $?; {BOUGH} image list --json; "
@@ -206,7 +206,7 @@ def test_a_guest_that_never_answers(cli: Cli, booted: bough.Snapshot, gone: list
     told = cli.error("wait", "mute", "--timeout", "1s", says="1 s", hint="bough console mute")
     assert "login:" in told, "the end of the console is missing"
     cli.error("exec", "mute", "--", "true", says="mute")
-    # The power button still works where the agent does not.
+    # The power button works even without the agent.
     cli("stop", "mute", "--deadline", "30s")
 
 

@@ -1,4 +1,6 @@
-"""Whether a guest has booted: known without asking, and waited for by what would have its forks boot on."""
+"""The end of a guest's boot: bough knows it without a question, and operations wait whose forks would boot
+on.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import bough
 from tests.acceptance.conftest import Cli
 from tests.waiting import wait_until
 
-#: Keeps the guest's boot from its end for longer than a snapshot takes.
+#: Delays the end of the guest's boot for longer than a snapshot takes.
 SLOW = """[Service]
 Type=oneshot
 ExecStart=/bin/sleep 15
@@ -34,5 +36,5 @@ def test_a_snapshot_waits_for_the_end_of_the_boot(fork: bough.Machine, cli: Cli,
     assert cli.json("info", "late")["booted"] is True
     state = cli("exec", "late", "--", "systemctl", "is-system-running", check=False).stdout.decode().strip()
     assert state in ("running", "degraded")
-    # The fork of a guest that was booting is followed until it has booted.
+    # bough watches the fork of a booting guest until it has booted.
     wait_until(lambda: cli.json("info", "early")["booted"] is True, timeout_s=120)

@@ -1,4 +1,4 @@
-"""A machine handed over: as a bundle, running or not, and as a disk for other hypervisors."""
+"""Export and import: a bundle of a machine, running or not, and disks for other hypervisors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.waiting import wait_until
 def test_a_running_machine_goes_on_elsewhere(
     hv: bough.Hypervisor, vm: bough.Machine, cli: Cli, bough_home: Home, tmp_path: Path, gone: list[str]
 ) -> None:
-    """Out through a pipe, into another BOUGH_HOME that has no image; and once more here, altered."""
+    """Export through a pipe into another BOUGH_HOME without the image; then import altered bundles here."""
     vm.shell(COUNTER)
     wait_until(lambda: count(vm) > 1, what="the process counts")
     before, identity = count(vm), vm.exec("cat", "/etc/machine-id", "/etc/hostname").stdout
@@ -112,7 +112,7 @@ def test_for_other_hypervisors(hv: bough.Hypervisor, vm: bough.Machine, cli: Cli
 def test_an_export_comes_back_as_a_machine_of_ours(
     cli: Cli, debian: str, images: list[str], gone: list[str], tmp_path: Path
 ) -> None:
-    """With two disks, one of them grown; and who it is is told anew."""
+    """The machine has two disks, one of them grown, and gets a new identity."""
     gone += ["two", "back"]
     images.append("back")
     cli("create", debian, "--name", "two", "--memory", "512MiB", "--extra-disk", "64MiB")

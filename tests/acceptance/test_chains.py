@@ -1,4 +1,4 @@
-"""A machine that is snapshotted often: its disks stay quick, and nothing of any snapshot changes."""
+"""A machine with many snapshots: its disks stay fast, and no snapshot changes."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from tests.waiting import wait_until
 
 pytestmark = pytest.mark.long
 
-#: Enough that a merge of it is still going on when something is killed.
+#: Enough data that a merge still runs when something is killed.
 LARGE = "dd if=/dev/urandom of=/root/large bs=1M count=128 2>/dev/null; sync; cksum < /root/large"
 DATA = {"size": "64MiB", "serial": "data"}
 
 
 @pytest.fixture(scope="module")
 def base(hv: bough.Hypervisor, debian: str) -> Iterator[bough.Snapshot]:
-    """Booted, with a second disk."""
+    """Yield a snapshot of a booted machine with a second disk."""
     machine = hv.create(debian, name="chains", memory="512MiB", disks=[DATA])
     machine.start()
-    machine.wait("booted")  # or each fork would go through the rest of it
+    machine.wait("booted")  # otherwise each fork would continue the boot
     machine.shell("mkfs.ext4 -q /dev/vdb && mkdir /data && mount /dev/vdb /data", check=True)
     snapshot = machine.snapshot("chains-base")
     machine.delete(force=True)
@@ -75,7 +75,7 @@ def check(machine: bough.Machine, number: int) -> None:
 
 
 def check_disks(home: Home, machine: bough.Machine) -> None:
-    """Of one that is off: qemu-img finds nothing, and the headers say what the record says."""
+    """Check a stopped machine: qemu-img finds no error, and the headers match the record."""
     paths = home.machine(machine.id)
     for disk in MachineRecord.read(paths).disks:
         own, *below = disk_chain(disk, paths, home)
@@ -107,7 +107,7 @@ def test_many_snapshots(hv: bough.Hypervisor, bough_home: Home, machine: bough.M
         fork.start() if fork.state == "stopped" else None
         check(fork, number)
         fork.discard()
-    # Those in the middle go, and what nobody stands on with them.
+    # Delete the snapshots in the middle, and with them all overlays that no chain needs.
     for snapshot in points[2:18]:
         snapshot.delete()
     for snapshot in (points[0], points[1], points[18], points[19]):
@@ -138,7 +138,9 @@ def test_of_a_machine_that_is_off(hv: bough.Hypervisor, bough_home: Home, machin
 
 
 def begin_a_merge(machine: bough.Machine, home: Home) -> str:
-    """A chain so long that it is merged, which takes some seconds; the checksum of what is in it."""
+    """Make a chain so long that a merge begins, which takes some seconds; return the checksum of
+    its content.
+    """
     number = 0
     while max(layers(home, machine)) < MOST_LAYERS:
         write(machine, number)
@@ -153,7 +155,7 @@ def begin_a_merge(machine: bough.Machine, home: Home) -> str:
 
 
 def check_file(machine: bough.Machine, large: str) -> None:
-    # Not from what the guest has in memory.
+    # Read from the disk, not from the guest's page cache.
     told = machine.shell("echo 3 > /proc/sys/vm/drop_caches; cksum < /root/large", check=True)
     assert told.stdout == large
 
@@ -167,7 +169,7 @@ def test_the_service_is_killed(hv: bough.Hypervisor, bough_home: Home, machine: 
     wait_until(lambda: is_short(bough_home, again))
     check_file(again, large)
     again.shell("sync", check=True)
-    # What it said is short is so on disk, whatever QEMU has in its memory.
+    # A chain that was reported as short is short on disk, whatever QEMU has in memory.
     kill(qemus(bough_home)[again.id])
     wait_until(lambda: again.state == "failed")
     check_disks(bough_home, again)
@@ -192,7 +194,7 @@ def test_qemu_is_killed(hv: bough.Hypervisor, bough_home: Home, machine: bough.M
 def test_who_comes_meanwhile_does_not_wait(
     hv: bough.Hypervisor, bough_home: Home, machine: bough.Machine
 ) -> None:
-    """A merge gives way to whatever is wanted of the machine."""
+    """A merge gives way to any operation of the machine."""
     large = begin_a_merge(machine, bough_home)
     fork = machine.fork("long-beside")
     check_file(fork, large)

@@ -1,4 +1,4 @@
-"""The guest's clock is the host's plus the machine's offset, after anything that held its vCPUs."""
+"""The guest's clock is the host's plus the machine's offset, after anything that stopped its vCPUs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HELD_S = 3.0
 
 @pytest.fixture(scope="module")
 def late(hv: bough.Hypervisor, debian: str) -> Iterator[bough.Machine]:
-    """A machine whose clock is a week behind."""
+    """Yield a machine whose clock is a week behind."""
     machine = hv.create(debian, name="late", memory=MEMORY, clock="-7d")
     machine.start(until="booted")
     yield machine
@@ -28,9 +28,10 @@ def late(hv: bough.Hypervisor, debian: str) -> Iterator[bough.Machine]:
 
 
 def error_of(machine: bough.Machine, offset_s: float = 0.0) -> tuple[float, float]:
-    """Bounds of how far its clock is ahead of where it has to be, in s.
+    """Return bounds in seconds of how far the guest's clock is ahead of the right time.
 
-    It was read at some moment between question and answer: each of several readings narrows the bounds.
+    The guest read its clock at some moment between question and answer: each of several readings narrows the
+    bounds.
     """
     low, high = float("-inf"), float("inf")
     for _ in range(12):
@@ -42,7 +43,7 @@ def error_of(machine: bough.Machine, offset_s: float = 0.0) -> tuple[float, floa
 
 
 def wait_right(machine: bough.Machine, offset_s: float = 0.0) -> None:
-    """A guest that has much else to do takes a moment to set its clock."""
+    """Wait for the right time: a busy guest takes a moment to set its clock."""
     try:
         wait_until(lambda: is_right(machine, offset_s), timeout_s=30)
     except AssertionError as error:
@@ -50,7 +51,9 @@ def wait_right(machine: bough.Machine, offset_s: float = 0.0) -> None:
 
 
 def is_right(machine: bough.Machine, offset_s: float = 0.0) -> bool:
-    """As far as can be measured. Bounds that tell nothing would make it right always."""
+    """Return whether the clock is right, as far as measurable. Wide bounds fail: any clock would be right by
+    them.
+    """
     low, high = error_of(machine, offset_s)
     assert high - low < HELD_S / 2, "this host is too busy to measure a clock"
     return low <= PROMISED_S and high >= -PROMISED_S
@@ -58,7 +61,7 @@ def is_right(machine: bough.Machine, offset_s: float = 0.0) -> bool:
 
 def test_after_a_pause(fork: bough.Machine, cli: Cli) -> None:
     cli("pause", fork.name)
-    time.sleep(HELD_S)  # what the guest would be late by
+    time.sleep(HELD_S)  # the delay that bough must correct
     cli("resume", fork.name)
     wait_right(fork)
 
@@ -93,7 +96,7 @@ def test_an_offset_stays(
     request.addfinalizer(elsewhere.discard)
     elsewhere.start()
     wait_right(elsewhere, -WEEK_S)
-    # Its real-time clock, too: what it reads at its next boot, in whole seconds.
+    # The real-time clock, too, which the guest reads at its next boot, in whole seconds.
     read = "cat /sys/class/rtc/rtc0/since_epoch"
     assert abs(int(elsewhere.shell(read, check=True).stdout) + WEEK_S - time.time()) < 5
     elsewhere.delete(force=True)

@@ -1,4 +1,4 @@
-"""Images of others, with cloud-init and as a disk of another hypervisor, up to machines that answer."""
+"""Foreign images, with cloud-init and from another hypervisor, up to machines that answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.waiting import wait_until
 
 pytestmark = pytest.mark.long
 
-#: What cloud-init's renderer for networkd writes: in a fork it names the fork's card.
+#: A file of cloud-init's renderer for networkd: in a fork it must name the fork's card.
 FOLLOWED = "grep -qi $(cat /sys/class/net/e*/address) /etc/systemd/network/10-cloud-init*.network"
 RECIPE = """
 base = "debian:12"
@@ -48,7 +48,7 @@ key = "publisher"
 
 @pytest.fixture(scope="module")
 def built(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """An image as a distributor's, with neither our agent nor anything else of ours."""
+    """Yield an image like a distributor's, without bough's agent or anything else of bough."""
     recipe = write(tmp_path_factory.mktemp("recipe") / "source.toml", RECIPE)
     yield cli.json("image", "build", recipe)
     cli("image", "delete", "source", check=False)
@@ -93,7 +93,8 @@ def test_a_cloud_image_end_to_end(
         "\ufeff#cloud-config\nwrite_files:\n- path: /root/from-user\n  content: mine\n"
         "runcmd:\n- echo ran >> /root/ran\npower_state:\n  mode: reboot\n",
     )
-    # As some tools make it: packed, with a byte order mark. And it reboots in the middle of the first boot.
+    # User-data as some tools write it: packed, with a byte order mark. The guest reboots during the first
+    # boot.
     user_data.write_bytes(gzip.compress(user_data.read_bytes()))
     cli("create", "cloud", "--name", "cloudy", "--memory", "768MiB", "--disk", "10GiB",
         "--user-data", user_data, "--user", "joe", "--mount", f"{site}:/srv/site")  # fmt: skip
@@ -105,7 +106,7 @@ def test_a_cloud_image_end_to_end(
     assert sha256 in cli.text("exec", "cloudy", "--", "cat", "/srv/site/SHA256SUMS")
     cli("restart", "cloudy", timeout_s=400)
     assert cli.text("exec", "cloudy", "--", "echo", "again") == "again"
-    # A fork is not configured a second time, and what cloud-init wrote of its card follows the card.
+    # A fork is not configured a second time, and cloud-init's file about the card names the fork's card.
     gone.append("rainy")
     cli("fork", "cloudy", "rainy")
     cli("exec", "rainy", "--", "sh", "-c", f"until {FOLLOWED}; do sleep 0.2; done", timeout_s=60)
@@ -121,7 +122,7 @@ def test_a_cloud_image_end_to_end(
 def test_a_foreign_disk_with_qemu_guest_agent(
     cli: Cli, disk: Path, images: list[str], gone: list[str], tmp_path: Path
 ) -> None:
-    """As it comes from another hypervisor, whose machine booted it by UEFI."""
+    """The disk is from another hypervisor, whose machine booted it by UEFI."""
     images.append("foreign")
     gone.append("foreign")
     vmdk = tmp_path / "disk.vmdk"

@@ -1,4 +1,4 @@
-"""A guest that panicked, halted, sleeps or hangs: it is told, and commands do not wait for it in vain."""
+"""A guest that panicked, halted, sleeps or hangs: bough reports it, and commands do not wait in vain."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.conftest import MEMORY
 from tests.waiting import wait_until
 
 CRASH = "echo 1 > /proc/sys/kernel/sysrq; (sleep 0.5; echo c > /proc/sysrq-trigger) >/dev/null 2>&1 &"
-#: At a real-time priority, of which Linux would otherwise leave 5 % to the agent.
+#: Real-time priority. Linux would otherwise leave 5 % of the processor to the agent.
 SPIN = """echo -1 > /proc/sys/kernel/sched_rt_runtime_us
 for n in 1 2 3; do setsid chrt -f 90 sh -c 'while :; do :; done' >/dev/null 2>&1 & done"""
 
@@ -95,7 +95,7 @@ def test_a_guest_that_sleeps(fork: bough.Machine, cli: Cli) -> None:
 
 
 def test_busy_is_not_hung(fork: bough.Machine, cli: Cli) -> None:
-    # A line that anything in the guest can print is not believed.
+    # bough does not believe a line that any program in the guest can print.
     fork.shell("echo 'Kernel panic - not syncing: made up' > /dev/console")
     assert cli.json("info", fork.name)["condition"] is None
     fork.shell("(sleep 1; " + SPIN + ") >/dev/null 2>&1 &")

@@ -19,7 +19,7 @@ THEN = 981_173_106  # 2001-02-03 04:05:06 UTC
 
 @pytest.fixture
 def place(cli: Cli, box: str) -> str:
-    """An empty directory in the guest."""
+    """Return an empty directory in the guest."""
     return cli.text("exec", box, "--", "mktemp", "-d")
 
 
@@ -43,7 +43,7 @@ def make_tree(root: Path) -> None:
 
 
 def describe_tree(root: Path) -> dict[str, tuple[object, ...]]:
-    """What must be the same on both sides, by path."""
+    """Return the facts that must be the same on both sides, by path."""
     found: dict[str, tuple[object, ...]] = {}
     for path in sorted(root.rglob("*")):
         info = path.lstat()
@@ -130,7 +130,7 @@ def test_a_copy_to_a_full_disk_is_told(cli: Cli, box: str, tmp_path: Path) -> No
 
 
 def test_a_guest_cannot_write_beside_the_target(cli: Cli, box: str, place: str, tmp_path: Path) -> None:
-    """A tree whose link points out of it is copied as a link, and nothing is written through it."""
+    """A link out of the tree is copied as a link, and nothing is written through it."""
     outside = tmp_path / "outside"
     outside.mkdir()
     script = f"mkdir {place}/t && ln -s {outside} {place}/t/out && touch {place}/t/file"

@@ -1,4 +1,4 @@
-"""`bough cp` against what is there already, in a real guest: links, mounts, full disks; and what it keeps."""
+"""`bough cp` onto existing entries in a real guest: links, mounts, full disks, and kept attributes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may")
 
 @pytest.fixture
 def place(cli: Cli, box: str) -> Iterator[str]:
-    """An empty directory in the guest."""
+    """Yield an empty directory in the guest."""
     path = cli.text("exec", box, "--", "mktemp", "-d")
     yield path
     script = f"umount -q {path}/* 2>/dev/null; rm -rf {path}"
@@ -32,7 +32,7 @@ def run(cli: Cli, box: str, script: str) -> str:
 
 
 def test_an_overlay_does_not_take_lib_away(cli: Cli, box: str, tmp_path: Path) -> None:
-    """/lib of a Debian is a link; a guest where it is a directory never boots again."""
+    """/lib of a Debian is a link. A guest with a directory there never boots again."""
     overlay = tmp_path / "overlay"
     (overlay / "lib").mkdir(parents=True)
     (overlay / "lib/file").touch()
@@ -155,7 +155,7 @@ def test_a_tree_of_a_thousand_levels(cli: Cli, box: str, place: str, tmp_path: P
 
 ACL = "02000000 01000600ffffffff 02000600d2040000 04000400ffffffff 10000600ffffffff 20000400ffffffff"
 CAPABILITY = "0100000200200000000000000000000000000000"
-#: Of a path: mode, owner, names of its attributes.
+#: Prints mode, owner and names of attributes of a path.
 LOOK = """
 import os, sys
 for path in sys.argv[1:]:
@@ -223,7 +223,7 @@ def test_sockets_and_pipes_of_the_host_are_told(cli: Cli, box: str, place: str, 
 
 @as_root
 def test_owner_needs_root(cli: Cli, box: str, place: str, tmp_path: Path) -> None:
-    """As root, it is kept; the refusal for others is in tests/unit."""
+    """Root keeps owners; the refusal for other users is in tests/unit."""
     (tmp_path / "file").write_text("x")
     os.chown(tmp_path / "file", 1234, 5678)
     cli("cp", "--owner", tmp_path / "file", f"{box}:{place}/file")

@@ -1,4 +1,4 @@
-"""`bough exec`: what a command gets, what comes back, and what becomes of it."""
+"""`bough exec`: the input, output and end of a command."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_when_the_client_is_killed_so_is_the_command(cli: Cli, box: str, how: si
         assert process.stdout is not None
         assert process.stdout.readline() == b"started\n"
         process.send_signal(how)
-    # The whole process group: the background job as well.
+    # The whole process group ends, including the background job.
     wait_until(lambda: not runs_in_guest(cli, box, f"sleep 36{int(how):02}"))
 
 
@@ -118,7 +118,7 @@ def test_a_terminal(cli: Cli, box: str) -> None:
 
 
 def read_until(descriptor: int, mark: bytes, timeout_s: float = 30) -> bytes:
-    """Of a terminal, what came until `mark` did."""
+    """Return the output of a terminal up to `mark`."""
     seen = b""
     while mark not in seen and select.select([descriptor], [], [], timeout_s)[0]:
         try:
@@ -152,7 +152,7 @@ def test_a_reader_that_stops_reading_gets_everything_later(cli: Cli, box: str) -
     ) as process:
         assert process.stdout is not None
         first = process.stdout.read(1)
-        # Meanwhile others are served: the stream waits, nobody else does.
+        # Other commands are served meanwhile: only this stream waits.
         assert cli.text("exec", box, "--", "echo", "served") == "served"
         assert len(first + process.stdout.read()) == size
 

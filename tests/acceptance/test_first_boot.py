@@ -1,4 +1,6 @@
-"""A first boot whose steps fail, host names with a domain, and identities on a disk that cannot keep them."""
+"""First boots with failing steps, host names with a domain, and identities on a disk that cannot
+keep them.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ content = "after"
 
 @pytest.fixture(scope="module")
 def mail(cli: Cli, debian: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A running machine whose first boot fails in a file and in a command."""
+    """Yield a running machine whose first boot fails in a file and in a command."""
     spec = write(tmp_path_factory.mktemp("spec") / "mail.toml", SPEC)
     cli("create", "--file", spec, "--name", "mail")
     told = cli.error("start", "mail", says="first boot did not finish", hint="bough restart mail")

@@ -1,6 +1,7 @@
-"""Machines of other processors, whole: built from packages, booted from their own disk, forked.
+"""Machines of other processors: built from packages, booted from their own disk, forked.
 
-Minutes each, so only those in BOUGH_TEST_FOREIGN ("arm64 riscv64 i386"): `make test-foreign`.
+Each takes minutes, so only processors in BOUGH_TEST_FOREIGN are tested ("arm64 riscv64 i386"): `make
+test-foreign`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from bough.spec import parse_architecture
 RELEASES = {"aarch64": "debian:13", "riscv64": "debian:13", "i386": "debian:12"}
 KERNELS = {"aarch64": "aarch64", "riscv64": "riscv64", "i386": "i686"}
 ASKED = [parse_architecture(word) for word in os.environ.get("BOUGH_TEST_FOREIGN", "").split()]
-#: A mirror may be in the middle of its update: BOUGH_TEST_SECURITY_MIRROR=none.
+#: For a mirror in the middle of its update: BOUGH_TEST_SECURITY_MIRROR=none.
 MIRRORS = {
     "mirror": os.environ.get("BOUGH_TEST_MIRROR"),
     "security_mirror": os.environ.get("BOUGH_TEST_SECURITY_MIRROR"),
@@ -25,7 +26,7 @@ MIRRORS = {
 
 pytestmark = [
     pytest.mark.skipif(not ASKED, reason="make test-foreign"),
-    pytest.mark.timeout(3600),  # a build by emulation alone takes a quarter of an hour
+    pytest.mark.timeout(3600),  # an emulated build alone takes a quarter of an hour
 ]
 
 
@@ -43,7 +44,7 @@ def machine(hv: bough.Hypervisor, request: pytest.FixtureRequest) -> Iterator[bo
 def test_the_whole_life(machine: bough.Machine, tmp_path: Path) -> None:
     arch = machine.info().hardware["arch"]
     assert machine.exec("uname", "-m", check=True).stdout.strip() == KERNELS[arch]
-    # The kernel that runs is the one on its own disk, started by the boot loader on its own disk.
+    # The running kernel is from the machine's own disk, started by the boot loader on that disk.
     release = machine.exec("uname", "-r", check=True).stdout.strip()
     assert machine.exec("test", "-d", f"/lib/modules/{release}").exit_code == 0
     command_line = machine.read_text("/proc/cmdline")
@@ -66,7 +67,7 @@ def test_the_whole_life(machine: bough.Machine, tmp_path: Path) -> None:
 
 
 def test_a_recipe(hv: bough.Hypervisor, machine: bough.Machine) -> None:
-    """A layer upon it, made in a machine of that processor."""
+    """Build a layer over the image, in a machine of that processor."""
     arch = machine.info().hardware["arch"]
     recipe = {"base": RELEASES[arch], "arch": arch, "size": "9GiB", "commands": ["uname -m >/etc/made-on"]}
     made = hv.build_recipe(recipe, label="made-there", **MIRRORS)

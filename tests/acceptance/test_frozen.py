@@ -1,4 +1,4 @@
-"""Forks that go on from a frozen QEMU are forks like any other."""
+"""Forks from a process image are ordinary forks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def ids_of(machine: bough.Machine) -> list[str]:
 
 @pytest.fixture(scope="module")
 def snapshot(booted: bough.Snapshot, bough_home: Home) -> Iterator[bough.Snapshot]:
-    """One that has been forked so often that it has a frozen process."""
+    """Yield a snapshot that has been forked often enough to have a process image."""
     with booted.fork("thawed", ephemeral=True) as source:
         source.write_file("/dev/shm/word", "in memory")
         made = source.snapshot()
@@ -61,12 +61,12 @@ def test_a_snapshot_that_nobody_has_forked(bough_home: Home, booted: bough.Snaps
 
 
 def test_many_of_one_call(bough_home: Home, booted: bough.Snapshot) -> None:
-    """They go on from what was frozen a moment ago, with all that its QEMU had still to say."""
+    """The forks continue from a new process image, with all messages that its QEMU had not yet sent."""
     with booted.fork(ephemeral=True) as source:
         made = source.snapshot()
     forks = made.fork(count=16, ephemeral=True)
     if not all(is_thawed(bough_home, fork.id) for fork in forks):
-        # On a busy host the pre-warm takes longer than to start them all: then they are started.
+        # On a busy host a pre-warm takes longer than the start of all forks: then each fork starts a QEMU.
         for fork in forks:
             fork.discard()
         wait_begun(bough_home, made.id)
@@ -80,7 +80,7 @@ def test_many_of_one_call(bough_home: Home, booted: bough.Snapshot) -> None:
 
 
 def test_one_on_more_layers_than_are_left_unmerged(bough_home: Home, booted: bough.Snapshot) -> None:
-    """The one that is rehearsed merges none of them: its forks stand on them all."""
+    """The pre-warmed machine merges no overlay: its forks need the whole chain."""
     source = booted.fork(ephemeral=True)
     snapshots = []
     for number in range(TOO_MANY_LAYERS + 1):
@@ -149,7 +149,7 @@ def test_it_keeps_what_it_writes_and_boots_as_itself(bough_home: Home, forks: li
 
 
 def test_it_reboots_as_itself(bough_home: Home, forks: list[bough.Machine]) -> None:
-    """Its firmware is started again by the process that went on, which has its own ids."""
+    """The continued process, with its own ids, starts the firmware again."""
     fork = forks[0]
     wait_settled(bough_home, fork)
     record = json.loads(bough_home.machine(fork.id).record.read_bytes())
@@ -186,7 +186,7 @@ def test_it_is_branched_and_suspended(bough_home: Home, forks: list[bough.Machin
 def test_it_outlives_the_service(cli: Cli, bough_home: Home, forks: list[bough.Machine]) -> None:
     pid = qemus(bough_home)[forks[0].id]
     kill(service_pid(bough_home))
-    cli.text("list")  # starts the next one
+    cli.text("list")  # starts the next service
     assert forks[0].read_text("/dev/shm/word") == "in memory"
     assert qemus(bough_home)[forks[0].id] == pid
 
@@ -209,7 +209,7 @@ def test_the_service_is_killed_while_it_rehearses(
         fork.discard()
     time.sleep(after_s)
     kill(service_pid(bough_home))
-    cli.text("list")  # starts the next one
+    cli.text("list")  # starts the next service
     wait_until(lambda: rehearsals(bough_home) == [], what="the rehearsal is gone")
     with other.fork(ephemeral=True) as fork:
         assert fork.exec("true").exit_code == 0

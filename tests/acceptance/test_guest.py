@@ -1,4 +1,4 @@
-"""What a spec asks for is what the guest is; and the guest is a whole computer with its own kernel."""
+"""The guest matches its spec, and is a whole computer with its own kernel."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ owner = "ada"
 
 @pytest.fixture(scope="module")
 def bench(cli: Cli, debian: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A running machine from a TOML file that says everything."""
+    """Yield a running machine from a TOML file with every setting."""
     place = tmp_path_factory.mktemp("spec")
     (place / "hello.sh").write_text("#!/bin/sh\necho hello from $(whoami)\n")
     key = make_key(place)
@@ -118,7 +118,7 @@ def test_first_boot_happens_once(cli: Cli, bench: str) -> None:
 
 
 def test_as_complete_a_debian_as_ever(cli: Cli, box: str) -> None:
-    """systemd is up with nothing failed, and what a Debian has is there."""
+    """systemd is up without failed units, and the usual parts of a Debian are there."""
     assert (
         in_guest(cli, box, "systemctl is-system-running --wait || systemctl --failed --no-legend")
         == "running"
@@ -140,7 +140,7 @@ def test_as_complete_a_debian_as_ever(cli: Cli, box: str) -> None:
             program
         )
     assert in_guest(cli, box, "dpkg --audit") == ""
-    # A fork's journal is found a few seconds after it has become somebody else.
+    # A fork's journal is found a few seconds after its new identity.
     wait_until(lambda: in_guest(cli, box, "journalctl --list-boots 2>/dev/null | wc -l") != "0")
 
 
@@ -171,11 +171,11 @@ def test_another_kernel_package_is_what_boots_next(cli: Cli, debian: str, gone: 
     cli("start", "kernels")
     cli("wait", "kernels", "--until", "booted")
     before = in_guest(cli, "kernels", "uname -r")
-    # The other flavour: generic for a cloud image, and the other way round.
+    # The other flavour of the kernel: generic for a cloud image, and vice versa.
     other = "linux-image-amd64" if "cloud" in before else "linux-image-cloud-amd64"
     if os.uname().machine == "aarch64":
         other = other.replace("amd64", "arm64")
-    # It ends with 0 where a list could not be fetched, unless any error is to count.
+    # apt-get ends with 0 if a list could not be fetched, unless any error counts.
     update = ("apt-get", "-qq", "-o", "APT::Update::Error-Mode=any", "update")
     if cli("exec", "--timeout", "300s", "kernels", "--", *update, check=False, timeout_s=320).returncode != 0:
         pytest.skip("the guest reaches no package mirror from here")
@@ -216,7 +216,7 @@ def test_uefi(cli: Cli, debian: str, gone: list[str]) -> None:
 
 @contextmanager
 def on_a_terminal(cli: Cli, *words: str, rows: int = 24, columns: int = 80) -> Iterator[Terminal]:
-    """bough with a terminal of its own around it; it has ended, or is ended, when the block does."""
+    """Run bough with its own terminal; it is ended when the block ends."""
     ours, theirs = pty.openpty()
     set_size(theirs, rows, columns)
     process = cli.popen(*words, stdin=theirs, stdout=theirs, stderr=theirs)

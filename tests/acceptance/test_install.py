@@ -1,4 +1,4 @@
-"""bough outside its checkout, for root and for others."""
+"""bough outside its checkout, for root and for other users."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ USER = "bough-test"
 
 @pytest.fixture
 def ordinary_user(bough_home: Home, debian: str) -> Iterator[Path]:
-    """A user that the test makes, with a BOUGH_HOME that has the image already."""
+    """Yield a new user of this host, whose BOUGH_HOME has the image."""
     if os.geteuid() != 0 or shutil.which("useradd") is None:
         pytest.skip("only root makes users (who runs this as an ordinary user tests that everywhere else)")
     subprocess.run(["useradd", "--create-home", USER], check=True)
@@ -70,7 +70,7 @@ def ordinary_user(bough_home: Home, debian: str) -> Iterator[Path]:
         place.chmod(0o711)
         things = [bough_home.images, bough_home.labels]
         subprocess.run(["cp", "-a", "--sparse=always", *things, place], check=True)
-        # What runs is a copy too: the checkout and the Python of root may be closed to others.
+        # Run a copy of bough, too: the checkout and root's Python may be closed to others.
         site = next(Path(sys.prefix).glob("lib/python3*/site-packages"))
         shutil.copytree(site, place / "site", symlinks=True)
         shutil.copytree(ROOT / "src" / "bough", place / "site" / "bough")
@@ -85,7 +85,7 @@ def ordinary_user(bough_home: Home, debian: str) -> Iterator[Path]:
 
 
 def _wait_ended(user: str) -> None:
-    """userdel refuses while the service, asked to end a moment ago, is still there."""
+    """Wait for the ending service: userdel refuses while it still runs."""
     uid = pwd.getpwnam(user).pw_uid
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and any(
@@ -101,7 +101,7 @@ def _uid_of(process: Path) -> int | None:
         return None
 
 
-#: On the console, as somebody who is logged in there has it.
+#: A text on the console, as for a user who is logged in there.
 EDITOR = """
 systemctl stop serial-getty@ttyS0
 setsid -c env TERM=vt100 vi /root/letter </dev/ttyS0 >/dev/ttyS0 2>&1 &
@@ -110,7 +110,7 @@ while ! [ -e /root/.letter.swp ]; do sleep 0.1; done
 
 
 def test_everything_works_without_root(ordinary_user: Path, fork: bough.Machine, cli: Cli) -> None:
-    """And a machine of root's goes on as that user's, with what is in its memory alone: an editor's text."""
+    """A machine of root continues as that user's, with data that is only in its memory: an editor's text."""
     fork.shell(EDITOR, check=True)
     cli("console", fork.name, stdin=b"iDear Sir")
     wait_until(lambda: "Dear Sir" in fork.logs(), what="the editor shows what was typed")

@@ -1,4 +1,4 @@
-"""A machine's life from the shell: made, started, stopped, kept, renamed, deleted."""
+"""A machine's life from the shell: create, start, stop, keep, rename, delete."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def info(cli: Cli, name: str) -> dict[str, object]:
 
 
 def told(done: subprocess.CompletedProcess[bytes]) -> str:
-    """Standard error, but for the progress."""
+    """Return standard error without the progress."""
     lines = done.stderr.decode().splitlines()
     return "\n".join(line for line in lines if not line.endswith("..."))
 
@@ -69,7 +69,7 @@ def test_a_guest_that_will_not_stop_is_powered_off_at_the_deadline(
 ) -> None:
     gone.append("stubborn")
     booted.fork("stubborn")
-    # A unit that does not end holds up systemd's shutdown for a minute and a half.
+    # A unit that does not end delays systemd's shutdown for a minute and a half.
     script = "systemd-run --property=KillMode=none --property=ExecStop='/bin/sleep 300' sleep infinity"
     cli("exec", "stubborn", "--", "sh", "-c", script)
     done = cli("stop", "stubborn", "--deadline", "3s")
@@ -120,7 +120,7 @@ def test_a_machine_that_shuts_down_is_not_up(cli: Cli, booted: bough.Snapshot, g
     boots.append(fork.info().boot_id)
     assert fork.exec("systemctl", "is-system-running").stdout.strip() in ("running", "degraded")
     assert len({*boots}) == len(boots), boots
-    # One that is on its way to a power-off never comes up.
+    # A machine that is powering off never comes up.
     cli("exec", "anew", "--", "systemctl", "poweroff")
     cli.error("wait", "anew", "--until", "booted", says="the guest powered off")
     cli("start", "anew", "--until", "booted")
@@ -194,7 +194,7 @@ def test_events_while_things_happen(cli: Cli, debian: str, gone: list[str]) -> N
     gone += ["eventful", "herald"]
     with cli.popen("events", "--json", stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        # Events are told from when it listens, which shows when it has told one.
+        # Events come from the moment the command listens, which its first event shows.
         while not select.select([process.stdout], [], [], 0)[0]:
             cli("create", debian, "--name", "herald")
             cli("delete", "herald")
@@ -209,7 +209,9 @@ def test_events_while_things_happen(cli: Cli, debian: str, gone: list[str]) -> N
 
 
 def has_ended(pid: int) -> bool:
-    """Also where whoever started it has not looked yet: the service outlives the client that did."""
+    """Return whether the process has ended, also before its parent has reaped it: the service outlives the
+    client that started it.
+    """
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
@@ -257,6 +259,6 @@ def test_a_killed_qemu_is_a_failure_with_its_cause(cli: Cli, debian: str, gone: 
     assert isinstance(failure, dict)
     assert "KILL" in str(failure["signal"]) or failure["exit_status"] == 137, failure
     assert "login:" in failure["console"]
-    # It is not lost: it starts again.
+    # The machine is not lost: it starts again.
     cli("start", "victim")
     assert cli.text("exec", "victim", "--", "echo", "back") == "back"

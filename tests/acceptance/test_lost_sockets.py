@@ -1,4 +1,4 @@
-"""Machines outlive the loss of their sockets and of the directories for them; clients find their service."""
+"""Machines outlive the loss of their sockets and socket directories; clients find their service."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def service_pid(home: Home) -> int:
 
 @pytest.fixture
 def machine(cli: Cli, fork: bough.Machine) -> str:
-    """With a process that runs in it."""
+    """Return a machine with a running process."""
     cli("exec", fork.name, "--", "sh", "-c", "sleep 1000 & echo $! > /run/job")
     return fork.name
 
@@ -62,7 +62,7 @@ def test_the_next_service_finds_machines_whose_sockets_are_gone(
         os.kill(service_pid(bough_home), signal.SIGKILL)
     shutil.rmtree(bough_home.runtime)
     assert_goes_on(cli, machine, pid)
-    cli("serve", "--stop")  # the names that were made again serve another service, too
+    cli("serve", "--stop")  # the restored names also serve another service
     assert_goes_on(cli, machine, pid)
 
 

@@ -1,4 +1,4 @@
-"""Guests that have no agent: booted from CD and floppy, looked at, typed at.."""
+"""Guests without an agent: boot from CD and floppy, screenshots, keys."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.acceptance.conftest import Cli
 from tests.waiting import wait_until
 
 SMALL = ("--memory", "256MiB", "--vcpus", "1")
-#: sfdisk is not in everybody's.
+#: sfdisk is not in every user's PATH.
 PATH = {**os.environ, "PATH": f"/usr/sbin:/sbin:{os.environ.get('PATH', '/usr/bin:/bin')}"}
 
 
@@ -30,7 +30,7 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     got = subprocess.run(["apt-get", "download", *packages], cwd=place, capture_output=True, check=False)
     if got.returncode:
         pytest.skip(f"no packages: {got.stderr.decode(errors='replace')[-300:]}")
-    # Debian 13 has the images of GRUB for UEFI in one of their own.
+    # Debian 13 has GRUB's images for UEFI in a separate package.
     unsigned = ["apt-get", "download", "grub-efi-amd64-unsigned"]
     subprocess.run(unsigned, cwd=place, capture_output=True, check=False)
     for package in place.glob("*.deb"):
@@ -74,7 +74,7 @@ def test_a_cd_is_booted_and_typed_at(
     cli.error("exec", "rescue", "--", "true", says="no agent", hint="bough console rescue")
     cli.error("type", "rescue", "--key", "hyper", says="hyper")
     cli.error("image", "delete", "rescue-cd", says="rescue")
-    # A service that comes later has the screen as well.
+    # The next service has the screen as well.
     cli("serve", "--stop")
     with socket.socket(socket.AF_UNIX) as viewer:
         viewer.settimeout(10)
@@ -91,7 +91,7 @@ def test_a_cd_is_booted_and_typed_at(
 
 
 def _goes_on_with_its_screen(cli: Cli, gone: list[str]) -> None:
-    """What was drawn before a snapshot is drawn once: a guest does not do it again."""
+    """A picture from before a snapshot must be kept: the guest does not draw it again."""
     shown = cli.text("screenshot", "rescue", "--text")
     gone.append("branch")
     cli("fork", "rescue", "branch")
@@ -135,7 +135,7 @@ def test_a_stick_is_booted_by_uefi(
         subprocess.run(words, check=True)
     cli("image", "import", stick, "--name", "stick")
     cli("create", "stick", "--name", "stick", *SMALL)
-    if says == "iPXE":  # no server offers it anything
+    if says == "iPXE":  # no server offers a boot file
         cli.error("start", "stick", says="found nothing to boot")
     else:
         cli("start", "stick")
@@ -147,7 +147,7 @@ def test_a_stick_is_booted_by_uefi(
 
 
 def make_uefi_disk(path: Path, loader: Path, place: str) -> Path:
-    """As a system installed by UEFI leaves it: a GPT, an EFI system partition, `loader` at `place` on it."""
+    """Make a disk as a UEFI installation leaves it: a GPT, an EFI system partition, `loader` at `place`."""
     with path.open("wb") as file:
         file.truncate(48 << 20)
     table = "label: gpt\nstart=2048, size=65536, type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B\n"
@@ -173,14 +173,14 @@ def test_a_disk_with_its_vendors_loader_is_booted_by_uefi(
     assert cli.json("info", "vendor")["hardware"]["firmware"] == "uefi"
     assert "vendor shows the prompt of its boot loader: 'grub>'" in cli("start", "vendor").stderr.decode()
     assert "grub>" in cli.text("logs", "vendor")
-    # The firmware keeps the entry: it is there at the next boot too.
+    # The firmware keeps the entry for the next boot.
     cli("stop", "vendor", "--force")
     cli("start", "vendor")
     assert cli.text("logs", "vendor").count("grub>") > 1
 
 
 def _hand_over(cli: Cli, gone: list[str], bundle: Path) -> None:
-    """GRUB goes on elsewhere, in the middle of a line; there its firmware boots it once more."""
+    """GRUB continues on import, in the middle of a line; then the firmware there boots it again."""
     gone.append("other")
     cli("type", "stick", "echo handed-")
     cli("export", "stick", bundle)
@@ -199,7 +199,7 @@ def test_memtest_by_either_firmware(
     gone.append("memtest")
     images.append("memtest")
     cli("image", "import", media / "usr/lib/memtest86+/memtest86+x64.iso", "--name", "memtest")
-    # An empty disk is tried first, as where a system is to be installed.
+    # The firmware tries an empty disk first, as before an installation.
     cli("create", "memtest", "--name", "memtest", "--disk", "64MiB", "--firmware", firmware, *SMALL)
     cli("start", "memtest")
     if firmware == "bios":
@@ -208,7 +208,7 @@ def test_memtest_by_either_firmware(
     picture = tmp_path / "memtest.png"
 
     def shows_memtest() -> bool:
-        # Its blue field takes most of the screen, in graphics.
+        # The blue field covers most of the screen, in graphics mode.
         cli("screenshot", "memtest", picture)
         return b"IHDR" in picture.read_bytes() and _is_blue(picture)
 
@@ -217,7 +217,7 @@ def test_memtest_by_either_firmware(
 
 
 def _is_blue(picture: Path) -> bool:
-    """Whether much of it is a dark blue."""
+    """Return whether much of the picture is dark blue."""
     with Image.open(picture) as image:
         data = image.convert("RGB").resize((80, 60)).tobytes()
     pixels = zip(data[0::3], data[1::3], data[2::3], strict=True)

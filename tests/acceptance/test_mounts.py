@@ -1,4 +1,4 @@
-"""A directory of the host in a machine: through its first boot, a fork, the service's death, a restart."""
+"""A directory of the host in a machine: through its first boot, a fork, a killed service, a restart."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_shared_directory_lives_as_long_as_its_machine(
     assert machine.read_text("/root/at-first-boot") == "hello\n"
     assert [mount.state for mount in machine.mounts()] == ["mounted", "mounted"]
 
-    # Both sides see what the other writes, as their own.
+    # Each side sees the other's writes, with its own owner.
     script = f"cd {SOURCE} && mkdir in && printf from-joe > in/file && stat -c '%U %a' in/file"
     assert machine.shell(script, user="joe", check=True).stdout.split() == ["joe", "644"]
     assert (shared / "in" / "file").read_text() == "from-joe"
@@ -66,7 +66,7 @@ def test_a_shared_directory_lives_as_long_as_its_machine(
     refused = f"chmod 4755 {SOURCE}/word || mknod {SOURCE}/p p || touch /opt/sub/x"
     assert machine.shell(refused).exit_code != 0
     assert not list((shared / "sub").iterdir())
-    # A command that lives there, and one whose program does.
+    # A command with its working directory there, and a command whose program is there.
     machine.write_file(f"{SOURCE}/run.sh", "#!/bin/sh\npwd\n", mode=0o755)
     assert machine.exec(f"{SOURCE}/run.sh", cwd=f"{SOURCE}/sub").stdout.strip() == f"{SOURCE}/sub"
     with pytest.raises(GuestRefused):
@@ -83,7 +83,7 @@ def test_a_shared_directory_lives_as_long_as_its_machine(
     fork.delete(force=True)
     made.remove(fork)
 
-    # The service dies; what runs in the guest does not even notice.
+    # The service is killed; processes in the guest do not notice.
     os.kill(int(bough_home.lock.read_text()), signal.SIGKILL)
     cli("wait", "sharing")
     ticks = shared / "ticks"
@@ -123,7 +123,7 @@ def test_a_share_through_a_restore_and_a_suspension(
         machine.suspend()
         machine.resume()
         assert read(machine) == "changed"
-        # Where it is gone, a fork goes on without it and says so.
+        # If the directory is gone, a fork runs without it and reports so.
         shared.rename(shared.with_name("away"))
         with pytest.raises(GuestRefused, match="not mounted"):
             snapshot.fork("without")

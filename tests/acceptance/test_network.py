@@ -1,4 +1,4 @@
-"""Ports, ssh and what stands on it; the uplink on and off."""
+"""Ports, ssh and its tools; the uplink on and off."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.waiting import wait_until
 
 @pytest.fixture
 def web_server(cli: Cli, box: str) -> Iterator[int]:
-    """The port, in the guest, of a web server on the guest's loopback."""
+    """Yield the port, in the guest, of a web server on the guest's loopback."""
     script = "mkdir -p /srv/www && echo hello from inside > /srv/www/index.html"
     cli("exec", box, "--", "sh", "-c", script)
     unit = ["systemd-run", "--unit=www", "--working-directory=/srv/www"]
@@ -58,7 +58,7 @@ def test_a_port_where_nobody_listens_in_the_guest(cli: Cli, box: str) -> None:
 
 @pytest.fixture(scope="module")
 def ssh_config(cli: Cli, box: str, ssh_key: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `bough ssh-config` says, in a file, and the key that a user has in ~/.ssh."""
+    """Return a file with the output of `bough ssh-config`, and a user's key as in ~/.ssh."""
     path = tmp_path_factory.mktemp("ssh") / "config"
     path.write_text(cli.text("ssh-config", box) + f"\nHost *\n    IdentityFile {ssh_key}\n")
     return path
@@ -133,7 +133,7 @@ def _comm(path: Path) -> str:
 
 
 def test_the_guest_asks_the_hosts_resolver(fork: bough.Machine) -> None:
-    """Whatever that answers: it answers at once."""
+    """The resolver's answer does not matter, but it must come at once."""
     assert "10.0.2.3" in fork.exec("sh", "-c", "resolvectl dns; cat /etc/resolv.conf").stdout
     script = """
 import socket, time
@@ -164,12 +164,12 @@ def test_without_an_uplink_there_is_no_network(cli: Cli, debian: str, gone: list
     cli("create", debian, "--name", "island", "--memory", MEMORY, "--no-uplink")
     cli("start", "island")
     assert cli.text("exec", "island", "--", "sh", "-c", "ls /sys/class/net") == "lo"
-    # Ports and exec need none: they go through the agent.
+    # Ports and exec need no uplink: they go through the agent.
     assert cli.text("exec", "island", "--", "echo", "here") == "here"
 
 
 def test_an_isolated_machine_has_a_card_that_leads_nowhere(cli: Cli, debian: str, gone: list[str]) -> None:
-    """Nothing is reached through it; ports still go through the agent."""
+    """The card reaches nothing; ports still go through the agent."""
     gone.append("cell")
     cli("create", debian, "--name", "cell", "--memory", MEMORY, "--isolated")
     cli("start", "cell")
@@ -182,7 +182,7 @@ def test_an_isolated_machine_has_a_card_that_leads_nowhere(cli: Cli, debian: str
         server.settimeout(1)
         port = server.getsockname()[1]
         host = socket.gethostbyname(socket.gethostname())
-        # By hand, too: an address, a route, a neighbour.
+        # Not even with an address, a route and a neighbour set by hand.
         script = f"""
             card=$(ls /sys/class/net | grep -v lo)
             ip address add 10.0.2.15/24 dev $card; ip link set $card up

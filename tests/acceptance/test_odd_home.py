@@ -1,4 +1,4 @@
-"""A BOUGH_HOME with a long and odd name, reached through a link; and a umask of 077."""
+"""A BOUGH_HOME with a long and odd name, reached through a link, and a umask of 077."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ODD = "a blank, a comma: 100% ö $HOME 'x' \"y\" "
 
 @pytest.fixture(scope="module")
 def home(request: pytest.FixtureRequest, debian: str) -> Iterator[Home]:
-    """With the image; the path is longer than the address of a socket can be."""
+    """Yield a home with the image; its path is longer than a socket's address can be."""
     place = request.config.stash[RUN].root / "odd"
     place.mkdir(mode=0o711)
     root = place

@@ -1,6 +1,6 @@
-"""Options that no other test gives to the command: each does what its help says, on a real machine.
+"""Options that no other test uses: each does what its help says, on a real machine.
 
-tests/unit/test_every_command.py names the options that are in no test at all.
+tests/unit/test_every_command.py names options that no test uses.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA
 
 @pytest.fixture
 def spare_name(cli: Cli, booted: bough.Snapshot, gone: list[str]) -> str:
-    """A running machine of the test's own, by name."""
+    """Return the name of a running machine for one test."""
     gone.append("optional")
     cli("fork", booted.id, "optional")
     return "optional"
@@ -79,7 +79,7 @@ def test_create_with_options(cli: Cli, debian: str, box: str, gone: list[str], t
 
 
 def test_create_that_requires_the_whole_jail(cli: Cli, debian: str, gone: list[str]) -> None:
-    """It is made, or the error names what this host's jail lacks."""
+    """The machine is created, or the error names the missing parts of this host's jail."""
     gone.append("jailed")
     done = cli("create", debian, "--name", "jailed", "--require-jail", check=False)
     made = done.returncode == 0 and cli.json("info", "jailed")["spec"]["require_jail"]
@@ -161,7 +161,7 @@ def test_bundles_with_options(cli: Cli, spare_name: str, gone: list[str], tmp_pa
 def test_logs_with_options(cli: Cli, spare_name: str) -> None:
     follow = cli.popen("logs", "--follow", spare_name, stdout=subprocess.PIPE)
     with follow:
-        time.sleep(0.5)  # it has begun, or prints what is there already
+        time.sleep(0.5)  # the command has started, or has printed earlier output
         say = "for i in 1 2 3 4 5 6; do printf '\\033[1mloud-%d\\n' $i > /dev/console; sleep 0.5; done"
         cli("exec", spare_name, "--", "sh", "-c", say)
         assert follow.stdout is not None

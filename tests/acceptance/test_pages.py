@@ -1,4 +1,4 @@
-"""What the pages of the documentation show, as they show it."""
+"""Run the examples of the documentation as the pages show them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def test_the_tests_of_the_python_page_pass(cli: Cli, debian: str, tmp_path: Path
 def test_the_commands_of_a_page_run(
     cli: Cli, hv: bough.Hypervisor, booted: bough.Snapshot, tmp_path: Path, name: str
 ) -> None:
-    """Word for word, in one shell per page, with `bough` on the PATH, for a user with an empty home."""
+    """Commands run unchanged, in one shell per page, with `bough` on the PATH, for a user with
+    an empty home.
+    """
     page, script = PAGES[name], script_of(name)
     assert "bough " in script
     machines, snapshots = cli.names(), {snapshot.id for snapshot in hv.snapshots()}

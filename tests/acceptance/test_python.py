@@ -1,4 +1,4 @@
-"""The Python API and the HTTP API, as their users have them."""
+"""The Python API and the HTTP API, as users call them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.acceptance.conftest import Cli
 
 
 def request(home: Home, path: str, method: str = "GET", body: bytes = b"") -> tuple[int, Any]:
-    """One HTTP request over the Unix socket, with nothing of bough in between."""
+    """Make one HTTP request over the Unix socket, without bough's client."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(home.api_socket))
         head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n"

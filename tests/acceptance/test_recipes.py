@@ -1,4 +1,4 @@
-"""Images by recipe, and layers upon them."""
+"""Images by recipe, and layers over them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.acceptance.conftest import Cli, write
 def test_layers_upon_an_image(cli: Cli, debian: str, images: list[str], tmp_path: Path) -> None:
     images.append("web")
     (tmp_path / "page").write_text("hello\n")
-    # Upon the image that is here already, by its digest: this test is not about mmdebstrap.
+    # The base is the existing image, by its digest: this test does not need mmdebstrap.
     digest = cli.text("image", "build", debian)
     web = write(
         tmp_path / "web.toml",
@@ -50,13 +50,13 @@ def test_layers_upon_an_image(cli: Cli, debian: str, images: list[str], tmp_path
     assert "kernel" in told_wrong
     cli.error("image", "build", tmp_path / "absent.toml", says="absent.toml")
     assert {image["digest"] for image in cli.json("image", "list")} == before
-    # What was kept of its boot, for those runs, goes with it.
+    # The booted snapshot for those runs is deleted with the image.
     cli("image", "delete", "web")
     assert cli.json("doctor", "--store")["clean"]
 
 
 def test_sources_that_the_guest_has_are_not_added(fork: bough.Machine) -> None:
-    """As apt in the guest knows them, whatever they are."""
+    """The sources are those that apt in the guest knows, whatever they are."""
     listed = "apt-get indextargets --no-release-info --format '$(REPO_URI) $(RELEASE)'"
     told = fork.shell(listed, check=True).stdout
     uri, suite = told.splitlines()[0].split()

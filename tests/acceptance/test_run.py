@@ -1,4 +1,4 @@
-"""`bough run`: a machine for one command, gone afterwards however it ends."""
+"""`bough run`: a machine for one command, deleted afterwards however the command ends."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def test_interrupted_while_it_runs(cli: Cli, debian: str, how: signal.Signals) -
 
 @pytest.mark.parametrize("after_s", [0.3, 1.5, 4.0])
 def test_interrupted_while_it_starts(cli: Cli, debian: str, after_s: float) -> None:
-    """At whatever moment: these are moments of the creation, of QEMU's start and of the boot."""
+    """The interruptions are during creation, QEMU's start and the boot."""
     before = cli.names()
     with cli.popen("run", "--memory", MEMORY, debian, "--", "true", stderr=subprocess.PIPE) as process:
-        time.sleep(after_s)  # the moment is what is tried here
+        time.sleep(after_s)  # the test is about the moment
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=30)
     assert b"Traceback" not in told
@@ -77,7 +77,7 @@ def test_a_command_that_is_not_there_leaves_nothing(cli: Cli, debian: str) -> No
 
 
 def test_later_runs_go_on_from_the_booted_image(hv: bough.Hypervisor, cli: Cli, debian: str) -> None:
-    """Each is somebody else, with what its spec asks for; nobody sees what they go on from."""
+    """Each run has its own identity and its spec's settings; users do not see the booted snapshot."""
     script = (
         "cat /proc/sys/kernel/random/boot_id /etc/machine-id; hostname; head -c 16 /dev/urandom | od -An -tx1"
     )
@@ -103,7 +103,7 @@ def test_later_runs_go_on_from_the_booted_image(hv: bough.Hypervisor, cli: Cli, 
 
 
 def test_what_was_discarded_is_gone_for_everybody(hv: bough.Hypervisor, cli: Cli, debian: str) -> None:
-    """Nobody waits for its deletion, and nobody sees that it takes a moment."""
+    """The deletion is asynchronous, and no client sees the machine meanwhile."""
     for _ in range(3):
         with hv.create_from({"image": debian, "memory": MEMORY}, name="passing", ephemeral=True):
             assert "passing" in cli.names()
@@ -117,13 +117,13 @@ def test_a_machine_that_is_held_outlives_the_service(hv: bough.Hypervisor, cli: 
     with hv.run(debian, memory=MEMORY) as vm:
         vm.shell("echo here > /dev/shm/kept", check=True)
         cli("serve", "--stop")
-        assert vm.name in cli.names()  # which starts the next one
+        assert vm.name in cli.names()  # which starts the next service
         wait_until(lambda: vm.info().agent == "answering")
         assert vm.read_text("/dev/shm/kept") == "here\n"
     assert vm.name not in cli.names()
 
 
 def test_a_bound_holds_for_the_boot_of_the_image(cli: Cli, debian: str) -> None:
-    """Of a size that no other test boots: the first run makes the snapshot that later ones go on from."""
+    """The memory size is unique: the first run makes the booted snapshot for later runs."""
     words = ("run", "--timeout", "1s", "--memory", "400MiB", debian, "--", "true")
     cli.error(*words, says="did not boot within 1 s", hint="--timeout")

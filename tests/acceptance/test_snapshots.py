@@ -1,4 +1,4 @@
-"""Snapshots and forks of running machines, as their users make them."""
+"""Snapshots and forks of running machines, as users make them."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ cut -d ' ' -f 2 /run/key.pub
 
 @pytest.fixture(scope="module")
 def origin(booted: bough.Snapshot) -> Iterator[bough.Machine]:
-    """A running machine that the tests here branch, and leave running."""
+    """Yield a running machine that the tests here fork and leave running."""
     machine = booted.fork("origin")
     machine.write_file("/root/word", "before")
-    # A process whose memory tells whether it went on or began anew.
+    # A process whose memory shows whether it continued or started again.
     machine.shell(
         "setsid sh -c 'n=0; while :; do n=$((n+1)); echo $n 1<>/run/count; sleep .5; done' >/dev/null 2>&1 &"
     )
@@ -73,7 +73,7 @@ def test_the_machine_runs_on(origin: bough.Machine, snapshot: bough.Snapshot) ->
     assert info.machine_name == "origin"
     before = int(origin.read_text("/run/count"))
     origin.shell("echo after >> /root/log; sync")
-    time.sleep(1.2)  # for the process inside to count on
+    time.sleep(1.2)  # so that the process inside counts on
     assert int(origin.read_text("/run/count")) > before
     assert origin.state == "running"
     snapshot.verify()
@@ -93,7 +93,7 @@ def test_a_fork_goes_on_with_its_processes_and_is_somebody_else(
         assert fork.read_text(path) != origin.read_text(path), path
     address = "cat /sys/class/net/e*/address"
     assert fork.shell(address).stdout != origin.shell(address).stdout
-    # What either writes is its own.
+    # Writes of one are not seen by the other.
     fork.write_file("/root/mine", "x")
     with pytest.raises(NotFound):
         origin.read_text("/root/mine")
@@ -123,7 +123,7 @@ def test_the_time_is_right(snapshot: bough.Snapshot, forks: list[bough.Machine])
 
 
 def test_nobody_meets_himself(booted: bough.Snapshot, forks: list[bough.Machine]) -> None:
-    """Whatever a guest is known by, and whatever it makes up first, is of one fork alone."""
+    """Identity, and the first random data of a guest, belong to one fork only."""
     told: list[list[str]] = []
     for begin in range(0, FORKS, FORKS_AT_ONCE):
         made = booted.fork(count=min(FORKS_AT_ONCE, FORKS - begin), timeout=600)
@@ -131,7 +131,7 @@ def test_nobody_meets_himself(booted: bough.Snapshot, forks: list[bough.Machine]
         with ThreadPoolExecutor(4) as pool:
             done = pool.map(lambda fork: fork.shell(WHO_AM_I, check=True, timeout=120), made)
             for machine_id, hostname, *rest in (each.stdout.splitlines() for each in done):
-                # A name is free again once its machine is gone, and the next round takes it.
+                # A name is free again after its machine is deleted, and the next round uses it.
                 told.append([machine_id, f"{hostname} of round {begin}", *rest])
         while forks:
             forks.pop().discard()

@@ -1,4 +1,4 @@
-"""Machines that stand by: for the next run of an image, for the next fork of a snapshot."""
+"""Standby machines: for the next run of an image, for the next fork of a snapshot."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.waiting import wait_until
 
 
 def wait_for_spares(hv: bough.Hypervisor) -> None:
-    """Of an image, whose first one boots it."""
+    """Wait for an image's standby machines; the first one boots the image."""
     wait_until(lambda: all(one["ready"] == one["count"] for one in hv.spares()), timeout_s=180)
 
 
@@ -49,13 +49,13 @@ def test_the_next_of_a_run_is_awake(hv: bough.Hypervisor, bough_home: Home, debi
     hv.keep_spares(debian, 2, memory=MEMORY)
     try:
         wait_until(is_as_it_should, timeout_s=180)
-        # Two at once: one that is awake, and one that is not.
+        # Two runs at once: they get a running and a paused standby machine.
         with hv.run(debian, memory=MEMORY) as one, hv.run(debian, memory=MEMORY) as other:
             for vm in (one, other):
                 assert vm.exec("hostname").stdout.strip() == vm.name
                 assert abs(float(vm.exec("date", "+%s.%N").stdout) - time.time()) < 0.5
         wait_until(is_as_it_should, timeout_s=180)
-        # One that is awake and dies is nobody's loss.
+        # A running standby machine that ends is no loss.
         (awake,) = [r["id"] for r in records(bough_home) if r["spare"] and r["state"] == "running"]
         kill(qemus(bough_home)[awake])
         with hv.run(debian, memory=MEMORY) as vm:
@@ -79,7 +79,7 @@ def test_forks(hv: bough.Hypervisor, cli: Cli, booted: bough.Snapshot, gone: lis
 
     assert hv.doctor_store()["clean"]
 
-    # A name that a spare has is free, whoever asks for it.
+    # A standby machine's name is free for every request.
     first, second = snapshot.fork("source-1"), snapshot.fork("picked")
     identities = {source.read_text("/etc/machine-id")}
     for machine, name in ((first, "source-1"), (second, "picked")):
@@ -92,7 +92,7 @@ def test_forks(hv: bough.Hypervisor, cli: Cli, booted: bough.Snapshot, gone: lis
     cli.error("port", "remove", "picked", "1", says="machine 'picked' forwards no port")
     snapshot.fork(ephemeral=True).discard()
 
-    # It is a machine like others from then on.
+    # From now on it is an ordinary machine.
     second.write_file("/root/kept", "kept")
     second.shell("sync")
     second.restart()

@@ -20,13 +20,13 @@ pytestmark = pytest.mark.skipif(shutil.which("ssh") is None, reason="no ssh on t
 
 @pytest.fixture
 def nobody(tmp_path: Path) -> Cli:
-    """A user without ~/.ssh and without an ssh-agent."""
+    """Return a user without ~/.ssh and without an ssh-agent."""
     return Cli({"HOME": str(tmp_path), "SSH_AUTH_SOCK": ""})
 
 
 @pytest.fixture
 def bare(cli: Cli, box: str) -> Iterator[str]:
-    """`box` without any key that may log in; it gets back what it had."""
+    """Yield `box` without any authorized key; its keys are restored afterwards."""
     keys = "/root/.ssh/authorized_keys"
     cli("exec", box, "--", "sh", "-c", f"mv {keys} {keys}.kept")
     yield box
@@ -73,7 +73,7 @@ def test_as_another_user_of_the_guest(nobody: Cli, box: str) -> None:
 
 
 def test_an_agent_with_many_keys(cli: Cli, box: str, tmp_path: Path) -> None:
-    """sshd ends a login after six keys that it does not know."""
+    """sshd ends a login after six unknown keys."""
     socket = tmp_path / "agent"
     agent = subprocess.Popen(["ssh-agent", "-D", "-a", socket], stdout=subprocess.DEVNULL)
     try:
@@ -115,7 +115,7 @@ def test_a_config_that_was_appended_twice_and_a_machine_made_anew(
 def test_a_home_with_an_odd_name(cli: Cli, box: str, bough_home: Home, tmp_path: Path, name: str) -> None:
     odd = tmp_path / name
     odd.mkdir()
-    # What ssh-config says of such a home, of a service that is the same.
+    # The output of ssh-config for such a home, from the same service.
     (odd / "home").symlink_to(bough_home.root)
     shown = Home(odd / "home")
     from bough.cli.ssh import render_entry

@@ -1,4 +1,6 @@
-"""Streams to a guest whose client goes away, and ports whose server comes and goes: what is left inside."""
+"""Streams to a guest whose client disconnects, and ports whose server comes and goes: nothing is left in the
+guest.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,14 @@ import bough
 from tests.acceptance.conftest import Cli
 from tests.waiting import wait_until
 
-#: Of one kind; of what takes the guest a process each, a tenth.
+#: Streams of each kind; a tenth of that if each needs a process in the guest.
 TIMES = 200
 
 ENDS = pytest.mark.parametrize(
     "number", [signal.SIGKILL, signal.SIGHUP, signal.SIGTERM], ids=["KILL", "HUP", "TERM"]
 )
 
-#: Says hello to each client. On port 7006 it reads until the client has gone, on 7007 it never looks.
+#: A server that greets each client. On port 7006 it reads until the client has gone, on 7007 it never reads.
 SERVER = """
 import socket, threading
 def read(link):
@@ -45,14 +47,14 @@ serve(7007)
 
 @pytest.fixture(scope="module")
 def guest(vm: bough.Machine) -> Iterator[bough.Machine]:
-    """A machine with the server above."""
+    """Yield a machine with the server above."""
     with vm.spawn("python3", "-c", SERVER):
         wait_until(lambda: "7007" in vm.exec("ss", "-Htln", check=True).stdout)
         yield vm
 
 
 def wait_none(machine: bough.Machine) -> None:
-    """Until the agent has no connection, and no command of a test is left in the guest."""
+    """Wait until the agent has no connection, and the guest has no command of a test."""
     script = (
         "ss -Htn state established state close-wait '( dport = :7006 or dport = :7007 )';"
         "pgrep -af 'sleep 100[0-9]'"
@@ -80,7 +82,7 @@ def test_bough_proxy_is_killed(cli: Cli, guest: bough.Machine, number: signal.Si
 
 
 def test_a_reader_of_bough_proxy_goes(cli: Cli, guest: bough.Machine) -> None:
-    """Its input ends, and nobody reads its output any more: as of an ssh that was killed."""
+    """The input ends and no process reads the output, as after an ssh is killed."""
     proxy = cli.popen("proxy", guest.name, "7007", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert proxy.stdin is not None
     assert proxy.stdout is not None
@@ -127,14 +129,14 @@ def test_forwarded_connections_end_with_their_client(guest: bough.Machine) -> No
 
 @ENDS
 def test_an_export_is_killed(cli: Cli, guest: bough.Machine, tmp_path: Path, number: signal.Signals) -> None:
-    """`nothing_left` looks for what it left; the machine goes on."""
-    # The snapshot that an export begins with is taken to its end, although its client has gone.
+    """`nothing_left` finds leftovers of the export; the machine runs on."""
+    # The export's snapshot is completed, although the client has gone.
     wait_until(lambda: _begin_export(cli, guest, tmp_path, number), what="an export begins")
     assert guest.exec("echo", "here", check=True).stdout == "here\n"
 
 
 def _begin_export(cli: Cli, guest: bough.Machine, place: Path, number: signal.Signals) -> bool:
-    """And end it by that signal. False: it was refused."""
+    """Begin an export and end it by that signal. Return False if it was refused."""
     exporting = cli.popen("export", guest.name, place / "guest.bough", stderr=subprocess.DEVNULL)
     wait_until(lambda: exporting.poll() is not None or bool(list(place.iterdir())))
     time.sleep(0.3)
@@ -164,7 +166,7 @@ while True:
 
 
 def test_a_port_waits_for_what_listens_in_the_guest(guest: bough.Machine) -> None:
-    """A tool that waits for a port sees it refused until then, whatever address the server has."""
+    """A tool that waits for the port sees it refused until the server listens, on any address."""
     port = guest.forward(7070).host_port
     own = guest.exec("hostname", "-I", check=True).stdout.split()
     for address in ("127.0.0.1", "::1", "0.0.0.0", *own[:2]):

@@ -1,4 +1,4 @@
-"""A guest whose kernel changes its own code does not hang for good, whatever QEMU has translated of it."""
+"""A guest whose kernel changes its own code does not hang forever, whatever QEMU has translated."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import bough
 from tests.waiting import wait_until
 
 SWITCH = "/proc/sys/kernel/sched_schedstats"
-#: Each of them patches a dozen places of the scheduler, which the other vCPU executes meanwhile.
+#: Each setting patches a dozen places of the scheduler, which the other vCPU executes meanwhile.
 PROGRAM = f"""
 import os
 switch = os.open({SWITCH!r}, os.O_WRONLY)

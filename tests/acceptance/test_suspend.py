@@ -1,4 +1,4 @@
-"""Suspend and resume: no process is left, and everything is there again."""
+"""Suspend and resume: no process is left, and the whole state comes back."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def test_whatever_dies_in_the_middle(hv: bough.Hypervisor, vm: bough.Machine, bough_home: Home) -> None:
-    """It runs, or is suspended whole."""
+    """The machine runs, or is suspended completely."""
     vm.write_file("/run/word", "kept")
     made, kept = bough_home.incoming / f"{vm.id}.suspended", bough_home.machine(vm.id).suspended.root
     moments: list[tuple[str, Callable[[], bool]]] = [

@@ -1,6 +1,6 @@
-"""Two clients want opposite things of one machine at once: one wins, the other is told.
+"""Two clients request contrary operations of one machine at once: one wins, the other gets an error.
 
-And a client that does whatever comes to its mind, against a model of what should be.
+And a client with random operations, against a model of the expected state.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 import bough
 from bough.errors import Conflict, NotFound
 
-#: Its guest does not matter: it need not have booted.
+#: The guest does not matter and need not have booted.
 SMALL = {"memory": "128MiB", "vcpus": 1, "uplink": False}
 EXAMPLES = int(os.environ.get("BOUGH_STATEFUL_EXAMPLES", "2"))
 STEPS = int(os.environ.get("BOUGH_STATEFUL_STEPS", "12"))
@@ -37,7 +37,7 @@ STEPS = int(os.environ.get("BOUGH_STATEFUL_STEPS", "12"))
 
 @dataclass(frozen=True)
 class Action:
-    """`after`: states in which the machine may be when this one was the last that was done."""
+    """An operation; `after`: possible states of the machine if this operation was the last one."""
 
     name: str
     run: Callable[[bough.Machine], object]
@@ -59,7 +59,7 @@ ACTIONS = (
     _action("restore", lambda m: m.restore(f"first-{m.id}"), "stopped"),
     _action("delete", lambda m: m.delete(force=True), "gone"),
 )
-#: From where each of the two has something to do.
+#: States in which each of the two operations has an effect.
 BEGINNINGS = ("running", "paused", "stopped")
 
 
@@ -72,7 +72,7 @@ def state_of(machine: bough.Machine) -> str:
 
 @pytest.fixture
 def victim(hv: bough.Hypervisor, debian: str) -> Iterator[Callable[[str], bough.Machine]]:
-    """Gives a machine in the state that is asked for; the same one for as long as it lives."""
+    """Yield a function that returns a machine in a given state; the same machine as long as it exists."""
     made: list[bough.Machine] = []
 
     def give(state: str) -> bough.Machine:
@@ -105,7 +105,7 @@ def bring_to(machine: bough.Machine, state: str) -> None:
 
 
 def collide(machine: bough.Machine, actions: tuple[Action, ...]) -> dict[int, BaseException | None]:
-    """All at once, each by a client of its own; what became of each."""
+    """Run all at once, each with its own client; return the results."""
     results: dict[int, BaseException | None] = {}
     barrier = threading.Barrier(len(actions))
 
@@ -128,7 +128,7 @@ def collide(machine: bough.Machine, actions: tuple[Action, ...]) -> dict[int, Ba
 
 
 def test_one_wins_and_the_other_is_told(hv: bough.Hypervisor, victim: Callable[[str], bough.Machine]) -> None:
-    """All pairs, each from a state in which it can be done."""
+    """Try all pairs, each from a state in which both are possible."""
     told = 0
     for number, pair in enumerate(combinations_with_replacement(ACTIONS, 2)):
         beginning = BEGINNINGS[number % len(BEGINNINGS)]
@@ -154,7 +154,9 @@ def test_one_wins_and_the_other_is_told(hv: bough.Hypervisor, victim: Callable[[
 
 
 class Client(RuleBasedStateMachine):
-    """What a client does, and what it must find then. Guests need not boot; nobody else is there."""
+    """A client's operations, and the state that it must find afterwards. Guests need not boot; it is the only
+    client.
+    """
 
     machines: Bundle[str] = Bundle("machines")
     snapshots: Bundle[tuple[str, str]] = Bundle("snapshots")
@@ -173,7 +175,9 @@ class Client(RuleBasedStateMachine):
         return f"{self.prefix}{self.serial}"
 
     def attempt(self, machine: str, act: Callable[[bough.Machine], object], **after: str) -> bool:
-        """`after`: from which state to which; from any other it must be refused, and nothing changes."""
+        """Try an operation; `after` maps a state to the next. From other states it must be refused and change
+        nothing.
+        """
         name, state = self.known[machine]
         try:
             act(self.hv.machine(machine))
@@ -233,7 +237,7 @@ class Client(RuleBasedStateMachine):
     def restore(self, point: tuple[str, str]) -> None:
         machine, snapshot = point
         if machine not in self.known or snapshot not in self.points or self.points[snapshot]:
-            return  # with memory it waits for an agent, which these guests have not yet
+            return  # a snapshot with memory waits for an agent, which these guests lack
         self.hv.machine(machine).restore(snapshot)
         self.known[machine] = (self.known[machine][0], "stopped")
 
@@ -285,7 +289,7 @@ def test_a_client_that_does_anything(debian: str) -> None:
             max_examples=EXAMPLES,
             stateful_step_count=STEPS,
             deadline=None,
-            phases=[Phase.generate],  # what it finds depends on time, too: there is no smaller case
+            phases=[Phase.generate],  # results depend on time, so there is no smaller case
             database=None,
             suppress_health_check=list(HealthCheck),
         ),

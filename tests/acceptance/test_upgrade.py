@@ -1,4 +1,4 @@
-"""Another version of bough takes over: the unit of `bough serve --unit`, and machines that run on."""
+"""An upgrade to another version of bough: the unit of `bough serve --unit`, and machines that run on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OTHER = "0.1.0.post17"
 
 @pytest.fixture(scope="module")
 def other_bough(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The command of another version: a wheel of a copy of this one, in a venv of its own."""
+    """Return the command of another version: a wheel of a copy of this tree, in a separate venv."""
     place = tmp_path_factory.mktemp("other")
     source = place / "source"
     source.mkdir()
@@ -45,7 +45,7 @@ def other_bough(tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = venv / "bin" / "python"
     site = next(venv.glob("lib/python3*/site-packages"))
     subprocess.run([*pip, "install", "-qq", "--no-deps", "--target", site, wheel], check=True)
-    # Its dependencies are those that are here already; its own packages go before them.
+    # Its dependencies are the ones installed here; its own packages have priority.
     here = next(Path(sys.prefix).glob("lib/python3*/site-packages"))
     (site / "dependencies.pth").write_text(f"{here}\n")
     command = place / "bough"
@@ -59,13 +59,13 @@ def unit_of(command: str | Path) -> str:
 
 
 def start_unit(unit: str) -> subprocess.Popen[bytes]:
-    """As systemd would: the one line that says what is started."""
+    """Start the unit's command line, as systemd would."""
     (line,) = re.findall(r"^ExecStart=(.*)$", unit, re.M)
     return subprocess.Popen(shlex.split(line.replace("%%", "%").replace("$$", "$")), start_new_session=True)
 
 
 def stop_unit(process: subprocess.Popen[bytes]) -> None:
-    """KillMode=process: the main process gets the signal, and nothing else of the unit's group."""
+    """Stop as KillMode=process does: only the main process gets the signal."""
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 0
 
@@ -117,6 +117,6 @@ def test_machines_outlive_an_upgrade(cli: Cli, box: str, bough_home: Home, other
         assert new.poll() is None
     finally:
         stop_unit(new)
-    # And back: a downgrade to the version whose test this is.
+    # And back: a downgrade to the version under test.
     assert cli.text("exec", box, "--", "cat", "/proc/sys/kernel/random/boot_id") == boot
     cli("exec", box, "--", "sh", "-c", "kill $(cat /run/job)")

@@ -1,4 +1,4 @@
-"""What a hostile guest can send, made up by a fuzzer: see targets.py. `python -m tests.fuzz` runs it."""
+"""Fuzz the code that reads a hostile guest's data: see targets.py. Run it with `python -m tests.fuzz`."""
 
 from pathlib import Path
 

@@ -1,7 +1,9 @@
-"""python -m tests.fuzz TARGET... [--seconds 60]: coverage-guided, with atheris (`pip install atheris`).
+"""Run targets under atheris, coverage-guided: python -m tests.fuzz TARGET... [--seconds 60] (`pip install
+atheris`)
 
-What reached new code is kept in tests/fuzz/cases/TARGET.txt, a case in a line, as hexadecimal digits. Bytes
-that break something are left where it was run, as TARGET-crash-*; put them into that file with the repair.
+Input that reaches new code is kept in tests/fuzz/cases/TARGET.txt, one case a line, in hexadecimal. Input
+that breaks something is left in the working directory as TARGET-crash-*; add it to that file together with
+the repair.
 """
 
 from __future__ import annotations

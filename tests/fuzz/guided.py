@@ -1,4 +1,4 @@
-"""One target under atheris; started by `python -m tests.fuzz`, which says what it is given."""
+"""Run one target under atheris. `python -m tests.fuzz` starts this program with its arguments."""
 
 from __future__ import annotations
 

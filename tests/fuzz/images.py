@@ -1,4 +1,4 @@
-"""What an imported file and a publisher's lists can say."""
+"""Targets for imported files and a publisher's lists."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bough.images.pull import find_checksum
 from bough.images.signature import parse_key, read_status
 
 _MIB = 1 << 20
-#: The beginnings of each format, as far as they are needed to get past the first checks.
+#: The first bytes of each format, as far as the first checks need them.
 _HEADS = (
     struct.pack(">4sIQIIQIIQQIIQ", b"QFI\xfb", 3, 0, 0, 16, _MIB, 0, 1, 0, 0, 0, 0, 0)
     + struct.pack(">QQQII", 0, 0, 0, 4, 104),
@@ -33,7 +33,7 @@ _HEADS = (
 
 
 def fuzz_disk(data: bytes) -> None:
-    """The fuzzer's bytes, laid over the beginning of a real format at places of its choice."""
+    """Put the fuzzer's bytes over the beginning of a real format, at places of its choice."""
     choice, data = (data[:1] or b"\0")[0], data[1:]
     image = bytearray(_HEADS[choice % len(_HEADS)].ljust(96 * 1024, b"\0"))
     while len(data) > 3:
@@ -56,7 +56,7 @@ def fuzz_disk(data: bytes) -> None:
 
 
 def fuzz_ova(data: bytes) -> None:
-    """A tar with the fuzzer's description in it, some of its bytes altered."""
+    """Make a tar with the fuzzer's description, some of its bytes altered."""
     changes, text = data[:8], data[8:]
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
@@ -76,7 +76,7 @@ def fuzz_ova(data: bytes) -> None:
 
 
 def fuzz_lists(data: bytes) -> None:
-    """Checksums, keys, what gpgv says, catalogues."""
+    """Fuzz checksums, keys, output of gpgv, and catalogues."""
     with contextlib.suppress(BadImage):
         found = find_checksum(data.decode(errors="replace"), "http://x/disk.qcow2")
         assert re.fullmatch(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}", found)

@@ -1,7 +1,8 @@
-"""Each target takes bytes, does with them what bough does with a guest's, and holds what must always hold.
+"""Targets: each takes bytes, processes them as bough processes a guest's, and checks the invariants.
 
-`python -m tests.fuzz wire --seconds 60` looks for bytes that reach new code (coverage-guided, by atheris) and
-keeps them in cases/wire.txt; tests/unit/test_fuzz.py runs all that was kept, and makes up more by hypothesis.
+`python -m tests.fuzz wire --seconds 60` searches bytes that reach new code (coverage-guided, by atheris) and
+keeps them in cases/wire.txt. tests/unit/test_fuzz.py replays all kept cases, and generates more with
+hypothesis.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Frame = tuple[int, int, int, int, bytes]
 
 
 class Script:
-    """Bytes read as decisions; zeros when they are used up."""
+    """Bytes read as decisions; zeros after the last byte."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -55,7 +56,7 @@ class Script:
 
 
 def _stream(script: Script) -> bytes:
-    """Frames, parts of frames and anything else, as a guest could write them to its port."""
+    """Make a stream of frames, parts of frames and other bytes, as a guest could write to its port."""
     parts = [wire.SYNC + wire.pack(wire.READY, 0)] if script.byte() % 4 else []
     while not script.is_over:
         choice = script.byte() % 8
@@ -96,7 +97,7 @@ def _frames(data: bytes, sizes: Iterator[int]) -> list[Frame]:
 
 
 def fuzz_wire(data: bytes) -> None:
-    """However the bytes are cut, the same frames come of them; each was written whole."""
+    """The same frames come out however the bytes are cut, and each was written whole."""
     stream = _stream(Script(data))
     sizes = iter(lambda: 1 + (data[len(stream) % len(data)] if data else 1), 0)
     whole = _frames(stream, iter(lambda: wire._CAPACITY, 0))
@@ -106,7 +107,7 @@ def fuzz_wire(data: bytes) -> None:
 
 
 def fuzz_values(data: bytes) -> None:
-    """A value, or refused; what was taken comes back the same."""
+    """Bytes give a value or are refused; an accepted value survives a round trip."""
     try:
         value = wire.decode(data)
     except wire.WireError:
@@ -117,7 +118,7 @@ def fuzz_values(data: bytes) -> None:
 
 
 def fuzz_channel(data: bytes) -> None:
-    """What was asked of a guest ends, with a result or with an error of ours."""
+    """Every request to a guest ends, with a result or one of bough's errors."""
     asyncio.run(_attack(Script(data)))
 
 
@@ -135,7 +136,7 @@ async def _attack(script: Script) -> None:
                 if choice == 0:
                     await guest.send(payload)
                     continue
-                if choice == 1:  # of a session before this one, or nobody's
+                if choice == 1:  # of an earlier session, or of none
                     await guest.send(
                         wire.pack(wire.DATA, guest.nonce ^ script.byte(), session_id, payload, 1)
                     )
@@ -154,7 +155,7 @@ async def _attack(script: Script) -> None:
 
 
 def fuzz_uplink(data: bytes) -> None:
-    """Nothing to the host itself gets through, however the stream is cut."""
+    """No frame to the host itself passes, however the stream is cut."""
     script = Script(data)
     parts = []
     while not script.is_over:
@@ -184,7 +185,7 @@ def fuzz_uplink(data: bytes) -> None:
 
 
 def fuzz_terminal(data: bytes) -> None:
-    """What is left of a console's bytes does nothing to a terminal, in time that grows with their number."""
+    """Cleaned console output does not control a terminal, and cleaning takes linear time."""
     for text in (data.decode(errors="replace"), data.decode("latin-1")):
         shown = clean(text)
         assert all(c in "\n\t" or (c >= " " and not "\x7f" <= c <= "\x9f") for c in shown)
@@ -192,7 +193,7 @@ def fuzz_terminal(data: bytes) -> None:
 
 
 def fuzz_archive(data: bytes) -> None:
-    """Nothing of an archive goes outside of the directory where it is unpacked, and no device is made."""
+    """No entry of an archive leaves the directory where it is unpacked, and no device is made."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as top:
         outside, inside = Path(top, "outside"), Path(top, "inside")
         outside.mkdir()
@@ -208,7 +209,7 @@ def fuzz_archive(data: bytes) -> None:
 
 
 def _archive(script: Script, outside: Path) -> bytes:
-    """A tar stream whose names, links and kinds are the fuzzer's, some of its bytes too."""
+    """Make a tar stream with the fuzzer's names, links and kinds, some bytes altered."""
     names = [
         "a",
         "b",
@@ -249,7 +250,7 @@ def _unpack(data: bytes, inside: Path) -> None:
 
 
 def fuzz_bundle(data: bytes) -> None:
-    """Pieces that lie in their parts, or refused; and a manifest is one that a machine can have."""
+    """Pieces lie in their parts, or are refused, and a manifest is possible for a machine."""
     script = Script(data)
     sizes = [1 << 16, 300]
     parts = [(0, [(0, b"a" * 500), (4096, bytes(range(256)) * 16)]), (1, [(7, b"small")])]
@@ -277,7 +278,7 @@ def fuzz_bundle(data: bytes) -> None:
 
 
 def _fuzz_screen(data: bytes) -> None:
-    """Its part with the devices: pages that lie in a display adapter, or refused."""
+    """Fuzz the screen beside the devices: pages lie in a display adapter, or are refused."""
     for packed in (data, zlib.compress(data), zlib.compress(data + bytes(PAGE_BYTES))):
         end = struct.pack("<Q", len(packed)) + b"bough-video-1\0\0\0"
         with contextlib.suppress(ValueError):

@@ -1,6 +1,6 @@
-"""Every test with a real machine is checked for what it leaves behind.
+"""Check every test with a real machine for leftovers.
 
-And a bare machine: a real QEMU in its jail, without an image; the firmware is its only guest.
+The module also has a bare machine: a real QEMU in its jail, without an image; the firmware is its only guest.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ IS_ROOT = os.geteuid() == 0
 
 @pytest.fixture(autouse=True)
 def _nothing_left(request: pytest.FixtureRequest) -> None:
-    # Only where the run's BOUGH_HOME is used: a test with a home of its own looks itself.
+    # Only for tests that use the run's BOUGH_HOME: a test with its own home checks by itself.
     if "bough_home" in request.fixturenames:
         request.getfixturevalue("nothing_left")
 
 
 @pytest.fixture(scope="module")
 def home() -> Iterator[Home]:
-    # Not below pytest's own directory: it is closed to the user that QEMU runs as.
+    # Not below pytest's own directory, which QEMU's user cannot enter.
     root = Path(tempfile.mkdtemp(prefix="bough-test-", dir="/var/tmp"))
     root.chmod(0o711)
     home = Home.at(root / "home")

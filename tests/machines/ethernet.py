@@ -1,4 +1,4 @@
-"""A guest that is nothing but its network card: writes frames by hand, as a hostile guest does."""
+"""A fake guest that is only a network card. Like a hostile guest, it writes frames by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SYN, SYN_ACK = 0x02, 0x12
 
 
 class EthernetGuest:
-    """Over QEMU's stream of frames. Use as a context manager."""
+    """A guest at QEMU's stream of frames. Use the class as a context manager."""
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
@@ -28,11 +28,11 @@ class EthernetGuest:
         self._end.close()
 
     def send_stream(self, data: bytes) -> None:
-        """As it is: frames, each after its length."""
+        """Send a raw stream: frames, each after its length."""
         self._end.sendall(data)
 
     def get_address(self) -> None:
-        """DHCP: fills in `address`, `gateway` and `resolvers`."""
+        """Get an address by DHCP; sets `address`, `gateway` and `resolvers`."""
         options = bytes.fromhex("63825363") + bytes([53, 1, 1, 55, 3, 1, 3, 6, 255])
         head = struct.pack("!BBBBIHH16s16s192s", 1, 1, 6, 0, 77, 0, 0x8000, b"", MAC, b"")
         self._send_udp("255.255.255.255", 68, 67, head + options)
@@ -51,7 +51,7 @@ class EthernetGuest:
         self.resolvers = [socket.inet_ntoa(found[6][i : i + 4]) for i in range(0, len(found.get(6, b"")), 4)]
 
     def connects(self, destination: str, port: int, *, timeout_s: float = 1.0) -> bool:
-        """Whether a TCP connection is accepted; False: refused, or nobody answers."""
+        """Return whether a TCP connection is accepted; False: refused, or no answer."""
         source_port = 30000 + port % 30000
         segment = struct.pack("!HHIIBBHHH", source_port, port, 1, 0, 0x50, SYN, 65535, 0, 0)
         self._send_ip(destination, socket.IPPROTO_TCP, segment, checksum_at=16)
@@ -67,7 +67,7 @@ class EthernetGuest:
         return False
 
     def ask(self, message: bytes, *, timeout_s: float = 10.0) -> bytes:
-        """The answer of the first resolver to a DNS query. Raises TimeoutError."""
+        """Return the first resolver's answer to a DNS query. Raises TimeoutError."""
         self._send_udp(self.resolvers[0], 40001, 53, message)
         deadline = time.monotonic() + timeout_s
         parts: dict[int, bytes] = {}
@@ -115,7 +115,7 @@ class EthernetGuest:
 
 
 def _tcp_flags(frame: bytes, port: int) -> int | None:
-    """Of a segment to `port`; None for any other frame."""
+    """Return the flags of a segment to `port`; None for any other frame."""
     start = {b"\x08\x00": 34, b"\x86\xdd": 54}.get(frame[12:14])
     if start is None or len(frame) < start + 20:
         return None

@@ -1,7 +1,9 @@
-"""What a QEMU that its guest has taken over would try: run in the jail in QEMU's place, tells what it got.
+"""Attempts of a QEMU under a guest's control. The program runs in the jail in QEMU's place and reports its
+results.
 
-Standard library only, run by its text. Argument: JSON {"read": [...], "write": [...], "connect": [...],
-"port": number, "abstract": name, "kill": pid}. Prints JSON: {attempt: "refused: ..." or "GOT: ..."}.
+It uses the standard library only and is run as text. Argument: JSON {"read": [...], "write": [...],
+"connect": [...], "port": number, "abstract": name, "kill": pid}. It prints JSON: {attempt: "refused: ..." or
+"GOT: ..."}.
 """
 
 import ctypes

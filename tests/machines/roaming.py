@@ -1,6 +1,6 @@
-"""A machine's uplink while its host goes from network to network; run in namespaces of its own.
+"""A machine's uplink while its host changes networks. The program runs in separate namespaces.
 
-The host is offline at first, and its resolver is one on its loopback, as of Ubuntu and Fedora.
+The host is offline at first, and its resolver listens on the loopback, as in Ubuntu and Fedora.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def run(command: str) -> None:
 
 
 def serve_dns(address: str, mark: bytes) -> None:
-    """A resolver whose answers are the question, and `mark`."""
+    """Run a resolver that answers with the question and `mark`."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.bind((address, 53))
 
@@ -111,7 +111,7 @@ def main() -> None:
         os.kill(passt.number, signal.SIGKILL)
         join_network("third", "203.0.113.3", "203.0.113.1")
         deadline = time.monotonic() + 60
-        # Another port each time: a connection that came to be after its time-out is not answered again.
+        # Another port each time: a connection that is established after its time-out gets no second answer.
         while not guest.connects("203.0.113.3", listen("203.0.113.3"), timeout_s=2):
             assert time.monotonic() < deadline, "passt is not started again"
         guest.get_address()

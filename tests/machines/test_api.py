@@ -1,4 +1,4 @@
-"""The API against its own description: requests made up from the OpenAPI document; none breaks it."""
+"""The API against its OpenAPI document: generated requests must not break the service."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ schemathesis = pytest.importorskip(
 
 pytestmark = pytest.mark.long
 
-#: What would end the service, fetch packages or files, or probe the host for seconds, time and again.
+#: Calls that would end the service, fetch packages or files, or probe the host for seconds each time.
 LEFT_OUT = ("/v1/shutdown", "/v1/images/build", "/v1/images/import", "/v1/doctor", "/v1/doctor/store")
-#: They wait, as long as they are told to.
+#: Calls that wait as long as the request says.
 WAITING = ("wait", "stop", "start", "restart")
 
 
@@ -39,7 +39,7 @@ class Service:
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
-    """On TCP, with one machine, box, whose disk is blank."""
+    """Yield a service on TCP with one machine, box, whose disk is blank."""
     root = Path(tempfile.mkdtemp(prefix="bough-test-", dir="/var/tmp"))
     root.chmod(0o711)
     home = Home.at(root / "home")
@@ -69,7 +69,7 @@ def service() -> Iterator[Service]:
 
 
 def run(service: Service, *more: str) -> int:
-    """How many requests were made, all of them answered with less than 500."""
+    """Return the number of requests; all had a status below 500."""
     config = service.root / "schemathesis.toml"
     config.write_text('[parameters]\n"path.reference" = "box"\n' if "--box" in more else "")
     words = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(config), "run"]

@@ -1,4 +1,4 @@
-"""A QEMU frozen and gone on from, in its jail, with nothing but its firmware inside."""
+"""Process images of a real QEMU in its jail, whose only guest is the firmware."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="frozen o
 
 
 DISK = "0-01234567.qcow2"
-#: Of what /proc/PID/status says.
+#: Fields of /proc/PID/status.
 ALIKE = ("Seccomp", "Seccomp_filters", "NoNewPrivs", "Threads", "Name")
 
 
 @pytest.fixture
 def plan(plan: Plan, paths: MachinePaths) -> Plan:
-    """That of a machine that can be frozen."""
+    """Return the plan of a machine that can be captured as a process image."""
     nic = NicPlan("52:54:00:ab:cd:ef", "isolated")
     disk = replace(plan.disks[0], path=str(Path(plan.disks[0].path).rename(paths.disks / DISK)))
     return replace(plan, cpu_model="Nehalem,rdrand=off,rdseed=off", nic=nic, vcpus=2, disks=(disk,))
@@ -42,7 +42,7 @@ def plan(plan: Plan, paths: MachinePaths) -> Plan:
 
 @pytest.fixture
 async def frozen(plan: Plan, process: QemuProcess, paths: MachinePaths) -> FrozenProcess:
-    """Of one that has run its firmware for a moment."""
+    """Return the process image of a machine that has run its firmware for a moment."""
     await asyncio.sleep(0.5)
     qmp = await Qmp.connect(paths.qmp_socket)
     await qmp.execute("stop")
@@ -54,7 +54,9 @@ async def frozen(plan: Plan, process: QemuProcess, paths: MachinePaths) -> Froze
 
 @asynccontextmanager
 async def another(frozen: FrozenProcess, plan: Plan, home: Home) -> AsyncIterator[tuple[Plan, QemuProcess]]:
-    """Another machine's process, gone on from there. Nothing is left of it."""
+    """Yield the process of another machine that continues from the process image. Nothing of it is left
+    afterwards.
+    """
     number = int.from_bytes(os.urandom(3))
     paths = home.machine(f"{number:0{len(plan.machine_id)}x}")
     for directory in (paths.root, paths.disks):
@@ -94,7 +96,7 @@ async def test_it_goes_on_as_another_machine(frozen: FrozenProcess, plan: Plan, 
         await qmp.execute("cont")
         await asyncio.sleep(0.2)
         assert (await qmp.query("query-status"))["status"] == "running"
-        await qmp.execute("system_reset")  # it starts its firmware again, as on the first day
+        await qmp.execute("system_reset")  # the firmware starts again, as after power-on
         await asyncio.sleep(0.5)
         assert (await qmp.query("query-status"))["status"] == "running"
         await qmp.close()
@@ -113,7 +115,7 @@ async def test_its_jail_is_as_tight(
         for name in ("mnt", "pid", "net", "ipc", "uts"):
             ours = Path(f"/proc/self/ns/{name}").readlink()
             assert Path(f"/proc/{thawed.pid}/ns/{name}").readlink() != ours, name
-        await asyncio.sleep(0.2)  # it takes notice that who greeted it has gone
+        await asyncio.sleep(0.2)  # the process notices that its first client has gone
         links = [str(link.readlink()) for link in Path(f"/proc/{thawed.pid}/fd").iterdir()]
         assert not [link for link in links if link.startswith("/memfd:")]
         kinds = sorted(link.rpartition(":")[0] for link in links)
@@ -160,7 +162,7 @@ async def test_one_that_somebody_talks_to_is_not_frozen(
     assert likeness is not None
     with pytest.raises(MachineFailed, match="QEMU('s thread| has open| is just)"):
         await asyncio.to_thread(freeze, process.pid, marks_of(plan), likeness, process.given, {})
-    assert (await qmp.query("query-status"))["status"] == "paused"  # it goes on as it was
+    assert (await qmp.query("query-status"))["status"] == "paused"  # the guest continues
     await qmp.execute("cont")
     await qmp.close()
 

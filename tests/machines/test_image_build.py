@@ -1,4 +1,4 @@
-"""Real builds, from packages: they take minutes and a mirror, and no virtual machine."""
+"""Real builds from packages. They take minutes and need a mirror, but no virtual machine."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from tests.images_samples import FORMATS, MIB, PACKERS, convert, describe, make_
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
-    """Not below pytest's tmp_path, which is closed to the user in the jail."""
+    """Yield a directory outside of pytest's tmp_path, which the user in the jail cannot enter."""
     root = Path(tempfile.mkdtemp(prefix="bough-import-", dir="/var/tmp"))
     root.chmod(0o711)
     yield root
@@ -211,7 +211,7 @@ async def test_a_fixed_vhd(take: Importer, disk: Path, expected: str, tmp_path: 
 
 
 async def test_holes_are_not_read(take: Importer, tmp_path: Path) -> None:
-    """64 GiB in seconds, and not hashed: reading them takes a minute and more."""
+    """Import 64 GiB in seconds, without a hash: reading the holes takes more than a minute."""
     path = make_disk(tmp_path / "large.raw")
     os.truncate(path, 64 << 30)
     began = time.thread_time() + sum(os.times()[2:4])
@@ -261,7 +261,7 @@ async def test_a_reference_to_a_file_of_the_host(take: Importer, tmp_path: Path)
 
 
 async def test_the_jail_sees_no_file_of_the_host(take: Importer, tmp_path: Path) -> None:
-    """What stands behind the header checks, should one of them be fooled."""
+    """The jail is the second barrier, in case a check of a header fails."""
     secret = make_disk(tmp_path / "secret.raw", 1)
     backed = tmp_path / "backed.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", secret, "-F", "raw", backed], check=True)
@@ -287,7 +287,7 @@ async def test_absurd_sizes(take: Importer, tmp_path: Path) -> None:
         stream.seek(24)
         stream.write(struct.pack(">Q", (1 << 64) - 1))
     await take.refuses(image, "2^64 bytes")
-    # A size that the rest of the header does not bear out: QEMU finds another disk than we allowed.
+    # The rest of the header contradicts its size: QEMU finds a disk of another size than allowed.
     with image.open("r+b") as stream:
         stream.seek(24)
         stream.write(struct.pack(">Q", 1 << 40))
@@ -322,7 +322,7 @@ async def test_another_architecture(take: Importer, debian_disk: Path) -> None:
 
 @pytest.fixture
 def debian_disk(place: Path) -> Path:
-    """The partitions and boot loader of a disk for UEFI and BIOS, without what they start."""
+    """Make the partitions and boot loader of a disk for UEFI and BIOS, without a system to start."""
     path = make_disk(place / "uefi.raw", 40)
     table = "label: gpt\nstart=2048, size=65536, type=U\n"
     subprocess.run(["/usr/sbin/sfdisk", "-q", path], input=table, text=True, check=True)
@@ -350,11 +350,11 @@ async def test_cancelled_at_any_moment(take: Importer, disk: Path, tmp_path: Pat
     began = time.monotonic()
     await take(packed)
     whole_s = time.monotonic() - began
-    for moment in range(24):  # the last ones while it removes its directory
+    for moment in range(24):  # the last moments are in the removal of its directory
         task = asyncio.create_task(take(packed))
         await asyncio.sleep(moment * whole_s / 20)
         task.cancel()
-        if moment % 2:  # and once more while it cleans up
+        if moment % 2:  # cancel again, during the clean-up
             await asyncio.sleep(0)
             task.cancel()
         await asyncio.gather(task, return_exceptions=True)

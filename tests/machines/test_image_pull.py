@@ -1,4 +1,4 @@
-"""Images by their name in a catalogue: a server here, a key made here, the real gpgv in the real jail."""
+"""Images by their name in a catalogue: a server and a key of the test, the real gpgv in the real jail."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def render_catalogue(url: str, signer: Signer, serial: int = 99990101) -> bytes:
 
 
 class Place:
-    """A publisher's directory, the catalogue of it, and a home that pulls from it."""
+    """A publisher's directory, its catalogue, and a home that pulls from it."""
 
     def __init__(self, home: Home, confinement: Confinement, site: Path, url: str, signer: Signer) -> None:
         self.store, self.confinement, self.site = ImageStore(home), confinement, site

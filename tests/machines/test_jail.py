@@ -1,7 +1,7 @@
-"""The jail, from outside by what /proc says, and from inside by trying: as root and as an ordinary user.
+"""The jail from outside, by /proc, and from inside, by attempts: as root and as an ordinary user.
 
-Inside means twice: a program that takes QEMU's place in the very same jail and tries what a taken-over QEMU
-would, and the real QEMU, told by QMP to reach for what is not its own, with its filter of system calls on.
+There are two tests from inside. A program takes QEMU's place in the same jail and tries what a hostile QEMU
+would. And the real QEMU, with its filter of system calls, gets QMP commands that reach for things of others.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ async def test_its_namespaces_are_its_own(process: QemuProcess) -> None:
 
 
 async def test_what_is_mounted(process: QemuProcess, plan: Plan, paths: MachinePaths) -> None:
-    """Nothing but system directories, its image and its disks, and only those can be written to."""
+    """Only system directories, the image and the disks are mounted; only the disks are writable."""
     mounts = {}
     for line in Path(f"/proc/{process.pid}/mountinfo").read_text().splitlines():
         fields = line.split(" ")
@@ -94,7 +94,9 @@ async def test_what_is_mounted(process: QemuProcess, plan: Plan, paths: MachineP
 
 
 async def test_its_open_files(process: QemuProcess, plan: Plan, paths: MachinePaths) -> None:
-    """Sockets, its disks, its image for reading, random numbers, and the lock that says that it lives."""
+    """Sockets, the disks, the image for reading, random numbers, and the lock that shows that the process
+    lives.
+    """
     allowed = {
         "/dev/null",
         "/dev/urandom",
@@ -107,7 +109,7 @@ async def test_its_open_files(process: QemuProcess, plan: Plan, paths: MachinePa
         try:
             target = str(link.readlink())
         except FileNotFoundError:
-            continue  # it was closed meanwhile
+            continue  # closed meanwhile
         assert target in allowed or target.startswith(kinds), target
         if target in (plan.disks[0].backing[0].path, str(paths.log / "lock")):
             flags = (
@@ -133,12 +135,12 @@ async def test_its_processes_and_files_as_it_sees_them(process: QemuProcess, pat
 
 @pytest.fixture
 def neighbour(home: Home) -> Iterator[MachinePaths]:
-    """Another machine, as its QEMU and the service leave it on the disk."""
+    """Make another machine with the files that its QEMU and the service leave on the disk."""
     other = home.machine("0therm4ch1ne")
     for directory in (other.root, other.disks):
         directory.mkdir(mode=0o711)
     other.log.mkdir(mode=0o700)
-    # As open as a mistake could make them: only the jail stands between.
+    # As open as a mistake could make the files: only the jail protects them.
     for path in (other.disk(0), other.record, other.console_log):
         path.write_bytes(b"somebody else's")
         path.chmod(0o666)
@@ -148,7 +150,7 @@ def neighbour(home: Home) -> Iterator[MachinePaths]:
 
 @contextlib.contextmanager
 def host_sockets(home: Home) -> Iterator[tuple[int, str]]:
-    """The service's socket, a port on the loopback, an abstract socket: (port, abstract name)."""
+    """Yield (port, abstract name) of the service's socket, a port on the loopback, and an abstract socket."""
     name = f"bough-test-{os.getpid()}"
     with contextlib.ExitStack() as stack:
         api = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -235,7 +237,7 @@ async def test_a_program_in_its_place_gets_nothing(
 
 
 def reaches(home: Home, neighbour: MachinePaths, port: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """QMP commands with which a QEMU would get at what is not its machine's."""
+    """Yield QMP commands by which a QEMU would reach things outside of its machine."""
     files = [
         "/etc/passwd",
         "/etc/shadow",
@@ -294,7 +296,7 @@ async def test_qemu_reaches_nothing_that_is_not_its_machines(
             with pytest.raises(QmpRefused):
                 await qmp.execute(command, **arguments)
             tried += 1
-        # Asynchronous ones: they are accepted, and fail.
+        # Asynchronous commands: QEMU accepts them, and they fail.
         for uri in (f"tcp:127.0.0.1:{port}", f"unix:{home.api_socket}", "fd:nothing"):
             with contextlib.suppress(QmpRefused):
                 await qmp.execute("migrate", uri=uri)
@@ -309,7 +311,7 @@ async def migration_end(qmp: Qmp) -> str | None:
     on_its_way = ("setup", "active", "cancelling")
     async with asyncio.timeout(20):
         while (status := (await qmp.execute("query-migrate")).get("status")) in on_its_way:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)  # QEMU sends no event for it unless asked to
+            await asyncio.sleep(0.05)  # QEMU sends an event only on request
     return status
 
 
@@ -326,7 +328,7 @@ async def migration_end(qmp: Qmp) -> str | None:
 async def test_starting_a_program_fails(
     process: QemuProcess, paths: MachinePaths, command: str, arguments: dict[str, Any]
 ) -> None:
-    """QEMU 7.2 is killed by the filter (SIGSYS), a later one is refused."""
+    """The filter kills QEMU 7.2 (SIGSYS); later versions get an error."""
     qmp = await Qmp.connect(paths.qmp_socket)
     with contextlib.suppress(BoughError):
         await qmp.execute(command, timeout_s=10, **arguments)
@@ -360,7 +362,7 @@ def ordinary_user() -> Iterator[pwd.struct_passwd]:
 
 @pytest.mark.skipif(not (IS_ROOT and shutil.which("useradd")), reason="only root makes users")
 def test_all_of_this_as_an_ordinary_user(ordinary_user: pwd.struct_passwd) -> None:
-    """This file again, by a user that the test makes, with the system's Python: root's own may be hidden."""
+    """Run this file again as a user of the test, with the system's Python: root's own may be hidden."""
     checkout = Path(__file__).parents[2]
     python = f"/usr/bin/python3.{sys.version_info.minor}"
     packages = [str(checkout / "src"), sysconfig.get_path("purelib")]

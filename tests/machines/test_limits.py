@@ -1,7 +1,6 @@
-"""A machine that forks, writes, prints and sends without end: what it takes stays within its limits, and its
-neighbour gets its share.
+"""Limits of a machine that forks, writes, prints and sends without end. Its neighbour still gets its share.
 
-Shares are compared, no times: whatever else the host does, it does to both.
+The tests compare shares, not times: any other load on the host affects both.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ needs_cpu_groups = pytest.mark.skipif(not HAS_CPU_GROUPS, reason="no control gro
 
 
 async def take_memory(process: QemuProcess, paths: MachinePaths, size_bytes: int) -> bool:
-    """Whether QEMU got it: as one would that its guest has taken over."""
+    """Return whether QEMU got that memory, as a QEMU under a guest's control would try."""
     qmp = await Qmp.connect(paths.qmp_socket)
     try:
         arguments = {"qom-type": "memory-backend-ram", "id": "loot", "size": size_bytes, "prealloc": True}
@@ -84,7 +83,7 @@ async def test_disks_share_one_limit(plan: Plan, paths: MachinePaths) -> None:
     qmp = await Qmp.connect(paths.qmp_socket)
     told = [each["inserted"] for each in await qmp.execute("query-block") if "inserted" in each]
     assert [(each["bps"], each["iops"], each["group"]) for each in told] == [(4 * MIB, 100, "machine")]
-    # An overlay on the disk, as a snapshot puts it there, changes nothing.
+    # A snapshot's overlay over the disk changes nothing.
     overlay = paths.disks / "overlay.qcow2"
     create = ["qemu-img", "create", "-q", "-f", "qcow2", str(overlay), "16M"]
     assert await (await asyncio.create_subprocess_exec(*create)).wait() == 0
@@ -125,7 +124,7 @@ def processes_of(machine_id: str) -> list[int]:
 
 
 def cpu_s(machine_id: str) -> float:
-    """Used so far by all that works for a machine: its QEMU, its uplink."""
+    """Return the processor time of all processes of a machine: QEMU and uplink."""
     ticks = 0
     for pid in processes_of(machine_id):
         with contextlib.suppress(OSError):
@@ -141,7 +140,7 @@ def written_bytes(pid: int) -> int:
 
 @needs_cpu_groups
 def test_standing_back() -> None:
-    """Behind another machine on the same processor, and beside it again."""
+    """Move a machine to the background of another on the same processor, and back."""
     bases, names = find_groups(), ("bough-test-back", "bough-test-front")
     spinning = [subprocess.Popen(["sh", "-c", "while :; do :; done"], start_new_session=True) for _ in names]
 
@@ -174,7 +173,7 @@ def test_standing_back() -> None:
 def pair(
     hv: bough.Hypervisor, debian: str, booted: bough.Snapshot
 ) -> Iterator[tuple[bough.Machine, bough.Machine]]:
-    """A machine with limits, and one without; both run."""
+    """Yield a running machine with limits, and a running machine without."""
     limits = {"cpu": 60, "disk": 2 * MIB, "iops": 200, "console": 65536}
     hostile = hv.create(debian, name="hostile", memory="384MiB", limits=limits, ssh_keys=[])
     hostile.start(timeout=170)
@@ -203,7 +202,7 @@ def test_a_flood_stays_within_its_limits(
         used = cpu_s(hostile.info().id) - used
         other = cpu_s(neighbour.info().id) - other
         wrote = written_bytes(pid) - wrote
-        # The service answers, and so does the neighbour.
+        # The service and the neighbour still answer.
         assert neighbour.exec("echo", "here").stdout == "here\n"
     console = sum(path.stat().st_size for path in paths.log.glob("console.log*"))
     print(

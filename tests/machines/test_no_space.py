@@ -1,6 +1,6 @@
-"""No space left on the host, at whatever step of a snapshot or a fork: refused, the machine runs on.
+"""No space left on the host at any step of a snapshot or a fork: the request is refused, the machine runs on.
 
-The home is on a file system of its own, small and real; only root can mount one.
+The home is on a separate small file system, which only root can mount.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
 
 SIZE_MIB = 512
-#: Free space in KiB, from none to more than all of it takes: each step meets its end at one of them.
+#: Free space in KiB, from none to more than enough, so that each step fails at one of the values.
 STEPS = (0, 4, 12, 24, 60, 200, 264, 330, 400, 460, 600, 800, 1200, 2500, 5000, 20_000, 40_000)
 SMALL = {"memory": "64MiB", "vcpus": 1, "uplink": False, "disk": "8MiB", "disks": [{"size": "8MiB"}]}
 
@@ -60,7 +60,7 @@ def small_home() -> Iterator[Home]:
 
 
 class Ballast:
-    """A file that leaves as much space as is said."""
+    """A file that leaves a given amount of space."""
 
     def __init__(self, home: Home) -> None:
         self._path = home.root.parent / "ballast"
@@ -70,7 +70,7 @@ class Ballast:
         with self._path.open("wb") as file, contextlib.suppress(OSError):
             step = 16 << 20
             while step >= 4096:
-                # The file system takes some for itself: nearer and nearer.
+                # The file system needs some space for itself, so approach the value in steps.
                 while self._free() - step >= free_kib * 1024:
                     size = file.seek(0, os.SEEK_END)
                     os.posix_fallocate(file.fileno(), size, step)
@@ -111,7 +111,7 @@ def test_a_snapshot_without_space(small_home: Home, memory: bool) -> None:
             except NoSpace:
                 refused += 1
                 assert label not in {snapshot.label for snapshot in hypervisor.snapshots()}
-            # The disk is still full now.
+            # The disk is still full.
             info = machine.info()
             assert (info.state, info.pid) == ("running", pid)
             machine.pause()
@@ -131,7 +131,7 @@ def test_a_snapshot_without_space(small_home: Home, memory: bool) -> None:
         machine.delete(force=True)
         for snapshot in hypervisor.snapshots():
             snapshot.delete()
-    # What was begun of them, for whoever would have forked them, is on its way out.
+    # Forks of the snapshots that were begun ahead are being deleted.
     wait_until(lambda: not list(small_home.snapshots.iterdir()), what="nothing of the snapshots is left")
 
 
@@ -193,14 +193,14 @@ def test_a_suspend_and_a_bundle_without_space(small_home: Home, tmp_path: Path) 
         hypervisor.import_bundle(tmp_path / "sleeper.bough", name="taken").delete(force=True)
 
     try:
-        for free in (*STEPS, 150_000, 300_000):  # imports and exports leave some for others
+        for free in (*STEPS, 150_000, 300_000):  # imports and exports leave some space for others
             for act in (suspend, export, take):
                 ballast.leave(free)
                 before = {each.id for each in hypervisor.machines()}
                 try:
                     act()
                     done[act.__name__] += 1
-                except (NoSpace, BeyondHost):  # there is none, or less than its disks may come to
+                except (NoSpace, BeyondHost):  # no space, or less than its disks may need
                     refused[act.__name__] += 1
                 assert {each.id for each in hypervisor.machines()} == before
                 assert machine.state == "running"

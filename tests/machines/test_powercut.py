@@ -1,4 +1,4 @@
-"""At whatever moment the power goes, what a guest was told is on disk is on disk."""
+"""Data that a guest was told is on disk survives a power loss at any moment."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.torture.powercut import Recording, judge, record, recording_qemu
 from tests.torture.writes import Cut, parse_log
 
 COUNT = int(os.environ.get("BOUGH_POWERCUT_FILES", "16"))
-#: Moments that are looked at, of each of the two disks; all of them: BOUGH_POWERCUT_CUTS=0.
+#: Checked moments for each of the two disks; all of them: BOUGH_POWERCUT_CUTS=0.
 MOST = int(os.environ.get("BOUGH_POWERCUT_CUTS", "16")) or None
 
 
 @pytest.fixture(scope="module")
 def recording(debian: str, bough_home: Home) -> Iterator[Recording]:
-    # A home, and a service, of their own: the service must find another QEMU.
+    # A separate home and service: the service must find another QEMU.
     root = Path(tempfile.mkdtemp(prefix="bough-power-", dir="/var/tmp"))
     root.chmod(0o711)
     home = Home.at(root / "home")
@@ -52,7 +52,9 @@ def test_what_was_acknowledged_is_there(recording: Recording, level: str) -> Non
 
 
 def test_a_loss_would_be_seen(recording: Recording) -> None:
-    """A disk that says "flushed" and is not: what it kept is older than what it acknowledged."""
+    """Simulate a disk that reports a flush and does not flush: its content is older than its
+    acknowledgements.
+    """
     from tests.torture import powercut
 
     writes = parse_log(recording.log("host"))

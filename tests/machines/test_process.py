@@ -1,6 +1,6 @@
-"""A real QEMU in its jail, as root and as an ordinary user: start, look at it from outside, end, find again.
+"""A real QEMU in its jail, as root and as an ordinary user: start, inspection from outside, end, discovery.
 
-No disk that boots is needed: the firmware says so on the console, and that is enough of a guest.
+No bootable disk is needed: the firmware's message on the console is enough of a guest.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ async def test_found_although_its_wrapper_was_killed(
 @pytest.mark.parametrize("jailed", [True, False])
 async def test_found_although_its_sockets_were_removed(plan: Plan, paths: MachinePaths, jailed: bool) -> None:
     process = await start_process(plan if jailed else replace(plan, jail=Jail(), uid=None), paths)
-    for names in (paths.runtime, paths.qmp_socket):  # all of them, then the links that stand for them
+    for names in (paths.runtime, paths.qmp_socket):  # all sockets, then the links that replace them
         shutil.rmtree(names) if names.is_dir() else names.unlink()
         found = await find_process(paths)
         assert found is not None
@@ -155,7 +155,7 @@ async def test_found_although_its_sockets_were_removed(plan: Plan, paths: Machin
         await qmp.close()
     process.kill()
     await process.wait()
-    assert not paths.qmp_socket.exists()  # a link to a descriptor that is closed
+    assert not paths.qmp_socket.exists()  # a link to a closed descriptor
     again = await start_process(plan, paths)
     assert paths.qmp_socket.is_socket()
     assert not paths.qmp_socket.is_symlink()
@@ -168,7 +168,7 @@ async def test_what_nobody_holds_stays_unreachable(process: QemuProcess, paths: 
         path.unlink()
     waiter, monitor = (int(word) for word in (paths.log / "process").read_text().split()[1::2])
     for line in Path(f"/proc/{waiter}/task/{waiter}/children").read_text().split():
-        if int(line) != monitor:  # the shell that keeps what QEMU prints
+        if int(line) != monitor:  # the shell that keeps QEMU's output
             os.kill(int(line), 9)
     os.kill(waiter, 9)
     found = await find_process(paths)
@@ -178,7 +178,7 @@ async def test_what_nobody_holds_stays_unreachable(process: QemuProcess, paths: 
         await Qmp.connect(paths.qmp_socket)
     assert process.is_alive()
     while (found := await find_process(paths)) is not None:
-        found.kill()  # bubblewrap does not end at once, and the waiter that would wait for it is gone
+        found.kill()  # bubblewrap ends with a delay, and its waiter is gone
 
 
 async def test_without_a_jail_it_starts_and_says_so(plan: Plan, paths: MachinePaths) -> None:
@@ -202,7 +202,7 @@ async def test_the_uplink_ends_with_it(plan: Plan, paths: MachinePaths) -> None:
 
 
 async def test_it_outlives_who_started_it(plan: Plan, paths: MachinePaths, home: Home) -> None:
-    """Another Python starts the machine and is killed; this one finds it, and is told how it ends."""
+    """Another Python starts the machine and is killed. This one finds the machine and learns how it ends."""
     program = (
         "import asyncio, os, pickle, sys\n"
         "from bough.qemu.process import start_process\n"
@@ -225,7 +225,7 @@ async def test_it_outlives_who_started_it(plan: Plan, paths: MachinePaths, home:
 
 
 def _environment() -> dict[str, str]:
-    """In which another Python finds what this one does."""
+    """Return an environment in which another Python finds the same modules."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 

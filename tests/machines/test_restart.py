@@ -1,6 +1,6 @@
-"""Machines that come back: after a failure, at the start of the service, after a power loss of the host.
+"""Machines that start again: after a failure, at the start of the service, after a power loss of the host.
 
-No guest has to answer for that; QEMU runs, and is killed.
+No guest has to answer: QEMU runs and is killed.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def test_a_machine_that_failed_is_started_again_and_less_and_less_often(
         assert "SIGKILL" in restarts(machine)["cause"]
         wait_until(lambda: machine.state == "running")
         assert restarts(machine)["next"] is None
-    # The next pause is 4 s: a service that dies meanwhile does not forget it.
+    # The next pause is 4 s. A service that is killed meanwhile does not forget the pause.
     kill_qemu(machine)
     wait_until(lambda: machine.state == "failed")
     planned = restarts(machine)["next"]
@@ -102,7 +102,7 @@ def test_a_restart_that_waits_is_called_off(
     wait_until(lambda: machine.state == "failed")
     machine.stop()
     assert machine.state == "stopped"
-    time.sleep(5)  # the pause that was called off
+    time.sleep(5)  # the cancelled pause
     assert machine.state == "stopped"
     assert machine.stop() == "already"
     assert machine.state == "stopped"
@@ -142,7 +142,7 @@ def test_autostart(
     wait_until(lambda: auto.state == "running")
     assert plain.state == "stopped"
     assert rested.state == "stopped", "somebody stopped it since the host booted"
-    # The host loses power: service and QEMU are gone at once, and what they had written down stays.
+    # The host loses power: service and QEMU end at once, and their files stay.
     plain.start(wait=False)
     pids = [auto.info().pid, plain.info().pid]
     end_service(bough_home, signal.SIGKILL)

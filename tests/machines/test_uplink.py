@@ -1,4 +1,4 @@
-"""The uplink from inside, by frames that only a hostile guest would send."""
+"""The uplink from inside, with frames that only a hostile guest would send."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UID = machine_uid("uplink-test") if os.geteuid() == 0 else None
 
 @contextlib.contextmanager
 def uplink() -> Iterator[tuple[EthernetGuest, int]]:
-    """A guest at it, and the process id of its filter."""
+    """Yield a guest at an uplink, and the process id of the uplink's filter."""
     asked = begin_uplink(machine_id="0123456789ab", uid=UID, groups=[])
     filtering = Pid.of(asked.started())
     assert filtering is not None
@@ -37,7 +37,7 @@ def uplink() -> Iterator[tuple[EthernetGuest, int]]:
         with EthernetGuest(asked.end) as guest:
             yield guest, filtering.number
     finally:
-        # The socket's end is its: nobody has to kill it.
+        # The filter ends with its socket, without a kill.
         wait_until(lambda: not filtering.is_alive(), timeout_s=5)
 
 
@@ -54,7 +54,7 @@ def listener(address: str) -> Iterator[int]:
 
 
 def own_address() -> str | None:
-    """Of the host, where it leads to anywhere."""
+    """Return the host's address of its route to the outside; None without a route."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.200", 9))
@@ -76,7 +76,7 @@ def test_an_address_and_a_resolver_are_given_out() -> None:
 
 @needs_route
 def test_the_outside_is_reached() -> None:
-    """The host's own outside address stands for it: it is there even where the internet is not."""
+    """The host's own outside address stands for the internet, so that the test also runs offline."""
     with uplink() as (guest, _), listener("0.0.0.0") as port:
         guest.get_address()
         assert guest.connects(str(own_address()), port)
@@ -113,7 +113,7 @@ def test_the_hosts_loopback_is_out_of_reach_of_udp() -> None:
 @needs_route
 @pytest.mark.parametrize("address", ["neighbour", "255.255.255.255", "224.0.0.251", "gateway"])
 def test_another_machines_uplink_is_out_of_reach(address: str) -> None:
-    """Whatever one sends to the other's address or to all: the other's card sees none of it."""
+    """Frames to another machine's address, or to all, never reach the other machine's card."""
     with uplink() as (guest, _), uplink() as (neighbour, _):
         guest.get_address()
         neighbour.get_address()
@@ -132,7 +132,7 @@ def test_another_machines_uplink_is_out_of_reach(address: str) -> None:
 @needs_route
 def test_its_processes_run_as_the_machines_user() -> None:
     with uplink() as (guest, filtering):
-        guest.get_address()  # they are up then
+        guest.get_address()  # now both processes run
         processes = [filtering, *children_of(filtering)]
         assert len(processes) == 2
         for process in processes:
@@ -141,7 +141,7 @@ def test_its_processes_run_as_the_machines_user() -> None:
 
 def test_a_guest_that_says_nothing_has_no_passt() -> None:
     with uplink() as (guest, filtering):
-        guest.send_stream((14).to_bytes(4, "big") + bytes(14))  # a frame that nobody may send
+        guest.send_stream((14).to_bytes(4, "big") + bytes(14))  # a forbidden frame
         time.sleep(0.2)
         assert children_of(filtering) == []
         assert Path(f"/proc/{filtering}/comm").read_text() == "up-0123456789ab\n"
@@ -150,7 +150,7 @@ def test_a_guest_that_says_nothing_has_no_passt() -> None:
 
 
 def test_its_beginner_is_killed() -> None:
-    """Those that there are go on, and the next one is begun."""
+    """Existing uplinks keep running, and the next one starts."""
     with uplink() as (_, first):
         beginner = int(Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[1])
         os.kill(beginner, signal.SIGKILL)
@@ -168,7 +168,7 @@ def test_there_is_no_passt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(UID is None, reason="needs networks of its own")
 def test_its_host_changes_networks() -> None:
-    """Started offline, with a resolver on the loopback; see roaming.py."""
+    """The host starts offline, with a resolver on the loopback; see roaming.py."""
     script = Path(__file__).with_name("roaming.py")
     words = ["unshare", "--net", "--mount", sys.executable, str(script)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)

@@ -1,4 +1,4 @@
-"""python -m tests.torture --seconds 600 --seed 1: kill things at random moments for as long as told."""
+"""Kill processes at random moments for a given time: python -m tests.torture --seconds 600 --seed 1"""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def main() -> int:
     if cache:
         things = [f"{cache}/images", f"{cache}/labels.json"]
         subprocess.run(["cp", "--archive", "--sparse=always", *things, home.root], check=True)
-        (home.root / "labels.json").chmod(0o600)  # a cache of tests lets others read it
+        (home.root / "labels.json").chmod(0o600)  # a cache of tests is readable for others
     print(f"seed {seed}, home {home.root}", flush=True)
     torture = Torture(
         home, seed, say=(lambda _: None) if options.quiet else lambda text: print(text, flush=True)
@@ -44,7 +44,7 @@ def main() -> int:
     try:
         client = bough.connect(home.root)
         client.build_image(IMAGE)
-        for image in client.images():  # of a cache: an image takes time to be compared with its digest
+        for image in client.images():  # of a cache: comparing an image with its digest takes time
             if IMAGE not in image.labels:
                 client.delete_image(image.digest)
         torture.prepare()

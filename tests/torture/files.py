@@ -1,6 +1,6 @@
-"""Files that guests were told are on disk, and whether they are: read from the disk itself.
+"""Files that guests were told are on disk, checked by reading the disk itself.
 
-They are on a second disk, which is small, so that it can be looked at after every moment.
+The files are on a second, small disk, which can be read after every moment.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ echo "$disk {PLACE} ext4 defaults,nofail 0 0" >> /etc/fstab
 mount {PLACE}
 sync
 """
-#: sh: the file and its name are on disk when it ends.
+#: sh: when it ends, the file and its name are on disk.
 WRITE = f'cd {PLACE} && cat > "$1" && sync "$1" && sync .'
 
 
 def read_files(home: Home, machine_id: str, scratch: Path | None = None) -> dict[str, str]:
-    """What is in PLACE of a machine that does not run.
+    """Return the files in PLACE of a machine that does not run.
 
     Raises:
         RuntimeError: the disk, or the file system on it, is damaged.
@@ -45,16 +45,16 @@ def read_files(home: Home, machine_id: str, scratch: Path | None = None) -> dict
     with tempfile.TemporaryDirectory(dir=scratch) as directory:
         raw = Path(directory, "raw")
         chain = disk_chain(record.disks[1], home.machine(machine_id), home)
-        _run("qemu-img", "check", "-q", render_chain(chain[:1]), fine=(0, 3))  # 3: clusters nothing uses
+        _run("qemu-img", "check", "-q", render_chain(chain[:1]), fine=(0, 3))  # 3: clusters without a user
         _run("qemu-img", "convert", "-O", "raw", render_chain(chain), str(raw))
         return read_file_system(raw)
 
 
 def read_file_system(raw: Path) -> dict[str, str]:
-    """As a kernel would see it that mounts it now; `raw` is changed by its journal.
+    """Return the files as a kernel would see them that mounts the disk now; the journal changes `raw`.
 
     Raises:
-        RuntimeError: it is damaged beyond what a journal mends.
+        RuntimeError: the damage exceeds what a journal repairs.
     """
     out = raw.parent / "files"
     out.mkdir()

@@ -1,7 +1,7 @@
-"""Kill something at a random moment of something, then look whether anything is lost.
+"""Kill a process at a random moment of an operation, then check whether anything is lost.
 
-A moment: an operation begins in a thread, after a random time the service, a QEMU or both get SIGKILL, a new
-client comes, and everything must be as it was before the operation or as it should be after it.
+One moment: an operation begins in a thread. After a random time the service, a QEMU or both get SIGKILL. A
+new client connects. Everything must be as before the operation, or as expected after it.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ from tests.waiting import wait_until
 
 VICTIMS = ("service", "qemu", "both")
 SETTLED = {"stopped", "running", "paused", "suspended", "failed"}
-#: A stop that a killed service had begun is finished by the next one, which asks the guest first.
+#: The next service completes a stop that a killed service had begun, and asks the guest first.
 SETTLE_TIMEOUT_S = 100.0
 OPERATION_TIMEOUT_S = 90.0
-#: After one in so many moments a snapshot is forked, and `doctor --store` looks, which reads whole images:
-#: what it finds stays until then.
+#: Number of moments between two forks of a snapshot, and between two `doctor --store`, which reads whole
+#: images:
+#: a finding stays until then.
 FORK_EVERY = 4
 STORE_EVERY = 4
 _LIST_FILES = f'mountpoint -q {PLACE} && cd {PLACE} && grep -r "" . 2>/dev/null; true'
@@ -77,13 +78,13 @@ class Torture:
         self._bundles: dict[Path, Files] = {}
         self._bundle_place = home.root.parent / "bundles"
         self._bundle_place.mkdir()
-        #: Of a machine that is suspended: what a process in it says when it is asked.
+        #: Of a suspended machine: the answer that a process in it must give.
         self._words: dict[str, str] = {}
-        #: What was read from the disk of a machine since it last ran.
+        #: Files read from the disk of a machine since its last run.
         self._looked_at: dict[str, Files] = {}
 
     def prepare(self) -> None:
-        """A worker that has booted, and a snapshot of it."""
+        """Make a worker that has booted, and a snapshot of it."""
         client = bough.connect(self.home.root)
         worker = client.create(IMAGE, name="worker", **WORKER)
         worker.start()
@@ -120,7 +121,7 @@ class Torture:
             self._lose(where, f"the service says {error.message}")
 
     def _write_before(self, client: bough.Hypervisor, scene: Scene) -> Scene:
-        """A file that a guest was told is on its disk: those of operations are mostly killed before that."""
+        """Write a file that the guest is told is on disk: most files of operations are killed before that."""
         machine_id = self.random.choice(scene.answering())
         self._serial += 1
         name = f"before-{self._serial}"
@@ -129,10 +130,10 @@ class Torture:
         return replace(scene, files=dict(self._files))
 
     def _add_worker(self, client: bough.Hypervisor, scene: Scene) -> Scene:
-        """One that answers, so that it can be told to write; where all have died so far."""
+        """Add a machine that answers and can write files, when all earlier ones have ended."""
         for machine_id in scene.of_state("running", "paused"):
             client.machine(machine_id).stop(force=True)
-        # Each is started at the end: no more of them than that takes a minute or two.
+        # Each machine is started at the end: more of them would take more than a minute or two.
         resting = [one for one in scene.of_state("stopped", "failed") if one in self._files]
         for machine_id in resting[: max(0, len(scene.machines) + 1 - MOST_MACHINES)]:
             client.machine(machine_id).delete()
@@ -151,7 +152,7 @@ class Torture:
             operation.error = error
 
     def _kill(self, victim: str, operation: Operation, before: Scene) -> set[str]:
-        """Ids of machines whose QEMU was killed: the target's, a new machine's, or any."""
+        """Kill, and return ids of machines whose QEMU was killed: the target's, a new machine's, or any."""
         killed = set()
         if victim in ("service", "both"):
             kill(service_pid(self.home))
@@ -162,7 +163,7 @@ class Torture:
             chosen = own or (self.random.choice(sorted(new or running)) if running else None)
             if chosen is not None and kill(pid := running[chosen]):
                 killed.add(chosen)
-                # It takes a while to be gone, and who asks until then is told that it runs.
+                # A killed QEMU takes a while to end, and until then bough reports that it runs.
                 wait_until(lambda: pid not in qemus(self.home).values(), what="a killed QEMU is gone")
         return killed
 
@@ -172,7 +173,7 @@ class Torture:
             for kind in KINDS
             if (names is None or kind.name in names.split(",")) and (targets := kind.targets(scene))
         ]
-        if not possible:  # none of those that are asked for
+        if not possible:  # none of the requested kinds
             return self._choose(scene, None)
         (kind, targets), *_ = self.random.choices(possible, [kind.weight for kind, _ in possible])
         self._serial += 1
@@ -262,7 +263,7 @@ class Torture:
         while True:
             infos = [machine.info() for machine in client.machines()]
             states = {info.name: info.state for info in infos}
-            # A QEMU that was killed this very moment is still being noticed.
+            # The service is still noticing a QEMU that was killed just now.
             running = qemus(self.home)
             noticed = all((info.state in ("running", "paused")) == (info.id in running) for info in infos)
             if set(states.values()) <= SETTLED and noticed:
@@ -295,7 +296,7 @@ class Torture:
     # -- files ----------------------------------------------------------------------------------
 
     def _remember(self, before: Scene, after: Scene, operation: Operation) -> None:
-        """What guests were told by now."""
+        """Remember the files that guests were told are on disk."""
         source = before.files.get(
             operation.machine or "", before.snapshot_files.get(operation.snapshot or "")
         )
@@ -315,7 +316,7 @@ class Torture:
             then = self._snapshot_files.get(operation.target[1], {})
             if operation.acknowledged:
                 self._files[target] = then
-            else:  # either of the two
+            else:  # either state is possible
                 both = self._files[target].items() & then.items()
                 self._files[target] = dict(both)
         self._files = {one: files for one, files in self._files.items() if one in after.machines}
@@ -351,7 +352,7 @@ class Torture:
         done = machine.shell(_LIST_FILES)
         found = dict(line[2:].split(":", 1) for line in done.stdout.splitlines() if ":" in line)
         if wanted and not found:
-            return  # it has just booted, and not mounted it yet
+            return  # just booted, the disk is not mounted yet
         self.report.files += len(wanted)
         for loss in compare(wanted, found, f"{machine.name}, which runs"):
             self._lose(where, loss)
@@ -379,7 +380,7 @@ class Torture:
                 self._ask_process(client.machine(one), word, where)
 
     def _ask_process(self, machine: bough.Machine, word: str, where: str) -> None:
-        """It went on if it still knows what it was started with."""
+        """Ask the process for its word: it continued if it still knows the word."""
         machine.wait()
         said = machine.shell(ASK_PROCESS).stdout.strip()
         self.report.processes += 1
@@ -429,7 +430,9 @@ class Torture:
             self._lose("at the end", f"{machine.name} does not start: {error.message}")
 
     def finish(self) -> None:
-        """Every machine starts or says why not, every snapshot is whole and forks, every file is there."""
+        """Check that every machine starts or reports why not, every snapshot is whole and forks, and every
+        file exists.
+        """
         client = bough.connect(self.home.root)
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(self._finish_machine, client.machines()))

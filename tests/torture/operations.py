@@ -1,4 +1,4 @@
-"""What is done while something is killed. One more operation is one more entry of KINDS."""
+"""Operations during which a process is killed. To add an operation, add an entry to KINDS."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from bough.machines.chain import MOST_LAYERS
 from tests.torture.files import DISK, PLACE, WRITE, Files
 
 IMAGE = "debian:12"
-#: Without an answer of its guest: it only has to be there.
+#: The guest of this machine need not answer.
 SMALL: dict[str, Any] = {"memory": "128MiB", "vcpus": 1, "uplink": False}
-#: With an agent, and files that it was told are on disk.
+#: A machine with an agent, and with files that it was told are on disk.
 WORKER: dict[str, Any] = {"memory": "256MiB", "vcpus": 1, "uplink": False, "disks": [DISK]}
-#: The snapshot that workers are forked from; never deleted.
+#: The snapshot from which workers are forked; never deleted.
 SEED = "seed"
 MOST_MACHINES = 6
 MOST_SNAPSHOTS = 5
 MOST_RUNNING = 3
 MOST_BUNDLES = 2
 
-#: sh: a process that says, when it is asked, the word that it was started with: "$1".
+#: sh: a process that answers with the word that it was started with: "$1".
 START_PROCESS = """
 setsid sh -c 'word=$1; trap "echo \\$word > /run/word" USR1; echo $$ > /run/pid
 while :; do sleep 600 & wait $!; done' process "$1" </dev/null >/dev/null 2>&1 &
@@ -36,16 +36,17 @@ for try in $(seq 200); do [ -s /run/word ] && break; sleep 0.05; done
 cat /run/word
 """
 
-#: One or more ids: what it is done to, and what else takes part.
+#: One or more ids: the target, and other participants.
 Target = tuple[str, ...]
 
 
 @dataclass
 class Scene:
-    """What there is, and what is known to be on disks.
+    """Existing machines and snapshots, and files known to be on disks.
 
     Attributes:
-        files, snapshot_files, bundles: by machine, snapshot and file: what their guests were told.
+        files, snapshot_files, bundles: by machine, snapshot and file: the files that their guests were told
+            of.
     """
 
     machines: dict[str, MachineInfo]
@@ -58,7 +59,7 @@ class Scene:
         return [info.id for info in self.machines.values() if info.state in states]
 
     def answering(self) -> list[str]:
-        """Those that can be told to write a file."""
+        """Return machines that can be told to write a file."""
         return [
             info.id
             for info in self.machines.values()
@@ -72,16 +73,19 @@ class Scene:
 
 @dataclass(frozen=True)
 class Kind:
-    """Attributes:
-    typical_s: what it takes; the kill comes at some moment of that.
-    targets: what it can be done to just now.
-    of: what `target[0]` is.
-    allowed: states in which the target may be afterwards, beside that of before.
-    wanted: the state of the target when it was acknowledged, and its QEMU was not killed.
-    weight: how often, beside others.
-    makes: there may be a new one of these, called `operation.name`; `new_states` of a machine. A bundle is
-        there only when it was acknowledged.
-    removes: the target may be gone.
+    """A kind of operation.
+
+    Attributes:
+        typical_s: usual duration in seconds; the kill comes at some moment of it.
+        targets: possible targets at present.
+        of: type of `target[0]`.
+        allowed: possible states of the target afterwards, beside its state before.
+        wanted: the state of the target after an acknowledgement, if its QEMU was not killed.
+        weight: relative frequency.
+        makes: type of a new thing called `operation.name`, if one may exist; `new_states` of a machine. A
+            bundle
+            exists only after an acknowledgement.
+        removes: the target may be gone.
     """
 
     name: str
@@ -101,7 +105,7 @@ class Kind:
 
 @dataclass
 class Operation:
-    """`bundle`: the file that an export makes."""
+    """An operation; `bundle`: the file that an export makes."""
 
     kind: Kind
     target: Target
@@ -135,7 +139,7 @@ def _copy(hv: bough.Hypervisor, op: Operation) -> None:
 
 
 def _merge(hv: bough.Hypervisor, op: Operation) -> None:
-    """So many layers that they are merged, which goes on when this is over."""
+    """Make a chain so long that a merge begins, which runs on after this operation."""
     machine = hv.machine(op.target[0])
     machine.exec("sh", "-c", "head -c 8M /dev/urandom > /root/ballast; sync /root/ballast", check=True)
     for _ in range(MOST_LAYERS):

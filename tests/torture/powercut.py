@@ -1,8 +1,9 @@
-"""The power goes: what bough's QEMU has written, cut off at every flush, against what its guest was told.
+"""Simulate a power loss: compare the writes of bough's QEMU, cut at every flush, with what its guest was
+told.
 
-A machine is started as bough starts it, but by a QEMU that records the writes of its second disk twice: what
-the guest writes to the disk, and what QEMU writes to the qcow2 file on the host. Files are written inside,
-one after the other, each synced, and each acknowledgement is noted with how long the logs are then.
+bough starts a machine as usual, but with a QEMU that records writes of the second disk twice: the guest's
+writes to the disk, and QEMU's writes to the qcow2 file on the host. The guest writes and syncs files one
+after the other. Each acknowledgement is noted with the present lengths of the logs.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ _APPENDED, _REPLACED = "appended", "replaced"
 
 @contextmanager
 def recording_qemu(root: Path) -> Iterator[None]:
-    """Services that are started in the block find this QEMU before the real one."""
+    """Let services that start in the block find this QEMU before the real one."""
     name = "qemu-system-x86_64"
     real = shutil.which(name)
     assert real is not None
@@ -71,19 +72,19 @@ def recording_qemu(root: Path) -> Iterator[None]:
 
 @dataclass
 class Told:
-    """What a guest was told is on its disk, by the length of each log then."""
+    """The files that a guest was told are on its disk, by the length of each log at that time."""
 
     sizes: list[dict[str, int]] = field(default_factory=list)
     states: list[dict[str, str]] = field(default_factory=list)
 
     def by(self, level: str, end: int) -> int:
-        """How many acknowledgements had come when the log was so long."""
+        """Return the number of acknowledgements until the log had that length."""
         return sum(size[level] <= end for size in self.sizes)
 
 
 @dataclass
 class Recording:
-    """`first` is the qcow2 file as it was before the start; `layers` are what it stands on."""
+    """A recording; `first` is the qcow2 file before the start; `layers` are its backing files."""
 
     root: Path
     first: Path
@@ -96,7 +97,7 @@ class Recording:
 
 
 def record(home: Home, image: str, root: Path, *, count: int, seed: int) -> Recording:
-    """Boot a machine on an overlay, as after a snapshot, and have it write `count` files."""
+    """Boot a machine on an overlay, as after a snapshot, and let it write `count` files."""
     client = bough.connect(home.root)
     machine = client.create(image, name="power", memory="512MiB", uplink=False, disks=[DISK])
     try:
@@ -144,7 +145,7 @@ class Verdict:
 
 
 def judge(recording: Recording, level: str, *, most: int | None = None, seed: int = 0) -> Verdict:
-    """Cut the power at every flush, or at `most` of the moments, and look.
+    """Cut the power at every flush, or at `most` of the moments, and check the files.
 
     Args:
         level: "guest": the disk as its guest has written it; "host": the qcow2 file.
@@ -174,7 +175,7 @@ def judge(recording: Recording, level: str, *, most: int | None = None, seed: in
 
 
 def _end(writes: list[Write], cut: Cut) -> int:
-    """Where the log ended when the next barrier was not there yet."""
+    """Return the end of the log just before the next barrier."""
     return writes[cut.seen - 1].end
 
 
@@ -189,13 +190,13 @@ def _look(recording: Recording, level: str, log: Path, cut: Cut, *, is_formatted
             disk = Path(directory, "disk.qcow2")
             shutil.copyfile(recording.first, disk)
             apply(cut.kept, log, disk)
-            _run("qemu-img", "check", "-q", _node([disk]), fine=(0, 3))  # 3: clusters that nothing uses
+            _run("qemu-img", "check", "-q", _node([disk]), fine=(0, 3))  # 3: clusters without a user
             _run("qemu-img", "convert", "-O", "raw", _node([disk, *recording.layers]), str(raw))
         return read_file_system(raw) if is_formatted else {}
 
 
 def _node(files: list[Path]) -> str:
-    """The first, on the others."""
+    """Return a block node of the first file over the others."""
     node: dict[str, object] | None = None
     for file in reversed(files):
         node = {"driver": "qcow2", "file": {"driver": "file", "filename": str(file)}, "backing": node}
@@ -203,7 +204,9 @@ def _node(files: list[Path]) -> str:
 
 
 def _compare(wanted: dict[str, str], later: list[dict[str, str]], found: dict[str, str]) -> list[str]:
-    """What was being written just then may be there already, and in part where it was appended."""
+    """Return the lost files. A file being written at that moment may exist already, an appended
+    file in part.
+    """
     lost = []
     for name, content in wanted.items():
         fine = {content, *(state[name] for state in later)}

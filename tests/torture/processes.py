@@ -1,4 +1,4 @@
-"""The processes of a home: who is killed."""
+"""The processes of a home, as targets of a kill."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def kill(pid: int) -> bool:
 
 
 def qemus(home: Home) -> dict[str, int]:
-    """Machine id -> pid of its QEMU, for those of this home that live."""
+    """Return machine id -> pid of its QEMU, for running machines of this home."""
     found = {}
     mark = f"{home.machines}/".encode()
     for process in Path("/proc").glob("[0-9]*"):

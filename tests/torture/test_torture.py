@@ -1,4 +1,4 @@
-"""A minute of `make torture`, in a home of its own."""
+"""Run `make torture` for a minute, in a separate home."""
 
 from __future__ import annotations
 

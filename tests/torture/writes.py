@@ -1,4 +1,4 @@
-"""Logs of writes as QEMU makes them, and what a disk holds when the power goes at some moment of them.
+"""Logs of writes in QEMU's format, and the content of a disk after a power loss at a given moment.
 
 The format is that of the driver blklogwrites, and of dm-log-writes of Linux:
 
@@ -6,7 +6,7 @@ The format is that of the driver blklogwrites, and of dm-log-writes of Linux:
     each entry   a sector with (sector, number of sectors, flags, length of a mark), then the data; a discard
                  has none
 
-An entry is written when its request is done and before its guest is told so.
+An entry is written after its request is done and before the guest is told so.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ENTRY = struct.Struct("<QQQQ")
 
 @dataclass(frozen=True)
 class Write:
-    """`data_offset` is where its data are in the log; `end` is where the next entry begins."""
+    """A write; `data_offset` is the place of its data in the log; `end` is the place of the next entry."""
 
     offset: int
     length: int
@@ -36,12 +36,12 @@ class Write:
 
     @property
     def is_barrier(self) -> bool:
-        """Whatever was done before it is on the disk."""
+        """Return whether all earlier writes are on the disk."""
         return bool(self.flags & (FLUSH | FUA))
 
 
 def parse_log(log: Path) -> list[Write]:
-    """Raises ValueError: it is no such log, or an entry makes no sense."""
+    """Parse a log. Raises ValueError: the file is no such log, or an entry is invalid."""
     return list(_parse(log))
 
 
@@ -51,7 +51,7 @@ def _parse(log: Path) -> Iterator[Write]:
         magic, version, _, sector = _SUPER.unpack(file.read(_SUPER.size))
         if magic != MAGIC or version != 1 or sector not in (512, 4096):
             raise ValueError(f"{log} is no log of writes")
-        # Not by the number of entries in its head: that is written with each flush only.
+        # The number of entries in the head is not used: it is written with each flush only.
         place = sector
         while place + _ENTRY.size <= size:
             file.seek(place)
@@ -71,7 +71,7 @@ def apply(writes: Iterable[Write], log: Path, disk: Path) -> None:
         size = os.fstat(target.fileno()).st_size
         for write in writes:
             if write.flags & DISCARD:
-                # A hole of a file, a discarded sector of a disk: zeros, as far as the file reaches.
+                # A discarded range reads as zeros, up to the end of the file.
                 data = bytes(max(0, min(write.length, size - write.offset)))
             else:
                 source.seek(write.data_offset)
@@ -84,10 +84,10 @@ def apply(writes: Iterable[Write], log: Path, disk: Path) -> None:
 
 @dataclass(frozen=True)
 class Cut:
-    """The power goes after `seen` writes were done.
+    """A power loss after `seen` writes were done.
 
     Attributes:
-        kept: what is on the disk: all up to the last barrier, and of the rest none, or any.
+        kept: the writes on the disk: all up to the last barrier, and none or some of the rest.
     """
 
     seen: int
@@ -95,7 +95,9 @@ class Cut:
 
 
 def cuts(writes: list[Write], rng: random.Random) -> Iterator[Cut]:
-    """Two at each barrier: the moment before the next one, with nothing since and with some of it."""
+    """Yield two cuts at each barrier, just before the next one: without later writes, and with
+    some of them.
+    """
     barriers = [number for number, write in enumerate(writes) if write.is_barrier]
     for barrier, following in zip(barriers, [*barriers[1:], len(writes)], strict=True):
         sure, open_ = tuple(writes[: barrier + 1]), writes[barrier + 1 : following]

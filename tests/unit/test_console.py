@@ -12,7 +12,7 @@ from bough.machines.console import Console, read_console
 
 @pytest.fixture
 def short() -> Iterator[Path]:
-    """Return a path that is short enough for a socket."""
+    """Yield a path that is short enough for a socket."""
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
         yield Path(directory)
 
