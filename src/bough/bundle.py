@@ -6,8 +6,8 @@
     end       kind u8 = 2, 0, 0, 32, 0; then the SHA-256 of all bytes before
 
 All numbers are little-endian. A part is a row of bytes; the manifest has its size. Bytes outside of all
-extents are zero. In an overlay of the image's disk they are the image's bytes. The extents of a part ascend.
-A bundle contains no path.
+extents are zero. In an overlay such bytes are the image's. The extents of a part ascend. A bundle contains no
+path.
 
 A bundle may be hostile. The reader holds one chunk at a time, of bounded size, and compares every number with
 its bounds before use.

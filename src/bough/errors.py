@@ -29,8 +29,8 @@
     ├── ServiceUnavailable      the service of this BOUGH_HOME cannot be reached or started
     └── ProtocolError           the other side violated the protocol
 
-An error crosses the API as `to_dict()`. `error_from_dict()` makes an error of the same class on
-the other side, so a Python client catches the errors of the hypervisor.
+An error crosses the API as `to_dict()`. `error_from_dict()` makes an error of the same class on the other
+side, so a Python client catches the errors of the hypervisor.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class BeyondHost(InvalidInput):
 
 
 class BadImage(InvalidInput):
-    """A disk image is unusable. Nothing of it was kept.
+    """A disk image is unusable. No part was kept.
 
     Details: output (the end of the output of a program that checked the image, if any).
     """
@@ -97,7 +97,7 @@ class BadImage(InvalidInput):
 
 
 class BadBundle(InvalidInput):
-    """A bundle is unusable. Nothing of it was kept."""
+    """A bundle is unusable. No part was kept."""
 
     code = "bad-bundle"
 

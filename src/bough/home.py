@@ -1,6 +1,6 @@
 """Find BOUGH_HOME and the socket of its service.
 
-Every command imports this module first, so the module imports nothing that takes time.
+Every command imports this module first, so the module must load fast.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def find_home() -> str:
 
 
 class SocketAddress:
-    """A context in which bind() and connect() accept `path`, however long the path is.
+    """A context in which bind() and connect() accept a `path` of any length.
 
     The kernel bounds an address to 107 bytes (unix(7), sun_path). A longer path is reached through a
     descriptor of its directory, which the context holds open.

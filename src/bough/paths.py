@@ -32,8 +32,8 @@ $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root
   lost+found/<time>/                     files that `bough doctor --store --repair` moved away
 
 The sockets are not in $XDG_RUNTIME_DIR: a logout, or a program that cleans /run and /tmp, removes that
-directory while machines run. `bough.home.SocketAddress` reaches a socket whose path is longer than an
-address can be.
+directory while machines run. `bough.home.SocketAddress` reaches a socket whose path is longer than an address
+can be.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class Home:
 
     @property
     def hidden(self) -> tuple[Path, ...]:
-        """Return the directories that no guest may see, whatever is shared with it."""
+        """Return the directories that no guest may see through any shared directory."""
         return (self.root, self.runtime)
 
     @property
@@ -299,7 +299,7 @@ class Home:
         return SnapshotPaths(self.snapshots / snapshot_id)
 
     def create(self) -> None:
-        """Create the directories. Other users may pass through them (a jailed QEMU does) but not list them.
+        """Create the directories. Other users, like a jailed QEMU's, may pass through but not list.
 
         Raises:
             HostLacks: see `make_private_directory`. OSError: a directory cannot be made.
@@ -311,7 +311,7 @@ class Home:
 
 
 def make_directory(path: Path, mode: int) -> None:
-    """Create `path` with exactly this mode, whatever the umask is. An existing directory keeps its mode."""
+    """Create `path` with exactly this mode, for any umask. An existing directory keeps its mode."""
     try:
         path.mkdir(mode=mode, parents=True)
     except FileExistsError:

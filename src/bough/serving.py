@@ -1,4 +1,4 @@
-"""The lock of a BOUGH_HOME. One service at a time holds the lock, and any process can ask which one."""
+"""The lock of a BOUGH_HOME. One service at a time holds the lock. Any process can read the owner."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class ServiceLock:
 
 
 def ending_mark(lock: Path) -> Path:
-    """Return the file that exists while the service ends; it also stays if the service is killed then."""
+    """Return the file that exists while the service ends, and longer if the service is killed then."""
     return lock.with_name("ending")
 
 

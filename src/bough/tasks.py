@@ -1,4 +1,4 @@
-"""Tasks that end with their owner, and helpers for cancellation."""
+"""Tasks with an owner, and helpers for cancellation."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def finish(work: Awaitable[T]) -> T:
         except Exception:
             break
     if cancelled and not working.cancelled():
-        working.exception()  # retrieved, so that asyncio does not log it as forgotten
+        working.exception()  # retrieved, else asyncio logs a forgotten exception
         raise asyncio.CancelledError
     return working.result()
 
@@ -57,13 +57,13 @@ async def run_stoppable(function: Callable[[Callable[[], None]], T]) -> T:
         return await asyncio.shield(working)
     except asyncio.CancelledError:
         stop.set()
-        with contextlib.suppress(Exception):  # the thread's files are removed, whatever its result
+        with contextlib.suppress(Exception):  # the files are removed in any case
             await finish(working)
         raise
 
 
 class Tasks:
-    """Background tasks. The tasks outlive the request that began them, and end with their owner's `end`."""
+    """Background tasks. A task outlives its request, and ends with the owner's `end`."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -91,6 +91,6 @@ async def end_tasks(*tasks: asyncio.Task[Any]) -> None:
         done, left = await asyncio.wait(left, timeout=_AGAIN_S)
         for task in done:
             if not task.cancelled():
-                task.exception()  # retrieved, so that asyncio does not log it as forgotten
+                task.exception()  # retrieved, else asyncio logs a forgotten exception
         for task in left:
             log.warning("%s was cancelled and goes on: %s", task.get_name(), task.get_stack(limit=1))

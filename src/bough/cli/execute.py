@@ -1,4 +1,4 @@
-"""The commands exec, shell and console, which connect this terminal to a machine."""
+"""The commands exec, shell and console: a machine on this terminal."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def exec_command(
 ) -> int:
     """Run COMMAND in a machine with this command's standard streams. The exit status is COMMAND's.
 
-    When this client ends, for whatever reason, COMMAND is killed.
+    COMMAND is killed when this client ends for any reason.
     """
     if command[0] == "--":
         command = command[1:]
@@ -80,7 +80,7 @@ def shell(name: str, user: str | None) -> int:
 def run_in(
     service: Connection, name: str, request: dict[str, Any], *, tty: bool, interactive: bool = False
 ) -> int:
-    """Run a command and carry this process's streams to it and back. Return the exit status for the shell."""
+    """Run a command with the streams of this process. Return the exit status for the shell."""
     socket = service.websocket(machine_path(name, "exec"))
     if tty:
         request |= on_terminal()
@@ -126,12 +126,12 @@ def _raw_terminal(socket: WebSocket | None) -> Iterator[None]:
 
     before = termios.tcgetattr(0)
     # A thread waits for the signal. Python runs a handler only after the next output if the signal comes just
-    # before the read; a handler could also interrupt a message that is half sent.
+    # before the read. A handler could also interrupt a half-sent message.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, resized)
     _thread.start_new_thread(follow, ())
     # A signal that ends this process must not leave the terminal in raw mode.
     previous = {number: signal.signal(number, _leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    # Not TCSAFLUSH, the default, which would drop what was typed ahead.
+    # Not TCSAFLUSH, the default: text typed ahead must not be lost.
     tty.setraw(0, termios.TCSADRAIN)
     try:
         yield
@@ -189,7 +189,7 @@ def _raw_console() -> Iterator[None]:
     import tty
 
     before = termios.tcgetattr(0)
-    # Not TCSAFLUSH, the default, which would drop what was typed ahead.
+    # Not TCSAFLUSH, the default: text typed ahead must not be lost.
     tty.setraw(0, termios.TCSADRAIN)
     try:
         yield

@@ -21,7 +21,7 @@ from bough.cli.service import connect, json_option
 @click.option("--arch", help="Processor architecture of the machines; default: the host's.")
 @json_option
 def doctor(store: bool, repair: bool, arch: str | None, as_json: bool) -> int:
-    """Report what this host provides and lacks, with the command that installs each missing part.
+    """Check this host: accelerators, jail, and missing programs, with the command to install each.
 
     An accelerator is usable if a probe guest has run on it. The exit status is 1 if the host lacks something
     that every machine needs.
@@ -100,7 +100,7 @@ _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567
     help="Also serve TCP, for clients that send the token in BOUGH_HOME/token.",
 )
 def serve(unit: bool, stop: bool, listen: str | None) -> None:
-    """Run the service of this BOUGH_HOME in the foreground. Other commands start it when they need it."""
+    """Run the service of this BOUGH_HOME in the foreground. Other commands start the service when needed."""
     from bough.paths import Home
 
     home = Home.from_environment()

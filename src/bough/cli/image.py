@@ -80,8 +80,8 @@ def build(label: str, arch: str | None, lock: str | None, as_json: bool, **optio
 def lock(reference: str, file: str | None, as_json: bool) -> None:
     """Write the package versions of an image, for `bough image build --lock FILE`.
 
-    FILE is created or replaced; without FILE the lock is printed. A lock names no mirror: when the archive no
-    longer has these versions, --mirror and --security-mirror name one that does.
+    FILE is created or replaced; without FILE the lock is printed. A lock names no mirror: if the archive has
+    dropped these versions, name other mirrors by --mirror and --security-mirror.
     """
     from pathlib import Path
 
@@ -243,7 +243,7 @@ def catalogue() -> None:
 @click.option("--force", is_flag=True, help="Accept a catalogue that is older than the present one.")
 @json_option
 def update_catalogue(source: str | None, force: bool, as_json: bool) -> None:
-    """Fetch a newer catalogue. It replaces the old one only if it is valid as a whole."""
+    """Fetch a newer catalogue. The new catalogue must be valid as a whole."""
     service = connect()
     with progress() as report:
         body = {"source": source, "force": force}

@@ -37,7 +37,7 @@ def list_machines(as_json: bool) -> None:
 
 
 def _state(machine: dict[str, Any]) -> str:
-    """Return a machine's state, with notes about trouble that the state alone does not show."""
+    """Return a machine's state, with notes about further trouble."""
     unreachable = bool(machine["unreachable"])
     runs = not unreachable and machine["state"] == "running"
     kind = str((machine.get("condition") or {}).get("kind", ""))
@@ -125,7 +125,7 @@ def _uplink(uplink: dict[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def _limits(limits: dict[str, Any]) -> str:
-    """Render the limits that the spec sets, and the limit of the console."""
+    """Render the limits of the spec, and the console's."""
     told = []
     for name, value in limits.items():
         if value is None:

@@ -1,6 +1,6 @@
 """The table of commands. Each command is imported when it is called.
 
-Every call pays for start-up, so this module imports click and nothing else that takes time.
+Every call pays for start-up, so this module imports only click and small modules.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ COMMANDS = {
     "ssh": ("ssh", "ssh", "Run ssh to a machine."),
     "ssh-config": ("ssh", "ssh_config", "Print a configuration for ssh, rsync, Ansible."),
     "image": ("image", "image", "Build, list and delete images."),
-    "doctor": ("host", "doctor", "Report what this host provides and lacks."),
+    "doctor": ("host", "doctor", "Check this host: accelerators, jail, missing programs."),
     "serve": ("host", "serve", "Run the service in the foreground."),
     "version": ("host", "version", "Print the version."),
     "completion": ("host", "completion", "Print the completion script for a shell."),

@@ -1,4 +1,4 @@
-"""The commands mount and umount, which share directories of this host with a machine."""
+"""The commands mount and umount: directories of this host in a machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bough.cli.output import clean, show_json, show_table
 from bough.cli.service import NAME, connect, json_option, machine_path
 from bough.errors import InvalidInput
 
-#: The guest mounts the directory, which takes long on an emulated processor.
+#: A mount in the guest takes long on an emulated processor.
 _TIMEOUT_S = 180
 
 

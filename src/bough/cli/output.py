@@ -23,14 +23,14 @@ def show_json(value: Any) -> None:
 
 
 def show_table(rows: Sequence[Sequence[str]], head: Sequence[str]) -> None:
-    """Print columns as wide as their content, with nothing but spaces between, readable in every program."""
+    """Print columns as wide as their content, with spaces between, readable in every program."""
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     for row in [head, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def clean(text: str) -> str:
-    """Return the output of a guest without anything that could control this terminal.
+    """Return a guest's output, made harmless for a terminal.
 
     Escape sequences (ECMA-48) and control characters are removed; newlines and tabs stay.
     """

@@ -20,7 +20,7 @@ _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345678
 
 
 def attempt(words: list[str]) -> int | None:
-    """Run a command and return its exit status. Return None if this path cannot; then nothing has happened.
+    """Run a command and return its exit status. None: nothing ran; use the ordinary code.
 
     Raises:
         BoughError: the command was started, and its end is not known.

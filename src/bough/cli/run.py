@@ -60,8 +60,7 @@ def run(
     interactive = interactive or not command
     body = {"spec": spec, "force": force, "cold": cold, "timeout_s": timeout}
     if not (keep or name):
-        # The service deletes the machine when the command ends, and when this client ends for whatever
-        # reason.
+        # The service deletes the machine when the command ends, and when this client ends for any reason.
         socket = service.websocket("/run")
         socket.send_text(json.dumps({**body, "command": request | (on_terminal() if tty else {})}))
         await_machine(socket)

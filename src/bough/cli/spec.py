@@ -1,4 +1,4 @@
-"""Translate the flags that describe a machine to the dict of a spec. The service validates it."""
+"""Translate the flags for a machine to the dict of a spec. The service validates the spec."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands ssh and ssh-config: OpenSSH, and programs that use it, reach a machine."""
+"""The commands ssh and ssh-config: OpenSSH, rsync and others reach a machine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def ssh_config(name: str | None) -> None:
     service, home = connect(), Home.from_environment()
     machines = [service.get(machine_path(name))] if name else service.get("/machines")
     own_key(home)
-    # The blank line ends a last line that an editor has left without a line end.
+    # The blank line is for a file whose last line has no line end.
     print("".join("\n" + render_entry(home, machine["name"], _user(machine)) for machine in machines), end="")
 
 
@@ -56,8 +56,8 @@ def ssh(name: str, arguments: tuple[str, ...]) -> None:
         raise HostLacks("ssh is not installed", hint="bough shell NAME works without ssh")
     machine, home = connect().get(machine_path(name)), Home.from_environment()
     own_key(home)
-    # A file that stays: before ssh reads its configuration, it closes all descriptors that it inherited. The
-    # file is the same for all machines with that user name, and -l on the command line overrides it.
+    # A permanent file: ssh closes all inherited descriptors before the configuration is read. All machines
+    # with the same user name share the file, and -l on the command line overrides the user.
     user = _user(machine)
     path, content = home.ssh_config(user), render_entry(home, "*", user).encode()
     if not path.exists() or path.read_bytes() != content:
@@ -73,8 +73,8 @@ def _user(machine: dict[str, Any]) -> str:
 def render_entry(home: Home, host: str, user: str) -> str:
     """Return an entry of ssh_config(5) for a machine, or for every machine if `host` is "*".
 
-    Host keys are not checked. The bytes go through the agent of that very machine, so a key would prove
-    nothing more; a new machine of the same name, a fork and a restored machine have other keys.
+    Host keys are not checked. The bytes go through the machine's own agent, so a key would prove no more. A
+    new machine of the same name, a fork and a restored machine have other keys.
     """
     name = "%n" if host == "*" else host
     words = ["proxy", "--wait", "30s", "--authorize", "%r", name, "%p"]
@@ -84,13 +84,13 @@ def render_entry(home: Home, host: str, user: str) -> str:
         *([] if host == "*" else [f"    HostName {host}"]),
         f"    User {user}",
         f"    ProxyCommand {command}",
-        # An agent with many keys would offer those first, and sshd disconnects after six.
+        # An agent with many keys would offer its keys first, and sshd disconnects after six.
         f"    IdentityFile {_quote_for_config(str(home.ssh_key))}",
         "    IdentitiesOnly yes",
         "    StrictHostKeyChecking no",
         "    UserKnownHostsFile /dev/null",
         "    GlobalKnownHostsFile /dev/null",
-        # Otherwise ssh reports at each login that it has learned a new key.
+        # Otherwise ssh reports a new host key at each login.
         "    LogLevel ERROR",
         "",
     ]
@@ -102,7 +102,7 @@ def _environment(home: Home) -> list[str]:
 
 
 def _program() -> list[str]:
-    """Return the words that call this program from any directory."""
+    """Return the words to call this program from any directory."""
     called = Path(sys.argv[0]).absolute()
     if called.name != "__main__.py" and called.is_file() and os.access(called, os.X_OK):
         return [str(called)]
