@@ -142,7 +142,7 @@ def test_the_service_is_killed_before_a_fork_has_its_state(
     )
     machine = cli.json("info", "ahead-half")
     assert machine["state"] == "failed"
-    assert "the service ended before its saved state was taken up" in machine["failure"]["cause"]
+    assert "the service ended before its saved state was loaded" in machine["failure"]["cause"]
     assert following not in qemus(bough_home)
     cli("start", "ahead-half")
     assert cli.text("exec", "ahead-half", "--", "hostname").strip() == "ahead-half"

@@ -29,7 +29,7 @@ def test_a_snapshot_waits_for_the_end_of_the_boot(fork: bough.Machine, cli: Cli,
     cli("fork", fork.name, "early", "--now")
     assert cli.json("info", "early")["booted"] is False
     told = cli("snapshot", "create", fork.name).stderr.decode()
-    assert "waiting until it is up" in told
+    assert "waiting until the guest is up" in told
     assert fork.info().booted is True
     assert "still booting" not in cli.text("info", fork.name)
     cli("fork", fork.name, "late")

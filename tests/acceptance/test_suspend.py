@@ -43,7 +43,7 @@ def test_it_goes_on_where_it_was(hv: bough.Hypervisor, vm: bough.Machine, cli: C
     with pytest.raises(BoughError):
         session.wait(timeout=10)
     cli.error("exec", vm.name, "--", "true", says="is suspended", hint=f"bough resume {vm.name}")
-    cli.error("stop", vm.name, says="lose what is in its memory", hint="--force")
+    cli.error("stop", vm.name, says="a stop discards its memory", hint="--force")
     with pytest.raises(WrongState):
         vm.snapshot()
     fresh = kill_service(hv).machine(vm.name)

@@ -81,6 +81,8 @@ async def test_one_that_ended_is_an_error(tmp_path: Path) -> None:
 
 async def test_what_is_not_recognized_is_quoted(tmp_path: Path) -> None:
     _, told = await look(Machine(tmp_path, "Starting\x1b[31m the engine\r\n"), timeout_s=0.001)
-    assert told == ["web has no agent; the last words on its console are 'Starting the engine'"]
+    assert told == ["web has no agent; the last line on its console is 'Starting the engine'"]
     _, told = await look(Machine(tmp_path, ""), timeout_s=0.001)
-    assert told == ["web has no agent, and its console is silent; --display would give it a screen"]
+    assert told == [
+        "web has no agent, and its console is silent; a machine created with --display has a screen"
+    ]

@@ -62,7 +62,7 @@ def test_pages_that_are_not_there(copy: int) -> None:
     with MemoryFile(SIZE) as file, pytest.raises(MachineFailed, match="cut off"):
         LiveCopy(None, copy, places).move_to(file)  # type: ignore[arg-type]
     os.ftruncate(copy, BITMAP + 1)
-    with MemoryFile(SIZE) as file, pytest.raises(MachineFailed, match="no end"):
+    with MemoryFile(SIZE) as file, pytest.raises(MachineFailed, match="no complete bitmap"):
         LiveCopy(None, copy, places).move_to(file)  # type: ignore[arg-type]
 
 

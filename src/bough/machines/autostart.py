@@ -34,7 +34,7 @@ async def start_machines(machines: Sequence[Machine], events: Events) -> None:
             try:
                 await machine.start()
             except (BoughError, OSError) as error:
-                log.error("machine %s was to be started and did not start: %s", machine.name, error)
+                log.error("autostart of machine %s failed: %s", machine.name, error)
                 events.emit("autostart-failed", machine=machine.id, name=machine.name, detail=str(error))
 
     await asyncio.gather(*(start(machine) for machine in machines if _is_wanted(machine, boot)))

@@ -38,7 +38,7 @@ async def read_tops(qmp: Qmp) -> dict[str, Node]:
         if match is not None and isinstance(inserted, dict):
             name = str(inserted.get("node-name"))
             if name not in nodes:
-                raise MachineFailed(f"QEMU has something of its own on {match[1]}")
+                raise MachineFailed(f"QEMU reports an unknown block node for {match[1]}")
             tops[match[1]] = nodes[name]
     return tops
 
@@ -55,7 +55,7 @@ async def read_nodes(qmp: Qmp) -> dict[str, Node]:
             backing = by_file[_file_of(below)] if below else None
             nodes[str(node["node-name"])] = Node(str(node["node-name"]), _file_of(node["file"]), backing)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise MachineFailed(f"QEMU does not say how its disks are made: {str(error)[:200]!r}") from error
+        raise MachineFailed(f"QEMU's list of its disk files is malformed: {str(error)[:200]!r}") from error
     return nodes
 
 
@@ -66,7 +66,7 @@ async def find_file_node(qmp: Qmp, file: str) -> str:
     for node in await qmp.query_list("query-named-block-nodes", flat=True):
         if node.get("drv") == "file" and node.get("file") == file:
             return str(node["node-name"])
-    raise MachineFailed(f"QEMU does not say what {Path(file).name} is open as")
+    raise MachineFailed(f"QEMU reports no block node for {Path(file).name}")
 
 
 def chain_below(nodes: dict[str, Node], top: str) -> list[Node]:

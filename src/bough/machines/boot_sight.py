@@ -84,7 +84,7 @@ class BootSight:
         if not self._is_due:
             return
         self._is_due = False
-        report(Progress("looking at what the guest shows of its boot"))
+        report(Progress("watching what the guest shows of its boot"))
         machine = self._machine
         most_s = min(_MOST_S, timeout_s or _MOST_S)
         watch = self._watch(_FIRST_WORDS_S, most_s)
@@ -97,7 +97,7 @@ class BootSight:
             report(notice(self._nothing_known()))
         elif self.sight.failed:
             raise BootFailed(
-                f"machine '{machine.name}' runs, and its guest did not boot: {self.sight.text}",
+                f"machine '{machine.name}' runs, but its guest did not boot: {self.sight.text}",
                 hint=f"look at it: bough console {machine.name}, or bough screenshot {machine.name} FILE.png",
                 machine=machine.name,
                 seen=self.sight.kind,
@@ -156,8 +156,10 @@ class BootSight:
             return f"{name} is {self._machine.state}"
         for place, text in (("console", self._printed()), ("screen", self._shown)):
             if line := last_line(text):
-                return f"{name} has no agent; the last words on its {place} are {line!r}"
+                return f"{name} has no agent; the last line on its {place} is {line!r}"
         if self._machine.record.media.display:
             shows = f"bough screenshot {name} FILE.png shows its screen"
             return f"{name} has no agent, and its console is silent; {shows}"
-        return f"{name} has no agent, and its console is silent; --display would give it a screen"
+        return (
+            f"{name} has no agent, and its console is silent; a machine created with --display has a screen"
+        )

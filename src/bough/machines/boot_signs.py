@@ -61,7 +61,7 @@ _SIGNS = (
     _Sign("login", "a login prompt", _at_end(r"^[^\n]{0,100}\blogin:")),
     _Sign(
         "passphrase",
-        "it asks for a passphrase",
+        "a prompt for a passphrase",
         _at_end(r"^[^\n]{0,120}(?:unlock disk|passphrase|password)[^\n]{0,120}:[ *]{0,8}"),
     ),
     _Sign(
@@ -84,14 +84,14 @@ _SIGNS = (
     ),
     _Sign(
         "emergency",
-        "it is in emergency mode",
+        "its emergency mode",
         _anywhere(r"^[^\n]{0,40}(?:you are in emergency mode|give root password for maintenance)[^\n]{0,80}"),
         True,
     ),
-    _Sign("firmware-shell", "a shell of UEFI", _anywhere(r"^uefi interactive shell[^\n]{0,40}")),
+    _Sign("firmware-shell", "the UEFI shell", _anywhere(r"^uefi interactive shell[^\n]{0,40}")),
     _Sign(
         "nothing-to-boot",
-        "it found nothing to boot",
+        "its firmware found nothing to boot",
         _anywhere(
             r"^[^\n]{0,60}(?:no bootable (?:device|option)|operating system not found"
             r"|missing operating system|nothing to boot|reboot and select proper boot device)[^\n]{0,60}"
@@ -105,7 +105,11 @@ _SIGNS = (
         "a test of its memory",
         _anywhere(r"^\s{0,4}(?:loading memtest86\+|memtest86\+ v\d)[^\n]{0,20}"),
     ),
-    _Sign("menu", "a boot menu that waits", _anywhere(r"^[^\n]{0,20}press enter to boot the selected os")),
+    _Sign(
+        "menu",
+        "a boot menu that waits for a key",
+        _anywhere(r"^[^\n]{0,20}press enter to boot the selected os"),
+    ),
 )
 #: The same sign after a line that shows the shell's origin: the firmware, not a disk.
 _INTERNAL = _Sign(

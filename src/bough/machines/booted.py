@@ -37,7 +37,7 @@ async def wait_booted(
     answered, told = False, ""
     while watch.look():
         await machine.wait_ready(timeout_s=watch.left_s, report=report)
-        report(Progress("waiting until it is up"))
+        report(Progress("waiting until the guest is up"))
         try:
             channel = await machine.agent()
             answered = True
@@ -79,8 +79,8 @@ def _is_up(machine: Machine, told: str, after_boot: str | None) -> bool:
     last = told.strip().rpartition("\n")[2]
     if last == "maintenance":
         raise GuestRefused(
-            f"machine '{machine.name}' answers, and is in maintenance mode: its boot failed",
-            hint=f"what failed: bough exec {machine.name} -- systemctl --failed",
+            f"machine '{machine.name}' is in maintenance mode: its boot failed",
+            hint=f"to see what failed: bough exec {machine.name} -- systemctl --failed",
             machine=machine.name,
         )
     match = BOOTED.fullmatch(last)
@@ -90,13 +90,13 @@ def _is_up(machine: Machine, told: str, after_boot: str | None) -> bool:
 def _not_up(machine: Machine, waited_s: float, told: str, after_boot: str | None) -> DeadlineExceeded:
     name = machine.name
     if told.strip() == "stopping":
-        what, hint = "still shuts down", f"what it waits for: bough exec {name} -- systemctl list-jobs"
+        what, hint = "is still shutting down", f"to see why: bough exec {name} -- systemctl list-jobs"
     elif BOOTED.search(told) and after_boot is not None:
-        what, hint = "has not rebooted", f"to have it reboot: bough exec {name} -- systemctl reboot"
+        what, hint = "has not rebooted", f"to reboot it: bough exec {name} -- systemctl reboot"
     else:
         what, hint = (
-            "answers, and is still starting",
-            f"what it waits for: bough exec {name} -- systemctl list-jobs",
+            "answers but is still starting",
+            f"to see why: bough exec {name} -- systemctl list-jobs",
         )
     return DeadlineExceeded(f"machine '{name}' {what} after {waited_s:.0f} s", hint=hint, machine=name)
 
@@ -109,10 +109,12 @@ async def wait_boot_end(machine: Machine, report: Report) -> None:
         return
     if machine.channel() is None:
         report(
-            notice("the agent does not answer: the guest may still be booting, and its forks then boot on")
+            notice(
+                "the agent does not answer: maybe the guest is still booting, and its forks continue the boot"
+            )
         )
         return
     try:
         await wait_booted(machine, report=report)
     except BoughError as error:
-        report(notice(f"the guest may still be booting, as its forks will: {error.message}"))
+        report(notice(f"its forks continue the boot: {error.message}"))

@@ -158,7 +158,7 @@ class Chains:
 
     def _tell(self, error: Exception) -> None:
         if self._machine.pid is not None:  # otherwise the machine has ended, which is reported
-            log.warning("the layers of machine %s are not merged: %s", self._machine.name, error)
+            log.warning("the backing files of machine %s are not merged: %s", self._machine.name, error)
 
     def _disks(self) -> list[tuple[str, int]]:
         record = self._machine.record
@@ -174,7 +174,9 @@ class Chains:
         top = _find(await read_tops(qmp), name)
         chain = chain_below(await read_nodes(qmp), top.name)
         if len(chain) != len(disk.layers):
-            raise MachineFailed(f"QEMU has {len(chain)} layers of {disk.file}, not {len(disk.layers)}")
+            raise MachineFailed(
+                f"QEMU reports {len(chain)} backing files of {disk.file}, not {len(disk.layers)}"
+            )
         limit = self._machine.record.spec.limits.disk
         job = f"{_JOB}{name}"
         how: dict[str, Any] = {
@@ -215,7 +217,7 @@ class Chains:
         try:
             return layers.index(read_backing(own))  # type: ignore[arg-type]
         except ValueError:
-            raise MachineFailed(f"{disk.file} does not say that it stands on one of its layers") from None
+            raise MachineFailed(f"the header of {disk.file} names none of its backing files") from None
 
     def _shorten(self, number: int, count: int) -> None:
         """Do step 4."""
@@ -236,7 +238,7 @@ class Chains:
                     self._shorten(number, count)
             self._merged()
         except (BoughError, OSError, ValueError) as error:
-            log.warning("the layers of machine %s are not merged: %s", self._machine.name, error)
+            log.warning("the backing files of machine %s are not merged: %s", self._machine.name, error)
 
     async def _rebase(self, disk: MachineDisk, count: int, jail: Jail) -> None:
         """Merge with qemu-img, which finds the backing files through the headers. The headers are checked
@@ -245,7 +247,7 @@ class Chains:
         own, *layers = disk_chain(disk, self._machine.paths, self._home)
         for above, below in zip((own, *layers), (*layers, None), strict=False):
             if read_backing(above) != below:
-                raise MachineFailed(f"{above} does not say that it stands on {below}")
+                raise MachineFailed(f"the header of {above} does not name {below} as its backing file")
         base = disk.layers[count]
         words = [find_program("qemu-img"), "rebase", "-q", "-f", "qcow2", "-F", layer_format(base)]
         done = await run_confined(
@@ -269,14 +271,14 @@ def choose(disk: MachineDisk, home: Home) -> int:
     count = layers_to_merge(sizes)
     free = os.statvfs(home.machines)
     if count and free.f_bavail * free.f_frsize < sum(sizes[:count]) + _SPARE_BYTES:
-        log.warning("%s has too many layers, and the host no space to merge them", disk.file)
+        log.warning("%s has too many backing files, and the host has no space to merge them", disk.file)
         return 0
     return count
 
 
 def _find(tops: dict[str, Node], name: str) -> Node:
     if name not in tops:
-        raise MachineFailed(f"QEMU says that it has no {name}")
+        raise MachineFailed(f"QEMU reports no {name}")
     return tops[name]
 
 
@@ -297,7 +299,7 @@ async def _end_jobs(qmp: Qmp) -> None:
             async with asyncio.timeout(_CANCEL_TIMEOUT_S):
                 await _wait_concluded(qmp, job["id"])
         except TimeoutError:
-            raise MachineFailed(f"QEMU does not end the merging of layers ({job['id']})") from None
+            raise MachineFailed(f"QEMU does not end the merge of backing files ({job['id']})") from None
         with contextlib.suppress(QmpRefused):
             await qmp.execute("job-dismiss", id=job["id"])
 
@@ -307,7 +309,7 @@ async def _wait_concluded(qmp: Qmp, job_id: str) -> str | None:
     while True:
         job = next((job for job in await _our_jobs(qmp) if job["id"] == job_id), None)
         if job is None:
-            raise MachineFailed(f"QEMU has forgotten the merging of layers ({job_id})")
+            raise MachineFailed(f"QEMU has no merge of backing files any more ({job_id})")
         if job.get("status") == "concluded":
             return str(job["error"])[:500] if job.get("error") else None
         await asyncio.sleep(_POLL_S)

@@ -188,7 +188,7 @@ class Condition:
         if found is None or found.kind not in _MUTE | _DEAD:
             return None
         hints = {Kind.ASLEEP: f"bough resume {name}", Kind.HALTED: f"bough restart {name}"}
-        hint = hints.get(found.kind, f"its last words: bough logs {name}")
+        hint = hints.get(found.kind, f"to see its last output: bough logs {name}")
         return AgentUnavailable(f"the guest of machine '{name}' {found.text}", hint=hint, machine=name)
 
     def check_awake(self, doing: str) -> None:

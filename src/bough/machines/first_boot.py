@@ -38,7 +38,7 @@ _WAITS_EVERY_S = 2.0
 _MOST_FAILURES = 50
 _MOST_OUTPUT = 2000
 _OLD_AGENT = (
-    "the agent on this disk is of an older bough and has set up another machine: users, keys, files and "
+    "the agent on this disk is from an older bough and has set up another machine: users, keys, files and "
     "commands of the spec were not set up"
 )
 _INSTALL_SSHFS = """
@@ -131,7 +131,7 @@ def first_boot_error(record: MachineRecord) -> GuestRefused | None:
     if record.first_boot.error:
         return GuestRefused(
             f"machine '{name}' runs, but its first boot did not finish: {record.first_boot.error}",
-            hint=f"look inside with `bough shell {name}`; try again what failed: bough restart {name}",
+            hint=f"look inside with `bough shell {name}`; try the failed steps again: bough restart {name}",
             machine=name,
         )
     if record.identity_error:
@@ -217,7 +217,7 @@ async def _wait_cloud_init(channel: AgentChannel, failures: Failures) -> None:
                 continue
             # 2: all is done with a warning, such as a deprecated key.
             if exit_status.code not in (0, 2):
-                failures.add("cloud-init", f"it ended with {exit_status.code}", said)
+                failures.add("cloud-init", f"exit status {exit_status.code}", said)
             return
 
 

@@ -148,7 +148,7 @@ def make_host_keys() -> dict[str, list[str]]:
 
 
 def explain(error: BoughError) -> str:
-    doing = "refused" if isinstance(error, GuestRefused) else "did not take"
+    doing = "refused" if isinstance(error, GuestRefused) else "did not accept"
     return f"the guest {doing} its new identity: {error.message}"
 
 

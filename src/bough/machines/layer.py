@@ -58,8 +58,8 @@ async def _move(
     said, _, status = output.rpartition("@status ")
     if status.strip() != "0":
         raise BuildFailed(
-            f"the image {label} could not be built: its disk could not be laid out anew",
-            hint="the end of what was said is above",
+            f"the image {label} could not be built: the copy to its new disk failed",
+            hint="the end of the output is above",
             image=label,
             step=f"copying to {recipe.file_system}",
             output=said[-4000:],

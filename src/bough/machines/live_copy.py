@@ -105,7 +105,7 @@ class LiveCopy:
                 if (rounds, left) != before:
                     before, deadline = (rounds, left), time.monotonic() + _STALLED_S
                 elif time.monotonic() > deadline:
-                    raise CannotFollow("it does not go on copying")
+                    raise CannotFollow("QEMU stopped copying")
                 # In the first round, the rest includes pages that QEMU has not examined.
                 if preparing is None and (rounds > 1 or left <= _NEARLY_BYTES):
                     preparing = asyncio.ensure_future(prepare())
@@ -159,7 +159,7 @@ class LiveCopy:
         places = self._places
         bitmap = os.pread(self._descriptor, places.bitmap_bytes, places.bitmap)
         if len(bitmap) != places.bitmap_bytes:
-            raise MachineFailed("QEMU's copy of its guest's memory has no end")
+            raise MachineFailed("QEMU's copy of its guest's memory has no complete bitmap")
         # Begin at the end and cut off each moved piece: the host never holds a third copy of the guest's
         # memory.
         for start, length in reversed(list(_pieces(_extents(bitmap)))):
@@ -260,7 +260,7 @@ async def _find_places(copy: int, size_bytes: int) -> Places:
         if places is not None:
             return places
         if time.monotonic() > deadline:
-            raise CannotFollow("it does not say where the pages are")
+            raise CannotFollow("QEMU does not report where the pages are")
         await asyncio.sleep(_POLL_S)
 
 
@@ -304,7 +304,7 @@ async def _until_settled(qmp: Qmp) -> None:
     deadline = time.monotonic() + _UNTIL_CANCELLED_S
     while (await qmp.query("query-status")).get("status") == "finish-migrate":
         if time.monotonic() > deadline:
-            raise MachineFailed("QEMU does not come to the end of its copy")
+            raise MachineFailed("QEMU does not end its copy")
         await asyncio.sleep(_POLL_PAUSED_S)
 
 

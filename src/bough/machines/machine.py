@@ -336,7 +336,7 @@ class Machine:
         """Stop the use of the process image after an error. Later forks start a new QEMU instead."""
         if self._frozen is not None and self._frozen.is_of_use:
             self._frozen.is_of_use = False
-            log.warning("no other process goes on from the frozen one of machine %s: %s", self.id, why)
+            log.warning("the process image of machine %s is not used any more: %s", self.id, why)
         self._frozen = None
 
     async def freeze(
@@ -373,7 +373,7 @@ class Machine:
             plan = replace(await self._planner(self.record, self.paths), from_template=True)
             likeness = likeness_of(plan)
             if likeness is None:
-                raise MachineFailed("its process is none that can be frozen")
+                raise MachineFailed("its process cannot be captured as a process image")
             await qmp.close()
             return await freeze_process(process.pid, marks_of(plan), likeness, process.given, places)
 
@@ -385,7 +385,7 @@ class Machine:
         async with self.transition("starting", State.PAUSED):
             process, moment = self._process, now()
             if process is None:
-                raise self.ended_error("while it stood by")
+                raise self.ended_error("while it was a standby machine")
             self.stand_back(False)
             self._change(
                 state=State.STARTING,
@@ -411,7 +411,7 @@ class Machine:
         await self._ended_or(5)
         if self.record.suspended is None:
             self._note(state=State.FAILED)
-        when = "while it was started" if saved is None else "while it took up its saved state"
+        when = "while it was started" if saved is None else "while it loaded its saved state"
         return self.ended_error(f"{when}: {error}")
 
     async def _take_up(self, saved: SavedState) -> None:
@@ -522,7 +522,7 @@ class Machine:
         # start.
         begins = self.record.spare or self.state is State.STARTING
         if status == "inmigrate" or (begins and status in ("prelaunch", "restore-vm")):
-            await self._end_useless("the service ended before its saved state was taken up")
+            await self._end_useless("the service ended before its saved state was loaded")
             return None
         # "prelaunch": the guest reset itself at the moment of the pause.
         stands_still = ("paused", "postmigrate", "prelaunch")
@@ -610,8 +610,8 @@ class Machine:
     async def _give_up_memory(self, force: bool) -> None:
         if not force:
             raise WrongState(
-                f"machine '{self.name}' is suspended: to stop it is to lose what is in its memory",
-                hint=f"bough resume {self.name}, or give it up: bough stop {self.name} --force",
+                f"machine '{self.name}' is suspended: a stop discards its memory",
+                hint=f"bough resume {self.name}; to discard its memory: bough stop {self.name} --force",
                 machine=self.name,
                 state=str(self.state),
             )
@@ -696,9 +696,11 @@ class Machine:
         watch = self.watch(timeout_s)
         while self.record.identity != "known":
             if await self._first_of(_SETTLED_POLL_S, self._ended):
-                raise self.ended_error("before it was settled")
+                raise self.ended_error("before its identity was on its disk")
             if not watch.look():
-                raise DeadlineExceeded(f"machine '{self.name}' has not settled", machine=self.name)
+                raise DeadlineExceeded(
+                    f"machine '{self.name}' has not written its identity to its disk", machine=self.name
+                )
 
     def rename(self, name: str) -> None:
         self._turns.check()
@@ -845,7 +847,7 @@ class Machine:
             raise error
         if not self.record.image_agent and not self._guest.answers:
             raise AgentUnavailable(
-                f"machine '{self.name}' has no agent of ours, and no qemu-guest-agent answers",
+                f"machine '{self.name}' has no bough agent, and no qemu-guest-agent answers",
                 hint=f"use its console: bough console {self.name}",
                 machine=self.name,
             )
@@ -905,8 +907,8 @@ class Machine:
             forward = await self._ports.listen(forward)
         elif forward.host_port == 0:
             raise WrongState(
-                f"machine '{self.name}' is {self.state}; any free port can be chosen only while it runs",
-                hint="name a port of the host",
+                f"machine '{self.name}' is {self.state}; a free port can be chosen only while it runs",
+                hint="give a port of the host",
                 machine=self.name,
             )
         self._change(ports=[*self.record.ports, forward], event=False)
@@ -1033,7 +1035,7 @@ class Machine:
         elif cause is not None:
             text = cause.text
         else:
-            text = "its QEMU is gone and nobody saw it end (a power loss, or the host was restarted)"
+            text = "its QEMU ended unobserved (a power loss, or a restart of the host)"
         self._give_up(text, cause)
 
     def _give_up(self, text: str, cause: ExitCause | None = None) -> None:
@@ -1097,7 +1099,9 @@ class Machine:
         try:
             changed.write(self.paths)
         except (NoSpace, OSError) as error:
-            log.error("machine %s is %s, and that cannot be written: %s", self.id, changed.state, error)
+            log.error(
+                "the record of machine %s (now %s) cannot be written: %s", self.id, changed.state, error
+            )
         self._take(changed, event=True, **fields)
 
     def _take(self, changed: MachineRecord, *, event: bool, **fields: Any) -> None:

@@ -78,13 +78,13 @@ def resolve_media(spec: MachineSpec, image: ImageManifest, find: Callable[[str],
             problem = {
                 "place": kind,
                 "message": message,
-                "hint": "bough image import takes an ISO as a cdrom",
+                "hint": "to import an ISO as a cdrom: bough image import",
             }
             raise InvalidSpec(f"{kind}: {message}", problems=[problem])
         inserted[kind] = medium.digest
     if spec.user_data is not None and not image.cloud_init:
-        message = f"{spec.image} is not known to run cloud-init, which would read it"
-        hint = "if it does, import it with --cloud-init; if not: files, users, commands"
+        message = f"{spec.image} is not known to run cloud-init, which reads it"
+        hint = "if it does, import it with --cloud-init; otherwise use files, users, commands"
         problem = {"place": "user_data", "message": message, "hint": hint}
         raise InvalidSpec(f"user_data: {message}", hint=hint, problems=[problem])
     root: Literal["image", "blank", "none"] = "image"

@@ -24,7 +24,7 @@ async def find_ram(qmp: Qmp, pid: int | None, size_bytes: int, ram_start: int) -
     """Return the guest's RAM. Raises MachineFailed: QEMU's answer is malformed."""
     told, address = await _address_of(qmp, ram_start)
     if pid is None or address is None:
-        raise MachineFailed(f"QEMU does not say where its guest's memory is: {told[:200]!r}")
+        raise MachineFailed(f"QEMU does not report where its guest's memory is: {told[:200]!r}")
     return GuestRam(pid, address, size_bytes)
 
 

@@ -25,7 +25,7 @@ async def add_mount(machine: Machine, mount: MountSpec) -> None:
     """
     if not machine.record.image_agent:
         raise Conflict(
-            f"machine '{machine.name}' has no agent of bough's, without which no directory is shared",
+            f"machine '{machine.name}' has no bough agent, which a shared directory needs",
             machine=machine.name,
         )
     async with machine.mounts.changing:
@@ -52,7 +52,7 @@ async def _add(machine: Machine, mount: MountSpec) -> None:
         )
     if not here:
         if len(before) >= 32:
-            raise Conflict(f"machine '{machine.name}' shares 32 directories, no more are possible")
+            raise Conflict(f"machine '{machine.name}' shares 32 directories already, the maximum")
         machine.set_mounts((*before, mount))
     try:
         await _establish(machine, lazy=True)
@@ -94,7 +94,7 @@ async def _remove(machine: Machine, target: str, force: bool) -> None:
         await _establish(machine, lazy=True)
         raise Conflict(
             f"{target} is in use in machine '{machine.name}'",
-            hint="end what uses it, or take it away all the same with --force",
+            hint="end the processes that use it, or unmount it with --force",
             machine=machine.name,
         )
 
@@ -121,7 +121,7 @@ def trouble_error(machine: Machine, trouble: dict[str, str] | None = None) -> Gu
     no_sshfs = any("no sshfs" in why for why in trouble.values())
     return GuestRefused(
         f"machine '{machine.name}' runs, but {told}",
-        hint=_SSHFS_HINT if no_sshfs else f"mend that, then: bough mount {machine.name} --again",
+        hint=_SSHFS_HINT if no_sshfs else f"repair that, then: bough mount {machine.name} --again",
         machine=machine.name,
     )
 

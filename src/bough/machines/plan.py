@@ -150,7 +150,7 @@ def _enter_loader(variables: Path, loader: EfiLoader) -> None:
         variables.write_bytes(add_boot_entry(variables.read_bytes(), file, "disk"))
     except ValueError as error:  # not EDK2's firmware
         raise HostLacks(
-            f"the disk boots by {loader.path}, and this host's UEFI takes no boot entry: {error}",
+            f"the disk boots by {loader.path}, and this host's UEFI accepts no boot entry: {error}",
             hint="install EDK2's firmware (Debian: ovmf)",
         ) from error
 
@@ -241,8 +241,8 @@ def check_jail(spec: MachineSpec, jail: Jail, uid: int | None) -> None:
     if missing:
         told = "; ".join(f"{part.name}: it {part.detail}" for part in missing)
         raise HostLacks(
-            f"this host cannot give the whole jail that was required: {told}",
-            hint="`bough doctor` says what to install; without --require-jail the machine does without",
+            f"this host lacks parts of the jail that was required: {told}",
+            hint="`bough doctor` says what to install; to start without these parts, omit --require-jail",
             missing=[part.name for part in missing],
         )
 

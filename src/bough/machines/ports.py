@@ -164,9 +164,7 @@ class PortServer:
                 try:
                     await port.open(partial(self._accept, inside))
                 except OSError as error:
-                    log.warning(
-                        "port %d of machine %s cannot be listened on: %s", number, self.machine, error
-                    )
+                    log.warning("cannot listen on port %d of machine %s: %s", number, self.machine, error)
 
     def _shut(self, guest_port: int) -> None:
         for number, port in self._ports.items():

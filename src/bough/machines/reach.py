@@ -64,7 +64,7 @@ class Reach:
             raise QmpLost(
                 f"machine '{self._machine.name}' runs (pid {self._machine.pid}) and cannot be reached: "
                 f"{self.trouble}",
-                hint="bough tries again by itself; to pull the machine's plug: "
+                hint="bough tries again by itself; to power the machine off: "
                 f"bough stop {self._machine.name} --force",
                 machine=self._machine.name,
             )

@@ -193,7 +193,7 @@ class MachineRecord(_Kept):
         """
         record = cls.model_validate_json(paths.record.read_bytes())
         if record.id != paths.root.name:
-            raise ValueError(f"it is that of machine {record.id[:80]!r}")
+            raise ValueError(f"it belongs to machine {record.id[:80]!r}")
         return record
 
 

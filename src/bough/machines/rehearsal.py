@@ -109,7 +109,7 @@ def rehearse(devices: bytes, hurry: Hurry) -> tuple[bytes, Rehearsal]:
     except ValueError as error:
         raise MachineFailed(f"the state of its devices is damaged: {error}") from error
     if video is not None:
-        raise MachineFailed("it has a screen")
+        raise MachineFailed("a machine with a screen cannot be pre-warmed")
     marked = mark_cpus(stream)
     rest, words = split_cpus(stream)
     return marked.stream, Rehearsal(rest, hurry, words, marked.marks)
@@ -168,7 +168,7 @@ async def put_back(
     place = await asyncio.to_thread(_find_vmgenid, ram, memory, vmgenid)
     await _write_back(qmp, ram, memory)  # loading the devices has written to the memory
     if await asyncio.to_thread(_differs, ram, memory):
-        raise MachineFailed("its memory could not be put back")
+        raise MachineFailed("its memory could not be rewound to the snapshot")
     return {"vmgenid_le": (place,)}
 
 
@@ -214,7 +214,7 @@ async def _change_disks(qmp: Qmp, paths: MachinePaths, overlays: list[MachineDis
         old: Node = tops[f"disk{number}"]
         file = overlay.file
         if len(chain_below(nodes, old.name)) != len(overlay.layers):
-            raise MachineFailed(f"QEMU does not have the {len(overlay.layers)} layers of {file}")
+            raise MachineFailed(f"QEMU does not report {len(overlay.layers)} backing files of {file}")
         node = overlay_node(str(paths.disks / file), file, backing=nodes[old.name].backing)
         await qmp.execute("blockdev-add", **node.qmp_options())
         device = f"/machine/peripheral/disk{number}-device"
@@ -238,7 +238,7 @@ async def _load(qmp: Qmp, stream: bytes, paths: MachinePaths, uid: int | None) -
             await asyncio.sleep(_POLL_S)
     await qmp.execute("job-dismiss", id="state")
     if "error" in found:
-        raise MachineFailed(f"QEMU did not take up the state again: {str(found['error'])[:200]}")
+        raise MachineFailed(f"QEMU did not load the state again: {str(found['error'])[:200]}")
     named: dict[str, Any] = {"node-name": "state"}
     await qmp.execute("blockdev-del", **named)
     file.unlink()
@@ -263,7 +263,7 @@ def _find_vmgenid(ram: GuestRam, memory: Template, vmgenid: str) -> int:
         if (at := os.pread(now.fileno(), length, start).find(form)) >= 0
     ]
     if len(places) != 1:
-        raise MachineFailed("its guest has not taken notice of its vmgenid")
+        raise MachineFailed("its vmgenid was not found in its guest's memory")
     return places[0]
 
 

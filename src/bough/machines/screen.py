@@ -65,7 +65,8 @@ def parse_keys(combination: str) -> list[str]:
         key = _NAMED.get(name) or _PLAIN.get(name) or (name if re.fullmatch(r"[a-z0-9]", name) else None)
         if key is None:
             raise InvalidInput(
-                f"{part[:20]!r} is no key", hint="like enter, esc, f12, up, ctrl-alt-delete, a; text is typed"
+                f"{part[:20]!r} is not a key",
+                hint="keys: enter, esc, f12, up, ctrl-alt-delete, a...; to type text: bough type NAME TEXT",
             )
         found.append(key)
     if len(found) > MOST_KEYS:
@@ -131,7 +132,7 @@ async def take_picture(qmp: Qmp) -> bytes:
     finally:
         os.close(memory)
     if size > MOST_PICTURE_BYTES or _size_of(picture) is None:
-        raise ProtocolError("QEMU gave something else than a picture of the screen")
+        raise ProtocolError("QEMU sent no valid picture of the screen")
     return picture
 
 

@@ -85,7 +85,9 @@ class StandBy:
         machine = self._machine
         channel, awake = machine.channel(), machine.state is State.RUNNING
         if channel is None:
-            raise AgentUnavailable(f"the agent of machine '{machine.name}' is gone", machine=machine.name)
+            raise AgentUnavailable(
+                f"the agent of machine '{machine.name}' does not answer", machine=machine.name
+            )
         # The request is in the agent's port before the vCPUs run, so that the guest reads the request first.
         told = asyncio.create_task(self._tell(channel, name, awake))
         await asyncio.sleep(0)

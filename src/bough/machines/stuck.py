@@ -93,7 +93,7 @@ async def watch(machine: Host) -> None:
             try:
                 await watch.look()
             except (BoughError, OSError) as error:  # the machine has just ended, or another operation runs
-                log.info("machine %s was not freed of what it may be caught in: %s", machine.name, error)
+                log.info("vCPUs of machine %s that may hang were not freed: %s", machine.name, error)
         else:
             watch.seen.clear()
         await asyncio.sleep(_LOOK_EVERY_S)
@@ -130,7 +130,7 @@ class _Watch:
         self._innocent |= dict.fromkeys((one.address for one in still), time.monotonic())
         if freed := caught - still:
             where = ", ".join(f"vCPU {one.vcpu} at {one.address:#x}" for one in freed)
-            told = f"it hung in what QEMU had translated before its guest changed it: {where}"
+            told = f"it hung on a stale translation of QEMU: {where}"
             log.warning("machine %s was freed: %s", machine.name, told)
             machine.tell("freed", told)
 

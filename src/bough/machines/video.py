@@ -68,7 +68,7 @@ def split_devices(devices: bytes) -> tuple[bytes, Video | None]:
         return devices, None
     begin = len(devices) - _END.size - size
     if begin < 0:
-        raise ValueError("the screen's memory is longer than all of it")
+        raise ValueError("the screen's memory is longer than the whole file")
     unpacking = zlib.decompressobj()
     try:
         data = unpacking.decompress(memoryview(devices)[begin : -_END.size], _MOST_BYTES)
@@ -88,7 +88,7 @@ def _parse(data: bytes) -> Video:
     end = 0
     for offset, length in extents:
         if offset < end or not length or offset % PAGE_BYTES or length % PAGE_BYTES:
-            raise ValueError("the screen's memory consists of what are no pages")
+            raise ValueError("the screen's memory has parts that are no whole pages")
         end = offset + length
     if end > MOST_VIDEO_BYTES or len(data) - start != size_of(extents):
         raise ValueError("the screen's memory is not as long as its table says")
@@ -103,5 +103,5 @@ async def put_back(qmp: Qmp, pid: int | None, video: Video) -> None:
     """
     memory = await find_video(qmp, pid)
     if memory is None or sum(video.extents[-1]) > memory.size_bytes:
-        raise MachineFailed("what was on its screen has no place in its display adapter")
+        raise MachineFailed("its display adapter has no room for the saved screen")
     await asyncio.to_thread(memory.write, video.extents, video.content)
