@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from tests.acceptance.conftest import Cli
+from tests.acceptance.conftest import BOUGH, Cli
 from tests.waiting import wait_until
 
 
@@ -164,3 +164,78 @@ def test_of_a_machine_that_is_not_there_or_not_running(
     gone.append("asleep")
     cli("create", debian, "--name", "asleep")
     cli.error("exec", "asleep", "--", "true", says="stopped", hint="bough start asleep")
+
+
+def test_a_loop_that_reads_lines(cli: Cli, box: str) -> None:
+    script = f"seq 3 | while read i; do {BOUGH} exec -n {box} -- sh -c 'cat; echo '$i; done"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, env=cli.env, check=True, timeout=120)
+    assert done.stdout == b"1\n2\n3\n"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_standard_streams_that_are_closed(cli: Cli, box: str, closed: str) -> None:
+    for words in (f"exec {box} -- sh -c 'cat; exit 5'", f"exec -n {box} -- sh -c 'exit 5'"):
+        assert (
+            subprocess.run(f"{BOUGH} {words} {closed}", shell=True, env=cli.env, check=False).returncode == 5
+        )
+    for words in ("list", f"info {box}", f"cp {box}:/etc/hostname /dev/null", f"shell {box}", "version"):
+        assert (
+            subprocess.run(f"{BOUGH} {words} {closed}", shell=True, env=cli.env, check=False).returncode == 0
+        ), words
+
+
+def test_options_between_the_name_and_the_dashes(cli: Cli, box: str) -> None:
+    said = cli.text("exec", box, "-e", "A=b", "-w", "/usr", "--", "sh", "-c", "echo $A $PWD")
+    assert said == "b /usr"
+    done = cli("exec", box, "-e", "A=b", "ls", check=False)
+    assert done.returncode == 2
+    assert b"options go before NAME" in done.stderr
+
+
+def test_a_variable_without_a_value(box: str) -> None:
+    script = 'echo "${FOO-not set}"'
+    assert Cli({"FOO": "x"}).text("exec", "-e", "FOO", box, "--", "sh", "-c", script) == "x"
+    assert "FOO" not in os.environ
+    assert Cli().text("exec", "-e", "FOO", box, "--", "sh", "-c", script) == "not set"
+
+
+def test_words_that_are_not_utf_8(cli: Cli, box: str) -> None:
+    odd = os.fsdecode(b"a\xffb")
+    script = 'printf "%s %s" "$0" "$ODD"'
+    done = cli("exec", "-e", f"ODD={odd}", box, "--", "sh", "-c", script, odd)
+    assert done.stdout == b"a\xffb a\xffb"
+    assert cli("exec", box, "--", odd, check=False).returncode == 127
+
+
+def test_commands_as_long_as_the_kernel_takes(cli: Cli, box: str) -> None:
+    script = "echo $#"
+    assert cli.text("exec", box, "--", "sh", "-c", script, "sh", *["word"] * 150_000) == "150000"
+    assert cli.text("exec", box, "--", "sh", "-c", "echo ${#0}", "w" * 131_071) == "131071"
+
+
+def test_a_program_whose_loader_is_gone(cli: Cli, box: str) -> None:
+    make = "printf '#!/no/such/loader\\n' > /tmp/lost; chmod +x /tmp/lost"
+    cli("exec", box, "--", "sh", "-c", make)
+    done = cli("exec", box, "--", "/tmp/lost", check=False)
+    assert done.returncode == 127
+    assert b"loader" in done.stderr
+
+
+def test_a_path_that_continues_another(cli: Cli, box: str) -> None:
+    add = "cp /etc/environment /tmp/environment; echo 'PATH=/opt/bin:$PATH' >> /etc/environment"
+    cli("exec", box, "--", "sh", "-c", add)
+    try:
+        assert cli.text("exec", box, "--", "sh", "-c", "ls -d /; echo $PATH").startswith("/\n/opt/bin:/usr/")
+    finally:
+        cli("exec", box, "--", "cp", "/tmp/environment", "/etc/environment")
+
+
+def test_a_terminal_that_the_guest_does_not_know(box: str) -> None:
+    ours, theirs = pty.openpty()
+    process = Cli({"TERM": "xterm-ghostty"}).popen(
+        "exec", "-t", box, "--", "sh", "-c", "echo [$TERM]", stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    assert b"[xterm-256color]" in read_until(ours, b"]")
+    assert process.wait(60) == 0
+    os.close(ours)

@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 
 from bough.errors import AgentUnavailable, GuestRefused
+from bough.guest import agent_login
 from bough.guest.channel import AgentChannel
 from bough.guest.install import LIBRARY, agent_files
 from bough.guest.session import ExecRequest, ExecSession, ExitStatus
@@ -167,7 +168,10 @@ async def test_it_leads_a_session_of_its_own(channel: AgentChannel) -> None:
         ({"argv": ["true"], "user": "no-such-user"}, "ENOENT"),
         ({"argv": ["true"], "user": "root:no-such-group"}, "ENOENT"),
         ({"argv": []}, "EINVAL"),
-        ({"argv": ["x" * 40_000]}, "E2BIG"),
+        ({"argv": ["true", "x" * 131_072]}, "E2BIG"),
+        ({"argv": ["true", *["x" * 100_000] * 21]}, "E2BIG"),
+        ({"argv": ["true", "a\0b"]}, "EINVAL"),
+        ({"argv": ["true"], "env": {"A=B": "x"}}, "EINVAL"),
     ],
 )
 async def test_what_cannot_start_is_refused(
@@ -177,6 +181,52 @@ async def test_what_cannot_start_is_refused(
         await channel.exec(ExecRequest(**options))  # type: ignore[arg-type]
     assert caught.value.details["errno"] == errno
     assert await channel.ping() < 5
+
+
+async def test_words_that_are_not_utf_8(channel: AgentChannel, tmp_path: Path) -> None:
+    odd = os.fsdecode(b"a\xffb")
+    (tmp_path / odd).mkdir()
+    script = 'printf "%s %s " "$1" "$ODD"; pwd'
+    out, _, _ = await run(channel, "sh", "-c", script, "sh", odd, env={"ODD": odd}, cwd=str(tmp_path / odd))
+    assert out == b"a\xffb a\xffb " + os.fsencode(tmp_path) + b"/a\xffb\n"
+    with pytest.raises(GuestRefused, match="no such command"):
+        await channel.exec(ExecRequest([odd]))
+
+
+@pytest.mark.parametrize("words", [["w" * 131_071], ["x" * 100_000] * 20, ["y"] * 150_000, [""] * 3000])
+async def test_long_commands(channel: AgentChannel, words: list[str]) -> None:
+    script = 'echo $# "$ODD"; printf %s "$@" | wc -c'
+    out, _, _ = await run(channel, "sh", "-c", script, "sh", *words, env={"ODD": "a=b c"})
+    assert out.decode().split() == [str(len(words)), "a=b", "c", str(len("".join(words)))]
+
+
+async def test_a_program_whose_loader_is_gone(channel: AgentChannel, tmp_path: Path) -> None:
+    (tmp_path / "lost").write_text("#!/no/such/loader\n")
+    (tmp_path / "lost").chmod(0o755)
+    with pytest.raises(GuestRefused, match="lost is there, but its loader") as caught:
+        await channel.exec(ExecRequest(["./lost"], cwd=str(tmp_path)))
+    assert caught.value.details["errno"] == "ENOENT"
+    assert caught.value.message.startswith("./lost: ")
+
+
+async def test_a_terminal_that_the_guest_does_not_know(channel: AgentChannel) -> None:
+    script = ["sh", "-c", "echo $TERM"]
+    assert b"xterm" in (await run(channel, *script, tty=True, term="no-such-term"))[0]
+    assert (await run(channel, *script, tty=True, term="linux"))[0] == b"linux\r\n"
+    asked = {"TERM": "no-such-term"}
+    assert (await run(channel, *script, tty=True, env=asked))[0] == b"no-such-term\r\n"
+
+
+def test_names_in_the_environment_file() -> None:
+    before = {"PATH": "/usr/bin", "HOME": "/root"}
+    for value, expected in {
+        "/opt/bin:$PATH": "/opt/bin:/usr/bin",
+        "${PATH}:$HOME/bin": "/usr/bin:/root/bin",
+        "$NOT_SET/x": "/x",
+        "a$": "a$",
+        "$1 $(true) ${": "$1 $(true) ${",
+    }.items():
+        assert agent_login._expand(value, before) == expected
 
 
 @AS_ROOT

@@ -134,9 +134,10 @@ def _read_status(content: bytes, command: str) -> int:
         return read_status(content).shell_code
     except GuestRefused as error:
         # A shell's status, if the command itself is missing (and not the user or the directory).
-        status = {"ENOENT": 127, "EACCES": 126}.get(str(error.details.get("errno")))
-        if status is None or not error.message.startswith(f"{command}: "):
+        shown = os.fsencode(command).decode(errors="replace")
+        if not error.message.startswith(f"{shown[:200]}: ") or not error.details.get("errno"):
             raise
+        status = 127 if error.details["errno"] == "ENOENT" else 126
         from bough.cli.output import show_error
 
         show_error(error)

@@ -14,6 +14,7 @@ gc.set_threshold(100_000)
 
 def main() -> None:
     """Run the command line and exit. Users see no traceback unless BOUGH_DEBUG is set."""
+    open_standard_streams()
     try:
         _leave(_call())
     except BoughError as error:
@@ -34,6 +35,18 @@ def main() -> None:
         print(f"error: bug in bough: {type(error).__name__}: {error}", file=sys.stderr)
         print("\nhint: run the command again with BOUGH_DEBUG=1 to see the traceback", file=sys.stderr)
         _leave(1)
+
+
+def open_standard_streams() -> None:
+    """Those that are closed lead to /dev/null, as in ssh: a socket of ours must not become standard input."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
+    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def _call() -> int:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bough.cli.carry import carry, write
+from bough.cli.command_after import CommandAfterName
 from bough.cli.service import DURATION, NAME, connect, machine_path
+from bough.client.words import render_request
 from bough.errors import ServiceUnavailable
 
 if TYPE_CHECKING:
@@ -21,20 +23,24 @@ if TYPE_CHECKING:
     from bough.client.websocket import WebSocket
 
 _RESIZE = 4
+no_input_option = click.option(
+    "-n", "--no-input", is_flag=True, help="Read nothing from standard input, as ssh -n."
+)
 DETACH = b"\x1d"  # Ctrl-]
 
 
-@click.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command("exec", cls=CommandAfterName, context_settings={"allow_interspersed_args": False})
 @click.option("-t", "--tty", is_flag=True, help="Give the command a terminal.")
 @click.option(
     "-i", "--interactive", is_flag=True, help="Pass on standard input from a terminal, also without -t."
 )
+@no_input_option
 @click.option(
     "-e",
     "--env",
     multiple=True,
     metavar="NAME[=VALUE]",
-    help="Environment variable for the command; without VALUE: this shell's.",
+    help="Environment variable for the command; without VALUE: this shell's, if set.",
 )
 @click.option("-w", "--workdir", help="Working directory in the guest.")
 @click.option("-u", "--as-user", "user", metavar="USER", help="Run as this user of the guest; default: root.")
@@ -46,6 +52,7 @@ def exec_command(
     command: tuple[str, ...],
     tty: bool,
     interactive: bool,
+    no_input: bool,
     env: tuple[str, ...],
     workdir: str | None,
     user: str | None,
@@ -54,17 +61,29 @@ def exec_command(
     """Run COMMAND in a machine with this command's standard streams. The exit status is COMMAND's.
 
     COMMAND is killed when this client ends for any reason.
+
+    COMMAND reads this command's standard input to its end: use -n in a loop that reads lines.
     """
     if command[0] == "--":
         command = command[1:]
-    request: dict[str, Any] = {"argv": list(command), "env": dict(map(_variable, env)), "timeout_s": timeout}
+    request: dict[str, Any] = {"argv": list(command), "env": _variables(env), "timeout_s": timeout}
     request |= {"cwd": workdir, "user": user}
+    if no_input:
+        close_input()
     return run_in(connect(), name, request, tty=tty, interactive=interactive)
 
 
-def _variable(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    return name, value if equals else os.environ.get(name, "")
+def _variables(texts: tuple[str, ...]) -> dict[str, str]:
+    pairs = (text.partition("=") for text in texts)
+    given = {name: value if equals else os.environ.get(name) for name, equals, value in pairs}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def close_input() -> None:
+    """Standard input is empty from here on, as with `ssh -n`."""
+    empty = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
 
 
 @click.command()
@@ -74,7 +93,7 @@ def shell(name: str, user: str | None) -> int:
     """Open the user's login shell in a machine, on a terminal."""
     script = 'cd; exec "${SHELL:-/bin/sh}" -l'
     request = {"argv": ["/bin/sh", "-c", script], "user": user}
-    return run_in(connect(), name, request, tty=sys.stdin.isatty(), interactive=True)
+    return run_in(connect(), name, request, tty=os.isatty(0), interactive=True)
 
 
 def run_in(
@@ -84,7 +103,7 @@ def run_in(
     socket = service.websocket(machine_path(name, "exec"))
     if tty:
         request |= on_terminal()
-    socket.send_text(json.dumps(request))
+    socket.send_text(render_request(request))
     return carry_here(socket, request["argv"][0], tty=tty, interactive=interactive)
 
 
@@ -95,7 +114,7 @@ def on_terminal() -> dict[str, Any]:
 def carry_here(socket: WebSocket, command: str, *, tty: bool, interactive: bool) -> int:
     """Carry the streams as `carry` does, with this terminal in raw mode if the command has a terminal."""
     with socket, _raw_terminal(socket if tty else None):
-        return carry(socket, command, stdin=tty or interactive or not sys.stdin.isatty())
+        return carry(socket, command, stdin=tty or interactive or not os.isatty(0))
 
 
 def _size() -> dict[str, int]:

@@ -30,6 +30,8 @@ def attempt(words: list[str]) -> int | None:
     verb, of, command = words[0], words[1], words[2:]
     if command[0] == "--":
         del command[0]
+    elif command[0].startswith("-"):
+        return None
     if not command or not all(map(_is_plain, command)) or not _is_plain(of):
         return None
     told = f'{{"argv": [{", ".join(map(_quote, command))}]}}'

@@ -10,6 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bough.client.websocket import MAX_MESSAGE_BYTES, WebSocket
+from bough.client.words import render_request
 from bough.errors import BoughError, ProtocolError, ServiceUnavailable, error_from_dict
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Process:
         self._status: ExitStatus | None = None
         self._error: BoughError | None = None
         try:
-            socket.send_text(json.dumps(request))
+            socket.send_text(render_request(request))
         except BaseException:
             socket.close()
             raise

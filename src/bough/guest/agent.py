@@ -341,7 +341,7 @@ class Agent:
             elif kind == wire.CALL:
                 self._call(session_id, stream, payload)
             elif kind in (wire.EXEC, wire.DIAL):
-                self._open(kind, session_id, payload)
+                self._open(kind, session_id, stream, payload)
             else:
                 session = self.sessions.get(session_id)
                 if session is not None:
@@ -383,11 +383,16 @@ class Agent:
 
         facts = agent_facts.gather()
         facts.update(version=wire.VERSION, agent_version=AGENT_VERSION, window=agent_session.INPUT_WINDOW)
-        facts.update(resumes=self.keeping is not None)
+        facts.update(resumes=self.keeping is not None, long_commands=True)
         return wire.encode(facts)
 
-    def _open(self, kind: int, session_id: int, payload: memoryview) -> None:
+    def _open(self, kind: int, session_id: int, more: int, payload: memoryview) -> None:
         try:
+            if more or session_id in self._parts:
+                whole = self._gather(session_id, more, payload)
+                if whole is None:
+                    return
+                payload = memoryview(whole)
             if len(self.sessions) >= MAX_SESSIONS or session_id in self.sessions:
                 raise Refused("the guest has too many sessions open")
             request = wire.decode_map(payload)
@@ -395,20 +400,27 @@ class Agent:
         except Exception as error:
             self.send_error(session_id, error)
 
-    def _call(self, call: int, more: int, payload: memoryview) -> None:
-        parts = self._parts.setdefault(call, [])
+    def _gather(self, key: int, more: int, payload: memoryview) -> bytes | None:
+        """All of what comes in parts, with the last of them."""
+        parts = self._parts.setdefault(key, [])
         parts.append(bytes(payload))
         if more:
             if sum(map(len, parts)) > _MAX_CALL or len(self._parts) > MAX_SESSIONS:
                 del parts[:]
+            return None
+        del self._parts[key]
+        return b"".join(parts)
+
+    def _call(self, call: int, more: int, payload: memoryview) -> None:
+        whole = self._gather(call, more, payload)
+        if whole is None:
             return
-        del self._parts[call]
         try:
             if self._start_call is None:
                 from bough.guest.agent_calls import start
 
                 self._start_call = start  # an import that does nothing is a thousand blocks of code, too
-            request = wire.decode_map(b"".join(parts))
+            request = wire.decode_map(whole)
             self._start_call(self, call, str(request.get("operation")), _map(request.get("arguments")))
         except Exception as error:
             self.send_error(call, error)

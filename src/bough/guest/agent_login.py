@@ -116,8 +116,13 @@ def login_environment(identity: Identity) -> dict[str, str]:
     """What a login sets, with /etc/environment and the locale."""
     entry = identity.entry
     environment = {"PATH": _USER_PATH if identity.uid else _ROOT_PATH}
-    environment.update(_read_settings("/etc/default/locale"))
-    environment.update(_read_settings("/etc/environment"))
+    for path in ("/etc/default/locale", "/etc/environment"):
+        for name, value in _read_settings(path).items():
+            environment[name] = _expand(value, environment) if "$" in value else value
+    if identity.groups is not None:
+        runtime = f"/run/user/{identity.uid}"
+        if _owner(runtime) == identity.uid:
+            environment["XDG_RUNTIME_DIR"] = runtime
     if entry is not None:
         environment["HOME"] = entry.pw_dir
         environment["SHELL"] = entry.pw_shell or "/bin/sh"
@@ -125,6 +130,33 @@ def login_environment(identity: Identity) -> dict[str, str]:
     else:
         environment["HOME"] = "/"
     return environment
+
+
+def _expand(value: str, environment: dict[str, str]) -> str:
+    """Put values for names: with `PATH=/opt/bin:$PATH` as it stands no command would be found."""
+    expanded, *parts = value.split("$")
+    for part in parts:
+        braced = part.startswith("{") and "}" in part
+        name, rest = part[1:].split("}", 1) if braced else _split_name(part)
+        if name.isidentifier() and name.isascii():
+            expanded += environment.get(name, "") + rest
+        else:
+            expanded += "$" + part
+    return expanded
+
+
+def _split_name(text: str) -> tuple[str, str]:
+    end = 0
+    while end < len(text) and (text[end].isalnum() or text[end] == "_"):
+        end += 1
+    return text[:end], text[end:]
+
+
+def _owner(path: str) -> int:
+    try:
+        return os.stat(path).st_uid
+    except OSError:
+        return -1
 
 
 def _read_settings(path: str) -> dict[str, str]:

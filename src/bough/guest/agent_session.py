@@ -49,7 +49,9 @@ def describe_error(error: BaseException) -> dict[str, object]:
     filename = getattr(error, "filename", None)
     if isinstance(filename, (str, bytes)):
         text = f"{os.fsdecode(filename)}: {text}"
-    return {"message": text[:4000], "errno": name}
+    # Text for people: a name that is not UTF-8 is shown as well as it can be.
+    shown = text[:4000].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return {"message": shown, "errno": name}
 
 
 class Session:

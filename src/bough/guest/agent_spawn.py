@@ -5,7 +5,7 @@ guest. Fork is left for Python 3.7.
 """
 
 # pathlib and contextlib cost an emulated guest 20 ms each to load.
-# ruff: noqa: PTH112, PTH113, PTH118
+# ruff: noqa: PTH110, PTH112, PTH113, PTH118
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _FIONREAD = 0x541B
 _TIOCSWINSZ = 0x5414
 _TIOCSCTTY = 0x540E
+_ENOENT = 2
 _ENOEXEC = 8
 _ADDR_NO_RANDOMIZE = 0x0040000
 _SHELL = b"/bin/sh"
@@ -90,7 +91,29 @@ _same_addresses = False
 
 def _text(request: dict[str, object], key: str) -> str | None:
     value = request.get(key)
+    if isinstance(value, bytes):
+        return os.fsdecode(value)
     return value if isinstance(value, str) else None
+
+
+def _words(request: dict[str, object]) -> list[bytes]:
+    """The command; a long one comes as bytes, with a zero byte after each word."""
+    joined = request.get("words")
+    if isinstance(joined, bytes):
+        return joined.split(b"\0")[:-1]
+    argv = request.get("argv")
+    return [os.fsencode(item) for item in argv] if isinstance(argv, list) else []
+
+
+def _settings(request: dict[str, object]) -> dict[str, str]:
+    """Of the environment: a map, or bytes as those of a long command."""
+    asked = request.get("env")
+    if isinstance(asked, bytes):
+        pairs = (os.fsdecode(one).partition("=") for one in asked.split(b"\0")[:-1])
+        return {name: value for name, _, value in pairs}
+    if isinstance(asked, dict):
+        return {key: os.fsdecode(value) for key, value in asked.items()}
+    return {}
 
 
 def _start_on_pipes(request: dict[str, object], command: _Command | _Apart) -> Process:
@@ -143,17 +166,16 @@ class _Command:
     failure = -1
 
     def __init__(self, request: dict[str, object]) -> None:
-        argv = request.get("argv")
-        if not isinstance(argv, list) or not argv or not argv[0]:
+        self.argv = _words(request)
+        if not self.argv or not self.argv[0]:
             raise OSError(22, "there is no command to run")
-        self.argv = [os.fsencode(item) for item in argv]
         self.identity = Identity(_text(request, "user"))
         self.environment = login_environment(self.identity)
-        asked = request.get("env")
-        if isinstance(asked, dict):
-            self.environment.update((key, os.fsdecode(value)) for key, value in asked.items())
-        if request.get("tty"):
-            self.environment.setdefault("TERM", _text(request, "term") or "xterm-256color")
+        self.environment.update(_settings(request))
+        if request.get("tty") and "TERM" not in self.environment:
+            from bough.guest.agent_terminal import choose_term
+
+            self.environment["TERM"] = choose_term(_text(request, "term"), self.environment.get("HOME", "/"))
         home = self.environment.get("HOME", "/")
         self.directory = _text(request, "cwd") or (home if os.path.isdir(home) else "/")
         self.path = self._find(self.argv[0])
@@ -206,7 +228,7 @@ class _Command:
                 return self._posix_spawn(self.path, self.argv, actions)
             except OSError as error:
                 if error.errno != _ENOEXEC:
-                    raise
+                    raise self._refusal(error) from None
                 return self._posix_spawn(_SHELL, self._script(), actions)
         finally:
             self.identity.take_back()
@@ -223,6 +245,14 @@ class _Command:
             setsigmask=(),
             setsigdef=_PERHAPS_IGNORED,
         )
+
+    def _refusal(self, error: OSError) -> OSError:
+        """Why the kernel does not execute what was found, with the command as file name."""
+        code = error.errno or 5
+        text = os.strerror(code)
+        if code == _ENOENT and os.path.exists(self.path):
+            text = f"{os.fsdecode(self.path)} is there, but its loader or interpreter is not"
+        return OSError(code, text, self.argv[0])
 
     def _script(self) -> list[bytes]:
         """A script without a first line that says what it is for: a shell runs it, as execvp does it."""
@@ -275,6 +305,8 @@ class _Command:
                     raise
                 os.execve(_SHELL, self._script(), self.environment)
         except OSError as error:
+            if what == self.path:
+                raise self._refusal(error) from error
             raise OSError(error.errno or 5, os.strerror(error.errno or 5), what) from error
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from bough.errors import AgentTimeout, AgentUnavailable, BoughError, GuestRefused, ProtocolError
 from bough.guest import wire
 from bough.guest.calls import Call
+from bough.guest.command_line import check_command, encode_command
 from bough.guest.facts import AgentFacts, clean_name, clean_text
 from bough.guest.session import OUTPUT_WINDOW, ExecRequest, ExecSession, PortWatch, Session, Tunnel
 from bough.guest.suspended import SuspendedCommands
@@ -79,6 +80,7 @@ class AgentChannel:
         self._socket = sock
         self._loop = asyncio.get_running_loop()
         self._established = False
+        self._long_commands = False
         self._nonce = 0
         self._token = b""
         self._welcome: asyncio.Future[AgentFacts] | None = None
@@ -195,6 +197,7 @@ class AgentChannel:
             GuestRefused: no such command, user or directory; details: errno.
             AgentTimeout: not started in `timeout_s`; it is aborted then.
         """
+        check_command(request, self.machine)
         values = {
             "argv": list(request.argv),
             "env": dict(request.env),
@@ -207,10 +210,11 @@ class AgentChannel:
             values.update(tty=True, rows=request.rows, columns=request.columns, term=request.term)
         if self.same_addresses:
             values["same_addresses"] = True
-        payload = wire.encode(values)
-        if len(payload) > wire.MAX_PAYLOAD:
+        payload = encode_command(values, joined=self._long_commands)
+        if len(payload) > wire.MAX_PAYLOAD and not self._long_commands:
             raise GuestRefused(
-                f"a command and its environment may have {wire.MAX_PAYLOAD} bytes, not {len(payload)}",
+                f"{request.argv[0]}: the agent of this image takes commands of {wire.MAX_PAYLOAD} bytes",
+                hint="build the image again: bough image build --rebuild",
                 machine=self.machine,
                 errno="E2BIG",
             )
@@ -482,6 +486,7 @@ class AgentChannel:
         self.input_window = window
         self.facts = AgentFacts.from_guest(values)
         self._established = True
+        self._long_commands = values.get("long_commands") is True
         self.resumes = values.get("resumes") is True
         self._resume(values.get("sessions"))
         self._welcome.set_result(self.facts)
@@ -610,7 +615,9 @@ class AgentChannel:
         if len(self._sessions) >= MAX_SESSIONS:
             text = f"machine {self.machine!r} has {MAX_SESSIONS} sessions open, no more are possible"
             raise AgentUnavailable(text, machine=self.machine)
-        self.send(kind, session.id, payload)
+        cuts = range(0, max(len(payload), 1), wire.MAX_PAYLOAD)
+        for cut in cuts:
+            self.send(kind, session.id, payload[cut : cut + wire.MAX_PAYLOAD], int(cut != cuts[-1]))
         self._check_established()  # sending may have shown that nobody is there
         self._sessions[session.id] = session
         try:

@@ -11,6 +11,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bough.errors import AgentTimeout, AgentUnavailable, BoughError, GuestRefused, ProtocolError
+from bough.guest.command_line import check_command
 from bough.guest.facts import clean_text
 from bough.guest.session import ExecRequest, ExitStatus
 from bough.home import SocketAddress
@@ -172,6 +174,8 @@ class QgaChannel:
     async def exec(self, request: ExecRequest, *, timeout_s: float = 60) -> QgaExec:
         if request.tty:
             raise self._lacks("a terminal", hint=f"bough console {self.machine}")
+        check_command(request, self.machine)
+        _check_text(request, self.machine)
         return QgaExec(self, request)
 
     async def dial(self, port: int, host: str | None = None, *, timeout_s: float = 60) -> Any:
@@ -274,6 +278,13 @@ class QgaExec:
                 return status
             await asyncio.sleep(_POLL_S[min(attempt, len(_POLL_S) - 1)])
         raise ProtocolError("the guest's agent told no status")
+
+
+def _check_text(request: ExecRequest, machine: str) -> None:
+    """JSON holds no other bytes. Raises: GuestRefused."""
+    for word in (*request.argv, *request.env.values(), request.cwd or ""):
+        if not word.isascii() and "\ufffd" in os.fsencode(word).decode(errors="replace"):
+            raise GuestRefused("qemu-guest-agent takes no words that are not UTF-8", machine=machine)
 
 
 def _render_argv(request: ExecRequest) -> list[str]:

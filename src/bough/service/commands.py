@@ -8,13 +8,15 @@ text: the request as JSON. The service's last message is the status. `run` also 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
+import os
 from collections.abc import AsyncIterator, Awaitable
-from typing import Any, TypeAlias, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 from fastapi import APIRouter, WebSocket
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 from starlette.websockets import WebSocketState
 
 from bough import __version__
@@ -40,14 +42,26 @@ T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
 
+def _parse_word(value: object) -> str:
+    """Text, or bytes that are not UTF-8 as {"base64": ...}; those become text as file names do in Python."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict) and value.keys() == {"base64"} and isinstance(value["base64"], str):
+        return os.fsdecode(base64.b64decode(value["base64"], validate=True))
+    raise ValueError('expected text, or {"base64": text}')
+
+
+Word = Annotated[str, PlainValidator(_parse_word)]
+
+
 class ExecMessage(BaseModel):
     """The first message of an exec, as text."""
 
     model_config = ConfigDict(extra="forbid")
-    argv: list[str] = Field(min_length=1, max_length=4096)
-    env: dict[str, str] = Field(default_factory=dict)
-    cwd: str | None = None
-    user: str | None = None
+    argv: list[Word] = Field(min_length=1)
+    env: dict[str, Word] = Field(default_factory=dict)
+    cwd: Word | None = None
+    user: Word | None = None
     tty: bool = False
     rows: int = Field(24, ge=1, le=4096)
     columns: int = Field(80, ge=1, le=4096)

@@ -147,7 +147,8 @@ def _configure(app: Any) -> uvicorn.Config:
         app,
         lifespan="off",
         ws=StreamProtocol,
-        ws_max_size=1024 * 1024,
+        # A command of 2 MiB with each byte escaped.
+        ws_max_size=16 * 1024 * 1024,
         # A client with a blocked standard output cannot answer a ping that follows the data.
         ws_ping_interval=None,
         timeout_keep_alive=75,
