@@ -255,6 +255,19 @@ def test_a_shell(cli: Cli, box: str) -> None:
         assert process.wait(20) == 5
 
 
+def test_a_shell_of_a_user_is_a_login_session(cli: Cli, box: str) -> None:
+    cli("exec", box, "--", "useradd", "--create-home", "grace")
+    limits = "echo 'grace hard nofile 4321' > /etc/security/limits.d/grace.conf"
+    cli("exec", box, "--", "sh", "-c", limits)
+    with on_a_terminal(cli, "shell", "-u", "grace", box) as (process, ours, _):
+        os.write(ours, b"echo $USER:$XDG_RUNTIME_DIR:$(ulimit -Hn):$(grep -o session- /proc/self/cgroup).\r")
+        read_until(ours, b":4321:session-.", timeout_s=120)
+        os.write(ours, b"exit 6\r")
+        assert process.wait(60) == 6
+    # Without one: the environment alone.
+    assert cli.text("exec", "-u", "grace", box, "--", "sh", "-c", "echo $HOME; ulimit -Hn") != "4321"
+
+
 def test_a_window_that_changes_its_size(cli: Cli, box: str) -> None:
     script = "trap 'stty size; exit' WINCH; stty size; while :; do sleep 0.1; done"
     with on_a_terminal(cli, "exec", "-t", box, "--", "bash", "-c", script, rows=30, columns=100) as (

@@ -217,3 +217,16 @@ async def test_many_at_once(guest: tuple[AgentChannel, Guest]) -> None:
         await session.write(b"x\n")
     results = [await finish(session) for session in sessions]
     assert results == [(f"{n} x\n".encode(), b"", ExitStatus(n)) for n in range(50)]
+
+
+async def test_one_restart_after_the_other(guest: tuple[AgentChannel, Guest]) -> None:
+    channel, machine = guest
+    first = await started(channel, "read line; echo $line; ls /proc/self/fd | tr '\\n' ' '")
+    for _ in range(3):
+        machine.restart()
+        await greet(channel)
+        # Commands of an agent that was executed anew inherit no more than those of the first.
+        assert (await run(channel, "ls", "/proc/self/fd"))[0].split() == [b"0", b"1", b"2", b"3"]
+        await channel.exec(ExecRequest(["sleep", "1000"]))
+    await first.write(b"on\n")
+    assert (await finish(first))[0] == b"on\n0 1 2 3 "

@@ -63,6 +63,9 @@ def exec_command(
     COMMAND is killed when this client ends for any reason.
 
     COMMAND reads this command's standard input to its end: use -n in a loop that reads lines.
+
+    With --as-user COMMAND gets that user's environment, without a login session. A login session, with limits
+    and a user manager: bough exec NAME -- su -l USER -c COMMAND
     """
     if command[0] == "--":
         command = command[1:]
@@ -90,9 +93,13 @@ def close_input() -> None:
 @click.argument("name", type=NAME)
 @click.option("-u", "--as-user", "user", metavar="USER", help="Run as this user of the guest; default: root.")
 def shell(name: str, user: str | None) -> int:
-    """Open the user's login shell in a machine, on a terminal."""
+    """Open the user's login shell in a machine, on a terminal.
+
+    With --as-user the shell is in a login session like ssh's (`su -l`: limits, XDG_RUNTIME_DIR, a user
+    manager), if the guest has PAM. A TERM that the guest does not know becomes xterm-256color.
+    """
     script = 'cd; exec "${SHELL:-/bin/sh}" -l'
-    request = {"argv": ["/bin/sh", "-c", script], "user": user}
+    request = {"argv": ["/bin/sh", "-c", script], "user": user, "login": user is not None}
     return run_in(connect(), name, request, tty=os.isatty(0), interactive=True)
 
 

@@ -51,7 +51,9 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["--agent"]:
         from bough.guest.agent import serve
 
-        return serve(arguments[2:], _socket.socket(fileno=int(arguments[1])))
+        control = int(arguments[1])
+        os.set_inheritable(control, False)  # commands must not hold it open
+        return serve(arguments[2:], _socket.socket(fileno=control))
     place = arguments[3] if arguments[2:3] == ["--place"] else PLACE
     return _Front(place, arguments[:2]).run()
 
@@ -280,6 +282,13 @@ class Keeper:
             send(agent, encode(values), list(kept.streams.values()))
         send(agent, encode({"begin": True}), [])
 
+    def _drain_agent(self) -> None:
+        """What an agent that has ended said at last. A child of it may hold its end open: do not wait."""
+        if self._agent is not None:
+            self._agent.setblocking(False)
+        while self._agent is not None:
+            self._agent_said()
+
     def _agent_said(self) -> None:
         assert self._agent is not None
         try:
@@ -327,8 +336,7 @@ class Keeper:
                 self._statuses[pid] = status
         # What the agent said before its end is read before any of this is judged.
         if self._agent_pid < 0:
-            while self._agent is not None:
-                self._agent_said()
+            self._drain_agent()
         self._take_statuses()
 
     def _take_statuses(self) -> None:
@@ -350,8 +358,7 @@ class Keeper:
         self._agent_pid = -1
         self._leaving_until = None
         if not self._wanted:
-            while self._agent is not None:
-                self._agent_said()
+            self._drain_agent()
             self._agent_has_left()
             return
         if time.monotonic() - self._began > _LONG_LIFE_S:

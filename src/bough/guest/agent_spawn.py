@@ -169,7 +169,14 @@ class _Command:
         self.argv = _words(request)
         if not self.argv or not self.argv[0]:
             raise OSError(22, "there is no command to run")
-        self.identity = Identity(_text(request, "user"))
+        user = _text(request, "user")
+        if request.get("login") is True:
+            from bough.guest.agent_terminal import render_login
+
+            login = render_login(user)
+            if login is not None:
+                self.argv, user = login, None
+        self.identity = Identity(user)
         self.environment = login_environment(self.identity)
         self.environment.update(_settings(request))
         if request.get("tty") and "TERM" not in self.environment:

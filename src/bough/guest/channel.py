@@ -208,6 +208,8 @@ class AgentChannel:
         }
         if request.tty:
             values.update(tty=True, rows=request.rows, columns=request.columns, term=request.term)
+        if request.login:
+            values["login"] = True
         if self.same_addresses:
             values["same_addresses"] = True
         payload = encode_command(values, joined=self._long_commands)

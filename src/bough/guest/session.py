@@ -34,6 +34,7 @@ class ExecRequest:
         user: "name", "uid", either with ":group"; None for root.
         tty: give it a terminal of `rows` and `columns`; stderr is then part of stdout.
         stdin: False gives it /dev/null.
+        login: instead of `argv`, the user's login shell in a login session, where the guest can give one.
     """
 
     argv: list[str]
@@ -45,6 +46,7 @@ class ExecRequest:
     columns: int = 80
     term: str = "xterm-256color"
     stdin: bool = True
+    login: bool = False
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ class ExecMessage(BaseModel):
     rows: int = Field(24, ge=1, le=4096)
     columns: int = Field(80, ge=1, le=4096)
     term: str = "xterm"
+    login: bool = False
     timeout_s: float | None = Field(None, gt=0)
 
     def request(self) -> ExecRequest:
