@@ -170,6 +170,7 @@ def test_a_loop_that_reads_lines(cli: Cli, box: str) -> None:
     script = f"seq 3 | while read i; do {BOUGH} exec -n {box} -- sh -c 'cat; echo '$i; done"
     done = subprocess.run(["sh", "-c", script], capture_output=True, env=cli.env, check=True, timeout=120)
     assert done.stdout == b"1\n2\n3\n"
+    assert cli("exec", "-n", box, "--", "cat", stdin=b"not read").stdout == b""
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])

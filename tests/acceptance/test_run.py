@@ -73,6 +73,7 @@ def test_interrupted_while_it_starts(cli: Cli, debian: str, after_s: float) -> N
 def test_a_command_that_is_not_there_leaves_nothing(cli: Cli, debian: str) -> None:
     before = cli.names()
     assert cli("run", "--memory", MEMORY, debian, "--", "no-such-command", check=False).returncode == 127
+    assert cli("run", "-n", "--memory", MEMORY, debian, "--", "cat", stdin=b"not read").stdout == b""
     assert cli.names() == before
 
 
