@@ -62,9 +62,9 @@ def layers_to_merge(sizes: Sequence[int], most: int = MOST_LAYERS) -> int:
     """Return how many of the nearest backing files to merge.
 
     The merge leaves few files, and includes each file smaller than the sum of the files above. So a large old
-    file is not copied for each few small files above it, and data is copied few times, however many snapshots
-    exist. The last file stays. A guest's discard on a disk without a backing file would bring back old
-    content if the merge were lost.
+    file is not copied again for each few small files above it. Data is copied few times, however many
+    snapshots exist. The last file stays. A guest's discard on a disk without a backing file would bring back
+    old content if the merge were lost.
 
     Args:
         sizes: sizes of all backing files in bytes, nearest first.
@@ -103,7 +103,7 @@ class Chains:
         is_as_forked = record.forked_from is not None and record.snapshot == record.forked_from
         return self.depth > (TOO_MANY_LAYERS if is_as_forked else MOST_LAYERS)
 
-    # -- of a machine that runs ---------------------------------------------------------------------
+    # -- while the machine runs ---------------------------------------------------------------------
 
     def look(self) -> None:
         """Start to merge chains that are too long, in the background."""
@@ -225,7 +225,7 @@ class Chains:
         disks[number] = disks[number].model_copy(update={"layers": disks[number].layers[count:]})
         self._machine.change(disks=disks)
 
-    # -- of one that is off ---------------------------------------------------------------------------
+    # -- while the machine is off ---------------------------------------------------------------------
 
     async def merge_at_rest(self, jail: Jail) -> None:
         """Merge while the machine is off. The caller holds an operation of the machine."""

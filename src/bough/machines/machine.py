@@ -1,4 +1,4 @@
-"""One machine in the service: QEMU, sockets and tasks.
+"""A machine in the service: QEMU, sockets and tasks.
 
 An *operation* (start, delete, ...) is exclusive: a second operation fails at once with `Conflict`, and the
 error names the running operation. A *claim* combines several operations into one. All other calls wait for
@@ -156,7 +156,7 @@ class Machine:
         self._ended = asyncio.Event()
         self._ended.set()
 
-    # -- what it is ---------------------------------------------------------------------------
+    # -- state --------------------------------------------------------------------------------
 
     @property
     def id(self) -> str:
@@ -204,7 +204,7 @@ class Machine:
         """Return whether no operation runs."""
         return self._turns.is_free
 
-    # -- transitions --------------------------------------------------------------------------
+    # -- operations ---------------------------------------------------------------------------
 
     def transition(self, doing: str, *allowed: State) -> AbstractAsyncContextManager[None]:
         """Begin an exclusive operation; see Turns."""
@@ -923,7 +923,7 @@ class Machine:
                 await self._ports.unlisten(host_port)
         self._change(ports=left, event=False)
 
-    # -- the life of its QEMU -----------------------------------------------------------------
+    # -- the QEMU process ---------------------------------------------------------------------
 
     def _hold(self, process: QemuProcess, accelerator: str | None) -> None:
         """Watch a running QEMU, until its end."""

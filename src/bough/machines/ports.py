@@ -98,7 +98,7 @@ class PortServer:
         self._inside.clear()
         await end_tasks(*self._connections)
 
-    # -- what listens in the guest ----------------------------------------------------------------
+    # -- reports of the agent ---------------------------------------------------------------------
 
     async def _look_again(self) -> None:
         """Have the agent check the shut ports, and wait for its report."""
@@ -219,7 +219,9 @@ class PortServer:
 
 
 def _acknowledge(sock: socket.socket) -> None:
-    """Now: a client that uses Nagle's algorithm waits with its next bytes for that, 40 ms by default."""
+    """Acknowledge at once. A client with Nagle's algorithm waits for that before it sends the next bytes,
+    40 ms by default.
+    """
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 

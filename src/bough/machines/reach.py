@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from bough.errors import BoughError, QmpLost
 
-#: How long a QEMU that an earlier service started may take to greet.
+#: How long the QEMU of an adopted machine may take until its QMP greeting.
 ADOPT_TIMEOUT_S = 10.0
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0

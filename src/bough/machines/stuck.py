@@ -8,10 +8,10 @@ for ever: the kernel finds no breakpoint in memory and tries the instruction aga
 guest hangs, during its boot or years later. With QEMU 7.2 a Debian on two vCPUs hung within seconds when it
 only switched one branch of its kernel.
 
-A vCPU counts as stuck if two looks in a row find QEMU busy and the vCPU always either at one kernel address
-without a breakpoint, or elsewhere with interrupts off. QEMU then writes the bytes at the address once more,
-unchanged, and drops the stale translation. The write changes nothing in the guest, even if the vCPU was not
-stuck.
+A vCPU counts as stuck if two looks in a row find the same: QEMU is busy, and each sample of the vCPU is
+either at one kernel address without a breakpoint, or elsewhere with interrupts off. QEMU then writes the
+bytes at the address once more, unchanged, and drops the stale translation. The write changes nothing in the
+guest, even if the vCPU was not stuck.
 """
 
 from __future__ import annotations
