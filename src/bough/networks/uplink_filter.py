@@ -222,15 +222,39 @@ def _give_up_root(uid: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
-def _start_passt(program: str) -> _socket.socket:
-    """Our end of it; it ends when that is closed."""
-    ours, theirs = _socket.socketpair()
-    os.set_inheritable(theirs.fileno(), True)
-    options = ["--foreground", "--quiet", "--fd", str(theirs.fileno()), *_FORWARD_NOTHING, *_find_addresses()]
-    ignored_here = (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGCHLD)
-    os.posix_spawn(program, [program, *options], os.environ, setsigdef=ignored_here)
-    theirs.close()
-    return ours
+class Passt:
+    """The passt of one machine, started again after each end."""
+
+    def __init__(self, program: str) -> None:
+        self._program = program
+        self._pidfd: int | None = None
+
+    def start(self) -> _socket.socket:
+        """Start passt and return this side of its socket. passt ends when that side is closed."""
+        self.kill()
+        ours, theirs = _socket.socketpair()
+        os.set_inheritable(theirs.fileno(), True)
+        options = ["--foreground", "--quiet", "--fd", str(theirs.fileno()), *_FORWARD_NOTHING]
+        ignored_here = (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGCHLD)
+        words = [self._program, *options, *_find_addresses()]
+        pid = os.posix_spawn(self._program, words, os.environ, setsigdef=ignored_here)
+        try:  # noqa: SIM105 - contextlib is slow to load
+            self._pidfd = os.pidfd_open(pid)
+        except OSError:
+            pass  # passt has ended already
+        theirs.close()
+        return ours
+
+    def kill(self) -> None:
+        """End passt: the version of 2023 was seen to spin for ever after its socket had closed."""
+        if self._pidfd is None:
+            return
+        try:  # noqa: SIM105
+            _signal.pidfd_send_signal(self._pidfd, _signal.SIGKILL)
+        except OSError:
+            pass  # passt has ended by itself
+        os.close(self._pidfd)
+        self._pidfd = None
 
 
 def _find_addresses() -> tuple[str, ...]:
@@ -269,7 +293,11 @@ def carry(guest: _socket.socket, uid: str, label: str, passt: str, *groups: str)
     _write("/proc/self/comm", label)
     if uid != "-":
         _give_up_root(int(uid))
-    Uplink(guest, lambda: _start_passt(passt)).run()
+    outside = Passt(passt)
+    try:
+        Uplink(guest, outside.start).run()
+    finally:
+        outside.kill()
 
 
 def serve(control: _socket.socket) -> None:
