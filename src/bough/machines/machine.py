@@ -1055,6 +1055,12 @@ class Machine:
         """Change the record; for callers that hold an operation."""
         self._change(event=event, **fields)
 
+    def note(self, **fields: Any) -> bool:
+        """Record what has happened to QEMU, for callers that hold an operation. Return whether the record was
+        written: with a full disk it changes in memory alone.
+        """
+        return self._note(**fields)
+
     def tell(self, kind: str, detail: str = "") -> None:
         """Emit an event about the machine; standby machines emit no events."""
         if self.record.spare:
@@ -1091,18 +1097,20 @@ class Machine:
         changed.write(self.paths)
         self._take(changed, event=event, **fields)
 
-    def _note(self, **fields: Any) -> None:
+    def _note(self, **fields: Any) -> bool:
         """Record what happened to QEMU, even if the disk is full. The next change writes the record, or the
-        next service finds the state out again.
+        next service finds the state out again. Return whether the record was written.
         """
-        changed = self.record.model_copy(update=fields)
+        changed, written = self.record.model_copy(update=fields), True
         try:
             changed.write(self.paths)
         except (NoSpace, OSError) as error:
+            written = False
             log.error(
                 "the record of machine %s (now %s) cannot be written: %s", self.id, changed.state, error
             )
         self._take(changed, event=True, **fields)
+        return written
 
     def _take(self, changed: MachineRecord, *, event: bool, **fields: Any) -> None:
         self.record = changed

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bough.errors import BoughError, MachineFailed, NoSpace
+from bough.errors import BoughError, MachineFailed
 from bough.machines.blocks import read_tops, writes
 from bough.machines.disks import create_disk
 from bough.machines.identity import prepare_guest
@@ -210,12 +210,12 @@ async def _undo(
         switched = await writes(machine.qmp(), kept)
     except (BoughError, OSError):
         switched = True
-    with contextlib.suppress(NoSpace):  # the previous record is correct as well
-        machine.change(disks=kept if switched else before, disks_before=None)
+    written = machine.note(disks=kept if switched else before, disks_before=None)
     if switched:
         _take_over(machine, store, manifest, before)
-    else:
+    elif written:
         _remove(machine.paths, kept)
+    # Otherwise the record on disk still names the overlays, which read through to the previous disks.
 
 
 def _remove(paths: MachinePaths, disks: list[MachineDisk]) -> None:
