@@ -3,12 +3,14 @@
 from pathlib import Path
 
 from bough.cli.reference import render_reference
+from bough.machines.state import render_states
 from bough.spec.reference import render_example, render_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
     "docs/cli.md": render_reference,
     "docs/spec.md": render_settings,
+    "docs/states.md": render_states,
     "examples/machine.toml": render_example,
 }
 

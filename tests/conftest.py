@@ -81,6 +81,8 @@ def bough_home(request: pytest.FixtureRequest) -> Iterator[Home]:
         _end_service(home)
     left = wait_nothing_left(lambda: find_leftovers(home, service_may_run=False))
     assert not left, str(left)
+    logs = "".join(log.read_text(errors="replace") for log in home.root.glob("service.log*"))
+    assert "illegal transition" not in logs, "machines/state.py lacks a transition, see service.log"
 
 
 @pytest.fixture(scope="session")

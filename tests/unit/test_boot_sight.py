@@ -11,7 +11,7 @@ import pytest
 
 from bough.errors import BootFailed, MachineFailed, WrongState
 from bough.machines.boot_sight import BootSight
-from bough.machines.record import State
+from bough.machines.state import State
 from bough.progress import Progress
 
 

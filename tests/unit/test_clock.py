@@ -13,7 +13,8 @@ from bough.errors import AgentTimeout
 from bough.guest.channel import AgentChannel
 from bough.machines import clock
 from bough.machines.clock import ClockKeeper, follow_host, offset_ns
-from bough.machines.record import MachineRecord, State
+from bough.machines.record import MachineRecord
+from bough.machines.state import State
 from bough.spec import parse_spec
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from bough.hypervisor.half_made import HalfMade
 from bough.hypervisor.inventory import Inventory
 from bough.hypervisor.lifetimes import Lifetimes
 from bough.machines.plan import host_arch
-from bough.machines.record import LIVE, State
+from bough.machines.state import LIVE, State
 from bough.paths import Home
 from bough.progress import Report
 from bough.qemu.cgroup import find_groups

@@ -14,7 +14,7 @@ from bough.hypervisor.snapshot_keeper import SnapshotKeeper
 from bough.images.store import ImageStore
 from bough.machines.events import Events
 from bough.machines.machine import Machine
-from bough.machines.record import State
+from bough.machines.state import State
 from bough.paths import Home
 from bough.progress import Progress, Report
 from bough.snapshots.export import Format, exported, snapshot_subject, suspended_subject

@@ -8,7 +8,7 @@ from typing import Any
 from bough.machines.disks import read_disk_usage
 from bough.machines.machine import Machine
 from bough.machines.mounts import describe_mounts
-from bough.machines.record import LIVE
+from bough.machines.state import LIVE
 from bough.networks.state import describe_uplink
 
 

@@ -10,7 +10,7 @@ from bough.hypervisor.names import Names
 from bough.machines.condition import Kind
 from bough.machines.machine import Machine
 from bough.machines.mounts import add_mount
-from bough.machines.record import State
+from bough.machines.state import State
 from bough.mounts.source import resolve_mount
 from bough.paths import Home
 from bough.progress import Report, ignore_progress

@@ -13,7 +13,7 @@ from bough.errors import BoughError, Conflict, NotFound, WrongState
 from bough.hypervisor.half_made import HalfMade
 from bough.hypervisor.inventory import Inventory
 from bough.machines.machine import Machine
-from bough.machines.record import LIVE, State
+from bough.machines.state import LIVE, State
 from bough.storage import remove_tree, sync_directory
 from bough.tasks import Tasks, finish
 

@@ -16,7 +16,7 @@ from bough.hypervisor.snapshot_keeper import SnapshotKeeper
 from bough.hypervisor.waiting_machines import WaitingMachines
 from bough.images.store import ImageStore
 from bough.machines.machine import Machine
-from bough.machines.record import State
+from bough.machines.state import State
 from bough.progress import Progress, Report, ignore_progress, notice
 from bough.snapshots.ahead import Ahead
 from bough.snapshots.kind import Kind

@@ -9,7 +9,7 @@ from bough.hypervisor.snapshot_keeper import SnapshotKeeper
 from bough.machines.booted import wait_boot_end
 from bough.machines.events import Events
 from bough.machines.machine import Machine
-from bough.machines.record import LIVE, State
+from bough.machines.state import LIVE, State
 from bough.progress import Progress, Report, ignore_progress
 from bough.snapshots.ahead import Ahead
 from bough.snapshots.kind import Kind

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from bough.errors import BoughError
 from bough.machines.events import Events
 from bough.machines.machine import Machine
-from bough.machines.record import State
+from bough.machines.state import State
 from bough.qemu.pid import read_boot_id
 
 log = logging.getLogger("bough.machines")

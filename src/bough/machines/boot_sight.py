@@ -13,8 +13,9 @@ from typing import Any, Protocol
 from bough.errors import BootFailed, BoughError, MachineFailed
 from bough.machines.boot_signs import MOST_CHARACTERS, Sight, last_line, recognize
 from bough.machines.console import Console, read_console
-from bough.machines.record import MachineRecord, State
+from bough.machines.record import MachineRecord
 from bough.machines.screen import read_text
+from bough.machines.state import State
 from bough.paths import MachinePaths
 from bough.progress import Progress, Report, notice
 from bough.progress_watch import ProgressWatch

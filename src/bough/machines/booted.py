@@ -8,7 +8,7 @@ from bough.errors import AgentUnavailable, BoughError, DeadlineExceeded, GuestRe
 from bough.machines.boot import BOOTED, LOOK_AGAIN_S
 from bough.machines.first_boot import run_script
 from bough.machines.machine import Machine
-from bough.machines.record import State
+from bough.machines.state import State
 from bough.progress import Progress, Report, ignore_progress, notice
 
 

@@ -18,7 +18,8 @@ from typing import Any, Protocol, TypeVar
 from bough.errors import BoughError
 from bough.guest.channel import AgentChannel
 from bough.guest.qga import QgaChannel
-from bough.machines.record import MachineRecord, State
+from bough.machines.record import MachineRecord
+from bough.machines.state import State
 
 T = TypeVar("T")
 

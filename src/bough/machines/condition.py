@@ -30,7 +30,8 @@ from bough.guest.qga import QgaChannel
 from bough.machines.clock import ClockKeeper
 from bough.machines.console import Console
 from bough.machines.last_words import LastWords
-from bough.machines.record import MachineRecord, State, now
+from bough.machines.record import MachineRecord, now
+from bough.machines.state import State
 from bough.machines.vcpus import Vcpu, read_vcpus
 from bough.machines.wakeup import wake
 from bough.qemu.pid import Pid

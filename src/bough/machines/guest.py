@@ -23,7 +23,8 @@ from bough.machines.identity import (
     settle_identity,
 )
 from bough.machines.mounts import default_owner
-from bough.machines.record import MachineRecord, State
+from bough.machines.record import MachineRecord
+from bough.machines.state import State
 from bough.mounts.keeper import MountKeeper
 from bough.paths import MachinePaths
 from bough.progress_watch import ProgressWatch

@@ -56,13 +56,11 @@ from bough.machines.mounts import trouble_error
 from bough.machines.ports import PortServer
 from bough.machines.reach import ADOPT_TIMEOUT_S, Reach
 from bough.machines.record import (
-    LIVE,
     Failure,
     MachineDisk,
     MachineRecord,
     PortForward,
     Restarts,
-    State,
     Suspended,
     now,
 )
@@ -72,6 +70,7 @@ from bough.machines.saved import SavedState, take_up
 from bough.machines.screen import VncDoor
 from bough.machines.standby import StandBy
 from bough.machines.standing import Standing
+from bough.machines.state import LIVE, State, check_transition
 from bough.machines.turns import Turns
 from bough.machines.vcpus import read_vcpus
 from bough.mounts.keeper import MountKeeper
@@ -1113,6 +1112,7 @@ class Machine:
         return written
 
     def _take(self, changed: MachineRecord, *, event: bool, **fields: Any) -> None:
+        check_transition(self.id, self.record.state, changed.state)
         self.record = changed
         if event and "state" in fields and not changed.spare:
             detail = changed.failure.cause if changed.failure else ""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bough.errors import Conflict, GuestRefused, NotFound
-from bough.machines.record import MachineRecord, State
+from bough.machines.record import MachineRecord
+from bough.machines.state import State
 from bough.spec import MountSpec
 
 if TYPE_CHECKING:

@@ -5,30 +5,16 @@ from __future__ import annotations
 import secrets
 import uuid
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from bough.machines.media import Media
+from bough.machines.state import State
 from bough.paths import MachinePaths
 from bough.spec import MachineSpec
 from bough.spec.fields import MOST_HOSTNAME
 from bough.storage import write_atomically
-
-
-class State(StrEnum):
-    STOPPED = "stopped"
-    STARTING = "starting"
-    RUNNING = "running"
-    PAUSED = "paused"
-    SUSPENDED = "suspended"
-    STOPPING = "stopping"
-    FAILED = "failed"
-
-
-#: States in which the machine has a QEMU process.
-LIVE = frozenset({State.STARTING, State.RUNNING, State.PAUSED, State.STOPPING})
 
 
 class _Kept(BaseModel):

@@ -12,7 +12,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from bough.errors import BoughError, Conflict, WrongState
-from bough.machines.record import MachineRecord, Restarts, State
+from bough.machines.record import MachineRecord, Restarts
+from bough.machines.state import State
 from bough.progress import Report
 
 FIRST_PAUSE_S = 1.0

@@ -11,7 +11,8 @@ from bough.errors import AgentUnavailable, GuestRefused
 from bough.guest.channel import AgentChannel
 from bough.machines.clock import host_ahead_s, set_clock
 from bough.machines.identity import explain_failed, give_name
-from bough.machines.record import MachineRecord, State, now, qualified
+from bough.machines.record import MachineRecord, now, qualified
+from bough.machines.state import State
 from bough.qemu.qmp import Qmp
 
 #: Largest jump of the host's clock (a step, or a sleep of the host) at which the guest's clock still counts

@@ -28,7 +28,8 @@ from typing import Protocol
 
 from bough.errors import BoughError
 from bough.machines.debugger import debugger
-from bough.machines.record import MachineRecord, State
+from bough.machines.record import MachineRecord
+from bough.machines.state import State
 from bough.machines.vcpus import Vcpu, read_byte, read_vcpus
 from bough.qemu.arch import architecture
 from bough.qemu.gdb import write_back

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from typing import Protocol
 
 from bough.errors import Conflict, NotFound, WrongState
-from bough.machines.record import State
+from bough.machines.state import State
 
 #: Claims of the running task. Its child tasks inherit the claims. An ended claim permits nothing, because no
 #: other claim is the same object.

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from bough.errors import BoughError
 from bough.machines.demand import DEMAND
 from bough.machines.machine import Machine
-from bough.machines.record import State
 from bough.machines.saved import SavedState
+from bough.machines.state import State
 from bough.snapshots.kind import Kind
 from bough.snapshots.prewarm import Prewarming
 from bough.snapshots.spares import is_memory_short

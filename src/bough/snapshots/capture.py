@@ -32,7 +32,8 @@ from bough.machines.disks import create_disk
 from bough.machines.identity import prepare_guest
 from bough.machines.machine import Machine
 from bough.machines.memory import find_ram, find_video
-from bough.machines.record import MachineDisk, State
+from bough.machines.record import MachineDisk
+from bough.machines.state import State
 from bough.machines.video import Video, join_devices
 from bough.paths import MachinePaths, SnapshotPaths
 from bough.progress import Progress, Report

@@ -19,17 +19,16 @@ from bough.images.overlays import check_disk
 from bough.machines.machine import Machine
 from bough.machines.media import renew_seed
 from bough.machines.record import (
-    LIVE,
     FirstBoot,
     MachineDisk,
     MachineRecord,
     PortForward,
-    State,
     new_mac,
     new_uuid,
     now,
 )
 from bough.machines.saved import SavedState
+from bough.machines.state import LIVE, State
 from bough.paths import Home, MachinePaths
 from bough.progress import Progress, Report
 from bough.qemu.jail import machine_uid
