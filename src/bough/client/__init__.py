@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bough.client.snapshot import Snapshot as Snapshot
     from bough.client.tunnel import Tunnel as Tunnel
 
-# Loaded at first use: each command of the command line needs only some of it.
+# Names are loaded at first use: each command of the command line needs only a few.
 _HOME_OF = {
     "Completed": "machine",
     "CopyResult": "copy",

@@ -38,7 +38,7 @@ class Entry:
         kind: "directory", "file", "link", or "again" (a hard link to `link`); also "device" and "pipe".
         size: bytes of the content, holes included.
         segments: (begin, length) of each part with data; None for a file without holes.
-        linked: hard links to it may follow.
+        linked: hard links to this entry may follow.
     """
 
     def __init__(self, kind: str, path: bytes, mode: int = 0o644, mtime_ns: int = 0) -> None:
@@ -59,7 +59,7 @@ class Entry:
 
 
 def render_entry(entry: Entry) -> bytes:
-    """The header of `entry`, and its map of holes; its content follows, padded to whole blocks."""
+    """Return the header of `entry` and its map of holes. The content follows, padded to whole blocks."""
     table = _render_map(entry.segments) if entry.segments is not None else b""
     size = entry.size if entry.segments is None else len(table) + sum(part[1] for part in entry.segments)
     records = b"".join(_render_record(key, value) for key, value in _records(entry, size))
@@ -80,7 +80,7 @@ def padding(size: int) -> bytes:
 
 
 def _records(entry: Entry, size: int) -> Iterator[tuple[bytes, bytes]]:
-    """Values that do not fit into a ustar header."""
+    """Return pax records for the values that do not fit into a ustar header."""
     long_path = len(entry.path) > 99 or not entry.path.isascii()
     long_link = len(entry.link) > 99 or not entry.link.isascii()
     if (long_path and not _is_text(entry.path)) or (long_link and not _is_text(entry.link)):
@@ -120,7 +120,7 @@ def _render_time(mtime_ns: int) -> bytes:
 
 
 def _render_record(key: bytes, value: bytes) -> bytes:
-    """`LENGTH KEY=VALUE`, where LENGTH counts its own digits."""
+    """Return `LENGTH KEY=VALUE`, where LENGTH counts its own digits."""
     rest = len(key) + len(value) + 3
     length = rest + len(b"%d" % rest)
     length = rest + len(b"%d" % length)
@@ -147,7 +147,7 @@ def _render_header(path: bytes, kind: bytes, size: int, entry: Entry | None = No
 
 
 def _render_map(segments: list[tuple[int, int]]) -> bytes:
-    """The map of GNU tar's PAX format 1.0, which precedes the data."""
+    """Return the map of GNU tar's PAX format 1.0, which precedes the data."""
     numbers = [len(segments), *(number for pair in segments for number in pair)]
     table = b"".join(b"%d\n" % number for number in numbers)
     return table + padding(len(table))
@@ -170,7 +170,7 @@ class Reader:
         self._fill = 0
 
     def next(self) -> Entry | None:
-        """The next entry; None at the end of the archive."""
+        """Return the next entry; None at the end of the archive."""
         self._skip()
         records: dict[bytes, bytes] = {}
         while True:
@@ -189,7 +189,7 @@ class Reader:
                 records = _parse_records(content)
 
     def content(self, entry: Entry) -> Iterator[tuple[int, bytes]]:
-        """Data of `entry` as (offset, data), without holes."""
+        """Yield the data of `entry` as (offset, data), without holes."""
         for begin, length in [(0, entry.size)] if entry.segments is None else entry.segments:
             position, end = begin, begin + length
             while position < end:
@@ -317,7 +317,7 @@ def _parse_number(text: bytes | None, default: int, most: int) -> int:
 
 
 def _parse_time(text: bytes | None, seconds: int) -> int:
-    """Nanoseconds, limited to a range that every file system can keep."""
+    """Return nanoseconds, limited to a range that every file system can keep."""
     exact = seconds * 1_000_000_000
     if text is not None:
         whole, _, rest = text.lstrip(b"-").partition(b".")

@@ -1,4 +1,4 @@
-"""A machine to a file and back: the stream of /v1/export and /v1/import."""
+"""Export a machine to a file and import it again: the streams of /v1/export and /v1/import."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _READ_BYTES = 256 * 1024
 
 
 def format_of(name: str) -> str:
-    """By the end of its name. Raises InvalidInput."""
+    """Return the format that the end of the file name selects. Raises InvalidInput."""
     for format in ("bough", "qcow2", "ova"):
         if name.endswith(f".{format}"):
             return format
@@ -39,7 +39,7 @@ def export_file(
     without_image: bool = False,
     progress: Report | None = None,
 ) -> int:
-    """To a file, which is there whole or not at all. Returns its size in bytes."""
+    """Export to a file, which appears complete or not at all. Return the file's size in bytes."""
     target = Path(path).expanduser().absolute()
     format = format_of(target.name)
     made = target.with_name(f".{target.name}.{os.getpid()}.part")
@@ -93,7 +93,7 @@ def import_stream(
     timeout: float | None = None,
     progress: Report | None = None,
 ) -> dict[str, Any]:
-    """The machine's description."""
+    """Send a bundle to the service. Return the machine's description."""
     asked = {"name": name, "identity": identity, "cold": cold, "force": force, "wait": wait}
     path = path_of("import", **asked, timeout_s=timeout)
     with api.websocket(path) as socket:
@@ -103,7 +103,7 @@ def import_stream(
 
 
 def _feed(socket: WebSocket, stream: IO[bytes]) -> None:
-    # A service that has refused it listens no more: what it says is told by the reader.
+    # A service that refuses the bundle stops reading. The reader thread raises the service's error.
     with contextlib.suppress(BoughError, OSError, ValueError):
         while data := stream.read(_READ_BYTES):
             socket.send(data)

@@ -1,7 +1,7 @@
 """The API over its Unix socket: requests on kept connections, long calls with their progress.
 
-Blocking, usable from several threads at once: each request has a connection to itself, idle ones are
-kept for the next. Imported by every command, so it imports little.
+Blocking, usable from several threads at once. Each request has its own connection; idle connections are kept
+for later requests. Every command imports this module, so the module imports little.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PREFIX = "/v1"
 NDJSON = "application/x-ndjson"
-#: For calls that the service answers at once.
+#: Timeout of calls that the service answers at once.
 QUICK_TIMEOUT_S = 60.0
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
 MAX_IDLE = 4
@@ -34,12 +34,12 @@ _READ_BYTES = 64 * 1024
 
 
 class Connection:
-    """Speaks to one service. Made by `connect()`; every method is safe in any thread.
+    """A client of one service. Made by `connect()`; every method is safe in any thread.
 
     Raises (all methods):
-        ServiceUnavailable: nothing answers at the socket, or it broke off.
-        DeadlineExceeded: no answer within the call's timeout; the call is cancelled by the service.
-        BoughError: whatever the service answered, as the class that it raised.
+        ServiceUnavailable: nothing answers at the socket, or the connection broke.
+        DeadlineExceeded: no answer within the call's timeout; the service cancels the call.
+        BoughError: the service's error, as the class that the service raised.
     """
 
     def __init__(self, path: str) -> None:
@@ -55,7 +55,7 @@ class Connection:
     def call(
         self, method: str, path: str, body: Any = None, *, timeout: float | None = QUICK_TIMEOUT_S
     ) -> Any:
-        """The JSON of the answer; the text where it is text."""
+        """Return the answer's JSON, or its text if it is text."""
         with self._exchange(method, path, body, timeout=timeout) as exchange:
             content = b"".join(exchange.chunks())
             if exchange.content_type.startswith("application/json"):
@@ -63,7 +63,7 @@ class Connection:
             return content.decode(errors="replace")
 
     def get_bytes(self, path: str, *, timeout: float | None = QUICK_TIMEOUT_S) -> bytes:
-        """The answer as it is."""
+        """Return the answer's body unchanged."""
         with self._exchange("GET", path, None, accept="*/*", timeout=timeout) as exchange:
             return b"".join(exchange.chunks())
 
@@ -76,7 +76,7 @@ class Connection:
         timeout: float | None = None,
         progress: Report | None = None,
     ) -> Any:
-        """A call that may take minutes. Leaving it (an exception in `progress`, too) cancels it."""
+        """Make a call that may take minutes. Any exception, also one from `progress`, cancels the call."""
         with self._exchange(method, path, body, accept=NDJSON, timeout=timeout) as exchange:
             for line in exchange.lines():
                 message = _parse_json(line)
@@ -91,7 +91,7 @@ class Connection:
         )
 
     def websocket(self, path: str) -> WebSocket:
-        """An open WebSocket; an error that comes instead of it is raised."""
+        """Open a WebSocket. Raises the error that the service answers instead."""
         from bough.client.websocket import WebSocket
 
         return WebSocket(self._open(), PREFIX + path)
@@ -129,7 +129,7 @@ class Connection:
                 break
             except _Stale as error:
                 link.close()
-                # A kept connection that the service closed meanwhile: it never saw this request.
+                # The service closed this kept connection meanwhile, and has not seen the request.
                 if not kept:
                     raise _lost(error) from error
             except BaseException:
@@ -141,7 +141,7 @@ class Connection:
         while self._idle:
             try:
                 link = self._idle.pop()
-            except IndexError:  # another thread was quicker
+            except IndexError:  # another thread removed the entry first
                 break
             if link.is_quiet():
                 return link, True
@@ -159,7 +159,7 @@ class Connection:
 
 
 def open_socket(path: str) -> socket.socket:
-    """Raises: ServiceUnavailable, when nothing listens there."""
+    """Connect to the socket. Raises ServiceUnavailable if nothing listens there."""
     link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         link.settimeout(QUICK_TIMEOUT_S)
@@ -246,7 +246,7 @@ class _Link:
         ) from None
 
     def is_quiet(self) -> bool:
-        """Nothing has come: in particular not the end."""
+        """Return whether nothing has arrived, neither data nor the end of the connection."""
         poll = select.poll()
         poll.register(self.stream, select.POLLIN | select.POLLHUP)
         return not poll.poll(0)
@@ -262,7 +262,9 @@ class _Link:
 
 
 class _Exchange:
-    """One request's answer while it is read. Left early, its connection is closed: the call is cancelled."""
+    """The answer to one request, while it is read. Leaving early closes the connection and
+    cancels the call.
+    """
 
     def __init__(self, owner: Connection, link: _Link, response: h11.Response) -> None:
         self._owner = owner
@@ -311,7 +313,7 @@ class _Exchange:
 
 
 def read_refusal(stream: Any, begun: bytes) -> BoughError:
-    """The error that came instead of a WebSocket; of its answer `begun` was read already."""
+    """Return the error that came instead of a WebSocket. `begun` is the part of the answer already read."""
     http = h11.Connection(h11.CLIENT, max_incomplete_event_size=256 * 1024)
     http.send(h11.Request(method="GET", target="/", headers=[("Host", "bough")]))
     http.send(h11.EndOfMessage())
@@ -331,7 +333,7 @@ def read_refusal(stream: Any, begun: bytes) -> BoughError:
 
 
 def error_of_answer(status: int, content: bytes) -> BoughError:
-    """The error that an answer of status >= 400 carries."""
+    """Return the error in an answer of status >= 400."""
     try:
         return error_from_dict(json.loads(content)["error"])
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -340,7 +342,7 @@ def error_of_answer(status: int, content: bytes) -> BoughError:
 
 
 def path_of(*parts: str, **query: Any) -> str:
-    """Names quoted into a path; query values of None are left out."""
+    """Build a path from quoted names. Query values of None are left out."""
     from urllib.parse import quote, urlencode
 
     path = "".join("/" + quote(part, safe="") for part in parts)

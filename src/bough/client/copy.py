@@ -1,13 +1,13 @@
-"""Files and trees into a guest and out of it, as `cp -r` would between two places of one host.
+"""Copy files and trees into a guest and out of it, as `cp -r` copies between two places of one host.
 
 A file or a directory becomes the destination, or goes into the destination if that is a directory. SOURCE/.
-means the content of SOURCE. A destination that ends in / must be a directory, as must one of several sources.
-Links that the caller names are followed, as the source or the destination. Links below stay links, and are
-never written through.
+means the content of SOURCE. A destination that ends in / must be a directory. So must the destination of
+several sources. Links that the caller names are followed, as the source or the destination. Links below stay
+links, and are never written through.
 
 Existing entries: directories merge, and keep their modes. A file or a link replaces a file, or a link that
 does not lead to a directory; a link replaces any link. Any other existing entry stays. The copy goes on, and
-an error names each entry that was not copied. A file arrives whole or not at all.
+an error names each entry that was not copied. A file arrives complete or not at all.
 
 Modes, times, links, hard links, holes, ACLs and `user.*` attributes are kept. Owners, set-id bits and
 capabilities are kept with `owner`, if root receives. `CopyResult.not_kept` names each loss.
@@ -111,7 +111,7 @@ def copy_in(
     """Copy from the host, or from an open file, into the guest.
 
     Raises:
-        NotFound: the source is not there, or the directory that is to hold it.
+        NotFound: the source, or the directory that is to hold it, does not exist.
         InvalidInput: a directory meets a file; or some entries could not be copied, and `problems` names
             them.
         GuestRefused: the guest could not write; NoSpace: because its disk is full.
@@ -159,9 +159,9 @@ def copy_out(
     """Copy from the guest to the host, or into an open file (one file only).
 
     Raises:
-        NotFound: the source is not there, or the directory that is to hold it.
-        InvalidInput: a directory meets a file; `owner` without root; or some entries could not be copied,
-            and `problems` names them.
+        NotFound: the source, or the directory that is to hold it, does not exist.
+        InvalidInput: a directory meets a file; `owner` without root; or some entries could not be copied, and
+            `problems` names them.
         ProtocolError: the guest sent a malformed or malicious stream; complete entries stay.
         NoSpace: the host's disk is full.
     """

@@ -69,13 +69,13 @@ _NOT_KEPT = {
 
 
 def show(path: bytes | str) -> str:
-    """A name as text on one line. A guest chooses names: control characters are escaped."""
+    """Return a name as text on one line. A guest chooses names, so control characters are escaped."""
     text = os.fsencode(path).decode(errors="backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def check_names(names: list[bytes]) -> None:
-    """Raises: InvalidInput: two sources have the same name."""
+    """Check that no two sources have the same name. Raises InvalidInput."""
     for name in names:
         if name and names.count(name) > 1:
             raise InvalidInput(
@@ -157,7 +157,7 @@ def raise_of_host(error: OSError, target: str) -> NoReturn:
 
 
 def tell_not_kept(notes: Notes) -> tuple[str, ...]:
-    """A sentence for each kind of loss, with the first names."""
+    """Return a sentence for each kind of loss, with the first names."""
     told = []
     for reason, (one, many) in _NOT_KEPT.items():
         count, names = notes.kept_out.get(reason, (0, []))
@@ -178,7 +178,10 @@ def raise_failed(
     *,
     outward: bool,
 ) -> None:
-    """Raises: InvalidInput: entries could not be copied; `failed_there` are those of the receiving end."""
+    """Raise InvalidInput for entries that could not be copied.
+
+    `failed_there` are the failures of the receiving end.
+    """
     if not notes.failures:
         return
     problems = []

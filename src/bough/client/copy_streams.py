@@ -18,7 +18,7 @@ _BUFFER = 256 * 1024
 
 
 class Sink:
-    """Gathers what is written into messages of a good size."""
+    """Gathers written bytes into messages of a good size."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -42,7 +42,7 @@ class Sink:
 
 
 class Source:
-    """A command's standard output as a file to read; its standard error is kept."""
+    """A command's standard output as a readable file. Its standard error is kept."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -67,14 +67,16 @@ class Source:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def finish(self) -> tuple[int, bytes]:
-        """Exit status and standard error; what else came is dropped."""
+        """Return the exit status and standard error. Other output is dropped."""
         while self.read(_BUFFER):
             pass
         return self._process.wait().shell_code, bytes(self._said)
 
 
 class Answer:
-    """Reads what a receiving command says, so that it never waits for us while we write."""
+    """Reads the output of a receiving command in a thread, so that the command never blocks
+    while we write.
+    """
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -98,7 +100,7 @@ class Answer:
 
 
 class Meter:
-    """Counts bytes and tells about them ten times a second at most."""
+    """Counts bytes and reports them at most ten times a second."""
 
     def __init__(self, report: Report | None, what: str, total: int | None) -> None:
         self._report = report

@@ -1,6 +1,6 @@
 """A position in a tree, with a descriptor for each directory: no link is followed, any depth works.
 
-Standard library only, for one end of a copy runs in a guest.
+Standard library only: one end of a copy runs in a guest.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Descent:
 
     @property
     def top(self) -> int:
-        """A descriptor of the directory that was entered last."""
+        """Return a descriptor of the directory that was entered last."""
         return self._levels[-1].descriptor
 
     @property
@@ -71,7 +71,7 @@ class Descent:
             os.close(level.descriptor)
 
     def common(self, parts: tuple[bytes, ...]) -> int:
-        """Number of leading `parts` that the current position shares."""
+        """Return how many leading `parts` the current position shares."""
         most = min(len(parts), len(self._levels) - 1)
         for count in range(most):
             if self._levels[count + 1].name != parts[count]:
@@ -84,7 +84,7 @@ class Descent:
             self.up()
 
     def close(self) -> None:
-        """Close all directories without a call of `leave`."""
+        """Close all directories without calling `leave`."""
         for level in self._levels:
             if level.descriptor >= 0:
                 os.close(level.descriptor)

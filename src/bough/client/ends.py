@@ -30,13 +30,13 @@ _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENOMEM, errn
 
 
 def name_of(source: bytes) -> bytes:
-    """The name that a copy of `source` gets in a directory; b"" for its content (".", "..", "/", "dir/.")."""
+    """Return the name of a copy of `source` in a directory; b"" for its content (".", "..", "/", "dir/.")."""
     name = source.rstrip(b"/").rpartition(b"/")[2]
     return b"" if name in (b".", b"..") else name
 
 
 def check_source(path: bytes) -> os.stat_result:
-    """Raises: Fault: `path` cannot be copied."""
+    """Raise Fault if `path` cannot be copied."""
     try:
         info = os.stat(path)  # noqa: PTH116
         if path.endswith(b"/") and not stat.S_ISDIR(info.st_mode):
@@ -52,7 +52,7 @@ def check_source(path: bytes) -> os.stat_result:
 
 
 def send(sources: list[bytes], packer: Packer) -> None:
-    """Send all of `sources` with numbers for names: the receiver knows the names.
+    """Send all `sources`, with numbers as names: the receiver knows the names.
 
     Raises:
         OSError: the stream cannot be written, or a source cannot be read.
@@ -70,7 +70,7 @@ class Receiver:
 
     Args:
         destination: a path from the user. Links in this path are followed, links below are not.
-        names: of the sources, in their order; see `name_of`.
+        names: names of the sources, in their order; see `name_of`.
         begin: called with the first entry when nothing prevents the copy.
     """
 
@@ -97,7 +97,7 @@ class Receiver:
         self._into = os.path.isdir(destination)  # noqa: PTH112
 
     def receive(self, reader: Reader) -> None:
-        """Raises: Fault: the copy cannot begin, or cannot go on; complete entries stay."""
+        """Receive the stream. Raises Fault if the copy cannot begin or go on; complete entries stay."""
         if not self._into and (len(self._names) > 1 or self.destination.endswith(b"/")):
             raise Fault("not_directory", self.destination)
         try:
@@ -152,7 +152,7 @@ class Receiver:
             self.notes.fail(shown, (error.strerror or str(error)).replace("Not a directory: ", ""))
 
     def _split(self, path: bytes) -> tuple[int, tuple[bytes, ...]]:
-        """The number of the source, and the parts below it."""
+        """Return the number of the source, and the parts below."""
         parts = parse_name(path)
         if not parts or not parts[0].isdigit() or len(parts[0]) > 9:
             raise ProtocolError(f"the guest sent {path[:60]!r}, which it was not asked for")
@@ -162,7 +162,7 @@ class Receiver:
         return number, parts[1:]
 
     def _place(self, reader: Reader, entry: Entry, number: int) -> bool:
-        """Choose the place of a source; False: a device or pipe, to which the content was written."""
+        """Choose the place of a source. False: a device or pipe, which now has the content."""
         if entry.kind not in ("directory", "file") and not (entry.kind == "again" and number):
             raise ProtocolError(f"the guest sent a {entry.kind} in the place of a file")
         name = self._names[number]
@@ -189,7 +189,7 @@ class Receiver:
         return True
 
     def _resolve(self, entry: Entry) -> bytes:
-        """The path that a destination other than a directory stands for."""
+        """Return the path that a destination other than a directory stands for."""
         path = self.destination
         if entry.kind == "directory":
             if os.path.lexists(path):

@@ -1,4 +1,4 @@
-"""Keeps an ephemeral machine alive: the service deletes it when nobody holds it any more."""
+"""Keep an ephemeral machine alive: the service deletes the machine when no client holds it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
 
 class Hold:
-    """Until `release`, or the end of this program, however it ends. It begins soon after construction; until
-    then the service keeps the machine by itself, for half a minute at the most."""
+    """Hold a machine until `release`, or until this program ends in any way.
+
+    The hold begins shortly after construction. Until then, the service keeps the machine for at most 30 s.
+    """
 
     def __init__(self, connection: Connection, machine_id: str, socket: WebSocket | None = None) -> None:
         self._connection = connection
@@ -37,7 +39,7 @@ class Hold:
             self._released.wait(0.2)
 
     def _hold(self) -> bool:
-        """False when there is nothing to be held any more."""
+        """Connect. Return False if there is nothing left to hold."""
         try:
             socket = self._connection.websocket(self._path)
         except NotFound:

@@ -1,4 +1,4 @@
-"""The hypervisor as a Python program sees it: the service of one BOUGH_HOME."""
+"""The Python API's hypervisor: the service of one BOUGH_HOME."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 
 def connect(home: str | os.PathLike[str] | None = None, *, start: bool = True) -> Hypervisor:
-    """The hypervisor of `home` (default: $BOUGH_HOME, else the user's own).
+    """Connect to the hypervisor of `home` (default: $BOUGH_HOME, else the user's own).
 
-    Its service is started where none runs and `start` is true; it stays when this program ends.
+    Starts the service if none runs and `start` is true. The service goes on when this program ends.
 
     Raises:
-        ServiceUnavailable: none answers, and it may not or could not be started; carries its log's end.
+        ServiceUnavailable: no service answers, and it may not or could not be started. The error carries the
+            end of the service's log.
     """
     place = Home.at(home) if home is not None else Home.from_environment()
     connection, version = find_service(place, start=start)
@@ -34,13 +35,13 @@ def connect(home: str | os.PathLike[str] | None = None, *, start: bool = True) -
 
 
 class Hypervisor:
-    """Made by `connect()`. Usable from several threads at once.
+    """The hypervisor of one home. Made by `connect()`. Usable from several threads at once.
 
     Every call raises errors of bough.errors, as the service raised them.
 
     Attributes:
-        home: where its machines and images are.
-        api: the HTTP API itself, for what has no method here.
+        home: the directory of machines and images.
+        api: the HTTP API, for calls without a method here.
     """
 
     def __init__(self, home: Home, connection: Connection, version: dict[str, Any]) -> None:
@@ -52,7 +53,7 @@ class Hypervisor:
         return f"<bough.Hypervisor {self.home.root}>"
 
     def version(self) -> dict[str, Any]:
-        """Of the service: version, api, pid, home, started."""
+        """Return facts about the service: version, api, pid, home, started."""
         return dict(self._version)
 
     # -- machines ---------------------------------------------------------------------------------
@@ -69,21 +70,24 @@ class Hypervisor:
         progress: Report | None = None,
         **spec: Any,
     ) -> Machine:
-        """A new machine that has answered. The first run of an image on such hardware boots it and keeps a
-        snapshot of that; later ones go on from there.
+        """Return a new machine whose agent has answered.
 
-        As a context manager it is deleted at the block's end, with its disks, unless it was named or is
-        to be kept. One that is neither also goes when this program ends, however it ends.
+        The first run of an image on given hardware boots the image and keeps a snapshot. Later runs fork that
+        snapshot.
+
+        As a context manager, the machine is deleted with its disks at the end of the block, unless it has a
+        `name` or `keep` is true. A machine without both is also deleted when this program ends in any way.
 
         Args:
-            cold: boot it, whatever is kept.
-            timeout: seconds for its start, not for building an image that is not there yet; None: as long as
-                the guest makes progress.
+            cold: boot the machine, even if there is a booted snapshot.
+            timeout: seconds for the machine's start, without the time to build a missing image; None: as long
+                as the guest makes progress.
             spec: settings as in a spec file: memory="512MiB", vcpus=2, ports=["8080:80"], ...
 
         Raises:
             InvalidSpec, BeyondHost, NotFound, NameTaken, BuildFailed, NoSpace, HostLacks: nothing was made.
-            MachineFailed, AgentTimeout: it did not come up; deleted unless it was named or is to be kept.
+            MachineFailed, AgentTimeout: the machine did not come up. It is deleted unless it has a `name` or
+                `keep` is true.
         """
         from bough.client.sources import resolve_sources
 
@@ -99,7 +103,7 @@ class Hypervisor:
         return self._run_held(body, progress)
 
     def _run_held(self, body: dict[str, Any], progress: Report | None) -> Machine:
-        """Through the connection that it lives as long as."""
+        """Run a machine that lives as long as this call's connection."""
         from bough.client.process import read_status
 
         socket = self.api.websocket("/run")
@@ -120,20 +124,26 @@ class Hypervisor:
         socket.close()
         if message:
             read_status(message[1:])
-        raise ServiceUnavailable("the service ended before the machine was there", hint="try again")
+        raise ServiceUnavailable("the service ended before the machine was up", hint="try again")
 
     def keep_spares(self, image: str, count: int, **spec: Any) -> None:
-        """Have `count` machines of that spec stand by: `run` of the same takes one, in some ms. They are made
-        in the background, and given up while the host is short of memory; 0 keeps none any more.
+        """Keep `count` standby machines of that spec; 0 stops keeping them.
+
+        A `run` of the same spec gets one of them within milliseconds. They are made in the background, and
+        discarded while the host is short of memory.
 
         Raises:
-            InvalidSpec: also where such a machine cannot stand by, for it has files, say, of its own.
+            InvalidSpec: also if such a machine cannot be a standby machine, for example with files of its
+                own.
         """
         self.api.call("PUT", "/spares", {"spec": {"image": image, **spec}, "count": count})
 
     def spares(self) -> list[dict[str, Any]]:
-        """What was asked for: "spec" or "snapshot" (its id), "count", and how many are "ready"; "trouble"
-        where none can be made."""
+        """Return the requested standby machines: "spec" or "snapshot" (its id), "count", and how many are
+        "ready".
+
+        "trouble" says why none can be made.
+        """
         return list(self.api.get("/spares"))
 
     def create(
@@ -146,11 +156,11 @@ class Hypervisor:
         progress: Report | None = None,
         **spec: Any,
     ) -> Machine:
-        """A stopped machine, kept until it is deleted. Its image is built first where it is not there.
+        """Create a stopped machine, which is kept until it is deleted. A missing image is built first.
 
         Args:
-            force: also where the spec asks for more than the host has.
-            timeout: seconds; when they are over, nothing was made.
+            force: allow more than the host has.
+            timeout: seconds; after a timeout nothing was made.
             spec: settings as in a spec file: memory="512MiB", vcpus=2, ports=["8080:80"], ...
 
         Raises:
@@ -168,7 +178,7 @@ class Hypervisor:
         timeout: float | None = None,
         progress: Report | None = None,
     ) -> Machine:
-        """As `create`, from a whole spec: what `bough.spec.load_toml` gives."""
+        """Create a machine as `create` does, from a whole spec: the result of `bough.spec.load_toml`."""
         return self._create(spec, name, force, ephemeral, timeout, progress)
 
     def _create(
@@ -187,28 +197,30 @@ class Hypervisor:
         return Machine(self.api, data["id"], name=data["name"], ephemeral=ephemeral)
 
     def machine(self, reference: str) -> Machine:
-        """The machine of that name, id, or unique beginning (4 or more digits) of an id.
+        """Return the machine with that name, id, or unique beginning (4 or more digits) of an id.
 
         Raises:
-            NotFound: the hint names the nearest.
+            NotFound: the hint names the most similar machine.
         """
         data = self.api.get(path_of("machines", reference))
         return Machine(self.api, data["id"], name=data["name"], ephemeral=data.get("ephemeral", False))
 
     def machines(self) -> list[Machine]:
-        """All, the oldest first."""
+        """Return all, the oldest first."""
         return [Machine(self.api, data["id"], name=data["name"]) for data in self.api.get("/machines")]
 
     # -- snapshots --------------------------------------------------------------------------------
 
     def snapshots(self) -> list[Snapshot]:
-        """All, the oldest first."""
+        """Return all, the oldest first."""
         from bough.client.snapshot import Snapshot
 
         return [Snapshot(self.api, data["id"], label=data["label"]) for data in self.api.get("/snapshots")]
 
     def snapshot(self, reference: str) -> Snapshot:
-        """By label, id, or unique beginning (4 or more digits) of an id. Raises NotFound."""
+        """Return a snapshot by label, id, or unique beginning (4 or more digits) of an id.
+        Raises NotFound.
+        """
         from bough.client.snapshot import Snapshot
 
         data = self.api.get(path_of("snapshots", reference))
@@ -225,14 +237,15 @@ class Hypervisor:
         timeout: float | None = None,
         progress: Report | None = None,
     ) -> Machine:
-        """The machine in a bundle; it goes on where it was, unless `cold` takes its disks alone.
+        """Create the machine of a bundle. The machine continues if the bundle has its memory.
 
         Args:
-            identity: "keep": it is the machine that was handed over; "new": it is somebody else.
-            force: also if it is larger than this host.
+            identity: "keep": the machine keeps the identity of the exported one; "new": a new identity.
+            cold: import the disks alone.
+            force: also if the machine is larger than this host.
 
         Raises:
-            BadBundle: it is cut off, altered, or cannot be continued here; nothing was made.
+            BadBundle: the bundle is cut off or altered, or cannot continue here; nothing was made.
             BeyondHost, NoSpace, NameTaken: likewise.
         """
         from bough.client.bundle import import_stream
@@ -269,11 +282,12 @@ class Hypervisor:
         timeout: float | None = None,
         progress: Report | None = None,
     ) -> ImageInfo:
-        """Build "debian:12" and the like from packages, unless it is here or `rebuild` is true.
+        """Build "debian:12" and the like from packages, unless the store has the image. `rebuild` builds
+        anyway.
 
         Args:
             security_mirror: "none" takes no security updates.
-            lock: versions of packages, as `lock_image` gave them.
+            lock: versions of packages, from `lock_image`.
 
         Raises:
             NotFound: no such recipe; BuildFailed, HostLacks, NoSpace: nothing half-made is left.
@@ -298,13 +312,14 @@ class Hypervisor:
         timeout: float | None = None,
         progress: Report | None = None,
     ) -> ImageInfo:
-        """Build what a recipe describes: a base, packages, files, users, commands (docs/images.md).
+        """Build the image of a recipe: a base, packages, files, users, commands (docs/images.md).
 
         Args:
             arch: instead of the recipe's, or the host's.
 
         Raises:
-            InvalidSpec: with every problem; BuildFailed: with what a command printed. Nothing is kept.
+            InvalidSpec: with every problem; BuildFailed: with the output of the failed command. Nothing is
+                kept.
         """
         from bough.client.info import ImageInfo
         from bough.client.sources import resolve_recipe
@@ -315,7 +330,7 @@ class Hypervisor:
         return ImageInfo.from_dict(answer)
 
     def lock_image(self, reference: str) -> dict[str, Any]:
-        """The versions of everything in an image, for `lock` of a later build."""
+        """Return the versions of all packages in an image, for `lock` of a later build."""
         return dict(self.api.get(path_of("images", reference, "lock")))
 
     def import_image(
@@ -327,15 +342,15 @@ class Hypervisor:
         progress: Report | None = None,
         **more: Any,
     ) -> ImageInfo:
-        """Take over a disk image: a file, or an http(s) address; see `bough image import --help`.
+        """Import a disk image: a file, or an http(s) address; see `bough image import --help`.
 
         Args:
-            more: format, arch, firmware, sha256, os, version, disk, max_size (bytes), cloud_init,
-                agent (whether it is the disk of a machine with bough's agent; an export of bough's says so).
+            more: format, arch, firmware, sha256, os, version, disk, max_size (bytes), cloud_init, agent
+                (whether the disk is of a machine with bough's agent; bough's own exports state this).
 
         Raises:
-            BadImage, DownloadFailed, NotFound, NoSpace: nothing is left, but what of a download can be
-                resumed.
+            BadImage, DownloadFailed, NotFound, NoSpace: nothing is left except the part of a download that
+                can be resumed.
         """
         from bough.client.info import ImageInfo
 
@@ -355,10 +370,11 @@ class Hypervisor:
         timeout: float | None = None,
         progress: Report | None = None,
     ) -> ImageInfo:
-        """Fetch an image of the catalogue, like "fedora:44", and check it; unless it is here.
+        """Fetch an image of the catalogue, like "fedora:44", and check it, unless the store has it.
 
         Raises:
-            NotFound: no such image; BadImage: it is another one than its publisher says; DownloadFailed.
+            NotFound: no such image; BadImage: the image is not the one that its publisher states;
+                DownloadFailed.
         """
         from bough.client.info import ImageInfo
 
@@ -367,11 +383,11 @@ class Hypervisor:
         return ImageInfo.from_dict(answer)
 
     def delete_image(self, reference: str) -> None:
-        """Raises: InUse, while machines stand on it."""
+        """Delete an image. Raises InUse while machines use it as a backing file."""
         self.api.call("DELETE", path_of("images", reference))
 
     def prune_images(self) -> dict[str, Any]:
-        """Delete what no machine stands on and no label names: {"deleted": digests, "freed_bytes"}."""
+        """Delete the images that no machine uses and no label names: {"deleted": digests, "freed_bytes"}."""
         return dict(self.api.post("/images/prune", timeout=None))
 
     # -- the rest ---------------------------------------------------------------------------------
@@ -384,28 +400,28 @@ class Hypervisor:
         timeout: float | None = 300.0,
         progress: Report | None = None,
     ) -> dict[str, Any]:
-        """What the host has and lacks: "checks", "accelerators" (proven by running a guest), "jail".
+        """Return what the host has and lacks: "checks", "accelerators" (proven by running a guest), "jail".
 
         Args:
-            arch: for machines of another processor architecture than the host's.
+            arch: processor architecture of the machines, if not the host's.
         """
         path = path_of("doctor", probe=probe, arch=arch)
         return dict(self.api.long_call("GET", path, timeout=timeout, progress=progress))
 
     def doctor_store(self, *, repair: bool = False, progress: Report | None = None) -> dict[str, Any]:
-        """Whether everything in BOUGH_HOME is as it should be: "clean", "findings", "skipped".
+        """Check everything in BOUGH_HOME. Return "clean", "findings", "skipped".
 
         Args:
-            repair: do what is safe. Nothing is deleted; what is damaged goes to lost+found/.
+            repair: make the safe repairs. Nothing is deleted; damaged files go to lost+found/.
         """
         body = {"repair": repair}
         return dict(self.api.long_call("POST", "/doctor/store", body, timeout=None, progress=progress))
 
     def events(self, since: str | None = None) -> Iterator[Event]:
-        """What happens to machines, as it happens; without end.
+        """Yield the events of machines as they happen, without end.
 
         Args:
-            since: ISO 8601; first what happened since then, as far as the service remembers.
+            since: ISO 8601; begin with the events since then, as far as the service remembers them.
         """
         import json
 
@@ -416,13 +432,13 @@ class Hypervisor:
                 yield Event.from_dict(json.loads(message))
 
     def shutdown(self) -> None:
-        """End the service. Machines go on; the next command starts a new one that takes them up."""
+        """End the service. Machines go on. The next command starts a new service, which adopts them."""
         from bough.client.starting import end_service
 
         end_service(self.api)
 
     def close(self) -> None:
-        """Let go of the service's connections; everything goes on."""
+        """Close the connections to the service. The service and its machines go on."""
         self.api.close()
 
     def __enter__(self) -> Hypervisor:

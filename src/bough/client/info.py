@@ -1,6 +1,6 @@
-"""What the service tells about machines, images and the host, as frozen data.
+"""The service's answers about machines, images and the host, as frozen data.
 
-`raw` of each is the whole answer, with what a newer service may have added.
+`raw` of each is the whole answer, with fields that a newer service may have added.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class _Told:
 
 @dataclass(frozen=True, kw_only=True)
 class Port(_Told):
-    """A TCP port of the guest on a port of the host."""
+    """A TCP port of the guest, forwarded from a port of the host."""
 
     host: str = "127.0.0.1"
     host_port: int
@@ -35,8 +35,8 @@ class Mount(_Told):
     """A directory of the service's host in the guest.
 
     Attributes:
-        owner: whose it is in the guest; None: its first user's, or root's.
-        cache: seconds for which the guest may take a file for what it was.
+        owner: owner of the files in the guest; None: the guest's first user, or root.
+        cache: seconds for which the guest may cache what it knows of a file.
         state: "mounted", "not mounted", or "-" while that is not known; `error` says why not.
     """
 
@@ -51,7 +51,7 @@ class Mount(_Told):
 
 @dataclass(frozen=True, kw_only=True)
 class Failure(_Told):
-    """Why a machine is `failed`: the ends of QEMU's standard error and of the console with it."""
+    """The reason why a machine is `failed`, with the ends of QEMU's standard error and of the console."""
 
     cause: str
     exit_status: int | None = None
@@ -66,16 +66,17 @@ class MachineInfo(_Told):
 
     Attributes:
         state: stopped, starting, running, paused, suspended, stopping or failed.
-        unreachable: why bough cannot control it, although it runs; None when bough can.
+        unreachable: why bough cannot control the machine, although it runs; None when bough can.
         agent: answering, silent or none.
-        condition: what is known to be wrong with the guest: {"kind", "text", "since"}, where kind is asleep,
-            halted, panicked, busy or hung.
-        disk_bytes: what its own disks really take on the host.
-        layers: on how many files the disk stands that stands on most: its image, snapshots.
-        hardware: what computer it is: arch, machine_type, cpu_model, firmware, ...
-        created, started: times in ISO 8601; started is None while it does not run.
-        boot_id: changes with each boot of the guest's kernel, as the guest's agent told it last.
-        uplink: while it runs with one: state ("connected", "offline", "broken"), detail, resolvers.
+        condition: a known problem of the guest: {"kind", "text", "since"}, where kind is asleep, halted,
+            panicked, busy or hung.
+        disk_bytes: space on the host that the machine's own disks use.
+        layers: number of backing files of the disk with the longest chain: image, snapshots.
+        hardware: the virtual computer: arch, machine_type, cpu_model, firmware, ...
+        created, started: times in ISO 8601; started is None while the machine does not run.
+        boot_id: changes with each boot of the guest's kernel; the value that the agent reported last.
+        uplink: of a running machine that has one: state ("connected", "offline", "broken"), detail,
+            resolvers.
     """
 
     id: str
@@ -124,9 +125,9 @@ class ImageInfo(_Told):
     """An image in the store.
 
     Attributes:
-        size_bytes: of the disk, as a machine sees it.
-        disk_bytes: what it really takes on the host.
-        used_by: names of the machines that stand on it.
+        size_bytes: size of the disk, as a machine sees it.
+        disk_bytes: space that the image uses on the host.
+        used_by: names of the machines that use the image as a backing file.
     """
 
     digest: str
@@ -145,13 +146,14 @@ class SnapshotInfo(_Told):
     """A point in a machine's life.
 
     Attributes:
-        machine, machine_name: whose, and what it was called then.
-        parent: the snapshot before it on its machine's way.
-        consistency: "memory": of a running machine, with its memory; "stopped": of one that was off;
-            "frozen": disks of a running one, whose file systems stood still; "crash": ... did not.
+        machine, machine_name: the machine, and its name at that time.
+        parent: the previous snapshot of the machine.
+        consistency: "memory": of a running machine, with its memory; "stopped": of a stopped machine;
+            "frozen": disks of a running machine with quiesced file systems; "crash": without quiesced file
+            systems.
         memory: None, or size_bytes, stored_bytes and base of its memory.
-        pause_ms: for how long the machine stood still, as QEMU's control protocol shows it.
-        disk_bytes: what it takes on the host.
+        pause_ms: the pause of the machine, as QEMU's control protocol shows it.
+        disk_bytes: space that the snapshot uses on the host.
     """
 
     id: str
@@ -169,7 +171,7 @@ class SnapshotInfo(_Told):
 
 @dataclass(frozen=True, kw_only=True)
 class Event(_Told):
-    """Something that happened to a machine: `kind` says what ("started"), `time` is ISO 8601."""
+    """An event of a machine: `kind` names the event ("started"), `time` is ISO 8601."""
 
     time: str
     kind: str

@@ -48,10 +48,11 @@ COMMAND = ("/bin/sh", "-c", _FIND, "sh", _BOOT)
 
 
 def render_program(action: str, paths: list[bytes], names: list[bytes], owner: bool) -> bytes:
-    """Input for COMMAND, which calls `ends.main` with these arguments."""
+    """Return the input for COMMAND, which calls `ends.main` with these arguments."""
     sources = [("bough.errors", _ERRORS)]
     sources += [(f"bough.client.{name}", (_HERE / f"{name}.py").read_text()) for name in _MODULES]
-    # A guest with the host's version of Python does not compile: that takes three times as long as its start.
+    # A guest with the host's version of Python need not compile, which takes three times as long as its
+    # start.
     compiled = marshal.dumps([(name, _code_of(name, source)) for name, source in sources])
     # Every Python 3 reads version 2 of this format, and paths stay bytes.
     arguments = (action, paths, names, owner, os.geteuid())
@@ -61,7 +62,7 @@ def render_program(action: str, paths: list[bytes], names: list[bytes], owner: b
 
 
 def _code_of(name: str, source: str) -> CodeType:
-    """The code of a module, from its .pyc file if possible, without paths of the host."""
+    """Return the code of a module, from its .pyc file if possible, without paths of the host."""
     spec = find_spec(name)
     loader = spec.loader if spec is not None and name != "bough.errors" else None
     code = loader.get_code(name) if isinstance(loader, InspectLoader) else None

@@ -1,6 +1,6 @@
 """A file without a name, which gets its name when its content is complete.
 
-Standard library only, for one end of a copy runs in a guest.
+Standard library only: one end of a copy runs in a guest.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import errno
 import os
 
 _TEMPORARY_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-#: Errors of file systems and kernels that have no files without a name.
+#: Errors of file systems and kernels that do not support files without a name.
 _NAMED_ONLY = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
 _CHUNK = 256 * 1024
 

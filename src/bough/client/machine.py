@@ -1,4 +1,4 @@
-"""A machine as a Python program sees it."""
+"""The Python API's machine."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from bough.client.websocket import WebSocket
     from bough.progress import Report
 
-#: What a call may take beyond the time that the service itself was given.
+#: Seconds that a call may take beyond the service's own timeout.
 _GRACE_S = 15.0
-#: The longest that a guest may take to power off, where no deadline is given.
+#: Longest time for a guest's power-off if no deadline is given.
 _STOP_S = 180.0
 _MOUNT_TIMEOUT_S = 180.0
 Output = TypeVar("Output", str, bytes)
@@ -42,10 +42,11 @@ class Completed(NamedTuple, Generic[Output]):
 
 
 class Machine:
-    """Made by a Hypervisor. Usable from several threads at once; follows renames (it knows the id).
+    """A machine. Made by a Hypervisor. Usable from several threads at once. Refers to the machine by id, so
+    renames do not matter.
 
-    Every call raises errors of bough.errors: NotFound when the machine was deleted meanwhile, WrongState
-    when its state does not allow it, AgentUnavailable when it runs and its agent does not answer.
+    Every call raises errors of bough.errors: NotFound if the machine was deleted meanwhile, WrongState if its
+    state does not allow the call, AgentUnavailable if it runs and its agent does not answer.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Machine:
 
     @property
     def state(self) -> str:
-        """Now: stopped, starting, running, paused, suspended, stopping or failed."""
+        """Return the present state: stopped, starting, running, paused, suspended, stopping or failed."""
         return self.info().state
 
     def info(self) -> MachineInfo:
@@ -85,31 +86,33 @@ class Machine:
         return info
 
     def plan(self) -> dict[str, Any]:
-        """What a start would start: {"plan": data, "argv": QEMU's command line}."""
+        """Return the plan of the next start: {"plan": data, "argv": QEMU's command line}."""
         return dict(self._api.get(self._path("plan")))
 
     def logs(self, source: Literal["console", "qemu"] = "console", *, tail_bytes: int = 64 * 1024) -> str:
-        """The end of the console, or of QEMU's standard error. As the guest wrote it: not for a terminal."""
+        """Return the end of the console, or of QEMU's standard error. Unfiltered guest output: unsafe for a
+        terminal.
+        """
         return str(self._api.get(self._path("logs", source=source, tail=tail_bytes)))
 
     def screenshot(self) -> bytes:
-        """Its screen, as PNG. Raises WrongState where it has none."""
+        """Return the screen as PNG. Raises WrongState if the machine has no screen."""
         return self._api.get_bytes(self._path("screenshot"))
 
     def screen_text(self) -> str:
-        """What stands on a PC's screen in text mode. Raises InvalidInput where it shows graphics."""
+        """Return the text of a PC's screen in text mode. Raises InvalidInput if the screen shows graphics."""
         return str(self._api.get(self._path("screenshot", **{"as": "text"})))
 
     def type(self, text: str = "", *, keys: Sequence[str] = ()) -> None:
-        """Type `text` on its (US) keyboard, then press `keys`: "enter", "ctrl-alt-delete"."""
+        """Type `text` on the (US) keyboard, then press `keys`: "enter", "ctrl-alt-delete"."""
         self._api.post(self._path("keys"), {"text": text, "keys": list(keys)}, timeout=600)
 
     def load(self) -> dict[str, Any]:
-        """Memory and load, as the guest counts them."""
+        """Return memory and load, as the guest counts them."""
         return dict(self._api.get(self._path("load")))
 
     def ping(self) -> float:
-        """Seconds that the agent took to answer."""
+        """Return the seconds that the agent took to answer."""
         return float(self._api.post(self._path("ping"))["rtt_s"])
 
     # -- its life ---------------------------------------------------------------------------------
@@ -123,20 +126,21 @@ class Machine:
         timeout: float | None = None,
         progress: Report | None = None,
     ) -> None:
-        """Start it; with `wait`, until its agent has answered and the first boot's set-up is done.
+        """Start the machine. With `wait`, return when the agent has answered and the set-up of the first boot
+        is done.
 
-        A machine that runs already runs on.
+        Changes nothing if the machine runs already.
 
         Args:
             until: what to wait for; see `wait`.
-            cold: a suspended one boots from its disks, and what was in its memory is lost; otherwise it
-                goes on.
-            timeout: seconds; None: as long as the guest makes progress, which is seen by its console, its
-                agent and the processor time of its QEMU.
+            cold: a suspended machine boots from its disks and loses the content of its memory; otherwise it
+                continues.
+            timeout: seconds; None: as long as the guest makes progress, seen by its console, its agent and
+                the processor time of its QEMU.
 
         Raises:
-            MachineFailed: its QEMU ended; carries the ends of its stderr and of the console.
-            AgentTimeout: no answer in time; it is left running to be looked at.
+            MachineFailed: QEMU ended; carries the ends of its stderr and of the console.
+            AgentTimeout: no answer in time; the machine is left running for a diagnosis.
         """
         body = {"wait": wait, "until": until, "cold": cold, **_timeout(timeout)}
         self._long("start", body, timeout, progress)
@@ -144,12 +148,12 @@ class Machine:
     def stop(
         self, *, deadline: float | None = None, force: bool = False, progress: Report | None = None
     ) -> Literal["guest", "power", "already"]:
-        """Ask the guest to power off; after `deadline` seconds, or at once with `force`, pull the plug.
+        """Ask the guest to power off. Cut the power after `deadline` seconds, or at once with `force`.
 
         Args:
             deadline: None: when the guest has made no progress for 60 s, at most after 180 s.
 
-        Returns which of the two it was, or "already" for a machine that did not run.
+        Returns which of the two happened, or "already" for a machine that did not run.
         """
         answer = self._long("stop", {"deadline_s": deadline, "force": force}, None, progress)
         how = answer.get("how")
@@ -169,21 +173,22 @@ class Machine:
         self._long("restart", body, None if timeout is None else timeout + (deadline or _STOP_S), progress)
 
     def pause(self) -> None:
-        """Its processors stand still; its memory stays."""
+        """Pause the machine: its vCPUs do not run, its memory stays."""
         self._api.post(self._path("pause"))
 
     def suspend(self, *, progress: Report | None = None) -> None:
-        """Its memory goes to disk; no process is left. `resume` or `start` let it go on, also after a
-        reboot of the host."""
+        """Save the memory to disk and end QEMU. `resume` or `start` continue, also after a reboot of the
+        host.
+        """
         self._long("suspend", {}, None, progress)
 
     def resume(
         self, *, wait: bool = True, timeout: float | None = None, progress: Report | None = None
     ) -> None:
-        """Let it go on, paused or suspended; with `wait`, one that was suspended has answered.
+        """Continue a paused or suspended machine. With `wait`, a suspended machine has answered.
 
         Raises:
-            MachineFailed, HostLacks: its memory cannot be continued here; it is suspended still.
+            MachineFailed, HostLacks: the memory cannot be continued here; the machine is still suspended.
         """
         self._long("resume", {"wait": wait, **_timeout(timeout)}, timeout, progress)
 
@@ -195,11 +200,13 @@ class Machine:
         without_image: bool = False,
         progress: Report | None = None,
     ) -> None:
-        """To a file: .bough, a machine to go on with elsewhere (with its memory, where it runs; it runs on);
-        .qcow2 or .ova, its disks for other hypervisors.
+        """Export to a file.
+
+        .bough: a machine that can continue elsewhere, with its memory if it runs; the machine itself runs on.
+        .qcow2 or .ova: its disks for other hypervisors.
 
         Args:
-            without_image: leave out what is in its image, which the other side must have.
+            without_image: leave out the content of the image, which the other host must have.
         """
         from bough.client.bundle import export_file
 
@@ -213,23 +220,28 @@ class Machine:
         )
 
     def rename(self, name: str) -> None:
-        """Raises: NameTaken."""
+        """Give the machine another name. Raises NameTaken."""
         self._name = str(self._api.call("PATCH", self._path(), {"name": name})["name"])
 
     def delete(self, *, force: bool = False) -> None:
-        """With its disks. Raises WrongState while it runs, unless `force` pulls its plug."""
+        """Delete the machine with its disks. Raises WrongState while it runs, unless `force`
+        cuts the power.
+        """
         self._api.call("DELETE", self._path(force=force or None), timeout=QUICK_TIMEOUT_S * 2)
         self._let_go()
 
     def discard(self) -> None:
-        """Delete it, running or not, if it is still there. Raises nothing that the way out could bring."""
+        """Delete the machine, running or not, if it still exists.
+
+        Raises no BoughError, so that the end of a `with` block is safe.
+        """
         try:
             if self._ephemeral:
                 self._api.call("DELETE", self._path(force=True, wait=False))
             else:
                 self.delete(force=True)
         except BoughError:
-            pass  # gone already, or the service is: it deletes what nobody holds
+            pass  # already deleted, or the service is down: the service deletes machines without a holder
         finally:
             self._let_go()
 
@@ -237,7 +249,7 @@ class Machine:
         """Keep an ephemeral machine alive for as long as this program runs.
 
         Args:
-            socket: through which it is held already.
+            socket: a connection that already holds the machine.
         """
         from bough.client.hold import Hold
 
@@ -256,16 +268,17 @@ class Machine:
         timeout: float | None = None,
         progress: Report | None = None,
     ) -> None:
-        """Until the agent answers, the machine has stopped, its init has started everything ("booted"), or it
-        has done so in a later boot ("rebooted").
+        """Wait until the agent answers, the machine has stopped, or a boot is complete.
+
+        "booted": the guest's init has started everything; "rebooted": likewise in a later boot.
 
         Args:
-            boot_id: with "rebooted": `info().boot_id` of the boot before; default: the one of now.
+            boot_id: with "rebooted": `info().boot_id` of the boot before; default: the present one.
 
         Raises:
             AgentTimeout, DeadlineExceeded: not within `timeout` seconds. None is 120 s for "stopped", and as
                 long as the guest makes progress otherwise.
-            MachineFailed: it ended instead.
+            MachineFailed: the machine failed instead.
         """
         self._long("wait", {"until": until, "boot_id": boot_id, **_timeout(timeout)}, timeout, progress)
 
@@ -288,12 +301,12 @@ class Machine:
         timeout: float | None = None,
         progress: Report | None = None,
     ) -> Snapshot:
-        """An immutable point in its life; it runs on after a pause of some ms.
+        """Take a snapshot: an immutable point in time. The machine runs on after a pause of some
+        milliseconds.
 
         Args:
-            memory: of a running machine, with what it is doing; otherwise its disks alone.
-            now: also while the guest is still booting, which is waited for otherwise: a fork of such a
-                snapshot boots on.
+            memory: include the memory of a running machine; otherwise the disks alone.
+            now: do not wait for the end of the guest's boot; forks of such a snapshot finish the boot.
 
         Raises:
             NameTaken: the label; NoSpace, HostLacks, Conflict, MachineFailed: nothing was changed.
@@ -313,7 +326,7 @@ class Machine:
     def restore(
         self, snapshot: Snapshot | str, *, keep: bool = False, progress: Report | None = None
     ) -> None:
-        """Put it back to what it was; with `keep`, what it is now is snapshotted first."""
+        """Restore the machine to the snapshot. With `keep`, take a snapshot of the present state first."""
         reference = snapshot if isinstance(snapshot, str) else snapshot.id
         self._long("restore", {"snapshot": reference, "keep": keep}, None, progress)
 
@@ -355,10 +368,11 @@ class Machine:
         timeout: float | None = None,
         progress: Report | None = None,
     ) -> Machine | list[Machine]:
-        """A new machine that goes on from where this one is, which runs on; see Snapshot.fork.
+        """Make new machines that continue from the present point of this one, which runs on; see
+        Snapshot.fork.
 
         Args:
-            now: also while the guest is still booting, which is waited for otherwise.
+            now: do not wait for the end of the guest's boot; the fork finishes the boot.
         """
         from bough.client.snapshot import fork
 
@@ -378,12 +392,12 @@ class Machine:
         term: str = "xterm",
         timeout: float | None = None,
     ) -> Process:
-        """A command that runs on while its streams are read and written.
+        """Start a command that runs while its streams are read and written.
 
         Args:
-            user: who runs it; default: root.
+            user: the user that runs the command; default: root.
             tty: with a terminal: one stream of output, and Ctrl-C is a character.
-            timeout: seconds; then it is killed and reading raises DeadlineExceeded.
+            timeout: seconds; then the command is killed and reading raises DeadlineExceeded.
         """
         from bough.client.process import Process
 
@@ -429,17 +443,17 @@ class Machine:
         check: bool = False,
         text: bool = True,
     ) -> Completed[str] | Completed[bytes]:
-        """Run a command to its end. No shell: words are words.
+        """Run a command to its end. No shell: words are passed unchanged.
 
         Args:
-            input: its standard input; without it, an empty one.
-            timeout: seconds; then it is killed.
-            check: raise CommandFailed unless it ends with 0.
-            text: decode its output as UTF-8, what is not becomes U+FFFD; False gives bytes.
+            input: standard input; default: empty.
+            timeout: seconds; then the command is killed.
+            check: raise CommandFailed unless the command ends with 0.
+            text: decode the output as UTF-8, with U+FFFD for invalid bytes; False gives bytes.
 
         Raises:
             GuestRefused: no such command, user or directory.
-            DeadlineExceeded: it was killed after `timeout` seconds.
+            DeadlineExceeded: the command was killed after `timeout` seconds.
         """
         from bough.client.process import feed
 
@@ -459,7 +473,7 @@ class Machine:
         )
 
     def shell(self, script: str, **options: Any) -> Completed[str]:
-        """Run a script by `sh`; options as of `exec`."""
+        """Run a script by `sh`; options as for `exec`."""
         return self.exec("sh", "-c", script, text=True, **options)
 
     # -- files ------------------------------------------------------------------------------------
@@ -491,17 +505,21 @@ class Machine:
         return copy_out(self, source, destination, progress, owner=owner)
 
     def read_file(self, path: str, *, max_bytes: int = 64 * 1024 * 1024) -> bytes:
-        """Raises: NotFound, GuestRefused; and when it is larger than `max_bytes`."""
+        """Return a file's content. Raises NotFound, GuestRefused; and if the file is larger than
+        `max_bytes`.
+        """
         from bough.client.copy import read_file
 
         return read_file(self, path, max_bytes)
 
     def read_text(self, path: str) -> str:
-        """As UTF-8."""
+        """Return a file's content as UTF-8."""
         return self.read_file(path).decode()
 
     def write_file(self, path: str, content: bytes | str, *, mode: int = 0o644) -> None:
-        """Whole or not at all: it is written beside and renamed."""
+        """Write a file completely or not at all: the content is written to a temporary file, which is
+        renamed.
+        """
         from bough.client.copy import write_file
 
         write_file(self, path, content.encode() if isinstance(content, str) else content, mode)
@@ -514,10 +532,11 @@ class Machine:
         return [Port.from_dict(port) for port in self._api.get(self._path("ports"))]
 
     def forward(self, guest_port: int, host_port: int = 0, *, host: str = "127.0.0.1") -> Port:
-        """A TCP port of the guest on a port of the host, kept over restarts; 0: any free one.
+        """Forward a TCP port of the host to a port of the guest, also after restarts. Host port 0: any free
+        port.
 
         Raises:
-            Conflict: the host's port is taken.
+            Conflict: the host's port is in use.
         """
         from bough.client.info import Port
 
@@ -528,7 +547,9 @@ class Machine:
         self._api.call("DELETE", self._path("ports", str(host_port)))
 
     def tunnel(self, port: int) -> Tunnel:
-        """One TCP connection to a port inside. Raises GuestRefused when nothing listens there."""
+        """Open one TCP connection to a port inside the guest. Raises GuestRefused if nothing
+        listens there.
+        """
         from bough.client.tunnel import Tunnel
 
         return Tunnel(self._api.websocket(self._path("tunnel", port=port)))
@@ -549,16 +570,16 @@ class Machine:
         owner: str | None = None,
         cache: str | int | None = None,
     ) -> None:
-        """Share a directory of this host, at once where the machine runs, and at each start from now on.
+        """Share a directory of this host: at once if the machine runs, and at each later start.
 
         Args:
-            owner: "user" or "user:group" of the guest, to whom it belongs there; default: its first user,
+            owner: "user" or "user:group" that owns the files in the guest; default: the guest's first user,
                 or root.
-            cache: for how long the guest may take a file for what it was, like "5s"; default: 1 s.
+            cache: for how long the guest may cache what it knows of a file, like "5s"; default: 1 s.
 
         Raises:
-            NotFound, InvalidInput: no such directory, or none that can be shared.
-            GuestRefused: the guest cannot mount it; nothing was changed.
+            NotFound, InvalidInput: no such directory, or one that cannot be shared.
+            GuestRefused: the guest cannot mount the directory; nothing was changed.
         """
         from os import fspath
 
@@ -570,7 +591,9 @@ class Machine:
         self._api.call("POST", self._path("mounts"), resolve_mount(body), timeout=_MOUNT_TIMEOUT_S)
 
     def unmount(self, target: str, *, force: bool = False) -> None:
-        """Raises: Conflict, while something in the guest uses it, unless `force`."""
+        """Stop sharing a directory. Raises Conflict while a process of the guest uses the mount, unless
+        `force`.
+        """
         self._api.call("DELETE", self._path("mounts", target=target, force=force), timeout=_MOUNT_TIMEOUT_S)
 
     # -- the API ----------------------------------------------------------------------------------
@@ -581,7 +604,7 @@ class Machine:
     def _long(
         self, call: str, body: dict[str, Any], timeout: float | None, progress: Report | None
     ) -> dict[str, Any]:
-        # The service keeps the time and says more when it is over; ours is for one that hangs.
+        # The service enforces the timeout and reports details. Our own timeout is for a service that hangs.
         limit = None if timeout is None else timeout + _GRACE_S
         return dict(self._api.long_call("POST", self._path(call), body, timeout=limit, progress=progress))
 

@@ -1,4 +1,6 @@
-"""Losses, failures and counts of a copy, noted at both ends. One runs in a guest: standard library only."""
+"""Losses, failures and counts of a copy, noted at both ends. One end runs in a guest: standard
+library only.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ class Notes:
     Attributes:
         kept_out: by reason ("pipe", "owner", ...), the number of entries and their first names.
         failed: the first entries that could not be copied, each with the cause.
-        failures: their number in all.
+        failures: number of all entries that could not be copied.
     """
 
     def __init__(self) -> None:
@@ -55,7 +57,7 @@ class Notes:
         self.fault = self.fault or other.fault
 
     def render(self) -> bytes:
-        """As bytes that `parse` reads: records that end in NUL, which no path has."""
+        """Return bytes that `parse` reads: records that end in NUL, which no path contains."""
         records = [b"total\t%d\t%d\t%d" % (self.files, self.bytes, self.failures)]
         for reason, (count, names) in self.kept_out.items():
             records.append(b"kind\t%d\t%s" % (count, reason.encode()))

@@ -1,6 +1,6 @@
 """Trees as a stream of entries: modes, times to the nanosecond, links, holes, extended attributes.
 
-Runs at the end of a copy that sends, the guest's included: standard library only.
+Runs at the sending end of a copy, which may be the guest: standard library only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 #: A file in /proc claims to be empty. At most this many bytes of such a file are read.
 _MOST_UNKNOWN = 16 << 20
 _MOST_XATTR_BYTES = 256 * 1024
-_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe in a file's place does not hold us
+_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe instead of a file does not block the open
 
 
 class Packer:
@@ -39,7 +39,7 @@ class Packer:
 
     Args:
         owner: the other end keeps owners, set-id bits and capabilities; else their loss is noted.
-        receiver: the user id of the process that unpacks.
+        receiver: the user id of the unpacking process.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Packer:
         self._write = write
         self._count = count
         self._owner = owner
-        #: Files of the sender become files of the receiver; of others, the owner is lost.
+        #: Files of the sender become files of the receiver. Files of other users lose their owner.
         self._expected = (os.geteuid(), receiver)
         self._seen: dict[tuple[int, int], bytes] = {}
         self.notes = notes or Notes()
@@ -74,7 +74,7 @@ class Packer:
             self.notes.fail(path, "it is neither a file nor a directory")
 
     def close(self) -> None:
-        """The end of the archive; the stream itself stays open."""
+        """Write the end of the archive. The stream itself stays open."""
         self._write(render_end())
 
     def _add_tree(self, path: bytes, name: bytes) -> None:
@@ -104,7 +104,7 @@ class Packer:
             descent.close()
 
     def _add_inner(self, descent: Descent, inner: bytes, name: bytes, shown: list[bytes]) -> bool:
-        """Send one entry of the current directory; True if `descent` has entered it."""
+        """Send one entry of the current directory. Return True if `descent` has entered it."""
         at = descent.top
         try:
             info = os.stat(inner, dir_fd=at, follow_symlinks=False)
@@ -165,7 +165,7 @@ class Packer:
         if entry.segments is None:
             head = _read_head(descriptor, info.st_size)
             if len(head) < CHUNK or not info.st_size:
-                entry.size = len(head)  # the real size, whatever the file claims
+                entry.size = len(head)  # the real size, whatever the file states
             self._send(entry)
             self._write(head)
             self._count(len(head))
@@ -202,7 +202,7 @@ class Packer:
     def _add_xattrs(self, entry: Entry, descriptor: int, shown: bytes) -> None:
         try:
             names = os.listxattr(descriptor)
-        except OSError:  # a file system that has none
+        except OSError:  # a file system without extended attributes
             return
         room = _MOST_XATTR_BYTES
         for text in names:
@@ -224,7 +224,8 @@ class Packer:
 
 
 def xattr_kind(name: str) -> str | None:
-    """Reason under which a loss of the attribute is noted; None for an attribute that is never copied.
+    """Return the reason under which a loss of the attribute is noted; None for an attribute that is never
+    copied.
 
     Labels of SELinux are never copied: the receiving system sets its own.
     """
@@ -236,7 +237,7 @@ def xattr_kind(name: str) -> str | None:
 
 
 def _names(descriptor: int) -> list[bytes]:
-    """Names in a directory, in reverse order."""
+    """Return the names in a directory, in reverse order."""
     return sorted(map(os.fsencode, os.listdir(descriptor)), reverse=True)
 
 
@@ -247,7 +248,7 @@ def _kind(mode: int) -> str:
 
 
 def _read_head(descriptor: int, size: int) -> bytes:
-    """The first bytes, up to CHUNK; up to _MOST_UNKNOWN of a file that claims to be empty."""
+    """Return the first bytes, up to CHUNK; up to _MOST_UNKNOWN of a file that claims to be empty."""
     most = CHUNK if size else _MOST_UNKNOWN
     parts: list[bytes] = []
     while most:
@@ -262,7 +263,7 @@ def _read_head(descriptor: int, size: int) -> bytes:
 
 
 def _find_segments(descriptor: int, size: int, blocks: int) -> list[tuple[int, int]] | None:
-    """Segments that hold data; None for a file without holes."""
+    """Return the segments that hold data; None for a file without holes."""
     if blocks * BLOCK >= size or size < 64 * 1024:
         return None
     segments: list[tuple[int, int]] = []

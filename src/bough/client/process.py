@@ -1,4 +1,4 @@
-"""A command in a guest, as it runs."""
+"""A running command in a guest."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _STREAMS = {STDOUT: "stdout", STDERR: "stderr"}
 
 
 class ExitStatus(NamedTuple):
-    """How a command ended: by itself with `code`, or by the signal named `signal`, like "SIGTERM"."""
+    """The end of a command: by itself with `code`, or by the signal named `signal`, like "SIGTERM"."""
 
     code: int | None
     signal: str | None
 
     @property
     def shell_code(self) -> int:
-        """As a shell has it in $?: the code, or 128 + the signal's number."""
+        """Return the value that a shell has in $?: the code, or 128 + the signal's number."""
         if self.signal is None:
             return self.code if self.code is not None else 1
         import signal
@@ -42,9 +42,9 @@ class ExitStatus(NamedTuple):
 class Process:
     """A command that runs in a machine; made by `Machine.spawn`.
 
-    Reading in one thread, writing in another, signals and `close` from any. Closing it before it has
-    ended kills the command with all its process group; so does the end of this program, however it ends.
-    Output that nobody reads makes the command wait, as a full pipe does.
+    One thread may read while another writes; signals and `close` work from any thread. `close` before the
+    command's end kills the command with its process group. So does the end of this program, in any way. A
+    command whose output is not read blocks, as on a full pipe.
     """
 
     def __init__(self, socket: WebSocket, request: dict[str, Any]) -> None:
@@ -62,7 +62,7 @@ class Process:
     # -- to the command ---------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
-        """To its standard input. Waits while the command does not read.
+        """Write to the command's standard input. Blocks while the command does not read.
 
         Raises:
             BrokenPipeError: the command has ended, or has closed its standard input.
@@ -72,12 +72,14 @@ class Process:
             self._send(STDIN, bytes(view[begin : begin + MAX_MESSAGE_BYTES]))
 
     def close_stdin(self) -> None:
-        """The command reads an end of file. Harmless after its end."""
+        """Close standard input: the command reads an end of file. Harmless after the command's end."""
         with contextlib.suppress(BrokenPipeError):
             self._send(CLOSE, bytes([STDIN]))
 
     def send_signal(self, name: str) -> None:
-        """To the command's process group: "TERM", "SIGINT". Harmless after its end."""
+        """Send a signal to the command's process group: "TERM", "SIGINT". Harmless after the
+        command's end.
+        """
         with contextlib.suppress(BrokenPipeError):
             self._send(SIGNAL, json.dumps({"name": name.upper().removeprefix("SIG")}).encode())
 
@@ -97,11 +99,13 @@ class Process:
     # -- from the command -------------------------------------------------------------------------
 
     def read(self, timeout: float | None = None) -> tuple[str, bytes] | None:
-        """The next output as ("stdout" or "stderr", bytes); None when the command ended and all was read.
+        """Return the next output as ("stdout" or "stderr", bytes).
+
+        None: the command has ended and all output was read.
 
         Raises:
             TimeoutError: nothing came in time.
-            BoughError: it could not be run, or its end is not known.
+            BoughError: the command could not be run, or its exit status is not known.
         """
         with self._reading:
             if self._pending:
@@ -113,10 +117,10 @@ class Process:
             yield output
 
     def wait(self, timeout: float | None = None) -> ExitStatus:
-        """Until the command has ended. Output that was not read is kept in memory for `read`.
+        """Wait until the command has ended. Unread output is kept in memory for `read`.
 
         Raises:
-            TimeoutError: it runs on.
+            TimeoutError: the command still runs.
             BoughError: as `read`.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -130,7 +134,7 @@ class Process:
 
     @property
     def exit_status(self) -> ExitStatus | None:
-        """None until its end was seen by `read` or `wait`."""
+        """Return the exit status; None until `read` or `wait` has seen the command's end."""
         return self._status
 
     def _receive(self, timeout: float | None) -> tuple[str, bytes] | None:
@@ -170,7 +174,7 @@ class Process:
     # -- its end ----------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Let go of it; a command that still runs is killed."""
+        """Close the connection. A command that still runs is killed."""
         self._socket.close()
 
     def __enter__(self) -> Process:
@@ -181,7 +185,9 @@ class Process:
 
 
 def read_status(content: bytes) -> ExitStatus:
-    """Of a command, from the message that tells it. Raises: the error that it tells instead."""
+    """Return a command's status from the message that carries it. Raises the error that the
+    message carries.
+    """
     try:
         status = json.loads(content)
         error = status.get("error")
@@ -195,7 +201,9 @@ def read_status(content: bytes) -> ExitStatus:
 
 
 def feed(process: Process, data: bytes) -> threading.Thread | None:
-    """Write `data` and the end of file without holding up who reads; a small text at once."""
+    """Write `data` and the end of file: a small text at once, a larger one in a thread, so that reading goes
+    on.
+    """
     if len(data) <= 32 * 1024:
         _feed(process, data)
         return None
@@ -208,5 +216,5 @@ def _feed(process: Process, data: bytes) -> None:
     try:
         process.write(data)
     except BrokenPipeError:
-        return  # it did not want all of it, as `head` does not
+        return  # the command did not read all of it, like `head`
     process.close_stdin()

@@ -1,4 +1,4 @@
-"""A snapshot as a Python program sees it, and what makes machines of it."""
+"""The Python API's snapshot, and its forks."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Identity = Literal["new", "keep"]
 
 
 class Fork(NamedTuple):
-    """One of many forks: the machine, or why there is none."""
+    """One of many forks: the machine, or the reason why there is none."""
 
     machine: Machine | None
     error: BoughError | None
 
 
 class Snapshot:
-    """Made by a Hypervisor or a Machine. Immutable; usable from several threads at once."""
+    """An immutable snapshot. Made by a Hypervisor or a Machine. Usable from several threads at once."""
 
     def __init__(self, api: Connection, snapshot_id: str, *, label: str | None = None) -> None:
         self._api = api
@@ -41,20 +41,22 @@ class Snapshot:
         return SnapshotInfo.from_dict(self._api.get(path_of("snapshots", self.id)))
 
     def verify(self, *, timeout: float | None = None) -> None:
-        """Read all of it and compare checksums. Raises BoughError "snapshot-damaged"."""
+        """Read the whole snapshot and compare checksums. Raises BoughError "snapshot-damaged"."""
         self._api.long_call("POST", path_of("snapshots", self.id, "verify"), {}, timeout=timeout)
 
     def delete(self) -> None:
-        """Forks and other snapshots keep what they stand on."""
+        """Delete the snapshot. Forks and other snapshots keep the backing files that they need."""
         self._api.call("DELETE", path_of("snapshots", self.id))
 
     def keep_spares(self, count: int) -> None:
-        """Have `count` forks of it stand by, paused: `fork` takes one, in some ms, unless it is to keep its
-        parent's identity. They are made in the background, have run for some seconds, and are given up while
-        the host is short of memory; 0 keeps none any more.
+        """Keep `count` paused standby machines, forks of this snapshot; 0 stops keeping them.
+
+        `fork` gets one of them within milliseconds, unless the fork is to keep its parent's identity. They
+        are made in the background, have run for some seconds, and are discarded while the host is short of
+        memory.
 
         Raises:
-            InvalidInput: it has no memory, or its machine no agent of ours.
+            InvalidInput: the snapshot has no memory, or its machine does not have bough's agent.
         """
         self._api.call("PUT", "/spares", {"snapshot": self.id, "count": count})
 
@@ -93,16 +95,17 @@ class Snapshot:
         timeout: float | None = None,
         progress: Report | None = None,
     ) -> Machine | list[Machine]:
-        """A new machine that goes on from here; with `count` as many, in a list.
+        """Make a new machine that continues from the snapshot. With `count`, make that many and return a
+        list.
 
         Args:
-            name: with `count` name-1, name-2, ...; chosen where there is none.
-            identity: "keep": it takes itself for its parent (host name, keys, MAC address).
-            cold: from the disks alone: stopped.
+            name: with `count` name-1, name-2, ...; None: a generated name.
+            identity: "keep": the fork keeps its parent's identity (host name, keys, MAC address).
+            cold: fork the disks alone; the fork is stopped.
             ephemeral: deleted when its `with` block or this program ends.
 
         Raises:
-            BoughError: of the first that failed; the others stay (see `fork_each`).
+            BoughError: the error of the first fork that failed; the other forks stay (see `fork_each`).
         """
         return fork(self._api, self.id, name, count, identity, cold, ephemeral, timeout, progress)
 
@@ -151,7 +154,7 @@ def fork_each(
     progress: Report | None = None,
     now: bool = False,
 ) -> list[Fork]:
-    """Each works or fails by itself; raises only when the source cannot be forked."""
+    """Make forks that succeed or fail independently. Raises only if the source cannot be forked."""
     body: dict[str, Any] = {
         "source": source,
         "names": list(names),

@@ -1,6 +1,6 @@
-"""What of a spec is on the client's side: files are read here, paths made absolute here.
+"""The client's part of a spec: the client reads files and makes paths absolute.
 
-The service reads no path that a client names but kernel and initrd.
+The service reads no path that a client names, except kernel and initrd.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ MAX_FILE_BYTES = 16 * 1024 * 1024
 
 
 def resolve_sources(spec: Mapping[str, Any], base: Path | None = None) -> dict[str, Any]:
-    """`spec` with `source` of its files replaced by their content, and its paths absolute.
+    """Return `spec` with the content of its files instead of their `source`, and with absolute paths.
 
     Args:
-        base: what relative paths start from: the directory of the spec file. Default: the current one.
+        base: the directory of the spec file, for relative paths. Default: the current directory.
 
     Raises:
-        InvalidSpec: files that cannot be read; all of them at once.
+        InvalidSpec: files cannot be read; names all of them.
     """
     base = base or Path.cwd()
     resolved = dict(spec)
@@ -49,10 +49,10 @@ def resolve_sources(spec: Mapping[str, Any], base: Path | None = None) -> dict[s
 
 
 def resolve_recipe(recipe: Mapping[str, Any], base: Path | None = None) -> dict[str, Any]:
-    """`recipe` with its files' content, and the keys of its sources where it names files of them.
+    """Return `recipe` with the content of its files, and with the keys of its sources if they are files.
 
     Raises:
-        InvalidSpec: files that cannot be read.
+        InvalidSpec: files cannot be read.
     """
     base = base or Path.cwd()
     resolved = dict(recipe)
@@ -81,7 +81,7 @@ def _resolve_key(source: Any, base: Path, place: str) -> Any:
 
 
 def _armour(key: bytes) -> str:
-    """An OpenPGP key as text (RFC 9580, 6.2; the checksum may be left out), if it is not yet."""
+    """Return an OpenPGP key as text (RFC 9580, 6.2; the checksum may be left out). Text stays unchanged."""
     import base64
 
     if b"-----BEGIN PGP" in key:
@@ -95,7 +95,7 @@ def _armour(key: bytes) -> str:
 
 
 def resolve_mount(mount: Any, base: Path | None = None) -> Any:
-    """A directory to share, its source absolute; what is none is left for the service to tell."""
+    """Return a shared directory with an absolute source. The service reports malformed ones."""
     if isinstance(mount, str):
         from bough.spec.mounts import split_mount
 

@@ -1,7 +1,7 @@
 """bough's own ssh key, which logs in to every machine that has the agent.
 
-A user may have no key, or more keys than sshd lets a client try. So each BOUGH_HOME has a key of its own. The
-machine accepts the key from the first connection on: the agent writes the key down, as the user who logs in.
+A user may have no key, or more keys than sshd lets a client try. So each BOUGH_HOME has its own key. The
+machine accepts the key from the first connection on: the agent adds the key, as the user who logs in.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _COMMENT = "bough"
 _TIMEOUT_S = 30.0
 _MOST_TOLD_BYTES = 2000
-#: Adds the key of $1 for the user who runs the script, and changes nothing where the key is there already. A
-#: last line without its end gets the end first.
+#: Add the key of $1 for the user who runs the script; change nothing if the key is there already. A last line
+#: without a newline gets one first.
 _SCRIPT = r"""
 umask 077
 keys="$HOME/.ssh/authorized_keys"
@@ -36,7 +36,7 @@ printf '%s\n' "$1" >> "$keys"
 
 
 def own_key(home: Home) -> tuple[Path, str]:
-    """Return the file of the private key and the line of the public key; make both where there are none.
+    """Return the file of the private key and the line of the public key. Create both if they do not exist.
 
     Raises:
         HostLacks: BOUGH_HOME cannot be written to, or the key cannot be read.
@@ -55,7 +55,7 @@ def own_key(home: Home) -> tuple[Path, str]:
 
 
 def _make_key(home: Home) -> None:
-    """Both files are there, or none: they get their place together."""
+    """Make both files or none: one rename puts both in place."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import (
         Encoding,
@@ -84,7 +84,7 @@ def authorize(socket: WebSocket, user: str, public_key: str) -> None:
     """Let the key log in as `user` of a machine.
 
     Args:
-        socket: of a command in that machine.
+        socket: the connection of a command in that machine.
 
     Raises:
         GuestRefused: there is no such user, or the key could not be written down; says why.

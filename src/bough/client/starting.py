@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bough.paths import Home
 
 START_TIMEOUT_S = 60.0
-#: More than the service gives its requests, and then itself.
+#: Longer than the service waits for its requests and then for its own end.
 _END_TIMEOUT_S = 30.0
 API_VERSION = 1
 #: A service that lost its socket binds it again within a second.
@@ -33,13 +33,13 @@ _LOG_TAIL_BYTES = 4000
 
 
 def find_service(home: Home, *, start: bool = True) -> tuple[Connection, dict[str, Any]]:
-    """A connection to the service of `home`, and what it says of itself (as GET /v1/version).
+    """Return a connection to the service of `home`, and the service's answer to GET /v1/version.
 
-    Started where none answers; two clients at once start one. One of another version is replaced
-    while nobody uses it (machines outlive it), and warned about otherwise.
+    Starts the service if none answers; two clients at once start one service. A service of another version is
+    replaced while no client uses it (its machines go on). While clients use it, this function warns.
 
     Raises:
-        ServiceUnavailable: none answers and it may not, or could not, be started.
+        ServiceUnavailable: none answers, and it may not or could not be started.
     """
     connection = Connection(str(home.api_socket))
     try:
@@ -75,15 +75,15 @@ def _settle_versions(home: Home, connection: Connection, version: dict[str, Any]
 
 
 def end_service(connection: Connection) -> None:
-    """Until its process has ended, and so let go of its home. Machines go on.
+    """End the service, and wait until its process has ended and released its home. Machines go on.
 
     Raises:
-        ServiceUnavailable: none answers. DeadlineExceeded: it was told to, and is still there.
+        ServiceUnavailable: none answers. DeadlineExceeded: the service got the request and still runs.
     """
     pid = int(connection.get("/version")["pid"])
     try:
         process = os.pidfd_open(pid)
-    except OSError:  # one that we cannot see: of another container
+    except OSError:  # a process that we cannot see, of another container
         process = None
     try:
         connection.post("/shutdown")
@@ -106,7 +106,7 @@ def _answers(connection: Connection) -> bool:
         connection.get("/version", timeout=5)
     except ServiceUnavailable:
         return False
-    except DeadlineExceeded:  # busy with its end
+    except DeadlineExceeded:  # the service is busy with its end
         return True
     finally:
         connection.close()
@@ -121,10 +121,11 @@ def _still_there(pid: int) -> DeadlineExceeded:
 
 
 def _await_owner(home: Home, connection: Connection) -> dict[str, Any] | None:
-    """Return what the service that holds the home says of itself, when it answers; None: there is none.
+    """Return the version answer of the service that holds the home, when it answers; None: there is none.
 
     Raises:
-        ServiceUnavailable: a service holds it, and is not heard of for longer than what it does should take.
+        ServiceUnavailable: a service holds the home, and has been silent for longer than its work should
+            take.
     """
     seen, since = None, time.monotonic()
     while (owner := read_owner(home.lock)) is not None:
@@ -160,11 +161,11 @@ def _start_under_lock(home: Home, connection: Connection) -> dict[str, Any]:
             f"cannot make {error.filename or home.root}: {error.strerror}",
             hint="set BOUGH_HOME to a directory of your own",
         ) from error
-    # Closed at the end by the operating system as well: nobody waits for a client that died.
+    # The operating system also closes this at the end of a client, so a dead client blocks nobody.
     lock = os.open(home.start_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        # Another client may have been quicker.
+        # Another client may have started the service first.
         return _await_owner(home, connection) or _start(home, connection)
     finally:
         os.close(lock)
@@ -197,7 +198,7 @@ def _start(home: Home, connection: Connection) -> dict[str, Any]:
 
 
 def command_of(home: Home) -> list[str]:
-    """What runs the service of `home`."""
+    """Return the command line that runs the service of `home`."""
     return [sys.executable, "-m", "bough.service", "--home", str(home.root)]
 
 
@@ -222,7 +223,9 @@ def _spawn(home: Home) -> subprocess.Popen[bytes]:
 
 
 def _environment() -> dict[str, str]:
-    """Ours; a relative PYTHONPATH is made absolute, for the service works elsewhere."""
+    """Return our environment. A relative PYTHONPATH is made absolute: the service has another working
+    directory.
+    """
     environment = dict(os.environ)
     if environment.get("PYTHONPATH"):
         parts = environment["PYTHONPATH"].split(os.pathsep)
@@ -233,7 +236,10 @@ def _environment() -> dict[str, str]:
 def _wait_answer(
     connection: Connection, process: subprocess.Popen[bytes], deadline: float
 ) -> dict[str, Any] | None:
-    """None when the process has ended or time is up. The process is watched, and outlives us."""
+    """Wait for the service's first answer; None if the process has ended or time is up.
+
+    The process outlives this program.
+    """
     while time.monotonic() < deadline:
         ended = process.poll() is not None
         try:
@@ -243,7 +249,7 @@ def _wait_answer(
                 return None
             time.sleep(0.01)
             continue
-        # Popen would warn about a child that still runs; this one is meant to.
+        # Popen would warn about a child that still runs; this child is meant to.
         process.returncode = 0
         return version
     return None

@@ -1,4 +1,4 @@
-"""A TCP connection to a port inside a guest, as something like a socket."""
+"""A TCP connection to a port inside a guest, similar to a socket."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bough.errors import ServiceUnavailable
 
 
 class Tunnel:
-    """Made by `Machine.tunnel`. One thread may read while another writes."""
+    """A connection. Made by `Machine.tunnel`. One thread may read while another writes."""
 
     def __init__(self, socket: WebSocket) -> None:
         self._socket = socket
@@ -18,10 +18,10 @@ class Tunnel:
         self._ended = False
 
     def recv(self, size: int = 64 * 1024) -> bytes:
-        """At most `size` bytes, as soon as there are any; b"" at the end.
+        """Return at most `size` bytes, as soon as there are any; b"" at the end.
 
         Raises:
-            ConnectionResetError: it broke.
+            ConnectionResetError: the connection broke.
         """
         with self._reading:
             while not self._rest and not self._ended:
@@ -37,13 +37,13 @@ class Tunnel:
             return data
 
     def sendall(self, data: bytes) -> None:
-        """Raises: BrokenPipeError, when the other side has closed."""
+        """Send all of the data. Raises BrokenPipeError if the other side has closed."""
         view = memoryview(data)
         for begin in range(0, len(view), MAX_MESSAGE_BYTES):
             self._send(bytes(view[begin : begin + MAX_MESSAGE_BYTES]))
 
     def shutdown_write(self) -> None:
-        """The other side reads an end; what it still sends can be read."""
+        """Close the sending direction. The other side reads an end; its remaining data can still be read."""
         self._send(b"")
 
     def _send(self, data: bytes) -> None:

@@ -1,12 +1,12 @@
-"""A stream of entries as files. Every byte from a guest may be hostile.
+"""Write a stream of entries as files. Every byte from a guest may be hostile.
 
-Safety does not depend on names alone. Every directory is opened one part at a time without following links,
-and every entry is made relative to such a descriptor. So a link that came
-with the tree, or that stands in the target, is never written through. Links themselves are kept as they
-are: a copy of /etc without its absolute links would be no copy.
+Safety does not depend on names alone. Every directory is opened one part at a time without following links.
+Every entry is made relative to such a descriptor. So a link is never written through, be it from the stream
+or in the target. Links themselves are kept unchanged: a copy of /etc without its absolute links would be no
+copy.
 
-Refused: absolute names, `..`, hard links to what did not come in the same stream. Left out and listed:
-devices, pipes, sockets. Taken away unless owners are kept: set-user-id, set-group-id and capabilities.
+Refused: absolute names, `..`, hard links to files outside the stream. Left out and listed: devices, pipes,
+sockets. Removed unless owners are kept: set-user-id, set-group-id and capabilities.
 
 client/copy.py states the rules for existing files. The guest runs this module when the host copies to the
 guest: standard library only.
@@ -42,7 +42,7 @@ class InTheWay(NotADirectoryError):
 
 
 class Unpacker:
-    """Extracts below the directory `root`, which exists. Use as a context manager: closes what it opened.
+    """Extracts below the directory `root`, which exists. A context manager, which closes all descriptors.
 
     Args:
         owner: keep owners, set-id bits and capabilities, as far as this process may.
@@ -155,7 +155,7 @@ class Unpacker:
     # -- what is there ----------------------------------------------------------------------------
 
     def _look(self, directory: int, entry: Entry, name: bytes) -> os.stat_result | None:
-        """The regular file that `entry` replaces, or None.
+        """Return the regular file that `entry` replaces, or None.
 
         Raises:
             InTheWay: the existing entry must stay.
@@ -222,7 +222,7 @@ class Unpacker:
             os.close(source)
 
     def _open_again(self, parts: tuple[bytes, ...]) -> int:
-        """A descriptor of a directory elsewhere in the tree; the current position stays."""
+        """Return a descriptor of a directory elsewhere in the tree. The current position stays."""
         way = Descent(os.dup(self._descent.root))
         try:
             for part in parts:
@@ -277,7 +277,7 @@ def _try(call: Callable[..., object], *arguments: object, **options: object) -> 
 
 
 def write_content(archive: Reader, entry: Entry, descriptor: int, count: Callable[[int], None]) -> int:
-    """The content of `entry`, holes as holes; no more than its header said. Returns its size."""
+    """Write the content of `entry`, holes as holes, up to the size in its header. Return its size."""
     at = 0
     for offset, data in archive.content(entry):
         if offset != at:
@@ -291,10 +291,10 @@ def write_content(archive: Reader, entry: Entry, descriptor: int, count: Callabl
 
 
 def parse_name(name: bytes) -> tuple[bytes, ...]:
-    """The parts of an entry's name; () for ".".
+    """Return the parts of an entry's name; () for ".".
 
     Raises:
-        ProtocolError: it is absolute, leads upwards, or is beyond all measure.
+        ProtocolError: the name is absolute, leads upwards, or is too long.
     """
     parts = tuple(part for part in name.split(b"/") if part not in (b"", b"."))
     if name.startswith(b"/") or b".." in parts or b"\0" in name:

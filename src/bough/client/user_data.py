@@ -1,4 +1,4 @@
-"""A file of user-data for cloud-init: text, as any editor writes it, or packed by gzip."""
+"""A file of user-data for cloud-init: plain text, or text compressed by gzip."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BO
 
 
 def read_user_data(path: Path) -> str:
-    """The text, unpacked and without a byte order mark.
+    """Return the text, unpacked and without a byte order mark.
 
     Raises:
-        OSError: it cannot be read.
-        InvalidInput: it is no text, is damaged, or is too large.
+        OSError: the file cannot be read.
+        InvalidInput: the file is not text, is damaged, or is too large.
     """
     with path.open("rb") as stream:
         data = stream.read(_MOST_BYTES + 1)

@@ -1,7 +1,7 @@
 """A blocking WebSocket over the service's Unix socket: one thread may read while another writes.
 
-Frames by hand (RFC 6455, section 5), and no import but what a command has loaded anyway: a library for them
-takes an interpreter as long to load as all the rest of `bough exec` (decision 9).
+This module implements frames itself (RFC 6455, section 5), and imports only modules that every command has
+loaded. A WebSocket library takes as long to load as all the rest of `bough exec` (decision 9).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 
 from bough.errors import BoughError, ProtocolError, ServiceUnavailable
 
-TYPE_CHECKING = False  # typing takes longer to load than all that is here
+TYPE_CHECKING = False  # typing takes longer to load than this module
 if TYPE_CHECKING:
     from _socket import socket as Socket
     from collections.abc import Callable
@@ -29,18 +29,18 @@ _CLOSED_WITH_ERROR = 4000
 
 _CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10
 _FINAL = 0x80
-# What a client sends is masked so that no proxy between takes it for something else (section 10.3). Nothing
-# is between us and a Unix socket, and with a key of zeros the bytes are what they are.
+# A client masks its frames so that no proxy takes them for something else (section 10.3). A Unix socket has
+# no proxy, and a key of zeros leaves the bytes unchanged.
 _MASKED = 0x80
 _KEY = bytes(4)
 _SHUT_RDWR = 2
 
 
 class WebSocket:
-    """Open when constructed.
+    """An open WebSocket.
 
     Raises (the constructor):
-        BoughError: what the service answered instead of opening it.
+        BoughError: the service's answer, instead of a WebSocket.
     """
 
     def __init__(self, stream: Socket, target: str) -> None:
@@ -63,10 +63,10 @@ class WebSocket:
         return self._stream.fileno()
 
     def send(self, data: bytes) -> None:
-        """One binary message. Waits while the service does not take it.
+        """Send one binary message. Blocks while the service does not read.
 
         Raises:
-            ServiceUnavailable: it was closed by either side.
+            ServiceUnavailable: either side has closed the WebSocket.
         """
         self._send(_BINARY, data)
 
@@ -83,12 +83,12 @@ class WebSocket:
                 raise _broken(error) from error
 
     def receive(self, timeout: float | None = None) -> bytes | str | None:
-        """The next message; None when the other side has closed in good order.
+        """Return the next message; None if the other side has closed in good order.
 
         Raises:
-            TimeoutError: none came in time; try again.
-            BoughError: it was closed with an error.
-            ServiceUnavailable: it broke.
+            TimeoutError: no message came in time; try again.
+            BoughError: the other side closed with an error.
+            ServiceUnavailable: the connection broke.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -109,11 +109,11 @@ class WebSocket:
 
     @property
     def is_pending(self) -> bool:
-        """Whether bytes wait here that `fileno` does not tell of."""
+        """Return whether bytes wait here that a poll of `fileno` does not show."""
         return bool(self._held)
 
     def _next_frame(self) -> tuple[int, bool, bytes] | None:
-        """None: it has not come whole yet."""
+        """Return the next frame; None if it is not complete yet."""
         held = self._held
         if len(held) < 2:
             return None
@@ -132,7 +132,7 @@ class WebSocket:
         return kind, final, data
 
     def _gather(self, kind: int, final: bool, data: bytes) -> bytes | str | None:
-        """A message comes in one frame or in several."""
+        """Assemble a message from one or several frames."""
         if (kind == _CONTINUATION) != bool(self._parts):
             raise ProtocolError("the service sent parts of a WebSocket message out of order")
         if kind != _CONTINUATION:
@@ -165,7 +165,7 @@ class WebSocket:
         self._held += data
 
     def _wait_readable(self, timeout: float) -> None:
-        # Not settimeout: it would hold for the thread that sends as well.
+        # Not settimeout: that would also apply to the sending thread.
         poll = select.poll()
         poll.register(self._stream, select.POLLIN)
         if not poll.poll(timeout * 1000):
@@ -187,11 +187,11 @@ class WebSocket:
             raise _broken(reason)
 
     def close(self) -> None:
-        """From any thread; a thread that waits in `receive` ends with ServiceUnavailable."""
+        """Close, from any thread. A thread that waits in `receive` gets ServiceUnavailable."""
         if self._closed:
             return
         self._closed = True
-        if self._sending.acquire(timeout=0.1):  # a sender that waits is ended by the shutdown below
+        if self._sending.acquire(timeout=0.1):  # the shutdown below ends a blocked sender
             self._stream.settimeout(0.1)
             _try(self._stream.sendall, _frame(_CLOSE, (1000).to_bytes(2, "big")))
             self._sending.release()
@@ -209,7 +209,7 @@ _KINDS = (_CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG)
 
 
 def _try(action: Callable[[Any], object], argument: Any) -> None:
-    """What may fail because the other side was quicker."""
+    """Do an action that may fail because the other side has already closed."""
     try:
         action(argument)
     except (OSError, ValueError):
@@ -228,11 +228,11 @@ def _frame(kind: int, data: bytes) -> bytes:
 
 
 def _upgrade(stream: Socket, target: str) -> bytes:
-    """Ask for the WebSocket; returns what came of it already.
+    """Request the WebSocket. Return the bytes of it that have already arrived.
 
-    Raises: the error that the service answered with.
+    Raises the error that the service answers.
     """
-    # The key proves to a browser that the other side is no cache (section 1.3); here none is between.
+    # The key proves to a browser that the other side is no cache (section 1.3). There is no cache here.
     request = (
         f"GET {target} HTTP/1.1\r\nHost: bough\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {'A' * 22}==\r\n\r\n"

@@ -1,4 +1,4 @@
-"""Words of a command in JSON, which holds no bytes that are not UTF-8."""
+"""Words of a command in JSON. JSON cannot hold bytes that are not UTF-8."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ if TYPE_CHECKING:
 
 
 def render_request(request: dict[str, Any]) -> str:
-    """The first message of an exec. Words may have bytes that are not UTF-8, as os.fsdecode gives them.
+    """Return the first message of an exec. Words may have bytes that are not UTF-8, as os.fsdecode gives
+    them.
 
     Raises:
-        InvalidInput: the name of a variable has.
+        InvalidInput: a variable's name has such bytes.
     """
     import json
 
@@ -19,7 +20,7 @@ def render_request(request: dict[str, Any]) -> str:
 
 
 def encode_words(request: dict[str, Any]) -> dict[str, Any]:
-    """As render_request, before it is JSON."""
+    """Encode words as render_request does, without the JSON."""
     coded = dict(request)
     coded["argv"] = [_encode(word) for word in request["argv"]]
     if request.get("env"):
