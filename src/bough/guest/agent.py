@@ -1,8 +1,8 @@
 """The guest agent: one process, one loop, over one virtio-serial port (docs/agent.md).
 
-Runs as root inside of a machine; plain synchronous Python, standard library only, and of that only what
-is cheap to load. It sleeps in epoll without a time limit until something happens: an idle agent costs
-nothing. Whatever may take long is done by a child.
+The agent runs as root inside a machine. It is plain synchronous Python and imports only standard modules that
+load quickly. It sleeps in epoll without a timeout, so an idle agent costs nothing. Child processes do
+everything that may take long.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from bough.guest import agent_session, wire
 from bough.guest.agent_session import Refused, Session
 
-# What typing has costs an emulated guest 30 ms to load.
+# Loading typing costs an emulated guest 30 ms.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import _socket
@@ -30,7 +30,7 @@ AGENT_VERSION = "1"
 PORT_NAME = "org.bough.agent"
 MAX_SESSIONS = 256
 _MAX_CALL = 16 * 1024 * 1024
-#: An agent that is to end waits so long for a host that takes nothing.
+#: Seconds for which an ending agent waits for a host that does not read.
 _LAST_WRITE_S = 2.0
 
 EPOLLIN = select.EPOLLIN
@@ -39,17 +39,17 @@ EPOLLET = select.EPOLLET
 
 
 class Agent:
-    """The loop and the port; sessions and calls live in the modules beside this one.
+    """The loop and the port. Sessions and calls have their own modules.
 
     Attributes:
-        nonce: of the handshake that holds; 0 before the first.
-        blocked: the host takes nothing at the moment.
-        sessions: what is open, by the id that the host gave it.
-        on_reset: what else ends when the host goes away.
-        welcome: made ready for the next hello (agent_become.py); empty: it is made then.
-        ready: as `welcome`, for who the guest is to become.
+        nonce: nonce of the current handshake; 0 before the first.
+        blocked: the host does not read at the moment.
+        sessions: open sessions, by the id that the host chose.
+        on_reset: called when the host disconnects.
+        welcome: prepared answer to the next hello (agent_become.py); empty: the answer is made on demand.
+        ready: like `welcome`, prepared for the guest's next identity.
         carries: this process serves file systems of the guest, so it must not wait for a path itself.
-        keeping: the way to the keeper (agent_keeper.py); None: commands end with the agent.
+        keeping: connection to the keeper (agent_keeper.py); None: commands end with the agent.
     """
 
     def __init__(self, port: int, *, is_device: bool, keeping: Keeping | None = None) -> None:
@@ -85,7 +85,7 @@ class Agent:
     # The loop
 
     def run(self) -> None:
-        """Serve until the port is gone for good."""
+        """Serve until the port has closed for good."""
         self._announce()
         while self.port >= 0:
             for fd, events in self._epoll.poll(self._until_timer()):
@@ -102,11 +102,11 @@ class Agent:
                 self._leave()
 
     def leave(self, *_: object) -> None:
-        """End soon: from a signal handler, or from within the loop."""
+        """End soon. For a signal handler, or from within the loop."""
         self._leaving = True
 
     def _leave(self) -> None:
-        """Leave commands to the keeper, where there is one; what was read of them is sent."""
+        """Hand commands to the keeper, if there is one, and send the output that was read."""
         if self.keeping is None:
             self.close()
             return
@@ -122,7 +122,7 @@ class Agent:
             self._flush()
 
     def keeper_died(self) -> None:
-        """Without it no next agent finds the commands: end them."""
+        """End all commands: without the keeper, the next agent cannot find them."""
         for session in list(self.sessions.values()):
             session.abandon()
             session.finish({"error": "its keeper was killed, and the command with it"})
@@ -145,7 +145,7 @@ class Agent:
         self._timers.append((time.monotonic() + seconds, action))
 
     def on_exit(self, pid: int, action: Callable[[int], None]) -> None:
-        """Have `action` called with the wait status once the child `pid` ended."""
+        """Have `action` called with the wait status when the child `pid` ends."""
         self._children[pid] = action
 
     def _until_timer(self) -> float | None:
@@ -190,7 +190,7 @@ class Agent:
     # The port, outwards
 
     def send(self, kind: int, session: int = 0, payload: bytes = b"", stream: int = 0) -> None:
-        """Queue a small frame; it leaves before the loop sleeps again."""
+        """Queue a small frame. The frame leaves before the loop sleeps again."""
         self._pending.append(wire.pack(kind, self.nonce, session, payload, stream))
 
     def send_values(self, kind: int, session: int, values: object) -> None:
@@ -203,10 +203,10 @@ class Agent:
         self.send_values(wire.ERROR, session, agent_session.describe_error(error))
 
     def send_from(self, fd: int, limit: int, session: int, stream: int) -> int:
-        """Read once from `fd` and send it as DATA; how many bytes, 0 at the end.
+        """Read once from `fd` and send the bytes as DATA. Return their number, 0 at the end.
 
         Raises:
-            BlockingIOError: nothing there.
+            BlockingIOError: nothing to read.
         """
         if self._pending:
             self._flush()
@@ -221,12 +221,12 @@ class Agent:
         return count
 
     def when_writable(self, action: Callable[[], None]) -> None:
-        """Call `action` once when the host takes bytes again."""
+        """Call `action` once when the host reads again."""
         self._stalled.append(action)
 
     def _flush(self) -> None:
         pending, self._pending = self._pending, []
-        # Few writes, as each wakes the host; none longer than what the port takes at once.
+        # Few writes, since each wakes the host. None is longer than the port accepts at once.
         batch: list[bytes] = []
         size = 0
         for at, frame in enumerate(pending):
@@ -246,7 +246,7 @@ class Agent:
         except BlockingIOError:
             written = 0
         except OSError:
-            # The host went away (a socket says so here), which the read side will tell.
+            # The host disconnected (a socket reports that here). The read side handles it.
             return
         if written < len(data):
             self._pending.insert(0, bytes(data[written:]))
@@ -268,7 +268,9 @@ class Agent:
     # The port, inwards
 
     def _announce(self) -> None:
-        """An agent that replaces another, in a rebooted guest for one, makes the host say hello again."""
+        """Make the host say hello again if this agent replaces another, for example after the
+        guest's reboot.
+        """
         try:
             os.write(self.port, wire.SYNC + wire.pack(wire.READY, 0))
             self._connected = True
@@ -297,7 +299,9 @@ class Agent:
             self._handle_frames()
 
     def _disconnected(self) -> None:
-        """A port without a host reads as ended until one comes, so only changes may wake us."""
+        """Wait for a new host. A port without a host always reads as ended, so only changes may wake the
+        agent.
+        """
         if not self.is_device:
             self.close()
         elif self._connected:
@@ -312,7 +316,7 @@ class Agent:
         self.port = -1
 
     def _reset(self, resumed: dict[str, object] | None = None) -> None:
-        """The host that asked for all this is gone: end it, but for the sessions that a new host resumes."""
+        """End everything that the disconnected host requested, except sessions that a new host resumes."""
         for session_id, session in list(self.sessions.items()):
             if resumed is None or str(session_id) not in resumed or not session.can_resume:
                 session.abandon()
@@ -378,7 +382,7 @@ class Agent:
         return key.isdigit() and int(key) in self.sessions
 
     def render_welcome(self) -> bytes:
-        """The map that a hello is answered with, but for its token."""
+        """Return the map that answers a hello, without its token."""
         from bough.guest import agent_facts
 
         facts = agent_facts.gather()
@@ -401,7 +405,7 @@ class Agent:
             self.send_error(session_id, error)
 
     def _gather(self, key: int, more: int, payload: memoryview) -> bytes | None:
-        """All of what comes in parts, with the last of them."""
+        """Collect the parts of a payload. Return all of it with the last part."""
         parts = self._parts.setdefault(key, [])
         parts.append(bytes(payload))
         if more:
@@ -419,7 +423,8 @@ class Agent:
             if self._start_call is None:
                 from bough.guest.agent_calls import start
 
-                self._start_call = start  # an import that does nothing is a thousand blocks of code, too
+                # even an import that does nothing executes a thousand blocks of code
+                self._start_call = start
             request = wire.decode_map(whole)
             self._start_call(self, call, str(request.get("operation")), _map(request.get("arguments")))
         except Exception as error:
@@ -445,12 +450,12 @@ def _map(value: object) -> dict[str, object]:
 
 
 def main(arguments: list[str]) -> int:
-    """`--fd N`: serve on an open descriptor until it ends, and end with it. Otherwise: the port."""
+    """Serve the port. With `--fd N`: serve an open descriptor, and end when the descriptor ends."""
     return serve(arguments, None)
 
 
 def serve(arguments: list[str], control: _socket.socket | None) -> int:
-    """As main, below a keeper that is at the other end of `control`."""
+    """Serve like main, below a keeper at the other end of `control`."""
     from bough.guest import agent_port
 
     keeping = None

@@ -1,9 +1,9 @@
-"""Operations of a guest that went on from a snapshot: prepare, become, settle.
+"""Operations of a guest that continues from a snapshot: prepare, become, settle.
 
-become runs in the agent itself and starts no program, as every millisecond of it counts; it writes
-in place, as making and renaming files is code of the kernel that an emulated guest has to translate
-first, and without waiting for the disk, which settle does. A guest that loses its power before is told
-again at its next boot.
+become runs in the agent itself and starts no program, because every millisecond counts. It overwrites files
+in place: creating and renaming files uses kernel code that an emulated guest has to translate first. become
+does not wait for the disk; settle does. If the guest loses power before settle, its next boot gets the
+identity again.
 """
 
 # pathlib and contextlib cost an emulated guest 20 ms each to load.
@@ -36,21 +36,22 @@ _ENODEV = 19
 _EROFS = 30
 _JOURNALS = ("/var/log/journal", "/run/log/journal")
 _KEYS = {"ed25519": "/etc/ssh/ssh_host_ed25519_key", "ecdsa": "/etc/ssh/ssh_host_ecdsa_key"}
-#: The parent's, which nobody makes anew.
+#: Keys of the parent that get no replacement.
 _OLD_KEYS = ("/etc/ssh/ssh_host_rsa_key", "/etc/ssh/ssh_host_rsa_key.pub")
-#: Of the guest's own time, so a fork has nearly all of it.
+#: Guest time, so nearly all of it remains for a fork.
 _FIRST_FOR_S = 2.0
 _REHEARSALS = 16
 _MOST_READ = 1 << 20
-#: Files that are mounted over those of a read-only file system. There are some until the next boot.
+#: Files mounted over files of a read-only file system. They last until the next boot.
 _SHADOWS = "/run/bough-identity"
 
 
 class Ready:
-    """What become needs, looked up and opened by prepare: whatever is done before the snapshot, no fork does.
+    """Results and open files for become, made by prepare before the snapshot, so that no fork spends that
+    time.
 
     Attributes:
-        files: path -> descriptor and length of what is there.
+        files: path -> descriptor and length of the present file.
         hosts: /etc/hosts before and after the line of the host name.
         nics: hardware address -> name.
     """
@@ -68,7 +69,7 @@ class Ready:
             try:
                 fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
             except OSError:
-                continue  # become finds out why
+                continue  # become reports the reason
             self.files[path] = fd, os.lseek(fd, 0, 2)
 
     def close(self) -> None:
@@ -79,7 +80,7 @@ class Ready:
 
 
 def prepare(agent: Agent, _call: int, _arguments: Arguments) -> dict[str, object]:
-    """A snapshot is taken now. What a fork uses first is loaded: this module, the clock, commands."""
+    """Prepare for a snapshot: load what a fork needs first, namely this module, the clock and commands."""
     __import__("bough.guest.agent_system")
     __import__("bough.guest.agent_spawn")
     agent_calls.load("become")
@@ -100,8 +101,11 @@ def _forget_ready(agent: Agent) -> None:
 
 
 def _rehearse() -> None:
-    """Python 3.11 and later replace what has run a few times by quicker code, and any looks for garbage now
-    and then: now, not in each fork."""
+    """Run the code of become several times now, instead of in each fork.
+
+    Python 3.11 and later replace code that has run a few times by faster code. Every Python collects garbage
+    now and then.
+    """
     asked = {"entropy": bytes(64), "hostname": "a", "host_keys": {"ed25519": ["a", "b"]}, "unix_ns": 1 << 60}
     call = wire.encode({"operation": "become", "arguments": asked})
     frame = wire.SYNC + wire.pack(wire.CALL, 1, 1, call)
@@ -118,8 +122,11 @@ def _rehearse() -> None:
 
 
 def _go_first() -> None:
-    """Before all other processes, for a while: a fork's new name and time wake half of its services, each of
-    which has an emulated processor translate some thousand blocks of code."""
+    """Give the agent priority over all other processes for a while.
+
+    A fork's new name and time wake half of its services. For each, an emulated processor translates some
+    thousand blocks of code.
+    """
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
     except OSError:
@@ -135,17 +142,19 @@ def _go_along(agent: Agent) -> None:
 
 
 def become(agent: Agent, _call: int, arguments: Arguments) -> dict[str, object]:
-    """{"unix_ns", "entropy"}, and for a new identity {"hostname", "machine_id", "host_keys": {kind: [private,
+    """Set clock, randomness and identity.
+
+    {"unix_ns", "entropy"}, and for a new identity {"hostname", "machine_id", "host_keys": {kind: [private,
     public]}, "mac_from", "mac"} -> {"took_ns", "failed", "volatile"}.
 
-    The clock is set to unix_ns plus the time that this took.
-    Each part is tried, whatever becomes of the others. `failed` says which could not be set, and why;
-    `volatile` that some are set until the next boot only, as their file system is read-only.
+    The clock is set to unix_ns plus the time that this operation took. Each part is tried, even if others
+    fail. `failed` names the parts that could not be set, with the reasons. `volatile`: some parts last only
+    until the next boot, because their file system is read-only.
     """
     began = time.monotonic_ns()
     ready = agent.ready
     parts = Parts()
-    # The randomness first: what comes after may draw on it.
+    # Randomness first: later steps may draw on it.
     entropy = arguments.get("entropy")
     if isinstance(entropy, bytes) and entropy:
         parts.set("randomness", stir, entropy, ready.random if ready else -1)
@@ -161,8 +170,8 @@ def become(agent: Agent, _call: int, arguments: Arguments) -> dict[str, object]:
     if isinstance(hostname, str):
         parts.set("host name on the disk", _write_hostname, hostname, ready)
         parts.set("host name in /etc/hosts", _write_hosts, hostname, ready)
-    # Each of the following wakes services of the guest, which are in the way of the rest: last, and of them
-    # first what takes longest before it wakes anybody.
+    # Each of the following steps wakes services, which slow the other steps. So these steps come last, the
+    # one with the longest time before it wakes a service first.
     mac_from, mac = arguments.get("mac_from"), arguments.get("mac")
     if isinstance(mac_from, str) and isinstance(mac, str):
         parts.set("MAC address", _set_mac, mac_from, mac, ready)
@@ -176,9 +185,10 @@ def become(agent: Agent, _call: int, arguments: Arguments) -> dict[str, object]:
 
 
 class Parts:
-    """The parts of an identity, each of which is set by itself. Attributes:
+    """The parts of an identity, each set independently.
 
-    failed: what could not be set, and why.
+    Attributes:
+        failed: the parts that could not be set, and why.
     """
 
     def __init__(self) -> None:
@@ -190,27 +200,27 @@ class Parts:
         except OSError as error:
             name = "" if error.filename is None else f" ({os.fsdecode(error.filename)})"
             self.failed.append(f"{what}: {error.strerror or error}{name}"[:300])
-        except Exception as error:  # what is wrong with one part must not keep the others from being set
+        except Exception as error:  # one part's error must not keep the others from being set
             self.failed.append(f"{what}: {type(error).__name__}: {error}"[:300])
 
 
 def settle(arguments: Arguments, _tell: Tell) -> dict[str, object]:
-    """{"mac_from", "mac"} of a card that has another address than before, or nothing.
+    """Wait until the new identity is on the disk, and make sshd and journalctl use it.
 
-    What became is on the disk, sshd, where it runs, has its new keys, and journalctl finds the journal.
-
-    The lease needs nothing: the uplink of each machine gives the same address to whoever asks.
+    Takes {"mac_from", "mac"} if the network card has a new address. A running sshd loads its new keys, and
+    journalctl finds the journal. The DHCP lease needs no renewal: each machine's uplink gives every client
+    the same address.
     """
     try:
         with open("/run/sshd.pid", "rb", buffering=0) as file:
             os.kill(int(file.read(20)), _SIGHUP)
     except (OSError, ValueError):
-        pass  # none runs: the next one reads the new keys
+        pass  # sshd does not run: the next sshd reads the new keys
     for place in _JOURNALS:
         try:
             _lead_to_journal(place)
         except OSError:
-            pass  # no journal there, or one that is read-only
+            pass  # no journal there, or a read-only one
     mac_from, mac = arguments.get("mac_from"), arguments.get("mac")
     if isinstance(mac_from, str) and isinstance(mac, str) and len(mac_from) == len(mac) == 17:
         from bough.guest import agent_nic
@@ -221,7 +231,9 @@ def settle(arguments: Arguments, _tell: Tell) -> dict[str, object]:
 
 
 def _lead_to_journal(place: str) -> None:
-    """journald goes on writing below the name of the parent's machine-id; journalctl looks below its own."""
+    """Link the new machine-id to the journal. journald still writes below the parent's machine-id; journalctl
+    looks below its own.
+    """
     with open("/etc/machine-id", "rb", buffering=0) as file:
         own = file.read(32).decode("ascii", "replace")
     found = []
@@ -236,10 +248,10 @@ def _lead_to_journal(place: str) -> None:
 
 
 def stir(entropy: bytes, device: int = -1) -> None:
-    """Into the pool, and the generator starts anew.
+    """Add entropy to the kernel's pool and reseed the generator.
 
     Args:
-        device: /dev/urandom, where it is open.
+        device: a descriptor of /dev/urandom, if it is open.
     """
     padded = entropy + bytes(-len(entropy) % 4)
     opened = device if device >= 0 else os.open("/dev/urandom", os.O_WRONLY)
@@ -258,7 +270,8 @@ def _set_machine_id(machine_id: str, ready: Ready | None) -> None:
     except OSError as error:
         if error.errno not in (_EBUSY, _EROFS):
             raise
-        # A first boot that is not over: systemd has its own mounted there until it writes it to the disk.
+        # In an unfinished first boot, systemd has mounted its own file there until it writes the file to the
+        # disk.
         _run_mount("/bin/umount", "-l", "/etc/machine-id")
         _write("/etc/machine-id", text, 0o444, None)
 
@@ -302,7 +315,7 @@ def _remove_old_keys(ready: Ready | None) -> None:
         except OSError as error:
             if error.errno != _EROFS:
                 raise
-            _shadow(path, b"", 0o600)  # sshd takes no notice of an empty key
+            _shadow(path, b"", 0o600)  # sshd ignores an empty key
 
 
 def _set_mac(mac_from: str, mac: str, ready: Ready | None) -> None:
@@ -316,14 +329,14 @@ def _set_mac(mac_from: str, mac: str, ready: Ready | None) -> None:
     except OSError as error:
         if ready is None or error.errno != _ENODEV:
             raise
-        _set_mac(mac_from, mac, None)  # it has another name since, as a card gets one when its guest boots
+        _set_mac(mac_from, mac, None)  # the card was renamed meanwhile, as happens when its guest boots
     finally:
         if not ready:
             sock.close()
 
 
 def _find_nics() -> dict[str, bytes]:
-    """Hardware address -> name."""
+    """Return hardware address -> name."""
     found = {}
     for name in os.listdir("/sys/class/net"):
         address = _read(f"/sys/class/net/{name}/address").decode("ascii", "replace").strip()
@@ -332,7 +345,7 @@ def _find_nics() -> dict[str, bytes]:
 
 
 def _read(path: str) -> bytes:
-    """Nothing, where it cannot be read."""
+    """Return the file's content, or nothing if it cannot be read."""
     try:
         with open(path, "rb", buffering=0) as file:
             return file.read(_MOST_READ)
@@ -341,9 +354,9 @@ def _read(path: str) -> bytes:
 
 
 def _write(path: str, text: str | bytes, mode: int, ready: Ready | None, *, shadow: bool = True) -> None:
-    """Over what is there; a link, or nothing, is replaced by a file with that mode.
+    """Overwrite a file in place. A link or a missing file is replaced by a file with that mode.
 
-    On a read-only file system a file of /run is mounted over it, unless `shadow` forbids that.
+    On a read-only file system, a file of /run is mounted over the path, unless `shadow` forbids that.
     """
     content = text.encode() if isinstance(text, str) else text
     try:
@@ -356,7 +369,7 @@ def _write(path: str, text: str | bytes, mode: int, ready: Ready | None, *, shad
 
 def _write_file(path: str, content: bytes, mode: int, ready: Ready | None) -> None:
     opened = ready.files.get(path) if ready else None
-    # One that was replaced since, right before the snapshot, has no name any more.
+    # A file that was replaced right before the snapshot has no name any more.
     if opened is not None and os.fstat(opened[0]).st_nlink:
         _overwrite(*opened, content)
         return
@@ -374,7 +387,7 @@ def _write_file(path: str, content: bytes, mode: int, ready: Ready | None) -> No
 
 
 def _shadow(path: str, content: bytes, mode: int) -> None:
-    """Let the guest see `content` at `path` until its next boot, though the file system is read-only."""
+    """Show `content` at `path` until the guest's next boot, although the file system is read-only."""
     os.makedirs(_SHADOWS, mode=0o755, exist_ok=True)
     shadow = _SHADOWS + path.replace("/", "-")
     _replace(shadow, content, mode)
@@ -383,10 +396,10 @@ def _shadow(path: str, content: bytes, mode: int) -> None:
 
 
 def _run_mount(*words: str) -> int:
-    """The status that it ended with."""
+    """Run mount. Return its exit status."""
     try:
         pid = os.posix_spawn(words[0], list(words), dict(os.environ))
-    except OSError:  # there is no such program
+    except OSError:  # the program does not exist
         return 127
     return os.waitpid(pid, 0)[1]
 

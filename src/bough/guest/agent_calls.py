@@ -1,4 +1,4 @@
-"""Operations: what the host asks for by name. Those that may take long run in a child (Worker)."""
+"""Operations that the host requests by name. Those that may take long run in a child (Worker)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _loaded: dict[str, Callable[..., dict[str, object] | None]] = {}
 
 
 class OperationFailed(Exception):
-    """Told to the host with its message; `output` is the end of what a command printed."""
+    """An error whose message goes to the host. `output` is the end of a command's output."""
 
     def __init__(self, message: str, output: str = "") -> None:
         super().__init__(message)
@@ -62,7 +62,7 @@ def start(agent: Agent, call: int, operation: str, arguments: Arguments) -> None
             worker = _workers[operation] = Worker(agent, operation, arguments)
             if operation == "freeze":
                 agent.on_reset.append(worker.release)
-        # One that a service asked for which is gone goes on; who asks again gets its answer.
+        # The operation of a disconnected service goes on. The next service that requests it gets its answer.
         worker.answer_to(call)
     else:
         message = f"this agent knows no operation {operation[:50]!r}"
@@ -91,7 +91,7 @@ class Worker:
         self.answered = False
         self.on_end: list[Callable[[], None]] = []
         self._report, report = os.pipe()
-        # Its other end is ours alone: it ends when we do.
+        # Only this process has the other end, so that the pipe ends with this process.
         hold, self._hold = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
@@ -106,7 +106,7 @@ class Worker:
         self._nonce = self._agent.nonce
 
     def release(self) -> None:
-        """Tell the child that it is not to hold on any longer (see agent_freeze)."""
+        """Tell the child to stop holding (see agent_freeze)."""
         if self._hold >= 0:
             os.close(self._hold)
             self._hold = -1
@@ -149,7 +149,7 @@ def worker_of(operation: str) -> Worker | None:
 
 
 def _work(operation: str, arguments: Arguments, report: int, hold: int) -> None:
-    """The child's whole life."""
+    """Run the child from its start to its end."""
     try:
         os.setsid()
         _signal.set_wakeup_fd(-1)
@@ -176,7 +176,7 @@ def _work(operation: str, arguments: Arguments, report: int, hold: int) -> None:
 
 
 def explain_error(error: Exception) -> dict[str, object]:
-    """What the host is told of it."""
+    """Return the report of an error for the host."""
     if isinstance(error, OperationFailed):
         return {"message": str(error)[:4000], "errno": None, "output": error.output[-16000:]}
     if isinstance(error, OSError):
@@ -190,9 +190,9 @@ def explain_error(error: Exception) -> dict[str, object]:
 
 
 def run(argv: list[str], data: bytes = b"", *, directory: str = "/", tail: int = 65536) -> tuple[int, str]:
-    """Run a program in a worker: its exit status (128 + N for signal N) and the end of what it printed.
+    """Run a program in a worker. Return its exit status (128 + N for signal N) and the end of its output.
 
-    A child of it that lives on and keeps its output open is not waited for.
+    Does not wait for a surviving child of the program that keeps its output open.
     """
     from bough.guest.agent_spawn import start as start_process
 
@@ -223,7 +223,7 @@ def run(argv: list[str], data: bytes = b"", *, directory: str = "/", tail: int =
 
 
 def run_or_fail(argv: list[str], data: bytes = b"") -> str:
-    """As run; OperationFailed unless it ends with 0."""
+    """Run a program as `run` does. Raises OperationFailed unless the exit status is 0."""
     code, output = run(argv, data)
     if code:
         raise OperationFailed(f"{' '.join(argv)[:200]} ended with {code}", output)

@@ -1,9 +1,9 @@
-"""What sshfs runs in ssh's place: gives the agent its end of the stream, and ends.
+"""Replacement for ssh that sshfs runs: passes sshfs's end of the stream to the agent, and ends.
 
-    python3 -I -S agent_connect.py TAG ...what sshfs would tell ssh...
+    python3 -I -S agent_connect.py TAG ...arguments that sshfs has for ssh...
 
-Its standard input is a socket of sshfs. The agent gets that very socket, so that nothing but the agent
-stands between sshfs and the port.
+Standard input is a socket of sshfs. The agent gets that very socket, so that no other process is between
+sshfs and the port.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import _socket
 import sys
 
-#: Of the agent (agent_door.py); in a directory that only root can enter.
+#: The agent's socket (agent_door.py), in a directory that only root can enter.
 DOOR = "/run/bough/mounts.sock"
 
 
@@ -23,7 +23,7 @@ def main() -> int:
         sock.connect(DOOR)
         sock.sendmsg([tag], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, descriptor)])
     except OSError:
-        return 1  # no agent: sshfs sees its stream end, and tells EIO
+        return 1  # no agent: the stream of sshfs ends, and sshfs reports EIO
     return 0
 
 

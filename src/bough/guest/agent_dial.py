@@ -1,4 +1,4 @@
-"""TCP connections that the agent makes for the host, and what listens for them."""
+"""TCP connections that the agent makes for the host, and the list of listening sockets."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ if TYPE_CHECKING:
 
 _IN_PROGRESS = 115
 _LISTEN = b"0A"
-#: All that listens comes first in the kernel's tables; nobody has more than this.
+#: Listening sockets come first in the kernel's tables. No guest has more than this.
 _MAX_LISTENERS = 10_000
 
 
 def addresses(request: dict[str, object]) -> Iterator[tuple[str, int, int]]:
-    """Where to connect to, one after the other: host, port, scope. Raises OSError for what is no address.
+    """Yield the places to connect to, one after the other: host, port, scope.
 
-    Without a host: the loopback addresses, then whatever address something listens on at that port.
+    Without a host: the loopback addresses, then every address with a socket that listens on the port. Raises
+    OSError if the request has no valid address and port.
     """
     host, port = request.get("host") or "localhost", request.get("port")
     if not isinstance(host, str) or not isinstance(port, int) or not 0 < port < 65536:
@@ -36,7 +37,7 @@ def addresses(request: dict[str, object]) -> Iterator[tuple[str, int, int]]:
 
 
 def connect(places: Iterator[tuple[str, int, int]]) -> tuple[_socket.socket, bool]:
-    """A socket that connects to the first place that can be connected to, and whether it still does so."""
+    """Return a socket for the first place that accepts a connection, and whether it is still connecting."""
     first: OSError | None = None
     for place in places:
         try:
@@ -47,7 +48,7 @@ def connect(places: Iterator[tuple[str, int, int]]) -> tuple[_socket.socket, boo
 
 
 def _connect(host: str, port: int, scope: int) -> tuple[_socket.socket, bool]:
-    # Names would be resolved while everything else waits, so: addresses only.
+    # Addresses only: resolving a name would block everything else.
     family = _socket.AF_INET6 if ":" in host else _socket.AF_INET
     try:
         _socket.inet_pton(family, host)
@@ -67,7 +68,7 @@ def _connect(host: str, port: int, scope: int) -> tuple[_socket.socket, bool]:
 
 
 def listeners() -> Iterator[tuple[bytes, int]]:
-    """Address and port of each TCP socket that listens."""
+    """Yield address and port of each listening TCP socket."""
     for path in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
             table = open(path, "rb")  # noqa: PTH123, SIM115
@@ -84,13 +85,13 @@ def listeners() -> Iterator[tuple[bytes, int]]:
 
 
 def _read_address(text: bytes) -> bytes:
-    """Words of 32 bits, each in the byte order of the processor."""
+    """Decode an address: words of 32 bits, each in the processor's byte order."""
     words = [int(text[at : at + 8], 16) for at in range(0, len(text), 8)]
     return b"".join(word.to_bytes(4, sys.byteorder) for word in words)
 
 
 def _scope_of(address: bytes) -> int:
-    """The index of the interface that has a link-local address; 0 for all others."""
+    """Return the index of the interface that has a link-local address; 0 for all other addresses."""
     if len(address) != 16 or address[:2] != b"\xfe\x80":
         return 0
     with open("/proc/net/if_inet6", "rb") as table:  # noqa: PTH123

@@ -1,4 +1,4 @@
-"""Operation grow_root: the root file system takes the disk that it was given."""
+"""Operation grow_root: let the root file system use the whole disk."""
 
 # pathlib costs an emulated guest 20 ms to load.
 # ruff: noqa: PTH112, PTH113, PTH116, PTH119, PTH120, PTH123, PTH208
@@ -19,7 +19,10 @@ _WORTHWHILE = 4 * 1024 * 1024
 
 
 def grow_root(_arguments: Arguments, tell: Tell) -> dict[str, object]:
-    """-> {"grown": bool, "size_bytes": of the root's partition}. Does what is left to do, if anything."""
+    """Grow the root partition and file system as far as they are not grown yet.
+
+    -> {"grown": bool, "size_bytes": of the root's partition}.
+    """
     numbers, kind = _root_device()
     block = os.path.realpath(f"/sys/dev/block/{numbers}")
     if not os.path.isdir(block):
@@ -39,7 +42,7 @@ def grow_root(_arguments: Arguments, tell: Tell) -> dict[str, object]:
 
 
 def _root_device() -> tuple[str, str]:
-    """("254:3", "ext4")"""
+    """Return the root's device number and file system type: ("254:3", "ext4")."""
     with open("/proc/self/mountinfo", "rb", buffering=0) as file:
         for line in file.read(1 << 20).decode("utf-8", "surrogateescape").splitlines():
             fields, _, rest = line.partition(" - ")
@@ -50,11 +53,14 @@ def _root_device() -> tuple[str, str]:
 
 
 def _behind(source: str) -> str | None:
-    """The number of the device that is named as mounted. What btrfs says of itself is no device's."""
+    """Return the number of the device named in the mount table.
+
+    btrfs itself reports a number that belongs to no device.
+    """
     try:
         number = os.stat(source).st_rdev
     except OSError:
-        return None  # "/dev/root", which nobody made
+        return None  # "/dev/root", a name without a device node
     return f"{os.major(number)}:{os.minor(number)}" if number else None
 
 
@@ -64,7 +70,7 @@ def _number(path: str) -> int:
 
 
 def _slack(block: str) -> int:
-    """Bytes behind the partition; 0 if another one is there."""
+    """Return the free bytes after the partition; 0 if another partition follows."""
     disk = os.path.dirname(block)
     start = _number(block + "/start")
     end = start + _number(block + "/size")
@@ -79,26 +85,26 @@ def _grow_partition(block: str, device: str) -> None:
     disk = "/dev/" + os.path.basename(os.path.dirname(block))
     number = _number(block + "/partition")
     lines = []
-    # It warns of the larger disk first.
+    # sfdisk warns of the larger disk first.
     table = run_or_fail(["sfdisk", "--dump", disk]).partition("label:")
     for line in (table[1] + table[2]).splitlines():
         name, _, rest = line.partition(" : ")
         if line.startswith("last-lba"):
-            continue  # of the smaller disk
+            continue  # limit of the smaller disk
         if name.strip() == device:
-            # Without a size: all that there is.
+            # Without a size, the partition takes all free space.
             parts = [part for part in rest.split(",") if not part.strip().startswith("size=")]
             lines.append(f"{name} : {','.join(parts)}")
         else:
             lines.append(line)
     script = "\n".join(lines).encode() + b"\n"
     run_or_fail(["sfdisk", "--no-reread", "--no-tell-kernel", "--force", "--quiet", disk], script)
-    # Only this one, as the kernel does not forget partitions in use.
+    # Only this partition, since the kernel does not forget partitions in use.
     run_or_fail(["partx", "--update", "--nr", str(number), disk])
 
 
 def _file_system_size(device: str, kind: str) -> int:
-    """Bytes; 0 where it is not easily seen, so that growing is tried."""
+    """Return the size in bytes; 0 if it is not easily seen, so that growing is tried."""
     if not kind.startswith("ext"):
         info = os.statvfs("/")
         return info.f_blocks * info.f_frsize if kind == "btrfs" else 0

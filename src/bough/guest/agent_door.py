@@ -1,7 +1,7 @@
-"""Streams of mounts: sshfs asks for one at a socket of ours, the host by DIAL; whoever comes first waits.
+"""Streams of mounts: sshfs requests one at our socket, the host by DIAL. Whichever comes first waits.
 
-A mount outlives its streams: those end with the handshake (a fork, another service), and sshfs asks for the
-next one at its next access.
+A mount outlives its streams. A stream ends with the handshake (a fork, another service), and sshfs requests
+the next stream at its next access.
 """
 
 # pathlib and contextlib cost an emulated guest 20 ms each to load.
@@ -26,7 +26,7 @@ _MAX_WAITING = 64
 
 
 class Door:
-    """Where sshfs and the host meet, by the tag of the mount."""
+    """The place where sshfs and the host meet, by the tag of the mount."""
 
     def __init__(self, agent: Agent) -> None:
         self._ends: dict[str, int] = {}
@@ -70,7 +70,7 @@ class Door:
         if stream is not None:
             stream.begin(end)
             return
-        # Of one sshfs the last is the one that counts.
+        # Only the latest stream of an sshfs counts.
         old = self._ends.pop(tag, -1)
         if old >= 0:
             os.close(old)
@@ -90,7 +90,7 @@ def _door(agent: Agent) -> Door:
 
 
 class MountStream(Connection):
-    """The bytes between one sshfs and the host; OPENED when that sshfs asks for them."""
+    """The bytes between one sshfs and the host. OPENED is sent when that sshfs requests them."""
 
     def __init__(self, agent: Agent, session_id: int, request: dict[str, object]) -> None:
         tag = request.get("mount")
@@ -102,7 +102,7 @@ class MountStream(Connection):
         self._inlet = None
         self._outlet = None
         self._begun = False
-        # From now on a path may lead to what only this process can serve.
+        # From now on a path may lead to a file system that only this process serves.
         agent.carries = True
         _door(agent).await_end(tag, self)
 

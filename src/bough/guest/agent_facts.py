@@ -1,4 +1,4 @@
-"""What the agent tells about its guest when greeted."""
+"""Facts about the guest that answer a hello."""
 
 # pathlib and contextlib cost an emulated guest 20 ms each to load.
 # ruff: noqa: PTH110, PTH123
@@ -23,7 +23,7 @@ def gather() -> dict[str, object]:
         "machine": system.machine,
         "first_boot_done": os.path.exists(FIRST_BOOT_DONE),
         "pid": os.getpid(),
-        # As /proc/uptime has it, without the kernel's code for writing that.
+        # The value of /proc/uptime, without the kernel code that formats that file.
         "uptime_s": time.clock_gettime(time.CLOCK_BOOTTIME),
     }
     facts.update(_ROOT_FACTS)

@@ -1,7 +1,7 @@
-"""Operation first_boot: set a new machine up as its spec asks.
+"""Operation first_boot: set a new machine up as its spec states.
 
-Each step is independent: a step that fails is reported, and the others are done all the same. A step that is
-done leaves a mark on the disk, so that a later call does only what is left.
+Each step is independent: a failed step is reported, and the other steps still run. A finished step leaves a
+mark on the disk, so that a later call does only the remaining steps.
 """
 
 # pathlib costs an emulated guest 20 ms to load.
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     from bough.guest.agent_calls import Arguments, Tell
 
-    Step = tuple[str, str, Callable[[], None]]  # its mark, what it sets up, and how
+    Step = tuple[str, str, Callable[[], None]]  # mark, purpose and function of the step
 
 _LONGEST_START_S = 120.0
-#: A shutdown that takes longer has been given up.
+#: A shutdown that takes longer is considered abandoned.
 _LONGEST_STOP_S = 600.0
 _MARKS = "/var/lib/bough/first-boot"
 _INSTANCE = _MARKS + "/.instance"
@@ -36,12 +36,14 @@ _FAILURE_OUTPUT = 2000
 
 
 def first_boot(arguments: Arguments, tell: Tell) -> dict[str, object]:
-    """{"instance", "hostname", "ssh_keys", "users", "environment", "files", "commands", "more"}, all optional
+    """Set the machine up. Arguments, all optional:
+
+    {"instance", "hostname", "ssh_keys", "users", "environment", "files", "commands", "more"}
     -> {"instance", "outputs": [{"command", "output"}], "failures": [{"step", "message", "output"}]}.
 
-    With `more` it stops before the commands, to be called again. Another `instance` than in the last call
-    means another machine on a copy of the disk: all steps are done for that machine. `outputs` are of the
-    commands that this call ran.
+    With `more`, the call stops before the commands, and another call follows. An `instance` that differs from
+    the last call's means another machine on a copy of the disk: all steps are done for that machine.
+    `outputs` has the output of the commands that this call ran.
     """
     instance = str(arguments.get("instance") or "")
     outputs: list[dict[str, object]] = []
@@ -63,7 +65,7 @@ def first_boot(arguments: Arguments, tell: Tell) -> dict[str, object]:
 
 
 def _is_of(path: str, instance: str) -> bool:
-    """Whether this file is of that instance. A file that is missing or empty is of any."""
+    """Return whether this file is of that instance. A missing or empty file fits every instance."""
     if not os.path.exists(path):
         return True
     with open(path, "rb", buffering=0) as file:
@@ -82,15 +84,15 @@ def _begin(instance: str) -> None:
 
 
 def _attempt(mark: str, what: str, action: Callable[[], None], failures: list[dict[str, object]]) -> bool:
-    """Whether the step is done, now or before."""
+    """Return whether the step is done, now or earlier."""
     path = f"{_MARKS}/{mark}"
     if os.path.exists(path):
         return True
     try:
         action()
-        os.sync()  # what was done must not be missing when its mark is there
+        os.sync()  # the step's result must be on the disk before its mark
         write_file(path, b"")
-    except Exception as error:  # whatever it is, it is the host that tells the user
+    except Exception as error:  # any error: the host reports it to the user
         told = explain_error(error)
         if len(failures) < _MOST_FAILURES:
             output = str(told.get("output") or "")[-_FAILURE_OUTPUT:]
@@ -100,7 +102,7 @@ def _attempt(mark: str, what: str, action: Callable[[], None], failures: list[di
 
 
 def _steps(arguments: Arguments) -> Iterator[Step]:
-    """All but the commands, in their order."""
+    """Yield all steps except the commands, in order."""
     hostname = arguments.get("hostname")
     if hostname:
         yield "hostname", "the host name", lambda: agent_identity.set_hostname(str(hostname))
@@ -138,7 +140,7 @@ def _make_user(user: dict[str, object]) -> None:
         if groups:
             run_or_fail(["usermod", "--append", *options, name])
     except KeyError:
-        # "*": no password fits, yet it is not locked, which sshd would take as no login at all.
+        # "*": no password fits, but the account is not locked. sshd would refuse logins to a locked account.
         known = ["--create-home", "--shell", str(shell), "--password", "*", *_own_group(name), *options]
         run_or_fail(["useradd", *known, name])
     if user.get("sudo"):
@@ -148,7 +150,10 @@ def _make_user(user: dict[str, object]) -> None:
 
 
 def _own_group(name: str) -> list[str]:
-    """useradd makes a group of the user's name, and ends with 9 where there is one that is not named."""
+    """Return the group option of useradd for a user whose own group exists already.
+
+    useradd makes a group with the user's name, and ends with 9 if that group exists and is not given.
+    """
     import grp
 
     try:
@@ -201,9 +206,11 @@ def _owner(text: str) -> tuple[int, int]:
 
 
 def _wait_system_up() -> None:
-    """Commands expect services and a network; what hangs is not to keep them for ever."""
+    """Wait until services and network are up, as commands expect. A service that hangs does not block them
+    forever.
+    """
     end = time.monotonic() + _LONGEST_START_S
-    # Not with --wait, which needs the message bus, and that may not be up itself.
+    # Without --wait, which needs the message bus: the bus may itself not be up.
     while run(["systemctl", "is-system-running"])[1].strip() in ("initializing", "starting", "offline"):
         if time.monotonic() > end:
             return
@@ -213,9 +220,10 @@ def _wait_system_up() -> None:
 
 
 def _wait_while_stopping() -> None:
-    """A reboot in the middle (a command's, or cloud-init's power_state): what is left is done after it.
+    """Wait while the system shuts down: a command, or cloud-init's power_state, may cause a reboot.
 
-    A command that the shutdown kills has not failed. The shutdown ends this process too.
+    The remaining steps follow after the reboot. A command that the shutdown kills has not failed. The
+    shutdown ends this process too.
     """
     end = time.monotonic() + _LONGEST_STOP_S
     while os.path.isdir("/run/systemd/system") and time.monotonic() < end:
@@ -227,7 +235,9 @@ def _wait_while_stopping() -> None:
 def _run_commands(
     commands: list[str], tell: Tell, outputs: list[dict[str, object]], failures: list[dict[str, object]]
 ) -> None:
-    """In order, to the first one that fails: a command may need what those before it have done."""
+    """Run the commands in order and stop at the first failure: a command may need the results of earlier
+    ones.
+    """
     if commands and os.path.isdir("/run/systemd/system"):
         tell("waiting for the system to be up", None, "")
         _wait_system_up()

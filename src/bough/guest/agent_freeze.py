@@ -1,7 +1,7 @@
-"""Freeze and thaw of file systems.
+"""Freeze and thaw file systems.
 
-A child holds them frozen, and thaws when it is told to, when its time is over, or when the agent dies:
-whatever happens, a guest does not stay frozen.
+A child holds them frozen. The child thaws when told to, at its timeout, or when the agent dies, so a guest
+never stays frozen.
 """
 
 # pathlib and contextlib cost an emulated guest 20 ms each to load.
@@ -30,10 +30,12 @@ _LONGEST_S = 120.0
 
 
 def freeze(arguments: Arguments, say: Callable[[dict[str, object]], None], hold: int) -> None:
-    """{"timeout_s": until it thaws by itself} -> {"frozen": mount points}."""
+    """Freeze all file systems. {"timeout_s": time until they thaw without a call} -> {"frozen": mount
+    points}.
+    """
     asked = arguments.get("timeout_s")
     timeout_s = min(float(asked), _LONGEST_S) if isinstance(asked, (int, float)) else _DEFAULT_S
-    # Opened before anything is frozen, and the last mounted first: it may lie on one of the others.
+    # Open all before freezing any. Last mounted first: a file system may lie on another one.
     places = [(path, os.open(path, os.O_RDONLY)) for path in reversed(_mount_points())]
     frozen: list[tuple[str, int]] = []
     try:
@@ -42,7 +44,8 @@ def freeze(arguments: Arguments, say: Callable[[dict[str, object]], None], hold:
                 fcntl.ioctl(fd, _FIFREEZE, 0)
                 frozen.append((path, fd))
             except OSError as error:
-                if error.errno not in (16, 95, 25):  # EBUSY: it is, by another; the others: cannot be
+                # EBUSY: frozen by another process; other errors: cannot be frozen
+                if error.errno not in (16, 95, 25):
                     raise
         say({"frozen": [path for path, _ in frozen]})
         select.select([hold], [], [], timeout_s)
@@ -52,7 +55,7 @@ def freeze(arguments: Arguments, say: Callable[[dict[str, object]], None], hold:
 
 
 def thaw(agent: Agent, call: int, _arguments: Arguments) -> dict[str, object] | None:
-    """-> {"held": whether all was frozen until now}; answered when all is thawed."""
+    """Thaw, and answer when all is thawed. -> {"held": whether all was frozen until now}."""
     worker = agent_calls.worker_of("freeze")
     if worker is None:
         return {"held": False}
@@ -68,7 +71,7 @@ def thaw(agent: Agent, call: int, _arguments: Arguments) -> dict[str, object] | 
 
 
 def _mount_points() -> list[str]:
-    """Of writable file systems on block devices, each once, in the order in which they were mounted."""
+    """Return the mount points of writable file systems on block devices, each once, in mount order."""
     places: dict[str, str] = {}
     with open("/proc/self/mountinfo", "rb", buffering=0) as file:
         lines = file.read(1 << 20).decode("utf-8", "surrogateescape").splitlines()

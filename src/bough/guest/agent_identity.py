@@ -1,4 +1,4 @@
-"""What a first boot makes a machine known by: host name, host keys of ssh, whose keys may log in."""
+"""Parts of a machine's identity that a first boot sets: host name, ssh host keys, authorized keys."""
 
 # pathlib costs an emulated guest 20 ms to load.
 # ruff: noqa: PTH103, PTH105, PTH110, PTH112, PTH120, PTH123
@@ -17,7 +17,7 @@ _HOST_KEY = "/etc/ssh/ssh_host_{}_key"
 
 
 def set_hostname(name: str) -> None:
-    """Now and from the next boot on; /etc/hosts knows it too."""
+    """Set the host name now and for later boots, also in /etc/hosts."""
     import _socket
 
     label = name.replace(".", "-").replace("-", "")
@@ -37,7 +37,7 @@ def set_hostname(name: str) -> None:
 
 
 def make_host_keys() -> None:
-    """Those that sshd misses, but RSA, which takes an emulated guest half a minute."""
+    """Make the host keys that sshd lacks, except RSA, which takes an emulated guest half a minute."""
     if not os.path.isdir("/etc/ssh"):
         return
     for kind in ("ed25519", "ecdsa"):
@@ -56,7 +56,7 @@ def make_host_keys() -> None:
 
 
 def authorize_keys(user: str, keys: list[str]) -> None:
-    """Add to the user's authorized_keys what is not there."""
+    """Add the missing keys to the user's authorized_keys."""
     if not keys:
         return
     import pwd
@@ -84,7 +84,7 @@ def _own(path: str, entry: struct_passwd) -> None:
 
 
 def write_file(path: str, content: bytes, *, mode: int = 0o644, owner: tuple[int, int] = (0, 0)) -> None:
-    """Whole or not at all, also after a crash. Missing directories are made."""
+    """Write a file completely or not at all, also if the system crashes. Make missing directories."""
     directory = os.path.dirname(path)
     if directory and not os.path.isdir(directory):
         os.makedirs(directory, exist_ok=True)

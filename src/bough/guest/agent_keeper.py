@@ -1,10 +1,10 @@
-"""Two small processes above the agent, so that commands survive a restart of the agent (docs/agent.md).
+"""Two small processes above the agent, which keep commands across a restart of the agent (docs/agent.md).
 
     front (the unit's main process) -> keeper -> agent -> commands
 
-The keeper is the subreaper of all commands. It holds copies of their streams while no agent runs, it
-collects the exit status of commands whose agent has died, and it starts the next agent. The front is what
-systemd stops and starts: a new front finds the old keeper at a socket.
+The keeper is the subreaper of all commands. It holds copies of their streams while no agent runs, collects
+the exit status of commands whose agent has died, and starts the next agent. systemd stops and starts the
+front. A new front finds the old keeper at a socket.
 """
 
 # pathlib and contextlib cost an emulated guest 20 ms each to load.
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
     Socket = _socket.socket
 
-#: In a directory that only root can enter.
+#: A socket in a directory that only root can enter.
 PLACE = "/run/bough/keeper.sock"
 CODE = "import sys; sys.path.insert(0, {!r}); from bough.guest.agent_keeper import main; sys.exit(main({!r}))"
 _START, _STOP, _ALIVE = b"start", b"stop", b"alive"
-#: An agent that is asked to end hands its commands over and sends what it has read; then it is killed.
+#: Time for an ending agent to hand over its commands and send what it has read. Then it is killed.
 _LEAVE_S = 10.0
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.2, 5.0
 _LONG_LIFE_S = 10.0
-#: Commands have so long to end by themselves when the guest shuts down.
+#: Time for commands to end by themselves when the guest shuts down.
 _GRACE_S = 2.0
-#: The last output and exit status of commands wait so long for an agent.
+#: Time for which the last output and exit status of commands wait for an agent.
 _ALONE_S = 300.0
 _MAX_STATUSES = 4096
 _MAX_FDS = 4
@@ -44,7 +44,7 @@ MESSAGE_BYTES = 65536
 
 
 def main(arguments: list[str]) -> int:
-    """`[]`: the unit's main process. `["--agent", N]`: an agent that a keeper at descriptor N started.
+    """Run the unit's main process. `["--agent", N]`: an agent that a keeper at descriptor N started.
 
     `["--fd", N, "--place", PATH]`: a front for an open descriptor instead of the port, for tests.
     """
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
 
 
 class _Front:
-    """The process that systemd knows. It ends when it is told to, or when its keeper has."""
+    """The process that systemd knows. It ends on a signal, or when its keeper has ended."""
 
     def __init__(self, place: str, port: list[str]) -> None:
         self._place = place
@@ -73,7 +73,7 @@ class _Front:
         self._keeper.send(_START)
 
     def run(self) -> int:
-        """The exit status: 0 if it was told to end."""
+        """Run the front. Return the exit status: 0 if it ended on a signal."""
         while True:
             ready, _, _ = select.select([self._keeper.fileno(), self._wakeup], [], [])
             if self._wakeup in ready:
@@ -88,7 +88,7 @@ class _Front:
             self._keeper.send(_STOP)
             self._keeper.recv(1)
         except OSError:
-            pass  # it has ended
+            pass  # the process has ended
         return 0
 
     def _find_keeper(self) -> Socket | None:
@@ -125,7 +125,7 @@ class _Front:
 
 
 class _Kept:
-    """A command: what its agent has told about it, and copies of its streams."""
+    """A kept command: the record from its agent, and copies of its streams."""
 
     def __init__(self, record: bytes, streams: dict[str, int]) -> None:
         self.record = record
@@ -139,7 +139,7 @@ class _Kept:
 
 
 class Keeper:
-    """The parent of the agent, and, when that has died, of its commands."""
+    """The parent of the agent and, after the agent's death, of its commands."""
 
     def __init__(self, listener: Socket, front: Socket, port: list[str]) -> None:
         self._listener = listener
@@ -154,7 +154,7 @@ class Keeper:
         self._next_at: float | None = None
         self._pause = _FIRST_PAUSE_S
         self._started_before = False
-        #: By pid.
+        #: Kept commands, by pid.
         self._kept: dict[int, _Kept] = {}
         self._statuses: dict[int, int] = {}
         from bough.guest.agent_kept import create_tally
@@ -182,7 +182,7 @@ class Keeper:
             self._check_deadlines()
 
     def _wait(self) -> set[int]:
-        """Descriptors that have something to say; none at a deadline."""
+        """Return the descriptors that are ready; none at a deadline."""
         poll = select.poll()
         for source in (self._listener, self._front, self._agent):
             if source is not None:
@@ -221,12 +221,12 @@ class Keeper:
                 self._leaving_until = time.monotonic() + _LEAVE_S
                 os.kill(self._agent_pid, _signal.SIGTERM)
         else:
-            # Killed: the next front comes soon, and the agent goes on meanwhile.
+            # The front was killed. The next front comes soon; the agent goes on meanwhile.
             self._front.close()
             self._front = None
 
     def _agent_has_left(self) -> None:
-        """Tell the front, which ends; without a command there is nothing left to do."""
+        """Tell the front, which ends. Without a command, the keeper has nothing left to do."""
         if not self._kept:
             os._exit(0)
         self._alone_until = time.monotonic() + _ALONE_S
@@ -242,7 +242,7 @@ class Keeper:
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
-            ours.close()  # the agent must see its end
+            ours.close()  # else the agent would not see the keeper's end close
             self._become_agent(theirs)
         theirs.close()
         self._agent, self._agent_pid = ours, pid
@@ -255,7 +255,7 @@ class Keeper:
             for number in (_signal.SIGCHLD, _signal.SIGTERM):
                 _signal.signal(number, _signal.SIG_DFL)
             if self._started_before:
-                # The code as it is now, by the Python that is there now.
+                # Start the present code with the present Python.
                 os.set_inheritable(control.fileno(), True)
                 if self._port:
                     os.set_inheritable(int(self._port[1]), True)
@@ -283,7 +283,9 @@ class Keeper:
         send(agent, encode({"begin": True}), [])
 
     def _drain_agent(self) -> None:
-        """What an agent that has ended said at last. A child of it may hold its end open: do not wait."""
+        """Read the last messages of an agent that has ended, without waiting: a child may hold the socket
+        open.
+        """
         if self._agent is not None:
             self._agent.setblocking(False)
         while self._agent is not None:
@@ -334,7 +336,7 @@ class Keeper:
                 self._agent_ended()
             elif len(self._statuses) < _MAX_STATUSES:
                 self._statuses[pid] = status
-        # What the agent said before its end is read before any of this is judged.
+        # Read the agent's last messages before judging any exit status.
         if self._agent_pid < 0:
             self._drain_agent()
         self._take_statuses()
@@ -351,7 +353,7 @@ class Keeper:
                 try:
                     send(self._agent, encode({"pid": pid, "status": status}), [])
                 except OSError:
-                    pass  # it has died: the next one gets it
+                    pass  # the agent has died: the next one gets the status
         self._statuses.clear()
 
     def _agent_ended(self) -> None:
@@ -378,7 +380,7 @@ class Keeper:
         if self._next_at is not None and now >= self._next_at:
             self._start_agent()
         if self._alone_until is not None and now >= self._alone_until:
-            # The host has given up by now, and what has ended has nobody to tell.
+            # The host has given up by now, so the status of ended commands has no receiver.
             self._alone_until = now + _ALONE_S
             if all(kept.status is not None for kept in self._kept.values()):
                 os._exit(0)
@@ -390,14 +392,14 @@ def _accept(listener: Socket) -> Socket:
 
 
 def _become_subreaper() -> None:
-    """Commands of an agent that died become ours (prctl(2)), with their exit status."""
+    """Become the parent of commands whose agent died (prctl(2)), to get their exit status."""
     try:
         import _ctypes  # all of ctypes costs an emulated guest 50 ms
 
         prctl = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")  # type: ignore[arg-type]
         _ctypes.call_function(prctl, (_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
     except Exception:
-        pass  # a Python without it: the next agent says that an exit status is not known
+        pass  # a Python without ctypes: the next agent reports an unknown exit status
 
 
 def send(sock: Socket, data: bytes, fds: list[int]) -> None:
@@ -409,7 +411,7 @@ def send(sock: Socket, data: bytes, fds: list[int]) -> None:
 
 
 def receive(sock: Socket) -> tuple[bytes, list[int]]:
-    """A message and its descriptors; nothing at the end."""
+    """Receive a message and its descriptors; nothing at the end."""
     space = _socket.CMSG_SPACE(4 * _MAX_FDS)
     data, more, _, _ = sock.recvmsg(MESSAGE_BYTES, space, _socket.MSG_CMSG_CLOEXEC)
     fds = []
@@ -424,7 +426,9 @@ def receive(sock: Socket) -> tuple[bytes, list[int]]:
 
 
 def _end_commands_at_shutdown() -> None:
-    """Commands survive a restart of the unit, and not a shutdown of the guest, which would wait for them."""
+    """End commands when the guest shuts down: they survive a restart of the unit, but would
+    delay a shutdown.
+    """
     others = _others()
     if not others or not _is_shutting_down():
         return
@@ -444,11 +448,11 @@ def _kill(pid: int, signals: tuple[int, ...]) -> None:
         try:
             os.kill(pid, number)
         except OSError:
-            pass  # it ended just now
+            pass  # the process has just ended
 
 
 def _others() -> list[int]:
-    """Processes of the unit's control group that are no front, keeper or agent: all commands."""
+    """Return the processes of the unit's control group other than front, keeper and agent: all commands."""
     try:
         with open("/proc/self/cgroup", "rb", buffering=0) as file:
             lines = file.read(65536).decode("utf-8", "replace").splitlines()
@@ -460,7 +464,7 @@ def _others() -> list[int]:
                     pids = [int(pid) for pid in file.read(1 << 20).split()]
                 return [pid for pid in pids if not _is_ours(pid)]
     except (OSError, ValueError):
-        pass  # no control groups here: whoever shuts the guest down ends all processes
+        pass  # no control groups here: the shutdown ends all processes
     return []
 
 
@@ -471,7 +475,7 @@ def _is_ours(pid: int) -> bool:
         with open(f"/proc/{pid}/cmdline", "rb", buffering=0) as file:
             return b"from bough.guest.agent_keeper import main" in file.read(4096)
     except OSError:
-        return True  # it has ended
+        return True  # the process has ended
 
 
 def _is_shutting_down() -> bool:

@@ -1,7 +1,7 @@
-"""What an agent tells its keeper, and how the next agent goes on with the commands of the one before.
+"""Messages from an agent to its keeper, and the next agent's adoption of kept commands.
 
-How many bytes each stream of a kept command has passed on stands in memory that agents share: the next agent
-compares it with what the host has sent and received, so that no gap in a stream goes unnoticed.
+Shared memory of all agents counts the bytes that each stream of a kept command has passed on. The next agent
+compares the counts with what the host has sent and received, so that every gap in a stream is noticed.
 """
 
 # contextlib costs an emulated guest 20 ms to load.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from bough.guest.agent import Agent
 
-#: A command that has run for so long is kept: most are over sooner, and are not delayed by it.
+#: Age at which a command is kept. Most commands end sooner, without the delay of being kept.
 KEEP_AFTER_S = 1.0
 _NUMBER = Struct("<Q")
 _SLOTS = 256
@@ -31,7 +31,7 @@ _SLOT_BYTES = 32
 
 
 def create_tally() -> int:
-    """A descriptor of the shared memory."""
+    """Return a descriptor of the shared memory."""
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("bough-tally")
     else:  # Python 3.7
@@ -41,7 +41,9 @@ def create_tally() -> int:
 
 
 class Mark:
-    """How many bytes a stream has passed on; odd in memory while a change is under way."""
+    """Number of bytes that a stream has passed on. The number in memory is odd while a change is
+    under way.
+    """
 
     def __init__(self, memory: mmap, at: int) -> None:
         self._memory = memory
@@ -54,13 +56,13 @@ class Mark:
         _NUMBER.pack_into(self._memory, self._at, 2 * count)
 
     def read(self) -> int | None:
-        """None: the agent was killed in the middle of a change."""
+        """Return the number; None: the agent was killed in the middle of a change."""
         (value,) = _NUMBER.unpack_from(self._memory, self._at)
         return None if value & 1 else value >> 1
 
 
 class Keeping:
-    """The agent's side of its keeper's socket."""
+    """The agent's end of the keeper's socket."""
 
     def __init__(self, control: _socket.socket) -> None:
         self._control = control
@@ -70,14 +72,14 @@ class Keeping:
         self._agent: Agent | None = None
 
     def attach(self, agent: Agent) -> None:
-        """Take over the commands of the agent before, and watch the keeper from now on."""
+        """Adopt the commands of the previous agent, and watch the keeper from now on."""
         self._agent = agent
         while not self._take(agent):
             pass
         agent.watch(self._control.fileno(), 1, lambda _: self._keeper_said(agent))
 
     def _take(self, agent: Agent) -> bool:
-        """One message of those that come before `begin`; whether it was that."""
+        """Handle one message of those before `begin`. Return whether the message was `begin`."""
         said, fds = agent_keeper.receive(self._control)
         values = wire.decode_map(said)
         if "tally" in values:
@@ -129,7 +131,7 @@ class Keeping:
     # -- commands of this agent -----------------------------------------------------------------------
 
     def expect(self) -> None:
-        """A command has been started: keep it if it runs for long."""
+        """Keep a newly started command if it runs for long."""
         if not self._due and self._agent is not None:
             self._due = True
             self._agent.call_later(KEEP_AFTER_S, self.keep_all)
@@ -153,7 +155,7 @@ class Keeping:
         self._tell(values, list(streams.values()))
 
     def close(self, command: Command, stream: str) -> None:
-        """The agent has closed that stream, so the keeper must not hold it open."""
+        """Tell the keeper to close its copy of a stream that the agent has closed."""
         self._tell({"pid": command.pid, "close": stream})
 
     def forget(self, command: Command) -> None:
@@ -166,4 +168,4 @@ class Keeping:
         try:
             agent_keeper.send(self._control, wire.encode(values), fds or [])
         except OSError:
-            pass  # the keeper has ended, which its socket tells
+            pass  # the keeper has ended, as its socket will report

@@ -1,4 +1,4 @@
-"""Reports to the host which of some TCP ports something listens on."""
+"""Reports to the host on which TCP ports of a list a program listens."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bough.guest.agent import Agent
 
-# No event of the kernel tells that somebody listens. Often at first, then as seldom as a program looks that
-# waits for a port.
+# The kernel reports no event for a new listener. Poll often at first, then as rarely as a program that waits
+# for a port.
 _FIRST_LOOK_S = 0.1
 _LAST_LOOK_S = 1.0
 _MAX_PORTS = 256
 
 
 class Listeners(Session):
-    """A report at once, then one for each change, until the host aborts it."""
+    """Send a report at once, then one for each change, until the host aborts the session."""
 
     def __init__(self, agent: Agent, session_id: int, request: dict[str, object]) -> None:
         ports, window = request.get("listening"), request.get("window")
@@ -31,7 +31,7 @@ class Listeners(Session):
         self._told: list[int] | None = None
         self._interval_s = _FIRST_LOOK_S
         agent.send_values(wire.OPENED, session_id, {})
-        # The session is known to the agent once this has returned.
+        # The agent knows the session only after this has returned.
         agent.call_later(0, self._look)
 
     def handle(self, kind: int, stream: int, payload: memoryview) -> None:

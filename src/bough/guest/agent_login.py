@@ -1,4 +1,4 @@
-"""Who a command of the agent's runs as, and the environment that a login would give it."""
+"""The user of an agent's command, and the environment that a login would give the user."""
 
 # pathlib and contextlib cost an emulated guest 20 ms each to load.
 # ruff: noqa: PTH116, PTH123
@@ -19,10 +19,14 @@ _files: dict[str, tuple[int, dict[str, str]]] = {}
 
 
 class Identity:
-    """Who runs a command: `groups` None means as the agent itself."""
+    """The user and groups of a command. `groups` None means the agent's own."""
 
     def __init__(self, text: str | None) -> None:
-        """`text`: None for the agent's own user, a name or uid, and perhaps ":" and a group or gid."""
+        """Look up a user.
+
+        Args:
+            text: None for the agent's own user, else a name or uid, optionally with ":" and a group or gid.
+        """
         import pwd
 
         self.uid = os.getuid()
@@ -48,16 +52,17 @@ class Identity:
             self.groups = os.getgrouplist(name, self.gid) if name else [self.gid]
 
     def assume(self) -> None:
-        """Become it, for good."""
+        """Switch this process to the identity for good."""
         if self.groups is not None:
             os.setgroups(self.groups)
             os.setresgid(self.gid, self.gid, self.gid)
             os.setresuid(self.uid, self.uid, self.uid)
 
     def lend(self) -> None:
-        """Have a child that resets its ids (posix_spawn can) become it at its exec; we stay who we are.
+        """Give a child that resets its ids (posix_spawn can) this identity at its exec; the agent keeps its
+        own.
 
-        What is real is the user's then, what is effective and saved is still ours.
+        The real ids are then the user's; the effective and saved ids stay the agent's.
         """
         if self.groups is not None:
             self._own = os.getgroups(), os.getgid(), os.getuid()
@@ -73,7 +78,7 @@ class Identity:
             os.setgroups(groups)
 
     def enter(self, directory: str) -> None:
-        """Go there, if it may."""
+        """Change to the directory if the user may."""
         if self.groups is None:
             os.chdir(directory)
             return
@@ -108,12 +113,12 @@ def _entry_of(uid: int) -> struct_passwd | None:
         except KeyError:
             return None
         if uid == 0:
-            _users[uid] = entry  # asked for by nearly every command; others may be changed
+            _users[uid] = entry  # nearly every command looks root up; other users may change
     return entry
 
 
 def login_environment(identity: Identity) -> dict[str, str]:
-    """What a login sets, with /etc/environment and the locale."""
+    """Return the variables that a login sets, with /etc/environment and the locale."""
     entry = identity.entry
     environment = {"PATH": _USER_PATH if identity.uid else _ROOT_PATH}
     for path in ("/etc/default/locale", "/etc/environment"):
@@ -133,7 +138,9 @@ def login_environment(identity: Identity) -> dict[str, str]:
 
 
 def _expand(value: str, environment: dict[str, str]) -> str:
-    """Put values for names: with `PATH=/opt/bin:$PATH` as it stands no command would be found."""
+    """Replace names of variables by their values. With a literal `PATH=/opt/bin:$PATH` no command would be
+    found.
+    """
     expanded, *parts = value.split("$")
     for part in parts:
         braced = part.startswith("{") and "}" in part
@@ -160,7 +167,7 @@ def _owner(path: str) -> int:
 
 
 def _read_settings(path: str) -> dict[str, str]:
-    """KEY=value lines, as pam_env takes them; kept until the file changes."""
+    """Return KEY=value lines as pam_env parses them. The result is cached until the file changes."""
     try:
         changed = os.stat(path).st_mtime_ns
     except OSError:

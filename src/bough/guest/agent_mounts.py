@@ -1,8 +1,8 @@
-"""Operation set_mounts: the guest mounts these directories of the host, by sshfs, and no others.
+"""Operation set_mounts: mount exactly the given directories of the host, by sshfs.
 
-Called at each boot, after each fork, and when the list changes. A mount that is there is only asked whether
-it works; one whose sshfs has died is made anew. What a mount is called in the kernel's list ("bough:" and its
-tag) says all that it was made of: another tag is another mount.
+The host calls it at each boot, after each fork, and when the list changes. An existing mount is only checked
+for an answer; a mount whose sshfs has died is made again. A mount's name in the kernel's list ("bough:" and
+its tag) identifies all its settings: another tag is another mount.
 """
 
 # pathlib costs an emulated guest 20 ms to load.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _PREFIX = "bough:"
 _ENOTCONN, _EIO, _EBUSY = 107, 5, 16
-#: For a connection that was lost to be made again.
+#: Time for a lost connection to be made again.
 _PATIENCE_S = 10.0
 _PAUSE_S = 0.05
 
@@ -36,9 +36,11 @@ class _Failed(Exception):
 
 
 def set_mounts(arguments: Arguments, tell: Tell) -> dict[str, object]:
-    """{"mounts": [{"tag", "target", "writable", "owner", "host_uid", "host_gid", "cache_s"}], "lazy"}.
+    """Mount the directories of the list and unmount all others.
 
-    -> {"errors": {target: why it is not mounted}, "busy": targets that somebody uses and that stay}.
+    {"mounts": [{"tag", "target", "writable", "owner", "host_uid", "host_gid", "cache_s"}], "lazy"}.
+
+    -> {"errors": {target: why it is not mounted}, "busy": targets that a process uses and that stay}.
     """
     asked = arguments.get("mounts")
     wanted = [mount for mount in asked if isinstance(mount, dict)] if isinstance(asked, list) else []
@@ -50,7 +52,7 @@ def set_mounts(arguments: Arguments, tell: Tell) -> dict[str, object]:
             if not _unmount(target, lazy=bool(arguments.get("lazy")) or keeps):
                 busy.append(target)
     errors: dict[str, object] = {}
-    # What lies above comes first.
+    # Upper directories first.
     for mount in sorted(wanted, key=lambda one: str(one["target"]).count("/")):
         target = str(mount["target"])
         tell("sharing directories", None, target)
@@ -62,7 +64,7 @@ def set_mounts(arguments: Arguments, tell: Tell) -> dict[str, object]:
 
 
 def _mounted() -> list[tuple[str, str]]:
-    """Tag and target of our mounts, in the order in which they were made."""
+    """Return tag and target of our mounts, in the order in which they were made."""
     with open("/proc/self/mountinfo", "rb", buffering=0) as file:
         lines = file.read(1 << 20).decode("utf-8", "surrogateescape").splitlines()
     found = []
@@ -86,16 +88,16 @@ def _establish(mount: Mount) -> None:
 
 
 def _answers(target: str) -> bool:
-    """Whether it works, from here to the host and back; False where its sshfs is gone."""
+    """Return whether the mount works, from here to the host and back; False if its sshfs has ended."""
     end = time.monotonic() + _PATIENCE_S
     while True:
         try:
-            os.statvfs(target)  # which sshfs has no memory of
+            os.statvfs(target)  # a name that sshfs has not cached
             return True
         except OSError as error:
             if error.errno == _ENOTCONN:
                 return False
-            # The stream has just ended, and sshfs may not have seen that yet: it asks for the next one.
+            # The stream has just ended. sshfs may not have noticed, and then requests the next stream.
             if error.errno != _EIO or time.monotonic() > end:
                 raise
         time.sleep(_PAUSE_S)
@@ -137,7 +139,7 @@ def _python() -> str:
 
 
 def _identity_options(mount: Mount) -> list[str]:
-    """Files of the user who shares them belong to `owner` in the guest, and the other way round."""
+    """Map files of the user who shares them to `owner` in the guest, and back."""
     import grp
 
     from bough.guest.agent_login import Identity
@@ -170,15 +172,18 @@ def _user_name(uid: int) -> str:
 
 
 def _link_options(program: str) -> list[str]:
-    """Newer ones keep links from leading out of the mount: a guest trusts the host, whose links these are."""
+    """Let links lead out of the mount, which newer versions of sshfs prevent. The guest trusts the host's
+    links.
+    """
     return ["no_contain_symlinks"] if "no_contain_symlinks" in run([program, "-h"])[1] else []
 
 
 def _cache_options(cache_s: object) -> list[str]:
-    """How long what was told of a file may be believed; never longer than that all in all.
+    """Return options for how long the guest may cache facts about a file, in total at most `cache_s`.
 
-    sshfs counts whole seconds, and 0 is "in this second of the clock"; what is read of a file is kept while
-    its size and time are as before, which tells seconds only, so it is not kept where it is to be sharp.
+    sshfs counts whole seconds, and 0 means "within this second of the clock". It caches content while a
+    file's size and time stay the same. The time has a resolution of one second, so content is not cached for
+    short values of `cache_s`.
     """
     seconds = cache_s if isinstance(cache_s, int) else 1
     if seconds == 0:
@@ -189,7 +194,7 @@ def _cache_options(cache_s: object) -> list[str]:
 
 
 def _unmount(target: str, *, lazy: bool) -> bool:
-    """Whether it is gone."""
+    """Unmount. Return whether the mount is gone."""
     if run(["umount", target])[0] == 0:
         return True
     return lazy and run(["umount", "--lazy", target])[0] == 0

@@ -1,7 +1,7 @@
-"""A fork's network card has another hardware address: configurations that name the old one name the new one.
+"""Rename a fork's network card in configurations that name the parent's hardware address.
 
-cloud-init, netplan, networkd, NetworkManager and udev may know a card by its address. The fork would have no
-network then, at once or after its next boot.
+cloud-init, netplan, networkd, NetworkManager and udev may identify a card by its address. The fork would
+otherwise have no network, at once or after its next boot.
 """
 
 # pathlib costs an emulated guest 20 ms to load.
@@ -29,7 +29,9 @@ _MOST_BYTES = 64 * 1024
 
 
 def follow(mac_from: str, mac: str) -> list[str]:
-    """The files that were changed; who reads them is told."""
+    """Replace the address in all configurations. Return the changed files; programs that use them are
+    notified.
+    """
     changed = [path for path in _files() if _replace(path, mac_from.lower(), mac.lower())]
     if any("/systemd/network/" in path for path in changed):
         run(["networkctl", "reload"])
@@ -59,5 +61,5 @@ def _replace(path: str, old: str, new: str) -> bool:
             return False
         write_file(path, changed, mode=info.st_mode & 0o7777, owner=(info.st_uid, info.st_gid))
     except OSError:
-        return False  # a read-only disk, which says the same at the next boot
+        return False  # a read-only disk, which has the same content at the next boot
     return True

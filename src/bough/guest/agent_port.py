@@ -1,4 +1,4 @@
-"""How the agent finds its port, however early it is started."""
+"""Find the agent's port, however early the agent starts."""
 
 # pathlib and contextlib cost an emulated guest 20 ms each to load.
 # ruff: noqa: PTH112, PTH123, PTH208, SIM105
@@ -12,9 +12,9 @@ _NETLINK_KOBJECT_UEVENT = 15
 
 
 def open_port(name: str) -> int:
-    """Open the virtio-serial port `name`; sleeps until there is one.
+    """Open the virtio-serial port `name`; sleep until it exists.
 
-    Looks in sysfs, as devtmpfs has the device long before udev makes its link.
+    Looks in sysfs, since devtmpfs has the device long before udev makes its link.
     """
     import _socket
 
@@ -23,7 +23,7 @@ def open_port(name: str) -> int:
         tell_started()
         return port
 
-    # The kernel's own word of a new device: no polling, and udev need not run.
+    # The kernel's own event for a new device: no polling, and udev need not run.
     events = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_DGRAM, _NETLINK_KOBJECT_UEVENT)
     events.bind((0, 1))
     _load_driver()
@@ -33,14 +33,16 @@ def open_port(name: str) -> int:
         try:
             events.recv(8192)
         except OSError:
-            pass  # more came than fits: look again
+            pass  # more events than fit: look again
         port = _try_port(name)
     events.close()
     return port
 
 
 def tell_started() -> None:
-    """Tell systemd, which lets the rest of the boot wait for us, as we need little and then sleep."""
+    """Tell systemd that the agent has started. The rest of the boot waits until then: the agent needs little
+    time and then sleeps.
+    """
     address = os.environ.pop("NOTIFY_SOCKET", "")
     if address:
         import _socket as socket
@@ -49,7 +51,7 @@ def tell_started() -> None:
         try:
             sock.sendto(b"READY=1", "\0" + address[1:] if address.startswith("@") else address)
         except OSError:
-            pass  # it will see that we live
+            pass  # systemd sees that the agent runs
         sock.close()
 
 
@@ -70,10 +72,10 @@ def _load_driver() -> None:
             pid = os.posix_spawn("/sbin/modprobe", ["modprobe", "-q", "virtio_console"], os.environ)
             os.waitpid(pid, 0)
         except (OSError, AttributeError):
-            pass  # then udev will
+            pass  # then udev loads it
 
 
 def prepare_process() -> None:
-    """What the unit cannot do for every system's version of systemd."""
+    """Do what the unit cannot express for every version of systemd."""
     os.chdir("/")
     os.umask(0o022)

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from bough.guest.agent import Agent
     from bough.guest.agent_kept import Mark
 
-# How much of a command's input the host may send ahead of what the command has read.
+# Bytes of a command's input that the host may send before the command reads them.
 INPUT_WINDOW = 512 * 1024
 _MAX_WINDOW = 64 * 1024 * 1024
-# A stream gives way to the others after so many frames.
+# Number of frames after which a stream lets the other streams continue.
 _BURST = 8
-# A command that is to end has so long to do it by itself.
+# Time for an aborted command to end by itself.
 _GRACE_S = 2.0
 _LOOK_EACH_S = 1.0
-# A program that takes nothing of a closed connection's last bytes gets them for so long.
+# Time for a program to read the last bytes of a closed connection.
 _LINGER_S = 60.0
 
 
@@ -34,11 +34,11 @@ EPOLLOUT = select.EPOLLOUT
 
 
 class Refused(Exception):
-    """What was asked for cannot be done; told to the host, not a fault of the agent."""
+    """A request that cannot be served. The host gets the message; the agent is not at fault."""
 
 
 def describe_error(error: BaseException) -> dict[str, object]:
-    """What an ERROR frame says."""
+    """Return the content of an ERROR frame."""
     code = getattr(error, "errno", None)
     name = None
     if code is not None:
@@ -49,13 +49,13 @@ def describe_error(error: BaseException) -> dict[str, object]:
     filename = getattr(error, "filename", None)
     if isinstance(filename, (str, bytes)):
         text = f"{os.fsdecode(filename)}: {text}"
-    # Text for people: a name that is not UTF-8 is shown as well as it can be.
+    # Text for people: a name that is not UTF-8 is shown as well as possible.
     shown = text[:4000].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return {"message": shown, "errno": name}
 
 
 class Session:
-    """What Agent asks of a session. Each ends with one ERROR or EXIT frame, then it is forgotten."""
+    """The interface between Agent and a session. Each session ends with one ERROR or EXIT frame."""
 
     agent: Agent
     id: int
@@ -65,27 +65,27 @@ class Session:
         raise NotImplementedError
 
     def abandon(self) -> None:
-        """End all of it; no frame may be sent for it any more."""
+        """Stop everything. No frame of this session may be sent any more."""
         raise NotImplementedError
 
     def output_ended(self, outlet: Outlet) -> None:
         raise NotImplementedError
 
     def input_ended(self) -> None:
-        """The input was closed, at the host's wish or because nobody reads it."""
+        """Handle the end of the input: the host closed it, or no process reads it."""
 
     def was_read(self) -> None:
-        """Bytes of an output were read."""
+        """Handle bytes that were read from an output."""
 
     def closed(self, stream: int) -> None:
-        """The descriptor of that stream was closed."""
+        """Handle the closing of that stream's descriptor."""
 
     def describe(self, state: dict[str, object]) -> dict[str, object]:
-        """What a host that resumes the session is told; `state` is what that host has of it."""
+        """Return facts for a host that resumes the session. `state` is that host's view of it."""
         raise NotImplementedError
 
     def resume(self, state: dict[str, object]) -> None:
-        """Go on from `state`, what the host has of the session."""
+        """Continue from `state`, the host's view of the session."""
         raise NotImplementedError
 
     def finish(self, values: dict[str, object]) -> None:
@@ -95,12 +95,12 @@ class Session:
 
 
 class Outlet:
-    """A descriptor whose bytes go to the host, as far as its credit reaches.
+    """A descriptor whose bytes go to the host, as far as the credit allows.
 
     Attributes:
-        last_bytes: once known, how many bytes may still come before it counts as ended.
-        passed: how many bytes were read.
-        mark: where `passed` is kept for the next agent.
+        last_bytes: bytes that still come before the stream counts as ended; None: not known yet.
+        passed: number of bytes read.
+        mark: place of `passed` in memory for the next agent.
     """
 
     def __init__(self, session: Session, fd: int, stream: int, credit: int) -> None:
@@ -117,7 +117,7 @@ class Outlet:
         self.resume()
 
     def resume(self) -> None:
-        """Read when there is something; not called in the middle of being read."""
+        """Read when bytes arrive. Not called during a read."""
         if self.fd >= 0 and not self.watched:
             self.watched = True
             self.session.agent.watch(self.fd, EPOLLIN, self.readable)
@@ -132,7 +132,7 @@ class Outlet:
         self.resume()
 
     def drain_until_empty(self) -> None:
-        """What is in the descriptor now is the last that matters."""
+        """End the stream after the bytes that are in the descriptor now."""
         if self.fd >= 0:
             self.last_bytes = agent_spawn.bytes_to_read(self.fd)
             if self.last_bytes == 0:
@@ -158,7 +158,7 @@ class Outlet:
             except BlockingIOError:
                 count = -1
             except OSError:
-                count = 0  # a terminal that nobody has open any more, a connection reset
+                count = 0  # a terminal that no process has open any more, or a reset connection
             self.passed += max(count, 0)
             if self.mark is not None:
                 self.mark.set(self.passed)
@@ -189,15 +189,19 @@ class Outlet:
 
 
 class Inlet:
-    """A descriptor that takes bytes from the host; gives credit back as they are taken.
+    """A descriptor that gets bytes from the host. Written bytes return credit to the host.
 
     Attributes:
-        passed: how many bytes were written.
-        mark: where `passed` is kept for the next agent.
+        passed: number of bytes written.
+        mark: place of `passed` in memory for the next agent.
     """
 
     def __init__(self, session: Session, fd: int, stream: int, end: Callable[[int], None]) -> None:
-        """`end` is called with the descriptor at the end of the input, before it is closed."""
+        """Watch a descriptor.
+
+        Args:
+            end: called with the descriptor at the end of the input, before the descriptor is closed.
+        """
         if fd >= 0:
             os.set_blocking(fd, False)
         self.session = session
@@ -211,7 +215,7 @@ class Inlet:
         self._ending = False
 
     def start_over(self) -> None:
-        """The host sends again what was not written yet."""
+        """Drop unwritten bytes: the host sends them again."""
         if self._queue:
             self.session.agent.unwatch(self.fd)
         self._queue.clear()
@@ -220,7 +224,7 @@ class Inlet:
 
     @property
     def waiting(self) -> int:
-        """Bytes that the descriptor has not taken yet."""
+        """Return the bytes that are not written yet."""
         return sum(len(payload) for payload, _ in self._queue)
 
     def data(self, payload: memoryview) -> None:
@@ -247,7 +251,7 @@ class Inlet:
             self.session.closed(self.stream)
 
     def _write(self, payload: memoryview) -> memoryview:
-        """What could not be written; nothing once nobody reads."""
+        """Write, and return the rest; nothing once no process reads."""
         if self.fd < 0:
             return payload[:0]
         if self.mark is not None:
@@ -272,7 +276,7 @@ class Inlet:
             payload, cost = self._queue[0]
             rest = self._write(payload)
             if not self._queue:
-                return  # it was closed
+                return  # the descriptor was closed
             if rest:
                 self._queue[0] = (rest, cost)
                 return
@@ -313,19 +317,19 @@ def _lives(pid: int) -> bool:
 
 
 class Command(Session):
-    """A command, in a session (setsid) of its own.
+    """A command, in its own session (setsid).
 
     Attributes:
-        slot: of the memory that the next agent reads (agent_kept.py); -1: the keeper does not know of it.
-        is_open: it runs, and its streams are watched.
+        slot: slot in the memory that the next agent reads (agent_kept.py); -1: the keeper does not keep it.
+        is_open: the command runs, and its streams are watched.
     """
 
     slot = -1
     is_open = False
     can_resume = True
-    #: Of one that was taken over: what is not right about its streams, by stream.
+    #: Streams of an adopted command whose count is unknown.
     _torn: frozenset[int] = frozenset()
-    #: Taken over, and no host has asked for it yet.
+    #: The command was adopted, and no host has resumed it yet.
     _waits = False
     _early_status: int | None = None
 
@@ -335,7 +339,8 @@ class Command(Session):
         self._status: dict[str, object] | None = None
         self._window = _window(request)
         self._process = process = agent_spawn.start(request, apart=agent.carries)
-        # Kept until it ended: a program that closes its streams first would be hung up before its exit.
+        # Kept open until the command's end: closing it would hang up a program that closes its streams before
+        # its exit.
         self._terminal = process.terminal
         self.pid = process.pid
         agent.on_exit(process.pid, self._exited)
@@ -391,7 +396,7 @@ class Command(Session):
 
     @classmethod
     def adopt(cls, agent: Agent, session_id: int, process: agent_spawn.Process, marks: list[Mark]) -> Command:
-        """A command of the agent before; it waits for a host that resumes it."""
+        """Adopt a command of the previous agent. The command waits for a host that resumes it."""
         self = cls.__new__(cls)
         self.agent = agent
         self.id = session_id
@@ -415,7 +420,10 @@ class Command(Session):
         return self
 
     def _look(self, *, again: bool = False) -> None:
-        """The keeper tells of its end, unless that was killed too, or is no subreaper."""
+        """Check that an adopted command still runs.
+
+        The keeper reports the command's end, unless the keeper was killed too, or is no subreaper.
+        """
         if self.agent.sessions.get(self.id) is not self or self._status is not None:
             return
         gone = self._early_status is None and not self._waits and not _lives(self.pid)
@@ -428,7 +436,7 @@ class Command(Session):
             self.agent.call_later(_LOOK_EACH_S, lambda: self._look(again=gone))
 
     def exited_before(self, wait_status: int) -> None:
-        """The keeper tells how it ended."""
+        """Handle the keeper's report of how the command ended."""
         if self._waits:
             self._early_status = wait_status
         else:
@@ -453,7 +461,10 @@ class Command(Session):
             self.agent.keeping.close(self, _NAMES[stream])
 
     def describe(self, state: dict[str, object]) -> dict[str, object]:
-        """`lost`: bytes of stdout and stderr that were read and did not come; -1: perhaps."""
+        """Return the account of the streams for the host.
+
+        `lost`: bytes of stdout and stderr that were read and did not arrive; -1: perhaps some.
+        """
         received = state.get("received")
         lost = {wire.STDOUT: 0, wire.STDERR: 0}
         if isinstance(received, list) and len(received) == 2:
@@ -488,7 +499,7 @@ class Command(Session):
     # -- its end --------------------------------------------------------------------------------------
 
     def _begun(self, _events: int) -> None:
-        """One that was started apart runs now, or said why it cannot."""
+        """Report that a command in a separate child now runs, or why it cannot."""
         told = os.read(self._process.failure, 65536)
         self._close_failure()
         if not told:
@@ -511,8 +522,8 @@ class Command(Session):
     def _exited(self, wait_status: int) -> None:
         self._status = agent_spawn.describe_exit(wait_status)
         if self._process.failure >= 0:
-            self._begun(0)  # its end closed the other side: this does not wait
-        # A child of it may hold the pipes open for years: what it wrote itself is in them now.
+            self._begun(0)  # the child's end closed the other side, so this read does not block
+        # A child of the command may hold the pipes open for years. The command's own output is in them now.
         for outlet in self._outlets:
             if self._terminal < 0:
                 outlet.drain_until_empty()
@@ -521,8 +532,8 @@ class Command(Session):
         self._finish_if_over()
 
     def _drain_terminal(self, outlet: Outlet) -> None:
-        # The end of a session's leader hangs its terminal up: reads give what is left, then an error.
-        # Where another process opened it again they would block instead, so look once more, later.
+        # The end of a session's leader hangs up its terminal: reads give the rest, then an error. If another
+        # process reopened the terminal, reads would block instead, so look again later.
         def look() -> None:
             if outlet.fd >= 0 and agent_spawn.bytes_to_read(outlet.fd) == 0:
                 outlet.end()
@@ -551,7 +562,7 @@ class Command(Session):
             self._terminal = -1
 
     def _kill(self) -> None:
-        """Hang up, as the end of a login does; what is still there after the grace is killed."""
+        """Hang up, as the end of a login does. Kill what still runs after a grace period."""
         from bough.guest.agent_signals import signal_session
 
         session = self.pid
@@ -559,7 +570,7 @@ class Command(Session):
             return
 
         def kill() -> None:
-            # Until none is left, as a process may fork while we look.
+            # Repeat until none is left: a process may fork during the search.
             if signal_session(session, ("KILL",)):
                 self.agent.call_later(0.05, kill)
 
@@ -567,7 +578,7 @@ class Command(Session):
 
 
 class Connection(Session):
-    """A TCP connection to a port that is reached from inside of the guest."""
+    """A TCP connection to a port that is reached from inside the guest."""
 
     _places: Iterator[tuple[str, int, int]] = iter(())
     _error: OSError | None = None
@@ -584,7 +595,7 @@ class Connection(Session):
         self._connect()
 
     def _connect(self) -> None:
-        """To the next place that there is. Raises OSError."""
+        """Connect to the next place. Raises OSError."""
         from bough.guest import agent_dial
 
         self._socket, pending = agent_dial.connect(self._places)
@@ -617,7 +628,7 @@ class Connection(Session):
         self._socket.close()
 
     def _deliver(self, inlet: Inlet) -> None:
-        """Close as close(2) does: what is queued is still delivered, for as long as the guest takes it."""
+        """Close as close(2) does: queued bytes are still delivered, as long as the guest reads."""
         if self._outlet is not None:
             self._outlet.close()
         inlet.finish()
@@ -634,12 +645,12 @@ class Connection(Session):
         self.agent.call_later(_LINGER_S, look)
 
     def was_read(self) -> None:
-        # A server that uses Nagle's algorithm, sshd for one, waits with its next bytes for our kernel's
-        # acknowledgement, which comes 40 ms late unless asked for (tcp(7), TCP_QUICKACK).
+        # A server with Nagle's algorithm, such as sshd, delays its next bytes until our kernel acknowledges.
+        # The acknowledgement comes 40 ms late unless requested (tcp(7), TCP_QUICKACK).
         try:
             self._socket.setsockopt(6, 12, 1)
         except OSError:
-            pass  # a mount's, or closed by the other side
+            pass  # a socket of a mount, or closed by the other side
 
     def output_ended(self, outlet: Outlet) -> None:
         self.agent.send(wire.EOF, self.id, b"", outlet.stream)
@@ -661,7 +672,7 @@ class Connection(Session):
         self._outlet = Outlet(self, os.dup(fd), wire.STDOUT, self._window)
 
     def _refused(self, error: OSError) -> None:
-        """Go on with the next place; the first one's error is told where there is none."""
+        """Continue with the next place. Without one, report the first place's error."""
         self._error = self._error or error
         try:
             self._connect()
@@ -673,7 +684,7 @@ class Connection(Session):
         try:
             self._socket.shutdown(1)
         except OSError:
-            pass  # the other side was quicker
+            pass  # the other side has already closed
 
     def _finish_if_over(self) -> None:
         if (

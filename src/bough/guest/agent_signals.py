@@ -1,4 +1,4 @@
-"""Signals to what the agent started."""
+"""Send signals to processes that the agent started."""
 
 # pathlib and contextlib cost an emulated guest 20 ms each to load.
 # ruff: noqa: PTH123, PTH208, SIM105
@@ -19,7 +19,7 @@ def signal_name(number: int) -> str:
 
 
 def signal_number(name: str) -> int:
-    """Of "TERM", "SIGTERM" or "15"; OSError if there is no such signal."""
+    """Return the number of "TERM", "SIGTERM" or "15". Raises OSError if there is no such signal."""
     number = int(name) if name.isdigit() else getattr(_signal, "SIG" + name.upper().replace("SIG", "", 1), 0)
     if not isinstance(number, int) or not 0 < number <= _MAX_SIGNAL:
         raise OSError(22, f"the guest has no signal {name[:20]!r}")
@@ -27,17 +27,17 @@ def signal_number(name: str) -> int:
 
 
 def signal_group(pid: int, name: str) -> None:
-    """To the group of the command, and, on a terminal, to the one that is in front there."""
+    """Signal the command's process group and, on a terminal, its foreground process group."""
     try:
         os.killpg(pid, signal_number(name))
     except ProcessLookupError:
-        pass  # it ended just now
+        pass  # the process has just ended
 
 
 def signal_session(session: int, names: tuple[str, ...]) -> bool:
-    """Send signals to every process of a session; whether there was one.
+    """Send signals to every process of a session. Return whether there was one.
 
-    A shell with job control gives each job a group of its own, so the groups are no help.
+    A shell with job control gives each job its own group, so signals to groups do not suffice.
     """
     found = False
     for name in os.listdir("/proc"):
@@ -52,5 +52,5 @@ def signal_session(session: int, names: tuple[str, ...]) -> bool:
             for signal in names:
                 os.kill(int(name), signal_number(signal))
         except (OSError, IndexError):
-            continue  # it ended just now
+            continue  # the process has just ended
     return found

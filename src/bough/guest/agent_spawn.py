@@ -1,7 +1,7 @@
-"""How the agent starts commands: as a login would, and as fast as the guest can.
+"""Start commands with a login's environment, as fast as the guest can.
 
-By posix_spawn, which does not copy the agent's page tables as fork does: half the time in an emulated
-guest. Fork is left for Python 3.7.
+posix_spawn does not copy the agent's page tables as fork does, which halves the time in an emulated guest.
+Python 3.7 uses fork.
 """
 
 # pathlib and contextlib cost an emulated guest 20 ms each to load.
@@ -25,7 +25,7 @@ _ENOENT = 2
 _ENOEXEC = 8
 _ADDR_NO_RANDOMIZE = 0x0040000
 _SHELL = b"/bin/sh"
-# A command must ignore none of these. Python ignores the first two, the others who started the agent perhaps.
+# A command must ignore none of these. Python ignores the first two, the agent's parent perhaps the others.
 _PERHAPS_IGNORED = (
     _signal.SIGPIPE,
     _signal.SIGXFSZ,
@@ -40,10 +40,11 @@ _PERHAPS_IGNORED = (
 
 
 class Process:
-    """A started command: its pid, and our ends of its streams (-1: it has none).
+    """A started command: its pid, and our ends of its streams (-1: there is none).
 
-    `terminal` is another descriptor of ours for its terminal: the last one to be closed hangs it up.
-    `failure`, of one that is started apart, ends when it runs; until then it may tell why it cannot.
+    `terminal` is another descriptor of ours for its terminal. Closing the last descriptor hangs the terminal
+    up. `failure`, for a command started with `apart`, ends when the command runs. Before that, it may carry
+    the error.
     """
 
     def __init__(self, pid: int, stdin: int, stdout: int, stderr: int, terminal: int = -1) -> None:
@@ -56,10 +57,10 @@ class Process:
 
 
 def start(request: dict[str, object], *, apart: bool = False) -> Process:
-    """Start what an EXEC frame asks for; OSError (with the command as file name) if it cannot be.
+    """Start the command of an EXEC frame. Raises OSError, with the command as file name, on failure.
 
-    With `apart` nothing that it names is touched here, but in a child: what is on a file system that this
-    process serves would never come. It takes longer, and what is wrong is told by `Process.failure`.
+    With `apart`, only a child touches the files that the request names: this process would wait for itself on
+    a file system that it serves. `apart` is slower, and `Process.failure` reports errors.
     """
     keep_addresses(request.get("same_addresses") is True)
     command = _Apart(request) if apart else _Command(request)
@@ -69,8 +70,9 @@ def start(request: dict[str, object], *, apart: bool = False) -> Process:
 
 
 def keep_addresses(same: bool) -> None:
-    """Of what is started from here on: each program at the same addresses each time, or at others
-    (personality(2))."""
+    """Load programs that start from now on at the same addresses each time, or at random ones
+    (personality(2)).
+    """
     global _same_addresses  # noqa: PLW0603 - of this process, as the kernel's
     if same == _same_addresses:
         return
@@ -82,7 +84,7 @@ def keep_addresses(same: bool) -> None:
         wanted = now | _ADDR_NO_RANDOMIZE if same else now & ~_ADDR_NO_RANDOMIZE
         _ctypes.call_function(personality, (wanted,))
     except Exception:
-        pass  # a Python without it: commands run as ever
+        pass  # a Python without ctypes: commands run with the present setting
     _same_addresses = same
 
 
@@ -97,7 +99,7 @@ def _text(request: dict[str, object], key: str) -> str | None:
 
 
 def _words(request: dict[str, object]) -> list[bytes]:
-    """The command; a long one comes as bytes, with a zero byte after each word."""
+    """Return the command's words. A long command comes as bytes, with a zero byte after each word."""
     joined = request.get("words")
     if isinstance(joined, bytes):
         return joined.split(b"\0")[:-1]
@@ -106,7 +108,7 @@ def _words(request: dict[str, object]) -> list[bytes]:
 
 
 def _settings(request: dict[str, object]) -> dict[str, str]:
-    """Of the environment: a map, or bytes as those of a long command."""
+    """Return the environment's settings: a map, or bytes in the form of a long command."""
     asked = request.get("env")
     if isinstance(asked, bytes):
         pairs = (os.fsdecode(one).partition("=") for one in asked.split(b"\0")[:-1])
@@ -161,7 +163,7 @@ def _start_on_terminal(request: dict[str, object], command: _Command | _Apart) -
 
 
 class _Command:
-    """What is to be started, as whom and where."""
+    """A command with its user and directory."""
 
     failure = -1
 
@@ -211,7 +213,7 @@ class _Command:
             os.fchmod(slave, 0o620)
 
     def launch(self, stdio: list[int], terminal: str | None) -> int:
-        """Its pid; it leads a session of its own."""
+        """Start the command as the leader of its own session. Return its pid."""
         _oom_score.set(b"0")
         try:
             if hasattr(os, "posix_spawn"):
@@ -227,7 +229,8 @@ class _Command:
             # The first terminal that a session leader opens becomes its controlling one.
             actions = [(os.POSIX_SPAWN_OPEN, 0, terminal, os.O_RDWR, 0)]
             actions += [(os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)]
-        # posix_spawn knows no working directory, so we go there for a moment: there is one thread only.
+        # posix_spawn cannot set a working directory, so this process changes its own briefly: it has only one
+        # thread.
         try:
             self.identity.lend()
             self.identity.enter(self.directory)
@@ -254,7 +257,7 @@ class _Command:
         )
 
     def _refusal(self, error: OSError) -> OSError:
-        """Why the kernel does not execute what was found, with the command as file name."""
+        """Return why the kernel does not execute the program, with the command as file name."""
         code = error.errno or 5
         text = os.strerror(code)
         if code == _ENOENT and os.path.exists(self.path):
@@ -262,11 +265,11 @@ class _Command:
         return OSError(code, text, self.argv[0])
 
     def _script(self) -> list[bytes]:
-        """A script without a first line that says what it is for: a shell runs it, as execvp does it."""
+        """Return the command for a script without an interpreter line: a shell runs it, as with execvp."""
         return [_SHELL, self.path, *self.argv[1:]]
 
     def _fork(self, stdio: list[int], terminal: str | None) -> int:
-        """As _spawn. What fails in the child is raised here, as it was there."""
+        """Start the command as _spawn does. An error in the child is raised here unchanged."""
         failure, report = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -289,7 +292,9 @@ class _Command:
         raise OSError(int(code), os.strerror(int(code)), os.fsdecode(what))
 
     def become(self, stdio: list[int], terminal: str | None) -> NoReturn:
-        """Turn this process, which leads a session, into it. OSError that names what is in the way."""
+        """Replace this process, which leads a session, by the command. Raises OSError that names
+        the cause.
+        """
         what = self.path
         try:
             for at, fd in enumerate(stdio):
@@ -318,14 +323,14 @@ class _Command:
 
 
 class _Apart:
-    """As _Command, of which nothing is looked at but in the child that becomes it."""
+    """A command like _Command, which only the child examines that becomes the command."""
 
     def __init__(self, request: dict[str, object]) -> None:
         self._request = request
         self.failure = -1
 
     def prepare_terminal(self, slave: int) -> None:
-        """The child does it: to whom the terminal belongs is not known here."""
+        """Leave the terminal to the child: its owner is not known here."""
 
     def launch(self, stdio: list[int], terminal: str | None) -> int:
         self.failure, report = os.pipe()
@@ -361,7 +366,7 @@ class _Apart:
 
 
 class _OomScore:
-    """The agent is spared when memory runs out; what it starts is not."""
+    """Protects the agent when memory runs out, but not the commands that it starts."""
 
     def __init__(self) -> None:
         self._own = b"0"
@@ -370,7 +375,7 @@ class _OomScore:
             self._fd = os.open("/proc/self/oom_score_adj", os.O_RDWR)
             self._own = os.read(self._fd, 16).strip()
         except OSError:
-            pass  # no right to write it: then it was not lowered either
+            pass  # no right to write the score: then it was not lowered either
 
     def set(self, score: bytes) -> None:
         if self._own != b"0":

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 
     Arguments = dict[str, object]
 
-# systemd takes these (SIGRTMIN+4 and +5 of the C library) as start poweroff.target, reboot.target.
+# systemd starts poweroff.target and reboot.target on these signals (SIGRTMIN+4 and +5 of the C library).
 _SYSTEMD_SIGNALS = {"poweroff": 38, "reboot": 39}
 
 
 def set_clock(_agent: Agent, _call: int, arguments: Arguments) -> dict[str, object]:
-    """{"unix_ns": the time, plus what the way here takes} -> {"stepped_ns": how far it was off}."""
+    """Set the clock. {"unix_ns": the time, plus the delay of this call} -> {"stepped_ns": the
+    clock's error}.
+    """
     wanted = arguments.get("unix_ns")
     if not isinstance(wanted, int):
         raise OSError(22, "expected unix_ns")
@@ -31,7 +33,7 @@ def set_clock(_agent: Agent, _call: int, arguments: Arguments) -> dict[str, obje
 
 
 def add_entropy(_agent: Agent, _call: int, arguments: Arguments) -> dict[str, object]:
-    """{"data": up to 512 bytes that nobody else knows}: into the pool; the generator starts anew."""
+    """Add entropy to the kernel's pool and reseed the generator. {"data": up to 512 secret bytes}."""
     from bough.guest.agent_become import stir
 
     data = arguments.get("data")
@@ -42,7 +44,7 @@ def add_entropy(_agent: Agent, _call: int, arguments: Arguments) -> dict[str, ob
 
 
 def load(_agent: Agent, _call: int, _arguments: Arguments) -> dict[str, object]:
-    """Figures as the guest's kernel gives them; bytes and seconds."""
+    """Return figures from the guest's kernel, in bytes and seconds."""
     memory = {}
     for line in _read("/proc/meminfo").splitlines():
         name, _, rest = line.partition(":")
@@ -72,7 +74,7 @@ def load(_agent: Agent, _call: int, _arguments: Arguments) -> dict[str, object]:
 
 
 def power_off(agent: Agent, call: int, _arguments: Arguments) -> None:
-    """Begin an orderly power-off; answered at once."""
+    """Begin an orderly power-off. The answer comes at once."""
     agent.send_values(wire.RESULT, call, {})
     _change_power("poweroff", "-p")
 
@@ -88,7 +90,7 @@ def _change_power(program: str, option: str) -> None:
         return
     from bough.guest.agent_spawn import start
 
-    # The shell, as there may be no shutdown (busybox) or no poweroff.
+    # A shell tries all, since a guest may lack shutdown (busybox) or poweroff.
     script = f"{program} || shutdown {option} now || {program} -f"
     start({"argv": ["/bin/sh", "-c", script], "cwd": "/", "stdin": False})
 

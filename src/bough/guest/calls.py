@@ -1,4 +1,4 @@
-"""Answers that are awaited from the agent."""
+"""Pending answers from the agent."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _MAX_PROGRESS = 10_000
 
 
 class Call:
-    """One call: its answer, which comes in parts, and the progress told meanwhile.
+    """One call: its answer, which comes in parts, and its progress meanwhile.
 
     Attributes:
-        abandoned: nobody waits any more.
+        abandoned: the caller does not wait any more.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, report: Report) -> None:
@@ -30,7 +30,7 @@ class Call:
         self._progress_count = 0
 
     def part(self, payload: memoryview, *, more: bool) -> bool:
-        """A part of the result; whether it was the last one."""
+        """Add a part of the result. Return whether it was the last one."""
         if len(self._parts) + len(payload) > MAX_RESULT or (more and not payload):
             raise ProtocolError("a result that is too long")
         self._parts += payload
@@ -57,4 +57,4 @@ class Call:
     def fail(self, error: BoughError) -> None:
         if not self.answer.done():
             self.answer.set_exception(error)
-            self.answer.exception()  # it may be that nobody waits any more
+            self.answer.exception()  # perhaps no caller waits any more

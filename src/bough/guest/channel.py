@@ -1,8 +1,8 @@
 """The host's side of the agent's port (docs/agent.md).
 
-Every byte that comes is hostile: it can end this channel (ProtocolError), never more than that. What the
-channel holds is bounded: by the credit that each stream was given, by the number of sessions, and by
-senders that wait while much is still to be sent.
+Every incoming byte may be hostile. It can end this channel (ProtocolError), and has no other effect. The
+channel's memory is bounded by the credit of each stream, by the number of sessions, and by senders that wait
+while much is queued.
 """
 
 from __future__ import annotations
@@ -34,38 +34,38 @@ MAX_SESSIONS = 256
 MAX_ARGUMENTS = 16 * 1024 * 1024
 _MAX_PINGS = 1000
 _MAX_INPUT_WINDOW = 4 * 1024 * 1024
-# Senders of data wait while more than this is still to be written ...
+# Senders of data wait while more than this is queued ...
 _HIGH_WATER = 256 * 1024
-# ... and a guest that reads nothing is not sent more than this of anything else.
+# ... and the queue for a guest that reads nothing is limited to this for everything else.
 _MAX_QUEUED = 4 * 1024 * 1024
 _BUFFERS_PER_WRITE = 96
-# So many frames of one guest, then the others have their turn.
+# Number of frames of one guest after which the other guests get their turn.
 _FRAMES_PER_TURN = 64
 _MAX_CALLS = 256
 _READY = wire.SYNC + wire.pack(wire.READY, 0)
 _FIRST_RETRY_S = 0.1
-#: An agent that was there before its guest went on from a snapshot; a second hello would only delay it.
+#: Retry interval for an agent that ran before its guest was snapshotted. A second hello would only delay it.
 _AWAKE_RETRY_S = 3.0
 _LAST_RETRY_S = 1.0
 
 
 class AgentChannel:
-    """One per running machine. Good for nothing before hello() has answered.
+    """One channel per running machine. Unusable before hello() has answered.
 
     Attributes:
         lost: set when the socket ended or was closed, by either side; `lost_reason` says why.
-        facts: of the last hello.
+        facts: facts of the last hello.
         resumes: commands go on when the agent is restarted.
-        on_restart: called when another agent begins where one had been greeted: greet it.
-        same_addresses: commands are loaded at the same addresses each time: not as safe from who attacks
-            them, and much quicker where the processor is emulated by an older QEMU.
-        patience: makes the watch of a call from its `timeout_s`; the clock alone, unless somebody knows how
-            the guest gets on.
-        heard: bytes that came from the guest.
+        on_restart: called when another agent replaces a greeted one, so that the caller greets the new one.
+        same_addresses: load commands at the same addresses each time: less secure against attackers, but much
+            faster if an older QEMU emulates the processor.
+        patience: makes the watch of a call from its `timeout_s`; by default the clock alone. A caller that
+            can measure the guest's progress sets another one.
+        heard: number of bytes from the guest.
     """
 
     def __init__(self, sock: socket.socket, *, machine: str) -> None:
-        """Take over a connected socket. For connect() and tests; within a running loop."""
+        """Use a connected socket. For connect() and tests; within a running loop."""
         sock.setblocking(False)
         self.machine = machine
         self.lost = asyncio.Event()
@@ -102,7 +102,9 @@ class AgentChannel:
 
     @classmethod
     async def connect(cls, socket_path: Path, *, machine: str) -> AgentChannel:
-        """Connect to the socket of QEMU's character device. AgentUnavailable if nobody listens there."""
+        """Connect to the socket of QEMU's character device. Raises AgentUnavailable if nothing
+        listens there.
+        """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.setblocking(False)
         try:
@@ -119,11 +121,11 @@ class AgentChannel:
     async def hello(
         self, timeout_s: float, *, first: tuple[str, Mapping[str, Any]] | None = None
     ) -> AgentFacts:
-        """Greet the agent until it answers; whatever went on before is ended, on both sides.
+        """Greet the agent until it answers. Earlier sessions end on both sides.
 
         Args:
-            first: an operation and its arguments, to be read by an agent that is awake together with the
-                hello: it is woken once. `first_answer` waits for the answer.
+            first: an operation and its arguments, which a running agent reads together with the hello, so
+                that it wakes only once. `first_answer` waits for the answer.
 
         Raises:
             AgentTimeout: no answer in `timeout_s`; the channel can be used to try again.
@@ -150,7 +152,9 @@ class AgentChannel:
             self._welcome = None
 
     async def first_answer(self, timeout_s: float) -> dict[str, Any] | None:
-        """Of the operation that went with the last hello; None: it may not have arrived, call again."""
+        """Return the answer of the operation sent with the last hello; None: it may not have arrived, call
+        again.
+        """
         call, self._first = self._first, None
         if call is None:
             return None
@@ -163,16 +167,16 @@ class AgentChannel:
 
     @property
     def is_established(self) -> bool:
-        """An agent has been greeted, and has not gone away since."""
+        """Return whether an agent has been greeted, and has not disconnected since."""
         return self._established
 
     @property
     def has_sessions(self) -> bool:
-        """Somebody has something to say: reports of ports do not count."""
+        """Return whether a session is open, other than reports of ports."""
         return any(not isinstance(session, PortWatch) for session in self._sessions.values())
 
     async def ping(self, timeout_s: float = 5) -> float:
-        """Seconds from here to the agent and back. AgentTimeout if longer than `timeout_s`."""
+        """Return the seconds of a round trip to the agent. Raises AgentTimeout if longer than `timeout_s`."""
         self._check_established()
         if len(self._pings) >= _MAX_PINGS:
             raise AgentUnavailable(
@@ -181,7 +185,7 @@ class AgentChannel:
         payload = struct.pack("<I", self._new_id())
         start = self._loop.time()
         self.send(wire.PING, 0, payload)
-        self._check_established()  # sending may have shown that nobody is there
+        self._check_established()  # sending may have shown that the agent is gone
         answer = self._pings[payload] = self._loop.create_future()
         await asyncio.wait((answer,), timeout=timeout_s)
         if not answer.done():
@@ -191,11 +195,11 @@ class AgentChannel:
         return self._loop.time() - start
 
     async def exec(self, request: ExecRequest, *, timeout_s: float = 60) -> ExecSession:
-        """Start a command; returns once it runs.
+        """Start a command. Returns when the command runs.
 
         Raises:
             GuestRefused: no such command, user or directory; details: errno.
-            AgentTimeout: not started in `timeout_s`; it is aborted then.
+            AgentTimeout: not started in `timeout_s`; the command is aborted then.
         """
         check_command(request, self.machine)
         values = {
@@ -226,10 +230,11 @@ class AgentChannel:
         return session
 
     async def dial(self, port: int, host: str | None = None, *, timeout_s: float = 60) -> Tunnel:
-        """Connect to a TCP port from inside of the guest. GuestRefused with errno ECONNREFUSED and such.
+        """Connect to a TCP port from inside the guest. Raises GuestRefused with errno ECONNREFUSED and
+        similar.
 
         Args:
-            host: an IP address; None for whichever address of the guest something listens on.
+            host: an IP address; None for any address of the guest with a listener on the port.
         """
         self._check_established()
         tunnel = Tunnel(self, self._new_id())
@@ -238,10 +243,10 @@ class AgentChannel:
         return tunnel
 
     async def watch_ports(self, ports: Sequence[int]) -> PortWatch:
-        """Reports which of these TCP ports something listens on in the guest. Abort it afterwards.
+        """Start reports of which of these TCP ports have a listener in the guest. Abort the watch afterwards.
 
         Raises:
-            GuestRefused: the agent is of an older bough, which cannot.
+            GuestRefused: the agent is of an older bough without such reports.
         """
         self._check_established()
         watch = PortWatch(self, self._new_id())
@@ -250,10 +255,11 @@ class AgentChannel:
         return watch
 
     async def open_mount(self, tag: str) -> Tunnel:
-        """The bytes of the guest's file system `tag`, once that asks for them; waits as long as it takes.
+        """Return the stream of the guest's file system `tag` when the guest requests it. Waits without a
+        limit.
 
         Raises:
-            AgentUnavailable, GuestRefused: it never will, through this session.
+            AgentUnavailable, GuestRefused: the request can never come through this session.
         """
         self._check_established()
         tunnel = Tunnel(self, self._new_id())
@@ -272,14 +278,14 @@ class AgentChannel:
     ) -> dict[str, Any]:
         """Have the agent do `operation` (docs/agent.md lists them).
 
-        Cancelling it, or its time running out, does not stop the guest.
+        A cancellation or a timeout does not stop the guest's work.
 
         Args:
-            timeout_s: time of the guest's own without a sign of progress; see `patience`.
+            timeout_s: guest time without a sign of progress; see `patience`.
             exact: `timeout_s` are seconds of the clock.
 
         Raises:
-            GuestRefused: it failed; details: errno, output where a command was run.
+            GuestRefused: the operation failed; details: errno, and output if a command was run.
             AgentTimeout: not done in `timeout_s`.
         """
         self._check_established()
@@ -300,7 +306,7 @@ class AgentChannel:
         async def ask() -> dict[str, Any]:
             for part in wire.pack_parts(wire.CALL, self._nonce, call_id, payload):
                 await self._queue_bulk(part)
-            # Shielded: who waits may be cancelled, the call is not, and it is answered some time.
+            # Shielded: the caller may be cancelled. The call goes on, and its answer may still arrive.
             return await asyncio.shield(call.answer)
 
         watch = by_the_clock(timeout_s) if exact else self.patience(timeout_s)
@@ -310,10 +316,10 @@ class AgentChannel:
             text = f"machine {self.machine!r} did not finish {operation} {stalled}"
             raise AgentTimeout(text, machine=self.machine, timeout_s=timeout_s) from None
         finally:
-            call.abandoned = True  # its answer may still come, and is known then
+            call.abandoned = True  # the answer may still come, and is then recognized
 
     def guest_closed(self) -> None:
-        """The guest closed its side of the port (QEMU tells so): what went on has ended."""
+        """End all sessions: QEMU reports that the guest closed its side of the port."""
         text = f"the agent of machine {self.machine!r} went away"
         if self._welcome is None:
             self._reader.reset()
@@ -322,11 +328,11 @@ class AgentChannel:
         self._end_all(AgentUnavailable(text, machine=self.machine))
 
     def send_part(self, kind: int, session: int, payload: bytes, stream: int) -> None:
-        """As send_data, of what is bounded already."""
+        """Send as send_data does, without waiting. For data that is bounded already."""
         self._queue(self._bulk, wire.pack(kind, self._nonce, session, payload, stream))
 
     async def close(self) -> None:
-        """End everything that goes on through the channel; the guest ends it when it notices."""
+        """Close the channel and end all its sessions. The guest ends them when it notices."""
         self._lose(
             AgentUnavailable(f"the channel to machine {self.machine!r} was closed", machine=self.machine)
         )
@@ -334,10 +340,11 @@ class AgentChannel:
     # Outwards
 
     def send(self, kind: int, session: int, payload: bytes = b"", stream: int = 0) -> None:
-        """Queue a small frame, ahead of all data; nothing happens on a channel that is not established."""
+        """Queue a small frame ahead of all data. Does nothing on a channel that is not established."""
         if not self._established:
             return
-        # ABORT and CREDIT are few: one for each session, and for what the guest itself has sent.
+        # ABORT and CREDIT are few: one ABORT for each session, and CREDIT only for data that the guest has
+        # sent.
         if self._queued_bytes > _MAX_QUEUED and kind not in (wire.ABORT, wire.CREDIT):
             raise AgentUnavailable(
                 f"the agent of machine {self.machine!r} reads nothing", machine=self.machine
@@ -345,12 +352,14 @@ class AgentChannel:
         self._queue(self._urgent, wire.pack(kind, self._nonce, session, payload, stream))
 
     def send_behind(self, kind: int, session: int, stream: int) -> None:
-        """Queue an empty frame behind all data, without waiting; nothing happens where nobody listens."""
+        """Queue an empty frame behind all data, without waiting. Does nothing if the channel is not
+        established.
+        """
         if self._established:
             self._queue(self._bulk, wire.pack(kind, self._nonce, session, b"", stream))
 
     async def send_data(self, kind: int, session: int, payload: bytes | memoryview, stream: int) -> None:
-        """Queue a frame behind all others; waits while much is queued."""
+        """Queue a frame behind all others. Waits while much is queued."""
         header = wire.HEADER.pack(wire.MARK, kind, stream, self._nonce, session, len(payload))
         await self._queue_bulk(b"".join((header, payload, wire.TRAILER.pack(self._nonce))))
 
@@ -392,7 +401,7 @@ class AgentChannel:
             self._drained.set()
 
     def _next_buffers(self) -> list[bytes | memoryview]:
-        """What to write next: the rest of a frame, then what is urgent, then data."""
+        """Return the next buffers to write: the rest of a frame, then urgent frames, then data."""
         buffers: list[bytes | memoryview] = [] if self._cut is None else [self._cut]
         for queue in (self._urgent, self._bulk):
             for frame in queue:
@@ -419,7 +428,7 @@ class AgentChannel:
     # The handshake
 
     def _ride_along(self, operation: str, arguments: Mapping[str, Any]) -> bytes:
-        """The frames of a call that is made before the channel is established."""
+        """Return the frames of a call that is sent before the channel is established."""
         payload = wire.encode({"operation": operation, "arguments": dict(arguments)})
         call_id = self._new_id()
         self._first = self._calls[call_id] = Call(self._loop, ignore_progress)
@@ -428,9 +437,9 @@ class AgentChannel:
     async def _greet(self, welcome: asyncio.Future[AgentFacts], call: bytes | None) -> AgentFacts:
         """Send hellos until one is answered.
 
-        A hello that QEMU has not taken (the guest has not opened its port) waits there, and is delivered
-        the moment that the agent starts: more of them would only be more to read. One that was taken and
-        not answered may have fallen into the rest of a frame of before: padding ends such a frame.
+        QEMU holds a hello while the guest has not opened its port, and delivers it when the agent starts.
+        Further hellos would only be more to read. A hello that QEMU delivered without an answer may have
+        become part of an earlier unfinished frame. Padding ends such a frame.
         """
         delay = _FIRST_RETRY_S if call is None else _AWAKE_RETRY_S
         self._send_hello(padded=False)
@@ -461,7 +470,7 @@ class AgentChannel:
         self._queue(self._urgent, frame)
 
     def _is_taken(self) -> bool:
-        """Whether QEMU has read all that we sent."""
+        """Return whether QEMU has read everything that we sent."""
         if self._queued_bytes:
             return False
         with contextlib.suppress(OSError):
@@ -474,7 +483,7 @@ class AgentChannel:
         if nonce != self._nonce or values.get("token") != self._token:
             raise ProtocolError("an answer to a hello that was not sent")
         if self._welcome is None or self._welcome.done():
-            return  # we said hello more than once
+            return  # we sent more than one hello
         if values.get("version") != wire.VERSION:
             version = clean_name(str(values.get("version")))
             text = f"the agent of machine {self.machine!r} speaks version {version} of its protocol"
@@ -533,7 +542,7 @@ class AgentChannel:
             self._loop.add_reader(self._socket, self._readable)
 
     def _handle_frames(self) -> bool:
-        """Whether all were handled, or the channel was lost over them."""
+        """Return whether all frames were handled; False if the channel was lost."""
         try:
             for _ in range(_FRAMES_PER_TURN):
                 frame = self._reader.next()
@@ -557,7 +566,7 @@ class AgentChannel:
             if was_established and self.on_restart is not None:
                 self.on_restart()
         elif not self._established:
-            return  # of the session before
+            return  # of the previous session
         elif nonce != self._nonce:
             raise ProtocolError("a frame of another session")
         elif kind == wire.PONG:
@@ -620,7 +629,7 @@ class AgentChannel:
         cuts = range(0, max(len(payload), 1), wire.MAX_PAYLOAD)
         for cut in cuts:
             self.send(kind, session.id, payload[cut : cut + wire.MAX_PAYLOAD], int(cut != cuts[-1]))
-        self._check_established()  # sending may have shown that nobody is there
+        self._check_established()  # sending may have shown that the agent is gone
         self._sessions[session.id] = session
         try:
             if timeout_s is None:
@@ -658,11 +667,11 @@ class AgentChannel:
         return self.lost_reason or AgentUnavailable("the channel is closed", machine=self.machine)
 
     def _end_all(self, failure: BoughError) -> None:
-        """End what goes on; the socket stays."""
+        """End all sessions. The socket stays open."""
         self._established = False
         self._urgent.clear()
         self._bulk.clear()
-        # The rest of a frame of which a part is sent goes out, so that the guest stays in step.
+        # Send the rest of a partly sent frame, so that the guest stays in step.
         self._queued_bytes = 0 if self._cut is None else len(self._cut)
         sessions, self._sessions = self._sessions, {}
         calls, self._calls = self._calls, {}

@@ -1,4 +1,4 @@
-"""A command as it is sent to the agent, within what Linux takes (execve(2))."""
+"""A command in the form for the agent, within Linux's limits (execve(2))."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from bough.errors import GuestRefused
 from bough.guest import wire
 from bough.guest.session import ExecRequest
 
-#: MAX_ARG_STRLEN, with the zero byte at its end.
+#: MAX_ARG_STRLEN, including the final zero byte.
 MAX_WORD_BYTES = 128 * 1024
-#: A quarter of a stack of 8 MiB; a pointer for each word counts.
+#: A quarter of a stack of 8 MiB. A pointer for each word counts.
 MAX_ALL_BYTES = 2 * 1024 * 1024
 _POINTER_BYTES = 8
-#: As a list, words cost the agent a value each.
+#: Words in a list cost the agent one value each.
 _MOST_LISTED = 1000
 _HINT = "pass it on standard input, or in a file: bough cp"
 
 
 def check_command(request: ExecRequest, machine: str) -> None:
-    """Raises: GuestRefused if the guest's kernel would not take it."""
+    """Check a command. Raises GuestRefused if the guest's kernel would not accept it."""
     command = request.argv[0] if request.argv else ""
 
     def refuse(text: str, errno: str, hint: str | None = None) -> GuestRefused:
@@ -48,7 +48,7 @@ def check_command(request: ExecRequest, machine: str) -> None:
 
 
 def encode_command(values: dict[str, Any], *, joined: bool) -> bytes:
-    """The payload of EXEC; with `joined` a command of many words has them as one value."""
+    """Return the payload of EXEC. With `joined`, a command of many words has them as one value."""
     if not joined or len(values["argv"]) + 2 * len(values["env"]) <= _MOST_LISTED:
         return wire.encode(values)
     values |= {"words": _join(values["argv"]), "env": _join(f"{k}={v}" for k, v in values["env"].items())}

@@ -1,4 +1,4 @@
-"""What a guest says about itself, made safe to keep and to print."""
+"""A guest's claims about itself, made safe to keep and to print."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MAX_TEXT = 4000
 
 
 def clean_text(value: object, limit: int = MAX_TEXT) -> str:
-    """Text from a guest without what would do something to a terminal, cut to `limit` characters."""
+    """Remove everything from a guest's text that a terminal would interpret. Cut it to `limit` characters."""
     text = value if isinstance(value, str) else ""
     return "".join(
         char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text[:limit]
@@ -17,18 +17,18 @@ def clean_text(value: object, limit: int = MAX_TEXT) -> str:
 
 
 def clean_name(value: object) -> str:
-    """As clean_text, for what stands in one line."""
+    """Clean text as clean_text does, for a single line."""
     return clean_text(value, 255).replace("\n", " ").replace("\t", " ")
 
 
 @dataclass(frozen=True)
 class AgentFacts:
-    """From the agent's answer to a hello; each is what the guest claims, nothing more.
+    """Facts from the agent's answer to a hello. Each is only the guest's claim.
 
     Attributes:
         boot_id: changes with each boot of the guest's kernel; a fork keeps its parent's.
-        os_release: ID, VERSION_ID, VERSION_CODENAME and PRETTY_NAME, those that there are.
-        uptime_s: of the guest's kernel.
+        os_release: ID, VERSION_ID, VERSION_CODENAME and PRETTY_NAME, as far as present.
+        uptime_s: uptime of the guest's kernel.
     """
 
     agent_version: str

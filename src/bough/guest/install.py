@@ -1,7 +1,7 @@
-"""What an image needs to have the agent.
+"""Files that an image needs for the agent.
 
-The files go where their paths say, owned by root; `ENABLED_AS` is a symbolic link to `UNIT_PATH`. Compile
-the modules with the guest's own Python (`compile_command`), or the first start does it.
+Put the files at their paths, owned by root; `ENABLED_AS` is a symbolic link to `UNIT_PATH`. Compile the
+modules with the guest's own Python (`compile_command`), or the first start compiles them.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ _HERE = Path(__file__).parent
 LIBRARY = "/usr/lib/bough"
 UNIT_PATH = "/usr/lib/systemd/system/bough-agent.service"
 ENABLED_AS = "/etc/systemd/system/sysinit.target.wants/bough-agent.service"
-# Run inside of the guest's root, once the files are there.
+# Run this inside the guest's root when the files are in place.
 COMPILE_COMMAND = ["python3", "-I", "-S", "-m", "compileall", "-q", LIBRARY]
 
 
 @dataclass(frozen=True)
 class GuestFile:
-    """A file to be made in a guest, owned by root.
+    """A file to create in a guest, owned by root.
 
     Attributes:
-        mode: its permissions, 0o644 and such.
+        mode: permissions, such as 0o644.
     """
 
     path: str
@@ -35,7 +35,7 @@ class GuestFile:
 
 
 def agent_files() -> list[GuestFile]:
-    """The agent's modules and its systemd unit."""
+    """Return the agent's modules and its systemd unit."""
     package = f"{LIBRARY}/bough"
     modules = sorted(path for path in _HERE.glob("agent*.py"))
     files = [GuestFile(f"{package}/__init__.py", b""), GuestFile(f"{package}/guest/__init__.py", b"")]

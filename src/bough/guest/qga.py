@@ -1,8 +1,8 @@
-"""qemu-guest-agent, for guests that have it instead of ours: QEMU's docs/interop/qemu-ga-ref.
+"""qemu-guest-agent, for guests with that agent instead of ours: QEMU's docs/interop/qemu-ga-ref.
 
-JSON lines over the same port under another name. It runs one request after the other, gives a command's
-output only when the command has ended (16 MiB of it), and knows no terminals and no TCP: what it lacks is
-said. Every byte that comes is hostile.
+JSON lines over the same port under another name. The agent runs one request after the other. It returns a
+command's output only after the command's end (16 MiB of it), and supports no terminals and no TCP. An error
+names each missing function. Every incoming byte may be hostile.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _POLL_S = (0.01, 0.02, 0.05, 0.1, 0.2)
 
 
 class QgaChannel:
-    """As much of AgentChannel as this agent can do. One request at a time; others wait.
+    """The part of AgentChannel that this agent supports. One request at a time; others wait.
 
     Attributes:
         lost: set when the socket ended or was closed.
@@ -49,7 +49,7 @@ class QgaChannel:
         self._reader = reader
         self._writer = writer
         self._turn = asyncio.Lock()
-        #: An answer may be on its way that nobody waits for; it must not be taken for the next one's.
+        #: An answer without a waiting caller may be on its way. The next request must not get that answer.
         self._is_owed = False
         self._commands: frozenset[str] = frozenset()
 
@@ -64,7 +64,7 @@ class QgaChannel:
         return cls(reader, writer, machine)
 
     async def hello(self, timeout_s: float) -> None:
-        """Ask until it answers.
+        """Ask until the agent answers.
 
         Raises:
             AgentTimeout: no answer in time.
@@ -86,7 +86,7 @@ class QgaChannel:
         raise AgentTimeout(f"no agent of machine {self.machine!r} answered in {timeout_s:g} s")
 
     async def _sync(self) -> None:
-        """Whatever was on its way before is dropped: the answer comes after a byte that no JSON has."""
+        """Drop everything that was on its way: the answer follows a byte that JSON never contains."""
         number = secrets.randbelow(1 << 31)
         self._is_owed = True
         request = {"execute": "guest-sync-delimited", "arguments": {"id": number}}
@@ -109,7 +109,9 @@ class QgaChannel:
         return line
 
     async def ask(self, command: str, *, timeout_s: float = 30, exact: bool = False, **arguments: Any) -> Any:
-        """Raises: GuestRefused with the agent's words; AgentTimeout, AgentUnavailable."""
+        """Send one request and return its answer. Raises GuestRefused with the agent's words, AgentTimeout,
+        AgentUnavailable.
+        """
         if self._commands and command not in self._commands:
             raise GuestRefused(f"the agent of machine {self.machine!r} cannot do {command}")
         request = {"execute": command, **({"arguments": arguments} if arguments else {})}
@@ -158,9 +160,9 @@ class QgaChannel:
         *,
         exact: bool = False,
     ) -> dict[str, Any]:
-        """The operations of docs/agent.md that this agent has something for."""
+        """Do an operation of docs/agent.md for which this agent has a command."""
         if operation == "power_off":
-            # It answers nothing when it does it.
+            # The agent does not answer when it powers off.
             with contextlib.suppress(AgentTimeout, AgentUnavailable):
                 await self.ask("guest-shutdown", timeout_s=2, exact=True, mode="powerdown")
             return {}
@@ -189,7 +191,7 @@ class QgaChannel:
         )
 
     def guest_closed(self) -> None:
-        """The guest's end of the port is closed: greet again."""
+        """Mark the guest's end of the port as closed: greet again."""
 
     async def close(self) -> None:
         self.lost.set()
@@ -197,7 +199,7 @@ class QgaChannel:
 
 
 class QgaExec:
-    """A command: it starts when its input has ended, and its output comes when it has."""
+    """A command. It starts at the end of its input; its output comes after its end."""
 
     def __init__(self, channel: QgaChannel, request: ExecRequest) -> None:
         self.exit = ExitStatus()
@@ -226,7 +228,7 @@ class QgaExec:
         raise self._channel._lacks("signals")
 
     async def abort(self) -> None:
-        """Its output is not waited for any more; the command runs on: this agent cannot end one."""
+        """Stop waiting for the output. The command runs on: this agent cannot end a command."""
         self._aborted = True
         self._input_ended.set()
 
@@ -281,7 +283,7 @@ class QgaExec:
 
 
 def _check_text(request: ExecRequest, machine: str) -> None:
-    """JSON holds no other bytes. Raises: GuestRefused."""
+    """Check that a word fits JSON. Raises GuestRefused for bytes that are not UTF-8."""
     for word in (*request.argv, *request.env.values(), request.cwd or ""):
         if not word.isascii() and "\ufffd" in os.fsencode(word).decode(errors="replace"):
             raise GuestRefused("qemu-guest-agent takes no words that are not UTF-8", machine=machine)

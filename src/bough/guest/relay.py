@@ -1,4 +1,4 @@
-"""A tunnel into a guest, joined to a stream of the host."""
+"""Connects a tunnel into a guest with a stream of the host."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ async def relay(
     writer: asyncio.StreamWriter,
     was_read: Callable[[], None] = lambda: None,
 ) -> None:
-    """Both directions until both have ended, or one breaks; half-closed connections stay half open.
+    """Copy both directions until both have ended, or one breaks. Half-closed connections stay half-closed.
 
     Args:
         was_read: called after each read of `reader`.
@@ -28,7 +28,7 @@ async def relay(
             try:
                 await tunnel.write(data)
             except BrokenPipeError:
-                return  # the guest takes no more, and may still have something to say
+                return  # the guest reads no more, and may still send
         await tunnel.write_eof()
 
     async def inward() -> None:

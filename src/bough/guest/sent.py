@@ -1,4 +1,6 @@
-"""Input that was sent to a command, until the guest has passed it on: another agent may need it again."""
+"""Input that was sent to a command, kept until the guest has passed it on: another agent may
+need it again.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,11 @@ from bough.guest import wire
 
 
 class SentInput:
-    """Bounded by the credit that the guest gives: what was credited is passed on, and forgotten."""
+    """Sent input, bounded by the guest's credit. Credited input is passed on, and is dropped here."""
 
     def __init__(self) -> None:
         self._parts: deque[bytes] = deque()
-        #: Bytes before the first part.
+        #: Number of bytes before the first part.
         self._before = 0
         self._credit = 0
 
@@ -28,10 +30,10 @@ class SentInput:
             self._before += len(part)
 
     def take_from(self, written: int) -> list[bytes]:
-        """What is to be sent again to an agent that has passed on `written` bytes.
+        """Return the input to send again to an agent that has passed on `written` bytes.
 
         Raises:
-            ProtocolError: nobody can have passed on so many, or so few.
+            ProtocolError: `written` contradicts what was sent and credited.
         """
         skip = written - self._before
         rest: list[bytes] = []

@@ -1,7 +1,7 @@
-"""What is open inside of a guest, seen from the host: commands and TCP connections.
+"""The host's view of open sessions in a guest: commands and TCP connections.
 
-Both are streams with credit: the guest may send so much of a stream and no more until somebody on the
-host has taken it. What one session holds here is therefore bounded, whatever its guest does.
+Both are streams with credit: the guest may send only a limited part of a stream until the host has read it.
+So the memory of one session is bounded, whatever its guest does.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _MAX_CREDIT = 64 * 1024 * 1024
 
 @dataclass(frozen=True)
 class ExecRequest:
-    """A command to run in a guest, as a login of `user` would.
+    """A command to run in a guest, with the environment of a login of `user`.
 
     Attributes:
-        env: added to what a login sets.
+        env: variables in addition to a login's.
         cwd: None for the user's home.
         user: "name", "uid", either with ":group"; None for root.
-        tty: give it a terminal of `rows` and `columns`; stderr is then part of stdout.
-        stdin: False gives it /dev/null.
-        login: instead of `argv`, the user's login shell in a login session, where the guest can give one.
+        tty: give the command a terminal of `rows` and `columns`; stderr is then part of stdout.
+        stdin: False: standard input is /dev/null.
+        login: instead of `argv`, the user's login shell in a login session, if the guest supports one.
     """
 
     argv: list[str]
@@ -51,7 +51,9 @@ class ExecRequest:
 
 @dataclass(frozen=True)
 class ExitStatus:
-    """One of the three is set: the exit code, the name of the signal ("KILL"), or why it is not known."""
+    """The end of a command. One of three is set: the exit code, the name of the signal ("KILL"), or the error
+    that hides the status.
+    """
 
     code: int | None = None
     signal: str | None = None
@@ -59,10 +61,12 @@ class ExitStatus:
 
 
 class Session:
-    """A session of the channel; made by it, ended by the guest's EXIT or ERROR or with the channel."""
+    """A session of the channel. The channel makes it. The guest's EXIT or ERROR ends it, or the channel's
+    end.
+    """
 
     outputs: tuple[int, ...] = (wire.STDOUT,)
-    #: What was sent of its input, where it can go on with another agent.
+    #: Sent input, if the session can continue with another agent.
     sent: SentInput | None = None
 
     def __init__(self, channel: AgentChannel, session_id: int) -> None:
@@ -86,7 +90,7 @@ class Session:
     # From the channel
 
     def handle(self, kind: int, stream: int, payload: memoryview) -> None:
-        """A frame from the guest; ProtocolError if it may not come now."""
+        """Handle a frame from the guest. Raises ProtocolError if the frame is not allowed now."""
         if kind == wire.DATA:
             self._data(stream, payload)
         elif kind == wire.CREDIT and stream == wire.STDIN:
@@ -103,14 +107,14 @@ class Session:
             raise ProtocolError(f"frame of kind {kind} where none may be")
 
     def end(self, failure: BoughError | None) -> None:
-        """No frame comes any more."""
+        """End the session: no more frames come."""
         self._over = True
         self._input_open = False
         self.failure = failure
         if not self.opened.done():
             failure = failure or AgentUnavailable("it was aborted")
             self.opened.set_exception(failure)
-            self.opened.exception()  # it may be that nobody waits any more
+            self.opened.exception()  # perhaps no caller waits any more
         self._changed.set()
         self._writable.set()
 
@@ -144,7 +148,7 @@ class Session:
     # For the caller
 
     async def _next_chunk(self) -> tuple[int, bytes] | None:
-        """The next bytes of any output, None once all has ended."""
+        """Return the next bytes of any output; None after the end of all."""
         while not self._chunks:
             if self._over or self._aborted or len(self._ended_outputs) == len(self.outputs):
                 return None
@@ -163,7 +167,7 @@ class Session:
         self._taken[stream] = taken
 
     async def _write(self, data: bytes) -> bool:
-        """Send `data` as the guest takes it; False if the guest does not take any more."""
+        """Send `data` as the guest reads it. Return False if the guest reads no more."""
         rest = memoryview(data)
         while rest:
             while self._credit <= wire.FRAME_COST and self._input_open:
@@ -188,7 +192,7 @@ class Session:
             await self._channel.send_data(wire.EOF, self.id, b"", wire.STDIN)
 
     async def abort(self) -> None:
-        """Have the guest end it, and take no notice of what still comes. Returns at once."""
+        """Have the guest end the session, and ignore its remaining frames. Returns at once."""
         self._chunks.clear()
         self._input_open = False
         if not self._over and not self._aborted:
@@ -219,16 +223,18 @@ class ExecSession(Session):
         return self.sent is not None and self.opened.done() and not self._aborted and not self._over
 
     def suspend(self) -> None:
-        """The agent has gone away, and the next one may find the command."""
+        """Suspend the session: the agent has disconnected, and the next agent may adopt the command."""
         self._suspended = True
         self._told = dict(self._allowed)
 
     def render_state(self) -> dict[str, object]:
-        """What the next agent is told of it."""
+        """Return the host's view of the streams for the next agent."""
         return {"received": list(self._received.values()), "credit": list(self._told.values())}
 
     def resume(self, state: Mapping[str, object]) -> None:
-        """Go on as the next agent says. ProtocolError if that cannot be."""
+        """Continue with the next agent's account of the streams. Raises ProtocolError for an impossible
+        account.
+        """
         assert self.sent is not None
         self._suspended = False
         self._note_loss(state.get("lost"))
@@ -236,7 +242,7 @@ class ExecSession(Session):
         if not isinstance(written, int):
             raise AgentUnavailable("the agent was killed while it passed on input: some of it may be lost")
         for stream, told in self._told.items():
-            if more := self._allowed[stream] - told:  # taken since the hello
+            if more := self._allowed[stream] - told:  # read since the hello
                 self._channel.send(wire.CREDIT, self.id, wire.CREDIT_PAYLOAD.pack(more), stream)
         self._credit = self._channel.input_window
         for part in self.sent.take_from(written):
@@ -278,12 +284,15 @@ class ExecSession(Session):
         super().end(failure)
 
     async def __aiter__(self) -> AsyncIterator[tuple[Literal["stdout", "stderr"], bytes]]:
-        """Output as it comes. Ends when the command has ended and all was given, or when it was aborted."""
+        """Yield output as it comes, until the command has ended and all output was read, or
+        until an abort.
+        """
         while (chunk := await self._next_chunk()) is not None:
             yield ("stdout" if chunk[0] == wire.STDOUT else "stderr"), chunk[1]
 
     async def write(self, data: bytes) -> None:
-        """To the command's stdin; waits until the guest takes it. What nobody reads any more is dropped.
+        """Write to the command's stdin. Waits until the guest reads it. Input that no process reads is
+        dropped.
 
         Raises:
             AgentUnavailable: the channel broke.
@@ -309,17 +318,17 @@ class ExecSession(Session):
 
 
 class Tunnel(Session):
-    """A TCP connection inside of a guest. One reader and one writer at a time."""
+    """A TCP connection inside a guest. One reader and one writer at a time."""
 
     async def read(self) -> bytes:
-        """The next bytes; b"" at the end. AgentUnavailable if the channel broke."""
+        """Return the next bytes; b"" at the end. Raises AgentUnavailable if the channel broke."""
         chunk = await self._next_chunk()
         if chunk is None and self.failure is not None:
             raise self.failure
         return b"" if chunk is None else chunk[1]
 
     async def write(self, data: bytes) -> None:
-        """Waits until the guest takes it. BrokenPipeError once the other side takes no more."""
+        """Write, and wait until the guest reads. Raises BrokenPipeError when the other side reads no more."""
         if not await self._write(data):
             raise BrokenPipeError("the connection inside of the guest is closed")
 
@@ -327,7 +336,7 @@ class Tunnel(Session):
         await self._end_input()
 
     async def close(self) -> None:
-        """Close it as close(2) does: what was written is still delivered. Returns at once."""
+        """Close as close(2) does: written bytes are still delivered. Returns at once."""
         self._chunks.clear()
         if not self._over and not self._aborted:
             self._aborted = True
@@ -338,10 +347,12 @@ class Tunnel(Session):
 
 
 class PortWatch(Session):
-    """Reports of which ports something listens on in the guest: one at once, then one for each change."""
+    """Reports of the guest's listening ports: one at once, then one for each change."""
 
     async def report(self) -> set[int]:
-        """The next one. AgentUnavailable if the channel broke, ProtocolError for one that makes no sense."""
+        """Return the next report. Raises AgentUnavailable if the channel broke, ProtocolError for a malformed
+        report.
+        """
         chunk = await self._next_chunk()
         if chunk is None:
             raise self.failure or AgentUnavailable("the agent reports no ports any more")

@@ -1,4 +1,4 @@
-"""Commands of a guest whose agent went away: they end, or go on with the next agent."""
+"""Commands of a guest whose agent disconnected: they end, or continue with the next agent."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from bough.errors import AgentUnavailable, BoughError, ProtocolError
 from bough.guest.session import ExecSession, Session
 
-#: For an agent that was restarted, on a host that is busy.
+#: Enough for a restart of the agent on a busy host.
 PATIENCE_S = 120.0
 
 
 class SuspendedCommands:
-    """At most PATIENCE_S long; they end then, as it is not known what became of them."""
+    """Commands that wait for the next agent, at most PATIENCE_S. Then they end with an unknown status."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, machine: str) -> None:
         self._loop = loop
@@ -25,7 +25,7 @@ class SuspendedCommands:
         return session_id in self._sessions
 
     def take(self, sessions: dict[int, Session]) -> None:
-        """Take those out of `sessions` that may go on."""
+        """Move the sessions that can continue out of `sessions`."""
         found = {id_: one for id_, one in sessions.items() if isinstance(one, ExecSession) and one.can_resume}
         for id_, session in found.items():
             session.suspend()
@@ -37,15 +37,15 @@ class SuspendedCommands:
             self._deadline = self._loop.call_later(PATIENCE_S, self.end, failure)
 
     def render(self) -> dict[str, object]:
-        """What is said of them in a hello."""
+        """Return their part of a hello."""
         going_on = {str(id_): one.render_state() for id_, one in self._sessions.items() if one.can_resume}
         return {"sessions": going_on} if going_on else {}
 
     def match(self, states: object) -> list[tuple[ExecSession, Mapping[str, object]]]:
-        """Those that the agent goes on with, by what its welcome said; the others end.
+        """Return the commands that the agent continues, according to its welcome. The others end.
 
         Raises:
-            ProtocolError: what it said makes no sense.
+            ProtocolError: the welcome is malformed.
         """
         if states is not None and not (isinstance(states, list) and len(states) <= len(self._sessions)):
             raise ProtocolError("a malformed list of commands")

@@ -1,13 +1,12 @@
-"""What the host and the agent say to each other: frames and values (docs/agent.md).
+"""The protocol between host and agent: frames and values (docs/agent.md).
 
-Runs on both sides, so: standard library only, Python 3.7, and nothing imported that costs an emulated
-guest time (json alone would be a tenth of a second there). A frame is
+This module runs on both sides: standard library only, Python 3.7, and no import that costs an emulated guest
+time (json alone costs 0.1 s there). A frame is
 
     mark u16 | kind u8 | stream u8 | nonce u32 | session u32 | length u32 | payload | nonce u32
 
-little-endian. The nonce at the end tells a frame that was cut off, by a service that died or a machine
-that was forked in the middle of it, from a whole one. Structured payloads are CBOR (RFC 8949), definite
-lengths only.
+little-endian. The final nonce distinguishes a whole frame from one that was cut off by the end of a service
+or by a fork. Structured payloads are CBOR (RFC 8949), definite lengths only.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ VERSION = 1
 HEADER = Struct("<HBBIII")
 TRAILER = Struct("<I")
 MARK = 0xB06B
-# A virtio port takes 32 KiB in one write; a frame that fits goes out whole or not at all.
+# A virtio port accepts 32 KiB in one write. A frame of at most that size leaves completely or not at all.
 MAX_FRAME = 32 * 1024
 MAX_PAYLOAD = MAX_FRAME - HEADER.size - TRAILER.size
-# Stands before each frame of a handshake, and is what a reader that lost its step looks for. As long as a
-# header; its first bytes are no MARK.
+# Precedes each frame of a handshake. A reader that lost its step searches for it. Its length is that of a
+# header, and its first bytes are no MARK.
 SYNC = b"\x00\xffbough\xfe\x1a sync\r\n"
 PADDING = bytes(MAX_FRAME)
 
 READY = 1  # guest: an agent started; nonce 0
-HELLO = 2  # host: values; a new nonce ends all that was before
+HELLO = 2  # host: values; a new nonce ends all earlier sessions
 WELCOME = 3  # guest: values
 PING = 4  # host: up to 64 bytes
 PONG = 5  # guest: the same bytes
@@ -38,24 +37,24 @@ PROGRESS = 8  # guest: values {"step", "fraction", "detail"}
 ERROR = 9  # guest: values {"message", "errno"}; the end of a call, exec or dial
 EXEC = 10  # host: values; opens a session
 DIAL = 11  # host: values {"host", "port", "window"}; opens a session
-OPENED = 12  # guest: values; the command runs, the connection stands
+OPENED = 12  # guest: values; the command runs, or the connection is open
 DATA = 13  # both: bytes of a stream
-EOF = 14  # both: no more bytes of that stream
-CREDIT = 15  # both: u32, so much more of that stream may be sent
-STOP = 16  # guest: nobody reads that stream any more
+EOF = 14  # both: end of that stream
+CREDIT = 15  # both: u32, bytes of that stream that may be sent in addition
+STOP = 16  # guest: no process reads that stream any more
 SIGNAL = 17  # host: name of a signal, "TERM"
 RESIZE = 18  # host: rows u16, columns u16
-ABORT = 19  # host: nobody is interested any more; stream 1: but in what was sent before
+ABORT = 19  # host: the session is not wanted any more; stream 1: except data that was sent before
 EXIT = 20  # guest: values {"code"} or {"signal"}; the end of a session
 LAST_KIND = EXIT
 
-# A DATA frame uses up its length plus this much credit: what a queued frame costs its reader beside its
-# bytes, so that a flood of tiny frames is bounded too.
+# A DATA frame uses credit for its length plus this much. A queued frame costs its reader memory besides its
+# bytes, so this bounds a flood of tiny frames too.
 FRAME_COST = 64
 CREDIT_PAYLOAD = Struct("<I")
 SIZE_PAYLOAD = Struct("<HH")
 
-#: As the stream of an ABORT.
+#: Stream number of an ABORT.
 AFTER_DATA = 1
 
 STDIN = 0
@@ -69,11 +68,11 @@ _CAPACITY = 8 * MAX_FRAME
 
 
 class WireError(Exception):
-    """Bytes that are no frame, or no value."""
+    """Bytes that are not a valid frame or value."""
 
 
 def pack(kind: int, nonce: int, session: int = 0, payload: bytes = b"", stream: int = 0) -> bytes:
-    """One frame. ValueError if `payload` is longer than MAX_PAYLOAD."""
+    """Return one frame. Raises ValueError if `payload` is longer than MAX_PAYLOAD."""
     if len(payload) > MAX_PAYLOAD:
         raise ValueError(f"payload of {len(payload)} bytes does not fit a frame")
     header = HEADER.pack(MARK, kind, stream, nonce, session, len(payload))
@@ -81,7 +80,7 @@ def pack(kind: int, nonce: int, session: int = 0, payload: bytes = b"", stream: 
 
 
 def pack_parts(kind: int, nonce: int, session: int, payload: bytes) -> list[bytes]:
-    """A payload of any length as frames of `kind`: all but the last have stream 1."""
+    """Return a payload of any length as frames of `kind`: all but the last have stream 1."""
     cuts = range(0, max(len(payload), 1), MAX_PAYLOAD)
     parts = [payload[cut : cut + MAX_PAYLOAD] for cut in cuts]
     return [pack(kind, nonce, session, part, int(part is not parts[-1])) for part in parts]
@@ -90,12 +89,12 @@ def pack_parts(kind: int, nonce: int, session: int, payload: bytes) -> list[byte
 class FrameReader:
     """Cuts a stream of bytes into frames, without copying them.
 
-    Out of step (at first, or after bytes that are no frame) it throws away everything before `pattern`,
-    which begins with SYNC. It holds at most _CAPACITY bytes, whatever comes.
+    Out of step (at first, or after bytes that are not a frame) the reader drops everything before `pattern`,
+    which begins with SYNC. It holds at most _CAPACITY bytes of any input.
 
     Attributes:
-        pattern: what to look for while out of step.
-        in_step: whether the last bytes were whole frames.
+        pattern: bytes to search for while out of step.
+        in_step: the last bytes were whole frames.
     """
 
     def __init__(self, pattern: bytes) -> None:
@@ -108,17 +107,19 @@ class FrameReader:
         self._end = 0
 
     def reset(self) -> None:
-        """Forget everything: another stream begins."""
+        """Drop everything: another stream begins."""
         self.in_step = False
         self._start = self._end = 0
 
     def room(self) -> memoryview:
-        """Where the next bytes are to be put; never empty. Say with `added` how many there are."""
+        """Return the buffer for the next bytes, never empty. Then report their number with `added`."""
         self._make_room()
         return self._view[self._end :]
 
     def pages(self) -> list[memoryview]:
-        """The same as room(), page by page: a virtio port gives a page for each of readv's buffers."""
+        """Return the same as room(), page by page: a virtio port fills one page for each of
+        readv's buffers.
+        """
         self._make_room()
         if self._end % _PAGE:
             return [self._view[self._end :]]
@@ -129,7 +130,7 @@ class FrameReader:
             self._start = self._end = 0
         elif self._end > _CAPACITY - MAX_FRAME:
             held = self._end - self._start
-            # To the end of a page, so that what follows stays aligned to pages.
+            # Move to the end of a page, so that later bytes stay aligned to pages.
             start = -held % _PAGE
             self._buffer[start : start + held] = self._buffer[self._start : self._end]
             self._start, self._end = start, start + held
@@ -141,9 +142,9 @@ class FrameReader:
         return self._buffer.find(data, self._start, self._end) >= 0
 
     def next(self) -> tuple[int, int, int, int, memoryview] | None:
-        """(kind, stream, nonce, session, payload), or None until more bytes come.
+        """Return (kind, stream, nonce, session, payload), or None until more bytes come.
 
-        The payload is good until the next call of room() or pages().
+        The payload is valid until the next call of room() or pages().
         """
         while self.in_step or self._find_step():
             start = self._start
@@ -161,7 +162,7 @@ class FrameReader:
                 return None
             end = start + HEADER_SIZE + length
             if TRAILER.unpack_from(self._buffer, end)[0] != nonce:
-                # It was cut off, and what we look for may be inside of it.
+                # The frame was cut off, and the next frame may begin inside of it.
                 self._start += 1
                 self.in_step = False
                 continue
@@ -189,14 +190,14 @@ _SIMPLE = {20: False, 21: True, 22: None}
 
 
 def encode(value: object) -> bytes:
-    """CBOR. A str that is no UTF-8 (a file name) becomes bytes."""
+    """Encode a value as CBOR. A str that is not UTF-8 (a file name) becomes bytes."""
     parts: list[bytes] = []
     _encode(value, parts)
     return b"".join(parts)
 
 
 def extend_map(encoded: bytes, key: str, value: object) -> bytes:
-    """An encoded map of up to 22 pairs, and one more."""
+    """Return an encoded map of up to 22 pairs with one more pair."""
     if not 0xA0 <= encoded[0] < 0xB7:
         raise WireError("too many pairs")
     return b"".join((bytes((encoded[0] + 1,)), encoded[1:], encode(key), encode(value)))
@@ -243,7 +244,9 @@ def _encode(value: object, parts: list[bytes]) -> None:
 
 
 def decode(data: bytes | memoryview) -> object:
-    """The one value in `data`; WireError for anything else, too deep, or of too many parts."""
+    """Decode the one value in `data`. Raises WireError for anything else, too deep, or with too
+    many parts.
+    """
     decoder = _Decoder(bytes(data))
     value = decoder.value(MAX_DEPTH)
     if decoder.at != len(decoder.data):
@@ -252,7 +255,7 @@ def decode(data: bytes | memoryview) -> object:
 
 
 def decode_map(data: bytes | memoryview) -> dict[str, object]:
-    """As decode, for the payloads that are a map."""
+    """Decode a payload that must be a map."""
     value = decode(data)
     if not isinstance(value, dict):
         raise WireError("expected a map")
@@ -285,7 +288,7 @@ class _Decoder:
         if major == 4:
             return [self.value(depth - 1) for _ in range(self.count(number))]
         if major == 5:
-            # No comprehension: until Python 3.8 those take the value first.
+            # No comprehension: before Python 3.8, comprehensions evaluate the value first.
             pairs: dict[str, object] = {}
             for _ in range(self.count(number)):
                 key = self.key()
@@ -302,7 +305,7 @@ class _Decoder:
         return taken
 
     def count(self, number: int) -> int:
-        # Each part is a byte at least: a count beyond that is a lie, told before anything is made.
+        # Each part has at least one byte: a larger count is false, and is refused before any allocation.
         if number > len(self.data) - self.at:
             raise WireError("the value is cut off")
         return number
