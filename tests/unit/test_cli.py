@@ -65,7 +65,7 @@ def test_a_misspelled_option() -> None:
 def test_a_home_that_cannot_be() -> None:
     done = bough("list", BOUGH_HOME="/dev/null/x")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: cannot make /dev/null/x")
+    assert done.stderr.startswith("error: cannot create /dev/null/x")
     assert "hint: set BOUGH_HOME" in done.stderr
 
 

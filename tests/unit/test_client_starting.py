@@ -164,7 +164,8 @@ def hide_service(home: Home, *, ends: bool = False, after_s: float = 60) -> subp
 
 @pytest.mark.parametrize("start", [True, False])
 @pytest.mark.parametrize(
-    ("ends", "says"), [(False, "does not listen at its socket"), (True, "was told to end, and has not")]
+    ("ends", "says"),
+    [(False, "does not listen at its socket"), (True, "got the request to end, and still runs")],
 )
 def test_one_that_cannot_be_reached_is_named_at_once(
     home: Home, monkeypatch: pytest.MonkeyPatch, start: bool, ends: bool, says: str

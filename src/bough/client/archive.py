@@ -195,7 +195,7 @@ class Reader:
             while position < end:
                 data = self._take(min(CHUNK, end - position))
                 if not data:
-                    raise ProtocolError(f"the guest sent less of {entry.path[:200]!r} than it had said")
+                    raise ProtocolError(f"the guest sent less of {entry.path[:200]!r} than its header states")
                 yield position, data
                 position += len(data)
 
@@ -224,7 +224,7 @@ class Reader:
         return entry
 
     def _read_map(self, entry: Entry) -> list[tuple[int, int]]:
-        wrong = f"the guest sent {entry.path[:200]!r} with a map of holes that makes no sense"
+        wrong = f"the guest sent {entry.path[:200]!r} with an invalid map of holes"
         numbers: list[int] = []
         text = b""
         wanted = 1
@@ -282,7 +282,7 @@ class Reader:
 def _parse_header(head: bytes) -> tuple[bytes, ...]:
     fields: tuple[bytes, ...] = _HEADER.unpack(head)
     if _parse_octal(fields[6]) != sum(head) - sum(fields[6]) + 8 * 32:
-        raise ProtocolError("the guest sent what is no archive")
+        raise ProtocolError("the guest sent data that is not an archive")
     return fields
 
 
@@ -295,7 +295,7 @@ def _parse_records(content: bytes) -> dict[bytes, bytes]:
         record = content[position + len(digits) + 1 : position + length]
         key, equals, value = record.partition(b"=")
         if not equals or not value.endswith(b"\n"):
-            raise ProtocolError("the guest sent an archive with a header that makes no sense")
+            raise ProtocolError("the guest sent an archive with an invalid header")
         records[key] = value[:-1]
         position += length
     return records
@@ -304,7 +304,7 @@ def _parse_records(content: bytes) -> dict[bytes, bytes]:
 def _parse_octal(text: bytes) -> int:
     digits = text.strip(b"\0 ")
     if digits.strip(b"01234567"):
-        raise ProtocolError("the guest sent an archive with a number that makes no sense")
+        raise ProtocolError("the guest sent an archive with an invalid number")
     return int(digits or b"0", 8)
 
 
@@ -312,7 +312,7 @@ def _parse_number(text: bytes | None, default: int, most: int) -> int:
     if text is None and default >= 0:
         return default
     if text is None or not text.isdigit() or len(text) > 20 or int(text) > most:
-        raise ProtocolError("the guest sent an archive with a number that makes no sense")
+        raise ProtocolError("the guest sent an archive with an invalid number")
     return int(text)
 
 
@@ -322,7 +322,7 @@ def _parse_time(text: bytes | None, seconds: int) -> int:
     if text is not None:
         whole, _, rest = text.lstrip(b"-").partition(b".")
         if not whole.isdigit() or len(whole) > 12 or (rest and not rest.isdigit()):
-            raise ProtocolError("the guest sent an archive with a time that makes no sense")
+            raise ProtocolError("the guest sent an archive with an invalid time")
         exact = int(whole) * 1_000_000_000 + int((rest + b"000000000")[:9])
         exact = -exact if text.startswith(b"-") else exact
     return max(-(2**31) * 1_000_000_000, min(exact, (2**33) * 1_000_000_000))

@@ -26,7 +26,7 @@ def format_of(name: str) -> str:
             return format
     raise InvalidInput(
         f"{name!r} ends in none of .bough, .qcow2, .ova",
-        hint="the end says what is written: a machine to go on with, or a disk for other hypervisors",
+        hint="name the file *.bough for a machine to import, *.qcow2 or *.ova for other hypervisors",
     )
 
 

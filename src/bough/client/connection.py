@@ -376,6 +376,6 @@ def report_progress(progress: Report, message: Mapping[str, Any]) -> None:
 
 def _lost(error: BaseException | None) -> ServiceUnavailable:
     return ServiceUnavailable(
-        f"the service broke off the connection{f' ({error})' if error else ''}",
+        f"the service closed the connection{f' ({error})' if error else ''}",
         hint="it may have been restarted: try again; its log is service.log in BOUGH_HOME",
     )

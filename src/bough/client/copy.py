@@ -227,7 +227,7 @@ def _check_path(path: str) -> None:
     if not path:
         raise InvalidInput("expected a path in the guest, got nothing")
     if "\0" in path:
-        raise InvalidInput("a path has no NUL in it")
+        raise InvalidInput("a path cannot contain NUL")
 
 
 def _paths(source: Path | Sequence[Path]) -> list[bytes]:

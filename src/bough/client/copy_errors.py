@@ -101,7 +101,7 @@ def raise_fault_of_guest(machine: Machine, status: int, said: bytes, path: str) 
     try:
         notes, before = parse(said)
     except (ValueError, KeyError):
-        raise ProtocolError("the guest sent a report that makes no sense", machine=machine.name) from None
+        raise ProtocolError("the guest sent an invalid report", machine=machine.name) from None
     if notes is None or status not in (0, 3):
         raise_of_guest(machine, status, before, path)
     if notes.fault is not None:

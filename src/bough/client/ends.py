@@ -106,7 +106,7 @@ class Receiver:
                 self._take(reader, entry)
                 entry = reader.next()
             if len(self._tops) != len(self._names):
-                raise ProtocolError("the guest sent less than it was asked for")
+                raise ProtocolError("the guest sent less than was requested")
             if self._unpacker is not None:
                 self._unpacker.finish()
         finally:
@@ -117,12 +117,12 @@ class Receiver:
         number, rest = self._split(entry.path)
         if number == len(self._tops):
             if rest:
-                raise ProtocolError("the guest sent something below what it did not send")
+                raise ProtocolError("the guest sent an entry below a directory that it did not send")
             if not self._place(reader, entry, number):
                 return
         top, kind = self._tops[number]
         if rest and kind != "directory":
-            raise ProtocolError("the guest sent something below a file")
+            raise ProtocolError("the guest sent an entry below a file")
         parts = top + rest
         if self._refused and any(parts[:end] in self._refused for end in range(len(parts) + 1)):
             return
@@ -155,10 +155,10 @@ class Receiver:
         """Return the number of the source, and the parts below."""
         parts = parse_name(path)
         if not parts or not parts[0].isdigit() or len(parts[0]) > 9:
-            raise ProtocolError(f"the guest sent {path[:60]!r}, which it was not asked for")
+            raise ProtocolError(f"the guest sent {path[:60]!r}, which was not requested")
         number = int(parts[0])
         if number > len(self._tops) or number >= len(self._names):
-            raise ProtocolError(f"the guest sent {path[:60]!r}, which it was not asked for")
+            raise ProtocolError(f"the guest sent {path[:60]!r}, which was not requested")
         return number, parts[1:]
 
     def _place(self, reader: Reader, entry: Entry, number: int) -> bool:
@@ -167,7 +167,7 @@ class Receiver:
             raise ProtocolError(f"the guest sent a {entry.kind} in the place of a file")
         name = self._names[number]
         if not name and entry.kind != "directory" and self._into:
-            raise ProtocolError("the guest sent something that is no directory in the place of one")
+            raise ProtocolError("the guest sent another entry in the place of a directory")
         if self._into:
             self._base, top = self.destination, (name,) if name else ()
         else:

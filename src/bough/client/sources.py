@@ -87,7 +87,7 @@ def _armour(key: bytes) -> str:
     if b"-----BEGIN PGP" in key:
         return key.decode("ascii")
     if not key or not key[0] & 0x80:
-        raise ValueError("it is no OpenPGP key")
+        raise ValueError("the file is not an OpenPGP key")
     text = base64.b64encode(key).decode()
     lines = [text[at : at + 64] for at in range(0, len(text), 64)]
     begin, end = (f"-----{word} PGP PUBLIC KEY BLOCK-----" for word in ("BEGIN", "END"))
@@ -134,5 +134,5 @@ def _read(path: Path) -> bytes:
     with path.open("rb") as stream:
         content = stream.read(MAX_FILE_BYTES + 1)
     if len(content) > MAX_FILE_BYTES:
-        raise ValueError("it is larger than 16 MiB; copy it with `bough cp`")
+        raise ValueError("the file is larger than 16 MiB; copy it with `bough cp`")
     return content

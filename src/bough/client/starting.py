@@ -62,7 +62,7 @@ def _settle_versions(home: Home, connection: Connection, version: dict[str, Any]
         raise ServiceUnavailable(
             f"the service of {home.root} is bough {version.get('version')}, which this {__version__} "
             "does not understand, and it is in use",
-            hint="when nothing runs through it any more, end it with `bough serve --stop`: machines go on",
+            hint="when no command uses the service, end it with `bough serve --stop`: machines go on",
         )
     import warnings
 
@@ -115,8 +115,8 @@ def _answers(connection: Connection) -> bool:
 
 def _still_there(pid: int) -> DeadlineExceeded:
     return DeadlineExceeded(
-        f"the service (pid {pid}) was told to end, and is still there after {_END_TIMEOUT_S:g} s",
-        hint="its log, service.log in BOUGH_HOME, names what it waits for",
+        f"the service (pid {pid}) got the request to end, and still runs after {_END_TIMEOUT_S:g} s",
+        hint="service.log in BOUGH_HOME says what the service waits for",
     )
 
 
@@ -142,7 +142,9 @@ def _await_owner(home: Home, connection: Connection) -> dict[str, Any] | None:
 def _unheard(home: Home, owner: Owner) -> ServiceUnavailable:
     socket = home.api_socket
     pid = f"pid {owner.pid}" if owner.pid else "of an unknown pid"
-    what = "was told to end, and has not" if owner.ends else f"does not listen at its socket {socket}"
+    what = (
+        "got the request to end, and still runs" if owner.ends else f"does not listen at its socket {socket}"
+    )
     kill = f"kill {'-9 ' if owner.ends else ''}{owner.pid or 'PID'}"
     return ServiceUnavailable(
         f"the service of {home.root} ({pid}) {what}",
@@ -158,7 +160,7 @@ def _start_under_lock(home: Home, connection: Connection) -> dict[str, Any]:
         home.create()
     except OSError as error:
         raise ServiceUnavailable(
-            f"cannot make {error.filename or home.root}: {error.strerror}",
+            f"cannot create {error.filename or home.root}: {error.strerror}",
             hint="set BOUGH_HOME to a directory of your own",
         ) from error
     # The operating system also closes this at the end of a client, so a dead client blocks nobody.

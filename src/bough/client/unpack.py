@@ -95,7 +95,7 @@ class Unpacker:
                 self._make_directory(entry, parts, shown)
             return
         if not parts:
-            raise ProtocolError("the guest sent something that is no directory in the place of one")
+            raise ProtocolError("the guest sent another entry in the place of a directory")
         if entry.kind == "file":
             self._write_file(archive, entry, parts, shown)
         elif entry.kind == "link":
@@ -206,7 +206,9 @@ class Unpacker:
 
     def _link_again(self, entry: Entry, parts: tuple[bytes, ...], target: tuple[bytes, ...]) -> None:
         if target not in self._linked:
-            raise ProtocolError(f"the guest sent a hard link to what it did not send: {entry.link[:200]!r}")
+            raise ProtocolError(
+                f"the guest sent a hard link to a file that it did not send: {entry.link[:200]!r}"
+            )
         directory, name = self._enter(parts[:-1]), parts[-1]
         self._look(directory, entry, name)
         temporary = temporary_name()

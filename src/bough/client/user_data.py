@@ -27,14 +27,14 @@ def read_user_data(path: Path) -> str:
             with gzip.open(path) as unpacked:
                 data = unpacked.read(_MOST_BYTES + 1)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise InvalidInput(f"the user-data in {path} is packed by gzip, and damaged: {error}") from error
+            raise InvalidInput(f"the user-data in {path} is a damaged gzip file: {error}") from error
     if len(data) > _MOST_BYTES:
-        raise InvalidInput(f"the user-data in {path} has more than 16 MiB")
+        raise InvalidInput(f"the user-data in {path} is larger than 16 MiB")
     encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         raise InvalidInput(
-            f"the user-data in {path} is no text in UTF-8 (byte {error.start})",
-            hint="binary parts of a MIME message go in as base64",
+            f"the user-data in {path} is not UTF-8 text (byte {error.start})",
+            hint="encode binary parts of a MIME message as base64",
         ) from error

@@ -119,7 +119,7 @@ class WebSocket:
             return None
         kind, length, begin = held[0] & 0x0F, held[1] & 0x7F, 2
         if held[0] & 0x70 or held[1] & _MASKED or kind not in _KINDS:
-            raise ProtocolError("the service sent what is no WebSocket frame")
+            raise ProtocolError("the service sent an invalid WebSocket frame")
         if length >= 126:
             begin = 4 if length == 126 else 10
             length = int.from_bytes(held[2:begin], "big")
@@ -180,9 +180,9 @@ class WebSocket:
             self._closed = True
         self._stream.close()
         if code == _CLOSED_WITH_ERROR:
-            raise BoughError(reason or "the service ended it with an error")
+            raise BoughError(reason or "the service closed the WebSocket with an error")
         if code in (1002, 1003, 1007, 1009):
-            raise ProtocolError(f"what the service sent is no WebSocket: {reason}")
+            raise ProtocolError(f"the service broke the WebSocket protocol: {reason}")
         if code in (1011, 1012, 1006):
             raise _broken(reason)
 

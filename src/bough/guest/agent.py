@@ -125,7 +125,7 @@ class Agent:
         """End all commands: without the keeper, the next agent cannot find them."""
         for session in list(self.sessions.values()):
             session.abandon()
-            session.finish({"error": "its keeper was killed, and the command with it"})
+            session.finish({"error": "the keeper of the agent was killed, which ended the command"})
         self._flush_all()
         self.keeping = None
         self.leave()

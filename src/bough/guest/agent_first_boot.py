@@ -187,7 +187,7 @@ def _write(file: dict[str, object]) -> None:
 
         content = a2b_base64(content)
     if not isinstance(content, bytes):
-        raise OperationFailed("its content is none")
+        raise OperationFailed("the content of the file is neither text nor bytes")
     mode = file.get("mode") or 0o644
     owner = _owner(str(file.get("owner") or "root"))
     write_file(

@@ -84,7 +84,7 @@ def _establish(mount: Mount) -> None:
         _unmount(target, lazy=True)
     _mount(mount)
     if not _answers(target):
-        raise _Failed("it was mounted and does not answer")
+        raise _Failed("the mount does not answer")
 
 
 def _answers(target: str) -> bool:
@@ -121,7 +121,9 @@ def _mount(mount: Mount) -> None:
     code, output = run([program, "bough:/share", target, "-o", ",".join(options)])
     if code:
         said = [line for line in output.strip().splitlines() if line.strip()]
-        raise _Failed(f"sshfs could not mount it: {said[-1][:300] if said else f'it ended with {code}'}")
+        raise _Failed(
+            f"sshfs cannot mount the directory: {said[-1][:300] if said else f'exit status {code}'}"
+        )
 
 
 def _find_sshfs() -> str:
@@ -148,7 +150,7 @@ def _identity_options(mount: Mount) -> list[str]:
     try:
         identity = Identity(owner)
     except OSError:
-        raise _Failed(f"the guest has no user {owner!r} to own it") from None
+        raise _Failed(f"the guest has no user {owner!r} to own the directory") from None
     try:
         group = grp.getgrgid(identity.gid).gr_name
     except KeyError:

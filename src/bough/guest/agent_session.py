@@ -443,7 +443,7 @@ class Command(Session):
             self._exited(wait_status)
 
     def streams(self) -> dict[str, int]:
-        """The descriptors that the next agent needs."""
+        """Return the descriptors that the next agent needs."""
         if self._terminal >= 0:
             return {"terminal": self._terminal}
         return {_NAMES[end.stream]: end.fd for end in self._ends() if end.fd >= 0}

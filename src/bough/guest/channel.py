@@ -292,7 +292,7 @@ class AgentChannel:
         payload = wire.encode({"operation": operation, "arguments": dict(arguments)})
         if len(payload) > MAX_ARGUMENTS:
             raise GuestRefused(
-                f"{operation}: {len(payload)} bytes are too much for one call, at most {MAX_ARGUMENTS}",
+                f"{operation}: {len(payload)} bytes exceed the limit of one call, {MAX_ARGUMENTS}",
                 machine=self.machine,
             )
         if len(self._calls) >= _MAX_CALLS:
@@ -320,7 +320,7 @@ class AgentChannel:
 
     def guest_closed(self) -> None:
         """End all sessions: QEMU reports that the guest closed its side of the port."""
-        text = f"the agent of machine {self.machine!r} went away"
+        text = f"the agent of machine {self.machine!r} disconnected"
         if self._welcome is None:
             self._reader.reset()
             self._reader.pattern = wire.SYNC
@@ -347,7 +347,7 @@ class AgentChannel:
         # sent.
         if self._queued_bytes > _MAX_QUEUED and kind not in (wire.ABORT, wire.CREDIT):
             raise AgentUnavailable(
-                f"the agent of machine {self.machine!r} reads nothing", machine=self.machine
+                f"the agent of machine {self.machine!r} does not read its port", machine=self.machine
             )
         self._queue(self._urgent, wire.pack(kind, self._nonce, session, payload, stream))
 
@@ -486,14 +486,18 @@ class AgentChannel:
             return  # we sent more than one hello
         if values.get("version") != wire.VERSION:
             version = clean_name(str(values.get("version")))
-            text = f"the agent of machine {self.machine!r} speaks version {version} of its protocol"
+            text = (
+                f"the agent of machine {self.machine!r} speaks protocol version {version}, not {wire.VERSION}"
+            )
             self._welcome.set_exception(
-                AgentUnavailable(text, hint="build its image again", machine=self.machine)
+                AgentUnavailable(
+                    text, hint="build its image again: bough image build --rebuild", machine=self.machine
+                )
             )
             return
         window = values.get("window")
         if not isinstance(window, int) or not 0 < window <= _MAX_INPUT_WINDOW:
-            raise ProtocolError("a window that makes no sense")
+            raise ProtocolError("an invalid window")
         self.input_window = window
         self.facts = AgentFacts.from_guest(values)
         self._established = True
@@ -624,7 +628,7 @@ class AgentChannel:
 
     async def _open(self, session: Session, kind: int, payload: bytes, timeout_s: float | None) -> None:
         if len(self._sessions) >= MAX_SESSIONS:
-            text = f"machine {self.machine!r} has {MAX_SESSIONS} sessions open, no more are possible"
+            text = f"machine {self.machine!r} has {MAX_SESSIONS} open sessions, the limit"
             raise AgentUnavailable(text, machine=self.machine)
         cuts = range(0, max(len(payload), 1), wire.MAX_PAYLOAD)
         for cut in cuts:
@@ -641,8 +645,8 @@ class AgentChannel:
             raise
         except Stalled as stalled:
             await session.abort()
-            text = f"machine {self.machine!r} did not start it {stalled}"
-            hint = f"whether it is busy or hangs: bough info {self.machine}"
+            text = f"machine {self.machine!r} did not start the command or connection {stalled}"
+            hint = f"`bough info {self.machine}` shows whether the guest is busy or hangs"
             raise AgentTimeout(text, hint=hint, machine=self.machine, timeout_s=timeout_s) from None
         session.opened.result()
 

@@ -36,10 +36,10 @@ def check_command(request: ExecRequest, machine: str) -> None:
             raise refuse("a word of a command cannot hold a zero byte", "EINVAL")
         if size > MAX_WORD_BYTES:
             raise refuse(
-                f"one word has {size - 1} bytes, and Linux takes {MAX_WORD_BYTES - 1}", "E2BIG", _HINT
+                f"one word has {size - 1} bytes; the limit of Linux is {MAX_WORD_BYTES - 1}", "E2BIG", _HINT
             )
     if total > MAX_ALL_BYTES:
-        text = f"its words and its environment have {total} bytes, and Linux takes {MAX_ALL_BYTES}"
+        text = f"the words and the environment have {total} bytes; the limit of Linux is {MAX_ALL_BYTES}"
         raise refuse(text, "E2BIG", _HINT)
     for name in request.env:
         if not name or "=" in name or not name.isprintable():

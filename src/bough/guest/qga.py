@@ -137,9 +137,9 @@ class QgaChannel:
                     machine=self.machine,
                 ) from None
             except (ValueError, RecursionError):
-                raise ProtocolError("the guest's agent sent what is no JSON") from None
+                raise ProtocolError("the guest's agent sent a line that is not JSON") from None
         if not isinstance(answer, dict):
-            raise ProtocolError("the guest's agent sent what is no answer")
+            raise ProtocolError("the guest's agent sent JSON that is not an answer")
         if "return" in answer:
             return answer["return"]
         error = answer.get("error")
@@ -185,7 +185,7 @@ class QgaChannel:
 
     def _lacks(self, what: str, hint: str | None = None) -> GuestRefused:
         return GuestRefused(
-            f"machine '{self.machine}' has qemu-guest-agent, which has nothing for {what}",
+            f"machine '{self.machine}' has qemu-guest-agent, which does not support {what}",
             hint=hint,
             machine=self.machine,
         )
@@ -271,7 +271,7 @@ class QgaExec:
         started = await self._channel.ask("guest-exec", **arguments)
         pid = started.get("pid") if isinstance(started, dict) else None
         if not isinstance(pid, int):
-            raise ProtocolError("the guest's agent started something without a number")
+            raise ProtocolError("the guest's agent started a command without a pid")
         for attempt in range(1 << 31):
             status = await self._channel.ask("guest-exec-status", pid=pid)
             if not isinstance(status, dict):
@@ -279,7 +279,7 @@ class QgaExec:
             if status.get("exited") or self._aborted:
                 return status
             await asyncio.sleep(_POLL_S[min(attempt, len(_POLL_S) - 1)])
-        raise ProtocolError("the guest's agent told no status")
+        raise ProtocolError("the guest's agent sent no exit status")
 
 
 def _check_text(request: ExecRequest, machine: str) -> None:

@@ -112,7 +112,7 @@ class Session:
         self._input_open = False
         self.failure = failure
         if not self.opened.done():
-            failure = failure or AgentUnavailable("it was aborted")
+            failure = failure or AgentUnavailable("the session was aborted")
             self.opened.set_exception(failure)
             self.opened.exception()  # perhaps no caller waits any more
         self._changed.set()
@@ -242,7 +242,7 @@ class ExecSession(Session):
         if not isinstance(written, int):
             raise AgentUnavailable("the agent was killed while it passed on input: some of it may be lost")
         for stream, told in self._told.items():
-            if more := self._allowed[stream] - told:  # read since the hello
+            if more := self._allowed[stream] - told:  # credit given since the hello
                 self._channel.send(wire.CREDIT, self.id, wire.CREDIT_PAYLOAD.pack(more), stream)
         self._credit = self._channel.input_window
         for part in self.sent.take_from(written):
@@ -275,7 +275,7 @@ class ExecSession(Session):
             raise ProtocolError("a malformed exit status")
         if self._loss is not None and self.exit.error is None:
             ended = f"exit status {code}" if self.exit.code is not None else f"signal {signal}"
-            self.exit = ExitStatus(error=AgentUnavailable(f"{self._loss}; it ended with {ended}"))
+            self.exit = ExitStatus(error=AgentUnavailable(f"{self._loss}; the command ended with {ended}"))
         super().exited(values)
 
     def end(self, failure: BoughError | None) -> None:

@@ -13,7 +13,7 @@ PATIENCE_S = 120.0
 
 
 class SuspendedCommands:
-    """Commands that wait for the next agent, at most PATIENCE_S. Then they end with an unknown status."""
+    """Commands that wait for the next agent, at most PATIENCE_S. Then they end with an error."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, machine: str) -> None:
         self._loop = loop
@@ -32,7 +32,7 @@ class SuspendedCommands:
             del sessions[id_]
         self._sessions |= found
         if found and self._deadline is None:
-            text = f"the agent of machine {self._machine!r} went away and was not back in {PATIENCE_S:g} s"
+            text = f"the agent of machine {self._machine!r} disconnected for over {PATIENCE_S:g} s"
             failure = AgentUnavailable(f"{text}: the command may still run", machine=self._machine)
             self._deadline = self._loop.call_later(PATIENCE_S, self.end, failure)
 
@@ -54,7 +54,7 @@ class SuspendedCommands:
             known = isinstance(state, dict) and isinstance(state.get("id"), int)
             session = self._sessions.pop(state["id"], None) if known else None
             if session is None:
-                raise ProtocolError("a command that was not asked for")
+                raise ProtocolError("a command that was not requested")
             found.append((session, state))
         text = f"the agent of machine {self._machine!r} was restarted"
         self.end(AgentUnavailable(f"{text}: how the command ended is not known", machine=self._machine))

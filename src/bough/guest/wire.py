@@ -40,11 +40,11 @@ DIAL = 11  # host: values {"host", "port", "window"}; opens a session
 OPENED = 12  # guest: values; the command runs, or the connection is open
 DATA = 13  # both: bytes of a stream
 EOF = 14  # both: end of that stream
-CREDIT = 15  # both: u32, bytes of that stream that may be sent in addition
+CREDIT = 15  # both: u32, number of further bytes that may be sent
 STOP = 16  # guest: no process reads that stream any more
 SIGNAL = 17  # host: name of a signal, "TERM"
 RESIZE = 18  # host: rows u16, columns u16
-ABORT = 19  # host: the session is not wanted any more; stream 1: except data that was sent before
+ABORT = 19  # host: end the session; stream 1: after the data that was sent before
 EXIT = 20  # guest: values {"code"} or {"signal"}; the end of a session
 LAST_KIND = EXIT
 
