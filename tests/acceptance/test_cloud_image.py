@@ -111,7 +111,9 @@ def test_a_cloud_image_end_to_end(
     cli("fork", "cloudy", "rainy")
     cli("exec", "rainy", "--", "sh", "-c", f"until {FOLLOWED}; do sleep 0.2; done", timeout_s=60)
     cli("restart", "rainy", timeout_s=400)
-    script = "cat /root/ran; hostname; cloud-init query instance_id; cloud-init query local_hostname; "
+    # After a restart the agent answers before cloud-init has written what `query` reads.
+    script = "cloud-init status --wait >/dev/null; cat /root/ran; hostname; "
+    script += "cloud-init query instance_id; cloud-init query local_hostname; "
     script += f"{FOLLOWED} && echo its card; ip -4 -o address show scope global | wc -l"
     told = cli.text("exec", "rainy", "--", "sh", "-c", script).splitlines()
     instance = cli.text("exec", "cloudy", "--", "cloud-init", "query", "instance_id")
