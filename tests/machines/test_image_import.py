@@ -325,7 +325,9 @@ def debian_disk(place: Path) -> Path:
     """Make the partitions and boot loader of a disk for UEFI and BIOS, without a system to start."""
     path = make_disk(place / "uefi.raw", 40)
     # A BIOS's loader on a GPT needs a partition of its own beside the EFI system partition.
-    table = "label: gpt\nstart=2048, size=65536, type=U\nsize=2048, type=21686148-6449-6E6F-744E-656564454649\n"
+    table = (
+        "label: gpt\nstart=2048, size=65536, type=U\nsize=2048, type=21686148-6449-6E6F-744E-656564454649\n"
+    )
     subprocess.run(["/usr/sbin/sfdisk", "-q", path], input=table, text=True, check=True)
     where = f"{path}@@1M"
     (place / "x.efi").write_bytes(b"MZ")
