@@ -116,7 +116,7 @@ def test_an_export_comes_back_as_a_machine_of_ours(
     gone += ["two", "back"]
     images.append("back")
     cli("create", debian, "--name", "two", "--memory", "512MiB", "--extra-disk", "64MiB")
-    cli("start", "two")
+    cli("start", "two", "--until", "booted")  # udev has made the links of the disks
     disk = "/dev/disk/by-id/virtio-disk1"
     write = f"printf kept > {disk}; echo mine > /root/word; sync; cat /etc/machine-id; stat -c %s /root/word"
     before = cli.text("exec", "two", "--", "sh", "-c", write).split()
@@ -126,7 +126,7 @@ def test_an_export_comes_back_as_a_machine_of_ours(
     assert (image["agent"], image["lived"], image["os"], len(image["disks"])) == (True, True, "debian", 1)
     more = ["--disk", "10GiB", "--user", "joe", "--extra-disk", "32MiB"]
     cli("create", "back", "--name", "back", "--memory", "512MiB", *more)
-    cli("start", "back")
+    cli("start", "back", "--until", "booted")
     script = f"cat /etc/machine-id; hostname; head -c 4 {disk}; echo; cat /root/word; id -un joe; "
     script += "df --output=size -BG / | tail -n 1; lsblk --nodeps --noheadings --bytes --output size,type"
     after = cli.text("exec", "back", "--", "sh", "-c", script).split()

@@ -36,7 +36,7 @@ def test_a_panic_is_a_failure(fork: bough.Machine, cli: Cli) -> None:
     assert failure is not None
     assert failure.cause == "the guest's kernel panicked: sysrq triggered crash"
     assert "Kernel panic" in failure.console
-    assert f"{fork.name} failed" in cli("stop", fork.name).stderr.decode()
+    assert f"{fork.name} has failed" in cli("stop", fork.name).stderr.decode()
 
 
 def test_a_panic_without_the_driver_has_it_start_again(
