@@ -108,7 +108,7 @@ async def test_every_compression(
     await take.refuses(packed, "truncated")
     packed.write_bytes(whole[: len(whole) // 2] + bytes(64) + whole[len(whole) // 2 + 64 :])
     await take.refuses(packed, "altered")
-    await take.refuses(pack(disk, name, packed), "more than", most_bytes=8 * MIB)
+    await take.refuses(pack(disk, name, packed), "larger than the limit of", most_bytes=8 * MIB)
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "raw"])
@@ -280,7 +280,7 @@ async def test_absurd_sizes(take: Importer, tmp_path: Path) -> None:
     for format, size in (("qcow2", "4T"), ("vdi", "4T"), ("vhdx", "4T"), ("vmdk", "4T")):
         image = tmp_path / f"large.{format}"
         subprocess.run(["qemu-img", "create", "-q", "-f", format, image, size], check=True)
-        await take.refuses(image, "more than the 2 TiB")
+        await take.refuses(image, "more than the limit of 2 TiB")
     image = tmp_path / "huge.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "1M"], check=True)
     with image.open("r+b") as stream:
@@ -300,7 +300,7 @@ async def test_what_is_no_disk(take: Importer, tmp_path: Path) -> None:
         (b"", "empty"),
         (b"<!DOCTYPE html><html>404</html>", "web page"),
         (b"PK\x03\x04" + bytes(600), "zip"),
-        (b"hello\n" * 300, "no disk image"),
+        (b"hello\n" * 300, "no known disk format"),
         (b"QFI\xfb\0\0\0\1" + bytes(200), "version 1"),
     ):
         path.write_bytes(content)
@@ -309,9 +309,9 @@ async def test_what_is_no_disk(take: Importer, tmp_path: Path) -> None:
     await take.refuses(path, "in the middle of its qcow2 header")
     await take.refuses(path, "not a vmdk", format="vmdk")
     await take.refuses(tmp_path / "absent", "no file", NotFound)
-    await take.refuses("ftp://example.org/x", "no address", DownloadFailed)
-    await take.refuses(path, "no name", InvalidInput, label="a b")
-    await take.refuses(path, "no format", InvalidInput, format="vpc")
+    await take.refuses("ftp://example.org/x", "not an http or https address", DownloadFailed)
+    await take.refuses(path, "not a valid image name", InvalidInput, label="a b")
+    await take.refuses(path, "unknown format", InvalidInput, format="vpc")
 
 
 async def test_another_architecture(take: Importer, debian_disk: Path) -> None:
@@ -344,8 +344,8 @@ def debian_disk(place: Path) -> Path:
 async def test_checksums(take: Importer, disk: Path, expected: str) -> None:
     right = (await take(disk)).origin or {}
     assert (await take(disk, checksum=right["sha256"].upper())).digest == expected
-    await take.refuses(disk, "another one than was asked for", checksum="0" * 64)
-    await take.refuses(disk, "no sha256", InvalidInput, checksum="0" * 63)
+    await take.refuses(disk, "not the requested file", checksum="0" * 64)
+    await take.refuses(disk, "not a sha256 checksum", InvalidInput, checksum="0" * 63)
 
 
 async def test_cancelled_at_any_moment(take: Importer, disk: Path, tmp_path: Path) -> None:
@@ -401,10 +401,10 @@ async def test_the_next_command_goes_on(take: Importer, disk: Path, expected: st
     ("settings", "says"),
     [
         ({"redirects": 99}, "redirects more than 5 times"),
-        ({"redirects": "file:///etc/passwd"}, "no address of http"),
+        ({"redirects": "file:///etc/passwd"}, "not an http or https address"),
         ({"status": 404}, "answered 404"),
         ({"told_length": 5 * 1024 * MIB}, "was changed on the server"),
-        ({"told_length": 10**15}, "more than the 2 TiB"),
+        ({"told_length": 10**15}, "more than the limit of 2 TiB"),
         ({"told_length": 1_000_000}, ""),
         ({"break_after": [600_000], "changes_to": b"other" * 500_000}, "was changed on the server"),
     ],

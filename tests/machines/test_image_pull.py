@@ -120,7 +120,7 @@ async def test_what_is_not_as_its_publisher_made_it(pull: Place, signers: tuple[
     site, other = pull.site, signers[1]
     sums = (site / "SUMS").read_bytes()
     (site / "SUMS").write_bytes(sums.replace(b"0" * 64, b"1" * 64))
-    await pull.refuses("test:detached", "does not fit the list")
+    await pull.refuses("test:detached", "does not match the list")
     (site / "SUMS").write_bytes(sums)
     (site / "SUMS.gpg").write_bytes(other.sign(sums))
     await pull.refuses("test:detached", "not the publisher's")
@@ -134,15 +134,15 @@ async def test_what_is_not_as_its_publisher_made_it(pull: Place, signers: tuple[
     (site / "CHECKSUM").write_bytes(b"SHA256 (disk.qcow2) = " + b"0" * 64 + b"\n" + text)
     image = (site / "disk.qcow2").read_bytes()
     (site / "disk.qcow2").write_bytes(image[:-1] + b"x")
-    await pull.refuses("test:plain", "another one than was asked for")
-    await pull.refuses("test:clear", "another one than was asked for")
+    await pull.refuses("test:plain", "not the requested file")
+    await pull.refuses("test:clear", "not the requested file")
     (site / "disk.qcow2").write_bytes(image)
     assert await pull("test:clear"), "what stands outside of what is signed does not count"
 
 
 async def test_a_list_without_the_file(pull: Place) -> None:
     (pull.site / "SUMS").write_text(f"{'0' * 64}  a\n{'1' * 64}  b\n")
-    await pull.refuses("test:plain", "has none of disk.qcow2")
+    await pull.refuses("test:plain", "has no entry for disk.qcow2")
 
 
 async def test_a_newer_catalogue_is_taken_whole_or_not(pull: Place, signers: tuple[Signer, Signer]) -> None:
@@ -150,7 +150,7 @@ async def test_a_newer_catalogue_is_taken_whole_or_not(pull: Place, signers: tup
     ours = catalogues.current()
     newer = render_catalogue("http://127.0.0.1:1", signers[0])
     for wrong in (b"", b"<html>", newer[:-40], newer.replace(b"key = 'away'", b"key = 'gone'")):
-        with pytest.raises(InvalidInput, match="no catalogue"):
+        with pytest.raises(InvalidInput, match="not a valid catalogue"):
             catalogues.replace(wrong, "http://x/c")
     assert catalogues.current() == ours
     assert catalogues.replace(newer, "http://x/c").knows("test:plain")

@@ -129,7 +129,7 @@ def test_a_prefix_that_images_of_two_architectures_share(
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     add(store, A, "one")
     add(store, B, "two", "aarch64")
-    with pytest.raises(Conflict, match="2 images"):
+    with pytest.raises(Conflict, match="2 digests match"):
         store.resolve("aaaaaa")
     assert store.resolve("aaaaaa", "aarch64").digest == B
     assert store.knows("aaaaaa")

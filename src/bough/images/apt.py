@@ -1,4 +1,4 @@
-"""What apt is told: where packages are, which keys they are signed with, and which versions are wanted."""
+"""The configuration of apt: sources of packages, their keys, and pinned versions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _URI = re.compile(r"(?:https?|file)://[A-Za-z0-9.:\[\]_/~%+@=-]{1,500}")
 
 
 class Source(Protocol):
-    """A further source of a recipe, as bough.spec.recipe.SourceSpec."""
+    """A further apt source of a recipe. See bough.spec.recipe.SourceSpec."""
 
     @property
     def name(self) -> str: ...
@@ -31,11 +31,11 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Mirrors:
-    """Where a build takes Debian's packages from; for what is not named, mmdebstrap knows the archive's own.
+    """The archives from which a build gets Debian's packages. None: the archive's own.
 
     Attributes:
-        main: of the suite and its updates.
-        security: "none": no security updates are looked for.
+        main: mirror of the suite and its updates.
+        security: mirror of the security updates; "none": leave them out.
     """
 
     main: str | None = None
@@ -46,7 +46,11 @@ DEFAULT_MIRRORS = Mirrors()
 
 
 def parse_mirrors(main: str | None, security: str | None) -> Mirrors:
-    """Raises InvalidInput."""
+    """Check the addresses of the mirrors and remove the slashes at their ends.
+
+    Raises:
+        InvalidInput: an address is not usable.
+    """
     for name, value in (("--mirror", main), ("--security-mirror", security)):
         if value is not None and not _URI.fullmatch(value) and (name, value) != ("--security-mirror", "none"):
             raise InvalidInput(
@@ -56,10 +60,13 @@ def parse_mirrors(main: str | None, security: str | None) -> Mirrors:
 
 
 def render_source(source: Source, *, key_inside: bool) -> str:
-    """A file of deb822 sources: one stanza for each suite and type, of which new_sources.awk leaves some out.
+    """Return a file of deb822 sources: one stanza for each suite and type.
+
+    new_sources.awk later removes the stanzas that the guest already has.
 
     Args:
-        key_inside: the key is in it, as apt >= 2.3.10 reads it; otherwise in a file of its own.
+        key_inside: put the key into the stanza, which needs apt >= 2.3.10. Otherwise the key has its own
+            file.
     """
     kinds = [(suite, type) for suite in source.suites for type in source.types]
     return "\n".join(_render_stanza(source, suite, type, key_inside) for suite, type in kinds)
@@ -67,7 +74,7 @@ def render_source(source: Source, *, key_inside: bool) -> str:
 
 def _render_stanza(source: Source, suite: str, type: str, key_inside: bool) -> str:
     lines = [f"Types: {type}", f"URIs: {source.uri}", f"Suites: {suite}"]
-    if not suite.endswith("/"):  # sources.list(5): an exact path takes no components
+    if not suite.endswith("/"):  # sources.list(5): no components after an exact path
         lines.append(f"Components: {' '.join(source.components)}")
     if source.key is not None and key_inside:
         lines += ["Signed-By:", *(f" {line or '.'}" for line in source.key.splitlines())]
@@ -85,19 +92,19 @@ def source_path(source: Source) -> str:
 
 
 def source_files(sources: Sequence[Source], ending: str = "") -> dict[str, str]:
-    """Path in the guest -> content, as they stay there.
+    """Return the files that remain in the guest: path -> content.
 
     Args:
-        ending: of the sources' names, for apt to take no notice of them yet.
+        ending: appended to the names of the sources. apt ignores such files.
     """
     files = {source_path(source) + ending: render_source(source, key_inside=False) for source in sources}
     return files | {key_path(source): source.key for source in sources if source.key is not None}
 
 
-#: The ending, and the place in the guest of new_sources.awk, for ADD_SOURCES.
+#: For ADD_SOURCES: the ending of new sources, and the path of new_sources.awk in the guest.
 ASKED = ".asked"
 FILTER_PATH = "/run/bough-new-sources.awk"
-#: Shell: of the sources that end in ASKED, those that the guest does not have become sources.
+#: Shell commands: add the sources that end in ASKED, unless the guest already has them.
 ADD_SOURCES = f"""
 apt-get indextargets --no-release-info --format '$(TARGET_OF) $(REPO_URI) $(RELEASE) $(COMPONENT)' \\
     > {FILTER_PATH}.known || exit 1
@@ -113,7 +120,7 @@ PINS_PATH = "/etc/apt/preferences.d/00-bough-lock"
 
 
 def render_pins(versions: Mapping[str, str]) -> str:
-    """apt_preferences(5): these versions and no others, also where that is a step back."""
+    """Return preferences (apt_preferences(5)) that allow only these versions, even if older."""
     pins = [
         f"Package: {name}\nPin: version {version}\nPin-Priority: 1001\n"
         for name, version in sorted(versions.items())

@@ -1,6 +1,6 @@
-"""Run mmdebstrap and the scripts in debian/, in namespaces of their own, into a directory.
+"""Run mmdebstrap and the scripts in debian/, in their own namespaces, and write to one directory.
 
-Nothing is mounted on the host.
+The build mounts nothing on the host.
 """
 
 from __future__ import annotations
@@ -35,20 +35,28 @@ _PROGRAMS = {
 
 
 def check_programs() -> None:
-    """Raises HostLacks, with every program that is missing."""
-    # An ordinary user's PATH lacks sbin, where some of them are.
+    """Check that the host has the programs that a build needs.
+
+    Raises:
+        HostLacks: names every missing program.
+    """
+    # Some of the programs are in sbin, which is not in an ordinary user's PATH.
     path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
     missing = [name for name in _PROGRAMS if shutil.which(name, path=path) is None]
     if missing:
         packages = " ".join(sorted({_PROGRAMS[name] for name in missing}))
         raise HostLacks(
             f"images are built with {', '.join(missing)}, which this host lacks",
-            hint=f"sudo apt install {packages} (bough doctor has it for other distributions)",
+            hint=f"sudo apt install {packages} (on other distributions: bough doctor)",
         )
 
 
 def check_subordinate_ids() -> None:
-    """Raises HostLacks: an ordinary user's build needs a range of ids to be its users."""
+    """Check that an ordinary user has subordinate ids. The build uses them as its users.
+
+    Raises:
+        HostLacks: the user has no range of ids, or newuidmap is missing.
+    """
     if os.geteuid() == 0:
         return
     user = getpass.getuser()
@@ -65,8 +73,7 @@ def check_subordinate_ids() -> None:
 
 
 def prepare(work: Path, recipe: Recipe, lock: PackageLock | None = None) -> None:
-    """Lay out `work`: the scripts, the agent, what apt is told, and places that the root of the namespace
-    may write to."""
+    """Fill `work`: scripts, agent, apt configuration, and places that the build may write to."""
     shutil.copytree(SCRIPTS, work, dirs_exist_ok=True)
     agent = work / "agent"
     agent.mkdir()
@@ -87,14 +94,14 @@ def prepare(work: Path, recipe: Recipe, lock: PackageLock | None = None) -> None
     for path in work.rglob("*"):
         if not path.is_symlink():
             path.chmod(0o755 if path.is_dir() else 0o644)
-    # Subordinate ids are others to our files; nobody else gets below incoming/<random name>.
+    # For our files, subordinate ids are "others". No other user can enter incoming/<random name>.
     for path in (work, work / "out"):
         path.chmod(0o777)
     (work / "disk.raw").chmod(0o666)
 
 
 def _write_apt(place: Path, recipe: Recipe, lock: PackageLock | None) -> None:
-    """See setup.sh and customize.sh for who reads what."""
+    """Write the apt configuration. setup.sh and customize.sh name the reader of each file."""
     building, root = place / "building", place / "root"
     building.mkdir(parents=True)
     root.mkdir()
@@ -118,13 +125,13 @@ async def bootstrap(
     mirrors: Mirrors,
     lock: PackageLock | None = None,
 ) -> None:
-    """Fill `work`: the root file system in disk.raw, and boot loaders and lists in out/.
+    """Fill `work`: the root file system in disk.raw, boot loaders and lists in out/.
 
-    Cancelling kills whatever runs.
+    Cancelling kills all processes of the build.
 
     Raises:
-        BuildFailed: with the step and the end of the output.
-        HostLacks: programs of the image's architecture do not run here.
+        BuildFailed: carries the step and the end of the output.
+        HostLacks: programs of the image's architecture do not run on this host.
         NoSpace
     """
     platform = PLATFORMS[recipe.arch]
@@ -174,7 +181,7 @@ def _with_version(name: str, lock: PackageLock | None) -> str:
 
 
 class _Watch:
-    """Reads what the build prints: where it is, and the end of it for an error."""
+    """Reader of the build's output. Reports each step, and keeps the last lines for an error."""
 
     def __init__(self, label: str, report: Report) -> None:
         self._label = label
@@ -200,17 +207,17 @@ class _Watch:
         if "No space left on device" in output:
             return NoSpace(
                 f"no space left for the build of {self._label} below {work.parent}",
-                hint="it takes about 2.5 GiB while it is built",
+                hint="a build needs about 2.5 GiB",
                 output=output[-2000:],
             )
         if self._unavailable:
             gone = self._unavailable
             more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
             return BuildFailed(
-                f"the image {self._label} could not be built: the lock asks for versions that the archive "
-                f"has no more: {', '.join(gone[:5])}{more}",
-                hint="an archive of that day still has them (--mirror, --security-mirror); "
-                "or write the lock again: bough image lock",
+                f"the image {self._label} could not be built: the archive no longer has "
+                f"these locked versions: {', '.join(gone[:5])}{more}",
+                hint="use an archive of that day (--mirror, --security-mirror), "
+                "or write a new lock: bough image lock",
                 image=self._label,
                 step=self._step,
                 unavailable=gone[:500],
@@ -226,14 +233,17 @@ class _Watch:
 
 def _hint(output: str) -> str:
     if any(word in output for word in ("Could not resolve", "Could not connect", "Temporary failure")):
-        return "no mirror could be reached: is there a network? --mirror names another"
+        return "no mirror could be reached: check the network, or name another mirror with --mirror"
     if "is expired" in output:
-        return "the mirror's lists have expired, or this host's clock is wrong; --mirror names another"
-    return "the end of its output is above; bough doctor tells whether something is missing"
+        return "the mirror's lists have expired, or this host's clock is wrong; --mirror names another mirror"
+    return "see the end of the output above; bough doctor shows whether a program is missing"
 
 
 def remove_build(work: Path) -> None:
-    """Also what belongs to subordinate ids, which only the root of a namespace like theirs may remove."""
+    """Remove a build directory, with the files of subordinate ids.
+
+    Only the root of a user namespace with these ids may remove those files.
+    """
     if not work.exists():
         return
     try:
@@ -241,7 +251,7 @@ def remove_build(work: Path) -> None:
     except PermissionError:
         import subprocess
 
-        # By its working directory: the way to it may be closed to subordinate ids.
+        # `cwd` instead of a path: subordinate ids may have no access to the directories above.
         argv = ["mmdebstrap", "--unshare-helper", "find", ".", "-mindepth", "1", "-delete"]
         subprocess.run(argv, cwd=work, check=False, capture_output=True, timeout=120)
         shutil.rmtree(work)

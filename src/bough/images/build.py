@@ -28,15 +28,17 @@ from bough.storage import no_space_is_told
 from bough.tasks import finish
 from bough.units import GIB, format_size
 
-#: A build's root file system, its copy on the disk, and room for what packages unpack meanwhile.
+#: Space for the build's root file system, its copy on the disk, and unpacked packages.
 _NEEDED_BYTES = 5 * GIB // 2
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """Attributes:
-    rebuild: also where it is here, from today's packages.
-    lock: these versions of packages, and no others.
+    """Options of a build.
+
+    Attributes:
+        rebuild: build from today's packages even if the image exists.
+        lock: use exactly these versions of the packages.
     """
 
     rebuild: bool = False
@@ -54,10 +56,10 @@ async def build(
     lock: PackageLock | None = None,
     rebuild: bool = False,
 ) -> ImageManifest:
-    """The image of `reference`, built unless it is here.
+    """Return the image of `reference`; build the image if it does not exist.
 
-    Two builds of the same thing at once: one works, the other waits for it and shares. Cancelled, or
-    after an error, nothing is left but what the sweep of incoming/ takes.
+    If the same image is built twice at once, the second call waits and returns the first call's image. After
+    an error or a cancelled build, any left-over file is below incoming/, which a sweep clears.
 
     Raises:
         NotFound: there is no such recipe.
@@ -79,10 +81,12 @@ async def build_recipe(
     lock: PackageLock | None = None,
     rebuild: bool = False,
 ) -> ImageManifest:
-    """As `build`. Without a label it is found again by its recipe, until images are pruned.
+    """Return the image of a recipe. See `build`.
+
+    An image without a label is found by its recipe until images are pruned.
 
     Args:
-        lock: these versions of packages and no others; the image must become the one that it names.
+        lock: use exactly these versions of the packages. The result must be the image that the lock names.
     """
     asked = _now()
     if lock is not None:
@@ -182,12 +186,12 @@ def _read_versions(path: Path) -> dict[str, str]:
 
 
 def verify_image(manifest: ImageManifest, image: Path) -> bool:
-    """Whether `image` holds what the digest of its manifest says. Reads all of it."""
+    """Return whether the content of `image` matches the digest of its manifest. Reads the whole image."""
     return disk.digest_image(image, manifest.model_dump(mode="json")) == manifest.digest
 
 
 def _take_disk(source: Path, target: Path) -> None:
-    """Move it to a directory of ours, and to us where a subordinate id owns it; durably."""
+    """Move the disk to a directory of the store. The disk is on stable storage afterwards."""
     source.rename(target)
     descriptor = os.open(target, os.O_RDONLY)
     try:
@@ -205,7 +209,7 @@ def _known(store: ImageStore, label: str, arch: str) -> ImageManifest | None:
 
 @asynccontextmanager
 async def _only_one(store: ImageStore, label: str, report: Report) -> AsyncIterator[None]:
-    """Others may build it in another process, so it is a lock on a file."""
+    """Hold the lock of a label. The lock is on a file, because another process may build the same image."""
     path = store.home.images / f".{label.replace('/', '_')}.lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -229,7 +233,7 @@ def _check_space(where: Path) -> None:
     free = stat.f_bavail * stat.f_frsize
     if free < _NEEDED_BYTES:
         raise NoSpace(
-            f"{where} has {format_size(free)} free, a build takes {format_size(_NEEDED_BYTES)}",
+            f"{where} has {format_size(free)} free, a build needs {format_size(_NEEDED_BYTES)}",
             hint="free some space, or set BOUGH_HOME elsewhere",
         )
 

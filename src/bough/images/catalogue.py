@@ -1,7 +1,7 @@
-"""Which images others publish, as data: where they are, and how each is known to be the right one.
+"""The catalogue: images of other publishers, with their addresses, checksums and signatures, as data.
 
-Part of bough is catalogue.toml; a newer one is fetched by a command and kept in BOUGH_HOME. It comes from
-outside either way: bounded, validated, and it names no file of the host.
+bough contains a catalogue.toml. A command downloads a newer catalogue into BOUGH_HOME. Both are treated as
+foreign data: bounded and validated. A catalogue names no file of the host.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ class _Data(BaseModel):
 
 
 class Key(_Data):
-    """An OpenPGP key. Attributes:
+    """An OpenPGP key: either its address or the key itself.
 
-    fingerprints: of primary keys; only these are believed, wherever the key itself comes from.
-    address: where its publisher has it. Or:
-    armour: the key itself.
+    Attributes:
+        fingerprints: of primary keys. Only these keys count, wherever the key comes from.
+        address: the publisher's address of the key.
+        armour: the key itself.
     """
 
     fingerprints: Annotated[tuple[Fingerprint, ...], Field(min_length=1, max_length=8)]
@@ -56,10 +57,13 @@ class Key(_Data):
 
 
 class ImageFile(_Data):
-    """Attributes:
-    checksums: a list of sha256 or sha512, in which the file is.
-    signature: of that list; "inside": it is clear-signed. None: its publisher signs nothing.
-    key: whose signature.
+    """An image file of a publisher.
+
+    Attributes:
+        checksums: address of a list of sha256 or sha512 sums that contains the file.
+        signature: address of the list's signature; "inside": the list is clear-signed; None: the publisher
+            signs nothing.
+        key: name of the key that signs the list.
     """
 
     arch: Arch
@@ -76,9 +80,11 @@ class ImageFile(_Data):
 
 
 class CatalogueImage(_Data):
-    """Attributes:
-    names: by which it is asked for, the first of them its label, like "fedora:44".
-    cloud_init: it runs cloud-init, which gives it our agent at its first boot.
+    """An image in the catalogue, with one file for each architecture.
+
+    Attributes:
+        names: names that a user may ask for. The first name is the label, like "fedora:44".
+        cloud_init: the image runs cloud-init, which installs bough's agent at the first boot.
     """
 
     names: Annotated[
@@ -98,8 +104,10 @@ class CatalogueImage(_Data):
 
 
 class Catalogue(_Data):
-    """Attributes:
-    serial: larger in a newer one; a date, like 20261124.
+    """A catalogue with its images and keys.
+
+    Attributes:
+        serial: grows with each version; a date, like 20261124.
     """
 
     format: Annotated[int, Field(ge=1, le=1)]
@@ -119,28 +127,32 @@ class Catalogue(_Data):
                 raise ValueError(f"{image.label} has two files for one architecture")
             for file in image.files:
                 if file.key is not None and file.key not in self.keys:
-                    raise ValueError(f"{image.label} is signed by a key that is not there: {file.key}")
+                    raise ValueError(f"{image.label} is signed by an unknown key: {file.key}")
         return self
 
     def find(self, reference: str, arch: str) -> tuple[CatalogueImage, ImageFile]:
-        """Raises NotFound: with the nearest name, or the architectures that there are."""
+        """Return the image and its file for an architecture.
+
+        Raises:
+            NotFound: the hint has the nearest name, or the architectures of the image.
+        """
         named = {name: image for image in self.images for name in image.names}
         image = named.get(reference)
         if image is None:
             close = get_close_matches(reference, named, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else "bough image search lists them"
+            hint = f"did you mean '{close[0]}'?" if close else "list the images: bough image search"
             raise NotFound(f"the catalogue has no image {reference[:80]!r}", hint=hint, kind="image")
         file = next((file for file in image.files if file.arch == arch), None)
         if file is None:
             others = ", ".join(file.arch for file in image.files)
-            raise NotFound(f"there is no {image.label} for {arch}", hint=f"there is: {others}", kind="image")
+            raise NotFound(f"there is no {image.label} for {arch}", hint=f"available: {others}", kind="image")
         return image, file
 
     def knows(self, reference: str) -> bool:
         return any(reference in image.names for image in self.images)
 
     def search(self, words: str = "", arch: str | None = None) -> Iterator[CatalogueImage]:
-        """Images with every one of `words` in their names or titles."""
+        """Yield the images that have all `words` in their names or titles."""
         for image in self.images:
             text = f"{' '.join(image.names)} {image.title}".lower()
             fits = arch is None or any(file.arch == arch for file in image.files)
@@ -149,26 +161,28 @@ class Catalogue(_Data):
 
 
 def parse_catalogue(text: bytes, source: str) -> Catalogue:
-    """Of TOML.
+    """Parse a catalogue in TOML.
 
     Raises:
-        InvalidInput: it is none; says what the first problem is.
+        InvalidInput: the text is not a valid catalogue. The message has the first problem.
     """
     if len(text) > MOST_BYTES:
-        raise InvalidInput(f"{source} is larger than 2 MiB: no catalogue")
+        raise InvalidInput(f"{source} is larger than 2 MiB, the limit for a catalogue")
     try:
         return Catalogue.model_validate(tomllib.loads(text.decode()))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))[:100]
         reason = re.sub(r"^Value error, ", "", first["msg"])[:200]
-        raise InvalidInput(f"{source} is no catalogue: {place + ': ' if place else ''}{reason}") from None
+        raise InvalidInput(
+            f"{source} is not a valid catalogue: {place + ': ' if place else ''}{reason}"
+        ) from None
     except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{source} is no catalogue: {str(error)[:200]}") from None
+        raise InvalidInput(f"{source} is not a valid catalogue: {str(error)[:200]}") from None
 
 
 class Catalogues:
-    """The one that is used: what was fetched last, or our own where that is newer."""
+    """The choice between the downloaded catalogue and bough's own: the newer one is in use."""
 
     def __init__(self, home: Home) -> None:
         self._path = home.catalogue
@@ -183,24 +197,24 @@ class Catalogues:
 
     @property
     def source(self) -> str | None:
-        """The address that the last one was fetched from."""
+        """The address of the last downloaded catalogue."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             return str(json.loads(self._path.read_bytes())["source"])
         return None
 
     def replace(self, text: bytes, source: str, *, force: bool = False) -> Catalogue:
-        """Take `text` as the catalogue from now on, as a whole or not at all.
+        """Replace the catalogue with `text`, completely or not at all.
 
         Raises:
-            InvalidInput: it is none.
-            Conflict: it is older than the one that is used, and not `force`. One that is forced is used
-                until bough itself brings a newer one.
+            InvalidInput: `text` is not a valid catalogue.
+            Conflict: the new catalogue is older than the one in use, without `force`. A forced
+                catalogue is in use until bough contains a newer one.
         """
         new, old = parse_catalogue(text, source), self.current()
         if new.serial < old.serial and not force:
             raise Conflict(
                 f"the catalogue at {source} is older ({new.serial}) than the one in use ({old.serial})",
-                hint="--force takes it all the same; `bough image catalogue reset` undoes that",
+                hint="--force uses the older one; `bough image catalogue reset` undoes that",
             )
         kept: dict[str, Any] = {"source": source, "catalogue": new.model_dump(mode="json")}
         if force:
@@ -209,12 +223,12 @@ class Catalogues:
         return new
 
     def reset(self) -> None:
-        """Our own again."""
+        """Return to bough's own catalogue."""
         self._path.unlink(missing_ok=True)
 
     def _fetched(self) -> tuple[Catalogue, int | None] | None:
-        """The list, and the serial of our own that it was forced over."""
-        # A damaged one keeps nobody from using ours.
+        """Return the downloaded catalogue, and the serial of bough's own that it was forced over."""
+        # If the downloaded catalogue is damaged, bough's own is used.
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             kept: dict[str, Any] = json.loads(self._path.read_bytes())
             return Catalogue.model_validate(kept["catalogue"]), kept.get("forced_over")
@@ -226,7 +240,7 @@ def _built_in() -> Catalogue:
 
 
 def describe_catalogue(catalogues: Catalogues, words: str = "", arch: str | None = None) -> dict[str, Any]:
-    """JSON-able: what of it has `words`, and where it came from."""
+    """Return the entries that contain all `words`, and the catalogue's source. JSON-able."""
     current = catalogues.current()
     built = [
         {"names": [label], "title": "built here, from Debian's packages", "os": "debian", "files": []}

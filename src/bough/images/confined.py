@@ -1,4 +1,4 @@
-"""Run a program on bytes that nobody trusts: in the jail that QEMU has, seeing only what it is given."""
+"""Run a program on untrusted bytes, in a jail like QEMU's, with access to its own files only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bough.errors import HostLacks
 from bough.qemu.jail import Jail, Sight, machine_uid, render_jail
 from bough.qemu.subprocesses import end_subprocess, start_subprocess
 
-#: qemu-img and the decompressors stay far below; one that does not is ended by malloc.
+#: qemu-img and the decompressors stay far below this limit. Above the limit, malloc fails.
 _MOST_MEMORY_KIB = 4 * 1024 * 1024
 _OUTPUT_BYTES = 16 * 1024
 _LIMITED = 'ulimit -c 0; ulimit -v "$1"; shift; exec "$@"'
@@ -23,10 +23,10 @@ _LIMITED = 'ulimit -c 0; ulimit -v "$1"; shift; exec "$@"'
 
 @dataclass(frozen=True)
 class Confinement:
-    """The jail, and the user id that everything of one import runs as when the service is root.
+    """The jail of one import. Under a root service, the import's programs run as a user of their own.
 
     Attributes:
-        uid: None unless the service is root.
+        uid: that user's id; None unless the service is root.
     """
 
     jail: Jail
@@ -35,7 +35,7 @@ class Confinement:
     )
 
     def give(self, path: Path) -> None:
-        """Let the confined program read, and where it may, write `path`, a file of ours."""
+        """Make the jail's user the owner of `path`. The jail's mounts decide about writing."""
         if self.uid is not None and self.jail.setpriv:
             os.chown(path, self.uid, self.uid, follow_symlinks=False)
 
@@ -44,7 +44,7 @@ class Confinement:
             os.chown(path, os.geteuid(), os.getegid(), follow_symlinks=False)
 
     def can_read(self, path: Path) -> bool:
-        """Whether it may read a file that is somebody's, who is not asked to change its mode."""
+        """Return whether the jail's user can read a file whose mode bough must not change."""
         return self.uid is None or not self.jail.setpriv or bool(path.stat().st_mode & 0o004)
 
 
@@ -55,13 +55,17 @@ class Done:
 
 
 def find_program(name: str) -> str:
-    """Raises HostLacks."""
+    """Return the path of a program.
+
+    Raises:
+        HostLacks: the program is not installed.
+    """
     path = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
     if path is None:
         packages = {"qemu-img": "qemu-utils", "xz": "xz-utils", "zstd": "zstd", "mdir": "mtools"}
         raise HostLacks(
             f"{name} is not installed",
-            hint=f"sudo apt install {packages.get(name, name)}, or what your distribution calls it",
+            hint=f"sudo apt install {packages.get(name, name)} (the name may differ on other distributions)",
         )
     return path
 
@@ -73,7 +77,7 @@ def render_confined(
     read_only: Sequence[Path] = (),
     writable: Sequence[Path] = (),
 ) -> list[str]:
-    """`argv` in the jail, ending with us."""
+    """Wrap `argv` in the jail. Inside bubblewrap the program ends with this process."""
     limited = ["/bin/sh", "-c", _LIMITED, "sh", str(_MOST_MEMORY_KIB), *argv]
     sight = Sight(argv[0], tuple(map(str, writable)), tuple(map(str, read_only)))
     words = render_jail(confinement.jail, sight, limited, uid=confinement.uid)
@@ -91,11 +95,13 @@ async def run_confined(
     stdin: int | None = None,
     on_output: Callable[[bytes], Awaitable[None]] | None = None,
 ) -> Done:
-    """Run it to its end; `Done.output` is the end of what it printed, untrusted. Cancelling kills it.
+    """Run a program until its end. Cancelling kills the program.
+
+    `Done.output` is the end of the program's output, which is untrusted.
 
     Args:
         stdin: an open file.
-        on_output: is given its standard output as it comes; the program waits for it.
+        on_output: receives the standard output in pieces. The program waits while a piece is handled.
     """
     words = render_confined(confinement, argv, read_only=read_only, writable=writable)
     process = await start_subprocess(

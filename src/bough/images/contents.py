@@ -1,6 +1,7 @@
-"""What a disk boots by and for which processors, from its partition table and boot loaders.
+"""Detect a disk's firmware and processor architectures from its partition table and boot loaders.
 
-Read by us, bounded; the file names of an EFI system partition by mtools, in the jail (esp.py).
+bough reads the tables itself, with bounds. mtools lists the files of an EFI system partition, in the jail
+(esp.py).
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from bough.images.esp import SECTOR, EfiLoader, EspFile, choose_loader, list_loa
 
 _ESP_GUID = uuid.UUID("c12a7328-f81f-11d2-ba4b-00a0c93ec93b")
 _BIOS_BOOT_GUID = uuid.UUID("21686148-6449-6e6f-744e-656564454649")
-#: Of a partition's attributes in a GPT (UEFI specification 5.3.3).
+#: A bit of a partition's attributes in a GPT (UEFI specification 5.3.3).
 _LEGACY_BIOS_BOOTABLE = 1 << 2
 _MOST_PARTITIONS = 128
-#: Roots of the Discoverable Partitions Specification.
+#: Types of root partitions in the Discoverable Partitions Specification.
 _ROOTS = {
     uuid.UUID("4f68bce3-e8cd-4db1-96e7-fbcaf984b709"): "x86_64",
     uuid.UUID("b921b045-1df0-41c3-af44-4c6f280d3fae"): "aarch64",
@@ -30,10 +31,12 @@ _ROOTS = {
 
 @dataclass(frozen=True)
 class Contents:
-    """Attributes:
-    firmware: what it can be booted by, as far as that can be seen; () where it cannot.
-    architectures: of its boot loaders.
-    loaders: of each EFI system partition.
+    """The result of the detection.
+
+    Attributes:
+        firmware: firmware types that can boot the disk; () if unknown.
+        architectures: architectures of the boot loaders and of the root partition types.
+        loaders: the boot loaders of each EFI system partition.
     """
 
     firmware: tuple[str, ...] = ()
@@ -41,7 +44,7 @@ class Contents:
     loaders: tuple[tuple[Partition, list[EspFile]], ...] = ()
 
     def efi_loader(self, arch: str) -> EfiLoader | None:
-        """What a boot entry must name, for UEFI finds nothing by itself."""
+        """Return the loader for a UEFI boot entry; None if UEFI needs no entry, or no loader exists."""
         chosen = [(esp, choose_loader(files, arch)) for esp, files in self.loaders]
         if any(file.is_fallback and file.arch == arch for _, files in self.loaders for file in files):
             return None
@@ -59,10 +62,12 @@ class Contents:
 
 @dataclass(frozen=True)
 class Partition:
-    """Attributes:
-    number: from 1 on; 0: it is the whole disk.
-    identity: its GUID as it is on the disk, or the signature of its MBR.
-    boots_by_bios: a GPT has it for a BIOS's sake.
+    """A partition of a disk.
+
+    Attributes:
+        number: from 1 on; 0: the file system covers the whole disk.
+        identity: the partition's GUID as stored on the disk, or the signature of the MBR.
+        boots_by_bios: a GPT partition for booting by BIOS.
     """
 
     kind: uuid.UUID | int
@@ -81,7 +86,7 @@ class Partition:
         return isinstance(self.kind, uuid.UUID)
 
 
-#: A stick or floppy: the file system from the first sector on (UEFI specification 13.3.2).
+#: A stick or floppy: the file system begins in the first sector (UEFI specification 13.3.2).
 _WHOLE_DISK = Partition(_ESP_GUID, 0, 0)
 
 
@@ -95,14 +100,18 @@ async def inspect_contents(disk: Path, confinement: Confinement) -> Contents:
     found |= {file.arch for _, files in loaders for file in files if file.arch is not None}
     firmware = _firmware_of(has_boot_code, partitions, any(files for _, files in loaders))
     if found and (whole or not found & {"x86_64", "i386"}):
-        # Boot code in the first sector is a PC's; that of a FAT may do no more than say that it is none.
+        # Boot code in the first sector is for a PC. A FAT's boot code may only print that the disk is not
+        # bootable.
         firmware = ["uefi"]
     return Contents(tuple(firmware), frozenset(found), loaders)
 
 
 def _firmware_of(has_boot_code: bool, partitions: list[Partition], has_loader: bool) -> list[str]:
-    """A system that was installed by UEFI has an EFI system partition. Its first sector holds code now and
-    then, which does nothing without the partition that a BIOS's loader needs on a GPT."""
+    """Return the firmware types that can boot the disk.
+
+    A system that was installed by UEFI has an EFI system partition. Its first sector may contain code. On a
+    GPT this code needs the partition of a BIOS loader, and does nothing without that partition.
+    """
     has_gpt_esp = any(partition.is_esp and partition.is_gpt for partition in partitions)
     for_bios = not has_gpt_esp or any(partition.boots_by_bios for partition in partitions)
     firmware = ["bios"] if has_boot_code and for_bios else []
@@ -110,7 +119,10 @@ def _firmware_of(has_boot_code: bool, partitions: list[Partition], has_loader: b
 
 
 def read_partitions(stream: BinaryIO) -> tuple[bool, list[Partition]]:
-    """Whether the first sector holds code, and the partitions. Nothing raises: a broken table is empty."""
+    """Return whether the first sector contains code, and the partitions.
+
+    A broken table counts as empty: bad content raises no error.
+    """
     stream.seek(0)
     sector = stream.read(SECTOR)
     if len(sector) < SECTOR or sector[510:] != b"\x55\xaa":
@@ -129,7 +141,7 @@ def read_partitions(stream: BinaryIO) -> tuple[bool, list[Partition]]:
 
 
 def is_fat(stream: BinaryIO) -> bool:
-    """Whether a FAT file system, not a partition table, begins in the first sector."""
+    """Return whether the first sector belongs to a FAT file system instead of a partition table."""
     stream.seek(0)
     sector = stream.read(SECTOR)
     return sector[510:] == b"\x55\xaa" and b"FAT" in (sector[54:57], sector[82:85])

@@ -1,4 +1,4 @@
-"""From any disk image to the sparse raw file that the store keeps, by programs in a jail."""
+"""Convert any disk image to the sparse raw file of the store, with programs in a jail."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bough.images.formats import COMPRESSIONS, Header
 from bough.progress import Progress, Report
 from bough.units import MIB, format_size
 
-#: Never filled by an import.
+#: Free space that an import leaves.
 _SPARE_BYTES = 256 * MIB
 _PERCENT = re.compile(rb"\((\d+(?:\.\d+)?)/100%\)")
 
@@ -27,7 +27,7 @@ async def convert(
     """Write the disk in `source` to `target`, which must not exist yet.
 
     Raises:
-        BadImage: qemu-img found it broken, or it is another disk than its header says.
+        BadImage: qemu-img found damage, or wrote a disk of another size than the header says.
         NoSpace, HostLacks
     """
     qemu_img = find_program("qemu-img")
@@ -48,12 +48,12 @@ async def convert(
             report(Progress(step, min(1.0, float(percent) / 100)))
 
     read = ["-f", format, str(source)]
-    if header.format == "vhd":  # without the 512 bytes behind the disk
+    if header.format == "vhd":  # leave out the 512 bytes after the disk
         named = str(source).replace(",", ",,")
         read = ["--image-opts", f"driver=raw,size={header.size_bytes},file.driver=file,file.filename={named}"]
     done = await run_confined(
         confinement,
-        # -n: the file is there, and is no other size than we have read and allowed.
+        # -n: the file exists, with the size that bough has read from the header and allowed.
         [qemu_img, "convert", "-p", "-n", "--target-is-zero", "-O", "raw", *read, str(target)],
         read_only=(source,),
         writable=(target,),
@@ -66,7 +66,7 @@ async def convert(
 
 
 async def _check(qemu_img: str, source: Path, format: str, confinement: Confinement) -> None:
-    """Refuse what is damaged: a part that is missing would be read as zeros."""
+    """Refuse a damaged image. Without this check, missing parts would read as zeros."""
     heard = bytearray()
 
     async def told(data: bytes) -> None:
@@ -78,7 +78,7 @@ async def _check(qemu_img: str, source: Path, format: str, confinement: Confinem
         read_only=(source,),
         on_output=told,
     )
-    if done.status not in (0, 3, 63):  # 3: clusters leaked, which costs nothing; 63: not checked
+    if done.status not in (0, 3, 63):  # 3: leaked clusters, harmless; 63: no check for this format
         raise _refused(done, format, source, bytes(heard))
     end = _parse(bytes(heard)).get("image-end-offset")
     size = source.stat().st_size
@@ -102,12 +102,12 @@ def _refused(done: Done, format: str, path: Path, heard: bytes = b"") -> BoughEr
         )
     found = _parse(heard)
     wrong = found.get("corruptions") or found.get("check-errors")
-    what = f"{wrong} errors were found in it" if wrong else output.rpartition("\n")[2][:300]
+    what = f"{wrong} errors were found" if wrong else output.rpartition("\n")[2][:300]
     return BadImage(
         f"the {format} is truncated or altered: {what or f'qemu-img ended with {done.status}'}",
         hint="is the download complete? --sha256 checks it"
         if "lock" not in output
-        else "a program has it open: stop the machine that uses it",
+        else "the file is in use: stop the machine that uses it",
         output=output[-2000:],
     )
 
@@ -117,7 +117,7 @@ def sync_image(path: Path, size_bytes: int) -> None:
     try:
         info = os.fstat(descriptor)
         if not stat.S_ISREG(info.st_mode) or info.st_size != size_bytes:
-            raise BadImage("qemu-img wrote another disk than the header promised")
+            raise BadImage("qemu-img wrote a disk of another size than the header says")
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -134,10 +134,10 @@ async def unpack(
 ) -> None:
     """Decompress `source` to the sparse file `target`.
 
-    The program sees no file at all: it has one end of `source` and one of a pipe.
+    The program can open no file. It has only an open descriptor of `source` and a pipe.
 
     Raises:
-        BadImage: it is truncated or altered, or becomes more than `most_bytes`.
+        BadImage: `source` is truncated or altered, or its content is larger than `most_bytes`.
         NoSpace, HostLacks
     """
     name, *options = COMPRESSIONS[compression]
@@ -150,7 +150,7 @@ async def unpack(
         with SparseWriter(target, most_bytes) as writer:
 
             async def take(data: bytes) -> None:
-                # The program reads through our very descriptor: its place is how far it has come.
+                # The program shares our descriptor, so the descriptor's position is the program's progress.
                 if writer.write(data):
                     report(Progress(step, min(1.0, os.lseek(descriptor, 0, os.SEEK_CUR) / size)))
                     await asyncio.sleep(0)
@@ -168,7 +168,7 @@ async def unpack(
 
 
 class SparseWriter:
-    """A file in the making, at most `most_bytes` long; what is zero becomes a hole."""
+    """Writer of a file of at most `most_bytes`. Zeros become holes."""
 
     def __init__(self, target: Path, most_bytes: int) -> None:
         self._target = target
@@ -186,16 +186,16 @@ class SparseWriter:
             os.close(self._descriptor)
 
     def write(self, data: bytes) -> bool:
-        """True every 16 MiB or so: a good moment to tell.
+        """Append data. Return True about every 16 MiB: a good moment to report progress.
 
         Raises:
-            BadImage: it is more than allowed.
+            BadImage: the file would be larger than allowed.
             NoSpace
         """
         if self._size + len(data) > self._most_bytes:
             raise BadImage(
-                f"unpacked it is more than the {format_size(self._most_bytes)} that are allowed",
-                hint="--max-size allows more, if that is right",
+                f"the unpacked file is larger than the limit of {format_size(self._most_bytes)}",
+                hint="raise the limit with --max-size",
             )
         try:
             if data.count(0) != len(data):
@@ -211,12 +211,16 @@ class SparseWriter:
 
 
 def check_space(where: Path, needed_bytes: int = 0) -> None:
-    """Raises NoSpace while there is still some left for others."""
+    """Check the free space of a file system. A reserve stays free for other programs.
+
+    Raises:
+        NoSpace: less than `needed_bytes` and the reserve is free.
+    """
     stat_ = os.statvfs(where)
     free = stat_.f_bavail * stat_.f_frsize
     if free < needed_bytes + _SPARE_BYTES:
         raise NoSpace(
-            f"{where} has {format_size(free)} free, which is not enough for what is to be written there",
+            f"{where} has {format_size(free)} free, which is not enough",
             hint="free some space (`bough image prune` may help), or set BOUGH_HOME elsewhere",
             path=str(where),
         )

@@ -1,14 +1,14 @@
-"""The disk of an image: where its parts are, its partition table, its two boot loaders, its digest.
+"""The disk of an image: its layout, partition table, two boot loaders and digest.
 
     LBA 0        protective MBR, with GRUB's boot.img
     LBA 34       BIOS boot partition: GRUB's core.img, to 1 MiB
     1 MiB        EFI system partition, FAT16, 16 MiB: EFI/BOOT/BOOTX64.EFI or the like
     17 MiB       root, ext4, to 1 MiB before the end: the last one, so that a larger disk can be used
 
-The same for every architecture; a boot partition that it has no use for is empty.
+The layout is the same for every architecture. An unused boot partition is empty.
 
-Everything is written into a plain file: no loop device, no mount, no privilege. The fields patched into
-GRUB's images are those of its include/grub/i386/pc/boot.h, which is what grub-bios-setup fills in too.
+bough writes all parts into a plain file: no loop device, no mount, no privilege. The patched fields of GRUB's
+images are described in GRUB's include/grub/i386/pc/boot.h. grub-bios-setup fills in the same fields.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ROOT_PARTITION = 3
 
 _BIOS_BOOT_TYPE = "21686148-6449-6E6F-744E-656564454649"
 _ESP_TYPE = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
-# "Root partition" of the Discoverable Partitions Specification.
+# Types of root partitions in the Discoverable Partitions Specification.
 _ROOT_TYPE = {
     "x86_64": "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709",
     "aarch64": "B921B045-1DF0-41C3-AF44-4C6F280D3FAE",
@@ -58,7 +58,7 @@ _ZEROS = bytes(_CHUNK)
 
 @dataclass(frozen=True)
 class DiskIdentity:
-    """GUIDs of one recipe's disks: the same for the same recipe, so that a rebuild gives the same bytes."""
+    """GUIDs of the disks of a recipe. They depend on the recipe only, so a rebuild gives the same bytes."""
 
     disk: uuid.UUID
     bios_boot: uuid.UUID
@@ -73,14 +73,14 @@ class DiskIdentity:
 
 
 def partition_uuid(identity: DiskIdentity, name: str) -> uuid.UUID:
-    """Of something more on the same disk."""
+    """Return the GUID of a further partition or file system of the same disk."""
     return uuid.uuid5(identity.disk, name)
 
 
 def render_partition_table(
     identity: DiskIdentity, arch: str, disk_bytes: int = DISK_BYTES, *, root_offset: int = ROOT_OFFSET
 ) -> str:
-    """The script that sfdisk(8) reads."""
+    """Return the script for sfdisk(8)."""
     root_bytes = disk_bytes - root_offset - MIB
     lines = [
         "label: gpt",
@@ -103,7 +103,7 @@ def _render_partition(start: int, size: int, kind: str, guid: uuid.UUID, name: s
 
 
 def patch_boot_image(boot: bytes, mbr: bytes) -> bytes:
-    """The new first sector: GRUB's boot.img, told where core.img is, around the disk's partition table.
+    """Return the new first sector: GRUB's boot.img with the place of core.img and the disk's partition table.
 
     Raises:
         ValueError: `boot` is not a boot.img.
@@ -113,17 +113,17 @@ def patch_boot_image(boot: bytes, mbr: bytes) -> bytes:
     sector = bytearray(boot)
     struct.pack_into("<Q", sector, _BOOT_KERNEL_SECTOR, BIOS_BOOT_LBA)
     sector[_BOOT_DRIVE] = 0xFF  # boot from the drive that the BIOS names
-    # A jump that is there for floppy drives; some BIOSes name a wrong drive and want it away.
+    # Remove a jump that only floppies need: it skips GRUB's workaround for BIOSes that name a wrong drive.
     sector[_BOOT_DRIVE_CHECK : _BOOT_DRIVE_CHECK + 2] = b"\x90\x90"
     sector[_MBR_CODE_END:] = mbr[_MBR_CODE_END:SECTOR]
     return bytes(sector)
 
 
 def patch_core_image(core: bytes) -> bytes:
-    """core.img, told where its own rest is: one run of sectors after its first.
+    """Return core.img with the place of its remaining sectors: one run after its first sector.
 
     Raises:
-        ValueError: it does not fit its partition.
+        ValueError: core.img does not fit into its partition.
     """
     room = ESP_OFFSET - BIOS_BOOT_LBA * SECTOR
     if not SECTOR < len(core) <= room:
@@ -135,13 +135,17 @@ def patch_core_image(core: bytes) -> bytes:
 
 
 def write_partition_table(disk: Path, identity: DiskIdentity, arch: str) -> None:
-    """Raises CalledProcessError; its output says why."""
+    """Write the partition table.
+
+    Raises:
+        CalledProcessError: sfdisk failed; the output has the reason.
+    """
     script = render_partition_table(identity, arch)
     _run(["sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", str(disk)], script, 0)
 
 
 def write_bios_loader(disk: Path, boot: bytes, core: bytes) -> None:
-    """Make a disk that has a partition table start by BIOS."""
+    """Write GRUB for BIOS to a disk that has a partition table."""
     with disk.open("r+b") as stream:
         mbr = stream.read(SECTOR)
         stream.seek(0)
@@ -154,10 +158,10 @@ def write_esp(disk: Path, loader: Path, name: str, serial: int, epoch_s: int) ->
     """Make the EFI system partition with `loader` as EFI/BOOT/`name`.
 
     Args:
-        epoch_s: seconds since 1970; the time of everything in it.
+        epoch_s: time of all files, in seconds since 1970.
 
     Raises:
-        CalledProcessError: mtools refused; its output says why.
+        CalledProcessError: mtools failed; the output has the reason.
     """
     where = f"{disk}@@{ESP_OFFSET}"
     os.utime(loader, (epoch_s, epoch_s))
@@ -196,14 +200,14 @@ def _run(argv: list[str], text: str, epoch_s: int) -> None:
     subprocess.run(argv, input=text, env=environment, check=True, text=True, capture_output=True, timeout=60)
 
 
-#: The part of a manifest that its image's digest covers, beside the disk.
+#: Fields of a manifest that the image's digest covers, in addition to the disk.
 _LASTING = ("os", "version", "arch", "firmware", "size_bytes", "root_partition", "agent")
-#: ... and what is part of it only where it is not the default.
+#: Fields that the digest covers only if they differ from their defaults.
 _LASTING_TOO: dict[str, Any] = {"media": "disk", "cloud_init": False, "disks": [], "lived": False}
 
 
 def digest_image(disk: Path, manifest: Mapping[str, Any]) -> str:
-    """The digest of an image with this disk and manifest (as JSON has it). Reads all of the disk."""
+    """Return the digest of an image with this disk and manifest (as in JSON). Reads the whole disk."""
     lasting = {name: manifest.get(name) for name in _LASTING}
     lasting |= {
         name: manifest[name]
@@ -214,10 +218,10 @@ def digest_image(disk: Path, manifest: Mapping[str, Any]) -> str:
 
 
 def digest_disk(disk: Path, config: bytes) -> str:
-    """sha256 of `config` and of what `disk` holds, as 64 hexadecimal digits.
+    """Return the sha256 of `config` and of the content of `disk`, as 64 hexadecimal digits.
 
-    Only chunks of 1 MiB that hold anything but zeros count, each with its place: two copies with their
-    holes elsewhere have one digest, and holes cost no time.
+    Chunks of 1 MiB that are all zeros are skipped; other chunks count with their offsets. So two copies with
+    different holes have the same digest, and holes take no time.
     """
     digest = hashlib.sha256(struct.pack("<Q", len(config)) + config)
     with disk.open("rb", buffering=0) as stream:
@@ -234,8 +238,8 @@ def digest_disk(disk: Path, config: bytes) -> str:
 
 
 def _next_data(descriptor: int, offset: int) -> int:
-    """The start of the next chunk that is no hole; a huge number after the last."""
+    """Return the offset of the next chunk that contains data; a huge number after the last chunk."""
     try:
         return os.lseek(descriptor, offset, os.SEEK_DATA) // _CHUNK * _CHUNK
-    except OSError:  # ENXIO: only a hole is left
+    except OSError:  # ENXIO: only a hole follows
         return 1 << 62

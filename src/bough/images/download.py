@@ -1,10 +1,10 @@
-"""Fetch a file over http(s): resumed where it broke off, bounded in every way, and told how far it is.
+"""Download a file over http(s), with resumption, limits and progress reports.
 
-downloads/<key>.part     what has come so far; <key> is a hash of the address
-downloads/<key>.json     which version of the file it is (ETag or Last-Modified), so that the next
-                         attempt, or the next command, goes on with the same one (RFC 9110, If-Range)
+downloads/<key>.part     the bytes received so far; <key> is a hash of the address
+downloads/<key>.json     the version of the file (ETag or Last-Modified). The next attempt or command resumes
+                         only if the server still has this version (RFC 9110, If-Range)
 
-A server is not believed: not in how much it sends, not in that it sends the same file twice.
+The server is not trusted: it may send too much, or another file in the next attempt.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 STALL_S = 60.0
 MOST_REDIRECTS = 5
-#: In a row, without a new byte.
+#: Consecutive attempts without a new byte.
 MOST_ATTEMPTS = 4
 KEPT_S = 7 * 86400.0
 _LEAST_RATE_BYTES = 1024
@@ -43,14 +43,14 @@ _RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 @dataclass(frozen=True)
 class Version:
-    """Which version of a file a server speaks of; equal ones are the same file."""
+    """The version of a file on the server. Equal versions mean the same file."""
 
     etag: str | None = None
     modified: str | None = None
 
     @property
     def validator(self) -> str | None:
-        """For If-Range, which takes no weak ETag (RFC 9110, 13.1.5)."""
+        """The value for If-Range, which accepts no weak ETag (RFC 9110, 13.1.5)."""
         return self.etag or self.modified
 
     @classmethod
@@ -61,18 +61,20 @@ class Version:
 
 
 class _Interrupted(Exception):
-    """The transfer broke off in a way that another attempt may mend."""
+    """The transfer broke off, and another attempt may succeed."""
 
 
 @contextlib.asynccontextmanager
 async def download(
     url: str, downloads: Path, *, most_bytes: int, report: Report, stall_s: float = STALL_S
 ) -> AsyncIterator[Path]:
-    """The file at `url`, for as long as the block lasts; what had come stays when it is interrupted.
+    """Yield the path of the downloaded file, which is deleted at the end of the block.
+
+    After an interruption the received part stays if the server allows resumption.
 
     Raises:
-        DownloadFailed: with what the server did.
-        Conflict: it is being downloaded already.
+        DownloadFailed: the message says what the server did.
+        Conflict: another download of the same address is running.
         NoSpace
     """
     check_url(url)
@@ -85,14 +87,16 @@ async def download(
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Conflict(f"{url} is being downloaded already", hint="wait for that to end") from None
+            raise Conflict(
+                f"{url} is already being downloaded", hint="wait until the other download ends"
+            ) from None
         transfer = _Transfer(url, descriptor, notes, most_bytes, stall_s, report)
         try:
             with no_space_is_told("the download", downloads):
                 await transfer.run()
         except BaseException:
             if transfer.version.validator is None or not os.fstat(descriptor).st_size:
-                _remove(part, notes)  # it could not be resumed
+                _remove(part, notes)  # resumption is impossible
             raise
         try:
             yield part
@@ -112,11 +116,11 @@ def is_address(url: str) -> bool:
 
 def check_url(url: str) -> None:
     if not is_address(url):
-        raise DownloadFailed(f"{url[:200]!r} is no address of http or https", url=url[:200])
+        raise DownloadFailed(f"{url[:200]!r} is not an http or https address", url=url[:200])
 
 
 def sweep(downloads: Path, *, older_than_s: float = KEPT_S) -> None:
-    """Remove what nobody came back for; not what is being downloaded."""
+    """Remove parts that were not resumed within `older_than_s`, except for running downloads."""
     for path in downloads.glob("*.part") if downloads.is_dir() else ():
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime < older_than_s:
@@ -147,7 +151,7 @@ class _Transfer:
         self._report = report
         self._total: int | None = None
         self._step = f"downloading {_shown(url)}"
-        #: The version was seen by this very call: another one now is a change in the middle.
+        #: True after this call's first response: a different version is then a change during the download.
         self._seen = False
 
     @property
@@ -168,7 +172,7 @@ class _Transfer:
                 try:
                     return await self._attempt(client)
                 except httpx.InvalidURL as error:
-                    raise self._failed(f"is no address: {error}") from error
+                    raise self._failed(f"is not a valid address: {error}") from error
                 except (_Interrupted, httpx.TransportError) as error:
                     failures = 0 if self._have > best else failures + 1
                     best = max(best, self._have)
@@ -178,9 +182,9 @@ class _Transfer:
                         of = f" of {format_size(self._total)}" if self._total and came else ""
                         raise self._failed(
                             f"could not be downloaded{came}{of}: {why[:300]}",
-                            hint="the same command goes on where it broke off" if came else None,
+                            hint="run the same command again to resume the download" if came else None,
                         ) from error
-                    self._report(Progress(self._step, self._fraction(), f"again, for {why[:100]}"))
+                    self._report(Progress(self._step, self._fraction(), f"trying again: {why[:100]}"))
                     await asyncio.sleep(min(2.0**failures / 4, 4.0))
 
     async def _attempt(self, client: httpx.AsyncClient) -> None:
@@ -201,7 +205,7 @@ class _Transfer:
     def _redirected(self, url: str, response: httpx.Response) -> str:
         location = response.headers.get("location")
         if not location:
-            raise self._failed("redirects to nowhere")
+            raise self._failed("redirects without an address")
         target = str(response.url.join(location))
         check_url(target)
         if urlsplit(url).scheme == "https" and urlsplit(target).scheme == "http":
@@ -218,7 +222,9 @@ class _Transfer:
             self._restart()
             raise _Interrupted("the server has less than was downloaded")
         if status not in (200, 206):
-            raise self._failed(f"cannot be had: the server answered {status} {response.reason_phrase[:60]}")
+            raise self._failed(
+                f"cannot be downloaded: the server answered {status} {response.reason_phrase[:60]}"
+            )
         if status == 206:
             self._check_range(response.headers.get("content-range", ""), have)
             if version.validator != self.version.validator:
@@ -239,7 +245,7 @@ class _Transfer:
         span, _, total = rest.partition("/")
         first = span.partition("-")[0]
         if unit != "bytes" or not first.isdecimal() or int(first) != have:
-            raise self._failed(f"was asked for from byte {have} on, and the server sent {told[:60]!r}")
+            raise self._failed(f"was requested from byte {have} on, but the server sent {told[:60]!r}")
         if self._total is not None and total.isdecimal() and int(total) != self._total:
             raise self._changed(None)
 
@@ -249,8 +255,8 @@ class _Transfer:
             have = self._have
             if have + len(data) > self._most_bytes:
                 raise self._failed(
-                    f"is more than the {format_size(self._most_bytes)} that are allowed",
-                    hint="--max-size allows more, if that is right",
+                    f"is larger than the limit of {format_size(self._most_bytes)}",
+                    hint="raise the limit with --max-size",
                 )
             os.pwrite(self._file, data, have)
             now = time.monotonic()
@@ -283,9 +289,9 @@ class _Transfer:
         if total is not None:
             if total > self._most_bytes:
                 raise self._failed(
-                    f"has {format_size(total) if total < 1 << 60 else total}, more than the "
-                    f"{format_size(self._most_bytes)} that are allowed",
-                    hint="--max-size allows more, if that is right",
+                    f"has {format_size(total) if total < 1 << 60 else total}, more than the limit of "
+                    f"{format_size(self._most_bytes)}",
+                    hint="raise the limit with --max-size",
                 )
             check_space(self._notes.parent, total - self._have)
         self.version, self._total, self._seen = version, total, True
@@ -294,7 +300,7 @@ class _Transfer:
             write_json(self._notes, kept)
 
     def _recall(self) -> None:
-        """What an earlier call left; anything odd about it, and all starts anew."""
+        """Load the notes of an earlier call. If they are missing or damaged, the download starts again."""
         try:
             kept: dict[str, Any] = json.loads(self._notes.read_bytes())
             if kept["url"] != self.url:
@@ -321,7 +327,7 @@ def _length(headers: httpx.Headers, have: int) -> int | None:
 
 
 def _shown(url: str) -> str:
-    """Without what may be a password or a token."""
+    """Return the address without user, password and query, which may contain secrets."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     port = f":{parts.port}" if parts.port else ""

@@ -1,8 +1,8 @@
-"""How programs of another processor run on this host while an image of theirs is built.
+"""Emulation of foreign processors during the build of an image.
 
-Found out by running one, the smallest there is, at the place where they will run: a 64-bit PC runs
-those of a 32-bit one by itself; the host may have an emulator registered for everybody; else ours is
-registered in the build's own namespaces, which needs no root.
+bough finds out by running the smallest possible program at the place of the build. A 64-bit PC runs programs
+of a 32-bit PC by itself. The host may have a registered emulator. Otherwise bough registers an emulator in
+the build's own namespaces, which needs no root.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _LOAD_ADDRESS = 0x400000
 
 
 async def find_rule(arch: str, work: Path) -> str:
-    """The rule for binfmt_misc that a build in `work` needs; "" where programs of `arch` run anyway.
+    """Return the binfmt_misc rule that a build in `work` needs; "" if programs of `arch` run without a rule.
 
     Raises:
-        HostLacks: they run in no way; `hint` has the command that helps.
+        HostLacks: programs of `arch` cannot run. `hint` has the command that helps.
     """
     _write_program(PLATFORMS[arch], work / "foreign")
     if await _runs(work, "") is None:
@@ -44,13 +44,13 @@ async def find_rule(arch: str, work: Path) -> str:
         raise HostLacks(
             f"programs of {arch} do not run on this host: {emulator} could not be registered for the build"
             f" ({why or 'the kernel is older than 6.7, or allows no user namespaces'})",
-            hint=f"register it for everybody: {render_fix('binfmt')}",
+            hint=f"register it for the whole host: {render_fix('binfmt')}",
         )
     return rule
 
 
 async def _runs(work: Path, rule: str) -> str | None:
-    """None when the program does; else the end of what was said."""
+    """Run the test program. Return None if it succeeds, otherwise the last line of its output."""
     process = await start_inside(work, ["chroot", "foreign", "/program"], {}, binfmt=rule)
     try:
         async with asyncio.timeout(_TIMEOUT_S):
@@ -58,14 +58,14 @@ async def _runs(work: Path, rule: str) -> str | None:
             said = await process.stdout.read()
             status = await process.wait()
     except TimeoutError:
-        return "it did not end in time"
+        return "the test program did not end in time"
     finally:
         await end_subprocess(process)
     return None if status == 0 else said.decode(errors="replace").strip().rpartition("\n")[2][-300:]
 
 
 def _write_program(platform: Platform, root: Path) -> None:
-    """A root directory with nothing else in it, so that an emulator that needs its libraries is found out."""
+    """Write the program into an otherwise empty root: an emulator that needs shared libraries then fails."""
     root.mkdir(exist_ok=True)
     program = root / "program"
     program.write_bytes(render_program(platform))
@@ -74,13 +74,13 @@ def _write_program(platform: Platform, root: Path) -> None:
 
 
 def render_program(platform: Platform) -> bytes:
-    """An ELF program (elf(5)) that ends with status 0: one segment, headers and code."""
+    """Return an ELF program (elf(5)) that exits with status 0: one segment with headers and code."""
     wide = platform.bits == 64
     header_bytes, segment_header_bytes = (64, 56) if wide else (52, 32)
     code_offset = header_bytes + segment_header_bytes
     size = code_offset + len(platform.exit_code)
     entry = _LOAD_ADDRESS + code_offset
-    # e_type ET_EXEC ... e_shstrndx; then p_type PT_LOAD, readable and executable.
+    # From e_type ET_EXEC to e_shstrndx. The segment: p_type PT_LOAD, readable and executable.
     header = struct.pack(
         "<HHIQQQIHHHHHH" if wide else "<HHIIIIIHHHHHH",
         *(2, platform.machine, 1, entry, header_bytes, 0, 0, header_bytes, segment_header_bytes, 1),
@@ -98,9 +98,10 @@ def _identification(platform: Platform) -> bytes:
 
 
 def render_rule(platform: Platform, emulator: str) -> str:
-    """For binfmt_misc: that processor's ELF programs of any ABI, executable or shared.
+    """Return a binfmt_misc rule for the platform's ELF programs of any ABI, executable or shared.
 
-    F: the emulator is opened now, so it need not be seen where its programs are. P: they keep argv[0].
+    Flag F opens the emulator at registration, so its path need not exist in the programs' root. Flag P keeps
+    argv[0].
     """
     magic = _identification(platform) + struct.pack("<HH", 2, platform.machine)
     mask = b"\xff" * 7 + b"\0" + b"\xff" * 8 + b"\xfe\xff\xff\xff"

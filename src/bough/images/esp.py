@@ -1,8 +1,8 @@
-r"""The boot loaders on an EFI system partition: which one a machine is to start.
+r"""Choose the boot loader on an EFI system partition.
 
-A disk that can be carried from one computer to another has its loader at \EFI\BOOT, where every firmware
-looks (UEFI specification 3.5.1.1). An installed system may have it in its vendor's directory alone, and a
-boot entry in the computer's variables, which an image of the disk has not. The files' names are hostile.
+A portable disk has its loader in \EFI\BOOT, which every firmware searches (UEFI specification 3.5.1.1). An
+installed system may have its loader only in the vendor's directory. The computer's variables then have a boot
+entry, which an image of the disk lacks. File names on the partition are not trusted.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ from bough.images.confined import Confinement, find_program, run_confined
 SECTOR = 512
 _MOST_OUTPUT = 64 * 1024
 _MOST_S = 60.0
-#: How the names of loaders end for each architecture (UEFI specification 3.5.1.1).
+#: Endings of loader names for each architecture (UEFI specification 3.5.1.1).
 _SUFFIXES = {"x64": "x86_64", "aa64": "aarch64", "riscv64": "riscv64", "ia32": "i386"}
-#: As a FAT without long names has it.
+#: Loader names on a FAT without long names.
 _SHORT = {"BOOTRISC": "riscv64"}
 _FILE = re.compile(
     rb"::(/EFI/([A-Za-z0-9._+ -]{1,64})/(?:[A-Za-z0-9._+ -]{1,64}/)?([A-Za-z0-9._+~-]{1,64})\.efi)\s*$",
     re.IGNORECASE | re.MULTILINE,
 )
-#: Which one of a vendor's is started: shim starts the GRUB beside it.
+#: Loaders of a vendor in order of preference: shim starts the GRUB in its directory.
 _PREFERRED = ("shim", "grub", "systemd-boot", "bootmgfw")
-#: They are started by others: fallback, MOK manager, firmware updates.
+#: Programs that other loaders start: fallback, MOK manager, firmware updates.
 _NO_LOADERS = re.compile(r"(fb|mm|fwup|memtest|bootmgr|memtest86)", re.IGNORECASE)
 
 
 class EfiLoader(BaseModel):
-    r"""A vendor's boot loader, and the partition that it is on. For a disk without one at \EFI\BOOT.
+    r"""A vendor's boot loader and its partition, for a disk without a loader in \EFI\BOOT.
 
-    identity: of the partition, as hexadecimal digits: its GUID as it is on the disk, or an MBR's signature.
+    Attributes:
+        identity: the partition's GUID as on the disk, or the MBR's signature, as hexadecimal digits.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -50,7 +51,10 @@ class EfiLoader(BaseModel):
 
 @dataclass(frozen=True)
 class EspFile:
-    """`arch` is None where the name does not tell it; `is_fallback`: every firmware finds it."""
+    """A loader on the partition.
+
+    `arch` is None if the name does not contain it. `is_fallback`: every firmware finds the loader.
+    """
 
     path: str
     arch: str | None
@@ -58,7 +62,7 @@ class EspFile:
 
 
 async def list_loaders(disk: Path, first_sector: int, confinement: Confinement) -> list[EspFile]:
-    """Empty where it is no FAT, or mtools is not installed."""
+    """List the loaders of a partition; an empty list if it has no FAT, or mtools is not installed."""
     try:
         mdir = find_program("mdir")
     except HostLacks:
@@ -76,18 +80,18 @@ async def list_loaders(disk: Path, first_sector: int, confinement: Confinement) 
         async with asyncio.timeout(_MOST_S):
             await run_confined(confinement, argv, read_only=(disk,), on_output=told)
     except (_TooManyFiles, TimeoutError):
-        pass  # what is known by now
+        pass  # use the output so far
     finally:
         confinement.take_back(disk)
     return parse_loaders(bytes(heard[:_MOST_OUTPUT]))
 
 
 class _TooManyFiles(Exception):
-    """A directory that is its own child, say."""
+    """The listing is too long, as of a directory that contains itself."""
 
 
 def parse_loaders(listing: bytes) -> list[EspFile]:
-    """Of what `mdir -/ -b` prints."""
+    """Parse the output of `mdir -/ -b`."""
     found = []
     for path, vendor, name in _FILE.findall(listing):
         text, stem = path.decode(), name.decode()
@@ -106,8 +110,10 @@ def _arch_of(stem: str) -> str | None:
 
 
 def choose_loader(files: list[EspFile], arch: str) -> EspFile | None:
-    """The vendor's loader that a boot entry is to name; None: the firmware finds one by itself, or none is
-    there."""
+    """Return the vendor's loader for a boot entry.
+
+    None: the firmware finds a loader by itself, or the partition has no loader.
+    """
     fitting = [file for file in files if file.arch in (arch, None)]
     if any(file.is_fallback for file in fitting):
         return None

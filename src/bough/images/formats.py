@@ -1,13 +1,13 @@
-"""What a file is, and what its header says: read by us, before any program opens it.
+"""Detect the format of a file and check its header, before any other program opens the file.
 
-Nothing in a header is believed. A reference to another file (a qcow2's backing file or data file, a vmdk's
-parent or extents, the parents of vdi and vhdx) is refused whatever it names, for it names a file of this
-host; so is a size that nobody asked for. Reading is bounded: some kilobytes, whatever the header says.
+The header is not trusted. A reference to another file (a qcow2's backing file or data file, a vmdk's parent
+or extents, the parents of vdi and vhdx) is always refused, because it names a file of this host. A size above
+the allowed limit is refused, too. bough reads some kilobytes at most, whatever the header says.
 
     qcow2   QEMU docs/interop/qcow2.txt             vmdk   VMware Virtual Disk Format 1.1
     vdi     VirtualBox src/VBox/Storage/VDICore.h   vhdx   [MS-VHDX]
     iso     ECMA-119, El Torito 1.0                 ova    a tar (POSIX ustar) with an OVF inside
-    vhd     Virtual Hard Disk Image Format 1.0: a disk, and 512 bytes behind it that describe it
+    vhd     Virtual Hard Disk Image Format 1.0: a disk, and 512 bytes after it with its description
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from bough.errors import BadImage
 from bough.units import GIB, TIB, format_size
 
 SECTOR = 512
-#: What a file may be asked to be.
+#: Formats that a user may name.
 FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhdx", "vhd", "ova", "iso")
-#: Program that unpacks it, reading standard input and writing standard output.
+#: Programs that unpack standard input to standard output.
 COMPRESSIONS = {
     "gz": ("gzip", "-dc"),
     "xz": ("xz", "-dc", "--memlimit=1GiB"),
@@ -42,18 +42,18 @@ _MAGIC = {
     b"KDMV": "vmdk",
     b"vhdxfile": "vhdx",
 }
-#: Recognized in order to be refused with a sentence that helps.
+#: Formats that bough recognizes only to refuse them with a helpful message.
 _REFUSED = {
     b"# Disk DescriptorFile": (
-        "is the description of a vmdk whose data is in files beside it",
-        "import the file that it names (*-flat.vmdk) with --format raw, or make one file of them: "
+        "is the description of a vmdk whose data is in other files",
+        "import the data file (*-flat.vmdk) with --format raw, or merge the files: "
         "qemu-img convert -O qcow2 disk.vmdk disk.qcow2",
     ),
-    b"COWD": ("is a vmdk of the old ESX kind", "qemu-img convert -f vmdk -O qcow2 makes one that is read"),
-    b"conectix": ("is a vhd", "qemu-img convert -f vpc -O qcow2 makes a file that is read"),
-    b"PK\x03\x04": ("is a zip archive", "unpack it, and import the disk that is in it"),
-    b"7z\xbc\xaf\x27\x1c": ("is a 7z archive", "unpack it, and import the disk that is in it"),
-    b"MSWIM\0\0\0": ("is a Windows installation archive (wim)", "import the ISO that it came in"),
+    b"COWD": ("is a vmdk of the old ESX kind", "convert it first: qemu-img convert -f vmdk -O qcow2"),
+    b"conectix": ("is a vhd", "convert it first: qemu-img convert -f vpc -O qcow2"),
+    b"PK\x03\x04": ("is a zip archive", "unpack it, and import the disk inside"),
+    b"7z\xbc\xaf\x27\x1c": ("is a 7z archive", "unpack it, and import the disk inside"),
+    b"MSWIM\0\0\0": ("is a Windows installation archive (wim)", "import the ISO that contains it"),
     b"LUKS\xba\xbe": ("is encrypted (LUKS)", "decrypt it first"),
     b"\x7fELF": ("is a program", None),
 }
@@ -67,17 +67,17 @@ _VHDX_METADATA = uuid.UUID("8b7ca206-4790-4b9a-b8fe-575f050f886e")
 _VHDX_PARAMETERS = uuid.UUID("caa16737-fa36-4d43-b3b6-33f0aa44e76b")
 _VHDX_SIZE = uuid.UUID("2fa54224-cd1b-4876-b211-5dbed83bf4b8")
 _VHDX_REGION_TABLES = (0x30000, 0x40000)
-#: The largest floppy; no disk is so small.
+#: Size of the largest floppy. Every disk is larger.
 _FLOPPY_BYTES = 2880 * 1024
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a disk image says of itself, checked.
+    """The checked header of a disk image.
 
     Attributes:
-        size_bytes: of the disk, as a guest would see it.
-        firmware: what an ISO says that it boots by; empty where it says nothing.
+        size_bytes: size of the disk in a guest.
+        firmware: firmware types that an ISO supports; empty if the ISO names none.
     """
 
     format: str
@@ -86,10 +86,10 @@ class Header:
 
 
 def detect(stream: BinaryIO, size_bytes: int) -> str:
-    """One of FORMATS or of COMPRESSIONS.
+    """Return the format of a file: one of FORMATS or of COMPRESSIONS.
 
     Raises:
-        BadImage: it is empty, is known not to be a disk, or is not recognized.
+        BadImage: the file is empty, is known not to be a disk, or is not recognized.
     """
     head = _read(stream, 0, 4096)
     if not head:
@@ -112,17 +112,15 @@ def detect(stream: BinaryIO, size_bytes: int) -> str:
         return "raw"
     text = head[:512].lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise BadImage(
-            "the file is a web page, not a disk image", hint="is that the address of the file itself?"
-        )
+        raise BadImage("the file is a web page, not a disk image", hint="use the address of the file itself")
     raise BadImage(
-        "the file is no disk image of a kind that is known, and has no boot sector or partition table",
-        hint="if it is one, name its format: --format raw",
+        "the file has no known disk format, and no boot sector or partition table",
+        hint="if it is a raw disk, use --format raw",
     )
 
 
 def _is_raw(stream: BinaryIO, head: bytes, size_bytes: int) -> bool:
-    """A boot sector or partition table, or a file system over the whole disk."""
+    """Return whether the file has a boot sector, a partition table, or a file system on the whole disk."""
     if size_bytes % SECTOR:
         return False
     return (
@@ -136,10 +134,11 @@ def _is_raw(stream: BinaryIO, head: bytes, size_bytes: int) -> bool:
 
 
 def read_header(stream: BinaryIO, size_bytes: int, format: str, *, most_bytes: int = MOST_BYTES) -> Header:
-    """The header of a disk image of `format` (of FORMATS, "ova" aside).
+    """Read and check the header of a disk image of `format` (one of FORMATS, except for "ova").
 
     Raises:
-        BadImage: it is none, is truncated, is more than `most_bytes`, or names another file.
+        BadImage: the file has another format, is truncated, names another file, or holds a disk of more than
+            `most_bytes`.
     """
     readers = {
         "raw": _read_raw,
@@ -155,12 +154,12 @@ def read_header(stream: BinaryIO, size_bytes: int, format: str, *, most_bytes: i
     except (struct.error, IndexError):
         raise BadImage(f"the file ends in the middle of its {format} header") from None
     if header.size_bytes <= 0:
-        raise BadImage(f"the {format} holds a disk of no size")
+        raise BadImage(f"the {format} holds a disk of 0 bytes")
     if header.size_bytes > most_bytes:
         raise BadImage(
             f"the {format} says that its disk has {_format_any(header.size_bytes)}, "
-            f"more than the {format_size(most_bytes)} that are allowed",
-            hint="--max-size allows more, if that is right",
+            f"more than the limit of {format_size(most_bytes)}",
+            hint="raise the limit with --max-size",
         )
     return header
 
@@ -188,11 +187,11 @@ def _read_raw(stream: BinaryIO, size_bytes: int) -> Header:
         raise BadImage("the file is empty")
     table = _read(stream, SECTOR, 92)
     if table.startswith(b"EFI PART"):
-        # UEFI specification 5.3.2: AlternateLBA is where the disk ends.
+        # UEFI specification 5.3.2: AlternateLBA is the last sector of the disk.
         (last,) = struct.unpack_from("<Q", table, 32)
         if (last + 1) * SECTOR > size_bytes:
             raise BadImage(
-                f"the file has {format_size(size_bytes)}, and its partition table describes a disk of "
+                f"the file has {format_size(size_bytes)}, but its partition table describes a disk of "
                 f"{_format_any((last + 1) * SECTOR)}: its end is missing"
             )
     return Header("raw", _round_up(size_bytes))
@@ -202,11 +201,11 @@ def _read_qcow2(stream: BinaryIO, size_bytes: int) -> Header:
     head = _read(stream, 0, 104)
     magic, version, backing, backing_length, bits, size, crypt = struct.unpack_from(">4sIQIIQI", head)
     if magic != b"QFI\xfb":
-        raise BadImage("the file is no qcow2")
+        raise BadImage("the file is not a qcow2")
     if version not in (2, 3):
         raise BadImage(
-            f"the file is a qcow of version {version}, which is not read",
-            hint="qemu-img convert -O qcow2 makes one that is",
+            f"the file is a qcow of version {version}, which bough cannot read",
+            hint="convert it first: qemu-img convert -O qcow2",
         )
     if backing:
         raise _reference("qcow2", "backing file", _read(stream, backing, min(backing_length, 200)))
@@ -220,16 +219,16 @@ def _read_qcow2(stream: BinaryIO, size_bytes: int) -> Header:
         if incompatible & _QCOW2_DATA_FILE or name is not None:
             raise _reference("qcow2", "data file", name or b"")
     if incompatible & ~_QCOW2_KNOWN:
-        raise BadImage("the qcow2 uses features that are not known", hint="a newer QEMU may convert it")
+        raise BadImage("the qcow2 uses unknown features", hint="a newer QEMU may convert it")
     if not 9 <= bits <= 21:
-        raise BadImage(f"the qcow2 says that its clusters have 2^{bits} bytes, which none has")
+        raise BadImage(f"the qcow2 says that its clusters have 2^{bits} bytes, but 2^9 to 2^21 are allowed")
     if size_bytes < 1 << bits:
         raise BadImage("the qcow2 is truncated: it ends in its first cluster")
     return Header("qcow2", _round_up(size))
 
 
 def _find_data_file(stream: BinaryIO, offset: int) -> bytes | None:
-    """Its name, from the header extension "DATA"; None where there is none."""
+    """Return the name in the header extension "DATA"; None if there is no such extension."""
     area = _read(stream, offset, 4096)
     place = 0
     while place + 8 <= len(area):
@@ -246,8 +245,8 @@ def _reference(format: str, what: str, name: bytes) -> BadImage:
     shown = name.decode(errors="replace").strip("\0")[:100]
     named = f" ({shown!r})" if shown else ""
     return BadImage(
-        f"the {format} names another file as its {what}{named}, and an image that is imported may not",
-        hint=f"make one file of them, if they are yours: qemu-img convert -O qcow2 disk.{format} whole.qcow2",
+        f"the {format} names another file as its {what}{named}, which an imported image must not do",
+        hint=f"merge the files, if you trust them: qemu-img convert -O qcow2 disk.{format} whole.qcow2",
     )
 
 
@@ -255,11 +254,11 @@ def _read_vmdk(stream: BinaryIO, size_bytes: int) -> Header:
     head = _read(stream, 0, SECTOR)
     magic, _, _, capacity, _, place, length = struct.unpack_from("<4sIIQQQQ", head)
     if magic != b"KDMV":
-        raise BadImage("the file is no sparse vmdk", hint="a *-flat.vmdk is --format raw")
+        raise BadImage("the file is not a sparse vmdk", hint="import a *-flat.vmdk with --format raw")
     if capacity == 0:
-        # QEMU then takes the description inside for one that names its extents.
+        # With a capacity of 0, QEMU reads the extents from the description inside.
         raise _reference("vmdk", "extent", b"")
-    # QEMU reads the description at 0x200, whatever the header says; others where the header says.
+    # QEMU always reads the description at 0x200. Other programs read it at the place in the header.
     for offset, limit in ((SECTOR, _VMDK_DESCRIPTOR_BYTES), (place * SECTOR, length * SECTOR)):
         _check_vmdk_description(_read(stream, offset, min(limit, 64 * 1024)))
     if capacity > 1 << 54:
@@ -288,9 +287,11 @@ def _read_vdi(stream: BinaryIO, size_bytes: int) -> Header:
     head = _read(stream, 0, SECTOR)
     signature, version = struct.unpack_from("<II", head, 0x40)
     if signature != 0xBEDA107F:
-        raise BadImage("the file is no vdi")
+        raise BadImage("the file is not a vdi")
     if version != 0x0001_0001:
-        raise BadImage(f"the file is a vdi of version {version >> 16}.{version & 0xFFFF}, which is not read")
+        raise BadImage(
+            f"the file is a vdi of version {version >> 16}.{version & 0xFFFF}, which bough cannot read"
+        )
     (kind,) = struct.unpack_from("<I", head, 0x4C)
     offset, size, block_size, _, blocks = (
         *struct.unpack_from("<I", head, 0x158),
@@ -301,15 +302,15 @@ def _read_vdi(stream: BinaryIO, size_bytes: int) -> Header:
         raise _reference("vdi", "parent", b"")
     if blocks * block_size < size or block_size != 1 << 20:
         raise BadImage("the vdi contradicts itself: its blocks do not make up its disk")
-    partial = -size % block_size  # the last block need not be whole
+    partial = -size % block_size  # the last block may be partial
     if offset + allocated * block_size > size_bytes + partial:
-        raise BadImage("the vdi is truncated: blocks that it says it has are missing")
+        raise BadImage("the vdi is truncated: blocks that its header counts are missing")
     return Header("vdi", _round_up(size))
 
 
 def _read_vhdx(stream: BinaryIO, size_bytes: int) -> Header:
     if _read(stream, 0, 8) != b"vhdxfile":
-        raise BadImage("the file is no vhdx")
+        raise BadImage("the file is not a vhdx")
     for place in _VHDX_REGION_TABLES:
         metadata = _find_vhdx_metadata(_read(stream, place, 64 * 1024))
         if metadata is not None:
@@ -338,7 +339,7 @@ def _find_vhdx_metadata(table: bytes) -> int | None:
 def _read_vhdx_items(stream: BinaryIO, metadata: int) -> dict[uuid.UUID, bytes]:
     table = _read(stream, metadata, 64 * 1024)
     if not table.startswith(b"metadata"):
-        raise BadImage("the vhdx has no metadata where it says it has: it is truncated or altered")
+        raise BadImage("the vhdx has no metadata at the place in its table: it is truncated or altered")
     (count,) = struct.unpack_from("<H", table, 10)
     found = {}
     for index in range(min(count, 2047)):
@@ -348,15 +349,13 @@ def _read_vhdx_items(stream: BinaryIO, metadata: int) -> dict[uuid.UUID, bytes]:
 
 
 def _read_vhd(stream: BinaryIO, size_bytes: int) -> Header:
-    """A fixed one; of a dynamic one the file begins with the same 512 bytes (see detect)."""
+    """Read the header of a fixed vhd. A dynamic vhd begins with the same 512 bytes (see detect)."""
     footer = _read(stream, size_bytes - SECTOR, SECTOR)
     if not footer.startswith(_VHD_COOKIE):
-        raise BadImage("the file is no vhd, or its end is missing")
+        raise BadImage("the file is not a vhd, or its end is missing")
     size, kind = struct.unpack_from(">Q", footer, 48)[0], struct.unpack_from(">I", footer, 60)[0]
     if kind != _VHD_FIXED:
-        raise BadImage(
-            "the vhd is none of fixed size", hint="qemu-img convert -f vpc -O qcow2 makes a file that is read"
-        )
+        raise BadImage("the vhd has no fixed size", hint="convert it first: qemu-img convert -f vpc -O qcow2")
     if size > size_bytes - SECTOR or size % SECTOR:
         raise BadImage("the vhd is truncated, or its size is altered")
     return Header("vhd", size)
@@ -365,7 +364,7 @@ def _read_vhd(stream: BinaryIO, size_bytes: int) -> Header:
 def _read_iso(stream: BinaryIO, size_bytes: int) -> Header:
     volume = _read(stream, _ISO_START, 2048)
     if volume[1:6] != b"CD001":
-        raise BadImage("the file is no ISO")
+        raise BadImage("the file is not an ISO")
     (blocks,) = struct.unpack_from("<I", volume, 80)
     if blocks * 2048 > size_bytes:
         raise BadImage(
@@ -375,7 +374,7 @@ def _read_iso(stream: BinaryIO, size_bytes: int) -> Header:
 
 
 def _read_el_torito(stream: BinaryIO) -> tuple[str, ...]:
-    """By which firmware it boots, from its boot catalogue; () where it has none."""
+    """Return the firmware types in the ISO's boot catalogue; () if the ISO has no catalogue."""
     record = _read(stream, _ISO_START + 2048, 2048)
     if record[1:6] != b"CD001" or not record[7:].startswith(b"EL TORITO SPECIFICATION"):
         return ()
@@ -397,7 +396,11 @@ def is_floppy(size_bytes: int) -> bool:
 
 
 def check_most(size_bytes: int | None) -> int:
-    """The limit to go by. Raises BadImage for one that no file system holds."""
+    """Return the effective size limit.
+
+    Raises:
+        BadImage: the limit is larger than any file system allows.
+    """
     if size_bytes is not None and size_bytes > 8 * 1024 * 1024 * GIB:
-        raise BadImage("no disk is that large", hint="--max-size takes at most 8 EiB")
+        raise BadImage("the size limit is too large", hint="use --max-size with at most 8 EiB")
     return size_bytes or MOST_BYTES

@@ -1,9 +1,9 @@
-"""Take over a disk image of somebody else's: a file or an address, in any of the usual forms.
+"""Import a foreign disk image from a file or an address, in any usual format.
 
     file or http(s)  ->  sha256  ->  unpacked (gz, xz, zst, bz2)  ->  out of its OVA  ->  header checked
-        ->  sparse raw file, by qemu-img in a jail  ->  what it boots by  ->  the store
+        ->  sparse raw file, by qemu-img in a jail  ->  firmware and architecture  ->  the store
 
-Each step works below incoming/; whatever happens, that directory goes.
+Each step works in one directory below incoming/, which is removed in every case.
 """
 
 from __future__ import annotations
@@ -54,20 +54,22 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+/:@-]{0,127}")
 _CHECKSUM = re.compile(r"(?:(sha256|sha512):)?([0-9a-f]{64}|[0-9a-f]{128})")
 _ENDINGS = re.compile(r"\.(gz|xz|zst|bz2|raw|img|qcow2|vmdk|vdi|vhdx|vhd|ova|iso|tar|box)$", re.IGNORECASE)
 _FIRMWARE = {"x86_64": ("bios", "uefi"), "i386": ("bios",)}
-#: An archive in an archive in an archive is nobody's disk.
+#: Nested archives. No real disk image has more.
 _MOST_LAYERS = 4
-#: A file that is smaller is hashed, holes or not.
+#: Smaller files are hashed even if they have holes.
 _SPARSE_BYTES = 256 * MIB
 _REMOVED_AGAIN_AFTER_S = (0.02, 0.1, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
 class ImportRequest:
-    """Attributes:
-    source: an absolute path, or an address of http or https.
-    checksum: "sha256:..." or "sha512:..." of the file as it is there, or the 64 digits alone.
-    disk: which one of an OVA, or ova.ALL_DISKS.
-    agent: it is the disk of a machine with bough's agent; None: if the note of an export of ours says so.
+    """An import as the user requested it.
+
+    Attributes:
+        source: an absolute path, or an http(s) address.
+        checksum: "sha256:..." or "sha512:..." of the source file, or the 64 digits of a sha256 alone.
+        disk: the name of a disk in an OVA, or ova.ALL_DISKS.
+        agent: the guest has bough's agent; None: use the note that `bough export` wrote, if there is one.
     """
 
     source: str
@@ -88,8 +90,9 @@ class ImportRequest:
 async def import_image(
     store: ImageStore, request: ImportRequest, confinement: Confinement, report: Report
 ) -> ImageManifest:
-    """The image, in the store and labelled. Cancelled, or after an error, nothing is left but what of a
-    download can be resumed.
+    """Import an image into the store and label it.
+
+    After an error or a cancelled import, only the resumable part of a download is left.
 
     Raises:
         BadImage, DownloadFailed, NotFound, InvalidInput, NoSpace, HostLacks
@@ -112,7 +115,7 @@ async def import_image(
 
 
 def _remove(work: Path) -> None:
-    """A process in the jail that was killed may be at work in it for a moment still."""
+    """Remove the import's directory. A killed process may still use the directory for a moment."""
     for pause_s in _REMOVED_AGAIN_AFTER_S:
         shutil.rmtree(work, ignore_errors=True)
         if not work.exists():
@@ -125,18 +128,19 @@ def _check_request(request: ImportRequest) -> str:
     label = request.label or _label_of(request.source)
     if not _LABEL.fullmatch(label):
         raise InvalidInput(
-            f"{label[:80]!r} is no name for an image",
-            hint="letters, digits and . _ + / : @ -, like web:2024; --name gives one",
+            f"{label[:80]!r} is not a valid image name",
+            hint="use --name with letters, digits and . _ + / : @ -, like web:2024",
         )
     if request.format not in ("auto", *FORMATS):
         raise InvalidInput(
-            f"no format is called {request.format[:40]!r}", hint=f"one of: auto, {', '.join(FORMATS)}"
+            f"unknown format {request.format[:40]!r}", hint=f"one of: auto, {', '.join(FORMATS)}"
         )
     if request.firmware not in ("auto", "bios", "uefi"):
-        raise InvalidInput(f"no firmware is called {request.firmware[:40]!r}", hint="auto, bios or uefi")
+        raise InvalidInput(f"unknown firmware {request.firmware[:40]!r}", hint="one of: auto, bios or uefi")
     if request.checksum is not None and not _CHECKSUM.fullmatch(request.checksum.lower()):
         raise InvalidInput(
-            f"{request.checksum[:80]!r} is no sha256", hint="64 hexadecimal digits; or sha512:<128 digits>"
+            f"{request.checksum[:80]!r} is not a sha256 checksum",
+            hint="use 64 hexadecimal digits; or sha512:<128 digits>",
         )
     return label
 
@@ -164,12 +168,17 @@ async def _fetched(
         return
     path = Path(request.source)
     if not path.is_absolute():
-        raise InvalidInput(f"{request.source[:200]!r} is no absolute path", hint="or an http(s) address")
+        raise InvalidInput(
+            f"{request.source[:200]!r} is not an absolute path",
+            hint="use an absolute path or an http(s) address",
+        )
     path = Path(os.path.realpath(path))
     if not path.exists():
         raise NotFound(f"there is no file {path}", kind="file")
     if not path.is_file():
-        raise InvalidInput(f"{path} is no file", hint="a disk can be copied: dd if=/dev/sdX of=disk.raw")
+        raise InvalidInput(
+            f"{path} is not a file", hint="copy a disk to a file first: dd if=/dev/sdX of=disk.raw"
+        )
     if not os.access(path, os.R_OK):
         raise InvalidInput(f"{path} cannot be read by this user")
     before = path.stat()
@@ -177,14 +186,15 @@ async def _fetched(
     after = path.stat()
     if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
         raise Conflict(
-            f"{path} was changed while it was being imported", hint="stop what writes to it, and try again"
+            f"{path} was changed while it was being imported",
+            hint="stop the program that writes to it, and try again",
         )
 
 
 async def _check_sum(path: Path, request: ImportRequest, report: Report) -> str | None:
-    """The sha256, after the one that is asked for was found to be right.
+    """Check the requested checksum, and return the sha256 of the file.
 
-    None for a file with holes of which nobody said what it is: hashing 64 GiB of nothing takes minutes.
+    Return None for a sparse local file without a requested checksum: hashing 64 GiB of zeros takes minutes.
     """
     wanted = request.checksum
     if wanted is None and not _is_url(request.source) and _is_sparse(path):
@@ -196,8 +206,8 @@ async def _check_sum(path: Path, request: ImportRequest, report: Report) -> str 
     if digits is not None and digits not in found.values():
         name = "sha512" if len(digits) == 128 else "sha256"
         raise BadImage(
-            f"the file is another one than was asked for: its {name} is {found[name]}, not {digits}",
-            hint="was it damaged on its way, or is a newer one there?",
+            f"this is not the requested file: its {name} is {found[name]}, not {digits}",
+            hint="the file may be damaged, or its publisher has replaced it",
         )
     return found["sha256"]
 
@@ -220,7 +230,7 @@ def _digest(path: Path, names: set[str], tell: Callable[[float], None]) -> dict[
 
 
 def _teller(step: str, report: Report) -> Callable[[float], None]:
-    """Progress from another thread."""
+    """Return a progress function that another thread may call."""
     loop = asyncio.get_running_loop()
 
     def tell(fraction: float) -> None:
@@ -231,7 +241,7 @@ def _teller(step: str, report: Report) -> Callable[[float], None]:
 
 @dataclass(frozen=True)
 class _Making:
-    """One import, between its file and the store."""
+    """The steps of one import, from its file to the store."""
 
     store: ImageStore
     request: ImportRequest
@@ -242,7 +252,7 @@ class _Making:
     report: Report
 
     async def uncover(self, path: Path) -> tuple[list[Path], ExportNote | None]:
-        """The disks themselves, in files that the jail may read, and what an export of ours says of them."""
+        """Return the disks as files that the jail may read, and the note of a bough export, if any."""
         wanted = self.request.format
         for layer in range(_MOST_LAYERS):
             with path.open("rb") as stream:
@@ -255,10 +265,10 @@ class _Making:
             if found not in COMPRESSIONS:
                 return [await _private(path, self.work, self.confinement, self.report)], note
             path = await self._unpack(path, found, f"layer{layer}")
-        raise BadImage(f"the disk is in more than {_MOST_LAYERS} archives within each other")
+        raise BadImage(f"the disk is inside more than {_MOST_LAYERS} nested archives")
 
     async def _take_out(self, path: Path, member: ova.Member) -> Path:
-        """A disk of an OVA, which may be packed again in there."""
+        """Extract a disk from an OVA. The disk may be compressed."""
         name = secrets.token_hex(4)
         target = self.work / f"disk-{name}"
         await _take_member(path, member, target, self.most_bytes, self.report)
@@ -266,12 +276,12 @@ class _Making:
             with target.open("rb") as stream:
                 found = _detect(stream, os.fstat(stream.fileno()).st_size, "auto")
             if found == "ova":
-                raise BadImage(f"{member.name[:60]!r} in the OVA is an archive itself")
+                raise BadImage(f"{member.name[:60]!r} in the OVA is another OVA")
             if found not in COMPRESSIONS:
                 return await _private(target, self.work, self.confinement, self.report)
             packed, target = target, await self._unpack(target, found, f"disk-{name}-{layer}")
             packed.unlink()
-        raise BadImage(f"the disk is in more than {_MOST_LAYERS} archives within each other")
+        raise BadImage(f"the disk is inside more than {_MOST_LAYERS} nested archives")
 
     async def _unpack(self, path: Path, kind: str, name: str) -> Path:
         target = self.work / name
@@ -287,7 +297,10 @@ class _Making:
         *,
         is_further: bool = False,
     ) -> ImageManifest:
-        """The disk as an image. A further one has no label, and stays while its first one does."""
+        """Add a disk to the store as an image.
+
+        A further disk has no label. It is kept as long as the image of the first disk.
+        """
         with disk.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             wanted = "raw" if self.request.format == "raw" else "auto"
@@ -296,7 +309,7 @@ class _Making:
         made.mkdir(mode=0o711)
         await convert(disk, header, made / "disk.raw", self.confinement, self.report)
         contents = await inspect_contents(made / "disk.raw", self.confinement)
-        self.report(Progress("reading what was made"))
+        self.report(Progress("computing the digest"))
         lasting = _describe(header, contents, self.request, note)
         if is_further:
             lasting |= {"os": "unknown", "version": "", "agent": False, "cloud_init": False}
@@ -321,7 +334,7 @@ class _Making:
 
 
 async def _take_member(path: Path, member: ova.Member, target: Path, most_bytes: int, report: Report) -> None:
-    tell = _teller(f"taking {member.name[:60]} out of the OVA", report)
+    tell = _teller(f"extracting {member.name[:60]} from the OVA", report)
 
     def extract(check: Callable[[], None]) -> None:
         def tell_on(fraction: float) -> None:
@@ -334,7 +347,7 @@ async def _take_member(path: Path, member: ova.Member, target: Path, most_bytes:
 
 
 def _detect(stream: object, size: int, wanted: str) -> str:
-    """What it is; `wanted` is believed only where it does not matter: for raw."""
+    """Return the format of a file. bough trusts `wanted` only for "raw", where a wrong value does no harm."""
     from typing import BinaryIO, cast
 
     file = cast(BinaryIO, stream)
@@ -342,12 +355,14 @@ def _detect(stream: object, size: int, wanted: str) -> str:
         return "raw" if size else detect(file, size)
     found = detect(file, size)
     if wanted not in ("auto", found) and found not in COMPRESSIONS:
-        raise BadImage(f"the file is a {found}, not a {wanted}", hint=f"--format {found}, or leave it out")
+        raise BadImage(
+            f"the file is a {found}, not a {wanted}", hint=f"use --format {found}, or leave --format out"
+        )
     return found
 
 
 async def _private(path: Path, work: Path, confinement: Confinement, report: Report) -> Path:
-    """`path`, or a copy where the user in the jail could not read it and its mode is not ours to change."""
+    """Return `path`, or a copy if the jail's user cannot read a file whose mode bough must not change."""
     ours = path.parent == work or (path.suffix == ".part" and path.parent == work.parents[1] / "downloads")
     if ours or not confinement.can_read(path):
         if not ours:
@@ -360,10 +375,10 @@ async def _private(path: Path, work: Path, confinement: Confinement, report: Rep
 
 
 def copy_sparse(source: Path, target: Path, check: Callable[[], None] = lambda: None) -> None:
-    """A copy that keeps holes. Blocking.
+    """Copy a file and keep its holes. Blocking.
 
     Args:
-        check: is called now and then; what it raises ends the copy.
+        check: called regularly; an exception from `check` ends the copy.
     """
     reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -374,7 +389,7 @@ def copy_sparse(source: Path, target: Path, check: Callable[[], None] = lambda: 
         while offset < size:
             try:
                 offset = os.lseek(reading, offset, os.SEEK_DATA)
-            except OSError:  # ENXIO: only a hole is left
+            except OSError:  # ENXIO: only a hole follows
                 break
             end = os.lseek(reading, offset, os.SEEK_HOLE)
             while offset < end:
@@ -391,7 +406,7 @@ def copy_sparse(source: Path, target: Path, check: Callable[[], None] = lambda: 
 def _describe(
     header: Header, contents: Contents, request: ImportRequest, note: ExportNote | None
 ) -> dict[str, Any]:
-    """The part of the manifest that its digest covers."""
+    """Return the fields of the manifest that the image's digest covers."""
     media = "cdrom" if header.format == "iso" else "disk"
     if header.format == "raw" and is_floppy(header.size_bytes):
         media = "floppy"
@@ -424,7 +439,7 @@ def _origin(request: ImportRequest, header: Header, checksum: str | None) -> dic
         origin["sha256"] = checksum
     if request.checksum is not None:
         origin["checksum"] = request.checksum.lower()
-    if _is_url(request.source):  # no password or token is kept
+    if _is_url(request.source):  # keep no password or token
         parts = urlsplit(request.source)
         origin["source"] = parts._replace(
             netloc=parts.netloc.rpartition("@")[2], query="", fragment=""
@@ -437,7 +452,7 @@ def _choose_arch(request: ImportRequest, contents: Contents) -> str:
     if request.arch_given and found and request.arch not in found and not _runs(request.arch, found):
         raise BadImage(
             f"the disk boots {' or '.join(sorted(found))}, not {request.arch}",
-            hint=f"--arch {min(found)}, or leave it out",
+            hint=f"use --arch {min(found)}, or leave --arch out",
         )
     if not request.arch_given and found and request.arch not in found:
         return min(found - {"i386"} or found)

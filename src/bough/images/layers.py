@@ -1,6 +1,6 @@
-"""An image upon an image: what a machine made of its disk, flattened into the store.
+"""An image made from another image: the disk of a temporary machine, flattened into the store.
 
-The machine is thrown away; how it is run is not known here (see hypervisor/images.py).
+The machine is deleted afterwards. hypervisor/images.py runs the machine.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from bough.spec import PackageLock, RecipeSpec
 from bough.storage import no_space_is_told
 from bough.tasks import finish
 
-#: Leaves nothing in the guest that makes one machine out of it; what the agent has done at the first boot
-#: is forgotten, so that each machine of the image has a first boot of its own.
+#: Removes the machine's identity from the guest, and the agent's marks of the first boot. So each machine of
+#: the image has its own identity and its own first boot.
 CLEAN_SCRIPT = r"""
 set -u
 rm -rf /var/lib/bough /etc/ssh/ssh_host_* /var/lib/systemd/random-seed
@@ -51,16 +51,16 @@ exit 0
 
 
 def layer_key(base_digest: str, recipe: dict[str, object]) -> str:
-    """Of a base and all that is done to it: the same key, the same image."""
+    """Return the key of a base and all changes to it. The same key means the same image."""
     text = json.dumps([base_digest, recipe, CLEAN_SCRIPT], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def packages_recipe(recipe: RecipeSpec, label: str, arch: str) -> Recipe:
-    """What of `recipe`, upon debian:*, is made from packages."""
+    """Return the part of `recipe` that is built from packages, for a base debian:*."""
     packages = recipe_for(split_label(recipe.base)[0], arch)
     own = tuple(name for name in recipe.packages if name not in packages.packages)
-    # Those of the base are installed first: another version of one is asked for then.
+    # The base's packages are installed first. A package of the base with "=version" must be among them.
     early = tuple(
         name for name in own if not recipe.recommends or name.partition("=")[0] in packages.packages
     )
@@ -78,7 +78,7 @@ def packages_recipe(recipe: RecipeSpec, label: str, arch: str) -> Recipe:
 
 
 def layer_spec(recipe: RecipeSpec, base: ImageManifest, lock: PackageLock | None) -> dict[str, Any]:
-    """Of the machine that the layer is made in."""
+    """Return the spec of the temporary machine."""
     size = recipe.size or base.size_bytes
     if recipe.needs_move:
         check_room(size, recipe.partitions)
@@ -116,7 +116,7 @@ async def flatten(
     confinement: Confinement,
     report: Report,
 ) -> ImageManifest:
-    """The disk that `chain` is, the file that its machine wrote first, as an image. Its QEMU has ended.
+    """Flatten `chain` to an image. The machine's own overlay is the first file, and its QEMU has ended.
 
     Raises:
         BuildFailed, NoSpace
@@ -172,6 +172,6 @@ async def flatten(
 
 
 def parse_packages(output: str) -> dict[str, str]:
-    """What dpkg-query printed in a guest, which is hostile: bounded, and only what looks like it."""
+    """Parse dpkg-query's output from a hostile guest: bound the text, skip malformed lines."""
     pairs = (line.split() for line in output[: 1024 * 1024].splitlines())
     return {pair[0][:100]: pair[1][:100] for pair in pairs if len(pair) == 2}

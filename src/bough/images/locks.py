@@ -1,4 +1,4 @@
-"""Locks of images: what was installed, written down, and held against what is to be built or was built."""
+"""Package locks: make a lock from an image, and check a build against a lock."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from bough.spec import PackageLock
 
 
 def lock_image(store: ImageStore, image: ImageManifest) -> PackageLock:
-    """The versions of everything in `image`.
+    """Return a lock with the versions of all packages in `image`.
 
     Raises:
-        InvalidInput: bough did not make it from Debian's packages.
+        InvalidInput: bough did not build the image from Debian's packages.
     """
     if not image.packages:
         raise InvalidInput(
             f"it is not known which packages are in {image.label}",
-            hint="a lock is of images that bough built from Debian's packages",
+            hint="only images that bough built from Debian's packages have a lock",
         )
     below: dict[str, Any] = image.origin or {}
     if "base" not in below:
         if not image.boot_loader:
             raise InvalidInput(
-                f"{image.label} was built by a bough that did not note what its boot loader is made of",
-                hint=f"bough image build --rebuild {image.label}",
+                f"{image.label} was built by an older bough, which did not record its boot loader",
+                hint=f"build it again: bough image build --rebuild {image.label}",
             )
         return PackageLock(
             arch=image.arch,
@@ -37,13 +37,13 @@ def lock_image(store: ImageStore, image: ImageManifest) -> PackageLock:
         )
     base = next((entry.manifest for entry in store.entries() if entry.manifest.digest == below["base"]), None)
     if base is None:
-        raise InvalidInput(f"the image that {image.label} is upon is not here any more")
-    if base.boot_loader:  # from packages, with a layer upon it
+        raise InvalidInput(f"the base image of {image.label} has been deleted")
+    if base.boot_loader:  # built from packages, with changes of a machine on top
         packages = base.packages | image.packages
         return PackageLock(
             arch=image.arch,
             recipe=base.recipe,
-            # Where the layer upgraded something, the image below it becomes another one.
+            # If the recipe's commands upgraded a package, a build by this lock gives another base image.
             digest=base.digest if base.packages.items() <= packages.items() else None,
             packages=packages,
             boot_loader=base.boot_loader,
@@ -52,9 +52,13 @@ def lock_image(store: ImageStore, image: ImageManifest) -> PackageLock:
 
 
 def check_lock(lock: PackageLock, recipe: Recipe) -> None:
-    """Raises InvalidInput: the lock is not one of this recipe."""
+    """Check that the lock fits the recipe.
+
+    Raises:
+        InvalidInput: the lock is for another recipe or architecture.
+    """
     if lock.arch != recipe.arch:
-        raise InvalidInput(f"the lock is of {lock.arch}, the image is for {recipe.arch}")
+        raise InvalidInput(f"the lock is for {lock.arch}, the image is for {recipe.arch}")
     asked = [name.partition("=")[0] for name in recipe.all_packages]
     lacking = [name for name in asked if name not in lock.packages]
     lacking += [name for name in recipe.grub_packages if name not in lock.boot_loader]
@@ -66,29 +70,29 @@ def check_lock(lock: PackageLock, recipe: Recipe) -> None:
 
 
 def has_versions(image: ImageManifest, lock: PackageLock) -> bool:
-    """Whether everything in `image` is as the lock says."""
+    """Return whether all versions in `image` are those of the lock."""
     installed = image.packages.items() <= lock.packages.items()
     return installed and (not image.boot_loader or image.boot_loader == lock.boot_loader)
 
 
 def check_same(image: ImageManifest, recipe: Recipe, lock: PackageLock) -> None:
-    """What was built is what the lock names.
+    """Check that the built image is the image that the lock names.
 
     Raises:
-        BuildFailed: it is not. Nothing of it is kept.
+        BuildFailed: the image differs. Nothing is kept.
     """
     if not has_versions(image, lock):
         wrong = sorted(dict(image.packages.items() - lock.packages.items()))
         raise BuildFailed(
             f"the image {recipe.label} has other packages than the lock: {', '.join(wrong[:10])}",
-            hint="please report this: apt was told of these versions alone",
+            hint="please report this: apt was allowed these versions only",
             image=recipe.label,
         )
     if lock.recipe == recipe.digest() and lock.digest not in (None, image.digest):
         raise BuildFailed(
-            f"the image {recipe.label} has the packages of the lock and is another one all the same: "
+            f"the image {recipe.label} has the packages of the lock but another digest: "
             f"{image.digest[:12]}, not {str(lock.digest)[:12]}",
-            hint="a package that is made anew at each installation? Without the lines recipe and digest "
-            "the lock asks for versions alone",
+            hint="a package may create new data at each installation; without its lines recipe and digest "
+            "the lock names versions only",
             image=recipe.label,
         )

@@ -1,8 +1,8 @@
-"""A root of another file system than ext4, and partitions beside it.
+"""Root file systems other than ext4, and further partitions.
 
-A machine makes them: it has a second, empty disk, on which it lays out the partitions and to which it copies
-what is on its own. Nothing on the host has to know these file systems, and nothing is mounted there. What the
-boot loader looks for stays the same: the root is partition 3, the last on the disk, and has the same UUID.
+A temporary machine lays out the partitions on a second, empty disk, and copies its own root there. So the
+host needs no tools for these file systems, and mounts nothing. The boot loader finds its files as before: the
+root is still partition 3, the last on the disk, with the same UUID.
 
     as in disk.py, to the EFI system partition; partitions 4, 5, ... in the recipe's order; 3, the root
 """
@@ -25,7 +25,7 @@ from bough.images.disk import (
 )
 from bough.units import MIB, format_size
 
-#: Of the second disk, as the guest sees it.
+#: Serial number of the second disk in the guest.
 TARGET_SERIAL = "bough-target"
 _SWAP_TYPE = "0657FD6D-A4AB-43C4-84E5-0933C84B4F4F"
 _DATA_TYPE = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
@@ -34,7 +34,7 @@ _OPTIONS = {"ext4": "errors=remount-ro", "xfs": "defaults", "btrfs": "defaults"}
 
 
 class Partition(Protocol):
-    """As bough.spec.recipe.PartitionSpec."""
+    """A further partition. See bough.spec.recipe.PartitionSpec."""
 
     @property
     def mount(self) -> str: ...
@@ -45,22 +45,26 @@ class Partition(Protocol):
 
 
 def check_room(size_bytes: int, partitions: Sequence[Partition]) -> None:
-    """Raises InvalidInput: too little of a disk of this size is left for the root."""
+    """Check that the partitions leave enough room for the root.
+
+    Raises:
+        InvalidInput: less than 2 GiB of the disk is left for the root.
+    """
     left = size_bytes - ROOT_OFFSET - MIB - sum(partition.size for partition in partitions)
     if left < _LEAST_ROOT:
         raise InvalidInput(
             f"the partitions leave {format_size(max(left, 0))} of {format_size(size_bytes)} for the root, "
             f"less than {format_size(_LEAST_ROOT)}",
-            hint='a larger disk: size = "20GiB"',
+            hint='use a larger disk: size = "20GiB"',
         )
 
 
 def render_move_script(
     identity: DiskIdentity, arch: str, size_bytes: int, file_system: str, partitions: Sequence[Partition]
 ) -> str:
-    """For the shell of a guest whose root is on its first disk, and which has a disk of `size_bytes` more.
+    """Return a shell script for a guest whose second disk has `size_bytes`.
 
-    It ends with status 0 when the second disk can be booted.
+    The guest's root is on its first disk. Status 0 means that the second disk is bootable.
     """
     start, lines, makes, mounts, fstab = ROOT_OFFSET, [], [], [], []
     for number, partition in enumerate(partitions, ROOT_PARTITION + 1):
@@ -107,12 +111,13 @@ def _render_make(file_system: str, device: str, uuid: str, label: str) -> str:
 
 
 def _render_fstab(file_system: str, uuid: str, mount: str) -> str:
-    # Only ext4 is checked at boot: the others' fsck does nothing.
+    # Only ext4 is checked at boot: fsck of the other file systems does nothing.
     checked = (1 if mount == "/" else 2) if file_system == "ext4" else 0
     return f"UUID={uuid} {mount} {file_system} {_OPTIONS[file_system]} 0 {checked}"
 
 
-#: Ready means that everything is mounted: the agent, which otherwise starts before udev, waits for that.
+#: Make the agent wait for all mounts. By default the agent starts before udev, but with partitions a machine
+#: is ready only when all of them are mounted.
 _LATE = """
 units=$new/etc/systemd/system/bough-agent.service.d
 rm -f $units/early.conf

@@ -1,8 +1,9 @@
-"""The namespaces that a build runs in: everything that wants to be root is root only in there.
+"""Namespaces for a build. Processes that need root are root only inside.
 
-mmdebstrap's helper makes them: of users too for an ordinary user, of mounts and processes alone for real
-root. To run programs of another processor they need binfmt_misc of their own, which the kernel (6.7 and
-later) ties to a user namespace: real root gets one as well then, in which every user is itself.
+mmdebstrap's helper makes the namespaces: for an ordinary user including a user namespace, for root only
+mounts and processes. Programs of a foreign processor need a binfmt_misc of their own. The kernel (6.7 and
+later) ties binfmt_misc to a user namespace. So root gets a user namespace, too, in which all ids stay the
+same.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from bough.qemu.subprocesses import end_subprocess, start_subprocess
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ENTER = ("mmdebstrap", "--unshare-helper", "sh", "./enter.sh")
-#: Says that it is in its user namespace and waits for its ids. Ends with what it waits for.
+#: Report that the user namespace exists, and wait for its ids. The shell exits if the caller exits.
 _WAIT_FOR_IDS = 'echo @in; read -r _ && exec "$@"'
 
 
 async def start_inside(
     work: Path, command: Sequence[str], environment: Mapping[str, str], *, binfmt: str = ""
 ) -> asyncio.subprocess.Process:
-    """Start `command` in namespaces of its own; its working directory is `work`, at /mnt.
+    """Start `command` in new namespaces. Its working directory is `work`, mounted at /mnt.
 
-    It ends when its standard input does, so when this process ends, however that happens; before that by
-    `end_subprocess`.
+    The process ends when its standard input is closed, and so at the latest with this process. Call
+    `end_subprocess` to end it earlier.
 
     Args:
-        binfmt: a rule for binfmt_misc(5), registered in there and nowhere else.
+        binfmt: a rule for binfmt_misc(5), registered only inside the namespaces.
     """
     own_users = bool(binfmt) and os.geteuid() == 0
     before = ("unshare", "--user", "sh", "-c", _WAIT_FOR_IDS, "sh") if own_users else ()
@@ -52,7 +53,7 @@ async def start_inside(
 
 
 async def _give_ids(process: asyncio.subprocess.Process) -> None:
-    """Every user and group is itself in there. One that has ended already tells why by its output."""
+    """Map every user and group to itself. If the process has ended already, its output has the reason."""
     assert process.stdout is not None
     assert process.stdin is not None
     if (await process.stdout.readline()).strip() != b"@in":
@@ -60,6 +61,6 @@ async def _give_ids(process: asyncio.subprocess.Process) -> None:
     for name in ("uid_map", "gid_map"):
         lines = [line.split() for line in Path(f"/proc/self/{name}").read_text().splitlines()]
         ranges = "".join(f"{first} {first} {count}\n" for first, _, count in lines)
-        with contextlib.suppress(OSError):  # told by what fails for the lack of it
+        with contextlib.suppress(OSError):  # a step that needs the ids reports the failure
             Path(f"/proc/{process.pid}/{name}").write_text(ranges)
     process.stdin.write(b"\n")

@@ -1,8 +1,8 @@
 """The note on a disk that bough exported: it lets an import recognize the guest's agent.
 
-A qcow2 has the note in a header extension (QEMU docs/interop/qcow2.txt; other programs ignore it), an OVA in
-a property of its description. The note is not trusted: anybody may have written it. It names no file and no
-command. It says whether to wait for an agent, and what to show in lists.
+A qcow2 has the note in a header extension (QEMU docs/interop/qcow2.txt), which other programs ignore. An OVA
+has the note in a property of its description. The note is not trusted: anybody may have written it. The note
+names no file and no command. It says whether to wait for an agent, and what to show in lists.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import BinaryIO, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 MOST_NOTE_BYTES = 2048
-#: In the qcow2's header: "boug", which nobody else is known to use.
+#: Type of the header extension in a qcow2: "boug". No other program is known to use it.
 EXTENSION = 0x626F7567
 _CLASS = "bough"
 _KEY = "note"
@@ -24,10 +24,12 @@ _MOST_EXTENSIONS = 64
 
 
 class ExportNote(BaseModel):
-    """Attributes:
-    bough: version of the note.
-    agent: the guest has bough's agent, which starts by itself.
-    disks: how many the machine had. An OVA has all of them.
+    """The content of the note.
+
+    Attributes:
+        bough: version of the note.
+        agent: the guest has bough's agent, which starts at boot.
+        disks: number of the machine's disks. An OVA contains all of them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -42,7 +44,7 @@ class ExportNote(BaseModel):
 
 
 def parse_note(text: bytes | str | None) -> ExportNote | None:
-    """None for none, for one that is damaged, and for one of a newer bough: then the disk is anybody's."""
+    """Return the note; None if it is missing, damaged, or of a newer bough. Such a disk counts as foreign."""
     if not text or len(text) > MOST_NOTE_BYTES:
         return None
     try:
@@ -52,7 +54,7 @@ def parse_note(text: bytes | str | None) -> ExportNote | None:
 
 
 def note_property(note: ExportNote) -> tuple[str, str, str]:
-    """Class, key and value of the OVF property (DSP0243, ProductSection)."""
+    """Return class, key and value of the OVF property (DSP0243, ProductSection)."""
     return _CLASS, _KEY, note.render()
 
 
@@ -61,10 +63,10 @@ def is_note(section: str, key: str) -> bool:
 
 
 def write_note(qcow2: Path, note: ExportNote) -> None:
-    """Put it into the header of a qcow2 of version 3 that qemu-img has just written.
+    """Write the note into the header of a qcow2 of version 3 that qemu-img has just written.
 
     Raises:
-        ValueError: the header has no room for it.
+        ValueError: the header has no room for the note.
     """
     data = note.render().encode()
     extension = struct.pack(">II", EXTENSION, len(data)) + data + bytes(-len(data) % 8)
@@ -79,7 +81,7 @@ def write_note(qcow2: Path, note: ExportNote) -> None:
 
 
 def read_note(stream: BinaryIO) -> ExportNote | None:
-    """Of a qcow2 whose header was checked (formats.py)."""
+    """Read the note of a qcow2. formats.py must have checked the header before."""
     for kind, place, length in _extensions(stream):
         if kind == EXTENSION and length <= MOST_NOTE_BYTES:
             stream.seek(place)
@@ -88,7 +90,10 @@ def read_note(stream: BinaryIO) -> ExportNote | None:
 
 
 def _end_of_extensions(stream: BinaryIO) -> tuple[int | None, int]:
-    """Where their end is marked, and where their room ends: a backing file's name, or the first cluster."""
+    """Return the end of the header extensions, and the end of the space for them.
+
+    The first cluster's end limits the space. The first value is None if the file has no version 3 header.
+    """
     stream.seek(0)
     head = stream.read(104)
     if len(head) < 104 or struct.unpack_from(">I", head, 4)[0] != 3:
@@ -101,7 +106,7 @@ def _end_of_extensions(stream: BinaryIO) -> tuple[int | None, int]:
 
 
 def _extensions(stream: BinaryIO) -> list[tuple[int, int, int]]:
-    """Kind, place and length of each; docs/interop/qcow2.txt, "Header extensions"."""
+    """Return type, offset and length of each extension (docs/interop/qcow2.txt, "Header extensions")."""
     stream.seek(0)
     head = stream.read(104)
     if len(head) < 104 or struct.unpack_from(">I", head, 4)[0] != 3:

@@ -1,7 +1,7 @@
-"""An OVA: a tar with a description (OVF, XML) and disks. Read with bounds; only its disks are taken out.
+"""Read the disks in an OVA: a tar with a description (OVF, XML) and disks. All reads are bounded.
 
-DMTF DSP0243 (OVF) and ISO 17203. Nothing of the machine that the description describes is taken over. A box
-of Vagrant's is such a tar too, or, for libvirt, a tar with metadata.json and disks.
+DMTF DSP0243 (OVF) and ISO 17203. Only the disks are used; the described machine is ignored. A Vagrant box is
+such a tar, too. A Vagrant box for libvirt is a tar with metadata.json and disks.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from bough.units import MIB
 _MOST_MEMBERS = 1000
 _MOST_TEXT = 1 * MIB
 _MOST_DISKS = 17
-#: Of a box for libvirt.
+#: Description in a Vagrant box for libvirt.
 _BOX = "metadata.json"
 _DIGEST_LINE = re.compile(r"(SHA1|SHA256|SHA512)\s*\((.{1,255})\)\s*=\s*([0-9a-fA-F]{40,128})")
 
 
 @dataclass(frozen=True)
 class Member:
-    """A file in the tar: `size_bytes` of it, `offset_bytes` from the start; its digest where one is given."""
+    """A file in the tar: its place, its size, and its digest if the manifest has one."""
 
     name: str
     offset_bytes: int
@@ -43,9 +43,11 @@ class Member:
 
 @dataclass(frozen=True)
 class Found:
-    """Attributes:
-    disks: those to take, the first one first.
-    note: of an OVA that bough exported.
+    """The disks in an OVA.
+
+    Attributes:
+        disks: the disks to extract, in order; the machine boots from the first one.
+        note: the note of an OVA that bough exported.
     """
 
     disks: tuple[Member, ...]
@@ -56,13 +58,14 @@ ALL_DISKS = "all"
 
 
 def find_disks(stream: BinaryIO, size_bytes: int, wanted: str | None = None) -> Found:
-    """What is to be taken out of the OVA, or the box.
+    """Find the disks to extract from an OVA or a Vagrant box.
 
     Args:
-        wanted: with several disks, the name of one, or ALL_DISKS. Of an OVA of ours None is all.
+        wanted: name of a disk, or ALL_DISKS. None: the only disk, or all disks of an OVA that bough exported.
 
     Raises:
-        BadImage: no OVA, a truncated one, one that leads outside, none or several disks.
+        BadImage: the file is no OVA, is truncated, names a file outside, or has no disk; or
+            it has several disks and `wanted` is None.
     """
     members = _read_members(stream, size_bytes)
     described = [name for name in members if name.lower().endswith(".ovf")]
@@ -74,7 +77,7 @@ def find_disks(stream: BinaryIO, size_bytes: int, wanted: str | None = None) -> 
     else:
         raise BadImage(
             f"the archive has {len(described)} descriptions (.ovf), an OVA has one",
-            hint="a tar of something else? Unpack it, and import the disk that is in it",
+            hint="if it is another kind of tar, unpack it, and import the disk inside",
         )
     chosen = _choose(names, wanted, note)
     digests: dict[str, tuple[str, str]] = {}
@@ -95,7 +98,7 @@ def _choose(names: list[str], wanted: str | None, note: ExportNote | None) -> li
     if wanted is None:
         raise BadImage(
             f"the OVA has {len(names)} disks: {_list(names)}",
-            hint=f"name one of them: --disk FILE; or all, the first one being what boots: --disk {ALL_DISKS}",
+            hint=f"choose one: --disk FILE; or import all, of which the first boots: --disk {ALL_DISKS}",
         )
     if wanted not in names:
         raise BadImage(f"the OVA has no disk {wanted[:100]!r}", hint=f"it has: {_list(names)}")
@@ -105,10 +108,10 @@ def _choose(names: list[str], wanted: str | None, note: ExportNote | None) -> li
 def extract(
     source: Path, member: Member, target: Path, most_bytes: int, tell: Callable[[float], None]
 ) -> None:
-    """Copy it out, and hold it against its digest. Blocking.
+    """Extract a file, and check its digest. Blocking.
 
     Raises:
-        BadImage: it is not what its digest says.
+        BadImage: the content does not match the digest, or the OVA is truncated.
     """
     algorithm, wanted = member.digest or ("sha256", None)
     digest = hashlib.new(algorithm)
@@ -125,8 +128,8 @@ def extract(
                 tell(1 - left / member.size_bytes)
     if wanted is not None and digest.hexdigest() != wanted:
         raise BadImage(
-            f"{member.name[:100]!r} in the OVA is not what its manifest says ({algorithm} differs)",
-            hint="it was altered, or damaged on its way",
+            f"{member.name[:100]!r} in the OVA differs from its manifest ({algorithm})",
+            hint="the file was altered or damaged",
         )
 
 
@@ -141,16 +144,16 @@ def _read_members(stream: BinaryIO, size_bytes: int) -> dict[str, Member]:
         with tarfile.open(fileobj=stream, mode="r:") as archive:
             for count, info in enumerate(archive):
                 if count >= _MOST_MEMBERS:
-                    raise BadImage(f"the OVA has more than {_MOST_MEMBERS} files in it")
+                    raise BadImage(f"the OVA has more than {_MOST_MEMBERS} files")
                 if info.isdir() and info.name.strip("./") == "":
-                    continue  # the directory that was packed
+                    continue  # the packed directory itself
                 if not info.isreg() or info.issparse():
-                    raise BadImage("the OVA has something in it that is no plain file")
+                    raise BadImage("the OVA contains something other than regular files")
                 name = info.name.removeprefix("./")
                 if name.startswith("._"):
-                    continue  # what macOS keeps beside a file
+                    continue  # metadata of macOS about another file
                 if not name or "/" in name or name in found or not name.isprintable():
-                    raise BadImage(f"the OVA has a file {name[:60]!r} in it, which no OVA has")
+                    raise BadImage(f"the OVA contains an invalid file name: {name[:60]!r}")
                 if info.size < 0 or info.offset_data + info.size > size_bytes:
                     raise BadImage(f"the OVA is truncated: it ends in the middle of {name[:60]!r}")
                 found[name] = Member(name, info.offset_data, info.size)
@@ -161,15 +164,15 @@ def _read_members(stream: BinaryIO, size_bytes: int) -> dict[str, Member]:
 
 def _text(stream: BinaryIO, member: Member) -> str:
     if member.size_bytes > _MOST_TEXT:
-        raise BadImage(f"{member.name[:60]!r} in the OVA is larger than any description")
+        raise BadImage(f"{member.name[:60]!r} in the OVA is too large for a description")
     data = os.pread(stream.fileno(), member.size_bytes, member.offset_bytes)
     return data.decode("utf-8", errors="replace").lstrip("\ufeff")
 
 
 def _read_description(text: str, members: dict[str, Member]) -> tuple[list[str], ExportNote | None]:
-    """Names of the disks' files, in the description's order; and the note of an export of ours."""
+    """Return the names of the disk files, in the description's order, and the note of a bough export."""
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise BadImage("the OVA's description defines entities, which none needs")
+        raise BadImage("the OVA's description defines XML entities, which bough refuses")
     try:
         root = ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError) as error:
@@ -197,14 +200,14 @@ def _read_description(text: str, members: dict[str, Member]) -> tuple[list[str],
 
 
 def _member_of(href: str, members: dict[str, Member]) -> str:
-    """The file that a description names: as it is, or as a URI has it ("my%20disk.vmdk")."""
+    """Return the file that a description names, as plain text or as a URI ("my%20disk.vmdk")."""
     href = href.removeprefix("./")
     for name in (href, unquote(href)):
         if "/" in name or "\\" in name:
             raise BadImage(f"the OVA's description leads outside of it: {name[:100]!r}")
         if name in members:
             return name
-    raise BadImage(f"the OVA is incomplete: {href[:100]!r} is described and not there")
+    raise BadImage(f"the OVA is incomplete: {href[:100]!r} is in the description, but not in the archive")
 
 
 def _read_property(section: ElementTree.Element, kind: str) -> ExportNote | None:
@@ -220,7 +223,7 @@ def _attributes(element: ElementTree.Element) -> dict[str, str]:
 
 
 def _read_box(text: str, members: dict[str, Member]) -> list[str]:
-    """Names of the disks of a Vagrant box for libvirt (vagrant-libvirt, "Box formats")."""
+    """Return the names of the disks in a Vagrant box for libvirt (vagrant-libvirt, "Box formats")."""
     try:
         told: Any = json.loads(text)
     except ValueError:
@@ -234,7 +237,7 @@ def _read_box(text: str, members: dict[str, Member]) -> list[str]:
     provider = str(told.get("provider", ""))[:40] if isinstance(told, dict) else ""
     raise BadImage(
         f"the archive is a box for {provider or 'an unknown provider'}, in which no disk was found",
-        hint="boxes for libvirt and virtualbox are read; unpack any other, and import the disk in it",
+        hint="bough reads boxes for libvirt and virtualbox; unpack other boxes, and import the disk inside",
     )
 
 
@@ -252,5 +255,5 @@ def _read_digests(text: str) -> dict[str, tuple[str, str]]:
 
 
 def _names_of(name: str) -> tuple[str, str]:
-    """A manifest has names as they are, or as its description's URIs have them."""
+    """Return the possible names of a manifest's entry: as written, and decoded from a URI."""
     return name, unquote(name)

@@ -1,9 +1,8 @@
-"""qcow2 files that a guest's QEMU could write: read without believing what their headers name.
+"""Read qcow2 files that a guest's QEMU could write, without trusting their headers.
 
-A QEMU is hostile, and the disks of its machine are its to write: a header can say that the disk stands on
-any file of the host, or that its data is in one, and qemu-img opens what a header names. So a disk is
-opened as a chain of files that the record knows, each with its format, and in the jail; what is said to
-have its data elsewhere, or is no regular file, is refused.
+A guest's QEMU is hostile and may write its machine's disks. A header can name any file of the host as backing
+file or data file, and qemu-img opens these files. So bough opens a disk as a chain of files from the record,
+each with its format, and in the jail. A file with external data, or a file that is not regular, is refused.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import Any, Literal
 from bough.errors import BoughError
 from bough.images.confined import Confinement, find_program, run_confined
 
-#: qemu-img check of a disk of some TiB takes minutes; of one that a guest built to be slow, for ever.
+#: qemu-img check takes minutes for a disk of some TiB. A hostile guest can build a disk that takes for ever.
 CHECK_TIMEOUT_S = 900.0
 _MAGIC = b"QFI\xfb"
 _EXTERNAL_DATA = 1 << 2  # incompatible feature, docs/interop/qcow2.txt
@@ -33,28 +32,28 @@ def layer_format(path: str | Path) -> Literal["raw", "qcow2"]:
 
 
 def read_backing(path: Path) -> Path | None:
-    """What the header of a qcow2 file names as its backing file; None for none, and for a raw disk.
+    """Return the backing file that a qcow2's header names; None if there is none, or for a raw disk.
 
     Raises:
-        OSError, ValueError: it is no regular file, is damaged, or has its data elsewhere.
+        OSError, ValueError: the file is not regular, is damaged, or has its data in another file.
     """
-    # Not to wait for somebody to write to a FIFO.
+    # O_NONBLOCK: do not wait for a writer if the file is a FIFO.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as stream:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("this is no regular file")
+            raise ValueError("it is not a regular file")
         header = stream.read(80)
         if header[:4] != _MAGIC:
             if layer_format(path) == "qcow2":
-                raise ValueError("this is no qcow2 file")
+                raise ValueError("it is not a qcow2 file")
             return None
         if layer_format(path) == "raw":
-            return None  # a disk that begins so
+            return None  # a raw disk whose content begins like a qcow2
         if len(header) < 80:
             raise ValueError("its header is cut off")
         version, offset, length = struct.unpack(">IQI", header[4:20])
         if version >= 3 and struct.unpack(">Q", header[72:80])[0] & _EXTERNAL_DATA:
-            raise ValueError("its data is said to be in another file, which bough never does")
+            raise ValueError("its header names an external data file, which bough never uses")
         if offset == 0:
             return None
         if length > 1023:
@@ -62,15 +61,15 @@ def read_backing(path: Path) -> Path | None:
         stream.seek(offset)
         name = stream.read(length)
     if b"\0" in name or not name:
-        raise ValueError("the name of its backing file is no name")
+        raise ValueError("the name of its backing file is not valid")
     return Path(os.path.normpath(path.parent / os.fsdecode(name)))
 
 
 def render_chain(files: Sequence[Path]) -> str:
-    """The disk that `files` are, the nearest first, for qemu-img to open: as we know it to be made.
+    """Return qemu-img's name of a chain. `files` begins with the overlay; file names tell formats.
 
     Raises:
-        BoughError: one of them is not what it should be.
+        BoughError: a file is damaged or has the wrong format.
     """
     node: dict[str, Any] | None = None
     for path in reversed(files):
@@ -88,11 +87,11 @@ def render_chain(files: Sequence[Path]) -> str:
 
 @dataclass(frozen=True)
 class Check:
-    """What `qemu-img check` found.
+    """The result of `qemu-img check`.
 
     Attributes:
-        status: 0: nothing; 3: clusters that nothing uses, which is no damage.
-        report: its own, untrusted.
+        status: 0: no error; 3: leaked clusters, which are no damage.
+        report: the JSON of qemu-img, untrusted.
     """
 
     status: int
@@ -101,13 +100,14 @@ class Check:
 
 
 async def check_disk(path: Path, confinement: Confinement, *, repair: bool = False) -> Check:
-    """Of one file; what it stands on is not opened.
+    """Check one file. Its backing file is not opened.
 
     Args:
-        repair: give clusters back that nothing uses.
+        repair: free leaked clusters.
 
     Raises:
-        BoughError: its header is not right, or qemu-img does not come to an end. HostLacks
+        BoughError: the header is wrong, or qemu-img does not end in time.
+        HostLacks
     """
     printed = bytearray()
 

@@ -1,4 +1,4 @@
-"""What a Debian of each processor architecture is made of and boots by, in one table."""
+"""The packages and boot firmware of Debian on each processor architecture, in one table."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from bough.errors import NotFound
 
 @dataclass(frozen=True)
 class Platform:
-    """One row.
+    """A row of the table.
 
     Attributes:
         debian: Debian's name of the architecture.
-        kernel: the kernel's package.
-        console: the serial console's name to Linux.
-        grub_bios, grub_efi: GRUB's names of the platforms that the disk boots by; "" for none.
-        efi_loader: UEFI specification 3.5.1.1: the boot loader's name where nothing else is set up.
-        releases: that have this architecture and a kernel for it.
-        initramfs: the package that makes the initrd; debian/initramfs/ has what it is told.
-        machine: e_machine of its ELF programs.
-        bits: of its ELF programs.
+        kernel: name of the kernel's package.
+        console: Linux's name of the serial console.
+        grub_bios, grub_efi: GRUB's names of the boot platforms; "" for none.
+        efi_loader: name of the default boot loader (UEFI specification 3.5.1.1).
+        releases: Debian releases with this architecture and a kernel for it.
+        initramfs: the package that makes the initrd. debian/initramfs/ has its configuration.
+        machine: e_machine of ELF programs.
+        bits: word size of ELF programs.
         exit_code: machine code that ends a Linux program with status 0.
     """
 
@@ -39,11 +39,11 @@ class Platform:
 
     @property
     def firmware(self) -> tuple[str, ...]:
-        """What it boots by, the preferred one first."""
+        """Firmware types that boot the platform, the preferred one first."""
         return (*(("bios",) if self.grub_bios else ()), *(("uefi",) if self.grub_efi else ()))
 
 
-#: Unpacked to make the boot loader, not installed. The library is what grub-mkimage is linked to.
+#: Packages that are unpacked to make the boot loader, but not installed. grub-mkimage needs the library.
 _GRUB = ("grub-common", "grub2-common", "libdevmapper1.02.1")
 
 PLATFORMS = {
@@ -85,9 +85,10 @@ PLATFORMS = {
         machine=0xF3,
         bits=64,
         exit_code=bytes.fromhex("13050000 9308d005 73000000"),
-        initramfs="initramfs-tools",  # Debian 13 has the other one's programs for all but this
+        # Debian 13 has tiny-initramfs's programs for the other architectures only
+        initramfs="initramfs-tools",
     ),
-    # A PC of before 2003: no 64-bit mode, so no cloud kernel, and BIOS.
+    # A PC from before 2003: no 64-bit mode, so no cloud kernel; BIOS only.
     "i386": Platform(
         debian="i386",
         kernel="linux-image-686-pae",
@@ -105,7 +106,11 @@ PLATFORMS = {
 
 
 def platform_of(label: str, arch: str) -> Platform:
-    """The row for a Debian `label` on `arch`. Raises NotFound where Debian has none."""
+    """Return the row for a Debian `label` on `arch`.
+
+    Raises:
+        NotFound: Debian has no such release for `arch`.
+    """
     release = label.partition(":")[2]
     able = [name for name, row in PLATFORMS.items() if release in row.releases]
     if arch not in able:

@@ -1,6 +1,6 @@
-"""An image by its name in the catalogue: checksums, their signature, then the file itself.
+"""Pull an image of the catalogue: check the signature of its checksums, then download and import the file.
 
-list of checksums  ->  signature, by a key of known fingerprint  ->  digits of this file  ->  import
+list of checksums  ->  signature, by a key of known fingerprint  ->  checksum of this file  ->  import
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bough.progress import Progress, Report
 from bough.tasks import finish
 
 _MOST_TEXT_BYTES = 4 * 1024 * 1024
-#: "DIGITS  name" and "DIGITS *name" (coreutils), "SHA256 (name) = DIGITS" (BSD, Fedora, FreeBSD).
+#: Formats: "DIGITS  name" and "DIGITS *name" (coreutils), "SHA256 (name) = DIGITS" (BSD, Fedora, FreeBSD).
 _GNU = re.compile(r"([0-9a-fA-F]{128}|[0-9a-fA-F]{64})(?:[ \t]+\*?(\S+))?\s*")
 _BSD = re.compile(r"SHA(?:256|512) ?\(([^()\n]+)\) ?= ?([0-9a-fA-F]{128}|[0-9a-fA-F]{64})\s*")
 
@@ -40,11 +40,12 @@ async def pull_image(
     label: str | None = None,
     signed: bool = True,
 ) -> ImageManifest:
-    """The image, in the store under `label` or its name in the catalogue. What is here already is not
-    fetched again.
+    """Return the image, stored under `label` or its name in the catalogue.
+
+    The file is downloaded only if the store lacks an image with this checksum under the label.
 
     Args:
-        signed: False: a signature that should be there is not looked at.
+        signed: False: do not check the signature, even if the catalogue has one.
 
     Raises:
         NotFound, BadImage, DownloadFailed, HostLacks, NoSpace
@@ -83,7 +84,7 @@ async def _read_checksums(
         key = catalogue.keys[file.key]
         armour = key.armour.encode() if key.armour else await fetch(str(key.address), home, report)
         signature = None if file.signature == "inside" else await fetch(file.signature, home, report)
-        report(Progress(f"checking who signed {image.label}"))
+        report(Progress(f"checking the signature of {image.label}"))
         work = home.incoming / f"signature-{secrets.token_hex(6)}"
         work.mkdir(mode=0o711)
         try:
@@ -96,7 +97,11 @@ async def _read_checksums(
 
 
 async def fetch(address: str, home: Home, report: Report, *, most_bytes: int = _MOST_TEXT_BYTES) -> bytes:
-    """A small file. Raises DownloadFailed."""
+    """Download a small file.
+
+    Raises:
+        DownloadFailed
+    """
     async with download(address, home.downloads, most_bytes=most_bytes, report=report) as path:
         return await asyncio.to_thread(Path.read_bytes, path)
 
@@ -106,13 +111,13 @@ async def fetch_catalogue(address: str, home: Home, report: Report) -> bytes:
 
 
 def find_checksum(text: str, address: str) -> str:
-    """ "sha256:..." or "sha512:..." of the file at `address`, from a list of checksums.
+    """Return the checksum of the file at `address` from a list: "sha256:..." or "sha512:...".
 
-    A list with one entry only is that file's, whatever name stands there: publishers name the dated file
-    behind an address that ends in "latest".
+    A list with one entry needs no matching name. Some publishers list the dated file for an address that ends
+    in "latest".
 
     Raises:
-        BadImage: it is not in the list.
+        BadImage: the list does not contain the file.
     """
     name = unquote(urlsplit(address).path).rpartition("/")[2]
     found: dict[str, str] = {}
@@ -124,14 +129,14 @@ def find_checksum(text: str, address: str) -> str:
     digits = found.get(name) or (next(iter(found.values())) if len(found) == 1 else None)
     if digits is None:
         raise BadImage(
-            f"the list of checksums has none of {name[:100]}",
+            f"the list of checksums has no entry for {name[:100]}",
             hint="the catalogue may be old: bough image catalogue update",
         )
     return f"sha{len(digits) * 4}:{digits.lower()}"
 
 
 def _keep(found: dict[str, str], name: str, digits: str) -> None:
-    """The longer one, where there are two."""
+    """Store a checksum. If a file has two, the longer one wins."""
     name = name.rpartition("/")[2]
     if len(digits) > len(found.get(name, "")):
         found[name] = digits

@@ -1,4 +1,4 @@
-"""What can be built from packages, as data."""
+"""Recipes for images from Debian's packages, as data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bough.spec import SourceSpec
 
 SCRIPTS = Path(__file__).parent / "debian"
 
-#: A small Debian that a person is glad to log in to.
+#: A small Debian for interactive use.
 _PACKAGES = (
     *(
         "passwd",
@@ -32,38 +32,40 @@ _PACKAGES = (
     *("kmod", "fdisk", "e2fsprogs", "netbase", "rsync", "xz-utils", "zstd", "bash-completion"),
     "sshfs",
 )
-#: Timers that wake an idle machine, and a login prompt on a screen that is not there.
+#: Timers that wake an idle machine.
 _DISABLED = (
     *("apt-daily.timer", "apt-daily-upgrade.timer", "e2scrub_reap.service", "e2scrub_all.timer"),
     *("fstrim.timer",),
 )
-#: What a virtual machine has no use for; each costs its boot a process or more.
+#: Units that a virtual machine does not need. Each adds a process or more to the boot.
 _MASKED = (
     *("getty@tty1.service", "systemd-repart.service", "systemd-pstore.service", "systemd-firstboot.service"),
     *("modprobe@drm.service", "modprobe@efi_pstore.service", "systemd-fsckd.socket", "systemd-fsckd.service"),
     *("systemd-initctl.socket", "systemd-journald-audit.socket"),
-    # While networkd is being stopped, systemd discards what comes on the netlink socket that it gave it
-    # (socket_enter_running() of its socket.c). One that still starts then waits 25 s and more for its answer,
-    # and with it a power-off in the boot. networkd opens a socket of its own where it is given none.
+    # While networkd is being stopped, systemd discards messages on networkd's netlink socket from this unit
+    # (socket_enter_running() in socket.c). A networkd that is still starting then waits 25 s or more for
+    # an answer, and delays a power-off during the boot. Without this unit, networkd opens its own socket.
     "systemd-networkd.socket",
 )
 _MASKED_GENERATORS = (
     *("systemd-gpt-auto-generator", "systemd-hibernate-resume-generator", "systemd-rc-local-generator"),
     *("systemd-system-update-generator",),
 )
-#: Packages that make, check and grow a file system that is not the usual one.
+#: Packages that make, check and grow file systems other than ext4.
 TOOLS_OF = {"xfs": "xfsprogs", "btrfs": "btrfs-progs"}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Attributes:
-    label: what its images are called: debian:12.
-    kernel: the kernel's package, in Debian's naming of architectures.
-    agent: it contains the guest agent.
-    sources: of apt, beside Debian's.
-    file_systems: what its kernel finds at boot, and has the tools of.
-    recommending: packages that are installed with what they recommend; the others are without.
+    """The ingredients of an image.
+
+    Attributes:
+        label: label of the images, like debian:12.
+        kernel: the kernel's package, in Debian's naming of architectures.
+        agent: the image contains the guest agent.
+        sources: further apt sources.
+        file_systems: file systems whose modules are in the initrd and whose tools are installed.
+        recommending: packages that are installed with their recommended packages; all others are without.
     """
 
     label: str
@@ -85,7 +87,7 @@ class Recipe:
 
     @property
     def all_packages(self) -> tuple[str, ...]:
-        """What is asked for by name."""
+        """All packages that are requested by name."""
         return tuple(dict.fromkeys((*self.plain_packages, *self.recommending)))
 
     @property
@@ -94,7 +96,7 @@ class Recipe:
         return tuple(dict.fromkeys((self.kernel, *self.packages, *tools)))
 
     def digest(self) -> str:
-        """Of everything that this recipe puts into an image, the packages' versions aside."""
+        """Return the digest of all inputs of an image, except for the versions of packages."""
         sources = [source.model_dump(mode="json") for source in self.sources]
         told = {**{f.name: getattr(self, f.name) for f in fields(self)}, "sources": sources}
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
@@ -111,13 +113,17 @@ LABELS = tuple(f"debian:{version}" for version in _SUITES)
 
 
 def recipe_for(reference: str, arch: str) -> Recipe:
-    """Raises NotFound, with the nearest label that there is a recipe for, or the architectures it is for."""
+    """Return the recipe for a label.
+
+    Raises:
+        NotFound: the hint has the nearest label, or the architectures of the recipe.
+    """
     if reference not in LABELS:
         close = get_close_matches(reference, LABELS, n=1)
         hint = (
             f"did you mean '{close[0]}'?"
             if close
-            else f"can be built: {', '.join(LABELS)}; bough image search"
+            else f"bough can build {', '.join(LABELS)}; for others: bough image search"
         )
         raise NotFound(f"no image or recipe is called {reference[:80]!r}", hint=hint, kind="image")
     platform = platform_of(reference, arch)
@@ -131,6 +137,6 @@ def recipe_for(reference: str, arch: str) -> Recipe:
         kernel=platform.kernel,
         grub_packages=platform.grub_packages,
     )
-    # From 12 on a package of its own; before, a part of systemd.
+    # A separate package since Debian 12; in Debian 11 a part of systemd.
     resolved = () if version == "11" else ("systemd-resolved",)
     return replace(recipe, packages=(*_PACKAGES, platform.initramfs, *resolved))

@@ -1,8 +1,10 @@
-"""What a guest with cloud-init is told at its first boot: a NoCloud seed (cloud-init's documentation,
-"NoCloud"), an ISO 9660 called "cidata" with four texts in it.
+"""The NoCloud seed that configures a guest with cloud-init at its first boot.
 
-user-data is the user's, as it is. Our agent comes by vendor-data, as a boot hook: that runs early, before
-the network is up, whatever the user-data says; `vendor_data: {enabled: false}` in it keeps the agent out.
+The seed is an ISO 9660 called "cidata" with four texts (cloud-init's documentation, "NoCloud").
+
+user-data is the user's text, unchanged. vendor-data installs bough's agent by a boot hook. The hook runs
+before the network is up, whatever the user-data says. `vendor_data: {enabled: false}` in the user-data
+disables the hook.
 """
 
 from __future__ import annotations
@@ -44,13 +46,16 @@ exit 0
 
 
 def render_meta_data(machine_id: str, hostname: str, ssh_keys: Sequence[str]) -> str:
-    """JSON, which is YAML as well. The instance's id is the machine's: cloud-init runs once in each."""
+    """Return the meta-data as JSON, which is also YAML.
+
+    The instance id contains the machine's id, so that cloud-init runs once in each machine.
+    """
     keys = {"public-keys": list(ssh_keys)} if ssh_keys else {}
     return json.dumps({"instance-id": f"bough-{machine_id}", "local-hostname": hostname, **keys}, indent=1)
 
 
 def render_network(mac: str | None) -> str:
-    """Addresses by DHCP on the uplink; nothing where there is none."""
+    """Return the network configuration: DHCP on the uplink, or no card if there is no uplink."""
     if mac is None:
         return json.dumps({"version": 2, "ethernets": {}})
     card = {"match": {"macaddress": mac}, "dhcp4": True, "dhcp6": True, "optional": True}
@@ -69,7 +74,7 @@ def render_agent_hook() -> str:
 
 
 def _pack_agent() -> bytes:
-    """The agent's files, always the same bytes for the same files."""
+    """Return an archive of the agent's files. The same files give the same bytes."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for file in agent_files():
@@ -82,8 +87,8 @@ def _pack_agent() -> bytes:
 
 
 def write_seed(path: Path, texts: dict[str, str]) -> None:
-    """The ISO, with `texts` by their names: "meta-data", "user-data", "vendor-data", "network-config"."""
-    import pycdlib  # 30 ms, and few machines have one
+    """Write the ISO. `texts` has the names "meta-data", "user-data", "vendor-data", "network-config"."""
+    import pycdlib  # imported here: it takes 30 ms, and few machines have a seed
 
     iso = pycdlib.PyCdlib()
     iso.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident="cidata")

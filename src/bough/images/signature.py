@@ -1,4 +1,4 @@
-"""OpenPGP signatures of lists of checksums: by gpgv in the jail, against fingerprints known before."""
+"""Check OpenPGP signatures of checksum lists against known fingerprints, with gpgv in the jail."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _BLOCK = re.compile(
 
 
 def parse_key(data: bytes) -> bytes:
-    """A keyring as gpgv reads it, of keys in ASCII armour (RFC 9580, 6.2) or not.
+    """Return a keyring for gpgv from keys in binary form or ASCII armour (RFC 9580, 6.2).
 
     Raises:
-        BadImage: there is no key in it.
+        BadImage: the data contains no key, or a damaged key.
     """
     if b"-----BEGIN PGP" not in data[:4096]:
         if not data or not data[0] & 0x80:
-            raise BadImage("what should be an OpenPGP key is none")
+            raise BadImage("the file of the key contains no OpenPGP key")
         return data
     keys = b""
     for block in _BLOCK.findall(data):
@@ -33,9 +33,9 @@ def parse_key(data: bytes) -> bytes:
         try:
             keys += base64.b64decode(b"".join(line for line in body if line[:1] != b"="), validate=True)
         except binascii.Error:
-            raise BadImage("what should be an OpenPGP key is damaged") from None
+            raise BadImage("the OpenPGP key is damaged") from None
     if not keys:
-        raise BadImage("what should be an OpenPGP key is none")
+        raise BadImage("the file of the key contains no OpenPGP key")
     return keys
 
 
@@ -47,15 +47,15 @@ async def check_signature(
     work: Path,
     confinement: Confinement,
 ) -> bytes:
-    """What is signed of `text`, which must be by one of `fingerprints`.
+    """Return the signed part of `text`. One of `fingerprints` must have signed it.
 
     Args:
-        signature: detached; None: `text` is clear-signed, and what is outside of that does not count.
-        work: a directory of ours, for files that gpgv reads.
+        signature: a detached signature. None: `text` is clear-signed, and only its signed part counts.
+        work: a private directory for files that gpgv reads.
 
     Raises:
-        BadImage: nobody of them signed it.
-        HostLacks: there is no gpgv.
+        BadImage: there is no good signature of these keys, or one signature is bad.
+        HostLacks: gpgv is not installed.
     """
     gpgv = find_program("gpgv")
     given = {"keyring": keyring, "text": text, **({"signature": signature} if signature is not None else {})}
@@ -82,8 +82,8 @@ async def check_signature(
         who = f"it is signed by {', '.join(sorted(signers))}" if signers and not is_bad else ""
         who = who or _reason(bytes(heard), done.output)
         raise BadImage(
-            f"the list of checksums is not signed as it should be: {who}",
-            hint="nothing of it was used; is the catalogue up to date? bough image catalogue update",
+            f"the list of checksums has no valid signature: {who}",
+            hint="nothing was used; update the catalogue: bough image catalogue update",
             output=done.output[-1000:],
         )
     if signature is not None:
@@ -93,7 +93,10 @@ async def check_signature(
 
 
 def read_status(status: bytes) -> tuple[set[str], bool]:
-    """Fingerprints of the primary keys with a good signature, and whether one is bad (GnuPG doc/DETAILS)."""
+    """Return the primary keys with a good signature, and whether a signature is bad (GnuPG doc/DETAILS).
+
+    A key is named by its fingerprint.
+    """
     signers: set[str] = set()
     is_good = is_bad = False
     for line in status.decode("ascii", "replace").splitlines():
@@ -111,7 +114,7 @@ def read_status(status: bytes) -> tuple[set[str], bool]:
 
 def _reason(status: bytes, output: str) -> str:
     for word, what in (
-        (b"BADSIG", "the signature does not fit the list"),
+        (b"BADSIG", "the signature does not match the list"),
         (b"REVKEYSIG", "the key was revoked"),
         (b"EXPKEYSIG", "the key has expired"),
         (b"EXPSIG", "the signature has expired"),

@@ -1,10 +1,10 @@
-"""Images by digest, with labels on top.
+"""The image store: images by digest, with labels on top.
 
-images/<digest>/image.json   the manifest; written last, so that an image that has one is whole
+images/<digest>/image.json   the manifest; written last, so an image with a manifest is complete
 images/<digest>/disk.raw     read-only, sparse
-labels.json                  label -> digest; label@architecture where the label is another's already
+labels.json                  label -> digest; label@architecture if another architecture has the plain label
 
-A label is one per architecture: debian:12 for x86_64 stands beside debian:12 for aarch64.
+Each architecture has its own labels: debian:12 for x86_64 and debian:12 for aarch64 can both exist.
 """
 
 from __future__ import annotations
@@ -31,20 +31,21 @@ _LEAST_PREFIX = 6
 
 
 class ImageManifest(BaseModel):
-    """What an image is. Attributes:
+    """The manifest of an image.
 
-    digest: sha256 over the disk's bytes and this manifest's lasting part, as hexadecimal digits.
-    size_bytes: of the disk as a guest sees it.
-    firmware: what it boots by, the preferred one first.
-    root_partition: number of the partition that grows with the disk.
-    packages: name -> version of what was installed.
-    boot_loader: the same, of what the boot loader was made of.
-    media: what it is to a machine: a disk that it starts from, or a CD or floppy to boot.
-    cloud_init: it runs cloud-init, which gives it our agent at its first boot.
-    efi_loader: what UEFI is to boot, where it finds nothing by itself.
-    origin: where an imported image came from: source, sha256, format.
-    disks: digests of images that are the further disks of each machine made from this one.
-    lived: it is the disk of a machine: its guest has an identity, which a new machine must not keep.
+    Attributes:
+        digest: sha256 of the disk and of the lasting part of this manifest, as hexadecimal digits.
+        size_bytes: size of the disk in a guest.
+        firmware: firmware types that boot the image, the preferred one first.
+        root_partition: number of the partition that grows with the disk.
+        packages: name -> version of the installed packages.
+        boot_loader: name -> version of the packages that the boot loader is made of.
+        media: the image's use in a machine: a disk that it starts from, or a CD or floppy to boot.
+        cloud_init: the image runs cloud-init, which installs bough's agent at the first boot.
+        efi_loader: the loader for UEFI, if UEFI finds none by itself.
+        origin: origin of an imported image: source, sha256, format. Of an image made by a machine: base.
+        disks: digests of the images for the further disks of each machine.
+        lived: the disk comes from a machine. Its guest has an identity, which a new machine must not keep.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -81,7 +82,7 @@ class ImageStore:
         self.home = home
 
     def entries(self) -> list[ImageEntry]:
-        """Newest first."""
+        """Return all images, newest first."""
         names: dict[str, set[str]] = {}
         for key, digest in self._labels().items():
             names.setdefault(digest, set()).add(split_label(key)[0])
@@ -96,15 +97,16 @@ class ImageStore:
         return sorted(entries, key=lambda entry: entry.manifest.created, reverse=True)
 
     def resolve(self, reference: str, arch: str | None = None) -> ImageManifest:
-        """By label, digest, or a beginning of a digest that only one has (6 digits or more).
+        """Find an image by its label, digest, or a unique prefix of its digest (6 digits or more).
 
         Args:
-            arch: of which it must be, as `LABEL@ARCH` says too. None: of a label, this host's where there
-                is one, else the only one that there is.
+            arch: the required architecture, as in `LABEL@ARCH`. None: for a label, prefer this host's
+                architecture.
+                If the host's is missing, there must be only one.
 
         Raises:
-            NotFound: with the nearest label, or the architectures that there are.
-            Conflict: more than one it could be.
+            NotFound: the hint has the nearest label, or the architectures of the image.
+            Conflict: several images match.
         """
         name, own = split_label(reference)
         arch = arch or own
@@ -120,16 +122,16 @@ class ImageStore:
             there = ", ".join(sorted({manifest.arch for manifest in found}))
             raise NotFound(
                 f"image {name!r} is for {there}, and not for {arch}",
-                hint=f"leave out --arch, or say --arch {found[0].arch}",
+                hint=f"leave out --arch, or use --arch {found[0].arch}",
                 kind="image",
             )
         names = {split_label(key)[0] for key in self._labels()}
         close = get_close_matches(name, names, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else "bough image list shows them all"
+        hint = f"did you mean '{close[0]}'?" if close else "list the images: bough image list"
         raise NotFound(f"no image is called {reference[:80]!r}", hint=hint, kind="image")
 
     def _find(self, reference: str) -> tuple[list[ImageManifest], bool]:
-        """What is called so, of any architecture, and whether by a label, which goes before a digest."""
+        """Return matching images of any architecture, and whether a label matched. Labels go first."""
         name, _ = split_label(reference)
         labelled = {digest for key, digest in self._labels().items() if split_label(key)[0] == name}
         manifests = self._manifests()
@@ -141,21 +143,21 @@ class ImageStore:
         return exact or [m for m in manifests if long_enough and m.digest.startswith(name)], False
 
     def knows(self, reference: str) -> bool:
-        """Of any architecture."""
+        """Return whether an image of any architecture matches."""
         return bool(self._find(reference)[0])
 
     def find_recipe(
         self, key: str, fits: Callable[[ImageManifest], bool] = lambda _: True
     ) -> ImageManifest | None:
-        """The newest image that was made by the recipe of this digest, and `fits`."""
+        """Return the newest image that was made by the recipe of this digest and that `fits`."""
         found = [image for image in self._manifests() if key and image.recipe == key and fits(image)]
         return max(found, key=lambda manifest: manifest.created, default=None)
 
     def label(self, digest: str, label: str) -> None:
-        """Move a label to it, from whichever image of its architecture had it."""
+        """Move a label to an image. Another image of the same architecture loses the label."""
         label, _ = split_label(label)
         arch = {manifest.digest: manifest.arch for manifest in self._manifests()}
-        # A label of what is not there is nobody's.
+        # A label of a deleted image counts as one of this architecture, and is removed.
         taken = {
             key: of
             for key, of in self._labels().items()
@@ -168,7 +170,7 @@ class ImageStore:
         return self.home.image(digest).disk
 
     def add(self, made: Path, manifest: ImageManifest, label: str | None) -> None:
-        """Take over `made`, a directory below incoming/ with a disk.raw in it; `label` is moved to it."""
+        """Add an image: move `made`, a directory below incoming/ with a disk.raw, and move `label` to it."""
         target = self.home.image(manifest.digest)
         if target.manifest.exists():
             shutil.rmtree(made)
@@ -182,13 +184,13 @@ class ImageStore:
             self.label(manifest.digest, label)
 
     def delete(self, reference: str) -> None:
-        """The image and every label of it."""
+        """Delete an image and all its labels."""
         digest = self.resolve(reference).digest
         self._write_labels({label: of for label, of in self._labels().items() if of != digest})
         self._remove(digest)
 
     def prune(self, used: set[str]) -> tuple[list[str], int]:
-        """Delete what is neither labelled nor `used`: the digests, and the bytes that are free now."""
+        """Delete all images without a label that are not `used`. Return their digests and the freed bytes."""
         entries = self.entries()
         kept = [e.manifest for e in entries if e.labels or e.manifest.digest in used]
         used = used | {digest for manifest in kept for digest in manifest.disks}
@@ -207,13 +209,13 @@ class ImageStore:
         found = []
         for root in self.home.images.iterdir() if self.home.images.is_dir() else ():
             path = self.home.image(root.name).manifest
-            # One that is damaged must not keep the others from being used: bough doctor --store tells.
+            # A damaged manifest must not make the other images unusable. bough doctor --store reports it.
             with contextlib.suppress(OSError, ValueError):
                 found.append(ImageManifest.model_validate_json(path.read_bytes()))
         return found
 
     def rewrite_labels(self, old: Path) -> None:
-        """From `old`, as far as it can be read, and from what the images were called when they were made."""
+        """Restore the labels from `old`. If `old` is unreadable, use the original labels of the images."""
         here = {manifest.digest for manifest in self._manifests()}
         try:
             labels = {label: of for label, of in json.loads(old.read_bytes()).items() if of in here}
@@ -222,7 +224,7 @@ class ImageStore:
         self._write_labels(labels)
 
     def _original_labels(self) -> dict[str, str]:
-        """Of the newest of each label and architecture."""
+        """Return labels from the manifests: the newest image of each label and architecture has the label."""
         manifests = sorted(self._manifests(), key=lambda manifest: manifest.created)
         newest = {(manifest.label, manifest.arch): manifest.digest for manifest in manifests}
         labels: dict[str, str] = {}
@@ -243,7 +245,10 @@ class ImageStore:
 
 
 def split_label(reference: str) -> tuple[str, str | None]:
-    """Of "debian:12@arm64" ("debian:12", "aarch64"); what follows another "@" is part of the label."""
+    """Split a label: "debian:12@arm64" gives ("debian:12", "aarch64").
+
+    If no architecture follows the "@", it is part of the label.
+    """
     label, at, arch = reference.rpartition("@")
     if at and label:
         with contextlib.suppress(InvalidInput):
@@ -254,5 +259,7 @@ def split_label(reference: str) -> tuple[str, str | None]:
 def _ambiguous(reference: str, found: Sequence[ImageManifest], by_label: bool) -> Conflict:
     if by_label:
         there = sorted(manifest.arch for manifest in found)
-        return Conflict(f"image {reference!r} is there for {', '.join(there)}", hint=f"--arch {there[0]}")
-    return Conflict(f"{reference!r} is the beginning of {len(found)} images' digests", hint="give more")
+        return Conflict(
+            f"image {reference!r} exists for {', '.join(there)}", hint=f"choose one: --arch {there[0]}"
+        )
+    return Conflict(f"{reference!r} is ambiguous: {len(found)} digests match", hint="use more characters")

@@ -1,4 +1,4 @@
-"""The state of a machine's uplink, as the host shows it at this moment."""
+"""The state of a machine's uplink at this moment."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ _ROUTES = ("/proc/net/route", "/proc/net/ipv6_route")
 
 
 def describe_uplink(machine_id: str) -> dict[str, Any]:
-    """Of a running machine: `state`, a sentence about what is wrong, and `resolvers` of the host.
+    """Return a running machine's `state`, a sentence about the problem, and the host's `resolvers`.
 
-    The state is "connected"; "offline": the host has no route to anywhere; "broken": the program that carries
-    the machine's frames has ended, and the machine has no network until its next start.
+    The state is one of:
+
+        "connected"   the uplink works
+        "offline"     the host has no default route
+        "broken"      the process that carries the machine's frames has ended; the machine has no
+                      network until its next start
     """
     resolvers = [name.decode(errors="replace") for name in resolver_names()]
     if shutil.which("passt") and not _filter_runs(machine_id):
         return {
             "state": "broken",
-            "detail": "its program has ended; the next start begins another",
+            "detail": "its process has ended; restart the machine",
             "resolvers": resolvers,
         }
     if not any(map(has_default_route, _ROUTES)):
@@ -38,5 +42,5 @@ def _filter_runs(machine_id: str) -> bool:
             if path.read_text().rstrip("\n") == name:
                 return True
         except OSError:
-            continue  # it has just ended
+            continue  # the process has just ended
     return False

@@ -1,9 +1,9 @@
-"""The way out of a machine: two processes per machine, outside of its jail.
+"""The uplink of a machine to the host's networks: two processes per machine, outside of its jail.
 
     QEMU ── uplink_filter.py ── passt ── sockets of the host
 
-passt speaks Ethernet over a connected socket; the filter keeps what goes to the host's loopback from it.
-Each ends when its neighbour does: nobody has to end them, and they outlive the service as the machine does.
+passt speaks Ethernet over a connected socket. The filter drops frames to the host's loopback. Each process
+ends when its neighbour ends, so nothing else has to end it. Both outlive the service, as the machine does.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from bough.errors import HostLacks
 from bough.networks import uplink_filter
 
 _MAX_ANSWER_BYTES = 4096
-#: Of the name of a process (proc(5), comm): with it, a machine's id is as long as one may be.
+#: Start of the process name (proc(5), comm). Label and machine id are at most 15 characters.
 LABEL = "up-"
 
 
 class Uplink:
-    """One that was asked for.
+    """A requested uplink.
 
     Attributes:
-        end: QEMU's; the filter ends when nobody has it open any more.
+        end: QEMU's socket. The filter ends when no process has this socket open.
     """
 
     def __init__(self, end: socket.socket, answers: socket.socket) -> None:
@@ -36,7 +36,11 @@ class Uplink:
         self._answers = answers
 
     def started(self) -> int:
-        """Its filter's process id. Once, and before the next uplink is asked for. Raises HostLacks."""
+        """Return the process id of the filter. Call once, before the next uplink is requested.
+
+        Raises:
+            HostLacks: the process could not be started.
+        """
         answer = self._answers.recv(_MAX_ANSWER_BYTES).decode()
         if not answer.isdecimal():
             raise HostLacks(f"the uplink cannot be started: {answer or 'its program has ended'}")
@@ -44,20 +48,22 @@ class Uplink:
 
 
 def begin_uplink(*, machine_id: str, uid: int | None, groups: list[str]) -> Uplink:
-    """The guest gets the host's addresses by DHCP and its resolver; it cannot reach the host's loopback,
-    and nothing is forwarded to it: published ports go through the agent.
+    """Request the uplink of a machine.
+
+    The guest gets addresses by DHCP, and a resolver. The guest cannot reach the host's loopback. The uplink
+    forwards no ports to the guest: published ports go through the agent.
 
     Args:
-        machine_id: for those who look at the list of processes.
-        uid: as whom its processes run where we are root; None where we are not.
-        groups: control groups of the machine, which they join.
+        machine_id: shown in the name of the process.
+        uid: user of the processes if the service is root, otherwise None.
+        groups: the machine's control groups, which the processes join.
 
     Raises:
-        HostLacks: there is no passt, or nothing can be started.
+        HostLacks: passt is missing, or no process can be started.
     """
     passt = shutil.which("passt")
     if passt is None:
-        raise HostLacks("passt is not installed", hint="bough doctor tells the command that installs it")
+        raise HostLacks("passt is not installed", hint="bough doctor shows the command that installs it")
     words = ["-" if uid is None else str(uid), f"{LABEL}{machine_id}", passt, *groups]
     request = os.fsencode("\0".join(words))
     ours, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -70,14 +76,18 @@ def begin_uplink(*, machine_id: str, uid: int | None, groups: list[str]) -> Upli
 
 
 class _Beginner:
-    """The program that begins them for this process, and ends with it."""
+    """The program that starts this service's uplinks. The program ends with the service."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
 
     def ask(self, request: bytes, inside: socket.socket) -> socket.socket:
-        """Where the answer will come. Raises OSError."""
+        """Send a request. Return the socket for the answer.
+
+        Raises:
+            OSError: the program cannot be started or reached.
+        """
         if self._control is None or self._process is None or self._process.poll() is not None:
             if self._control is not None:
                 self._control.close()
@@ -91,11 +101,11 @@ def _start_beginner() -> tuple[subprocess.Popen[bytes], socket.socket]:
     with theirs, contextlib.ExitStack() as undo:
         undo.callback(ours.close)
         process = subprocess.Popen(
-            # -I -S: it starts in 15 ms and reads nothing of the user's.
+            # -I -S: Python starts in 15 ms and reads none of the user's files.
             [sys.executable, "-I", "-S", str(Path(uplink_filter.__file__)), str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            # passt cannot reach syslog from its own jail, and says so for every line.
+            # passt cannot reach syslog from its own jail, and writes so for every line.
             stderr=subprocess.DEVNULL,
             cwd="/",
             pass_fds=[theirs.fileno()],

@@ -1,16 +1,16 @@
-"""DNS queries of a guest, carried to whatever resolver the host has.
+"""Forward a guest's DNS queries to the host's resolvers.
 
-DHCP tells the guest one resolver, `RESOLVER`. A query to that address is sent on from a socket of the host to
-the resolvers that /etc/resolv.conf of the host names at that moment: one on its loopback (127.0.0.53) as
-well as one of a network that the host has just joined. The guest reaches nothing else of the loopback that
-way: only DNS queries are sent on, and to port 53.
+DHCP gives the guest one resolver, `RESOLVER`. The filter forwards each query to this address from a socket of
+the host. It asks the resolvers that the host's /etc/resolv.conf names at that moment. A resolver may be on
+the host's loopback (127.0.0.53), or in a network that the host has just joined. The guest reaches nothing
+else on the loopback: only DNS queries are forwarded, and only to port 53.
 
-Runs in the uplink's filter: standard library only.
+This module runs in the uplink's filter: standard library only.
 """
 
 from __future__ import annotations
 
-# Not socket: it takes as long to load as the interpreter.
+# Not `socket`: importing it takes as long as starting the interpreter.
 import _socket
 import time
 
@@ -18,11 +18,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: The guest's resolver, and the port of DNS.
+#: The guest's resolver. _PORT is the port of DNS.
 RESOLVER = "10.0.2.3"
 _PORT = 53
 _RESOLV_CONF = "/etc/resolv.conf"
-#: As the C library: so many resolvers are asked, one after the other, and this one where none is named.
+#: As in the C library: the number of resolvers to ask in turn, and the resolver if none is named.
 _MAX_RESOLVERS = 3
 _DEFAULT_RESOLVER = b"127.0.0.1"
 _RESOLVER_TIMEOUT_S = 3.0
@@ -31,7 +31,7 @@ _MAX_QUERY_BYTES = 4096
 _HEADER_BYTES = 12
 _IPV4 = b"\x08\x00"
 _UDP = 17
-#: Of IP's data, in the guest's network of 1500 bytes; divisible by 8.
+#: IP payload of a fragment in the guest's network (MTU 1500 bytes). Divisible by 8.
 _FRAGMENT_BYTES = 1480
 _MORE_FRAGMENTS = 0x2000
 _SERVFAIL = 2
@@ -39,11 +39,11 @@ _ADDRESS = _socket.inet_aton(RESOLVER)
 
 
 class Query:
-    """One that waits for its answer.
+    """A query that waits for its answer.
 
     Attributes:
-        socket: connected to the resolver that is asked.
-        deadline: when the next resolver is asked.
+        socket: connected to the current resolver.
+        deadline: time at which the next resolver is asked.
     """
 
     def __init__(self, frame: bytes, source: bytes, port: bytes, message: bytes) -> None:
@@ -56,7 +56,7 @@ class Query:
         self._resolvers = iter(read_resolvers())
 
     def ask_next(self) -> bool:
-        """Send it to the next resolver. False: there is none left."""
+        """Send the query to the next resolver. Return False if there is no further resolver."""
         self.close()
         for family, address in self._resolvers:
             try:
@@ -76,7 +76,11 @@ class Query:
         return False
 
     def read_answer(self) -> bytes | None:
-        """None: it is no answer to this query. Raises OSError: the resolver is not there."""
+        """Return the resolver's answer; None for a datagram that does not answer this query.
+
+        Raises:
+            OSError: the resolver is not reachable.
+        """
         assert self.socket is not None
         data = self.socket.recv(65535)
         is_answer = len(data) >= _HEADER_BYTES and data[:2] == self.message[:2] and data[2] & 0x80
@@ -88,13 +92,13 @@ class Query:
             self.socket = None
 
     def failure(self) -> bytes:
-        """The answer where no resolver gave one: the header, with that code and no records."""
+        """Return the answer if no resolver answered: a header with SERVFAIL, without records."""
         flags = bytes((self.message[2] | 0x80, 0x80 | _SERVFAIL))
         return self.message[:2] + flags + bytes(8)
 
     def frames(self, answer: bytes) -> bytes:
-        """The frames that carry it to the guest, each after its length."""
-        # An UDP checksum of zeros is none, which IPv4 allows.
+        """Return the frames that carry the answer to the guest, each after its length."""
+        # A UDP checksum of zero means that there is none. IPv4 allows this.
         datagram = (
             _PORT.to_bytes(2, "big") + self._port + (8 + len(answer)).to_bytes(2, "big") + b"\0\0" + answer
         )
@@ -116,27 +120,28 @@ class Query:
 
 
 class Forwarder:
-    """The queries of one guest that are under way."""
+    """The pending queries of one guest."""
 
     def __init__(self) -> None:
         self._pending: list[Query] = []
         self._failed: list[bytes] = []
 
     def take(self, frame: memoryview) -> bool:
-        """Whether it is a query, which is then on its way."""
+        """Forward the frame if it is a query. Return whether it is one."""
         query = parse_query(frame)
         if query is None:
             return False
-        if len(self._pending) < _MAX_PENDING:  # a guest that sends more asks again, as for any that is lost
+        # above the limit a query is dropped; the guest repeats lost queries
+        if len(self._pending) < _MAX_PENDING:
             self._ask(query)
         return True
 
     def sockets(self) -> list[_socket.socket]:
-        """What to wait for."""
+        """Return the sockets to wait for."""
         return [query.socket for query in self._pending if query.socket is not None]
 
     def wait_s(self) -> float | None:
-        """How long; None: for as long as it takes."""
+        """Return the longest time to wait, in seconds; None: no limit."""
         if self._failed:
             return 0.0
         if not self._pending:
@@ -144,7 +149,7 @@ class Forwarder:
         return max(0.0, min(query.deadline for query in self._pending) - time.monotonic())
 
     def answers(self, readable: list[_socket.socket]) -> bytes:
-        """Frames for the guest."""
+        """Return frames for the guest: answers, and failures of queries that no resolver answered."""
         frames, self._failed = self._failed, []
         now = time.monotonic()
         for query in list(self._pending):
@@ -177,7 +182,7 @@ class Forwarder:
 
 
 def parse_query(frame: memoryview) -> Query | None:
-    """A whole UDP packet to RESOLVER's port 53 with a DNS query in it; None for any other frame."""
+    """Return the DNS query in an unfragmented UDP packet to RESOLVER, port 53; None for other frames."""
     if len(frame) < 42 or frame[12:14] != _IPV4 or frame[14] >> 4 != 4 or frame[30:34] != _ADDRESS:
         return None
     udp = 14 + (frame[14] & 15) * 4
@@ -194,7 +199,7 @@ def parse_query(frame: memoryview) -> Query | None:
 
 
 def resolver_names(path: str = _RESOLV_CONF) -> list[bytes]:
-    """The addresses of the host's resolvers, as they are written there now."""
+    """Return the addresses of the host's resolvers, read from resolv.conf at each call."""
     try:
         with open(path, "rb") as file:  # noqa: PTH123
             lines = file.read(1 << 16).splitlines()
@@ -206,10 +211,10 @@ def resolver_names(path: str = _RESOLV_CONF) -> list[bytes]:
 
 
 def read_resolvers(path: str = _RESOLV_CONF) -> Iterator[tuple[int, tuple[object, ...]]]:
-    """Family and address of each resolver of the host, as they are now."""
+    """Yield family and address of each resolver of the host."""
     for name in resolver_names(path):
         try:
-            # As bytes: for text Python loads a codec, from files that the machine's user may not read.
+            # Pass bytes: for str Python loads a codec, from files that the machine's user may not read.
             found = _socket.getaddrinfo(name, _PORT, 0, _socket.SOCK_DGRAM, 0, _socket.AI_NUMERICHOST)
         except (OSError, ValueError):
             continue

@@ -1,25 +1,25 @@
-"""What a machine may send to the outside: a program between QEMU and passt.
+"""Filter of a machine's outgoing frames: a program between QEMU and passt.
 
     QEMU ── a stream of frames, each after its length (4 bytes) ── this ── the same ── passt
 
-passt opens a socket of the host to wherever a frame says it goes. An honest guest never sends a frame to
-127.0.0.1; a hostile one does, and the passt of 2023 then connects to the host's loopback, --no-map-gw or
-not. So nothing but ARP, IPv4 and IPv6 gets through here, and no packet to a loopback or unspecified
-address. The other way everything does. DNS queries are answered here (uplink_dns.py).
+passt opens a socket of the host to the destination in a frame. A well-behaved guest sends no frame to
+127.0.0.1, but a hostile guest does. The passt of 2023 then connects to the host's loopback, even with
+--no-map-gw. So only ARP, IPv4 and IPv6 pass the filter, without packets to loopback or unspecified addresses.
+Incoming frames all pass. The filter answers DNS queries itself (uplink_dns.py).
 
-The guest's address is the same on every host and in every network (see _ADDRESSES), so that nothing of the
-guest changes when its host joins another network, or was offline when the machine started. A passt that ends
-is started again. This ends when the guest's side does.
+The guest's address is the same on every host and in every network (see _ADDRESSES). So nothing in the guest
+changes when its host joins another network, or was offline when the machine started. The filter restarts a
+passt that ends. The filter ends when the guest's socket is closed.
 
-The service runs this once, and asks it for the process of each machine: a child of this is there in a
-millisecond, where an interpreter takes 15 to start. passt is started when the guest has something to say.
+The service runs this program once, and requests a process for each machine. The process is a fork of this
+program, which takes 1 ms; a new interpreter takes 15 ms. passt starts when the guest sends its first frame.
 
-Run by path, without bough's package or site-packages: standard library only.
+The program is run by path, without bough's package or site-packages: standard library only.
 """
 
 from __future__ import annotations
 
-# Not socket, not signal: each takes as long to load as the interpreter.
+# Not `socket` or `signal`: importing one takes as long as starting the interpreter.
 import _signal  # type: ignore[import-not-found]
 import _socket
 import os
@@ -41,32 +41,32 @@ _ARP = b"\x08\x06"
 _IPV4 = b"\x08\x00"
 _IPV6 = b"\x86\xdd"
 
-#: 64 KiB, and a little: QEMU's largest frame. A longer one is no frame.
+#: Somewhat more than 64 KiB, QEMU's largest frame. A greater length is an error.
 MAX_FRAME_BYTES = 0x10000 + 256
 _CHUNK_BYTES = 1 << 18
-#: Kept for one direction while the other side does not read.
+#: Limit of queued data for one direction while the other side does not read.
 _MAX_QUEUED_BYTES = 1 << 20
 
 _MAX_REQUEST_BYTES = 1 << 14
 _FORWARD_NOTHING = ("--no-map-gw", "-t", "none", "-u", "none")
-#: Those of QEMU's user network, which is used where there is no passt. IPv6 addresses are the host's.
+#: IPv4 addresses of QEMU's user network, which replaces passt if passt is missing. IPv6 uses the host's.
 _ADDRESSES = ("-a", "10.0.2.15", "-n", "24", "-g", "10.0.2.2", "-D", RESOLVER, "-M", "52:55:0a:00:02:02")
-#: Where the host has no route to anywhere passt needs an interface to look at.
+#: passt needs an interface as a model even if the host has no route.
 _OFFLINE = ("-i", "lo")
-#: Of a route in use (linux/route.h).
+#: Flag of a route in use (linux/route.h).
 _RTF_UP = 1
-#: A passt that ends at once is not started as fast as we can.
+#: Pause between starts, for a passt that ends at once.
 _BETWEEN_STARTS_S = 1.0
 
 
 def is_allowed(frame: memoryview) -> bool:
-    """Whether a guest may send it. False for what is too short to say where it goes."""
+    """Return whether a guest may send the frame. A frame without a complete destination is not allowed."""
     kind = bytes(frame[12:14])
     if kind == _IPV4:
-        # 0.0.0.0/8 and 127.0.0.0/8: this host.
+        # 0.0.0.0/8 and 127.0.0.0/8 mean this host.
         return len(frame) >= 34 and frame[30] not in (0, 127)
     if kind == _IPV6:
-        # ::/96 has :: and ::1; ::ffff:0:0/96 has IPv4 addresses in disguise.
+        # ::/96 contains :: and ::1; ::ffff:0:0/96 contains mapped IPv4 addresses.
         destination = bytes(frame[38:54])
         hidden = destination[:10] == bytes(10) and destination[10:12] in (b"\0\0", b"\xff\xff")
         return len(destination) == 16 and not hidden
@@ -74,16 +74,16 @@ def is_allowed(frame: memoryview) -> bool:
 
 
 class Frames:
-    """Cuts a stream into whole frames, each after its length."""
+    """Splitter of a stream into complete frames, each after its length."""
 
     def __init__(self) -> None:
         self._rest = bytearray()
 
     def feed(self, data: bytes) -> bytes:
-        """What of `data`, and of what came before, is complete.
+        """Add `data`. Return the frames that are now complete.
 
         Raises:
-            ValueError: it is no stream of frames.
+            ValueError: the data is no stream of frames.
         """
         rest = self._rest
         rest += data
@@ -102,14 +102,14 @@ class Frames:
 
 
 class Sieve(Frames):
-    """Keeps a stream's allowed frames. Queries that `forwarder` takes are not among them."""
+    """Splitter that keeps only allowed frames, without the DNS queries that `forwarder` takes."""
 
     def __init__(self, forwarder: Forwarder | None = None) -> None:
         super().__init__()
         self._forwarder = forwarder
 
     def feed(self, data: bytes) -> bytes:
-        """As of Frames, and only what is kept."""
+        """Add `data`. Return the complete frames that are kept."""
         view = memoryview(super().feed(data))
         kept = []
         at = 0
@@ -125,14 +125,14 @@ class Sieve(Frames):
 
 
 class Ended(Exception):
-    """The guest's side was closed."""
+    """The guest's socket was closed."""
 
 
 class Uplink:
-    """One machine's, from its beginning to its end.
+    """The uplink of one machine.
 
     Args:
-        start: makes what carries frames to the outside, and returns our end of it.
+        start: starts passt, and returns our end of its socket.
     """
 
     def __init__(self, guest: _socket.socket, start: Callable[[], _socket.socket]) -> None:
@@ -144,10 +144,14 @@ class Uplink:
         guest.setblocking(False)
 
     def run(self) -> None:
-        """Until the guest's side is closed. Raises ValueError, OSError for a broken one."""
+        """Carry frames until the guest's socket is closed.
+
+        Raises:
+            ValueError, OSError: the guest's side is broken.
+        """
         try:
             while True:
-                # It is started when the guest has something to say: a fork that is never used has none.
+                # passt starts with the guest's first frame. A fork that is never used sends none.
                 first = self._carry(None, b"")
                 self._carry(self._start(), first)
                 time.sleep(_BETWEEN_STARTS_S)
@@ -157,7 +161,7 @@ class Uplink:
             self._forwarder.close()
 
     def _carry(self, outside: _socket.socket | None, first: bytes) -> bytes:
-        """Until the outside ends; without one: until the guest sends something, which is returned.
+        """Carry frames until passt ends. Without passt, wait for the guest's first frames and return them.
 
         Raises: Ended, ValueError, OSError.
         """
@@ -170,7 +174,7 @@ class Uplink:
         return bytes(for_outside)
 
     def _carry_once(self, outside: _socket.socket | None, frames: Frames, for_outside: bytearray) -> bool:
-        """Whether the outside is still there."""
+        """Carry what is ready. Return whether passt is still running."""
         guest, dns = self._guest, self._forwarder.sockets()
         readers = [guest, *dns] if len(for_outside) < _MAX_QUEUED_BYTES else dns
         writers = [guest] if self._for_guest else []
@@ -201,13 +205,17 @@ class Uplink:
             data = outside.recv(_CHUNK_BYTES)
         except OSError:
             return False
-        # Whole frames only: one that is cut off would cost the guest all that follow.
+        # Pass on complete frames only: after a partial frame the guest could not read the following ones.
         self._for_guest += frames.feed(data)
         return bool(data)
 
 
 def _send(end: _socket.socket, queued: bytearray) -> None:
-    """What `end` takes at the moment. Raises OSError."""
+    """Send as much as `end` accepts now, and remove it from `queued`.
+
+    Raises:
+        OSError: the other end is closed.
+    """
     if queued:
         try:
             sent = end.send(queued)
@@ -258,14 +266,18 @@ class Passt:
 
 
 def _find_addresses() -> tuple[str, ...]:
-    """A host with IPv6 alone gives its own, and its resolvers: passt takes no IPv4 address there."""
+    """Return the address options of passt.
+
+    On a host with only IPv6 there are none: passt accepts no IPv4 address there, and the guest gets the
+    host's addresses and resolvers.
+    """
     if has_default_route("/proc/net/route"):
         return _ADDRESSES
     return () if has_default_route("/proc/net/ipv6_route") else _ADDRESSES + _OFFLINE
 
 
 def has_default_route(path: str) -> bool:
-    """In the kernel's table of IPv4's routes, or of IPv6's."""
+    """Return whether the kernel's table of IPv4 or IPv6 routes in `path` has a default route."""
     try:
         with open(path, "rb") as table:  # noqa: PTH123
             lines = [line.split() for line in table]
@@ -278,7 +290,7 @@ def has_default_route(path: str) -> bool:
 
 
 def _write(path: str, text: str) -> None:
-    """Where it cannot be: the machine has ended, and its group with it."""
+    """Write to a kernel file. Errors are ignored: the machine has ended, and its control group with it."""
     try:
         with open(path, "wb", buffering=0) as file:  # noqa: PTH123
             file.write(text.encode())
@@ -287,7 +299,7 @@ def _write(path: str, text: str) -> None:
 
 
 def carry(guest: _socket.socket, uid: str, label: str, passt: str, *groups: str) -> None:
-    """One machine's uplink, from its beginning to its end: see uplink.py for what is given."""
+    """Run one machine's uplink until its end. uplink.py describes the arguments."""
     for group in groups:
         _write(f"{group}/cgroup.procs", "0")
     _write("/proc/self/comm", label)
@@ -301,9 +313,12 @@ def carry(guest: _socket.socket, uid: str, label: str, passt: str, *groups: str)
 
 
 def serve(control: _socket.socket) -> None:
-    """Until whoever asks is gone: each request is words, with NUL between them, and the guest's socket; each
-    answer a process id, or what went wrong."""
-    # Of the machines' processes: this has no others, and waits for none.
+    """Serve requests until the service closes the control socket.
+
+    A request consists of words, with NUL between them, and the guest's socket. The answer is a process id or
+    an error message.
+    """
+    # Let the kernel reap the machines' processes. This program has no other children.
     _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
     while True:
         request, rights, _, _ = control.recvmsg(_MAX_REQUEST_BYTES, _socket.CMSG_SPACE(4))
@@ -322,13 +337,13 @@ def serve(control: _socket.socket) -> None:
 
 
 def _be_uplink(control: _socket.socket, guest: _socket.socket, words: list[str]) -> None:
-    """In a child; never returns."""
+    """Run the uplink in the child process. Never returns."""
     try:
         control.close()
         os.setsid()
         carry(guest, *words)
     except (OSError, ValueError):
-        pass  # the machine, passt, or both are gone; QEMU tells its own end of it
+        pass  # the machine or passt has ended; QEMU reports the end of the connection itself
     finally:
         os._exit(0)
 
