@@ -71,7 +71,7 @@ def test_a_cd_is_booted_and_typed_at(
     _goes_on_with_its_screen(cli, gone)
     cli("screenshot", "rescue", tmp_path / "rescue.png")
     assert (tmp_path / "rescue.png").read_bytes().startswith(b"\x89PNG")
-    cli.error("exec", "rescue", "--", "true", says="no agent", hint="bough console rescue")
+    cli.error("exec", "rescue", "--", "true", says="no bough agent", hint="bough console rescue")
     cli.error("type", "rescue", "--key", "hyper", says="hyper")
     cli.error("image", "delete", "rescue-cd", says="rescue")
     # The next service has the screen as well.
