@@ -9,7 +9,7 @@ import click
 
 from bough.cli.output import show_json, show_table
 from bough.cli.service import DURATION, NAME, connect, json_option, machine_path
-from bough.errors import BoughError, GuestRefused, InvalidInput
+from bough.errors import BoughError, GuestRefused, InvalidInput, ServiceUnavailable
 
 
 @click.group()
@@ -82,21 +82,28 @@ def proxy(name: str, guest_port: int, wait_s: float, authorize: str | None) -> N
         if authorize is not None:
             _authorize(name, authorize)
 
+        unread = threading.Event()
+
         def outward() -> None:
             try:
                 while data := os.read(0, 128 * 1024):
                     socket.send(data)
                 socket.send(b"")
                 _wait_unread(1)
+                unread.set()
                 socket.close()
             except Exception:
                 pass  # the tunnel has ended: the other direction reports it
 
         threading.Thread(target=outward, daemon=True).start()
-        while isinstance(data := socket.receive(), bytes) and data:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(1, view) :]
+        try:
+            while isinstance(data := socket.receive(), bytes) and data:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(1, view) :]
+        except (ServiceUnavailable, BrokenPipeError):
+            if not unread.is_set():  # otherwise ssh has ended, and this end has closed the tunnel
+                raise
 
 
 def _wait_unread(descriptor: int) -> None:
