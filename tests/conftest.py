@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Generator, Iterator
@@ -32,6 +33,9 @@ IMAGE = "debian:12"
 MEMORY = "512MiB"
 ORDER = ("unit", "machines", "acceptance")
 RUN = pytest.StashKey[Run]()
+
+# A run below nohup ignores SIGHUP, and the clients that tests end by SIGHUP would inherit that.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 # -- one run, by one process or by several workers ----------------------------------------------------
