@@ -122,7 +122,7 @@ def test_the_state_of_the_uplink_is_told(cli: Cli, fork: bough.Machine) -> None:
     filtering = [path for path in Path("/proc").glob("[0-9]*/comm") if _comm(path) == f"up-{fork.id}"]
     os.kill(int(filtering[0].parent.name), signal.SIGKILL)
     wait_until(lambda: cli.json("info", fork.name)["uplink"]["state"] == "broken")
-    assert "broken (its program has ended" in cli.text("info", fork.name)
+    assert "broken (its process has ended" in cli.text("info", fork.name)
 
 
 def _comm(path: Path) -> str:
