@@ -7,7 +7,7 @@ import time
 import bough
 from bench.harness import Bench
 from bench.machine import a_guest, at_rest
-from bough.machines.chain import MOST_LAYERS
+from bough.machines.disks.merging import MOST_LAYERS
 
 ABOUT = "reads in a 512 MiB Debian before and after 50 snapshots, past the guest's page cache"
 SNAPSHOTS = 50

@@ -14,8 +14,8 @@ import pytest
 import bough
 from bough.errors import BoughError
 from bough.images.overlays import render_chain
-from bough.machines.chain import MOST_LAYERS
-from bough.machines.disks import disk_chain
+from bough.machines.disks.creation import disk_chain
+from bough.machines.disks.merging import MOST_LAYERS
 from bough.machines.record import MachineRecord
 from bough.paths import Home
 from tests.torture.processes import kill, qemus

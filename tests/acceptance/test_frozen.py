@@ -10,7 +10,7 @@ import pytest
 
 import bough
 from bough.errors import BoughError
-from bough.machines.chain import TOO_MANY_LAYERS
+from bough.machines.disks.merging import TOO_MANY_LAYERS
 from bough.paths import Home
 from tests.acceptance.conftest import Cli, is_thawed, records, wait_begun
 from tests.torture.processes import kill, qemus, service_pid

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bough.images.overlays import render_chain
-from bough.machines.disks import disk_chain
+from bough.machines.disks.creation import disk_chain
 from bough.machines.record import MachineRecord
 from bough.paths import Home
 

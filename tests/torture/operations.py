@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import bough
 from bough.client.info import MachineInfo, SnapshotInfo
-from bough.machines.chain import MOST_LAYERS
+from bough.machines.disks.merging import MOST_LAYERS
 from tests.torture.files import DISK, PLACE, WRITE, Files
 
 IMAGE = "debian:12"

@@ -13,9 +13,9 @@ import pytest
 
 from bough.errors import MachineFailed, QmpLost
 from bough.images.overlays import read_backing, render_chain
-from bough.machines.blocks import chain_below, read_nodes, read_tops
-from bough.machines.chain import MOST_LAYERS, Chains, layers_to_merge
-from bough.machines.disks import disk_chain
+from bough.machines.disks.creation import disk_chain
+from bough.machines.disks.merging import MOST_LAYERS, Chains, layers_to_merge
+from bough.machines.disks.nodes import chain_below, read_nodes, read_tops
 from bough.machines.record import MachineDisk
 from bough.paths import Home
 from bough.qemu.jail import Jail

@@ -10,15 +10,12 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 from bough.errors import AgentUnavailable, BoughError, ProtocolError
 from bough.guest import wire
 from bough.guest.facts import clean_name
 from bough.guest.sent import SentInput
-
-if TYPE_CHECKING:
-    from bough.guest.channel import AgentChannel
 
 OUTPUT_WINDOW = 512 * 1024
 _MAX_CREDIT = 64 * 1024 * 1024
@@ -60,6 +57,18 @@ class ExitStatus:
     error: BoughError | None = None
 
 
+class Frames(Protocol):
+    """The parts of a channel that a session uses: sending frames, and the guest's abilities."""
+
+    input_window: int
+    resumes: bool
+
+    def send(self, kind: int, session: int, payload: bytes = ..., stream: int = ...) -> None: ...
+    def send_behind(self, kind: int, session: int, stream: int) -> None: ...
+    def send_part(self, kind: int, session: int, payload: bytes, stream: int) -> None: ...
+    async def send_data(self, kind: int, session: int, payload: bytes | memoryview, stream: int) -> None: ...
+
+
 class Session:
     """A session of the channel. The channel makes it. The guest's EXIT or ERROR ends it, or the channel's
     end.
@@ -69,7 +78,7 @@ class Session:
     #: Sent input, if the session can continue with another agent.
     sent: SentInput | None = None
 
-    def __init__(self, channel: AgentChannel, session_id: int) -> None:
+    def __init__(self, channel: Frames, session_id: int) -> None:
         self._channel = channel
         self.id = session_id
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -207,7 +216,7 @@ class ExecSession(Session):
 
     outputs = (wire.STDOUT, wire.STDERR)
 
-    def __init__(self, channel: AgentChannel, session_id: int) -> None:
+    def __init__(self, channel: Frames, session_id: int) -> None:
         super().__init__(channel, session_id)
         self.exit = ExitStatus()
         self.sent = SentInput() if channel.resumes else None

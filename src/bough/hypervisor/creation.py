@@ -12,12 +12,13 @@ from bough.hypervisor.inventory import Inventory
 from bough.hypervisor.lifetimes import Lifetimes
 from bough.hypervisor.names import Names
 from bough.images.store import ImageManifest, ImageStore, split_label
-from bough.machines.disks import create_disks
+from bough.machines.disks.creation import create_disks
 from bough.machines.events import Events
 from bough.machines.machine import Machine
-from bough.machines.media import create_seed, resolve_media, with_image_disks
+from bough.machines.media import resolve_media, with_image_disks
 from bough.machines.plan import check_arch, install_firmware_variables, resolve_hardware
 from bough.machines.record import FirstBoot, MachineRecord, PortForward, new_machine_id, now
+from bough.machines.seed import create_seed
 from bough.mounts.source import resolve_mounts
 from bough.paths import Home, MachinePaths
 from bough.progress import Progress, Report, ignore_progress

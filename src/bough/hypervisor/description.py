@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from bough.machines.disks import read_disk_usage
+from bough.machines.disks.creation import read_disk_usage
 from bough.machines.machine import Machine
 from bough.machines.mounts import describe_mounts
 from bough.machines.state import LIVE

@@ -23,7 +23,7 @@ from bough.images.locks import has_versions, lock_image
 from bough.images.pull import fetch_catalogue
 from bough.images.recipes import LABELS
 from bough.images.store import ImageManifest, ImageStore, split_label
-from bough.machines.disks import disk_chain
+from bough.machines.disks.creation import disk_chain
 from bough.machines.layer import make_layer
 from bough.machines.plan import check_arch, host_arch
 from bough.paths import Home

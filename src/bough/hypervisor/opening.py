@@ -13,7 +13,7 @@ from bough.hypervisor.snapshot_keeper import SnapshotKeeper
 from bough.images.bootstrap import remove_build
 from bough.machines.autostart import start_machines
 from bough.machines.clock import ClockKeeper, follow_host
-from bough.machines.disks import remove_strays
+from bough.machines.disks.creation import remove_strays
 from bough.machines.events import Events
 from bough.machines.record import MachineRecord
 from bough.paths import Home

@@ -31,15 +31,15 @@ from bough.errors import (
 from bough.guest.channel import AgentChannel
 from bough.guest.qga import QgaChannel
 from bough.machines import stuck
-from bough.machines.blocks import writes
 from bough.machines.boot import Boot
 from bough.machines.boot_sight import BootSight
 from bough.machines.boot_signs import recognize
-from bough.machines.chain import Chains
 from bough.machines.clock import ClockKeeper
 from bough.machines.condition import Condition, Kind
 from bough.machines.console import Console, read_console
 from bough.machines.demand import DEMAND
+from bough.machines.disks.merging import Chains
+from bough.machines.disks.nodes import writes
 from bough.machines.events import Events
 from bough.machines.first_boot import first_boot_error, tried_again
 from bough.machines.guest import Guest
@@ -85,7 +85,6 @@ from bough.qemu.plan import Plan
 from bough.qemu.process import ExitCause, QemuProcess, find_process, read_exit, start_process
 from bough.qemu.qmp import Qmp
 from bough.qemu.ram import Template
-from bough.spec import MountSpec
 from bough.storage import read_tail
 from bough.tasks import Tasks
 
@@ -959,10 +958,6 @@ class Machine:
         )
         if greet:
             self._guest.greet()
-
-    def set_mounts(self, mounts: tuple[MountSpec, ...]) -> None:
-        """Change the mounts of the spec; for bough.machines.mounts."""
-        self._change(spec=self.record.spec.model_copy(update={"mounts": mounts}), event=False)
 
     async def _watch_qmp(self, qmp: Qmp) -> None:
         async for event in qmp.events():

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from bough.errors import InvalidSpec
 from bough.images.store import ImageManifest
 from bough.paths import Home
-from bough.qemu.plan import DiskPlan, MediumPlan
+from bough.qemu.plan import MediumPlan
 from bough.spec import DiskSpec, MachineSpec
 
-if TYPE_CHECKING:
-    from bough.machines.record import MachineRecord
-
-SEED = "seed.iso"
 _BOOT_ORDER = {
     "auto": ("disk", "cdrom", "floppy"),
     "disk": ("disk", "cdrom", "floppy"),
@@ -110,51 +104,6 @@ def with_image_disks(
         return spec
     own = [DiskSpec(size=find(digest).size_bytes, serial=None) for digest in image.disks]
     return spec.model_copy(update={"disks": (*own, *spec.disks)})
-
-
-def create_seed(directory: Path, record: MachineRecord) -> None:
-    """Write the NoCloud seed of a machine whose image runs cloud-init. Blocks."""
-    from bough.images.seed import (
-        NO_USER_DATA,
-        render_agent_hook,
-        render_meta_data,
-        render_network,
-        write_seed,
-    )
-
-    spec = record.spec
-    texts = {
-        "meta-data": render_meta_data(record.media.instance or record.id, record.hostname, spec.ssh_keys),
-        "user-data": spec.user_data or NO_USER_DATA,
-        "vendor-data": render_agent_hook(),
-        "network-config": render_network(record.hardware.mac),
-    }
-    write_seed(directory / SEED, texts)
-
-
-def renew_seed(directory: Path, record: MachineRecord) -> None:
-    """Put the name and MAC address of a fork into its copy of the parent's seed. Blocks.
-
-    The fork's memory contains the size of the seed's device. If the new seed has another size, the old seed
-    stays. The seed of a machine of an earlier bough stays, too: its instance is unknown.
-    """
-    seed = directory / SEED
-    if record.media.instance is None or not seed.is_file():
-        return
-    fresh = directory / "fresh"
-    fresh.mkdir(mode=0o700)
-    try:
-        create_seed(fresh, record)
-        if (fresh / SEED).stat().st_size == seed.stat().st_size:
-            (fresh / SEED).replace(seed)
-    finally:
-        shutil.rmtree(fresh)
-
-
-def plan_seed(media: Media, disks: Path) -> tuple[DiskPlan, ...]:
-    if not media.seed:
-        return ()
-    return (DiskPlan("seed", str(disks / SEED), "cidata", format="raw", read_only=True),)
 
 
 def boot_index(spec: MachineSpec, kind: str) -> int:

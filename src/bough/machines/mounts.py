@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from bough.errors import Conflict, GuestRefused, NotFound
+from bough.errors import Conflict, GuestRefused, NotFound, WrongState
+from bough.guest.channel import AgentChannel
+from bough.guest.qga import QgaChannel
 from bough.machines.record import MachineRecord
 from bough.machines.state import State
+from bough.mounts.keeper import MountKeeper
 from bough.spec import MountSpec
-
-if TYPE_CHECKING:
-    from bough.machines.machine import Machine
 
 _SSHFS_HINT = "install it there (Debian, Alpine: sshfs; Fedora: fuse-sshfs), or build its image again"
 
 
-async def add_mount(machine: Machine, mount: MountSpec) -> None:
+class Host(Protocol):
+    """The parts of a machine that these functions use."""
+
+    @property
+    def record(self) -> MachineRecord: ...
+    @property
+    def mounts(self) -> MountKeeper: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def state(self) -> State: ...
+    def channel(self) -> AgentChannel | None: ...
+    def change(self, *, event: bool = ..., **fields: Any) -> None: ...
+    def wrong_state(self, doing: str, *allowed: State) -> WrongState: ...
+    async def agent(self) -> AgentChannel | QgaChannel: ...
+
+
+async def add_mount(machine: Host, mount: MountSpec) -> None:
     """Add a directory to the spec, and mount the directory at once if the machine runs. A repeated call
     repairs a broken mount.
 
@@ -34,7 +51,7 @@ async def add_mount(machine: Machine, mount: MountSpec) -> None:
         await _add(machine, mount)
 
 
-def _check_state(machine: Machine) -> None:
+def _check_state(machine: Host) -> None:
     """Refuse a paused or suspended machine. Such a guest cannot mount, and expects the same mounts when it
     continues.
     """
@@ -42,7 +59,7 @@ def _check_state(machine: Machine) -> None:
         raise machine.wrong_state("changing what it shares", State.RUNNING, State.STOPPED)
 
 
-async def _add(machine: Machine, mount: MountSpec) -> None:
+async def _add(machine: Host, mount: MountSpec) -> None:
     before = machine.record.spec.mounts
     here = [one for one in before if one.target == mount.target]
     if here and here[0] != mount:
@@ -54,19 +71,19 @@ async def _add(machine: Machine, mount: MountSpec) -> None:
     if not here:
         if len(before) >= 32:
             raise Conflict(f"machine '{machine.name}' shares 32 directories already, the maximum")
-        machine.set_mounts((*before, mount))
+        _set_mounts(machine, (*before, mount))
     try:
         await _establish(machine, lazy=True)
         if mount.target in machine.mounts.trouble:
             raise trouble_error(machine, {mount.target: machine.mounts.trouble[mount.target]})
     except BaseException:
         if not here:
-            machine.set_mounts(before)
+            _set_mounts(machine, before)
             await _establish(machine, lazy=True)
         raise
 
 
-async def remove_mount(machine: Machine, target: str, *, force: bool = False) -> None:
+async def remove_mount(machine: Host, target: str, *, force: bool = False) -> None:
     """Remove a mount.
 
     Raises:
@@ -79,7 +96,7 @@ async def remove_mount(machine: Machine, target: str, *, force: bool = False) ->
         await _remove(machine, target, force)
 
 
-async def _remove(machine: Machine, target: str, force: bool) -> None:
+async def _remove(machine: Host, target: str, force: bool) -> None:
     before = machine.record.spec.mounts
     left = tuple(mount for mount in before if mount.target != target)
     if len(left) == len(before):
@@ -88,10 +105,10 @@ async def _remove(machine: Machine, target: str, force: bool) -> None:
             hint=f"bough mount {machine.name} lists them",
             kind="mount",
         )
-    machine.set_mounts(left)
+    _set_mounts(machine, left)
     busy = await _establish(machine, lazy=force)
     if busy:
-        machine.set_mounts(before)
+        _set_mounts(machine, before)
         await _establish(machine, lazy=True)
         raise Conflict(
             f"{target} is in use in machine '{machine.name}'",
@@ -100,7 +117,11 @@ async def _remove(machine: Machine, target: str, force: bool) -> None:
         )
 
 
-async def _establish(machine: Machine, *, lazy: bool) -> list[str]:
+def _set_mounts(machine: Host, mounts: tuple[MountSpec, ...]) -> None:
+    machine.change(spec=machine.record.spec.model_copy(update={"mounts": mounts}))
+
+
+async def _establish(machine: Host, *, lazy: bool) -> list[str]:
     channel = machine.channel()
     if channel is None:
         return []
@@ -115,7 +136,7 @@ def default_owner(record: MachineRecord) -> str:
     return users[0].name if users else "root"
 
 
-def trouble_error(machine: Machine, trouble: dict[str, str] | None = None) -> GuestRefused:
+def trouble_error(machine: Host, trouble: dict[str, str] | None = None) -> GuestRefused:
     """Return the error for a machine with missing mounts."""
     trouble = trouble or machine.mounts.trouble
     told = "; ".join(f"{target} is not mounted: {why}" for target, why in trouble.items())
@@ -127,7 +148,7 @@ def trouble_error(machine: Machine, trouble: dict[str, str] | None = None) -> Gu
     )
 
 
-async def mount_again(machine: Machine) -> None:
+async def mount_again(machine: Host) -> None:
     """Try all mounts once more. Raises GuestRefused, AgentUnavailable."""
     await machine.agent()
     await _establish(machine, lazy=True)
@@ -135,7 +156,7 @@ async def mount_again(machine: Machine) -> None:
         raise trouble_error(machine)
 
 
-def describe_mounts(machine: Machine) -> list[dict[str, Any]]:
+def describe_mounts(machine: Host) -> list[dict[str, Any]]:
     return [
         {
             **mount.model_dump(mode="json"),

@@ -17,8 +17,9 @@ from bough.guest.qga import PORT as QGA_PORT
 from bough.images.esp import EfiLoader
 from bough.images.overlays import layer_format
 from bough.images.store import ImageManifest
-from bough.machines.media import boot_index, plan_media, plan_seed
+from bough.machines.media import boot_index, plan_media
 from bough.machines.record import Hardware, MachineRecord, new_mac, new_uuid
+from bough.machines.seed import plan_seed
 from bough.paths import Home, MachinePaths
 from bough.qemu.arch import architecture
 from bough.qemu.choice import (
@@ -178,7 +179,7 @@ async def resolve_plan(record: MachineRecord, paths: MachinePaths, home: Home) -
         memory_bytes=spec.memory,
         uuid=hardware.uuid,
         vmgenid=hardware.vmgenid,
-        disks=(*_plan_disks(record, paths, home), *plan_seed(record.media, paths.disks)),
+        disks=(*_plan_disks(record, paths, home), *plan_seed(record, paths.disks)),
         serial_ports=hardware.serial_ports,
         disk_queues=hardware.disk_queues,
         agent_port=AGENT_PORT if record.image_agent else QGA_PORT,

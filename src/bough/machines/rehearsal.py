@@ -22,8 +22,8 @@ from typing import Any
 from uuid import UUID
 
 from bough.errors import MachineFailed
-from bough.machines.blocks import Node, chain_below, read_nodes, read_tops
 from bough.machines.debugger import debugger
+from bough.machines.disks.nodes import Node, chain_below, read_nodes, read_tops
 from bough.machines.memory import HIGH_START, find_low_bytes, find_ram
 from bough.machines.record import MachineDisk
 from bough.machines.video import split_devices

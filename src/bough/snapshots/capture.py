@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from bough.errors import BoughError, MachineFailed
-from bough.machines.blocks import read_tops, writes
-from bough.machines.disks import create_disk
+from bough.machines.disks.creation import create_disk
+from bough.machines.disks.nodes import read_tops, writes
 from bough.machines.identity import prepare_guest
 from bough.machines.machine import Machine
 from bough.machines.memory import find_ram, find_video

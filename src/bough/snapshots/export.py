@@ -19,7 +19,7 @@ from bough.errors import BoughError, InvalidInput, NotFound
 from bough.images.confined import Confinement, find_program, run_confined
 from bough.images.note import ExportNote, write_note
 from bough.images.store import ImageStore
-from bough.machines.disks import disk_chain
+from bough.machines.disks.creation import disk_chain
 from bough.machines.machine import Machine
 from bough.machines.saved import SavedState
 from bough.paths import Home

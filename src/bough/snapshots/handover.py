@@ -27,11 +27,12 @@ from bough.images.convert import check_space
 from bough.images.formats import MOST_BYTES
 from bough.images.imports import copy_sparse
 from bough.images.overlays import render_chain
-from bough.machines.disks import convert_disk, create_disk
-from bough.machines.media import SEED, Media
+from bough.machines.disks.creation import convert_disk, create_disk
+from bough.machines.media import Media
 from bough.machines.plan import FIRMWARE_VARIABLES
 from bough.machines.record import FirstBoot, Hardware, now
 from bough.machines.saved import SavedState
+from bough.machines.seed import SEED
 from bough.paths import Home, SnapshotPaths
 from bough.qemu.arch import ARCHITECTURES
 from bough.qemu.choice import choose_machine_type

@@ -17,7 +17,6 @@ from bough.errors import Conflict, SnapshotDamaged
 from bough.images.confined import Confinement
 from bough.images.overlays import check_disk
 from bough.machines.machine import Machine
-from bough.machines.media import renew_seed
 from bough.machines.record import (
     FirstBoot,
     MachineDisk,
@@ -28,6 +27,7 @@ from bough.machines.record import (
     now,
 )
 from bough.machines.saved import SavedState
+from bough.machines.seed import renew_seed
 from bough.machines.state import LIVE, State
 from bough.paths import Home, MachinePaths
 from bough.progress import Progress, Report
@@ -153,7 +153,7 @@ class SnapshotTree:
             return manifest
 
     async def _merge(self, machine: Machine, report: Report) -> None:
-        """Merge chains that have become too long. Each snapshot adds an overlay. See machines/chain.py."""
+        """Merge chains that have become too long. Each snapshot adds an overlay."""
         if machine.state in LIVE:
             machine.chains.look()
         elif machine.chains.is_too_long:

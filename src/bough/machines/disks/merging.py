@@ -23,22 +23,19 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
 
 from bough.errors import BoughError, MachineFailed, QmpRefused
 from bough.images.confined import Confinement, find_program, run_confined
 from bough.images.overlays import layer_format, read_backing
-from bough.machines.blocks import Node, chain_below, find_file_node, read_nodes, read_tops
-from bough.machines.disks import disk_chain
-from bough.machines.record import MachineDisk
-from bough.paths import Home
+from bough.machines.disks.creation import disk_chain
+from bough.machines.disks.nodes import Node, chain_below, find_file_node, read_nodes, read_tops
+from bough.machines.record import MachineDisk, MachineRecord
+from bough.paths import Home, MachinePaths
 from bough.qemu.block import DiskNode
 from bough.qemu.jail import Jail
 from bough.qemu.qmp import Qmp
-
-if TYPE_CHECKING:
-    from bough.machines.machine import Machine
 
 log = logging.getLogger("bough.chain")
 
@@ -78,6 +75,22 @@ def layers_to_merge(sizes: Sequence[int], most: int = MOST_LAYERS) -> int:
     return count
 
 
+class Host(Protocol):
+    """The parts of a machine that Chains uses."""
+
+    @property
+    def record(self) -> MachineRecord: ...
+    @property
+    def paths(self) -> MachinePaths: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def pid(self) -> int | None: ...
+    def qmp(self) -> Qmp: ...
+    def change(self, **fields: Any) -> None: ...
+    def own(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]: ...
+
+
 class Chains:
     """The chains of all disks of one machine.
 
@@ -85,7 +98,7 @@ class Chains:
         merged: called when some files are not needed any more.
     """
 
-    def __init__(self, machine: Machine, merged: Callable[[], None]) -> None:
+    def __init__(self, machine: Host, merged: Callable[[], None]) -> None:
         self._machine = machine
         self._merged = merged
         self._home = Home(machine.paths.root.parent.parent)

@@ -1,0 +1,1 @@
+"""The disks of machines: creation, QEMU's block nodes, merging of backing files."""
