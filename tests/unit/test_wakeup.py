@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from bough.machines.wakeup import wake
+from bough.machines.workarounds.wakeup import wake
 from bough.qemu.qmp import Qmp
 
 

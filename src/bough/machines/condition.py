@@ -33,7 +33,7 @@ from bough.machines.last_words import LastWords
 from bough.machines.record import MachineRecord, now
 from bough.machines.state import State
 from bough.machines.vcpus import Vcpu, read_vcpus
-from bough.machines.wakeup import wake
+from bough.machines.workarounds.wakeup import wake
 from bough.qemu.pid import Pid
 from bough.qemu.qmp import Qmp
 

@@ -30,7 +30,6 @@ from bough.errors import (
 )
 from bough.guest.channel import AgentChannel
 from bough.guest.qga import QgaChannel
-from bough.machines import stuck
 from bough.machines.boot import Boot
 from bough.machines.boot_sight import BootSight
 from bough.machines.boot_signs import recognize
@@ -73,6 +72,8 @@ from bough.machines.standing import Standing
 from bough.machines.state import LIVE, State, check_transition
 from bough.machines.turns import Turns
 from bough.machines.vcpus import read_vcpus
+from bough.machines.workarounds import same_addresses
+from bough.machines.workarounds.stuck_vcpus import StuckVcpus
 from bough.mounts.keeper import MountKeeper
 from bough.mounts.source import check_sources
 from bough.paths import MachinePaths
@@ -103,10 +104,6 @@ _SETTLED_POLL_S = 0.2
 #: QEMU's own time to end, and the bound of that wait on a busy host.
 _QUIT_S = 5.0
 _QUIT_MOST_S = 60.0
-#: The first QEMU that translates a program once for all processes. An older QEMU translates a program and the
-#: C library again for each load address, and so for each process. That doubles the time and costs 75 MiB of
-#: memory for 50 runs of `true` (docs/decisions/0010).
-_TRANSLATES_ONCE = (8, 0)
 
 T = TypeVar("T")
 Planner = Callable[[MachineRecord, MachinePaths], Awaitable[Plan]]
@@ -141,6 +138,7 @@ class Machine:
         self.boot_sight = BootSight(self)
         self.clock = ClockKeeper(self)
         self.condition = Condition(self)
+        self._stuck_vcpus = StuckVcpus(self)
         self._restarter = Restarter(self)
         self.reach = Reach(self, self._join)
         self._stop_asked = False
@@ -286,7 +284,7 @@ class Machine:
             self._ports = ports
             jail = process.jail.to_dict() if process.jail else None
             try:
-                self._hold(process, plan.accelerator)
+                self._hold(process)
                 await self._attach(plan.accelerator, greet=saved is None)
                 if saved is not None:
                     await self._take_up(saved)
@@ -472,7 +470,7 @@ class Machine:
             else:
                 self._restarter.take_up()
             return
-        self._hold(process, self.record.accelerator)
+        self._hold(process)
         try:
             await self._join()
         except (BoughError, OSError) as error:
@@ -923,7 +921,7 @@ class Machine:
 
     # -- the QEMU process ---------------------------------------------------------------------
 
-    def _hold(self, process: QemuProcess, accelerator: str | None) -> None:
+    def _hold(self, process: QemuProcess) -> None:
         """Watch a running QEMU, until its end."""
         self._process = process
         self._standing = Standing(process, lambda: self._guest.is_talked_to)
@@ -932,8 +930,6 @@ class Machine:
         self.clock.new_process()
         self._ended.clear()
         self.own(self._watch_process(process), "watch process")
-        if stuck.can_be(self.record, accelerator):
-            self.own(stuck.watch(self), "look after its vCPUs")
 
     async def _attach(self, accelerator: str | None, *, greet: bool = True, adopted: bool = False) -> None:
         """Connect to all of QEMU's sockets. Raises BoughError, OSError; then `_disconnect` closes open
@@ -953,9 +949,9 @@ class Machine:
         if self.record.media.display:
             self._door = VncDoor(self.paths.vnc_socket, self._qmp)
             self._door.open()
-        await self._guest.connect(
-            same_addresses=accelerator == "tcg" and self._qmp.version < _TRANSLATES_ONCE
-        )
+        version = self._qmp.version
+        self._stuck_vcpus.begin(accelerator, version)
+        await self._guest.connect(same_addresses=same_addresses.is_needed(accelerator, version))
         if greet:
             self._guest.greet()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bough.machines.stuck import place_of
 from bough.machines.vcpus import Vcpu, parse_vcpus
+from bough.machines.workarounds.stuck_vcpus import FIXED, SWITCH, is_watched, place_of
 
 SITE, HANDLER, AFTER = 0xFFFFFFFF87610B81, 0xFFFFFFFF87C00B80, 0xFFFFFFFF87C0107F
 
@@ -60,3 +60,24 @@ def test_who_is_caught() -> None:
 )
 def test_who_is_not(samples: list[Vcpu]) -> None:
     assert place_of(samples) is None
+
+
+@pytest.mark.parametrize(
+    ("version", "switch", "watched"),
+    [
+        ((7, 2), None, True),
+        ((8, 0), None, True),
+        (FIXED, None, False),
+        ((10, 0), "", False),
+        ((10, 0), "on", True),
+        ((7, 2), "off", False),
+        ((7, 2), "perhaps", True),
+        ((0, 0), None, True),
+    ],
+    ids=["7.2", "8.0", "8.1", "10.0", "forced on", "forced off", "unknown word", "unreadable version"],
+)
+def test_only_qemus_with_the_defect_are_watched(
+    version: tuple[int, int], switch: str | None, watched: bool
+) -> None:
+    environment = {} if switch is None else {SWITCH: switch}
+    assert is_watched(version, environment) is watched

@@ -1,12 +1,13 @@
 """Free vCPUs that hang on a stale translation of QEMU.
 
 QEMU emulates several vCPUs in parallel: one vCPU may change code while QEMU translates the code for another.
-QEMU 7.2 sometimes misses the change. The vCPU then runs the old code until the memory is written again. Linux
-changes its own code at run time: first a breakpoint on the first byte, then the other bytes, then the first
-byte (arch/x86/kernel/alternative.c, text_poke_bp_batch). A vCPU with a stale breakpoint meets the breakpoint
-for ever: the kernel finds no breakpoint in memory and tries the instruction again (kprobe_int3_handler). The
-guest hangs, during its boot or years later. With QEMU 7.2 a Debian on two vCPUs hung within seconds when it
-only switched one branch of its kernel.
+QEMU before 8.1 sometimes misses the change: it reads the code before it locks the page of the code (QEMU's
+commit deba78709ae8, "accel/tcg: Always lock pages before translation"). The vCPU then runs the old code until
+the memory is written again. Linux changes its own code at run time: first a breakpoint on the first byte,
+then the other bytes, then the first byte (arch/x86/kernel/alternative.c, text_poke_bp_batch). A vCPU with a
+stale breakpoint meets the breakpoint for ever: the kernel finds no breakpoint in memory and tries the
+instruction again (kprobe_int3_handler). The guest hangs, during its boot or years later. With QEMU 7.2 a
+Debian on two vCPUs hung within seconds when it only switched one branch of its kernel.
 
 A vCPU counts as stuck if two looks in a row find the same: QEMU is busy, and each sample of the vCPU is
 either at one kernel address without a breakpoint, or elsewhere with interrupts off. QEMU then writes the
@@ -18,13 +19,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from bough.errors import BoughError
 from bough.machines.debugger import debugger
@@ -50,13 +52,20 @@ _LEAST_THERE = _SAMPLES // 5
 _BREAKPOINT = 0xCC
 #: How long to ignore an address at which a vCPU stays after the write: the vCPU was not stuck.
 _INNOCENT_S = 600.0
+#: The first QEMU that does not miss a change.
+FIXED = (8, 1)
+#: Variable in the environment of the service: "on" watches every QEMU, "off" none; by default, QEMUs before
+#: FIXED are watched.
+SWITCH = "BOUGH_FREE_VCPUS"
 #: No instruction is longer. A write to any byte drops each translation that includes the byte.
 _WRITTEN_BYTES = 16
 
 
 class Host(Protocol):
-    """The parts of a machine that `watch` uses."""
+    """The parts of a machine that StuckVcpus uses."""
 
+    @property
+    def record(self) -> MachineRecord: ...
     @property
     def name(self) -> str: ...
     @property
@@ -68,6 +77,7 @@ class Host(Protocol):
     def qmp(self) -> Qmp: ...
     def transition(self, doing: str, *allowed: State) -> AbstractAsyncContextManager[None]: ...
     def tell(self, kind: str, detail: str = "") -> None: ...
+    def own(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]: ...
 
 
 @dataclass(frozen=True)
@@ -79,25 +89,61 @@ class Caught:
 
 
 def can_be(record: MachineRecord, accelerator: str | None) -> bool:
-    """Return whether vCPUs of this machine can get stuck."""
+    """Return whether vCPUs of this machine get stuck with a QEMU before FIXED."""
     is_pc = architecture(record.hardware.arch).is_pc
     return is_pc and accelerator == "tcg" and record.spec.vcpus > 1
 
 
-async def watch(machine: Host) -> None:
-    """Free stuck vCPUs and report them, until the machine ends."""
-    process = Pid.of(machine.pid) if machine.pid is not None else None
-    watch, used_s = _Watch(machine), 0.0
-    while process is not None and (used_now_s := process.used_s()) is not None:
-        is_busy, used_s = used_now_s - used_s > _LEAST_BUSY * _LOOK_EVERY_S, used_now_s
-        if is_busy and machine.state is State.RUNNING and machine.is_free:
-            try:
-                await watch.look()
-            except (BoughError, OSError) as error:  # the machine has just ended, or another operation runs
-                log.info("vCPUs of machine %s that may hang were not freed: %s", machine.name, error)
-        else:
-            watch.seen.clear()
-        await asyncio.sleep(_LOOK_EVERY_S)
+def is_watched(version: tuple[int, int], environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether the vCPUs of a QEMU of this version are watched. An unknown value of SWITCH counts as
+    unset.
+    """
+    switch = environment.get(SWITCH, "").lower()
+    if switch in ("on", "1", "yes", "true"):
+        return True
+    return version < FIXED and switch not in ("off", "0", "no", "false")
+
+
+class StuckVcpus:
+    """The watch over the vCPUs of one machine. A task frees and reports stuck vCPUs until QEMU ends."""
+
+    def __init__(self, machine: Host) -> None:
+        self._machine = machine
+        self._pid: int | None = None
+
+    def begin(self, accelerator: str | None, version: tuple[int, int]) -> None:
+        """Begin for the running QEMU, if its vCPUs can get stuck. A second call for the same process does
+        nothing.
+
+        Args:
+            version: of QEMU, from its greeting.
+        """
+        machine = self._machine
+        if machine.pid == self._pid or not can_be(machine.record, accelerator) or not is_watched(version):
+            return
+        self._pid = machine.pid
+        machine.own(self._follow(), "look after its vCPUs")
+
+    async def _follow(self) -> None:
+        try:
+            await self._look_until_end()
+        finally:
+            self._pid = None
+
+    async def _look_until_end(self) -> None:
+        machine = self._machine
+        process = Pid.of(machine.pid) if machine.pid is not None else None
+        watch, used_s = _Watch(machine), 0.0
+        while process is not None and (used_now_s := process.used_s()) is not None:
+            is_busy, used_s = used_now_s - used_s > _LEAST_BUSY * _LOOK_EVERY_S, used_now_s
+            if is_busy and machine.state is State.RUNNING and machine.is_free:
+                try:
+                    await watch.look()
+                except (BoughError, OSError) as error:  # QEMU has just ended, or another operation runs
+                    log.info("vCPUs of machine %s that may hang were not freed: %s", machine.name, error)
+            else:
+                watch.seen.clear()
+            await asyncio.sleep(_LOOK_EVERY_S)
 
 
 class _Watch:
