@@ -7,6 +7,8 @@ with hv.run("debian:12", memory="512MiB") as vm:
     print(vm.exec("uname", "-a").stdout)
 """
 
+from bough.version import __version__ as __version__
+
 TYPE_CHECKING = False  # typing is half of the modules that `bough exec` would load
 if TYPE_CHECKING:
     from typing import Any
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from bough.client import Snapshot as Snapshot
     from bough.client import connect as connect
 
-__version__ = "0.1.0"
 __all__ = ["Hypervisor", "Machine", "Snapshot", "__version__", "connect"]
 
 

@@ -31,7 +31,7 @@ def other_bough(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy2(ROOT / name, source)
     shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    for file in (source / "pyproject.toml", source / "src/bough/__init__.py"):
+    for file in (source / "pyproject.toml", source / "src/bough/version.py"):
         text, count = re.subn(
             r'^(version|__version__) = ".*"$', rf'\1 = "{OTHER}"', file.read_text(), flags=re.M
         )

@@ -10,8 +10,8 @@ with atheris.instrument_imports(
     include=[
         "bough.guest",
         "bough.networks",
-        "bough.client.archive",
-        "bough.client.unpack",
+        "bough.client.copying.archive",
+        "bough.client.copying.unpack",
         "bough.cli.output",
     ]
 ):

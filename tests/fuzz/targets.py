@@ -21,8 +21,8 @@ from pathlib import Path
 
 from bough.bundle import read_manifest, read_pieces, write_bundle
 from bough.cli.output import clean
-from bough.client.archive import Reader
-from bough.client.unpack import Unpacker, parse_name
+from bough.client.copying.archive import Reader
+from bough.client.copying.unpack import Unpacker, parse_name
 from bough.errors import BadBundle, BoughError
 from bough.guest import wire
 from bough.machines.memory import MOST_VIDEO_BYTES

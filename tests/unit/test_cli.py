@@ -84,7 +84,7 @@ def test_what_the_version_needs_is_little() -> None:
 def test_what_the_short_way_needs_is_next_to_nothing(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from bough.cli.quick import attempt\n"
+        "from bough.cli.fast_path import attempt\n"
         "assert attempt(['exec', 'web', 'true']) is None\n"  # no service listens
         "heavy = {'typing', 'json', 're', 'socket', 'pathlib', 'threading', 'contextlib', 'click', 'h11'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
@@ -109,7 +109,7 @@ def test_what_the_short_way_needs_is_next_to_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_what_goes_the_long_way(words: list[str]) -> None:
-    from bough.cli.quick import attempt
+    from bough.cli.fast_path import attempt
 
     assert attempt(words) is None
 

@@ -13,10 +13,10 @@ from typing import Any, cast
 
 import pytest
 
-from bough.client.archive import Reader
 from bough.client.copy import copy_in, copy_out, read_file, write_file
+from bough.client.copying.archive import Reader
+from bough.client.copying.unpack import Unpacker, parse_name
 from bough.client.machine import Machine
-from bough.client.unpack import Unpacker, parse_name
 from bough.errors import BoughError, GuestRefused, InvalidInput, NotFound, ProtocolError
 from bough.progress import Progress
 from tests.unit.local_machine import LocalMachine

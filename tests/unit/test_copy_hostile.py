@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from bough.client.archive import MOST_HEADER_BYTES, Entry, Reader, render_end, render_entry
-from bough.client.copy_errors import raise_fault_of_guest, show
-from bough.client.ends import Receiver
-from bough.client.notes import MARK, Fault, Notes, parse
+from bough.client.copying.archive import MOST_HEADER_BYTES, Entry, Reader, render_end, render_entry
+from bough.client.copying.ends import Receiver
+from bough.client.copying.errors import raise_fault_of_guest, show
+from bough.client.copying.report import MARK, CopyReport, Fault, parse
 from bough.errors import BoughError, GuestRefused, NotFound, ProtocolError
 from tests.unit.test_client_copy import MACHINE
 
@@ -177,7 +177,7 @@ def test_labels_and_rights_are_not_taken(to: Path) -> None:
 
 
 def test_a_report_is_read_as_it_was_written() -> None:
-    notes = Notes()
+    notes = CopyReport()
     notes.add("pipe", b"a\tb\n\xff")
     notes.fail(b"x\ty", "a link is there")
     notes.files, notes.bytes, notes.fault = 3, 5, Fault("missing", b"/\xff\t", "why")

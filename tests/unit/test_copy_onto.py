@@ -15,9 +15,9 @@ from typing import Any, cast
 
 import pytest
 
-from bough.client import inside
 from bough.client.copy import copy_in, copy_out, read_file, write_file
-from bough.client.inside import render_program
+from bough.client.copying import program
+from bough.client.copying.program import render_program
 from bough.client.machine import Machine
 from bough.errors import InvalidInput, NoSpace, NotFound
 from tests.unit.local_machine import LocalMachine
@@ -382,11 +382,11 @@ def test_a_link_that_is_written_to_by_a_stream(tmp_path: Path) -> None:
 
 
 def test_the_guests_end_is_python_3_7() -> None:
-    program = render_program("send", [b"/"], [b""], False)
+    sent = render_program("send", [b"/"], [b""], False)
     # a guest must not learn a path of the host
-    assert os.fsencode(Path(inside.__file__).parent) not in program
-    modules = marshal.loads(zlib.decompress(marshal.loads(program[10:])[2]))
-    assert [name for name, _ in modules][-1] == "bough.client.ends"
+    assert os.fsencode(Path(program.__file__).parent) not in sent
+    modules = marshal.loads(zlib.decompress(marshal.loads(sent[10:])[2]))
+    assert [name for name, _ in modules][-1] == "bough.client.copying.ends"
     for _, text in modules:
         tree = ast.parse(text, feature_version=(3, 7))
         words = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}

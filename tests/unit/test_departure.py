@@ -28,8 +28,8 @@ from bough.machines.console import Console
 from bough.machines.events import Events
 from bough.machines.ports import PortServer
 from bough.machines.record import PortForward
-from bough.service import carry, commands, streams
-from bough.service.departure import StreamProtocol
+from bough.service import commands, streams, websocket
+from bough.service.disconnect import StreamProtocol
 from tests.unit.agent_process import AgentProcess, running_agent
 
 TIMES = 40
@@ -136,7 +136,7 @@ class Service:
 
 @pytest.fixture
 async def service(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
-    monkeypatch.setattr(carry, "LINGER_S", 0.2)
+    monkeypatch.setattr(websocket, "LINGER_S", 0.2)
     with tempfile.TemporaryDirectory() as text:
         root = Path(text)
         async with running_agent() as (channel, agent):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bough.client.sources import resolve_sources
+from bough.client.spec_files import resolve_sources
 from bough.errors import Conflict, HostLacks, InvalidInput, InvalidSpec, NotFound
 from bough.guest import agent_spawn, wire
 from bough.mounts import server

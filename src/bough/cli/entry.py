@@ -52,7 +52,7 @@ def open_standard_streams() -> None:
 def _call() -> int:
     words = sys.argv[1:]
     if words[:1] in (["exec"], ["run"]):
-        from bough.cli.quick import attempt
+        from bough.cli.fast_path import attempt
 
         status = attempt(words)
         if status is not None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bough.cli.carry import carry, write
-from bough.cli.command_after import CommandAfterName
+from bough.cli.command_streams import carry, write
+from bough.cli.command_words import CommandAfterName
 from bough.cli.service import DURATION, NAME, connect, machine_path
 from bough.client.words import render_request
 from bough.errors import ServiceUnavailable

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from bough import __version__
 from bough.cli.output import clean, progress, show_json
 from bough.cli.service import connect, json_option
+from bough.version import __version__
 
 
 @click.command()
@@ -109,7 +109,7 @@ def serve(unit: bool, stop: bool, listen: str | None) -> None:
     if unit:
         print(_render_unit(arguments), end="")
     elif stop:
-        from bough.client.starting import end_service
+        from bough.client.service import end_service
 
         end_service(connect(start=False))
     else:

@@ -110,7 +110,7 @@ def _load_lock(file: str) -> dict[str, Any]:
 def _recipe(file: str) -> dict[str, Any]:
     from pathlib import Path
 
-    from bough.client.sources import resolve_recipe
+    from bough.client.spec_files import resolve_recipe
     from bough.spec import load_toml
 
     path = Path(file).expanduser()

@@ -64,7 +64,7 @@ def umount(name: str, path: str, force: bool) -> None:
 
 
 def _parse(text: str) -> dict[str, Any]:
-    from bough.client.sources import resolve_mount
+    from bough.client.spec_files import resolve_mount
 
     found = resolve_mount(text)
     if not isinstance(found, dict):

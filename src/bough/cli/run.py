@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from bough.cli.carry import await_machine
-from bough.cli.command_after import CommandAfterName
+from bough.cli.command_streams import await_machine
+from bough.cli.command_words import CommandAfterName
 from bough.cli.execute import carry_here, close_input, no_input_option, on_terminal, run_in
 from bough.cli.output import progress
 from bough.cli.service import DURATION, IMAGE, TIMEOUT_HELP, connect

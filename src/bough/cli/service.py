@@ -14,7 +14,7 @@ def connect(*, start: bool = True) -> Connection:
     """Return a connection to the service of this BOUGH_HOME; start the service if none runs."""
     import warnings
 
-    from bough.client.starting import find_service
+    from bough.client.service import find_service
     from bough.paths import Home
 
     warnings.showwarning = _show_warning  # type: ignore[assignment]

@@ -45,7 +45,7 @@ def spec_of(image: str | None, given: dict[str, Any]) -> dict[str, Any]:
     """Return the spec that a spec file and the flags describe together."""
     data: dict[str, Any] = {}
     if given["spec_file"]:
-        from bough.client.sources import resolve_sources
+        from bough.client.spec_files import resolve_sources
         from bough.spec import load_toml
 
         path = Path(given["spec_file"])
@@ -109,7 +109,7 @@ def _add_lists(data: dict[str, Any], given: dict[str, Any]) -> None:
 
 
 def _read_mount(text: str) -> Any:
-    from bough.client.sources import resolve_mount
+    from bough.client.spec_files import resolve_mount
 
     return resolve_mount(text)
 

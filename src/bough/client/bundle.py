@@ -59,7 +59,7 @@ def export_file(
         made.rename(target)
         return count
     except OSError as error:
-        from bough.client.copy import raise_of_host
+        from bough.client.copying.errors import raise_of_host
 
         raise_of_host(error, str(target))
     finally:

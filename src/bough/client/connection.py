@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import h11
 
-from bough.errors import BoughError, DeadlineExceeded, ProtocolError, ServiceUnavailable, error_from_dict
+from bough.client.refusal import error_of_answer, lost
+from bough.errors import DeadlineExceeded, ProtocolError, ServiceUnavailable, error_from_dict
 from bough.home import SocketAddress
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class Connection:
                 link.close()
                 # The service closed this kept connection meanwhile, and has not seen the request.
                 if not kept:
-                    raise _lost(error) from error
+                    raise lost(error) from error
             except BaseException:
                 link.close()
                 raise
@@ -213,12 +214,12 @@ class _Link:
             except h11.RemoteProtocolError as error:
                 if first and not self._http.trailing_data[0]:
                     raise _Stale(str(error)) from error
-                raise _lost(error) from error
+                raise lost(error) from error
             if event is not h11.NEED_DATA:
                 if isinstance(event, h11.InformationalResponse):
                     continue
                 if isinstance(event, h11.ConnectionClosed):
-                    raise (_Stale("closed") if first else _lost(None))
+                    raise (_Stale("closed") if first else lost(None))
                 return event
             try:
                 self._limit()
@@ -226,7 +227,7 @@ class _Link:
             except TimeoutError:
                 self._out_of_time()
             except OSError as error:
-                raise (_Stale(str(error)) if first else _lost(error)) from error
+                raise (_Stale(str(error)) if first else lost(error)) from error
             if not data and first and not self._http.trailing_data[0]:
                 raise _Stale("closed")
             self._http.receive_data(data)
@@ -312,35 +313,6 @@ class _Exchange:
             yield rest
 
 
-def read_refusal(stream: Any, begun: bytes) -> BoughError:
-    """Return the error that came instead of a WebSocket. `begun` is the part of the answer already read."""
-    http = h11.Connection(h11.CLIENT, max_incomplete_event_size=256 * 1024)
-    http.send(h11.Request(method="GET", target="/", headers=[("Host", "bough")]))
-    http.send(h11.EndOfMessage())
-    content, status = b"", 0
-    try:
-        http.receive_data(begun)
-        while not isinstance(event := http.next_event(), h11.EndOfMessage | h11.ConnectionClosed):
-            if event is h11.NEED_DATA:
-                http.receive_data(stream.recv(_READ_BYTES))
-            elif isinstance(event, h11.Response):
-                status = event.status_code
-            elif isinstance(event, h11.Data):
-                content += event.data
-    except (h11.RemoteProtocolError, OSError) as error:
-        return _lost(error)
-    return error_of_answer(status, content) if status else _lost(None)
-
-
-def error_of_answer(status: int, content: bytes) -> BoughError:
-    """Return the error in an answer of status >= 400."""
-    try:
-        return error_from_dict(json.loads(content)["error"])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        text = content[:200].decode(errors="replace").strip()
-        return ProtocolError(f"the service answered with status {status}: {text or 'nothing'}")
-
-
 def path_of(*parts: str, **query: Any) -> str:
     """Build a path from quoted names. Query values of None are left out."""
     from urllib.parse import quote, urlencode
@@ -371,11 +343,4 @@ def report_progress(progress: Report, message: Mapping[str, Any]) -> None:
             str(message.get("detail") or ""),
             notice=message.get("notice") is True,
         )
-    )
-
-
-def _lost(error: BaseException | None) -> ServiceUnavailable:
-    return ServiceUnavailable(
-        f"the service closed the connection{f' ({error})' if error else ''}",
-        hint="it may have been restarted: try again; its log is service.log in BOUGH_HOME",
     )

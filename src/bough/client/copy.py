@@ -12,7 +12,7 @@ an error names each entry that was not copied. A file arrives complete or not at
 Modes, times, links, hard links, holes, ACLs and `user.*` attributes are kept. Owners, set-id bits and
 capabilities are kept with `owner`, if root receives. `CopyResult.not_kept` names each loss.
 
-Both ends run the same code (client/ends.py). The stream between them is never stored.
+Both ends run the same code (client/copying/ends.py). The stream between them is never stored.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from bough.client.archive import Reader
-from bough.client.copy_errors import (
+from bough.client.copying.archive import Reader
+from bough.client.copying.ends import Receiver, check_source, name_of, send
+from bough.client.copying.errors import (
     check_names,
     raise_failed,
     raise_fault_of_guest,
@@ -33,21 +34,20 @@ from bough.client.copy_errors import (
     raise_of_host,
     tell_not_kept,
 )
-from bough.client.copy_streams import Answer, Meter, Sink, Source
-from bough.client.ends import Receiver, check_source, name_of, send
-from bough.client.inside import COMMAND, render_program
-from bough.client.notes import Fault, Notes
-from bough.client.pack import Packer
+from bough.client.copying.pack import Packer
+from bough.client.copying.program import COMMAND, render_program
+from bough.client.copying.report import CopyReport, Fault
+from bough.client.copying.streams import Answer, Meter, Sink, Source
 from bough.errors import InvalidInput, ProtocolError
 from bough.units import format_size
 
 if TYPE_CHECKING:
-    from bough.client.machine import Machine
+    from bough.client.copying.guest import Guest
     from bough.progress import Report
 
     Path = str | os.PathLike[str]
 
-__all__ = ["CopyResult", "copy_in", "copy_out", "raise_of_host", "read_file", "write_file"]
+__all__ = ["CopyResult", "copy_in", "copy_out", "read_file", "write_file"]
 
 _BUFFER = 256 * 1024
 _ENV = {"LC_ALL": "C"}
@@ -101,7 +101,7 @@ class CopyResult(NamedTuple):
 
 
 def copy_in(
-    machine: Machine,
+    machine: Guest,
     source: Path | Sequence[Path] | BinaryIO,
     destination: str,
     progress: Report | None = None,
@@ -129,7 +129,7 @@ def copy_in(
     only_file = len(paths) == 1 and not os.path.isdir(paths[0])  # noqa: PTH112
     meter = Meter(progress, os.fsdecode(paths[0]), sizes[0].st_size if only_file else None)
     program = render_program("receive", [os.fsencode(destination)], names, owner)
-    sent = Notes()
+    sent = CopyReport()
     with machine.spawn(*COMMAND, env=_ENV) as process:
         answer = Answer(process)
         sink = Sink(process)
@@ -149,7 +149,7 @@ def copy_in(
 
 
 def copy_out(
-    machine: Machine,
+    machine: Guest,
     source: str | Sequence[str],
     destination: Path | BinaryIO,
     progress: Report | None = None,
@@ -195,7 +195,7 @@ def copy_out(
     return _result(got, got.files, got.bytes, os.fsdecode(target), machine, failed, outward=True)
 
 
-def _receive(machine: Machine, receiver: Receiver, program: bytes, sources: list[str]) -> Notes:
+def _receive(machine: Guest, receiver: Receiver, program: bytes, sources: list[str]) -> CopyReport:
     """Return the notes of the guest's end. Its error takes precedence over a stream that is cut off."""
     with machine.spawn(*COMMAND, env=_ENV) as process:
         source = Source(process)
@@ -216,7 +216,7 @@ def _receive(machine: Machine, receiver: Receiver, program: bytes, sources: list
     return raise_fault_of_guest(machine, status, said, sources[0])
 
 
-def write_file(machine: Machine, path: str, content: bytes, mode: int) -> None:
+def write_file(machine: Guest, path: str, content: bytes, mode: int) -> None:
     import io
 
     _check_path(path)
@@ -238,11 +238,11 @@ def _paths(source: Path | Sequence[Path]) -> list[bytes]:
 
 
 def _result(
-    notes: Notes,
+    notes: CopyReport,
     files: int,
     size: int,
     destination: str,
-    machine: Machine,
+    machine: Guest,
     failed_there: list[tuple[bytes, str]],
     *,
     outward: bool = False,
@@ -268,7 +268,7 @@ def _escape(path: str) -> str:
 
 
 def _copy_stream_in(
-    machine: Machine, source: BinaryIO, destination: str, progress: Report | None, mode: str = ""
+    machine: Guest, source: BinaryIO, destination: str, progress: Report | None, mode: str = ""
 ) -> CopyResult:
     """Copy content of unknown size, without an archive."""
     meter = Meter(progress, "standard input", None)
@@ -291,7 +291,7 @@ def _copy_stream_in(
     return CopyResult(1, size, ())
 
 
-def _copy_stream_out(machine: Machine, source: str, target: BinaryIO, meter: Meter) -> CopyResult:
+def _copy_stream_out(machine: Guest, source: str, target: BinaryIO, meter: Meter) -> CopyResult:
     size = 0
     said = b""
     with machine.spawn("/bin/sh", "-c", _READ, "sh", _escape(source), env=_ENV) as process:
@@ -310,7 +310,7 @@ def _copy_stream_out(machine: Machine, source: str, target: BinaryIO, meter: Met
     return CopyResult(1, size, ())
 
 
-def read_file(machine: Machine, path: str, max_bytes: int) -> bytes:
+def read_file(machine: Guest, path: str, max_bytes: int) -> bytes:
     content = bytearray()
 
     class Bounded:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bough.client.connection import Connection, path_of, report_progress
 from bough.client.machine import Machine
-from bough.client.starting import find_service
+from bough.client.service import find_service
 from bough.errors import ServiceUnavailable
 from bough.paths import Home
 
@@ -89,7 +89,7 @@ class Hypervisor:
             MachineFailed, AgentTimeout: the machine did not come up. It is deleted unless it has a `name` or
                 `keep` is true.
         """
-        from bough.client.sources import resolve_sources
+        from bough.client.spec_files import resolve_sources
 
         body: dict[str, Any] = {
             "spec": resolve_sources({"image": image, **spec}),
@@ -190,7 +190,7 @@ class Hypervisor:
         timeout: float | None,
         progress: Report | None,
     ) -> Machine:
-        from bough.client.sources import resolve_sources
+        from bough.client.spec_files import resolve_sources
 
         body = {"spec": resolve_sources(spec), "name": name, "force": force, "ephemeral": ephemeral}
         data = self.api.long_call("POST", "/machines", body, timeout=timeout, progress=progress)
@@ -322,7 +322,7 @@ class Hypervisor:
                 kept.
         """
         from bough.client.info import ImageInfo
-        from bough.client.sources import resolve_recipe
+        from bough.client.spec_files import resolve_recipe
 
         how = {"rebuild": rebuild, "mirror": mirror, "security_mirror": security_mirror, "lock": lock}
         body = {"recipe": resolve_recipe(recipe), "label": label, "arch": arch, **how}
@@ -433,7 +433,7 @@ class Hypervisor:
 
     def shutdown(self) -> None:
         """End the service. Machines go on. The next command starts a new service, which adopts them."""
-        from bough.client.starting import end_service
+        from bough.client.service import end_service
 
         end_service(self.api)
 

@@ -583,7 +583,7 @@ class Machine:
         """
         from os import fspath
 
-        from bough.client.sources import resolve_mount
+        from bough.client.spec_files import resolve_mount
 
         given = {"owner": owner, "cache": cache}
         body = {"source": fspath(source), "target": target, "writable": writable}

@@ -246,7 +246,7 @@ def _upgrade(stream: Socket, target: str) -> bytes:
         answer += data
     if answer.startswith(b"HTTP/1.1 101 "):
         return answer.partition(b"\r\n\r\n")[2]
-    from bough.client.connection import read_refusal
+    from bough.client.refusal import read_refusal
 
     raise read_refusal(stream, answer)
 

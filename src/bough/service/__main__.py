@@ -1,6 +1,6 @@
 """Run `python -m bough.service`, which the first command that needs the service starts."""
 
-from bough.service.run import main
+from bough.service.server import main
 
 if __name__ == "__main__":
     main()

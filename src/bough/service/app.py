@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from fastapi import FastAPI
 
-from bough import __version__
 from bough.errors import BoughError
 from bough.hypervisor import Hypervisor
 from bough.machines.record import now
@@ -24,7 +23,8 @@ from bough.service import (
     streams,
 )
 from bough.service.answers import answer_exception
-from bough.service.usage import Usage
+from bough.service.request_count import Usage
+from bough.version import __version__
 
 API_VERSION = 1
 

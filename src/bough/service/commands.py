@@ -19,7 +19,6 @@ from fastapi import APIRouter, WebSocket
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 from starlette.websockets import WebSocketState
 
-from bough import __version__
 from bough.errors import BoughError, Conflict, DeadlineExceeded, InvalidInput
 from bough.guest.qga import QgaExec
 from bough.guest.session import ExecRequest, ExecSession
@@ -27,9 +26,10 @@ from bough.hypervisor import Hypervisor
 from bough.machines.machine import Machine
 from bough.progress import Progress
 from bough.service.answers import as_bough_error
-from bough.service.carry import answering, for_each_message, until_first
-from bough.service.departure import departure
+from bough.service.disconnect import departure
+from bough.service.websocket import answering, for_each_message, until_first
 from bough.tasks import end_tasks
+from bough.version import __version__
 
 STDIN, STDOUT, STDERR, STATUS, RESIZE, SIGNAL, CLOSE = 0, 1, 2, 3, 4, 5, 255
 FIRST_MESSAGE_TIMEOUT_S = 30.0

@@ -11,7 +11,7 @@ from bough.errors import InvalidInput
 from bough.guest.session import Tunnel
 from bough.hypervisor import Hypervisor
 from bough.machines.console import read_console
-from bough.service.carry import answering, for_each_message, ignore, until_first, until_gone
+from bough.service.websocket import answering, for_each_message, ignore, until_first, until_gone
 
 BACKLOG_BYTES = 16 * 1024
 

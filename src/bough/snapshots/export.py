@@ -13,7 +13,6 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from bough import __version__
 from bough.bundle import write_bundle
 from bough.errors import BoughError, InvalidInput, NotFound
 from bough.images.confined import Confinement, find_program, run_confined
@@ -29,6 +28,7 @@ from bough.snapshots.handover import Subject, describe, flatten_disks, read_part
 from bough.snapshots.ovf import write_ova
 from bough.snapshots.store import SnapshotDisk, SnapshotManifest, SnapshotStore
 from bough.snapshots.suspend import load_suspended
+from bough.version import __version__
 
 Format = Literal["bough", "qcow2", "ova"]
 _READ_BYTES = 1 << 20

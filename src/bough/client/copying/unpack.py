@@ -18,17 +18,17 @@ import errno
 import os
 import stat
 
-from bough.client.descent import Descent
-from bough.client.landing import Landing, temporary_name, write_all
-from bough.client.notes import Notes
-from bough.client.pack import xattr_kind
+from bough.client.copying.pack import xattr_kind
+from bough.client.copying.report import CopyReport
+from bough.client.copying.tree_walk import TreeWalk
+from bough.client.copying.unnamed_file import UnnamedFile, temporary_name, write_all
 from bough.errors import ProtocolError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bough.client.archive import Entry, Reader
+    from bough.client.copying.archive import Entry, Reader
 
 MAX_DEPTH = 4096
 MAX_NAME_BYTES = 64 * 1024
@@ -54,15 +54,15 @@ class Unpacker:
         count: Callable[[int], None] = lambda _: None,
         *,
         owner: bool = False,
-        notes: Notes | None = None,
+        notes: CopyReport | None = None,
     ) -> None:
-        self._descent = Descent(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), self._settle)
+        self._walk = TreeWalk(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), self._settle)
         self._count = count
         self._owner = owner
         #: New directories that are not complete, with their final attributes.
         self._made: dict[tuple[bytes, ...], tuple[Entry, bytes]] = {}
         self._linked: dict[tuple[bytes, ...], tuple[int, int]] = {}
-        self.notes = notes or Notes()
+        self.notes = notes or CopyReport()
         #: Names of devices and pipes.
         self.skipped: list[str] = []
 
@@ -70,7 +70,7 @@ class Unpacker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._descent.close()
+        self._walk.close()
 
     def extract(
         self,
@@ -111,23 +111,23 @@ class Unpacker:
 
     def finish(self) -> None:
         """Set modes and times of the directories that are still open."""
-        self._descent.back_to(0)
+        self._walk.back_to(0)
 
     # -- directories ------------------------------------------------------------------------------
 
     def _enter(self, parts: tuple[bytes, ...]) -> int:
         """Return a descriptor of that directory, reached without following a link."""
-        common = self._descent.common(parts)
-        self._descent.back_to(common)
+        common = self._walk.common(parts)
+        self._walk.back_to(common)
         for part in parts[common:]:
             try:
-                self._descent.down(part)
+                self._walk.down(part)
             except FileNotFoundError:
-                os.mkdir(part, 0o700, dir_fd=self._descent.top)
-                self._descent.down(part)
+                os.mkdir(part, 0o700, dir_fd=self._walk.top)
+                self._walk.down(part)
             except OSError as error:
                 raise self._explain(part, error) from None
-        return self._descent.top
+        return self._walk.top
 
     def _make_directory(self, entry: Entry, parts: tuple[bytes, ...], shown: bytes) -> None:
         parent = self._enter(parts[:-1])
@@ -149,7 +149,7 @@ class Unpacker:
         """Return an error with a reason in words for a directory that could not be entered."""
         if error.errno not in (errno.ENOTDIR, errno.ELOOP):
             return error
-        mode = os.stat(part, dir_fd=self._descent.top, follow_symlinks=False).st_mode
+        mode = os.stat(part, dir_fd=self._walk.top, follow_symlinks=False).st_mode
         return InTheWay("Not a directory: " + ("a link" if stat.S_ISLNK(mode) else "a file") + " is there")
 
     # -- what is there ----------------------------------------------------------------------------
@@ -178,18 +178,18 @@ class Unpacker:
     def _write_file(self, archive: Reader, entry: Entry, parts: tuple[bytes, ...], shown: bytes) -> None:
         directory, name = self._enter(parts[:-1]), parts[-1]
         before = self._look(directory, entry, name)
-        landing = Landing(directory)
+        file = UnnamedFile(directory)
         try:
-            self.notes.bytes += write_content(archive, entry, landing.descriptor, self._count)
+            self.notes.bytes += write_content(archive, entry, file.descriptor, self._count)
             if before is not None and not self._owner:
-                _take_owner(landing.descriptor, before)
-            self._keep(entry, landing.descriptor, shown)
-            landing.publish(name)
+                _take_owner(file.descriptor, before)
+            self._keep(entry, file.descriptor, shown)
+            file.publish(name)
             if entry.linked:
                 info = os.stat(name, dir_fd=directory, follow_symlinks=False)
                 self._linked[parts] = (info.st_dev, info.st_ino)
         finally:
-            landing.close()
+            file.close()
 
     def _make_link(self, entry: Entry, parts: tuple[bytes, ...], shown: bytes) -> None:
         directory, name = self._enter(parts[:-1]), parts[-1]
@@ -225,7 +225,7 @@ class Unpacker:
 
     def _open_again(self, parts: tuple[bytes, ...]) -> int:
         """Return a descriptor of a directory elsewhere in the tree. The current position stays."""
-        way = Descent(os.dup(self._descent.root))
+        way = TreeWalk(os.dup(self._walk.root))
         try:
             for part in parts:
                 way.down(part)

@@ -25,7 +25,7 @@ class _Level:
         self.key = (info.st_dev, info.st_ino)
 
 
-class Descent:
+class TreeWalk:
     """A walk below the open directory `root`, which this object closes.
 
     Args:

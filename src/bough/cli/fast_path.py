@@ -10,11 +10,11 @@ from __future__ import annotations
 import _socket
 import os
 
-from bough import __version__
-from bough.cli.carry import await_machine, carry
+from bough.cli.command_streams import await_machine, carry
 from bough.client.websocket import WebSocket
 from bough.errors import BoughError
 from bough.home import API_SOCKET, RUNTIME, SocketAddress, find_home
+from bough.version import __version__
 
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
 

@@ -1,4 +1,4 @@
-"""Finding and starting the service: one service for many clients, and the real error if it does not come up.
+"""Find and start the service: one service for many clients, and the real error if it does not come up.
 
 A small program stands for the service, with real processes, sockets and locks.
 """
@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from bough import __version__
-from bough.client import starting
-from bough.client.starting import find_service
+from bough.client import service as client_service
+from bough.client.service import find_service
 from bough.errors import ServiceUnavailable
 from bough.paths import Home
 from bough.serving import Owner, ServiceLock, read_owner
+from bough.version import __version__
 
 # A program that counts its starts, locks the home as the service does, and answers every request with its
 # version.
@@ -61,12 +61,12 @@ def starts(home: Home) -> list[int]:
 
 
 def serve_with(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
-    real = starting.command_of
+    real = client_service.command_of
 
     def command(home: Home) -> list[str]:
         return [real(home)[0], "-c", program, str(home.root), str(home.api_socket), __version__]
 
-    monkeypatch.setattr(starting, "command_of", command)
+    monkeypatch.setattr(client_service, "command_of", command)
 
 
 def test_many_clients_at_once_start_one(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def test_one_that_is_on_its_way_out_is_waited_for(home: Home, monkeypatch: pytes
 def test_another_version_is_warned_about(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     serve_with(monkeypatch, SERVICE)
     find_service(home)
-    monkeypatch.setattr(starting, "__version__", "9.9.9")
+    monkeypatch.setattr(client_service, "__version__", "9.9.9")
     with pytest.warns(UserWarning, match=r"9\.9\.9"):
         find_service(home)
 
@@ -170,7 +170,7 @@ def hide_service(home: Home, *, ends: bool = False, after_s: float = 60) -> subp
 def test_one_that_cannot_be_reached_is_named_at_once(
     home: Home, monkeypatch: pytest.MonkeyPatch, start: bool, ends: bool, says: str
 ) -> None:
-    monkeypatch.setattr(starting, "_END_TIMEOUT_S" if ends else "_REBIND_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(client_service, "_END_TIMEOUT_S" if ends else "_REBIND_TIMEOUT_S", 0.2)
     serve_with(monkeypatch, SERVICE)
     with hide_service(home, ends=ends) as hidden:
         with pytest.raises(ServiceUnavailable, match=rf"\(pid {hidden.pid}\) {says}") as caught:

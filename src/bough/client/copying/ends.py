@@ -11,11 +11,11 @@ import os
 import stat
 import sys
 
-from bough.client.archive import CHUNK, Entry, Reader
-from bough.client.landing import write_all
-from bough.client.notes import Fault, Notes
-from bough.client.pack import Packer
-from bough.client.unpack import Unpacker, parse_name
+from bough.client.copying.archive import CHUNK, Entry, Reader
+from bough.client.copying.pack import Packer
+from bough.client.copying.report import CopyReport, Fault
+from bough.client.copying.unnamed_file import write_all
+from bough.client.copying.unpack import Unpacker, parse_name
 from bough.errors import ProtocolError
 
 TYPE_CHECKING = False
@@ -83,7 +83,7 @@ class Receiver:
         *,
         owner: bool = False,
     ) -> None:
-        self.notes = Notes()
+        self.notes = CopyReport()
         self.destination = destination
         self._names = names
         self._count = count
@@ -246,7 +246,7 @@ def _kind(error: OSError) -> str:
 
 def main(action: str, paths: list[bytes], names: list[bytes], owner: bool, receiver: int) -> None:
     """Send `paths` to standard output, or receive into paths[0]; report on standard error."""
-    notes = Notes()
+    notes = CopyReport()
     try:
         if action == "send":
             for path in paths:

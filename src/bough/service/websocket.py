@@ -15,7 +15,7 @@ from fastapi import WebSocket, WebSocketDisconnect
 from starlette.websockets import WebSocketState
 
 from bough.service.answers import as_bough_error, error_response
-from bough.service.departure import departure
+from bough.service.disconnect import departure
 from bough.tasks import end_tasks
 
 #: Close codes 4000-4999 are for applications (RFC 6455, section 7.4.2).

@@ -6,7 +6,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from bough.client.notes import MOST_BYTES
+from bough.client.copying.report import MOST_BYTES
 from bough.errors import BoughError
 from bough.units import format_size
 

@@ -6,8 +6,8 @@ import errno
 import os
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from bough.client.inside import NO_PYTHON
-from bough.client.notes import Fault, Notes, parse
+from bough.client.copying.program import NO_PYTHON
+from bough.client.copying.report import CopyReport, Fault, parse
 from bough.errors import (
     BoughError,
     GuestRefused,
@@ -18,7 +18,7 @@ from bough.errors import (
 )
 
 if TYPE_CHECKING:
-    from bough.client.machine import Machine
+    from bough.client.copying.guest import Guest
 
 MISSING, NO_PARENT, NOT_DIRECTORY, NOT_FILE, DANGLING = 71, 72, 73, 74, 76
 _STATUS = {
@@ -92,7 +92,7 @@ def raise_fault_of_host(fault: Fault) -> NoReturn:
     raise error from None
 
 
-def raise_fault_of_guest(machine: Machine, status: int, said: bytes, path: str) -> Notes:
+def raise_fault_of_guest(machine: Guest, status: int, said: bytes, path: str) -> CopyReport:
     """Return the notes of the guest's end.
 
     Raises:
@@ -122,7 +122,7 @@ def _fault_error(fault: Fault, where: str, other: type[BoughError]) -> BoughErro
     return other(f"cannot {verb} {path}{where}: {show(fault.text)}")
 
 
-def raise_of_guest(machine: Machine, code: int, said: bytes, path: str) -> NoReturn:
+def raise_of_guest(machine: Guest, code: int, said: bytes, path: str) -> NoReturn:
     """Raise the error for a command's exit status and standard error."""
     where = f" in machine '{machine.name}'"
     text = said[-_MOST_SAID:].decode(errors="replace").strip()
@@ -156,7 +156,7 @@ def raise_of_host(error: OSError, target: str) -> NoReturn:
 # -- a copy that is not complete ----------------------------------------------------------------------
 
 
-def tell_not_kept(notes: Notes) -> tuple[str, ...]:
+def tell_not_kept(notes: CopyReport) -> tuple[str, ...]:
     """Return a sentence for each kind of loss, with the first names."""
     told = []
     for reason, (one, many) in _NOT_KEPT.items():
@@ -169,10 +169,10 @@ def tell_not_kept(notes: Notes) -> tuple[str, ...]:
 
 
 def raise_failed(
-    notes: Notes,
+    notes: CopyReport,
     files: int,
     destination: str,
-    machine: Machine,
+    machine: Guest,
     failed_there: list[tuple[bytes, str]],
     not_kept: tuple[str, ...],
     *,

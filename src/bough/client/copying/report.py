@@ -10,7 +10,7 @@ _MOST_COUNT = 10**15
 
 
 class Fault(Exception):
-    """A copy that cannot begin or cannot go on; client/copy_errors.py has the words for each `kind`."""
+    """A copy that cannot begin or cannot go on; client/copying/errors.py has the words for each `kind`."""
 
     def __init__(self, kind: str, path: bytes, text: str | None = "") -> None:
         super().__init__(kind, path, text)
@@ -19,7 +19,7 @@ class Fault(Exception):
         self.text = text or "no reason given"
 
 
-class Notes:
+class CopyReport:
     """Counts, and the first names of each kind: the list of a million files is short.
 
     Attributes:
@@ -47,7 +47,7 @@ class Notes:
         if len(self.failed) < MOST_NAMES:
             self.failed.append((path, text or "no reason given"))
 
-    def merge(self, other: Notes) -> None:
+    def merge(self, other: CopyReport) -> None:
         """Add the notes of the other end, without its counts of files and bytes."""
         for reason, (count, names) in other.kept_out.items():
             before, mine = self.kept_out.get(reason, (0, []))
@@ -73,7 +73,7 @@ class Notes:
 MARK = b"\0bough copy\0"
 
 
-def parse(said: bytes) -> tuple[Notes | None, bytes]:
+def parse(said: bytes) -> tuple[CopyReport | None, bytes]:
     """Return the notes in the other end's standard error, and the text before them.
 
     Raises:
@@ -82,7 +82,7 @@ def parse(said: bytes) -> tuple[Notes | None, bytes]:
     before, mark, report = said.partition(MARK)
     if not mark:
         return None, before
-    notes = Notes()
+    notes = CopyReport()
     reason = ""
     for record in report.split(b"\0")[:-1]:
         word, _, rest = record.partition(b"\t")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bough.client.sources import resolve_sources
+from bough.client.spec_files import resolve_sources
 from bough.errors import InvalidSpec
 
 

@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bough import __version__
 from bough.client.connection import Connection
 from bough.errors import DeadlineExceeded, ServiceUnavailable
 from bough.home import ANOTHER_SERVES
 from bough.serving import Owner, read_owner
+from bough.version import __version__
 
 if TYPE_CHECKING:
     import subprocess

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import CodeType
 
 _HERE = Path(__file__).parent
-_MODULES = ("archive", "notes", "descent", "landing", "pack", "unpack", "ends")
+_MODULES = ("archive", "report", "tree_walk", "unnamed_file", "pack", "unpack", "ends")
 #: The part of bough.errors that those modules use.
 _ERRORS = "class ProtocolError(Exception):\n    pass\n"
 _BOOT = """
@@ -50,7 +50,7 @@ COMMAND = ("/bin/sh", "-c", _FIND, "sh", _BOOT)
 def render_program(action: str, paths: list[bytes], names: list[bytes], owner: bool) -> bytes:
     """Return the input for COMMAND, which calls `ends.main` with these arguments."""
     sources = [("bough.errors", _ERRORS)]
-    sources += [(f"bough.client.{name}", (_HERE / f"{name}.py").read_text()) for name in _MODULES]
+    sources += [(f"bough.client.copying.{name}", (_HERE / f"{name}.py").read_text()) for name in _MODULES]
     # A guest with the host's version of Python need not compile, which takes three times as long as its
     # start.
     compiled = marshal.dumps([(name, _code_of(name, source)) for name, source in sources])

@@ -22,7 +22,7 @@ import pytest
 
 from bough.errors import Conflict, HostLacks, InvalidInput
 from bough.paths import Home
-from bough.service.gate import bind_tcp, read_token
+from bough.service.tcp import bind_tcp, read_token
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from bough.hypervisor import Hypervisor
 from bough.paths import Home
 from bough.service.api_socket import ApiSocket, replace_runtime_link
 from bough.service.app import create_app
-from bough.service.departure import StreamProtocol
-from bough.service.gate import Gate, bind_tcp, is_loopback, read_token, url_of
+from bough.service.disconnect import StreamProtocol
 from bough.service.log import bound_log
+from bough.service.tcp import Gate, bind_tcp, is_loopback, read_token, url_of
 from bough.serving import ServiceLock
 
 log = logging.getLogger("bough.service")

@@ -14,7 +14,7 @@ _NAMED_ONLY = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
 _CHUNK = 256 * 1024
 
 
-class Landing:
+class UnnamedFile:
     """A new file in the directory `directory`; `descriptor` is open for writing.
 
     A process that is killed leaves nothing, if the file system has files without a name.

@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 
-from bough.client.archive import (
+from bough.client.copying.archive import (
     BLOCK,
     CHUNK,
     MOST_SEGMENTS,
@@ -18,8 +18,8 @@ from bough.client.archive import (
     render_end,
     render_entry,
 )
-from bough.client.descent import DIRECTORY, Descent
-from bough.client.notes import Notes
+from bough.client.copying.report import CopyReport
+from bough.client.copying.tree_walk import DIRECTORY, TreeWalk
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Packer:
         *,
         owner: bool = False,
         receiver: int = 0,
-        notes: Notes | None = None,
+        notes: CopyReport | None = None,
     ) -> None:
         self._write = write
         self._count = count
@@ -57,7 +57,7 @@ class Packer:
         #: Files of the sender become files of the receiver. Files of other users lose their owner.
         self._expected = (os.geteuid(), receiver)
         self._seen: dict[tuple[int, int], bytes] = {}
-        self.notes = notes or Notes()
+        self.notes = notes or CopyReport()
 
     def add(self, path: bytes, name: bytes) -> None:
         """Send `path` and everything below as `name`. A link at the top is followed, a link below never.
@@ -78,11 +78,11 @@ class Packer:
         self._write(render_end())
 
     def _add_tree(self, path: bytes, name: bytes) -> None:
-        descent = Descent(os.open(path, DIRECTORY & ~os.O_NOFOLLOW))
+        walk = TreeWalk(os.open(path, DIRECTORY & ~os.O_NOFOLLOW))
         place = path.rstrip(b"/") or b""
         try:
-            self._send_directory(descent.top, name, path)
-            left = [_names(descent.top)]
+            self._send_directory(walk.top, name, path)
+            left = [_names(walk.top)]
             parts = [name]
             shown = [place]
             while left:
@@ -90,26 +90,26 @@ class Packer:
                     inner = left[-1].pop()
                     shown.append(inner)
                     parts.append(inner)
-                    if self._add_inner(descent, inner, b"/".join(parts), shown):
-                        left.append(self._list(descent.top, shown))
+                    if self._add_inner(walk, inner, b"/".join(parts), shown):
+                        left.append(self._list(walk.top, shown))
                         continue
                 elif len(left) > 1:
                     left.pop()
-                    descent.up()
+                    walk.up()
                 else:
                     break
                 shown.pop()
                 parts.pop()
         finally:
-            descent.close()
+            walk.close()
 
-    def _add_inner(self, descent: Descent, inner: bytes, name: bytes, shown: list[bytes]) -> bool:
-        """Send one entry of the current directory. Return True if `descent` has entered it."""
-        at = descent.top
+    def _add_inner(self, walk: TreeWalk, inner: bytes, name: bytes, shown: list[bytes]) -> bool:
+        """Send one entry of the current directory. Return True if `walk` has entered it."""
+        at = walk.top
         try:
             info = os.stat(inner, dir_fd=at, follow_symlinks=False)
             if stat.S_ISDIR(info.st_mode):
-                self._send_directory(descent.down(inner), name, b"/".join(shown))
+                self._send_directory(walk.down(inner), name, b"/".join(shown))
                 return True
             if stat.S_ISREG(info.st_mode):
                 self._add_file(inner, at, b"/".join(shown), name, info)
