@@ -1,0 +1,30 @@
+"""The DNS names of a machine on a network.
+
+db              the machine
+db.back         the machine on the network "back"
+db.shop         the machine in the project "shop"
+primary         an alias, also as primary.back and primary.shop
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def names_of(
+    machine: str, network: str, *, project: str | None = None, aliases: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Return all names of a machine on a network; its own name is the first."""
+    domains = domains_of(network, project=project)
+    return tuple(
+        dict.fromkeys(
+            name
+            for word in dict.fromkeys((machine.lower(), *map(str.lower, aliases)))
+            for name in (word, *(f"{word}.{domain}" for domain in domains))
+        )
+    )
+
+
+def domains_of(network: str, *, project: str | None = None) -> tuple[str, ...]:
+    """Return the domains that the resolver of a network alone knows."""
+    return tuple(dict.fromkeys(name.lower() for name in (network, project) if name))

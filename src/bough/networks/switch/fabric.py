@@ -1,0 +1,187 @@
+"""Ports, and what happens to each frame."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+from bough.networks.switch.guard import HEADER_BYTES, TAG_BYTES, TAGS, Guard, skip_tags
+from bough.networks.switch.port import TOO_LARGE, Port
+from bough.networks.switch.services import Services
+from bough.networks.switch.settings import Member, Settings
+from bough.networks.switch.table import Table
+
+#: Work for one port before the next port's turn: a frame, each of its copies, or an answer is about 1.
+_TURN = 32
+_ANSWER_COST = 8
+#: Room for two tags above the MTU, and one byte more, which a frame must not fill.
+_OVERHEAD_BYTES = HEADER_BYTES + 2 * TAG_BYTES
+_RUNT = "runt"
+_SPOOFED_MAC = "spoofed_mac"
+
+
+class Watcher(Protocol):
+    """Sees all that happens on the network, for a capture."""
+
+    def saw(self, port: Port | None, frame: bytes) -> None:
+        """Take a frame that a machine or the switch (None) has sent, and that was not dropped."""
+
+    def met(self, members: Sequence[Member]) -> None:
+        """Take the new list of members."""
+
+
+class Fabric:
+    """The ports of a network, below the current directory.
+
+    Each port has a turn of bounded work, so that a machine that floods the network does not slow its
+    neighbours by more than its share.
+
+    Attributes:
+        watchers: the captures.
+    """
+
+    def __init__(self, settings: Settings, poll: select.epoll) -> None:
+        self.settings = settings
+        self.watchers: list[Watcher] = []
+        self._poll = poll
+        self._ports: dict[str, Port] = {}
+        self._receivers: dict[int, Callable[[], None]] = {}
+        self._table: Table[Port] = Table()
+        self._owners: dict[bytes, str] = {}
+        self._guard = Guard(self._owners)
+        self._services = Services(settings)
+        self._receive_bytes = settings.mtu + _OVERHEAD_BYTES + 1
+        self._own_addresses()
+
+    def attach(self, member: Member) -> None:
+        """Add a port, or change the settings of a port and keep its sockets and counters.
+
+        Raises:
+            ValueError: another port has the MAC address or an address.
+            OSError: the port's directory is missing.
+        """
+        self._check_free(member)
+        port = self._ports.get(member.port)
+        if port is None:
+            port = Port(member, self._poll, self.settings.queue_bytes)
+            self._ports[port.name] = port
+            self._receivers[port.receiver.fileno()] = partial(self.receive, port)
+            self._poll.register(port.receiver, select.EPOLLIN)
+        self._table.forget(port)
+        self._table.set(member.mac, port)
+        port.member, port.mac = member, member.mac
+        self._own_addresses()
+
+    def detach(self, name: str) -> bool:
+        """Remove a port. Return whether there was one."""
+        port = self._ports.pop(name, None)
+        if port is None:
+            return False
+        self._poll.unregister(port.receiver)
+        del self._receivers[port.receiver.fileno()]
+        self._table.forget(port)
+        port.close()
+        self._own_addresses()
+        return True
+
+    def ports(self) -> list[Port]:
+        return list(self._ports.values())
+
+    def describe(self) -> list[dict[str, Any]]:
+        return [port.describe() for port in self._ports.values()]
+
+    def owner_of(self, number: int) -> Callable[[], None] | None:
+        """Return what to do for a descriptor that is ready; None: the descriptor is no port's."""
+        receive = self._receivers.get(number)
+        if receive is not None:
+            return receive
+        return next((p.drain for p in self._ports.values() if p.sender_number == number), None)
+
+    def close(self) -> None:
+        for name in list(self._ports):
+            self.detach(name)
+
+    def receive(self, port: Port) -> None:
+        """Carry frames from a port until no more wait, or its turn is over."""
+        receive, size, handle, left = port.receiver.recv, self._receive_bytes, self._handle, _TURN
+        try:
+            while left > 0:
+                left -= handle(receive(size), port)
+        except BlockingIOError:
+            pass
+
+    def _handle(self, frame: bytes, port: Port) -> int:
+        """Carry, answer or drop one frame. Return the work that this was."""
+        size = len(frame)
+        port.received_frames += 1
+        port.received_bytes += size
+        why = self._refuses(frame, size, port)
+        if why is not None:
+            port.dropped[why] += 1
+            return 1
+        for watcher in self.watchers:
+            watcher.saw(port, frame)
+        target = self._table.find(frame[:6])
+        if target is not None:
+            if target is not port:
+                target.send(frame)
+            return 1
+        answers = self._services.answer(frame, port.member)
+        if answers is None:
+            return 1 + self._flood(frame, port)
+        for answer in answers:
+            for watcher in self.watchers:
+                watcher.saw(None, answer)
+            port.send(answer)
+        return _ANSWER_COST
+
+    def _refuses(self, frame: bytes, size: int, port: Port) -> str | None:
+        """Return why a frame is dropped; None: it is not."""
+        if size < HEADER_BYTES:
+            return _RUNT
+        source = frame[6:12]
+        if source != port.mac and not self._table.learn(source, port, port.member.learns):
+            return _SPOOFED_MAC
+        if size > self.settings.mtu + HEADER_BYTES:
+            kind, at = skip_tags(frame)
+            if size >= self._receive_bytes or kind in TAGS or size - at > self.settings.mtu:
+                return TOO_LARGE
+        return self._guard.refuses(frame, port.name)
+
+    def _flood(self, frame: bytes, source: Port) -> int:
+        """Send a frame to all other ports. Return their number."""
+        for port in self._ports.values():
+            if port is not source:
+                port.send(frame)
+        return len(self._ports) - 1
+
+    def _check_free(self, member: Member) -> None:
+        for port in self._ports.values():
+            if port.name == member.port:
+                continue
+            if port.mac == member.mac:
+                raise ValueError(f"port {port.name} has the MAC address {member.mac.hex(':')}")
+            if set(member.addresses) & set(port.member.addresses):
+                raise ValueError(f"port {port.name} has an address of port {member.port}")
+        own = {self.settings.address.ip.packed, self.settings.address6.ip.packed}
+        if member.mac == self.settings.mac or own & set(member.addresses):
+            raise ValueError(f"port {member.port} has an address of the switch")
+
+    def _own_addresses(self) -> None:
+        members = [port.member for port in self._ports.values()]
+        # In place: the guard reads it.
+        self._owners.clear()
+        for member in members:
+            self._owners.update(dict.fromkeys((*member.addresses, link_local(member.mac)), member.port))
+        for address in (self.settings.address.ip, self.settings.address6.ip):
+            self._owners[address.packed] = ""
+        self._services.know(members)
+        for watcher in self.watchers:
+            watcher.met(members)
+
+
+def link_local(mac: bytes) -> bytes:
+    """Return the IPv6 address that a card with this MAC address gives itself (RFC 4291, appendix A)."""
+    return b"\xfe\x80" + bytes(6) + bytes((mac[0] ^ 2,)) + mac[1:3] + b"\xff\xfe" + mac[3:]

@@ -1,0 +1,78 @@
+"""The process of a switch: its loop, and its command line.
+
+    python -I -S -c RUN DIRECTORIES --control-fd N --settings JSON [--uid UID] DIRECTORY
+
+It runs until the service ends it, without a timer: a network without traffic takes no processor time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import json
+import os
+import select
+import signal
+import socket
+import sys
+
+from bough.networks.switch.control import Control, Ended
+from bough.networks.switch.fabric import Fabric
+from bough.networks.switch.settings import Settings
+
+#: Start of the process name (proc(5), comm).
+LABEL = "net-"
+#: Program text for `python -c`: the first argument names the directories of modules.
+RUN = (
+    "import sys; sys.path[:0] = sys.argv.pop(1).split(':');"
+    " from bough.networks.switch.program import main; main()"
+)
+_NO_NEW_PRIVILEGES = 38
+
+
+def run(fabric: Fabric, control: Control, poll: select.epoll) -> None:
+    """Carry frames and answer requests until the service ends the switch."""
+    with contextlib.suppress(Ended):
+        while True:
+            for number, events in poll.poll():
+                # A descriptor may have been closed by an event before: then nobody owns it.
+                act = fabric.owner_of(number) or control.owner_of(number, events)
+                if act is not None:
+                    act()
+    control.close()
+    fabric.close()
+
+
+def main() -> None:
+    given = _parse(sys.argv[1:])
+    settings = Settings.from_dict(json.loads(given.settings))
+    listener = socket.socket(fileno=given.control_fd)
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:  # noqa: PTH123
+        name.write(f"{LABEL}{settings.network}"[:15])
+    _give_up_rights(given.uid)
+    os.chdir(given.directory)
+    # A terminal's signals are for the service. A service that ends is noticed by its connection.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    poll = select.epoll()
+    fabric = Fabric(settings, poll)
+    run(fabric, Control(listener, fabric, poll), poll)
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--control-fd", type=int, required=True)
+    parser.add_argument("--settings", required=True)
+    parser.add_argument("--uid", type=int)
+    parser.add_argument("directory")
+    return parser.parse_args(words)
+
+
+def _give_up_rights(uid: int | None) -> None:
+    """Become that user, if given, and never gain a right again."""
+    if uid is not None:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    ctypes.CDLL(None).prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
