@@ -12,8 +12,9 @@ import os
 import select
 import time
 
-from bough.guest import agent_session, wire
-from bough.guest.agent_session import Refused, Session
+from bough.guest import agent_command, agent_connection, agent_errors, agent_session, wire
+from bough.guest.agent_errors import Refused
+from bough.guest.agent_session import Session
 
 # Loading typing costs an emulated guest 30 ms.
 TYPE_CHECKING = False
@@ -200,7 +201,7 @@ class Agent:
             self.send(kind, session, wire.encode(values))
 
     def send_error(self, session: int, error: BaseException) -> None:
-        self.send_values(wire.ERROR, session, agent_session.describe_error(error))
+        self.send_values(wire.ERROR, session, agent_errors.describe_error(error))
 
     def send_from(self, fd: int, limit: int, session: int, stream: int) -> int:
         """Read once from `fd` and send the bytes as DATA. Return their number, 0 at the end.
@@ -433,7 +434,7 @@ class Agent:
 
 def _session_kind(kind: int, request: dict[str, object]) -> Callable[..., Session]:
     if kind == wire.EXEC:
-        return agent_session.Command
+        return agent_command.Command
     if "mount" in request:
         from bough.guest import agent_door
 
@@ -442,7 +443,7 @@ def _session_kind(kind: int, request: dict[str, object]) -> Callable[..., Sessio
         from bough.guest import agent_listeners
 
         return agent_listeners.Listeners
-    return agent_session.Connection
+    return agent_connection.Connection
 
 
 def _map(value: object) -> dict[str, object]:

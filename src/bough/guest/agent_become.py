@@ -23,9 +23,19 @@ from bough.guest import agent_calls, wire
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Protocol
 
-    from bough.guest.agent import Agent
     from bough.guest.agent_calls import Arguments, Tell
+
+    class Agent(Protocol):
+        """The parts of agent.Agent that prepare and become use."""
+
+        ready: Ready | None
+        welcome: bytes
+
+        def render_welcome(self) -> bytes: ...
+        def call_later(self, seconds: float, action: Callable[[], None]) -> None: ...
+
 
 _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207

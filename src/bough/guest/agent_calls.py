@@ -12,8 +12,17 @@ from bough.guest import wire
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Protocol
 
-    from bough.guest.agent import Agent
+    class Agent(Protocol):
+        """The parts of agent.Agent that operations use."""
+
+        nonce: int
+        on_reset: list[Callable[[], None]]
+
+        def watch(self, fd: int, events: int, handler: Callable[[int], None]) -> None: ...
+        def unwatch(self, fd: int) -> None: ...
+        def send_values(self, kind: int, session: int, values: object) -> None: ...
 
     Arguments = dict[str, object]
     Tell = Callable[[str, float | None, str], None]

@@ -15,11 +15,13 @@ import select
 import sys
 
 from bough.guest.agent_connect import DOOR
-from bough.guest.agent_session import Connection, Refused, _window
+from bough.guest.agent_connection import Connection
+from bough.guest.agent_errors import Refused
+from bough.guest.agent_session import first_credit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bough.guest.agent import Agent
+    from bough.guest.agent_session import Agent
 
 _MAX_TAG = 64
 _MAX_WAITING = 64
@@ -98,7 +100,7 @@ class MountStream(Connection):
             raise Refused("expected the tag of a mount")
         self.agent = agent
         self.id = session_id
-        self._window = _window(request)
+        self._window = first_credit(request)
         self._inlet = None
         self._outlet = None
         self._begun = False

@@ -19,9 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bough.guest.agent import Agent
-
-    Arguments = dict[str, object]
+    from bough.guest.agent_calls import Agent, Arguments
 
 _FIFREEZE = 0xC0045877
 _FITHAW = 0xC0045878

@@ -19,6 +19,8 @@ import select
 import sys
 import time
 
+from bough.guest.agent_messages import receive, send
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -38,9 +40,7 @@ _GRACE_S = 2.0
 #: Time for which the last output and exit status of commands wait for an agent.
 _ALONE_S = 300.0
 _MAX_STATUSES = 4096
-_MAX_FDS = 4
 _PR_SET_CHILD_SUBREAPER = 36
-MESSAGE_BYTES = 65536
 
 
 def main(arguments: list[str]) -> int:
@@ -157,7 +157,7 @@ class Keeper:
         #: Kept commands, by pid.
         self._kept: dict[int, _Kept] = {}
         self._statuses: dict[int, int] = {}
-        from bough.guest.agent_kept import create_tally
+        from bough.guest.agent_tally import create_tally
 
         self._tally = create_tally()
         self._wakeup, write_end = os.pipe()
@@ -400,26 +400,6 @@ def _become_subreaper() -> None:
         _ctypes.call_function(prctl, (_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
     except Exception:
         pass  # a Python without ctypes: the next agent reports an unknown exit status
-
-
-def send(sock: Socket, data: bytes, fds: list[int]) -> None:
-    more = []
-    if fds:
-        packed = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
-        more = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed)]
-    sock.sendmsg([data], more)
-
-
-def receive(sock: Socket) -> tuple[bytes, list[int]]:
-    """Receive a message and its descriptors; nothing at the end."""
-    space = _socket.CMSG_SPACE(4 * _MAX_FDS)
-    data, more, _, _ = sock.recvmsg(MESSAGE_BYTES, space, _socket.MSG_CMSG_CLOEXEC)
-    fds = []
-    for level, kind, content in more:
-        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
-            cuts = range(0, len(content) - 3, 4)
-            fds += [int.from_bytes(content[at : at + 4], sys.byteorder) for at in cuts]
-    return data, fds
 
 
 # -- a guest that shuts down ------------------------------------------------------------------------

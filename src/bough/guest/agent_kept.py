@@ -11,54 +11,27 @@ from __future__ import annotations
 
 import os
 from mmap import mmap
-from struct import Struct
 
-from bough.guest import agent_keeper, wire
-from bough.guest.agent_session import Command
+from bough.guest import agent_messages, wire
+from bough.guest.agent_command import Command
 from bough.guest.agent_spawn import Process
+from bough.guest.agent_tally import SLOT_BYTES, SLOTS, Mark
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import _socket
+    from typing import Protocol
 
-    from bough.guest.agent import Agent
+    from bough.guest import agent_command
+
+    class Agent(agent_command.Agent, Protocol):
+        """The parts of agent.Agent that keep commands."""
+
+        def keeper_died(self) -> None: ...
+
 
 #: Age at which a command is kept. Most commands end sooner, without the delay of being kept.
 KEEP_AFTER_S = 1.0
-_NUMBER = Struct("<Q")
-_SLOTS = 256
-_SLOT_BYTES = 32
-
-
-def create_tally() -> int:
-    """Return a descriptor of the shared memory."""
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("bough-tally")
-    else:  # Python 3.7
-        fd = os.open("/run", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    os.ftruncate(fd, _SLOTS * _SLOT_BYTES)
-    return fd
-
-
-class Mark:
-    """Number of bytes that a stream has passed on. The number in memory is odd while a change is
-    under way.
-    """
-
-    def __init__(self, memory: mmap, at: int) -> None:
-        self._memory = memory
-        self._at = at
-
-    def touch(self, count: int) -> None:
-        _NUMBER.pack_into(self._memory, self._at, 2 * count + 1)
-
-    def set(self, count: int) -> None:
-        _NUMBER.pack_into(self._memory, self._at, 2 * count)
-
-    def read(self) -> int | None:
-        """Return the number; None: the agent was killed in the middle of a change."""
-        (value,) = _NUMBER.unpack_from(self._memory, self._at)
-        return None if value & 1 else value >> 1
 
 
 class Keeping:
@@ -67,7 +40,7 @@ class Keeping:
     def __init__(self, control: _socket.socket) -> None:
         self._control = control
         self._memory: mmap | None = None
-        self._free = list(range(_SLOTS))
+        self._free = list(range(SLOTS))
         self._due = False
         self._agent: Agent | None = None
 
@@ -80,10 +53,10 @@ class Keeping:
 
     def _take(self, agent: Agent) -> bool:
         """Handle one message of those before `begin`. Return whether the message was `begin`."""
-        said, fds = agent_keeper.receive(self._control)
+        said, fds = agent_messages.receive(self._control)
         values = wire.decode_map(said)
         if "tally" in values:
-            self._memory = mmap(fds[0], _SLOTS * _SLOT_BYTES)
+            self._memory = mmap(fds[0], SLOTS * SLOT_BYTES)
             os.close(fds[0])
         elif "record" in values:
             self._adopt(agent, values, fds)
@@ -110,7 +83,7 @@ class Keeping:
 
     def _keeper_said(self, agent: Agent) -> None:
         try:
-            said, _ = agent_keeper.receive(self._control)
+            said, _ = agent_messages.receive(self._control)
         except OSError:
             said = b""
         if not said:
@@ -125,7 +98,7 @@ class Keeping:
 
     def _marks(self, slot: int) -> list[Mark]:
         assert self._memory is not None
-        at = slot * _SLOT_BYTES
+        at = slot * SLOT_BYTES
         return [Mark(self._memory, at + 8 * stream) for stream in range(3)]
 
     # -- commands of this agent -----------------------------------------------------------------------
@@ -166,6 +139,6 @@ class Keeping:
 
     def _tell(self, values: dict[str, object], fds: list[int] | None = None) -> None:
         try:
-            agent_keeper.send(self._control, wire.encode(values), fds or [])
+            agent_messages.send(self._control, wire.encode(values), fds or [])
         except OSError:
             pass  # the keeper has ended, as its socket will report

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from bough.guest import wire
 from bough.guest.agent_dial import listeners
-from bough.guest.agent_session import Refused, Session
+from bough.guest.agent_errors import Refused
+from bough.guest.agent_session import Session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bough.guest.agent import Agent
+    from bough.guest.agent_session import Agent
 
 # The kernel reports no event for a new listener. Poll often at first, then as rarely as a program that waits
 # for a port.

@@ -348,7 +348,7 @@ class _Apart:
         return pid
 
     def _become(self, stdio: list[int], terminal: str | None, report: int) -> NoReturn:
-        from bough.guest import agent_session, wire
+        from bough.guest import agent_errors, wire
 
         try:
             os.setsid()
@@ -360,7 +360,7 @@ class _Apart:
                 command.prepare_terminal(stdio[0])
             command.become(stdio, terminal)
         except Exception as error:
-            os.write(report, wire.encode(agent_session.describe_error(error)))
+            os.write(report, wire.encode(agent_errors.describe_error(error)))
         finally:
             os._exit(127)
 

@@ -12,9 +12,7 @@ from bough.guest import wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from bough.guest.agent import Agent
-
-    Arguments = dict[str, object]
+    from bough.guest.agent_calls import Agent, Arguments
 
 # systemd starts poweroff.target and reboot.target on these signals (SIGRTMIN+4 and +5 of the C library).
 _SYSTEMD_SIGNALS = {"poweroff": 38, "reboot": 39}
