@@ -102,13 +102,16 @@ def test_a_fork_goes_on_with_its_processes_and_is_somebody_else(
 def test_a_paused_fork_keeps_no_other_from_settling(
     bough_home: Home, snapshot: bough.Snapshot, forks: list[bough.Machine]
 ) -> None:
-    forks += [snapshot.fork("still"), snapshot.fork("lively")]
-    still, lively = forks
+    """The paused fork is the first whose turn comes: a fork settles 3 s after its start."""
+    still = snapshot.fork("still")
+    forks.append(still)
+    still.pause()
+    lively = snapshot.fork("lively")
+    forks.append(lively)
 
     def identity_of(machine: bough.Machine) -> str:
         return MachineRecord.read(bough_home.machine(machine.id)).identity
 
-    still.pause()
     wait_until(lambda: identity_of(lively) == "known", timeout_s=40)
     assert identity_of(still) == "new"
     still.resume()

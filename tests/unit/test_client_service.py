@@ -43,6 +43,7 @@ while True:
     connection.sendall((head + "Connection: close\\r\\n\\r\\n" + body).encode())
     connection.close()
 """
+LOCKING = 'lock = open(home + "/lock", "w")\nfcntl.flock(lock, fcntl.LOCK_EX)\n'
 
 
 @pytest.fixture
@@ -138,7 +139,8 @@ def test_another_version_is_warned_about(home: Home, monkeypatch: pytest.MonkeyP
         find_service(home)
 
 
-# A service without a socket; the socket is bound after the given seconds.
+# A service without a socket. After the given seconds it ends, or binds the socket: with its lock held, as the
+# real service does.
 HIDDEN = """
 import sys, time
 from pathlib import Path
@@ -149,8 +151,9 @@ if ends == "True":
     lock.tell_ending()
 print(flush=True)
 time.sleep(float(after_s))
-lock.close()
-""" + SERVICE.replace('lock = open(home + "/lock", "w")', 'lock = open(home + "/lock", "a")')
+if ends == "True":
+    sys.exit()
+""" + SERVICE.replace(LOCKING, "")
 
 
 def hide_service(home: Home, *, ends: bool = False, after_s: float = 60) -> subprocess.Popen[bytes]:
@@ -186,9 +189,10 @@ def test_one_that_cannot_be_reached_yet_is_waited_for(
 ) -> None:
     serve_with(monkeypatch, SERVICE)
     with hide_service(home, ends=ends, after_s=0.5) as hidden:
-        assert find_service(home)[1]["pid"] in (hidden.pid, *starts(home))
+        pid = find_service(home)[1]["pid"]
         hidden.kill()
-    assert len(starts(home)) == 1
+    assert starts(home) == [pid]
+    assert (pid == hidden.pid) is not ends
 
 
 def test_one_that_is_killed_while_it_cannot_be_reached_is_started_again(
