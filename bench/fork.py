@@ -9,7 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Literal
 
 from bench.harness import Bench
-from bench.machine import AT_EASE_S, a_guest, at_rest, wait_for_rehearsal, wait_for_spares
+from bench.machine import AT_EASE_S, a_guest, at_rest, wait_for_prewarm, wait_for_spares
 from bench.peer import SavedGuest, stock_image
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def run(bench: Bench) -> None:
                 afresh(bench, machine)
             snapshot = machine.snapshot()
             taken_at = time.perf_counter()
-            wait_for_rehearsal(hypervisor)
+            wait_for_prewarm(hypervisor)
             bench.note(
                 f"{gib} GiB, a snapshot is pre-warmed: {time.perf_counter() - taken_at:.1f} s after it"
             )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 IMAGE = "debian:12"
 #: Seconds after a fork until its follow-up work is done: the fork is deleted, the next begun
-#: (snapshots/ahead.py).
+#: (forks/loaded.py).
 AT_EASE_S = 2.5
 BOUGH = Path(sys.executable).parent / "bough"
 
@@ -49,7 +49,7 @@ def run_bough(*words: str | Path, home: Path | None = None) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
 
 
-def wait_for_rehearsal(hypervisor: Hypervisor, timeout_s: float = 120) -> None:
+def wait_for_prewarm(hypervisor: Hypervisor, timeout_s: float = 120) -> None:
     """Wait until the snapshot of the last fork or run is pre-warmed; later forks continue from a process
     image, if this host supports process images.
     """
@@ -58,10 +58,10 @@ def wait_for_rehearsal(hypervisor: Hypervisor, timeout_s: float = 120) -> None:
         records = (
             path.read_text(errors="replace") for path in hypervisor.home.machines.glob("*/machine.json")
         )
-        is_rehearsing = any('"rehearsal-' in record for record in records)
-        if begun and not is_rehearsing:
+        is_prewarming = any('"prewarm-' in record for record in records)
+        if begun and not is_prewarming:
             return
-        begun |= is_rehearsing
+        begun |= is_prewarming
         time.sleep(0.2)
 
 

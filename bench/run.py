@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import bough
 from bench.harness import RESULTS, Bench, run_quietly
-from bench.machine import AT_EASE_S, IMAGE, run_bough, wait_for_rehearsal, wait_for_spares
+from bench.machine import AT_EASE_S, IMAGE, run_bough, wait_for_prewarm, wait_for_spares
 
 ABOUT = "`bough run` of true, against `podman run` of true in a Debian of packages"
 ROOT = RESULTS / "peer" / "root"
@@ -25,7 +25,7 @@ def run(bench: Bench) -> None:
     what = (f"bough run {IMAGE} -- true", "podman run --rm --rootfs ROOT true")
     hypervisor.keep_spares(IMAGE, 0)
     run_bough("run", IMAGE, "--", "true")  # the first run boots the image
-    wait_for_rehearsal(hypervisor)
+    wait_for_prewarm(hypervisor)
     bench.in_turns("run, no standby machine", ours=ours, peer=peer, what=what, rounds=8, warm_ups=1)
     bench.in_turns("run from Python, no standby machine", ours=lambda: python(hypervisor), peer=None,
                    what=("hv.run(), to an answered ping", ""), rounds=8, warm_ups=1)  # fmt: skip

@@ -20,8 +20,8 @@ DMI = "/sys/class/dmi/id"
 OWN_IDS = f"cat {DMI}/product_uuid {DMI}/product_serial /sys/class/net/e*/address /etc/machine-id"
 
 
-def rehearsals(home: Home) -> list[str]:
-    return [record["id"] for record in records(home) if record["name"].startswith("rehearsal-")]
+def prewarms(home: Home) -> list[str]:
+    return [record["id"] for record in records(home) if record["name"].startswith("prewarm-")]
 
 
 def wait_settled(home: Home, machine: bough.Machine) -> None:
@@ -210,7 +210,7 @@ def test_the_service_is_killed_while_it_rehearses(
     time.sleep(after_s)
     kill(service_pid(bough_home))
     cli.text("list")  # starts the next service
-    wait_until(lambda: rehearsals(bough_home) == [], what="the rehearsal is gone")
+    wait_until(lambda: prewarms(bough_home) == [], what="the rehearsal is gone")
     with other.fork(ephemeral=True) as fork:
         assert fork.exec("true").exit_code == 0
     other.delete()

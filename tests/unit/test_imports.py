@@ -43,11 +43,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "images": BOTTOM | {"guest", "networks", "qemu"},
     "machines": BOTTOM | {"guest", "networks", "qemu", "mounts", "images"},
     "snapshots": BOTTOM | {"guest", "networks", "qemu", "mounts", "images", "machines"},
+    "forks": BOTTOM | {"guest", "networks", "qemu", "mounts", "images", "machines", "snapshots"},
     "audit": BOTTOM | {"guest", "networks", "qemu", "mounts", "images", "machines", "snapshots"},
     "hypervisor": BOTTOM
-    | {"guest", "networks", "qemu", "mounts", "images", "machines", "snapshots", "audit"},
+    | {"guest", "networks", "qemu", "mounts", "images", "machines", "snapshots", "forks", "audit"},
     "service": BOTTOM
-    | {"guest", "networks", "qemu", "mounts", "images", "machines", "snapshots", "hypervisor"},
+    | {"guest", "networks", "qemu", "mounts", "images", "machines", "snapshots", "forks", "hypervisor"},
     "client": BOTTOM,
     "cli": BOTTOM | {"client"},
     "web": BOTTOM | {"client"},

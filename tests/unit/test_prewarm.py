@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from bough.errors import AgentTimeout, HostLacks
+from bough.forks import prewarm, process_images
+from bough.forks.prewarm import Prewarming
+from bough.forks.process_images import ProcessImages
+from bough.forks.urgency import Urgency
 from bough.machines.demand import Demand
-from bough.machines.rehearsal import Hurry
-from bough.snapshots import frozen, prewarm
-from bough.snapshots.frozen import FrozenProcesses
-from bough.snapshots.prewarm import Prewarming
 
 
 def kind(name: str = "one") -> Any:
@@ -30,11 +30,11 @@ class Maker:
         self.errors: list[Exception] = []
         self.begun: list[str] = []
         self.cut_off = 0
-        self.hurries: list[Hurry] = []
+        self.urgencies: list[Urgency] = []
 
-    async def __call__(self, kind: Any, hurry: Hurry) -> Any:
+    async def __call__(self, kind: Any, urgency: Urgency) -> Any:
         self.begun.append(kind.manifest.id)
-        self.hurries.append(hurry)
+        self.urgencies.append(urgency)
         try:
             await asyncio.sleep(self.takes_s)
         except asyncio.CancelledError:
@@ -52,10 +52,10 @@ def make() -> Maker:
 
 @pytest.fixture
 async def warming(monkeypatch: pytest.MonkeyPatch, make: Maker) -> AsyncIterator[Prewarming]:
-    monkeypatch.setattr(frozen, "is_memory_short", lambda: False)
+    monkeypatch.setattr(process_images, "is_memory_short", lambda: False)
     for name, value in {"_PAUSE_S": 0.02, "_LOOK_EVERY_S": 0.005, "_AGAIN_AFTER_S": 0.05}.items():
         monkeypatch.setattr(prewarm, name, value)
-    processes = FrozenProcesses()
+    processes = ProcessImages()
     warming = Prewarming(make, processes, Demand())
     yield warming
     await warming.end()
@@ -80,8 +80,8 @@ async def test_a_snapshot_is_pre_warmed_in_a_pause(warming: Prewarming, make: Ma
         await asyncio.sleep(0.1)
         assert make.begun == []
     await until(lambda: told == ["one"])
-    assert warming.frozen.has("one")
-    assert not make.hurries[0].is_set
+    assert warming.images.has("one")
+    assert not make.urgencies[0].is_set
 
 
 async def test_it_gives_way_to_a_user_and_waits_for_a_longer_pause(warming: Prewarming, make: Maker) -> None:
@@ -93,7 +93,7 @@ async def test_it_gives_way_to_a_user_and_waits_for_a_longer_pause(warming: Prew
     await until(lambda: make.cut_off == 1)
     await until(lambda: len(make.begun) == 2)
     assert time.monotonic() - began >= 2 * 0.02
-    await until(lambda: warming.frozen.has("one"))
+    await until(lambda: warming.images.has("one"))
 
 
 async def test_a_loop_of_ten_forks_starts_none(warming: Prewarming, make: Maker) -> None:
@@ -111,7 +111,7 @@ async def test_a_longer_loop_is_worth_one(warming: Prewarming, make: Maker) -> N
         with warming.demand.holding():
             warming.forked(kind())
         await asyncio.sleep(0.005)
-    assert warming.frozen.has("one")
+    assert warming.images.has("one")
     assert make.begun == ["one"]
     assert make.cut_off == 0
 
@@ -120,7 +120,7 @@ async def test_one_that_cannot_settle_is_tried_again_later(warming: Prewarming, 
     make.errors = [AgentTimeout("it did not settle"), TimeoutError("nor now")]
     warming.offer(kind())
     began = time.monotonic()
-    await until(lambda: warming.frozen.has("one"))
+    await until(lambda: warming.images.has("one"))
     assert len(make.begun) == 3
     assert time.monotonic() - began >= 0.05 + 0.1
 
@@ -135,7 +135,7 @@ async def test_what_fails_again_and_again_waits_for_a_fork(
     await asyncio.sleep(0.1)
     assert len(make.begun) == 4
     warming.forked(kind())
-    await until(lambda: warming.frozen.has("one"))
+    await until(lambda: warming.images.has("one"))
 
 
 async def test_a_host_that_cannot_is_not_asked_again(warming: Prewarming, make: Maker) -> None:
@@ -144,15 +144,15 @@ async def test_a_host_that_cannot_is_not_asked_again(warming: Prewarming, make: 
     await until(lambda: len(make.begun) == 1)
     await asyncio.sleep(0.02)
     warming.forked(kind())
-    await warming.hurry(kind(), 20)
+    await warming.wait_for_many(kind(), 20)
     assert make.begun == ["one"]
 
 
 async def test_many_forks_wait_for_it(warming: Prewarming, make: Maker) -> None:
     make.takes_s = 0.02
-    await warming.hurry(kind(), 20)
-    assert warming.frozen.has("one")
-    assert make.hurries[0].is_set
+    await warming.wait_for_many(kind(), 20)
+    assert warming.images.has("one")
+    assert make.urgencies[0].is_set
 
 
 async def test_many_forks_wait_no_longer_than_starting_them_takes(warming: Prewarming, make: Maker) -> None:
@@ -160,14 +160,14 @@ async def test_many_forks_wait_no_longer_than_starting_them_takes(warming: Prewa
         warming.started(20, 0.1)
     make.takes_s = 60
     began = time.monotonic()
-    await warming.hurry(kind(), 20)
+    await warming.wait_for_many(kind(), 20)
     assert time.monotonic() - began < 1
-    assert not warming.frozen.has("one")
+    assert not warming.images.has("one")
     # The next call does not wait for a pre-warm that has just taken too long.
     make.takes_s = 0
-    await warming.hurry(kind(), 20)
+    await warming.wait_for_many(kind(), 20)
     assert len(make.begun) == 1
-    await until(lambda: warming.frozen.has("one"))
+    await until(lambda: warming.images.has("one"))
 
 
 async def test_many_forks_hurry_one_that_runs_in_the_background(warming: Prewarming, make: Maker) -> None:
@@ -175,23 +175,23 @@ async def test_many_forks_hurry_one_that_runs_in_the_background(warming: Prewarm
     warming.offer(kind())
     await until(lambda: len(make.begun) == 1)
     heard = []
-    make.hurries[0].listen(lambda: heard.append(True))
-    work = asyncio.create_task(warming.hurry(kind(), 20))
+    make.urgencies[0].listen(lambda: heard.append(True))
+    work = asyncio.create_task(warming.wait_for_many(kind(), 20))
     await asyncio.sleep(0.01)
     warming.demand.notice()  # the pre-warm no longer gives way
     await work
     assert (heard, make.begun, make.cut_off) == ([True], ["one"], 0)
-    assert warming.frozen.has("one")
+    assert warming.images.has("one")
 
 
 async def test_many_forks_do_not_wait_for_another_snapshots(warming: Prewarming, make: Maker) -> None:
     make.takes_s = 0.05
     warming.offer(kind("other"))
     await until(lambda: make.begun == ["other"])
-    await warming.hurry(kind(), 20)
-    assert warming.frozen.has("one")
+    await warming.wait_for_many(kind(), 20)
+    assert warming.images.has("one")
     assert make.cut_off == 1
-    await until(lambda: warming.frozen.has("other"))
+    await until(lambda: warming.images.has("other"))
 
 
 async def test_the_last_two_of_many_snapshots_are_done(warming: Prewarming, make: Maker) -> None:
@@ -209,7 +209,7 @@ async def test_a_deleted_snapshot_is_none(warming: Prewarming, make: Maker) -> N
     await until(lambda: len(make.begun) == 1)
     warming.forget("one")
     await asyncio.sleep(0.1)
-    assert not warming.frozen.has("one")
+    assert not warming.images.has("one")
     assert make.begun == ["one"]
 
 
@@ -218,7 +218,7 @@ async def test_it_can_be_switched_off(warming: Prewarming, make: Maker) -> None:
     warming.offer(kind())
     for _ in range(20):
         warming.forked(kind())
-    await warming.hurry(kind(), 20)
+    await warming.wait_for_many(kind(), 20)
     await asyncio.sleep(0.1)
     assert make.begun == []
 

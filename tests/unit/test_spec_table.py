@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from bough.errors import BadBundle
+from bough.forks.booted import can_fork_booted, is_neutral, neutral
 from bough.images.store import ImageManifest
 from bough.snapshots.handover import parse_manifest
-from bough.snapshots.ready import can_be_ready, is_neutral, neutral
 from bough.spec import MachineSpec, parse_spec
 from bough.spec.model import used_settings
 from bough.spec.reference import render_example, render_settings
@@ -57,8 +57,8 @@ def test_a_bundle_names_no_file_of_a_host(setting: str) -> None:
     ],
 )
 def test_what_always_boots(setting: str, value: Any) -> None:
-    assert can_be_ready(parse_spec({"image": "debian:12"}), IMAGE)
-    assert not can_be_ready(MachineSpec.model_validate({"image": "debian:12", setting: value}), IMAGE)
+    assert can_fork_booted(parse_spec({"image": "debian:12"}), IMAGE)
+    assert not can_fork_booted(MachineSpec.model_validate({"image": "debian:12", setting: value}), IMAGE)
 
 
 @pytest.mark.parametrize(

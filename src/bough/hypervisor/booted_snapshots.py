@@ -1,4 +1,4 @@
-"""Booted snapshots: what `run` forks instead of booting. See snapshots/ready.py."""
+"""Booted snapshots: what `run` forks instead of booting. See forks/booted.py."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ from bough.errors import (
     MachineFailed,
     NoSpace,
 )
+from bough.forks.booted import (
+    SETTLE_SCRIPT,
+    SETTLE_TIMEOUT_S,
+    booted_key,
+    can_fork_booted,
+    find_booted,
+    neutral,
+)
 from bough.hypervisor.creation import Creation
 from bough.hypervisor.image_source import ImageSource
 from bough.hypervisor.lifetimes import Lifetimes
@@ -28,14 +36,6 @@ from bough.paths import Home
 from bough.progress import Progress, Report, notice
 from bough.qemu.choice import choose_accelerator
 from bough.qemu.probe import find_qemu, probe_accelerators, probe_jail
-from bough.snapshots.ready import (
-    SETTLE_SCRIPT,
-    SETTLE_TIMEOUT_S,
-    can_be_ready,
-    find_ready,
-    neutral,
-    ready_key,
-)
 from bough.snapshots.store import SnapshotManifest
 from bough.spec import MachineSpec
 
@@ -76,13 +76,13 @@ class BootedSnapshots:
         """
         check_arch(spec.arch or split_label(spec.image)[1] or host_arch())
         image = await self._source.find(spec.image, spec.arch, report)
-        if not can_be_ready(spec, image):
+        if not can_fork_booted(spec, image):
             return None
         key = await self._key(spec, image)
         bound = asyncio.timeout(timeout_s)
         try:
             async with bound, self._boots.setdefault(key, asyncio.Lock()):
-                found = find_ready(self._keeper.tree.store, key)
+                found = find_booted(self._keeper.tree.store, key)
                 return found or await self._boot(neutral(spec, image), image, key, report)
         except _BOOT_FAILURES as error:
             if bound.expired():
@@ -98,7 +98,7 @@ class BootedSnapshots:
         jail = await probe_jail(qemu, self._home)
         found = await probe_accelerators(qemu, jail, self._home)
         accelerator = choose_accelerator(spec.accelerator, found)
-        return ready_key(spec, image, hardware, accelerator.name, qemu.version)
+        return booted_key(spec, image, hardware, accelerator.name, qemu.version)
 
     async def _boot(
         self, spec: MachineSpec, image: ImageManifest, key: str, report: Report

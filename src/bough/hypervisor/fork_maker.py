@@ -13,7 +13,7 @@ from bough.hypervisor.names import Names
 from bough.machines.events import Events
 from bough.machines.machine import Machine
 from bough.machines.record import MachineRecord, new_machine_id
-from bough.machines.saved import SavedState
+from bough.machines.saved_state import SavedState
 from bough.paths import Home, MachinePaths
 from bough.snapshots.store import SnapshotManifest
 from bough.snapshots.tree import Identity, SnapshotTree
@@ -123,6 +123,6 @@ class ForkMaker:
             spec=order.spec,
         )
         record.spare = order.standby
-        if order.saved is not None and order.saved.rehearsal is not None:
+        if order.saved is not None and order.saved.prewarm is not None:
             record.ports = []  # a pre-warm is reachable by nobody
         return record

@@ -10,6 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from bough.errors import BoughError, HostLacks, InvalidInput
+from bough.forks.fork_kind import ForkKind
+from bough.forks.loaded import LoadedForks
+from bough.forks.prewarm import Prewarming
+from bough.forks.saved_states import SavedStates
+from bough.forks.standby import StandbyMachines
 from bough.hypervisor.fork_maker import ForkMaker, ForkOrder
 from bough.hypervisor.inventory import Inventory
 from bough.hypervisor.lifetimes import EPHEMERAL_GRACE_S, Lifetimes
@@ -18,10 +23,6 @@ from bough.hypervisor.waiting_machines import WaitingMachines
 from bough.machines.booted import wait_boot_end
 from bough.machines.machine import Machine
 from bough.progress import Progress, Report, ignore_progress
-from bough.snapshots.ahead import Ahead
-from bough.snapshots.kind import Kind
-from bough.snapshots.prewarm import Prewarming
-from bough.snapshots.spares import Spares
 from bough.snapshots.store import SnapshotManifest
 from bough.snapshots.tree import Identity
 
@@ -41,7 +42,7 @@ class _Call:
     """
 
     order: ForkOrder
-    kind: Kind | None
+    kind: ForkKind | None
     names: list[str | None]
     wait: bool
     timeout_s: float | None
@@ -58,19 +59,21 @@ class Forking:
         inventory: Inventory,
         lifetimes: Lifetimes,
         keeper: SnapshotKeeper,
+        states: SavedStates,
         maker: ForkMaker,
         waiting: WaitingMachines,
-        spares: Spares,
-        ahead: Ahead,
+        standby: StandbyMachines,
+        loaded: LoadedForks,
         prewarming: Prewarming,
     ) -> None:
         self._inventory = inventory
         self._lifetimes = lifetimes
         self._keeper = keeper
+        self._states = states
         self._maker = maker
         self._waiting = waiting
-        self._spares = spares
-        self._ahead = ahead
+        self._standby = standby
+        self._loaded = loaded
         self._prewarming = prewarming
 
     async def fork(
@@ -107,23 +110,23 @@ class Forking:
             manifest = await self._keeper.take(source, memory=not cold, keep=False, report=report)
         report(Progress("forking"))
         with self._keeper.of_source(source, manifest), contextlib.ExitStack() as holds:
-            saved = None if cold else await self._keeper.tree.saved_state(manifest)
-            kind = Kind(manifest, identity) if source is None and saved is not None else None
+            saved = None if cold else await self._states.get(manifest)
+            kind = ForkKind(manifest, identity) if source is None and saved is not None else None
             order = ForkOrder(manifest, saved, identity, ephemeral=ephemeral)
             call = _Call(order, kind, names, wait, timeout_s, holds)
             await self._prewarm_for_many(call, report)
-            holds.enter_context(self._ahead.forking())
+            holds.enter_context(self._loaded.forking())
             return await self._make_all(call)
 
     async def _prewarm_for_many(self, call: _Call, report: Report) -> None:
-        standing = self._spares.count(_is_fork_of(call.order.manifest)) if call.takes_standby else 0
-        count = len(call.names) - standing
+        ready = self._standby.count(_is_fork_of(call.order.manifest)) if call.takes_standby else 0
+        count = len(call.names) - ready
         if call.order.saved is None or count < _MANY:
             return
         report(Progress("preparing one fork, for all of them"))
         manifest = call.order.manifest
-        await self._prewarming.hurry(Kind(manifest, call.order.identity), count)
-        call.order = replace(call.order, saved=await self._keeper.tree.saved_state(manifest))
+        await self._prewarming.wait_for_many(ForkKind(manifest, call.order.identity), count)
+        call.order = replace(call.order, saved=await self._states.get(manifest))
 
     async def _make_all(self, call: _Call) -> list[Machine | BoughError]:
         limit = asyncio.Semaphore(_FORKS_AT_ONCE)
@@ -140,7 +143,7 @@ class Forking:
         began = time.monotonic()
         made = list(await asyncio.gather(*(one(name) for name in call.names)))
         saved = call.order.saved
-        if saved is not None and saved.frozen is None and call.wait and len(made) >= _FORKS_AT_ONCE:
+        if saved is not None and saved.image is None and call.wait and len(made) >= _FORKS_AT_ONCE:
             self._prewarming.started(len(made), time.monotonic() - began)
         return made
 
@@ -162,8 +165,8 @@ class Forking:
                 _is_fork_of(order.manifest), name=name, ephemeral=order.ephemeral
             )
         if machine is None and call.kind is not None:
-            self._ahead.expect(call.kind)
-            machine = await self._waiting.take_begun(call.kind, name, order.stem, ephemeral=order.ephemeral)
+            self._loaded.expect(call.kind)
+            machine = await self._waiting.take_loaded(call.kind, name, order.stem, ephemeral=order.ephemeral)
         return machine
 
     def want_standby(self, reference: str, count: int) -> None:
@@ -179,7 +182,7 @@ class Forking:
                 f"the snapshot {reference} has no {lacks}, so its forks cannot stand by",
                 hint="take one of a running machine whose image has the agent",
             )
-        self._spares.want({"snapshot": manifest.id}, count)
+        self._standby.want({"snapshot": manifest.id}, count)
 
 
 def _is_fork_of(manifest: SnapshotManifest) -> Callable[[Machine], bool]:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from bough.forks.loaded import LoadedForks
+from bough.forks.prewarm import Prewarming, is_switched_on
+from bough.forks.process_images import ProcessImages
+from bough.forks.saved_states import SavedStates
+from bough.forks.standby import StandbyMachines
 from bough.hypervisor.auditing import Auditing
 from bough.hypervisor.booted_snapshots import BootedSnapshots
 from bough.hypervisor.bundles import Bundles
@@ -27,9 +32,6 @@ from bough.machines.demand import DEMAND
 from bough.machines.events import Events
 from bough.machines.machine import Machine
 from bough.paths import Home
-from bough.snapshots.ahead import Ahead
-from bough.snapshots.prewarm import Prewarming, is_switched_on
-from bough.snapshots.spares import Spares
 from bough.snapshots.tree import SnapshotTree
 
 
@@ -39,7 +41,7 @@ class Hypervisor:
     Attributes:
         machines: look machines up. lifetimes: delete, hold and discard them.
         creation, lifecycle, running, forking, snapshots, bundles, images, auditing: the use cases.
-        spares: the standby machines that users asked for.
+        standby: the standby machines that users asked for.
     """
 
     def __init__(self, home: Home) -> None:
@@ -60,29 +62,35 @@ class Hypervisor:
         booted = BootedSnapshots(home, source, self.creation, names, keeper, lifetimes)
         maker = ForkMaker(home, events, tree, machines, names, lifetimes)
 
-        prepare = Preparation(machines, lifetimes, keeper, booted, maker)
+        images = ProcessImages()
+        states = SavedStates(tree, images)
+        prepare = Preparation(machines, lifetimes, keeper, booted, states, maker)
         discard = lifetimes.delete_standby
-        self.spares = spares = Spares(home.spares, prepare.make_standby, prepare.rouse_standby, discard)
-        prewarming = Prewarming(prepare.prewarm, tree.frozen, DEMAND, is_on=is_switched_on())
-        ahead = Ahead(prepare.begin_fork, discard, prewarming)
-        keeper.on_drop.append(ahead.forget)
+        self.standby = standby = StandbyMachines(
+            home.spares, prepare.make_standby, prepare.wake_standby, discard
+        )
+        prewarming = Prewarming(prepare.prewarm, images, DEMAND, is_on=is_switched_on())
+        loaded = LoadedForks(prepare.load_fork, discard, prewarming)
+        keeper.on_drop.append(loaded.forget)
 
-        waiting = WaitingMachines(spares, ahead, names, lifetimes, events)
+        waiting = WaitingMachines(standby, loaded, names, lifetimes, events)
         self.lifecycle = Lifecycle(home, names, half_made)
         self.running = Running(
-            store, self.creation, names, lifetimes, keeper, booted, maker, waiting, spares, ahead
+            store, self.creation, names, lifetimes, keeper, booted, states, maker, waiting, standby, loaded
         )
-        self.forking = Forking(machines, lifetimes, keeper, maker, waiting, spares, ahead, prewarming)
-        self.snapshots = Snapshots(machines, keeper, spares, ahead, events)
+        self.forking = Forking(
+            machines, lifetimes, keeper, states, maker, waiting, standby, loaded, prewarming
+        )
+        self.snapshots = Snapshots(machines, keeper, states, standby, loaded, events)
         self.bundles = Bundles(home, events, store, machines, names, keeper, maker, half_made)
         self.images = Images(
-            home, source, store, catalogues, self.creation, machines, lifetimes, keeper, ahead, half_made
+            home, source, store, catalogues, self.creation, machines, lifetimes, keeper, loaded, half_made
         )
         self.auditing = Auditing(home, machines, lifetimes, half_made)
-        self.opening = Opening(home, events, machines, lifetimes, keeper, spares, ahead)
+        self.opening = Opening(home, events, machines, lifetimes, keeper, standby, loaded)
 
     def _give_way(self, machine: Machine) -> None:
         """Discard a standby machine whose name a user asks for."""
-        self.spares.take(lambda one: one is machine)
+        self.standby.take(lambda one: one is machine)
         self.lifetimes.unpin(machine)
         self.lifetimes.discard(machine)

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from bough.errors import InUse, InvalidInput
+from bough.forks.loaded import LoadedForks
 from bough.hypervisor.creation import Creation
 from bough.hypervisor.half_made import HalfMade
 from bough.hypervisor.image_source import ImageSource
@@ -29,7 +30,6 @@ from bough.machines.plan import check_arch, host_arch
 from bough.paths import Home
 from bough.progress import Report
 from bough.qemu.probe import find_qemu, probe_jail
-from bough.snapshots.ahead import Ahead
 from bough.spec import PackageLock, RecipeSpec, parse_architecture, parse_recipe
 
 
@@ -48,7 +48,7 @@ class Images:
         inventory: Inventory,
         lifetimes: Lifetimes,
         keeper: SnapshotKeeper,
-        ahead: Ahead,
+        loaded: LoadedForks,
         half_made: HalfMade,
     ) -> None:
         self.store = store
@@ -59,7 +59,7 @@ class Images:
         self._inventory = inventory
         self._lifetimes = lifetimes
         self._keeper = keeper
-        self._ahead = ahead
+        self._loaded = loaded
         self._half_made = half_made
 
     async def pull(self, reference: str, **options: Any) -> ImageManifest:
@@ -203,7 +203,7 @@ class Images:
 
     async def delete(self, reference: str) -> None:
         await self._lifetimes.wait_departed()
-        await self._ahead.clear()
+        await self._loaded.clear()
         manifest = self.store.resolve(reference)
         self._keeper.drop_all(m for m in self._keeper.tree.store.ready() if m.image_digest == manifest.digest)
         used_by = self.users().get(manifest.digest)
@@ -217,7 +217,7 @@ class Images:
 
     async def prune(self) -> dict[str, Any]:
         await self._lifetimes.wait_departed()
-        await self._ahead.clear()
+        await self._loaded.clear()
         sweep_downloads(self._home.downloads, older_than_s=0)
         labelled = {entry.manifest.digest for entry in self.store.entries() if entry.labels}
         self._keeper.drop_all(m for m in self._keeper.tree.store.ready() if m.image_digest not in labelled)
@@ -229,7 +229,7 @@ class Images:
         creating = self._source.in_creation
         users: dict[str, list[str]] = {digest: ["(a machine being created)"] for digest in creating}
         for machine in self._inventory:
-            if self._ahead.has(machine):
+            if self._loaded.has(machine):
                 continue
             for digest in {machine.record.image_digest, *machine.record.media.digests}:
                 name = "(standby machines: bough spares)" if machine.record.spare else machine.name

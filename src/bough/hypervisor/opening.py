@@ -7,6 +7,8 @@ import logging
 from pathlib import Path
 
 from bough.audit.sweep import sweep_runtime, sweep_unfinished_writes
+from bough.forks.loaded import LoadedForks
+from bough.forks.standby import StandbyMachines
 from bough.hypervisor.inventory import Inventory
 from bough.hypervisor.lifetimes import EPHEMERAL_GRACE_S, Lifetimes
 from bough.hypervisor.snapshot_keeper import SnapshotKeeper
@@ -17,8 +19,6 @@ from bough.machines.disks.creation import remove_strays
 from bough.machines.events import Events
 from bough.machines.record import MachineRecord
 from bough.paths import Home
-from bough.snapshots.ahead import Ahead
-from bough.snapshots.spares import Spares
 from bough.snapshots.suspend import sweep_suspended
 from bough.storage import remove_tree
 from bough.tasks import Tasks
@@ -34,16 +34,16 @@ class Opening:
         inventory: Inventory,
         lifetimes: Lifetimes,
         keeper: SnapshotKeeper,
-        spares: Spares,
-        ahead: Ahead,
+        standby: StandbyMachines,
+        loaded: LoadedForks,
     ) -> None:
         self._home = home
         self._events = events
         self._inventory = inventory
         self._lifetimes = lifetimes
         self._keeper = keeper
-        self._spares = spares
-        self._ahead = ahead
+        self._standby = standby
+        self._loaded = loaded
         self._tasks = Tasks()
 
     async def open(self) -> None:
@@ -72,7 +72,7 @@ class Opening:
                 self._lifetimes.expire_unless_held(machine.id, grace_s)
         self._tasks.begin(follow_host(self._clocks), "follow the host's clock")
         self._tasks.begin(start_machines(self._inventory.listed(), self._events), "autostart")
-        self._spares.open()
+        self._standby.open()
 
     async def _read(self, root: Path) -> None:
         paths = self._home.machine(root.name)
@@ -95,8 +95,8 @@ class Opening:
 
     async def close(self) -> None:
         """Let go of the machines; they run on. Standby and discarded machines are deleted."""
-        await self._spares.close()
-        await self._ahead.clear()
+        await self._standby.close()
+        await self._loaded.close()
         for machine in self._inventory:
             if machine.record.spare:
                 self._lifetimes.discard(machine)  # after its start, which is under way, has ended

@@ -1,4 +1,4 @@
-"""What is prepared before a user asks: standby machines, forks begun in advance, pre-warms."""
+"""What is prepared before a user asks: standby machines, forks loaded in advance, pre-warms."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ import os
 import time
 
 from bough.errors import HostLacks, InvalidInput, MachineFailed, NotFound
+from bough.forks.fork_kind import ForkKind
+from bough.forks.loaded import LoadedFork
+from bough.forks.process_image.capture_fork import capture_fork
+from bough.forks.process_image.captured import HOST
+from bough.forks.process_image.identifiers import fit_of
+from bough.forks.process_image.image import ProcessImage
+from bough.forks.process_image.rewind import prepare_rewind, wait_quiet
+from bough.forks.saved_states import SavedStates
+from bough.forks.standby import StandbySource
+from bough.forks.urgency import Urgency
 from bough.guest.channel import AgentChannel
 from bough.hypervisor.booted_snapshots import BootedSnapshots
 from bough.hypervisor.fork_maker import ForkMaker, ForkOrder
@@ -17,15 +27,8 @@ from bough.machines.first_boot import run_script
 from bough.machines.identity import prepare_guest, settle_identity
 from bough.machines.machine import Machine
 from bough.machines.record import MachineDisk, new_machine_id
-from bough.machines.rehearsal import Hurry, rehearse, wait_quiet
-from bough.machines.saved import SavedState
+from bough.machines.saved_state import SavedState
 from bough.progress import ignore_progress
-from bough.qemu.frozen.freeze import HOST as FROZEN_HOST
-from bough.qemu.frozen.freeze import FrozenProcess
-from bough.qemu.frozen.likeness import likeness_of
-from bough.snapshots.ahead import Begun
-from bough.snapshots.kind import Kind
-from bough.snapshots.spares import Of
 from bough.snapshots.store import SnapshotManifest
 from bough.spec import parse_spec
 from bough.spec.model import used_settings
@@ -47,32 +50,34 @@ class Preparation:
         lifetimes: Lifetimes,
         keeper: SnapshotKeeper,
         booted: BootedSnapshots,
+        states: SavedStates,
         maker: ForkMaker,
     ) -> None:
         self._inventory = inventory
         self._lifetimes = lifetimes
         self._keeper = keeper
         self._booted = booted
+        self._states = states
         self._maker = maker
 
-    # -- standby machines (snapshots/spares.py) ---------------------------------------------------
+    # -- standby machines (forks/standby.py) ---------------------------------------------------
 
-    async def make_standby(self, of: Of) -> Machine:
+    async def make_standby(self, source: StandbySource) -> Machine:
         """Return a standby machine of a spec or a snapshot.
 
         Raises:
             BoughError: it could not be made; nothing is left.
         """
-        if "snapshot" in of:
-            manifest, spec = self._keeper.tree.store.resolve(of["snapshot"]), None
+        if "snapshot" in source:
+            manifest, spec = self._keeper.tree.store.resolve(source["snapshot"]), None
         else:
-            spec = parse_spec(of["spec"])
+            spec = parse_spec(source["spec"])
             booted = await self._booted.find(spec, ignore_progress)
             if booted is None:
                 raise InvalidInput(f"machines of {spec.image} with these settings always boot: none stand by")
             manifest = booted
         with self._keeper.tree.using(manifest):
-            saved = await self._keeper.tree.saved_state(manifest)
+            saved = await self._states.get(manifest)
             order = ForkOrder(manifest, saved, ephemeral=True, spec=spec, standby=True)
             try:
                 machine = await self._maker.make(order)
@@ -97,20 +102,20 @@ class Preparation:
             await machine.pause()
             for _ in range(_WAKE_COUNT):
                 await asyncio.sleep(_PAUSE_S)
-                await machine.standby.rehearse()
+                await machine.standby.exercise()
         except BaseException:
             await asyncio.shield(self._lifetimes.delete_standby(machine))
             raise
         return machine
 
-    async def rouse_standby(self, of: Of, machine: Machine) -> None:
+    async def wake_standby(self, source: StandbySource, machine: Machine) -> None:
         """Let the next standby machine of a spec run idle. Raises BoughError: it cannot be used."""
-        if "spec" in of:
+        if "spec" in source:
             await machine.standby.rouse()
 
-    # -- forks begun in advance (snapshots/ahead.py) ----------------------------------------------
+    # -- forks loaded in advance (forks/loaded.py) ----------------------------------------------
 
-    async def begin_fork(self, kind: Kind) -> Begun:
+    async def load_fork(self, kind: ForkKind) -> LoadedFork:
         """Return a fork whose QEMU has loaded the state. Raises BoughError, OSError."""
         with self._keeper.used_in_background(kind.manifest):
             saved = await self._saved_state(kind.manifest)
@@ -119,19 +124,19 @@ class Preparation:
             )
             machine = await self._maker.make(order)
         self._lifetimes.pin(machine)
-        return Begun(kind, machine, saved)
+        return LoadedFork(kind, machine, saved)
 
     async def _saved_state(self, manifest: SnapshotManifest) -> SavedState:
         """The state of a snapshot that may still be being written. Raises NotFound."""
-        store, tree = self._keeper.tree.store, self._keeper.tree
-        saved = await tree.saved_state(store.get(manifest.id)) if store.has(manifest.id) else None
+        store = self._keeper.tree.store
+        saved = await self._states.get(store.get(manifest.id)) if store.has(manifest.id) else None
         if saved is None:
             raise NotFound(f"the memory of snapshot {manifest.id} is gone")
         return saved
 
-    # -- pre-warms (snapshots/prewarm.py, machines/rehearsal.py) ----------------------------------
+    # -- pre-warms (forks/prewarm.py, forks/process_image/) ----------------------------------
 
-    async def prewarm(self, kind: Kind, hurry: Hurry) -> FrozenProcess:
+    async def prewarm(self, kind: ForkKind, urgency: Urgency) -> ProcessImage:
         """Return a process image from which forks of the snapshot continue.
 
         Raises:
@@ -140,24 +145,25 @@ class Preparation:
         with self._keeper.used_in_background(kind.manifest):
             await self._check_process_image(kind)
             saved = await self._saved_state(kind.manifest)
-            devices, rehearsal = rehearse(saved.devices, hurry)
-            start = SavedState(saved.memory, devices, rehearsal=rehearsal)
-            name = f"rehearsal-{new_machine_id()}"
+            devices, rewind = prepare_rewind(saved.devices, urgency)
+            start = SavedState(saved.memory, devices, prewarm=rewind)
+            name = f"prewarm-{new_machine_id()}"
             order = ForkOrder(kind.manifest, start, name=name, ephemeral=True, spec=kind.spec, standby=True)
             machine = await self._maker.make(order)
             try:
-                await self._exercise(machine, hurry)
+                await self._exercise(machine, urgency)
                 overlays = await asyncio.to_thread(self._keeper.tree.fresh_overlays, kind.manifest, machine)
-                return await machine.freeze(rehearsal, overlays, saved.memory)
+                planner = self._inventory.plan_of
+                return await capture_fork(machine, rewind, overlays, saved.memory, planner)
             finally:
                 await asyncio.shield(self._lifetimes.delete_standby(machine))
 
-    async def _exercise(self, machine: Machine, hurry: Hurry) -> None:
+    async def _exercise(self, machine: Machine, urgency: Urgency) -> None:
         """Let a throw-away fork do what forks do first."""
         began = time.monotonic()
         self._lifetimes.pin(machine)
-        hurry.listen(lambda: machine.stand_back(False))
-        machine.stand_back(not hurry.is_set)
+        urgency.listen(lambda: machine.stand_back(False))
+        machine.stand_back(not urgency.is_set)
         await machine.wait_ready()
         channel = machine.channel()  # not agent(): that would raise the fork's priority
         assert isinstance(channel, AgentChannel)  # the image has ours
@@ -165,15 +171,15 @@ class Preparation:
             await run_script(channel, "true", timeout_s=_COMMAND_S)
         await settle_identity(channel, machine.record)
         if machine.pid is not None:
-            await wait_quiet(machine.pid, began=began, hurry=hurry)
+            await wait_quiet(machine.pid, began=began, urgency=urgency)
 
-    async def _check_process_image(self, kind: Kind) -> None:
+    async def _check_process_image(self, kind: ForkKind) -> None:
         """Raise HostLacks if forks of that kind cannot have a process image, as far as is known before."""
         manifest = kind.manifest
         record = self._keeper.tree.fork_record(
             manifest,
             machine_id=new_machine_id(),
-            name="rehearsal",
+            name="prewarm",
             taken_uids=(),
             identity="new",
             ephemeral=True,
@@ -184,7 +190,7 @@ class Preparation:
             for number, disk in enumerate(manifest.disks)
         ]
         plan = await self._inventory.plan_of(record, self._inventory.home.machine(record.id))
-        if os.uname().machine != FROZEN_HOST or likeness_of(plan) is None or not manifest.image_agent:
+        if os.uname().machine != HOST or fit_of(plan) is None or not manifest.image_agent:
             raise HostLacks("such machines get no process image on this host")
         barred = barring_process_image(used_settings(record.spec))
         if barred:

@@ -7,6 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from bough.errors import Conflict, InvalidInput, MachineFailed, NotFound
+from bough.forks.booted import is_neutral
+from bough.forks.fork_kind import ForkKind
+from bough.forks.loaded import LoadedForks
+from bough.forks.saved_states import SavedStates
+from bough.forks.standby import StandbyMachines
 from bough.hypervisor.booted_snapshots import BootedSnapshots
 from bough.hypervisor.creation import Creation
 from bough.hypervisor.fork_maker import ForkMaker, ForkOrder
@@ -18,10 +23,6 @@ from bough.images.store import ImageStore
 from bough.machines.machine import Machine
 from bough.machines.state import State
 from bough.progress import Progress, Report, ignore_progress, notice
-from bough.snapshots.ahead import Ahead
-from bough.snapshots.kind import Kind
-from bough.snapshots.ready import is_neutral
-from bough.snapshots.spares import Spares
 from bough.snapshots.store import SnapshotManifest
 from bough.spec import MachineSpec, parse_spec
 
@@ -37,10 +38,11 @@ class Running:
         lifetimes: Lifetimes,
         keeper: SnapshotKeeper,
         booted: BootedSnapshots,
+        states: SavedStates,
         maker: ForkMaker,
         waiting: WaitingMachines,
-        spares: Spares,
-        ahead: Ahead,
+        standby: StandbyMachines,
+        loaded: LoadedForks,
     ) -> None:
         self._store = store
         self._creation = creation
@@ -48,10 +50,11 @@ class Running:
         self._lifetimes = lifetimes
         self._keeper = keeper
         self._booted = booted
+        self._states = states
         self._maker = maker
         self._waiting = waiting
-        self._spares = spares
-        self._ahead = ahead
+        self._standby = standby
+        self._loaded = loaded
 
     async def run(
         self,
@@ -81,9 +84,9 @@ class Running:
             machine = await self._waiting.take_standby(self._serves(spec), name=None, ephemeral=ephemeral)
         manifest = None if cold or machine is not None else await self._booted.find(spec, report, timeout_s)
         if manifest is not None and is_neutral(spec):
-            self._ahead.expect(Kind(manifest, "new", spec))
+            self._loaded.expect(ForkKind(manifest, "new", spec))
         try:
-            with self._ahead.forking():
+            with self._loaded.forking():
                 if manifest is not None:
                     machine = await self._fork_booted(manifest, spec, name, ephemeral, report)
                 if machine is None:
@@ -113,10 +116,10 @@ class Running:
         tree = self._keeper.tree
         try:
             with tree.using(manifest):
-                saved = await tree.saved_state(manifest)
+                saved = await self._states.get(manifest)
                 order = ForkOrder(manifest, saved, name=name, ephemeral=ephemeral, spec=spec)
-                kind = Kind(manifest, "new", spec)
-                machine = await self._waiting.take_begun(kind, name, order.stem, ephemeral=ephemeral)
+                kind = ForkKind(manifest, "new", spec)
+                machine = await self._waiting.take_loaded(kind, name, order.stem, ephemeral=ephemeral)
                 return machine or await self._maker.make(order)
         except MachineFailed as error:
             log.warning("the booted snapshot %s cannot be used: %s", manifest.id, error)
@@ -147,4 +150,4 @@ class Running:
                 "a standby machine has no host name, users, files, commands, ports, limits or mounts",
                 hint="leave those out; a run that asks for them takes no standby machine",
             )
-        self._spares.want({"spec": data}, count)
+        self._standby.want({"spec": data}, count)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from bough.forks.booted import stale_booted
 from bough.hypervisor.inventory import Inventory
 from bough.images.store import ImageStore
 from bough.machines.machine import Machine
-from bough.snapshots.ready import stale
 from bough.snapshots.store import SnapshotManifest
 from bough.snapshots.tree import SnapshotTree
 
@@ -35,9 +35,12 @@ class SnapshotKeeper:
 
     def drop(self, manifest: SnapshotManifest) -> None:
         """Delete a snapshot. Files that others use stay."""
+        self._tell_drop(manifest)
+        self.tree.delete(manifest, self._inventory.records())
+
+    def _tell_drop(self, manifest: SnapshotManifest) -> None:
         for forget in self.on_drop:
             forget(manifest.id)
-        self.tree.delete(manifest, self._inventory.records())
 
     def drop_all(self, manifests: Iterable[SnapshotManifest]) -> None:
         for manifest in list(manifests):
@@ -46,7 +49,7 @@ class SnapshotKeeper:
     def drop_stale_booted(self) -> None:
         """Delete booted snapshots of images that are gone, that are unused, or that are too many."""
         digests = [entry.manifest.digest for entry in self._store.entries()]
-        self.drop_all(stale(self.tree.store, digests))
+        self.drop_all(stale_booted(self.tree.store, digests))
 
     @contextmanager
     def used_in_background(self, manifest: SnapshotManifest) -> Iterator[None]:
@@ -65,5 +68,6 @@ class SnapshotKeeper:
                 yield
         finally:
             if source is not None:
+                self._tell_drop(manifest)
                 self.tree.forget(manifest)
             self._inventory.collect()

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+from bough.forks.fork_kind import ForkKind
+from bough.forks.loaded import LoadedForks
+from bough.forks.saved_states import SavedStates
+from bough.forks.standby import StandbyMachines
 from bough.hypervisor.inventory import Inventory
 from bough.hypervisor.snapshot_keeper import SnapshotKeeper
 from bough.machines.booted import wait_boot_end
@@ -11,9 +15,6 @@ from bough.machines.events import Events
 from bough.machines.machine import Machine
 from bough.machines.state import LIVE, State
 from bough.progress import Progress, Report, ignore_progress
-from bough.snapshots.ahead import Ahead
-from bough.snapshots.kind import Kind
-from bough.snapshots.spares import Spares
 from bough.snapshots.store import SnapshotManifest
 from bough.snapshots.tree import SnapshotTree
 from bough.spec import check_name
@@ -25,13 +26,20 @@ class Snapshots:
     """
 
     def __init__(
-        self, inventory: Inventory, keeper: SnapshotKeeper, spares: Spares, ahead: Ahead, events: Events
+        self,
+        inventory: Inventory,
+        keeper: SnapshotKeeper,
+        states: SavedStates,
+        standby: StandbyMachines,
+        loaded: LoadedForks,
+        events: Events,
     ) -> None:
         self.tree: SnapshotTree = keeper.tree
         self._inventory = inventory
         self._keeper = keeper
-        self._spares = spares
-        self._ahead = ahead
+        self._states = states
+        self._standby = standby
+        self._loaded = loaded
         self._events = events
 
     async def take(
@@ -57,24 +65,24 @@ class Snapshots:
 
         def begin_first_fork(manifest: SnapshotManifest) -> None:
             captured.append(manifest.id)
-            self._ahead.foresee(Kind(manifest, "new"))
+            self._loaded.foresee(ForkKind(manifest, "new"))
 
         options = {"label": label, "message": message, "memory": memory}
         try:
             manifest = await self._keeper.take(machine, captured=begin_first_fork, report=report, **options)
         except Exception:  # not CancelledError: the snapshot is completed without its caller
             for snapshot_id in captured:
-                self._ahead.forget(snapshot_id)
+                self._loaded.forget(snapshot_id)
             raise
         if manifest.memory is not None:
-            self._ahead.offer(Kind(manifest, "new"))
+            self._loaded.offer(ForkKind(manifest, "new"))
         self._events.emit("snapshotted", machine=machine.id, name=machine.name, detail=manifest.id)
         return manifest
 
     def delete(self, reference: str) -> None:
         """Delete a snapshot and its standby machines. Files that others use stay."""
         manifest = self.tree.store.resolve(reference)
-        self._spares.want({"snapshot": manifest.id}, 0)
+        self._standby.want({"snapshot": manifest.id}, 0)
         self._keeper.drop(manifest)
 
     async def restore(
@@ -101,7 +109,7 @@ class Snapshots:
         self, machine: Machine, manifest: SnapshotManifest, keep: bool, report: Report
     ) -> None:
         with machine.claim("being restored"), self.tree.using(manifest):
-            saved = await self.tree.saved_state(manifest)
+            saved = await self._states.get(manifest)
             if keep:
                 message = f"before a restore to {manifest.id}"
                 await self.take(machine, message=message, now=True, report=report)

@@ -1,4 +1,4 @@
-"""Machines that wait to be taken: standby machines (spares), and forks that were begun in advance (ahead)."""
+"""Machines that wait to be taken: standby machines, and forks that were loaded in advance."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from bough.errors import BoughError
+from bough.forks.fork_kind import ForkKind
+from bough.forks.loaded import LoadedForks
+from bough.forks.standby import StandbyMachines
 from bough.hypervisor.lifetimes import Lifetimes
 from bough.hypervisor.names import Names
 from bough.machines.events import Events
 from bough.machines.machine import Machine
-from bough.snapshots.ahead import Ahead
-from bough.snapshots.kind import Kind
-from bough.snapshots.spares import Spares
 from bough.storage import sync_directory, sync_file
 
 log = logging.getLogger("bough.hypervisor")
@@ -25,10 +25,15 @@ class WaitingMachines:
     """Hands machines that wait to users. None means: no machine fits, make one."""
 
     def __init__(
-        self, spares: Spares, ahead: Ahead, names: Names, lifetimes: Lifetimes, events: Events
+        self,
+        standby: StandbyMachines,
+        loaded: LoadedForks,
+        names: Names,
+        lifetimes: Lifetimes,
+        events: Events,
     ) -> None:
-        self._spares = spares
-        self._ahead = ahead
+        self._standby = standby
+        self._loaded = loaded
         self._names = names
         self._lifetimes = lifetimes
         self._events = events
@@ -44,14 +49,16 @@ class WaitingMachines:
         with contextlib.ExitStack() as stack:
             if name is not None:
                 stack.enter_context(self._names.reserve(name))
-            machine = self._spares.take(fits)
+            machine = self._standby.take(fits)
             if machine is None:
                 return None
             machine.record.spare = False  # its name is not given away any more
             return await self._wake(machine, machine.standby.take(name=name, ephemeral=ephemeral), ephemeral)
 
-    async def take_begun(self, kind: Kind, name: str | None, stem: str, *, ephemeral: bool) -> Machine | None:
-        """Return a fork that was begun in advance; it runs.
+    async def take_loaded(
+        self, kind: ForkKind, name: str | None, stem: str, *, ephemeral: bool
+    ) -> Machine | None:
+        """Return a fork that was loaded in advance; it runs.
 
         Args:
             stem: start of the generated name.
@@ -60,11 +67,11 @@ class WaitingMachines:
             NameTaken
         """
         with self._names.reserve(name or self._names.free_name(stem)) as reserved:
-            begun = self._ahead.take(kind)
-            if begun is None:
+            fork = self._loaded.take(kind)
+            if fork is None:
                 return None
-            waking = begun.machine.go_on(begun.saved, name=reserved, ephemeral=ephemeral)
-            return await self._wake(begun.machine, waking, ephemeral)
+            waking = fork.machine.go_on(fork.saved, name=reserved, ephemeral=ephemeral)
+            return await self._wake(fork.machine, waking, ephemeral)
 
     async def _wake(
         self, machine: Machine, waking: Coroutine[Any, Any, None], ephemeral: bool

@@ -36,6 +36,7 @@ from bough.machines.boot_signs import recognize
 from bough.machines.clock import ClockKeeper
 from bough.machines.condition import Condition, Kind
 from bough.machines.console import Console, read_console
+from bough.machines.cpu_priority import CpuPriority
 from bough.machines.demand import DEMAND
 from bough.machines.disks.merging import Chains
 from bough.machines.disks.nodes import writes
@@ -56,19 +57,16 @@ from bough.machines.ports import PortServer
 from bough.machines.reach import ADOPT_TIMEOUT_S, Reach
 from bough.machines.record import (
     Failure,
-    MachineDisk,
     MachineRecord,
     PortForward,
     Restarts,
     Suspended,
     now,
 )
-from bough.machines.rehearsal import Rehearsal, freeze_process, put_back
 from bough.machines.restart import Restarter
-from bough.machines.saved import SavedState, take_up
+from bough.machines.saved_state import ProcessImage, SavedState, load_state
 from bough.machines.screen import VncDoor
-from bough.machines.standby import StandBy
-from bough.machines.standing import Standing
+from bough.machines.standby import Standby
 from bough.machines.state import LIVE, State, check_transition
 from bough.machines.turns import Turns
 from bough.machines.vcpus import read_vcpus
@@ -79,13 +77,10 @@ from bough.mounts.source import check_sources
 from bough.paths import MachinePaths
 from bough.progress import Progress, Report, ignore_progress, notice
 from bough.progress_watch import ProgressWatch
-from bough.qemu.frozen.freeze import FrozenProcess
-from bough.qemu.frozen.likeness import likeness_of, marks_of
 from bough.qemu.pid import read_boot_id
 from bough.qemu.plan import Plan
 from bough.qemu.process import ExitCause, QemuProcess, find_process, read_exit, start_process
 from bough.qemu.qmp import Qmp
-from bough.qemu.ram import Template
 from bough.storage import read_tail
 from bough.tasks import Tasks
 
@@ -133,7 +128,7 @@ class Machine:
         hidden = (paths.root.parent.parent, paths.runtime.parent)
         self.mounts = MountKeeper(record.id, hidden, self.tell)
         self.chains = Chains(self, merged)
-        self.standby = StandBy(self)
+        self.standby = Standby(self)
         self.boot = Boot(self)
         self.boot_sight = BootSight(self)
         self.clock = ClockKeeper(self)
@@ -146,9 +141,9 @@ class Machine:
         #: Why bough ended QEMU without a request.
         self._given_up: str | None = None
         self._taken_up = False
-        self._standing: Standing | None = None
+        self._priority: CpuPriority | None = None
         #: The process image from which the process continues.
-        self._frozen: FrozenProcess | None = None
+        self._image: ProcessImage | None = None
         self._ended = asyncio.Event()
         self._ended.set()
 
@@ -188,9 +183,9 @@ class Machine:
         return self._guest.answers and self.boot.has_ended
 
     def stand_back(self, back: bool = True) -> None:
-        """Give this machine low priority for processor time, or normal priority again; see standing.py."""
-        if self._standing is not None:
-            self._standing.stand_back(back)
+        """Give this machine low or normal priority for processor time; see cpu_priority.py."""
+        if self._priority is not None:
+            self._priority.stand_back(back)
 
     def console_tail(self) -> str:
         return read_console(self.paths.console_log, _TAIL_BYTES)
@@ -300,7 +295,7 @@ class Machine:
                 jail=jail,
             )
         # A pre-warm must keep the snapshot's chains.
-        if not hold and (saved is None or saved.rehearsal is None):
+        if not hold and (saved is None or saved.prewarm is None):
             self.chains.look()
 
     async def _start_process(
@@ -316,62 +311,38 @@ class Machine:
 
     async def _start_saved(self, plan: Plan, saved: SavedState, hold: bool) -> QemuProcess:
         """Start QEMU from a saved state. Raises as `start_process`."""
-        rehearsal = saved.rehearsal
-        plan = replace(plan, from_template=True, rehearsal=rehearsal is not None)
-        back = hold or (rehearsal is not None and not rehearsal.hurry.is_set)
-        memory, frozen = saved.memory.fileno(), saved.frozen
-        if frozen is not None and frozen.is_of_use and frozen.likeness == likeness_of(plan):
-            self._frozen = frozen
+        prewarm, image = saved.prewarm, saved.image
+        plan = replace(plan, from_template=True, prewarm=prewarm is not None)
+        back = hold or (prewarm is not None and not prewarm.is_urgent)
+        memory = saved.memory.fileno()
+        if image is not None and image.fits(plan):
+            self._image = image
             try:
-                return await start_process(plan, self.paths, memory=memory, frozen=frozen, back=back)
+                return await start_process(plan, self.paths, memory=memory, loader=image, back=back)
             except MachineFailed as error:
-                self._distrust_frozen(error.message)
+                self._distrust_image(error.message)
         return await start_process(plan, self.paths, memory=memory, back=back)
 
-    def _distrust_frozen(self, why: str) -> None:
-        """Stop the use of the process image after an error. Later forks start a new QEMU instead."""
-        if self._frozen is not None and self._frozen.is_of_use:
-            self._frozen.is_of_use = False
-            log.warning("the process image of machine %s is not used any more: %s", self.id, why)
-        self._frozen = None
+    def _distrust_image(self, why: str) -> None:
+        if self._image is not None:
+            self._image.distrust(self.id, why)
+        self._image = None
 
-    async def freeze(
-        self, rehearsal: Rehearsal, overlays: list[MachineDisk], memory: Template
-    ) -> FrozenProcess:
-        """Rewind the machine to its snapshot and capture the process as a process image; see rehearsal.py.
-        Delete the machine afterwards, even after an error.
+    def process(self) -> QemuProcess:
+        """Return the QEMU process. Raises WrongState: the machine does not run."""
+        if self._process is None:
+            raise self.wrong_state("this", State.RUNNING)
+        return self._process
 
-        Args:
-            overlays: empty overlays, already among the machine's disks.
+    async def release_guest(self) -> asyncio.Event:
+        """Close the connections to the guest's agent and console, for a capture of the process.
 
-        Raises BoughError, OSError.
+        Return the event that is set when QEMU has reported that the guest closed the agent's port.
         """
-        async with self.transition("being frozen", State.RUNNING):
-            qmp, process = self._running_qmp(), self._process
-            assert process is not None
-            await qmp.execute("stop")
-            await self._guest.close()
-            if self._console is not None:
-                await self._console.close()
-            places = await put_back(
-                rehearsal,
-                qmp,
-                process.pid,
-                self.paths,
-                overlays,
-                memory,
-                arch=self.record.hardware.arch,
-                vmgenid=self.record.hardware.vmgenid,
-                uid=self.record.hardware.uid,
-                port_closed=self._guest.port_closed,
-            )
-            self.change(disks=overlays)
-            plan = replace(await self._planner(self.record, self.paths), from_template=True)
-            likeness = likeness_of(plan)
-            if likeness is None:
-                raise MachineFailed("its process cannot be captured as a process image")
-            await qmp.close()
-            return await freeze_process(process.pid, marks_of(plan), likeness, process.given, places)
+        await self._guest.close()
+        if self._console is not None:
+            await self._console.close()
+        return self._guest.port_closed
 
     async def go_on(self, saved: SavedState, *, name: str, ephemeral: bool) -> None:
         """Complete a held start for a user. Cancelling the caller does not interrupt the start."""
@@ -402,7 +373,7 @@ class Machine:
     async def _give_up_start(
         self, process: QemuProcess, error: Exception, saved: SavedState | None
     ) -> BoughError:
-        self._distrust_frozen(str(error))
+        self._distrust_image(str(error))
         process.kill()
         await self._ended_or(5)
         if self.record.suspended is None:
@@ -414,10 +385,10 @@ class Machine:
         """Load the saved state. The vCPUs stay paused at the saved moment. Raises BoughError, OSError."""
         assert self._qmp is not None
         assert self._process is not None
-        if not self._process.thawed:
-            await take_up(self._qmp, self.pid, saved, announces=self.record.hardware.announces)
-        if saved.rehearsal is not None:
-            await saved.rehearsal.begin(self.pid)
+        if not self._process.has_state:
+            await load_state(self._qmp, self.pid, saved, announces=self.record.hardware.announces)
+        if saved.prewarm is not None:
+            await saved.prewarm.state_loaded(self.pid)
 
     async def _leave(self, saved: SavedState) -> None:
         """Let the guest continue from the saved state. Raises BoughError, OSError."""
@@ -781,7 +752,7 @@ class Machine:
         return await self.watch(SET_UP_QUIET_S).until(*events)
 
     async def _not_ready(self, watch: ProgressWatch) -> AgentTimeout:
-        self._distrust_frozen("its guest did not answer")
+        self._distrust_image("its guest did not answer")
         what = "is not done with its first boot" if self._guest.answers else "its agent did not answer"
         sight = recognize(self.console_tail())
         seen = f": {sight.text}" if sight is not None and sight.kind != "login" else ""
@@ -858,8 +829,8 @@ class Machine:
                 console=self.console_tail(),
             )
         DEMAND.notice()
-        if self._standing is not None:
-            self._standing.step_forward()
+        if self._priority is not None:
+            self._priority.step_forward()
         return self._guest.channel
 
     async def _dial(self, guest_port: int) -> Any:
@@ -924,7 +895,7 @@ class Machine:
     def _hold(self, process: QemuProcess) -> None:
         """Watch a running QEMU, until its end."""
         self._process = process
-        self._standing = Standing(process, lambda: self._guest.is_talked_to)
+        self._priority = CpuPriority(process, lambda: self._guest.is_talked_to)
         self._stop_asked = self._taken_up = False
         self._shutdown_reason = self._given_up = None
         self.clock.new_process()
@@ -980,9 +951,9 @@ class Machine:
         # Read all of QEMU's last output before the state changes, so that a failure includes the output.
         await self._disconnect(ended=True)
         if cause.signal in _OWN_FAULTS:
-            self._distrust_frozen(cause.text)
+            self._distrust_image(cause.text)
         self.reach.end()
-        self._process = self._standing = self._frozen = None
+        self._process = self._priority = self._image = None
         self._settle(cause, seen=True)
         self.condition.end()
         self._ended.set()

@@ -130,7 +130,7 @@ class MachineRecord(_Kept):
     started: str | None = None
     state: State = State.STOPPED
     ephemeral: bool = False
-    #: A standby machine (see snapshots/spares.py), not requested by a user yet.
+    #: A standby machine (see forks/standby.py), not requested by a user yet.
     spare: bool = False
     accelerator: str | None = None
     #: Note for the user about the choice of the accelerator.

@@ -1,4 +1,4 @@
-"""A standby machine (snapshots/spares.py), paused or idle, until it is requested."""
+"""A standby machine (forks/standby.py), paused or idle, until it is requested."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CLOCK_ERROR_S = 0.02
 
 
 class Host(Protocol):
-    """The parts of a machine that a StandBy uses."""
+    """The parts of a machine that a Standby uses."""
 
     record: MachineRecord
 
@@ -36,13 +36,13 @@ class Host(Protocol):
     def renamed(self) -> None: ...
 
 
-class StandBy:
+class Standby:
     def __init__(self, machine: Host) -> None:
         self._machine = machine
         #: Difference of the host's clock and its monotonic clock when the guest's clock was last right.
         self._ahead_s = 0.0
 
-    async def rehearse(self) -> None:
+    async def exercise(self) -> None:
         """Run the steps of `take`, then pause the machine again. QEMU has then translated the code for these
         steps.
         """

@@ -105,7 +105,7 @@ class Plan:
     """Attributes:
     clock: QEMU's -rtc base: "utc", "localtime", or a point in time (see `resolve_clock`).
     from_template: continue from a snapshot: RAM maps a passed memory file, and QEMU waits for a device state.
-    rehearsal: a pre-warm: frames of its guest are dropped.
+    prewarm: a pre-warm: frames of its guest are dropped.
     uid: user of the process under a root service (see `machine_uid`).
     media, display: devices of machines whose guests lack the agent.
     boot_index: of the first disk; the others follow.
@@ -141,7 +141,7 @@ class Plan:
     agent_port: str = AGENT_PORT
     accelerator_note: str | None = None
     from_template: bool = False
-    rehearsal: bool = False
+    prewarm: bool = False
     jail: Jail = field(default_factory=Jail)
 
     def to_dict(self) -> dict[str, Any]:

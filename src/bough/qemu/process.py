@@ -28,6 +28,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from bough.errors import BoughError, HostLacks, MachineFailed, QmpLost, WrongState
 from bough.networks.uplink import begin_uplink
@@ -41,15 +42,10 @@ from bough.qemu.cgroup import (
     share_last,
     stand_back,
 )
-from bough.qemu.frozen import thaw_x86_64
-from bough.qemu.frozen.freeze import IMAGE, MEMORY, FrozenProcess
-from bough.qemu.frozen.likeness import marks_of
-from bough.qemu.frozen.program import render_program
 from bough.qemu.jail import JailReport, Sight, render_jail, report_jail
 from bough.qemu.pid import Pid, Wrapped, read_boot_id
 from bough.qemu.plan import Plan
 from bough.qemu.qmp import Qmp
-from bough.qemu.ram import open_memory
 from bough.qemu.sockets import clear, hold, listen, name_again, remove, socket_paths
 from bough.qemu.syscalls import open_filter
 from bough.storage import read_tail
@@ -59,6 +55,9 @@ GREETING_TIMEOUT_S = 30.0
 GREETING_MOST_S = 600.0
 KILL_TIMEOUT_S = 10.0
 STDERR_BYTES = 64 * 1024
+
+#: Name of the memory file among the descriptors that QEMU gets.
+MEMORY = "memory"
 
 _LOG_PART_BYTES = 128 * 1024
 _HIGH_DESCRIPTOR = 255
@@ -126,6 +125,20 @@ class ExitCause:
     text: str
 
 
+class Loader(Protocol):
+    """A program that becomes a captured QEMU process (forks/process_image/), in place of a new QEMU."""
+
+    def prepare(
+        self, plan: Plan, given: Mapping[str, int], stack: contextlib.ExitStack
+    ) -> tuple[list[str], list[int]]:
+        """Return the command line, and the descriptors to pass besides `given`; `stack` closes them here.
+
+        Raises:
+            MachineFailed: the captured process does not suit this plan or this host any more.
+        """
+        ...
+
+
 class QemuProcess:
     """A running QEMU, started by this service or an earlier one."""
 
@@ -135,8 +148,8 @@ class QemuProcess:
         self._paths = paths
         #: The parts of its jail; None for a QEMU of an earlier service.
         self.jail = jail
-        #: Continued from a process image: the device state is loaded already.
-        self.thawed = False
+        #: The process has loaded its device state already: a loader made it.
+        self.has_state = False
         self._started: _Started | None = None
 
     @property
@@ -212,7 +225,7 @@ async def start_process(
     paths: MachinePaths,
     *,
     memory: int | None = None,
-    frozen: FrozenProcess | None = None,
+    loader: Loader | None = None,
     back: bool = False,
 ) -> QemuProcess:
     """Start QEMU and wait until its QMP socket answers. The vCPUs run then; with a template QEMU waits for a
@@ -221,7 +234,7 @@ async def start_process(
 
     Args:
         memory: descriptor of the memory file for a plan `from_template`.
-        frozen: a process image to continue from, over that memory.
+        loader: makes a captured process, over that memory, in place of a new QEMU.
         back: start with low priority, if the machine has a group for that.
 
     A cancelled call or an error leaves no process and no socket behind, only log/.
@@ -237,7 +250,7 @@ async def start_process(
         if plan.uid is not None:
             _give_disks(paths, plan.uid)
         with contextlib.ExitStack() as sockets:
-            started = await _spawn(plan, paths, lock, memory, frozen, back, sockets)
+            started = await _spawn(plan, paths, lock, memory, loader, back, sockets)
     try:
         await _wait_greeting(plan, paths, started.waiter)
         found = _read_process_file(paths)
@@ -248,7 +261,7 @@ async def start_process(
         raise
     process = QemuProcess(found.monitor.innermost(), started.waiter, paths, _report(plan))
     process._started = started
-    process.thawed = frozen is not None
+    process.has_state = loader is not None
     return process
 
 
@@ -309,7 +322,7 @@ async def _spawn(
     paths: MachinePaths,
     lock: int,
     memory: int | None,
-    frozen: FrozenProcess | None,
+    loader: Loader | None,
     back: bool,
     sockets: contextlib.ExitStack,
 ) -> _Started:
@@ -324,15 +337,15 @@ async def _spawn(
         if back:
             for group in groups:
                 share_last(Path(group), back)
-        if plan.nic is not None and plan.nic.backend == "passt" and plan.rehearsal:
+        if plan.nic is not None and plan.nic.backend == "passt" and plan.prewarm:
             end, far = socket.socketpair()
             descriptors["uplink"] = sockets.enter_context(end).fileno()
-            sink = asyncio.create_task(_swallow(far), name="swallow what a rehearsal sends")
+            sink = asyncio.create_task(_swallow(far), name="swallow the frames of a pre-warm")
         elif plan.nic is not None and plan.nic.backend == "passt":
             asked = begin_uplink(machine_id=plan.machine_id, uid=plan.uid, groups=groups)
             descriptors["uplink"] = sockets.enter_context(asked.end).fileno()
             uplink = Pid.of(asked.started())
-        shell = _start_shell(plan, paths, groups, descriptors, lock, memory, frozen, sockets)
+        shell = _start_shell(plan, paths, groups, descriptors, lock, memory, loader, sockets)
         waiter = Pid.of(shell.pid)
         if waiter is None:
             raise MachineFailed("the shell that starts QEMU ended at once", exit_status=shell.wait())
@@ -353,7 +366,7 @@ def _start_shell(
     descriptors: dict[str, int],
     lock: int,
     memory: int | None,
-    frozen: FrozenProcess | None,
+    loader: Loader | None,
     sockets: contextlib.ExitStack,
 ) -> subprocess.Popen[bytes]:
     """Start the waiter. `descriptors` then holds everything that QEMU gets."""
@@ -369,13 +382,11 @@ def _start_shell(
     if outer is not None:
         sockets.callback(os.close, outer)
     passed = [*descriptors.values(), *(() if outer is None else (outer,))]
-    if frozen is None:
+    if loader is None:
         argv = render_argv(plan, descriptors)
     else:
-        loader, program = _prepare_loader(plan, frozen, descriptors, sockets)
-        passed += [frozen.image.fileno(), loader, program]
-        # The following words are for readers of the process list.
-        argv = [f"/proc/self/fd/{loader}", str(program), *render_argv(plan, descriptors)]
+        argv, more = loader.prepare(plan, descriptors, sockets)
+        passed += more
     command = render_jail(
         plan.jail,
         _sight(plan, paths),
@@ -408,20 +419,6 @@ def _start_shell(
         pass_fds=passed,
         start_new_session=True,
         env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
-    )
-
-
-def _prepare_loader(
-    plan: Plan, frozen: FrozenProcess, descriptors: Mapping[str, int], sockets: contextlib.ExitStack
-) -> tuple[int, int]:
-    """Return descriptors of the loader and its program: unnamed files, which can be executed
-    on every mount.
-    """
-    given = {**descriptors, IMAGE: frozen.image.fileno()}
-    program = render_program(frozen, marks_of(plan), given, sandboxed=plan.jail.system_calls)
-    return (
-        sockets.enter_context(open_memory(thaw_x86_64.PROGRAM)),
-        sockets.enter_context(open_memory(program)),
     )
 
 

@@ -76,8 +76,7 @@ REFUSED: Mapping[str, tuple[int, int | None]] = {
 }
 
 #: x86_64: calls that QEMU's -sandbox denies a running QEMU: other programs, other users, other scheduling,
-#: obsolete
-#: calls. For forks from a process image: no QEMU starts there that could install its filter (frozen/).
+#: obsolete calls. For forks from a process image: no QEMU starts there that could install its filter.
 SANDBOXED: Mapping[str, int] = {
     "fork": 57,
     "vfork": 58,

@@ -8,8 +8,8 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from bough.errors import InvalidInput
+from bough.forks.standby import MOST
 from bough.hypervisor import Hypervisor
-from bough.snapshots.spares import MOST
 
 
 class SparesRequest(BaseModel):
@@ -27,7 +27,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
     @router.get("/spares")
     async def list_spares() -> list[dict[str, Any]]:
         """List the requests: the spec or snapshot, and the number of machines that are `ready`."""
-        return hypervisor.spares.describe()
+        return hypervisor.standby.describe()
 
     @router.put("/spares")
     async def keep_spares(body: SparesRequest) -> list[dict[str, Any]]:
@@ -41,6 +41,6 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
             hypervisor.forking.want_standby(body.snapshot, body.count)
         else:
             raise InvalidInput("give either a spec or a snapshot")
-        return hypervisor.spares.describe()
+        return hypervisor.standby.describe()
 
     return router

@@ -20,7 +20,7 @@ from bough.images.note import ExportNote, write_note
 from bough.images.store import ImageStore
 from bough.machines.disks.creation import disk_chain
 from bough.machines.machine import Machine
-from bough.machines.saved import SavedState
+from bough.machines.saved_state import SavedState
 from bough.paths import Home
 from bough.progress import Progress, Report
 from bough.qemu.probe import find_qemu, probe_jail

@@ -31,7 +31,7 @@ from bough.machines.disks.creation import convert_disk, create_disk
 from bough.machines.media import Media
 from bough.machines.plan import FIRMWARE_VARIABLES
 from bough.machines.record import FirstBoot, Hardware, now
-from bough.machines.saved import SavedState
+from bough.machines.saved_state import SavedState
 from bough.machines.seed import SEED
 from bough.paths import Home, SnapshotPaths
 from bough.qemu.arch import ARCHITECTURES

@@ -16,7 +16,7 @@ from bough.bundle import Source, read_manifest
 from bough.errors import BadBundle, NotFound
 from bough.images.convert import check_space
 from bough.images.store import ImageStore
-from bough.machines.saved import SavedState
+from bough.machines.saved_state import SavedState
 from bough.paths import SnapshotPaths
 from bough.progress import Progress, Report
 from bough.qemu.host import read_host_facts

@@ -27,7 +27,7 @@ from bough.machines.identity import prepare_guest, settle_identity
 from bough.machines.machine import Machine
 from bough.machines.memory import find_ram, find_video
 from bough.machines.record import MachineRecord, Suspended, now
-from bough.machines.saved import SavedState
+from bough.machines.saved_state import SavedState
 from bough.machines.state import State
 from bough.machines.video import Video, join_devices
 from bough.paths import Home, MachinePaths, SnapshotPaths

@@ -10,7 +10,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Literal
 
 from bough.errors import Conflict, SnapshotDamaged
@@ -26,7 +25,7 @@ from bough.machines.record import (
     new_uuid,
     now,
 )
-from bough.machines.saved import SavedState
+from bough.machines.saved_state import SavedState
 from bough.machines.seed import renew_seed
 from bough.machines.state import LIVE, State
 from bough.paths import Home, MachinePaths
@@ -42,7 +41,6 @@ from bough.snapshots.capture import (
     install_overlays,
     take_over_layer,
 )
-from bough.snapshots.frozen import FrozenProcesses
 from bough.snapshots.memory import (
     MAX_CHAIN,
     Templates,
@@ -53,9 +51,9 @@ from bough.snapshots.memory import (
     verify_memory,
     write_memory,
 )
-from bough.snapshots.ready import needs_set_up
 from bough.snapshots.store import SnapshotManifest, SnapshotStore, new_snapshot_id
 from bough.spec import MachineSpec
+from bough.spec.model import needs_set_up
 from bough.storage import no_space_is_told, sync_directory
 
 #: Largest share of the host's memory for templates that wait for the next fork.
@@ -70,7 +68,6 @@ class SnapshotTree:
         self._home = home
         memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         self.templates = Templates(self.store, int(memory_bytes * _TEMPLATE_SHARE))
-        self.frozen = FrozenProcesses()
         #: The state of unwritten snapshots, while forks start from them.
         self._passing: dict[str, SavedState] = {}
         #: How often each snapshot is in use (`using`).
@@ -218,12 +215,12 @@ class SnapshotTree:
         """
         passing = self._passing.get(manifest.id)
         if passing is not None:
-            return replace(passing, frozen=self.frozen.get(manifest.id))
+            return passing
         if manifest.memory is None:
             return None
         template = await self.templates.get(manifest)
         devices = await asyncio.to_thread(read_devices, self.store, manifest)
-        return SavedState(template, devices, frozen=self.frozen.get(manifest.id))
+        return SavedState(template, devices)
 
     @contextmanager
     def using(self, manifest: SnapshotManifest) -> Iterator[None]:
@@ -237,7 +234,6 @@ class SnapshotTree:
     def forget(self, manifest: SnapshotManifest) -> None:
         """Release the state of a snapshot that was not written: its forks have started."""
         self._passing.pop(manifest.id, None)
-        self.frozen.drop(manifest.id)
         self.templates.drop(manifest.id)
 
     def fork_record(
@@ -401,7 +397,6 @@ class SnapshotTree:
     def delete(self, manifest: SnapshotManifest, records: Iterable[MachineRecord]) -> None:
         """Delete a snapshot. Forks and other snapshots are unaffected."""
         self.templates.drop(manifest.id)
-        self.frozen.drop(manifest.id)
         self.store.retire(manifest.id)
         self.collect(records)
 
@@ -444,7 +439,6 @@ class SnapshotTree:
         }
 
     async def close(self) -> None:
-        await self.frozen.close()
         await self.templates.close()
 
 

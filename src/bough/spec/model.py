@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from bough.spec import fields, mounts
-from bough.spec.table import SETTINGS
+from bough.spec.table import SETTINGS, Boot, entry_of
 from bough.units import GIB, parse_duration
 
 _SIZE_SCHEMA = WithJsonSchema(
@@ -258,3 +258,13 @@ def used_settings(spec: MachineSpec) -> frozenset[str]:
         return getattr(spec, name) not in (default, None, False)
 
     return frozenset(filter(is_used, MachineSpec.model_fields))
+
+
+def settings_by_boot(*kinds: Boot) -> frozenset[str]:
+    """Return the names of the settings whose entry in the table is one of `kinds`."""
+    return frozenset(name for name in MachineSpec.model_fields if entry_of(name).boot in kinds)
+
+
+def needs_set_up(spec: MachineSpec) -> bool:
+    """Return whether a booted guest still has to be told settings: users, files, commands..."""
+    return any(getattr(spec, name) for name in settings_by_boot("setup"))

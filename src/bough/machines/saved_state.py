@@ -4,15 +4,41 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Protocol
 
 from bough.errors import MachineFailed
-from bough.machines.rehearsal import Rehearsal
 from bough.machines.video import put_back, split_devices
-from bough.qemu.frozen.freeze import FrozenProcess
+from bough.qemu.plan import Plan
+from bough.qemu.process import Loader
 from bough.qemu.qmp import Qmp
 from bough.qemu.ram import Template, open_memory
 
 _LOAD_POLL_S = 0.002
+
+
+class ProcessImage(Loader, Protocol):
+    """A captured QEMU process that has the state loaded (forks/process_image/image.py)."""
+
+    def fits(self, plan: Plan) -> bool:
+        """Return whether a machine with this plan may continue from the image."""
+        ...
+
+    def distrust(self, machine_id: str, why: str) -> None:
+        """Stop the use of the image after an error."""
+        ...
+
+
+class Prewarm(Protocol):
+    """A start whose process becomes a process image (forks/process_image/rewind.py)."""
+
+    @property
+    def is_urgent(self) -> bool:
+        """Return whether a user waits for the image."""
+        ...
+
+    async def state_loaded(self, pid: int | None) -> None:
+        """Called when QEMU has loaded the state and the vCPUs do not run yet. Raises BoughError."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -23,13 +49,12 @@ class SavedState:
     devices: bytes
     #: Done when the memory is read. QEMU starts meanwhile, and waits before it uses the memory.
     loading: asyncio.Future[None] | None = None
-    #: A process image with this state loaded, or None.
-    frozen: FrozenProcess | None = None
+    image: ProcessImage | None = None
     #: The pre-warm, if the state is loaded to make a process image.
-    rehearsal: Rehearsal | None = None
+    prewarm: Prewarm | None = None
 
 
-async def take_up(qmp: Qmp, pid: int | None, saved: SavedState, *, announces: bool) -> None:
+async def load_state(qmp: Qmp, pid: int | None, saved: SavedState, *, announces: bool) -> None:
     """Load a saved state into a QEMU that was started over the state's memory. The vCPUs stay paused.
 
     Args:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bough.errors import HostLacks, MachineFailed
-from bough.qemu.frozen.devices import REQUEST_BITS, CpuWords
+from bough.forks.process_image.device_state import REQUEST_BITS, CpuWords
 from bough.qemu.ram import private_pages
 
 _READ_BYTES = 4 << 20

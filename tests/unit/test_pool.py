@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from bough.snapshots import frozen
-from bough.snapshots.frozen import FrozenProcesses
+from bough.forks import process_images
+from bough.forks.process_images import ProcessImages
 
 
 class Process:
@@ -17,22 +17,22 @@ class Process:
 
 
 @pytest.fixture
-async def kept(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FrozenProcesses]:
-    monkeypatch.setattr(frozen, "_LOOK_EVERY_S", 0.01)
-    monkeypatch.setattr(frozen, "is_memory_short", lambda: False)
-    processes = FrozenProcesses()
+async def kept(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ProcessImages]:
+    monkeypatch.setattr(process_images, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(process_images, "is_memory_short", lambda: False)
+    processes = ProcessImages()
     yield processes
     await processes.close()
     assert processes.get("one") is None
 
 
-def put(kept: FrozenProcesses, name: str) -> Any:
+def put(kept: ProcessImages, name: str) -> Any:
     process = Process()
     kept.put(name, process)
     return process
 
 
-async def test_it_is_found_until_its_snapshot_goes(kept: FrozenProcesses) -> None:
+async def test_it_is_found_until_its_snapshot_goes(kept: ProcessImages) -> None:
     assert kept.get("one") is None
     assert kept.is_wanted("one", forked=True)
     process = put(kept, "one")
@@ -42,7 +42,7 @@ async def test_it_is_found_until_its_snapshot_goes(kept: FrozenProcesses) -> Non
     assert kept.get("one") is None
 
 
-async def test_what_is_of_no_use_is_not_made_again(kept: FrozenProcesses) -> None:
+async def test_what_is_of_no_use_is_not_made_again(kept: ProcessImages) -> None:
     put(kept, "one").is_of_use = False
     assert kept.get("one") is None
     kept.refuse("two")
@@ -50,7 +50,7 @@ async def test_what_is_of_no_use_is_not_made_again(kept: FrozenProcesses) -> Non
     assert not kept.is_wanted("two", forked=True)
 
 
-async def test_those_used_last_are_kept(kept: FrozenProcesses) -> None:
+async def test_those_used_last_are_kept(kept: ProcessImages) -> None:
     for name in "abcd":
         put(kept, name)
     assert kept.get("a") is not None
@@ -58,7 +58,7 @@ async def test_those_used_last_are_kept(kept: FrozenProcesses) -> None:
     assert [name for name in "abcde" if kept.get(name) is not None] == ["a", "c", "d", "e"]
 
 
-async def test_those_that_were_never_used_make_way(kept: FrozenProcesses) -> None:
+async def test_those_that_were_never_used_make_way(kept: ProcessImages) -> None:
     for name in "abcd":
         put(kept, name)
     assert kept.get("a") is not None
@@ -72,8 +72,8 @@ async def test_those_that_were_never_used_make_way(kept: FrozenProcesses) -> Non
     assert kept.is_wanted("g", forked=True)
 
 
-async def test_unused_they_go(kept: FrozenProcesses, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frozen, "_KEPT_UNUSED_S", 0.05)
+async def test_unused_they_go(kept: ProcessImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_images, "_KEPT_UNUSED_S", 0.05)
     put(kept, "one")
     await asyncio.sleep(0.3)
     assert kept.get("one") is None
@@ -81,16 +81,16 @@ async def test_unused_they_go(kept: FrozenProcesses, monkeypatch: pytest.MonkeyP
     assert kept.get("one") is not None
     await asyncio.sleep(0.3)
     assert kept.get("one") is not None
-    monkeypatch.setattr(frozen, "_KEPT_S", 0.05)
+    monkeypatch.setattr(process_images, "_KEPT_S", 0.05)
     await asyncio.sleep(0.3)
     assert kept.get("one") is None
 
 
 async def test_while_memory_is_short_there_are_none(
-    kept: FrozenProcesses, monkeypatch: pytest.MonkeyPatch
+    kept: ProcessImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(kept, "one")
-    monkeypatch.setattr(frozen, "is_memory_short", lambda: True)
+    monkeypatch.setattr(process_images, "is_memory_short", lambda: True)
     await asyncio.sleep(0.1)
     assert kept.get("one") is None
     assert not kept.is_wanted("one", forked=True)

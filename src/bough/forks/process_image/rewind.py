@@ -1,27 +1,30 @@
-"""Pre-warm: run a throw-away fork, rewind the fork to its snapshot, and capture the process.
+"""Rewind a pre-warmed fork to its snapshot.
 
-The process keeps the code that QEMU translated for the first work of each fork. The steps:
+The process keeps the code that QEMU translated for the first work of each fork. The steps of a pre-warm:
 
     1. the fork starts like any other fork, with an uplink that leads nowhere
     2. it answers, gets its identity and settles: the caller waits for that
     3. its vCPUs stop; it gets empty overlays; QEMU is reset and loads the device state once more
     4. QEMU writes back the guest memory that differs, and drops the code translated from that memory
-    5. its process is captured and ended
+    5. its process is captured (capture_fork.py) and ended
+
+This file prepares the state for step 1, and does steps 3 and 4.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from bough.errors import MachineFailed
+from bough.forks.process_image.device_state import TAG, CpuWords, mark_cpus, render_state_file, split_cpus
+from bough.forks.process_image.vcpu_words import find_words, put_words
+from bough.forks.urgency import Urgency
 from bough.machines.debugger import debugger
 from bough.machines.disks.nodes import Node, chain_below, read_nodes, read_tops
 from bough.machines.memory import HIGH_START, find_low_bytes, find_ram
@@ -30,10 +33,6 @@ from bough.machines.video import split_devices
 from bough.paths import MachinePaths
 from bough.qemu.arch import architecture
 from bough.qemu.block import DiskNode, overlay_node
-from bough.qemu.frozen.devices import TAG, CpuWords, mark_cpus, render_state_file, split_cpus
-from bough.qemu.frozen.freeze import FrozenProcess, freeze
-from bough.qemu.frozen.likeness import Marks
-from bough.qemu.frozen.words import find_words, put_words
 from bough.qemu.gdb import WRITE_BYTES, write_physical
 from bough.qemu.pid import Pid
 from bough.qemu.qmp import Qmp
@@ -42,53 +41,38 @@ from bough.qemu.ram import PAGE_BYTES, Extent, GuestRam, MemoryFile, Template, d
 _SMALLEST_BYTES = 256
 _POLL_S = 0.01
 _TIMEOUT_S = 30.0
-_FREEZE_ATTEMPTS = 20
 #: An idle guest wakes up now and then for a moment.
 _LOOK_EVERY_S = 0.05
 _QUIET_LOOKS = 8
 _MOST_BUSY_S = 4.0
 #: A continuing guest opens its end of the agent's port. QEMU reports the close at the earliest one second
 #: after the open.
-_MOST_BUSY_IN_HURRY_S = 1.0
-
-
-class Hurry:
-    """Whether a user waits for the pre-warm: from the start, from some moment on, or never."""
-
-    def __init__(self, is_set: bool) -> None:
-        self.is_set = is_set
-        self._listeners: list[Callable[[], None]] = []
-
-    def set(self) -> None:
-        if not self.is_set:
-            self.is_set = True
-            for listener in self._listeners:
-                listener()
-
-    def listen(self, listener: Callable[[], None]) -> None:
-        """Call `listener` at the moment when a user begins to wait."""
-        self._listeners.append(listener)
+_MOST_BUSY_IF_URGENT_S = 1.0
 
 
 @dataclass
-class Rehearsal:
-    """The pre-warm of one snapshot, from start to end. Made by `rehearse`.
+class Rewind:
+    """The data for the rewind of one fork. Made by `prepare_rewind`.
 
     Attributes:
         stream: the device state without the sections that make QEMU drop its translated code.
-        hurry: whether a user waits for the result.
+        urgency: whether a user waits for the result.
         words: the content of the removed sections.
         marks: the values that QEMU loads instead of `words`.
         places: the addresses of the marks in QEMU's memory.
     """
 
     stream: bytes
-    hurry: Hurry
+    urgency: Urgency
     words: tuple[CpuWords, ...]
     marks: tuple[CpuWords, ...]
     places: tuple[CpuWords, ...] = ()
 
-    async def begin(self, pid: int | None) -> None:
+    @property
+    def is_urgent(self) -> bool:
+        return self.urgency.is_set
+
+    async def state_loaded(self, pid: int | None) -> None:
         """Restore the words: the process has loaded the state, and the vCPUs do not run yet.
 
         Raises MachineFailed, HostLacks.
@@ -99,8 +83,8 @@ class Rehearsal:
         await asyncio.to_thread(put_words, pid, self.places, self.words)
 
 
-def rehearse(devices: bytes, hurry: Hurry) -> tuple[bytes, Rehearsal]:
-    """Return the device state for the start of a pre-warm, and the pre-warm.
+def prepare_rewind(devices: bytes, urgency: Urgency) -> tuple[bytes, Rewind]:
+    """Return the device state for the start of a pre-warm, and the data for its rewind.
 
     Raises MachineFailed: this state cannot be restored.
     """
@@ -112,10 +96,10 @@ def rehearse(devices: bytes, hurry: Hurry) -> tuple[bytes, Rehearsal]:
         raise MachineFailed("a machine with a screen cannot be pre-warmed")
     marked = mark_cpus(stream)
     rest, words = split_cpus(stream)
-    return marked.stream, Rehearsal(rest, hurry, words, marked.marks)
+    return marked.stream, Rewind(rest, urgency, words, marked.marks)
 
 
-async def wait_quiet(pid: int, *, began: float, hurry: Hurry) -> None:
+async def wait_quiet(pid: int, *, began: float, urgency: Urgency) -> None:
     """Wait until the guest has done the work after its start, but no longer than this work usually takes.
 
     Args:
@@ -123,14 +107,14 @@ async def wait_quiet(pid: int, *, began: float, hurry: Hurry) -> None:
     """
     process, quiet = Pid.of(pid), 0
     while process is not None and quiet < _QUIET_LOOKS:
-        if time.monotonic() - began >= (_MOST_BUSY_IN_HURRY_S if hurry.is_set else _MOST_BUSY_S):
+        if time.monotonic() - began >= (_MOST_BUSY_IF_URGENT_S if urgency.is_set else _MOST_BUSY_S):
             return
         await asyncio.sleep(_LOOK_EVERY_S)
         quiet = 0 if process.wants_processor() else quiet + 1
 
 
-async def put_back(
-    rehearsal: Rehearsal,
+async def rewind_fork(
+    rewind: Rewind,
     qmp: Qmp,
     pid: int,
     paths: MachinePaths,
@@ -149,7 +133,7 @@ async def put_back(
         uid: user of QEMU's process under a root service.
         port_closed: set when QEMU has reported that the guest closed the agent's port.
 
-    Returns the addresses at which a fork's vmgenid must be written, by form (see Marks).
+    Returns the addresses at which a fork's vmgenid must be written, by form (see Identifiers.forms).
 
     Raises BoughError, TimeoutError: the process is useless.
     """
@@ -163,49 +147,13 @@ async def put_back(
         await port_closed.wait()
     ram = await find_ram(qmp, pid, memory.size_bytes, architecture(arch).ram_start)
     await _write_back(qmp, ram, memory)  # the devices read their queues there
-    await _load(qmp, rehearsal.stream, paths, uid)
-    await asyncio.to_thread(put_words, pid, rehearsal.places, rehearsal.words)
+    await _load(qmp, rewind.stream, paths, uid)
+    await asyncio.to_thread(put_words, pid, rewind.places, rewind.words)
     place = await asyncio.to_thread(_find_vmgenid, ram, memory, vmgenid)
     await _write_back(qmp, ram, memory)  # loading the devices has written to the memory
     if await asyncio.to_thread(_differs, ram, memory):
         raise MachineFailed("its memory could not be rewound to the snapshot")
     return {"vmgenid_le": (place,)}
-
-
-async def freeze_process(
-    pid: int,
-    marks: Marks,
-    likeness: tuple[str, ...],
-    given: Mapping[str, int],
-    places: dict[str, tuple[int, ...]],
-) -> FrozenProcess:
-    """Do step 5 except the end of the process. No client may be connected.
-
-    Raises MachineFailed, HostLacks.
-    """
-    for attempt in range(_FREEZE_ATTEMPTS):
-        # A new thread for each attempt: at a thread's end the kernel releases all processes that the thread
-        # traces.
-        tracer = ThreadPoolExecutor(1, "tracer")
-        try:
-            work = functools.partial(freeze, pid, marks, likeness, given, places)
-            return await _finish(asyncio.get_running_loop().run_in_executor(tracer, work))
-        except MachineFailed:  # QEMU is still handling the end of a connection
-            if attempt == _FREEZE_ATTEMPTS - 1:
-                raise
-        finally:
-            tracer.shutdown(wait=False)
-        await asyncio.sleep(_POLL_S * (attempt + 1))
-    raise AssertionError
-
-
-async def _finish(work: asyncio.Future[FrozenProcess]) -> FrozenProcess:
-    """Wait for the capture, even when cancelled: a traced process must be released before it is killed."""
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait({work})
-        raise
 
 
 async def _change_disks(qmp: Qmp, paths: MachinePaths, overlays: list[MachineDisk]) -> None:

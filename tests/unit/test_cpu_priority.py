@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
-from bough.machines import standing
-from bough.machines.standing import Standing
+from bough.machines import cpu_priority
+from bough.machines.cpu_priority import CpuPriority
 from bough.qemu.process import QemuProcess
 
 
@@ -24,9 +24,9 @@ class _Process:
         self.told.append(back)
 
 
-def _make(talked_to: list[bool]) -> tuple[_Process, Standing]:
+def _make(talked_to: list[bool]) -> tuple[_Process, CpuPriority]:
     process = _Process()
-    return process, Standing(cast(QemuProcess, process), lambda: bool(talked_to))
+    return process, CpuPriority(cast(QemuProcess, process), lambda: bool(talked_to))
 
 
 async def test_it_is_forward_while_it_is_talked_to() -> None:
@@ -35,10 +35,10 @@ async def test_it_is_forward_while_it_is_talked_to() -> None:
     stands.stand_back(True)
     stands.step_forward()
     stands.step_forward()
-    await asyncio.sleep(2.5 * standing._FORWARD_S)
+    await asyncio.sleep(2.5 * cpu_priority._FORWARD_S)
     assert process.told == [True, False, False]
     talked_to.clear()
-    await asyncio.sleep(1.5 * standing._FORWARD_S)
+    await asyncio.sleep(1.5 * cpu_priority._FORWARD_S)
     assert process.told == [True, False, False, True], "back, and once"
 
 
@@ -48,7 +48,7 @@ async def test_one_that_need_not_stand_back_stays_forward() -> None:
     stands.stand_back(True)
     stands.step_forward()
     stands.stand_back(False)
-    await asyncio.sleep(1.5 * standing._FORWARD_S)
+    await asyncio.sleep(1.5 * cpu_priority._FORWARD_S)
     assert process.told == [True, False, False]
 
 
@@ -57,6 +57,6 @@ async def test_nothing_is_told_to_who_has_the_number_of_one_that_ended() -> None
     stands.stand_back(True)
     stands.step_forward()
     process.alive = False
-    await asyncio.sleep(1.5 * standing._FORWARD_S)
+    await asyncio.sleep(1.5 * cpu_priority._FORWARD_S)
     stands.stand_back(False)
     assert process.told == [True, False]

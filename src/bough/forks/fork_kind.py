@@ -10,7 +10,7 @@ from bough.spec import MachineSpec
 
 
 @dataclass(frozen=True)
-class Kind:
+class ForkKind:
     """The properties that forks of one kind share.
 
     Attributes:
@@ -21,6 +21,6 @@ class Kind:
     identity: Identity
     spec: MachineSpec | None = None
 
-    def is_like(self, other: Kind) -> bool:
+    def is_like(self, other: ForkKind) -> bool:
         ours = (self.manifest.id, self.identity, self.spec)
         return ours == (other.manifest.id, other.identity, other.spec)

@@ -1,8 +1,8 @@
 """Capture a paused QEMU process: everything that another process needs to continue from it.
 
 The guest may own QEMU, so everything that QEMU and the kernel say about the process is hostile. The capture
-is
-data for a process in the same kind of jail. bough trusts only which descriptors it passed itself, by number.
+is data for a process in the same kind of jail. bough trusts only which descriptors it passed itself, by
+number.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ import os
 import re
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from bough.errors import HostLacks, MachineFailed
-from bough.qemu.frozen.likeness import Marks
-from bough.qemu.frozen.trace import Stopped, Thread, stopped
+from bough.forks.process_image.captured import IMAGE, Area, CapturedProcess, Descriptor
+from bough.forks.process_image.identifiers import Identifiers
+from bough.forks.process_image.trace import Stopped, Thread, stopped
+from bough.qemu.process import MEMORY
 from bough.qemu.ram import PAGE_BYTES, Template, private_pages
-
-#: The host architecture of the loader and of trace.py's registers.
-HOST = "x86_64"
 
 _PROT = {"r": 1, "w": 2, "x": 4}
 _MAP_PRIVATE, _MAP_ANONYMOUS, _MAP_NORESERVE = 0x02, 0x20, 0x4000
@@ -44,66 +43,6 @@ _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_
 _libc = ctypes.CDLL(None)
 _libc.memmem.restype = ctypes.c_void_p
 _libc.memmem.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_size_t]
-
-#: Source of a mapping's bytes: None (zeros), the process image, the memory of the guest's snapshot, or a
-#: file.
-IMAGE, MEMORY = "image", "memory"
-
-
-@dataclass(frozen=True)
-class Area:
-    """A mapping for mmap(2); `source` is None, IMAGE, MEMORY or a path."""
-
-    start: int
-    length: int
-    protection: int
-    flags: int
-    source: str | None = None
-    offset: int = 0
-
-
-@dataclass(frozen=True)
-class Descriptor:
-    """Attributes:
-    kind: "given" (passed by bough, by its name), "memory", "eventfd", "signalfd", "epoll" or "file".
-    flags: flags of fcntl(2), with O_CLOEXEC.
-    detail: the name, the signal mask, or the path.
-    locks: (exclusive, start, length) of the open file (fcntl(2), F_OFD_SETLK).
-    watched: for an epoll: (descriptor, events, data).
-    """
-
-    number: int
-    kind: str
-    flags: int
-    detail: str = ""
-    locks: tuple[tuple[bool, int, int], ...] = ()
-    watched: tuple[tuple[int, int, int], ...] = ()
-
-
-@dataclass(eq=False)
-class FrozenProcess:
-    """Attributes:
-    is_of_use: no process has failed so far that should continue from the image.
-    likeness: which plans can use the image; see likeness.py.
-    image: sealed; all private memory except the guest's.
-    files: path -> (inode, size, mtime in ns) of each mapped file.
-    kernel_areas: start, length and name of the kernel's mappings (vdso(7)).
-    tid_offset: offset of the thread's number in the C library's thread struct.
-    places: form of a mark -> its addresses.
-    """
-
-    marks: Marks
-    likeness: tuple[str, ...]
-    image: Template
-    areas: tuple[Area, ...]
-    files: dict[str, tuple[int, int, int]]
-    kernel_areas: tuple[tuple[int, int, str], ...]
-    descriptors: tuple[Descriptor, ...]
-    threads: tuple[Thread, ...]
-    tid_offset: int
-    signal_actions: tuple[tuple[int, bytes], ...]
-    places: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    is_of_use: bool = True
 
 
 @dataclass(frozen=True)
@@ -126,28 +65,28 @@ class _Line:
         return sum(_PROT.get(letter, 0) for letter in self.permissions)
 
 
-def freeze(
+def capture(
     pid: int,
-    marks: Marks,
-    likeness: tuple[str, ...],
+    identifiers: Identifiers,
+    fit: tuple[str, ...],
     given: Mapping[str, int],
     more: Mapping[str, tuple[int, ...]],
-) -> FrozenProcess:
+) -> CapturedProcess:
     """Capture a process whose vCPUs are paused, whose guest memory equals its template, and that has no
     client.
+
     Kill the process afterwards. Blocks. The calling thread traces the process and must end soon: after an
-    error,
-    its end releases the process.
+    error, its end releases the process.
 
     Args:
         given: name -> number of the descriptors that bough passed.
-        more: form of a mark -> further addresses, in the guest's memory.
+        more: form of an identifier -> further addresses, in the guest's memory.
 
     Raises:
         MachineFailed: the process is gone, is busy, or has something that cannot be captured.
         HostLacks: the host forbids tracing.
     """
-    if any(len(form) < _SHORTEST_FORM_BYTES for form in marks.forms().values()):
+    if any(len(form) < _SHORTEST_FORM_BYTES for form in identifiers.forms().values()):
         raise MachineFailed("its ids are too short to be told from what else QEMU has in its memory")
     with stopped(pid) as process:
         threads = process.threads()
@@ -156,9 +95,9 @@ def freeze(
         descriptors = tuple(_read_descriptors(pid, {number: name for name, number in given.items()}))
         lines = _read_lines(pid)
         image, areas = _read_image(process, lines)
-        return FrozenProcess(
-            marks=marks,
-            likeness=likeness,
+        return CapturedProcess(
+            identifiers=identifiers,
+            fit=fit,
             image=image,
             areas=areas,
             files=_look_at_files(areas),
@@ -167,14 +106,14 @@ def freeze(
             threads=tuple(threads),
             tid_offset=_find_tid_offset(process, threads),
             signal_actions=tuple(process.signal_actions()),
-            places=_find(image, areas, marks, more),
+            places=_find(image, areas, identifiers, more),
         )
 
 
 def look_at_file(path: str) -> tuple[int, int, int]:
-    """Return the identity of a file, which changes if a distribution replaces it. Raises MachineFailed: the
-    file is
-    gone.
+    """Return the identity of a file, which changes if a distribution replaces it.
+
+    Raises MachineFailed: the file is gone.
     """
     try:
         status = Path(path).stat()
@@ -324,15 +263,15 @@ def _find_tid_offset(process: Stopped, threads: list[Thread]) -> int:
 
 
 def _find(
-    image: Template, areas: tuple[Area, ...], marks: Marks, more: Mapping[str, tuple[int, ...]]
+    image: Template, areas: tuple[Area, ...], identifiers: Identifiers, more: Mapping[str, tuple[int, ...]]
 ) -> dict[str, tuple[int, ...]]:
-    """Find the marks, outside of translated code, which is half of all memory and contains the guest's
+    """Find the identifiers, outside of translated code, which is half of all memory and contains the guest's
     numbers.
 
-    Raises MachineFailed: a mark is missing.
+    Raises MachineFailed: an identifier is missing.
     """
     kept = [area for area in areas if area.source == IMAGE and not area.protection & _PROT["x"]]
-    forms = marks.forms()
+    forms = identifiers.forms()
     found = {name: list(more.get(name, ())) for name in forms}
     with mmap.mmap(image.fileno(), image.size_bytes, mmap.MAP_PRIVATE) as content:
         anchor = ctypes.c_char.from_buffer(content)
@@ -342,7 +281,7 @@ def _find(
                 found[name] += (area.start + at for at in _search(begin, area.length, form))
         del anchor
     places = {name: tuple(addresses) for name, addresses in found.items()}
-    for name in marks.needed:
+    for name in identifiers.needed:
         if not places[name]:
             raise MachineFailed(f"QEMU's {name} is nowhere in its memory")
     return places

@@ -17,16 +17,15 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from bough.forks.level import RULES, Level
 from bough.images.store import ImageManifest
 from bough.machines.record import Hardware
 from bough.snapshots.store import SnapshotManifest, SnapshotStore
 from bough.spec import MachineSpec
-from bough.spec.table import Boot, entry_of
+from bough.spec.model import settings_by_boot
 
 #: Increase this number when booted snapshots of this version differ from those of earlier versions.
 _GENERATION = 2
-MOST = 8
-UNUSED_DAYS = 14
 
 #: Run in a booted guest: loads the programs that a fork's first command needs. The marks of the first boot
 #: are removed, because each fork has its own first boot.
@@ -38,45 +37,36 @@ sync
 SETTLE_TIMEOUT_S = 120.0
 
 
-def can_be_ready(spec: MachineSpec, image: ImageManifest) -> bool:
+def can_fork_booted(spec: MachineSpec, image: ImageManifest) -> bool:
     """Return whether a machine with this spec may continue from a booted snapshot instead of booting."""
-    boots = (getattr(spec, name) not in (None, False) for name in _fields("always"))
+    boots = (getattr(spec, name) not in (None, False) for name in settings_by_boot("always"))
     return image.agent and not image.cloud_init and spec.clock_offset_s is None and not any(boots)
-
-
-def needs_set_up(spec: MachineSpec) -> bool:
-    return any(getattr(spec, name) for name in _fields("setup"))
 
 
 def is_neutral(spec: MachineSpec) -> bool:
     """Return whether any standby machine with the same hardware fits: the spec asks for nothing else."""
-    asked = _fields("setup", "name", "host") - {"image", "accelerator"}
+    asked = settings_by_boot("setup", "name", "host") - {"image", "accelerator"}
     return all(getattr(spec, name) == _default(name) for name in asked)
 
 
 def neutral(spec: MachineSpec, image: ImageManifest) -> MachineSpec:
     """Return the spec of the machine that is booted for all specs with the same key."""
-    plain = {name: _default(name) for name in _fields("setup", "name", "host")}
+    plain = {name: _default(name) for name in settings_by_boot("setup", "name", "host")}
     return spec.model_copy(update={**plain, "image": image.digest, "accelerator": spec.accelerator})
-
-
-def _fields(*kinds: Boot) -> frozenset[str]:
-    """Return the settings whose entry in the table is one of `kinds`."""
-    return frozenset(name for name in MachineSpec.model_fields if entry_of(name).boot in kinds)
 
 
 def _default(name: str) -> Any:
     return MachineSpec.model_fields[name].get_default(call_default_factory=True)
 
 
-def ready_key(
+def booted_key(
     spec: MachineSpec, image: ImageManifest, hardware: Hardware, accelerator: str, qemu_version: Iterable[int]
 ) -> str:
     own = {"uuid", "vmgenid", "mac", "uid"}
     told = {
         "generation": _GENERATION,
         "image": image.digest,
-        "spec": spec.model_dump(mode="json", exclude=set(_fields("setup", "name", "host"))),
+        "spec": spec.model_dump(mode="json", exclude=set(settings_by_boot("setup", "name", "host"))),
         "hardware": hardware.model_dump(mode="json", exclude=own),
         "accelerator": accelerator,
         "qemu": list(qemu_version),
@@ -84,7 +74,7 @@ def ready_key(
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def find_ready(store: SnapshotStore, key: str) -> SnapshotManifest | None:
+def find_booted(store: SnapshotStore, key: str) -> SnapshotManifest | None:
     """Return the booted snapshot with this key, if any. Mark the snapshot as used."""
     for manifest in store.ready():
         if manifest.ready_key == key:
@@ -93,11 +83,14 @@ def find_ready(store: SnapshotStore, key: str) -> SnapshotManifest | None:
     return None
 
 
-def stale(store: SnapshotStore, images: Iterable[str]) -> list[SnapshotManifest]:
-    """Return the booted snapshots to remove: without an image, unused for UNUSED_DAYS, or more than MOST."""
+def stale_booted(store: SnapshotStore, images: Iterable[str]) -> list[SnapshotManifest]:
+    """Return the booted snapshots to remove: without an image, unused for long, or too many."""
     known = set(images)
     kept = store.ready()
     used = {m.id: store.paths(m.id).manifest.stat().st_mtime for m in kept}
     kept.sort(key=lambda m: used[m.id], reverse=True)
-    oldest = time.time() - UNUSED_DAYS * 86400
-    return [m for n, m in enumerate(kept) if n >= MOST or used[m.id] < oldest or m.image_digest not in known]
+    rule = RULES[Level.BOOTED]
+    oldest = time.time() - (rule.kept_s or 0.0)
+    return [
+        m for n, m in enumerate(kept) if n >= rule.most or used[m.id] < oldest or m.image_digest not in known
+    ]

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from bough.errors import MachineFailed
-from bough.machines.rehearsal import freeze_process
+from bough.forks.process_image.capture import capture
+from bough.forks.process_image.capture_fork import capture_process
+from bough.forks.process_image.captured import CapturedProcess
+from bough.forks.process_image.identifiers import fit_of, identifiers_of
+from bough.forks.process_image.image import ProcessImage
 from bough.paths import Home, MachinePaths
-from bough.qemu.frozen.freeze import FrozenProcess, freeze
-from bough.qemu.frozen.likeness import likeness_of, marks_of
 from bough.qemu.jail import machine_uid
 from bough.qemu.plan import NicPlan, Plan
 from bough.qemu.process import QemuProcess, find_process, start_process
@@ -24,7 +26,7 @@ from bough.qemu.qmp import Qmp
 from tests.machines.conftest import IS_ROOT
 from tests.machines.test_jail import status
 
-pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="frozen on x86_64 alone")
+pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="process images exist on x86_64 alone")
 
 
 DISK = "0-01234567.qcow2"
@@ -41,19 +43,21 @@ def plan(plan: Plan, paths: MachinePaths) -> Plan:
 
 
 @pytest.fixture
-async def frozen(plan: Plan, process: QemuProcess, paths: MachinePaths) -> FrozenProcess:
+async def captured(plan: Plan, process: QemuProcess, paths: MachinePaths) -> CapturedProcess:
     """Return the process image of a machine that has run its firmware for a moment."""
     await asyncio.sleep(0.5)
     qmp = await Qmp.connect(paths.qmp_socket)
     await qmp.execute("stop")
     await qmp.close()
-    likeness = likeness_of(plan)
-    assert likeness is not None
-    return await freeze_process(process.pid, marks_of(plan), likeness, process.given, {})
+    fit = fit_of(plan)
+    assert fit is not None
+    return await capture_process(process.pid, identifiers_of(plan), fit, process.given, {})
 
 
 @asynccontextmanager
-async def another(frozen: FrozenProcess, plan: Plan, home: Home) -> AsyncIterator[tuple[Plan, QemuProcess]]:
+async def another(
+    captured: CapturedProcess, plan: Plan, home: Home
+) -> AsyncIterator[tuple[Plan, QemuProcess]]:
     """Yield the process of another machine that continues from the process image. Nothing of it is left
     afterwards.
     """
@@ -74,7 +78,7 @@ async def another(frozen: FrozenProcess, plan: Plan, home: Home) -> AsyncIterato
         uid=machine_uid(paths.root.name) if IS_ROOT else None,
     )
     try:
-        process = await start_process(its, paths, frozen=frozen)
+        process = await start_process(its, paths, loader=ProcessImage(captured))
         try:
             yield its, process
         finally:
@@ -85,8 +89,8 @@ async def another(frozen: FrozenProcess, plan: Plan, home: Home) -> AsyncIterato
         shutil.rmtree(paths.root)
 
 
-async def test_it_goes_on_as_another_machine(frozen: FrozenProcess, plan: Plan, home: Home) -> None:
-    async with another(frozen, plan, home) as (its, process):
+async def test_it_goes_on_as_another_machine(captured: CapturedProcess, plan: Plan, home: Home) -> None:
+    async with another(captured, plan, home) as (its, process):
         qmp = await Qmp.connect(home.machine(its.machine_id).qmp_socket)
         assert (await qmp.query("query-status"))["status"] == "paused"
         assert (await qmp.query("query-uuid"))["UUID"] == its.uuid
@@ -104,31 +108,31 @@ async def test_it_goes_on_as_another_machine(frozen: FrozenProcess, plan: Plan, 
 
 
 async def test_its_jail_is_as_tight(
-    frozen: FrozenProcess, process: QemuProcess, plan: Plan, home: Home
+    captured: CapturedProcess, process: QemuProcess, plan: Plan, home: Home
 ) -> None:
-    async with another(frozen, plan, home) as (its, thawed):
-        before, after = status(process.pid), status(thawed.pid)
+    async with another(captured, plan, home) as (its, forked):
+        before, after = status(process.pid), status(forked.pid)
         for field in (*ALIKE, "CapEff", "CapBnd", "CapAmb"):
             assert after[field] == before[field], field
         if its.uid is not None:
             assert set(after["Uid"].split()) == {str(its.uid)}
         for name in ("mnt", "pid", "net", "ipc", "uts"):
             ours = Path(f"/proc/self/ns/{name}").readlink()
-            assert Path(f"/proc/{thawed.pid}/ns/{name}").readlink() != ours, name
+            assert Path(f"/proc/{forked.pid}/ns/{name}").readlink() != ours, name
         await asyncio.sleep(0.2)  # the process notices that its first client has gone
-        links = [str(link.readlink()) for link in Path(f"/proc/{thawed.pid}/fd").iterdir()]
+        links = [str(link.readlink()) for link in Path(f"/proc/{forked.pid}/fd").iterdir()]
         assert not [link for link in links if link.startswith("/memfd:")]
         kinds = sorted(link.rpartition(":")[0] for link in links)
         assert kinds == sorted(
             str(link.readlink()).rpartition(":")[0] for link in Path(f"/proc/{process.pid}/fd").iterdir()
         )
-        words = Path(f"/proc/{thawed.pid}/cmdline").read_text().split("\0")
+        words = Path(f"/proc/{forked.pid}/cmdline").read_text().split("\0")
         assert plan.qemu in words
         assert any(its.machine_id in word for word in words)
 
 
-async def test_several_go_on_side_by_side(frozen: FrozenProcess, plan: Plan, home: Home) -> None:
-    async with another(frozen, plan, home) as (one, first), another(frozen, plan, home) as (two, second):
+async def test_several_go_on_side_by_side(captured: CapturedProcess, plan: Plan, home: Home) -> None:
+    async with another(captured, plan, home) as (one, first), another(captured, plan, home) as (two, second):
         assert first.pid != second.pid
         for its in (one, two):
             qmp = await Qmp.connect(home.machine(its.machine_id).qmp_socket)
@@ -137,18 +141,18 @@ async def test_several_go_on_side_by_side(frozen: FrozenProcess, plan: Plan, hom
             await qmp.close()
 
 
-async def test_a_library_was_replaced(frozen: FrozenProcess, plan: Plan, home: Home) -> None:
-    path, (inode, size, changed) = next(iter(frozen.files.items()))
-    frozen.files[path] = (inode, size, changed - 1)
+async def test_a_library_was_replaced(captured: CapturedProcess, plan: Plan, home: Home) -> None:
+    path, (inode, size, changed) = next(iter(captured.files.items()))
+    captured.files[path] = (inode, size, changed - 1)
     with pytest.raises(MachineFailed, match="was replaced since"):
-        async with another(frozen, plan, home):
+        async with another(captured, plan, home):
             pass
 
 
-async def test_what_cannot_be_mapped(frozen: FrozenProcess, plan: Plan, home: Home) -> None:
-    nowhere = replace(frozen.areas[0], start=1 << 60)
-    broken = replace(frozen, areas=(nowhere, *frozen.areas[1:]))
-    with pytest.raises(MachineFailed, match=r"exited with 71: bough-thaw: step \d+ \(kind 1\)"):
+async def test_what_cannot_be_mapped(captured: CapturedProcess, plan: Plan, home: Home) -> None:
+    nowhere = replace(captured.areas[0], start=1 << 60)
+    broken = replace(captured, areas=(nowhere, *captured.areas[1:]))
+    with pytest.raises(MachineFailed, match=r"exited with 71: bough-loader: step \d+ \(kind 1\)"):
         async with another(broken, plan, home):
             pass
 
@@ -158,19 +162,19 @@ async def test_one_that_somebody_talks_to_is_not_frozen(
 ) -> None:
     qmp = await Qmp.connect(paths.qmp_socket)
     await qmp.execute("stop")
-    likeness = likeness_of(plan)
-    assert likeness is not None
+    fit = fit_of(plan)
+    assert fit is not None
     with pytest.raises(MachineFailed, match="QEMU('s thread| has open| is just)"):
-        await asyncio.to_thread(freeze, process.pid, marks_of(plan), likeness, process.given, {})
+        await asyncio.to_thread(capture, process.pid, identifiers_of(plan), fit, process.given, {})
     assert (await qmp.query("query-status"))["status"] == "paused"  # the guest continues
     await qmp.execute("cont")
     await qmp.close()
 
 
 async def test_what_cannot_be_frozen(process: QemuProcess, plan: Plan) -> None:
-    marks = marks_of(plan)
+    marks = identifiers_of(plan)
     with pytest.raises(MachineFailed, match="too short"):
-        freeze(process.pid, replace(marks, disks=("0",)), (), process.given, {})
+        capture(process.pid, replace(marks, disks=("0",)), (), process.given, {})
     with pytest.raises(MachineFailed):
-        freeze(2**22 - 1, marks, (), process.given, {})
+        capture(2**22 - 1, marks, (), process.given, {})
     assert process.is_alive()

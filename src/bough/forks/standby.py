@@ -21,40 +21,39 @@ from pathlib import Path
 from typing import Any
 
 from bough.errors import BoughError
+from bough.forks.host_memory import is_memory_short
 from bough.machines.machine import Machine
 from bough.storage import write_json
 from bough.tasks import end_tasks
 
-log = logging.getLogger("bough.spares")
+log = logging.getLogger("bough.forks")
 
 MOST = 32
-#: No standby machine is kept if a smaller share of the host's memory is available.
-_LEAST_MEMORY = 0.1
 _LOOK_EVERY_S = 15.0
 #: Delay after a user has taken a machine: making the next one would slow the user's work down.
 _MAKE_AFTER_S = 1.0
 
 #: The source of a standby machine: {"spec": ...} for runs of that spec, or {"snapshot": id} for its forks.
-Of = dict[str, Any]
-Make = Callable[[Of], Awaitable[Machine]]
+StandbySource = dict[str, Any]
+Make = Callable[[StandbySource], Awaitable[Machine]]
 Discard = Callable[[Machine], Awaitable[None]]
-Rouse = Callable[[Of, Machine], Awaitable[None]]
+Wake = Callable[[StandbySource, Machine], Awaitable[None]]
 
 
-class Spares:
+class StandbyMachines:
     """Keeps the standby machines that were requested.
 
     Args:
         settings: file of the requests.
         make: makes a standby machine.
-        rouse: resumes a standby machine, if it may wait awake.
+        wake: resumes a standby machine, if it may wait awake.
         discard: deletes a standby machine.
     """
 
-    def __init__(self, settings: Path, make: Make, rouse: Rouse, discard: Discard) -> None:
+    def __init__(self, settings: Path, make: Make, wake: Wake, discard: Discard) -> None:
         self._settings = settings
         self._make = make
-        self._rouse = rouse
+        self._wake = wake
         self._discard = discard
         self._wanted: list[dict[str, Any]] = []
         #: In the order of `_wanted`.
@@ -80,7 +79,7 @@ class Spares:
             await end_tasks(self._keeper)
         await self._give_up()
 
-    def want(self, of: Of, count: int) -> None:
+    def want(self, of: StandbySource, count: int) -> None:
         """Save a request for `count` standby machines, which are made in the background."""
         left = [entry for entry in self._wanted if _of(entry) != of]
         if not count and left == self._wanted:
@@ -121,7 +120,7 @@ class Spares:
 
     def _start(self) -> None:
         if self._wanted and self._keeper is None:
-            self._keeper = asyncio.create_task(self._keep(), name="keep spares")
+            self._keeper = asyncio.create_task(self._keep(), name="keep standby machines")
 
     async def _keep(self) -> None:
         while True:
@@ -146,7 +145,7 @@ class Spares:
             kept = self._kept.setdefault(name, [])
             while len(kept) > entry["count"]:
                 await self._discard(kept.pop())
-            await self._rouse_first(kept, _of(entry))
+            await self._wake_first(kept, _of(entry))
             while len(kept) < entry["count"] and not is_memory_short():
                 try:
                     kept.append(await self._make_next(kept, _of(entry)))
@@ -158,23 +157,23 @@ class Spares:
                 if self._changed.is_set():
                     return  # the requests may have changed
 
-    async def _make_next(self, kept: list[Machine], of: Of) -> Machine:
+    async def _make_next(self, kept: list[Machine], of: StandbySource) -> Machine:
         machine = await self._make(of)
         if not kept:
             try:
-                await self._rouse(of, machine)
+                await self._wake(of, machine)
             except BaseException:
                 await asyncio.shield(self._discard(machine))
                 raise
         return machine
 
-    async def _rouse_first(self, kept: list[Machine], of: Of) -> None:
+    async def _wake_first(self, kept: list[Machine], of: StandbySource) -> None:
         """Wake the first standby machine. For this short time no user can take the machine."""
         if not kept:
             return
         first = kept.pop(0)
         try:
-            await self._rouse(of, first)
+            await self._wake(of, first)
         except BoughError as error:
             log.warning("a standby machine could not be woken: %s", error)
             await self._discard(first)
@@ -191,17 +190,7 @@ class Spares:
                     await self._discard(machine)
 
 
-def is_memory_short() -> bool:
-    """Return whether the host is short of memory, by the kernel's own estimate (proc(5), MemAvailable)."""
-    found = {}
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name in ("MemTotal", "MemAvailable"):
-            found[name] = int(value.split()[0])
-    return found["MemAvailable"] < _LEAST_MEMORY * found["MemTotal"]
-
-
-def _of(entry: dict[str, Any]) -> Of:
+def _of(entry: dict[str, Any]) -> StandbySource:
     return {"spec": dict(entry["spec"])} if "spec" in entry else {"snapshot": str(entry["snapshot"])}
 
 

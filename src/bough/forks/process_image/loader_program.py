@@ -1,7 +1,6 @@
-"""The loader's program: the steps by which it becomes a captured process, with another machine's files and
-ids.
+"""Render the program of the loader: the steps that make it a captured process with other files and ids.
 
-A program has a header, steps, threads and their data, in words of 64 bits; see thaw.c.
+A program has a header, steps, threads and their data, in words of 64 bits; see loader.c.
 """
 
 from __future__ import annotations
@@ -10,18 +9,11 @@ import struct
 from collections.abc import Mapping
 
 from bough.errors import MachineFailed
-from bough.qemu.frozen.freeze import (
-    END_SLOT,
-    FIRST_SLOT,
-    IMAGE,
-    MEMORY,
-    Area,
-    Descriptor,
-    FrozenProcess,
-    look_at_file,
-)
-from bough.qemu.frozen.likeness import Marks
-from bough.qemu.frozen.trace import REGISTERS, Thread
+from bough.forks.process_image.capture import END_SLOT, FIRST_SLOT, look_at_file
+from bough.forks.process_image.captured import IMAGE, Area, CapturedProcess, Descriptor
+from bough.forks.process_image.identifiers import Identifiers
+from bough.forks.process_image.trace import REGISTERS, Thread
+from bough.qemu.process import MEMORY
 from bough.qemu.syscalls import render_sandbox
 
 (
@@ -47,9 +39,9 @@ _LAST_DESCRIPTOR = (1 << 31) - 1
 
 
 def render_program(
-    frozen: FrozenProcess, marks: Marks, given: Mapping[str, int], *, sandboxed: bool
+    captured: CapturedProcess, identifiers: Identifiers, given: Mapping[str, int], *, sandboxed: bool
 ) -> bytes:
-    """Return the program for a machine with those ids.
+    """Return the program for a machine with those identifiers.
 
     Args:
         given: name -> number, in the loader, of the passed descriptors, of IMAGE and of MEMORY.
@@ -58,13 +50,15 @@ def render_program(
     Raises:
         MachineFailed: a descriptor is missing, or a program or library was replaced.
     """
-    frozen.marks.check_fits(marks)
-    for path, seen in frozen.files.items():
+    captured.identifiers.check_fits(identifiers)
+    for path, seen in captured.files.items():
         if look_at_file(path) != seen:
-            raise MachineFailed(f"{path} was replaced since its process was frozen")
-    missing = {d.detail for d in frozen.descriptors if d.kind == "given"} - given.keys()
+            raise MachineFailed(f"{path} was replaced since its process was captured")
+    missing = {d.detail for d in captured.descriptors if d.kind == "given"} - given.keys()
     if missing:
-        raise MachineFailed(f"the frozen process has {', '.join(sorted(missing))}, and this machine has not")
+        raise MachineFailed(
+            f"the captured process has {', '.join(sorted(missing))}, and this machine has not"
+        )
     steps = _Steps()
     # Passed descriptors and mapped files wait above QEMU's numbers until their place is free.
     free = (number for number in range(FIRST_SLOT, END_SLOT) if number not in given.values())
@@ -72,26 +66,26 @@ def render_program(
     for name, number in given.items():
         steps.add(_COPY, number, slots[name], _O_CLOEXEC)
     steps.add(_CLOSE, 3, FIRST_SLOT - 1)
-    _clear(steps, frozen)
-    _map(steps, frozen.areas, slots)
-    for start, length, _ in frozen.kernel_areas:
-        steps.add(_KERNEL_BACK, start - frozen.kernel_areas[0][0], length, start)
-    for descriptor in frozen.descriptors:
-        _open(steps, descriptor, slots, frozen.marks.translate(descriptor.detail, marks))
-    for descriptor in frozen.descriptors:
+    _clear(steps, captured)
+    _map(steps, captured.areas, slots)
+    for start, length, _ in captured.kernel_areas:
+        steps.add(_KERNEL_BACK, start - captured.kernel_areas[0][0], length, start)
+    for descriptor in captured.descriptors:
+        _open(steps, descriptor, slots, captured.identifiers.translate(descriptor.detail, identifiers))
+    for descriptor in captured.descriptors:
         for watched, events, data in descriptor.watched:
             steps.add(_WATCH, descriptor.number, watched, events, data)
     steps.add(_CLOSE, FIRST_SLOT, _LAST_DESCRIPTOR)
-    forms = marks.forms()
-    for name, addresses in frozen.places.items():
+    forms = identifiers.forms()
+    for name, addresses in captured.places.items():
         for address in addresses:
             steps.add(_WRITE, address, _Data(forms[name]), len(forms[name]))
-    for signal, action in frozen.signal_actions:
+    for signal, action in captured.signal_actions:
         steps.add(_ACTION, signal, _Data(action))
     if sandboxed:
         sandbox = render_sandbox()
         steps.add(_FILTER, _Data(sandbox), len(sandbox) // 8)
-    return steps.render([_render_thread(thread, frozen.tid_offset) for thread in frozen.threads])
+    return steps.render([_render_thread(thread, captured.tid_offset) for thread in captured.threads])
 
 
 class _Data(bytes):
@@ -123,13 +117,13 @@ class _Steps:
         return bytes(header + steps + threads_bytes + data)
 
 
-def _clear(steps: _Steps, frozen: FrozenProcess) -> None:
+def _clear(steps: _Steps, captured: CapturedProcess) -> None:
     """Move the kernel's mappings aside and unmap the rest."""
-    vdso = next((start for start, _, name in frozen.kernel_areas if name == "[vdso]"), None)
+    vdso = next((start for start, _, name in captured.kernel_areas if name == "[vdso]"), None)
     if vdso is None:
-        raise MachineFailed("the frozen process has no vdso")
-    for start, length, _ in frozen.kernel_areas:
-        steps.add(_KERNEL_ASIDE, start - vdso, length, start - frozen.kernel_areas[0][0])
+        raise MachineFailed("the captured process has no vdso")
+    for start, length, _ in captured.kernel_areas:
+        steps.add(_KERNEL_ASIDE, start - vdso, length, start - captured.kernel_areas[0][0])
     steps.add(_CLEAR)
 
 

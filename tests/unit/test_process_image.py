@@ -15,19 +15,20 @@ from pathlib import Path
 import pytest
 
 from bough.errors import MachineFailed
-from bough.qemu.frozen import devices, thaw_x86_64
-from bough.qemu.frozen.devices import mark_cpus, render_state_file, split_cpus
-from bough.qemu.frozen.freeze import END_SLOT, FIRST_SLOT, Area, Descriptor, FrozenProcess
-from bough.qemu.frozen.likeness import Marks, likeness_of, marks_of
-from bough.qemu.frozen.program import render_program
-from bough.qemu.frozen.words import find_words, put_words
+from bough.forks.process_image import device_state, loader_x86_64
+from bough.forks.process_image.capture import END_SLOT, FIRST_SLOT
+from bough.forks.process_image.captured import Area, CapturedProcess, Descriptor
+from bough.forks.process_image.device_state import mark_cpus, render_state_file, split_cpus
+from bough.forks.process_image.identifiers import Identifiers, fit_of, identifiers_of
+from bough.forks.process_image.loader_program import render_program
+from bough.forks.process_image.vcpu_words import find_words, put_words
 from bough.qemu.plan import DiskPlan, Firmware, Layer, NicPlan
 from bough.qemu.ram import MemoryFile, Template
 from bough.qemu.syscalls import _MACHINES, SANDBOXED, render_sandbox
 from tests.unit.test_argv import PLAN
 from tests.unit.test_qemu_syscalls import ALLOW, verdict
 
-FOLDER = Path(devices.__file__).parent
+FOLDER = Path(device_state.__file__).parent
 
 
 def cpu_part(number: int, halted: int, request: int, more: bytes = b"") -> bytes:
@@ -77,7 +78,7 @@ def test_a_state_file_is_an_image_with_a_snapshot(tmp_path: Path, size: int) -> 
     path.write_bytes(render_state_file(os.urandom(size)))
     subprocess.run(["qemu-img", "check", path], check=True, capture_output=True)
     listed = subprocess.run(["qemu-img", "snapshot", "-l", path], check=True, capture_output=True, text=True)
-    assert devices.TAG in listed.stdout
+    assert device_state.TAG in listed.stdout
 
 
 def test_a_state_that_is_too_large() -> None:
@@ -129,7 +130,7 @@ def test_words_of_a_process_that_is_gone() -> None:
         find_words(2**22 - 1, mark_cpus(STREAM).marks)
 
 
-PLAN_TO_FREEZE = replace(
+PLAN_TO_CAPTURE = replace(
     PLAN,
     accelerator="tcg",
     cpu_model="EPYC,rdrand=off,rdseed=off",
@@ -144,21 +145,19 @@ PLAN_TO_FREEZE = replace(
 
 def test_plans_that_are_alike() -> None:
     other = replace(
-        PLAN_TO_FREEZE,
+        PLAN_TO_CAPTURE,
         machine_id="bbbbbbbbbbbb",
         name="other",
         uuid="5c1c2f6e-6f3e-4c5b-8a40-0d3a7e7f0001",
         vmgenid="5c1c2f6e-6f3e-4c5b-8a40-0d3a7e7f0002",
         nic=NicPlan("52:54:00:65:43:21", "passt"),
-        disks=(replace(PLAN_TO_FREEZE.disks[0], path="/m/bbbbbbbbbbbb/disks/0-11111111.qcow2"),),
+        disks=(replace(PLAN_TO_CAPTURE.disks[0], path="/m/bbbbbbbbbbbb/disks/0-11111111.qcow2"),),
     )
-    assert likeness_of(other) == likeness_of(PLAN_TO_FREEZE) is not None
-    assert likeness_of(replace(other, vcpus=7)) != likeness_of(other)
-    assert likeness_of(replace(other, nic=None)) != likeness_of(other)
+    assert fit_of(other) == fit_of(PLAN_TO_CAPTURE) is not None
+    assert fit_of(replace(other, vcpus=7)) != fit_of(other)
+    assert fit_of(replace(other, nic=None)) != fit_of(other)
     backing = (Layer("/layer", "qcow2"), *other.disks[0].backing)
-    assert likeness_of(replace(other, disks=(replace(other.disks[0], backing=backing),))) != likeness_of(
-        other
-    )
+    assert fit_of(replace(other, disks=(replace(other.disks[0], backing=backing),))) != fit_of(other)
 
 
 @pytest.mark.parametrize(
@@ -171,18 +170,18 @@ def test_plans_that_are_alike() -> None:
         {"nic": NicPlan("52:54:00:12:34:56", "user")},
         {"cpu_model": "EPYC,rdseed=off"},
         {"cpu_model": "EPYC,rdrand=on,rdseed=off"},
-        {"disks": (replace(PLAN_TO_FREEZE.disks[0], backing=()),)},
-        {"disks": (replace(PLAN_TO_FREEZE.disks[0], read_only=True),)},
+        {"disks": (replace(PLAN_TO_CAPTURE.disks[0], backing=()),)},
+        {"disks": (replace(PLAN_TO_CAPTURE.disks[0], read_only=True),)},
     ],
 )
 def test_plans_that_are_none_of_these(change: dict[str, object]) -> None:
-    assert likeness_of(replace(PLAN_TO_FREEZE, **change)) is None
+    assert fit_of(replace(PLAN_TO_CAPTURE, **change)) is None
 
 
 def test_marks_stand_for_each_other() -> None:
-    ours = marks_of(PLAN_TO_FREEZE)
+    ours = identifiers_of(PLAN_TO_CAPTURE)
     assert ours.disks == ("0-00000000",)
-    its = Marks("b" * len(ours.machine_id), ours.uuid, ours.vmgenid, ours.mac, ("0-11111111",))
+    its = Identifiers("b" * len(ours.machine_id), ours.uuid, ours.vmgenid, ours.mac, ("0-11111111",))
     ours.check_fits(its)
     path = f"/m/{ours.machine_id}/disks/0-00000000.qcow2"
     assert ours.translate(path, its) == f"/m/{its.machine_id}/disks/0-11111111.qcow2"
@@ -192,10 +191,10 @@ def test_marks_stand_for_each_other() -> None:
         ours.check_fits(replace(its, mac=None))
 
 
-def nothing_frozen(marks: Marks, image: Template) -> FrozenProcess:
-    return FrozenProcess(
-        marks=marks,
-        likeness=(),
+def captured_nothing(identifiers: Identifiers, image: Template) -> CapturedProcess:
+    return CapturedProcess(
+        identifiers=identifiers,
+        fit=(),
         image=image,
         areas=(Area(0x10000, 4096, 3, 2, "image"),),
         files={},
@@ -210,11 +209,11 @@ def nothing_frozen(marks: Marks, image: Template) -> FrozenProcess:
 @pytest.mark.parametrize("numbers", [(5, 6), (900, 901), (1022, 1023), (4000, 4001)])
 def test_what_is_given_waits_where_nothing_else_is(numbers: tuple[int, int]) -> None:
     """Descriptors wait in unused slots. Their own numbers may be high: a service can have many open files."""
-    marks = marks_of(PLAN_TO_FREEZE)
+    identifiers = identifiers_of(PLAN_TO_CAPTURE)
     with MemoryFile(4096) as file:
-        frozen = nothing_frozen(marks, file.seal())
+        captured = captured_nothing(identifiers, file.seal())
     given = {"qmp": numbers[0], "image": numbers[1]}
-    program = render_program(frozen, marks, given, sandboxed=False)
+    program = render_program(captured, identifiers, given, sandboxed=False)
     _, first, count, *_ = struct.unpack_from("=5Q", program)
     steps = [struct.unpack_from("=7Q", program, first + 56 * at) for at in range(count)]
     copies = [step[1:3] for step in steps if step[0] == 2]
@@ -224,13 +223,13 @@ def test_what_is_given_waits_where_nothing_else_is(numbers: tuple[int, int]) -> 
     assert all(FIRST_SLOT <= slot < END_SLOT for slot in slots)
     assert copies[2] == (slots[0], 9)
     with pytest.raises(MachineFailed, match="qmp"):
-        render_program(frozen, marks, {"image": 5}, sandboxed=False)
+        render_program(captured, identifiers, {"image": 5}, sandboxed=False)
 
 
 def test_the_loader_is_that_of_its_source() -> None:
-    """If the test fails, run scripts/make_thaw.py."""
-    source = (FOLDER / "thaw.c").read_bytes()
-    assert hashlib.sha256(source).hexdigest() == thaw_x86_64.SOURCE_SHA256
+    """If the test fails, run scripts/make_loader.py."""
+    source = (FOLDER / "loader.c").read_bytes()
+    assert hashlib.sha256(source).hexdigest() == loader_x86_64.SOURCE_SHA256
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="a program of x86_64")
@@ -240,14 +239,14 @@ def test_the_loader_is_that_of_its_source() -> None:
 def test_a_loader_that_is_given_nonsense_says_so(
     tmp_path: Path, arguments: list[str], content: bytes
 ) -> None:
-    loader, given = tmp_path / "thaw", tmp_path / "given"
-    loader.write_bytes(thaw_x86_64.PROGRAM)
+    loader, given = tmp_path / "loader", tmp_path / "given"
+    loader.write_bytes(loader_x86_64.PROGRAM)
     loader.chmod(0o755)
     given.write_bytes(content)
     with given.open("rb") as stdin:
         done = subprocess.run([loader, *arguments], stdin=stdin, capture_output=True, check=False, text=True)
     assert done.returncode == 71
-    assert done.stderr.startswith("bough-thaw: step 0 ")
+    assert done.stderr.startswith("bough-loader: step 0 ")
 
 
 def test_the_filter_is_that_of_a_running_qemu() -> None:

@@ -1,11 +1,11 @@
 /*
- * Become a frozen process: carry out the program that lies in the file of the descriptor that the first argument
+ * Become a captured process: carry out the program that lies in the file of the descriptor that the first argument
  * names, and go on where that process stood. Written by program.py. The other arguments are for those who look at
  * the list of processes, and are left where the kernel finds them.
  *
  * x86-64, Linux, no library: nothing of it may lie where the other process had something. It and what it reads
  * are in 1 GiB from BASE on, where no kernel puts anything by itself; the little that stays mapped does nothing.
- * Built by scripts/make_thaw.py into thaw_x86_64.py.
+ * Built by scripts/make_loader.py into loader_x86_64.py.
  */
 #include <asm/sigcontext.h>
 #include <asm/signal.h>
@@ -101,7 +101,7 @@ static void say_number(u64 value)
 
 static __attribute__((noreturn)) void fail(u64 step, u64 kind, i64 error)
 {
-    say("bough-thaw: step ");
+    say("bough-loader: step ");
     say_number(step);
     say(" (kind ");
     say_number(kind);

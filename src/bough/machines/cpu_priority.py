@@ -11,7 +11,7 @@ from bough.qemu.process import QemuProcess
 _FORWARD_S = 0.3
 
 
-class Standing:
+class CpuPriority:
     """The priority of one QEMU process. No effect after the process has ended."""
 
     def __init__(self, process: QemuProcess, is_talked_to: Callable[[], bool]) -> None:

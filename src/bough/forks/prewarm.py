@@ -1,6 +1,6 @@
 """Decide when a snapshot is pre-warmed. A pre-warm never delays a user who waits.
 
-A pre-warm (machines/rehearsal.py) takes two to four seconds of a processor. Then each fork of the snapshot is
+A pre-warm (process_image/) takes two to four seconds of a processor. Then each fork of the snapshot is
 ready and has run its first command some 0.3 s earlier. So
 
 - it runs in a pause: no user has wanted a fork or a command for a second. A new request ends the pre-warm,
@@ -24,14 +24,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from bough.errors import BoughError, HostLacks
+from bough.forks.fork_kind import ForkKind
+from bough.forks.process_image.image import ProcessImage
+from bough.forks.process_images import ProcessImages
+from bough.forks.urgency import Urgency
 from bough.machines.demand import Demand
-from bough.machines.rehearsal import Hurry
-from bough.qemu.frozen.freeze import FrozenProcess
-from bough.snapshots.frozen import FrozenProcesses
-from bough.snapshots.kind import Kind
 from bough.tasks import Tasks
 
-log = logging.getLogger("bough.prewarm")
+log = logging.getLogger("bough.forks")
 
 _PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
@@ -53,7 +53,7 @@ _KEPT_OF_START = 0.7
 SWITCH = "BOUGH_PREWARM"
 
 #: Makes a process image. The second argument says whether a user waits, from now on or later.
-Make = Callable[[Kind, Hurry], Awaitable[FrozenProcess]]
+Make = Callable[[ForkKind, Urgency], Awaitable[ProcessImage]]
 
 
 def is_switched_on() -> bool:
@@ -71,7 +71,7 @@ class _Wanted:
         not_before: time.monotonic() of the next attempt.
     """
 
-    kind: Kind
+    kind: ForkKind
     forks: int = 0
     failures: int = 0
     pause_s: float = _PAUSE_S
@@ -85,12 +85,12 @@ class _Wanted:
 @dataclass(eq=False)
 class _Running:
     wanted: _Wanted
-    hurry: Hurry
+    urgency: Urgency
     task: asyncio.Task[None] | None = None
 
     @property
     def gives_way(self) -> bool:
-        return not self.hurry.is_set and not self.wanted.pays
+        return not self.urgency.is_set and not self.wanted.pays
 
 
 @dataclass
@@ -103,10 +103,10 @@ class Prewarming:
     """
 
     make: Make
-    frozen: FrozenProcesses
+    images: ProcessImages
     demand: Demand
     is_on: bool = True
-    made: Callable[[Kind], Awaitable[None]] | None = None
+    made: Callable[[ForkKind], Awaitable[None]] | None = None
     _wanted: dict[str, _Wanted] = field(default_factory=dict)
     #: Names in _wanted; the last one is done first.
     _waiting: list[str] = field(default_factory=list)
@@ -120,10 +120,10 @@ class Prewarming:
 
     # -- requests -----------------------------------------------------------------------------
 
-    def offer(self, kind: Kind) -> None:
+    def offer(self, kind: ForkKind) -> None:
         """Pre-warm a snapshot that may be forked."""
         name = kind.manifest.id
-        if not self.is_on or not self.frozen.is_wanted(name, forked=self._forks(name) > 0):
+        if not self.is_on or not self.images.is_wanted(name, forked=self._forks(name) > 0):
             return
         self._wanted.setdefault(name, _Wanted(kind)).kind = kind
         if name in self._waiting:
@@ -134,7 +134,7 @@ class Prewarming:
         if self._loop is None or self._loop.done():
             self._loop = self._tasks.begin(self._work(), "pre-warm snapshots")
 
-    def forked(self, kind: Kind) -> None:
+    def forked(self, kind: ForkKind) -> None:
         """Count a fork of a snapshot that has no process image."""
         self._wanted.setdefault(kind.manifest.id, _Wanted(kind)).forks += 1
         self.offer(kind)
@@ -158,28 +158,28 @@ class Prewarming:
 
     # -- a user waits -------------------------------------------------------------------------
 
-    async def hurry(self, kind: Kind, count: int) -> None:
+    async def wait_for_many(self, kind: ForkKind, count: int) -> None:
         """Return when `count` forks can continue from a process image, or could have been started by now."""
         name = kind.manifest.id
         wanted = self._wanted.setdefault(name, _Wanted(kind))
-        if not self._can_hurry(wanted):
+        if not self._can_be_urgent(wanted):
             return
         if self._running is None or self._running.wanted.kind.manifest.id != name:
             self._stop_running()
-            self._begin(wanted, Hurry(True))
+            self._begin(wanted, Urgency(True))
         running = self._running
         if running is None or running.task is None:
             return
-        running.hurry.set()
+        running.urgency.set()
         done, _ = await asyncio.wait({running.task}, timeout=count * self._start_s)
         if not done:
             self._stop_running()
             self._failed(wanted, TimeoutError(f"starting {count} forks is as fast"))
             self.offer(kind)
 
-    def _can_hurry(self, wanted: _Wanted) -> bool:
+    def _can_be_urgent(self, wanted: _Wanted) -> bool:
         is_its_time = time.monotonic() >= wanted.not_before
-        return self.is_on and is_its_time and self.frozen.is_wanted(wanted.kind.manifest.id, forked=True)
+        return self.is_on and is_its_time and self.images.is_wanted(wanted.kind.manifest.id, forked=True)
 
     def _stop_running(self) -> None:
         """Cancel the running pre-warm, and do not wait until it has ended."""
@@ -201,7 +201,7 @@ class Prewarming:
             if wanted is None:
                 await asyncio.sleep(_LOOK_EVERY_S)
                 continue
-            task = self._begin(wanted, Hurry(False))
+            task = self._begin(wanted, Urgency(False))
             await asyncio.wait({task})
 
     def _choose(self) -> _Wanted | None:
@@ -211,14 +211,14 @@ class Prewarming:
         now = time.monotonic()
         for name in reversed(self._waiting[:]):
             wanted = self._wanted.get(name)
-            if wanted is None or not self.frozen.is_wanted(name, forked=wanted.forks > 0):
+            if wanted is None or not self.images.is_wanted(name, forked=wanted.forks > 0):
                 self._waiting.remove(name)
             elif now >= wanted.not_before and (wanted.pays or self.demand.is_over_for(wanted.pause_s)):
                 return wanted
         return None
 
-    def _begin(self, wanted: _Wanted, hurry: Hurry) -> asyncio.Task[None]:
-        running = self._running = _Running(wanted, hurry)
+    def _begin(self, wanted: _Wanted, urgency: Urgency) -> asyncio.Task[None]:
+        running = self._running = _Running(wanted, urgency)
         running.task = self._tasks.begin(self._attempt(running), "pre-warm a snapshot")
         running.task.add_done_callback(lambda _: self._ended(running))
         return running.task
@@ -230,16 +230,16 @@ class Prewarming:
     async def _attempt(self, running: _Running) -> None:
         wanted, name = running.wanted, running.wanted.kind.manifest.id
         try:
-            process = await self.make(wanted.kind, running.hurry)
+            image = await self.make(wanted.kind, running.urgency)
         except HostLacks as error:
             log.info("no process image of %s is possible, its forks start QEMU: %s", name, error)
-            self.frozen.refuse(name)
+            self.images.refuse(name)
             return
         except (BoughError, OSError, TimeoutError) as error:
             self._failed(wanted, error)
             return
         if name in self._wanted:
-            self.frozen.put(name, process)
+            self.images.put(name, image)
             self._wanted.pop(name)
             if self.made is not None:
                 await self.made(wanted.kind)

@@ -1,6 +1,6 @@
-"""Build the loader of process images, src/bough/qemu/frozen/thaw.c, into thaw_x86_64.py beside it.
+"""Build the loader of process images: src/bough/forks/process_image/loader.c into loader_x86_64.py.
 
-Run the script after a change of thaw.c. Nothing else in bough needs a compiler.
+Run the script after a change of loader.c. Nothing else in bough needs a compiler.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import tempfile
 import textwrap
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parents[1] / "src" / "bough" / "qemu" / "frozen"
+FOLDER = Path(__file__).resolve().parents[1] / "src" / "bough" / "forks" / "process_image"
 FLAGS = [
     *("-Os", "-Wall", "-Wextra", "-Werror", "-static", "-nostdlib", "-ffreestanding", "-fno-builtin", "-s"),
     *(
@@ -26,14 +26,14 @@ FLAGS = [
 
 
 def main() -> None:
-    source = FOLDER / "thaw.c"
+    source = FOLDER / "loader.c"
     with tempfile.TemporaryDirectory() as folder:
-        built = Path(folder) / "thaw"
+        built = Path(folder) / "loader"
         subprocess.run(["gcc", *FLAGS, "-o", built, source], check=True)
         content = built.read_bytes()
     lines = "\n".join(f'    "{line}"' for line in textwrap.wrap(content.hex(), 96))
-    (FOLDER / "thaw_x86_64.py").write_text(
-        '"""thaw.c, built: written by scripts/make_thaw.py."""\n\n'
+    (FOLDER / "loader_x86_64.py").write_text(
+        '"""The build of loader.c, written by scripts/make_loader.py."""\n\n'
         f'SOURCE_SHA256 = "{hashlib.sha256(source.read_bytes()).hexdigest()}"\n'
         f"PROGRAM = bytes.fromhex(\n{lines}\n)\n"
     )

@@ -1,4 +1,4 @@
-"""Which machines may share a process image: all but their ids is equal."""
+"""The identifiers that tie a QEMU process to one machine, and the machines that may share a process image."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from bough.qemu.plan import Plan
 
 
 @dataclass(frozen=True)
-class Marks:
-    """The ids that tie a QEMU process to one machine. bough finds them in the process image by their values.
+class Identifiers:
+    """The identifiers of a machine. bough finds them in a process image by their values.
 
     Attributes:
         disks: names of the disk files without their suffix.
@@ -44,23 +44,23 @@ class Marks:
         """Forms that occur in each QEMU process: a PC's SMBIOS has all of them."""
         return [name for name in self.forms() if name != "uuid_le"]
 
-    def translate(self, text: str, other: Marks) -> str:
+    def translate(self, text: str, other: Identifiers) -> str:
         """Return a path of this machine as the other machine's."""
         for mine, its in zip((self.machine_id, *self.disks), (other.machine_id, *other.disks), strict=True):
             text = text.replace(mine, its)
         return text
 
-    def check_fits(self, other: Marks) -> None:
+    def check_fits(self, other: Identifiers) -> None:
         """Raise MachineFailed if a form differs in length from the other machine's."""
         ours, its = self.forms(), other.forms()
         if {name: len(form) for name, form in ours.items()} != {
             name: len(form) for name, form in its.items()
         }:
-            raise MachineFailed("its ids are longer or shorter than those of the frozen process")
+            raise MachineFailed("its ids are longer or shorter than those of the captured process")
 
 
-def marks_of(plan: Plan) -> Marks:
-    return Marks(
+def identifiers_of(plan: Plan) -> Identifiers:
+    return Identifiers(
         machine_id=plan.machine_id,
         uuid=plan.uuid,
         vmgenid=plan.vmgenid,
@@ -69,11 +69,12 @@ def marks_of(plan: Plan) -> Marks:
     )
 
 
-def likeness_of(plan: Plan) -> tuple[str, ...] | None:
-    """Return a value that is equal for two plans whose processes differ only in their marks; None: no image
-    possible.
+def fit_of(plan: Plan) -> tuple[str, ...] | None:
+    """Return a value that is equal for two plans whose processes differ only in their identifiers.
+
+    None: such a machine gets no process image.
     """
-    if not _can_be_frozen(plan):
+    if not _can_be_captured(plan):
         return None
     disks = tuple(replace(disk, path=f"disk{number}") for number, disk in enumerate(plan.disks))
     nic = replace(plan.nic, mac="mac") if plan.nic else None
@@ -81,10 +82,11 @@ def likeness_of(plan: Plan) -> tuple[str, ...] | None:
     return tuple(render_argv(neutral))
 
 
-def _can_be_frozen(plan: Plan) -> bool:
-    """Allow only emulated machines without hidden state in QEMU: no picture, no medium, no writable firmware
-    file, no
-    user network, and no random number generator of QEMU, whose state all forks would share (see arch.py).
+def _can_be_captured(plan: Plan) -> bool:
+    """Allow only emulated machines without hidden state in QEMU.
+
+    So no picture, no medium, no writable firmware file, and no user network. And no random number generator
+    of QEMU: all forks would share its state (see arch.py).
     """
     return (
         plan.accelerator == "tcg"

@@ -1,4 +1,4 @@
-"""The process images of snapshots (qemu/frozen/).
+"""The process images of snapshots (process_image/).
 
 A fork continues from its snapshot's process image, if there is one, instead of starting a QEMU.
 """
@@ -9,8 +9,8 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from bough.qemu.frozen.freeze import FrozenProcess
-from bough.snapshots.spares import is_memory_short
+from bough.forks.host_memory import is_memory_short
+from bough.forks.process_image.image import ProcessImage
 from bough.tasks import Tasks
 
 #: Each process image takes some 70 MiB of the host's memory, shared by its forks.
@@ -30,7 +30,7 @@ class _Kept:
         uses: number of uses.
     """
 
-    process: FrozenProcess
+    image: ProcessImage
     used: float
     uses: int = 0
 
@@ -38,7 +38,7 @@ class _Kept:
         return now - self.used > (_KEPT_S if self.uses else _KEPT_UNUSED_S)
 
 
-class FrozenProcesses:
+class ProcessImages:
     """The process images, kept while they are used and the host has memory for them.
 
     A fork that continues from a process image keeps the image's pages after the image is dropped.
@@ -51,16 +51,16 @@ class FrozenProcesses:
         self._looking: asyncio.Task[None] | None = None
         self._tasks = Tasks()
 
-    def get(self, snapshot_id: str) -> FrozenProcess | None:
+    def get(self, snapshot_id: str) -> ProcessImage | None:
         kept = self._kept.get(snapshot_id)
         if kept is None:
             return None
-        if not kept.process.is_of_use:
+        if not kept.image.is_of_use:
             self.refuse(snapshot_id)
             return None
         kept.used = time.monotonic()
         kept.uses += 1
-        return kept.process
+        return kept.image
 
     def has(self, snapshot_id: str) -> bool:
         return snapshot_id in self._kept
@@ -75,13 +75,13 @@ class FrozenProcesses:
         is_new = snapshot_id not in self._kept and snapshot_id not in self._refused
         return has_room and is_new and not is_memory_short()
 
-    def put(self, snapshot_id: str, process: FrozenProcess) -> None:
-        self._kept[snapshot_id] = _Kept(process, time.monotonic())
+    def put(self, snapshot_id: str, image: ProcessImage) -> None:
+        self._kept[snapshot_id] = _Kept(image, time.monotonic())
         while len(self._kept) > _MOST:
             others = [name for name in self._kept if name != snapshot_id]
             self._kept.pop(min(others, key=lambda name: (self._kept[name].uses > 0, self._kept[name].used)))
         if self._looking is None or self._looking.done():
-            self._looking = self._tasks.begin(self._look(), "look after frozen processes")
+            self._looking = self._tasks.begin(self._look(), "evict process images")
 
     def refuse(self, snapshot_id: str) -> None:
         """Make no more process images of the snapshot: another image would fail as well.
