@@ -96,6 +96,7 @@ def _offer(path: str, port: int) -> None:
     import socket
 
     with socket.create_server(("127.0.0.1", port)) as server:
+        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted connections inherit this
         print(f"vnc://127.0.0.1:{server.getsockname()[1]}", flush=True)
         while True:
             viewer, _ = server.accept()

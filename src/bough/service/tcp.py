@@ -103,6 +103,8 @@ def bind_tcp(address: str) -> socket.socket:
     except OSError as error:
         raise Conflict(f"cannot listen at {address}: {error.strerror or error}") from error
     listener.setblocking(False)
+    # Accepted connections inherit this. asyncio does it only for sockets made with IPPROTO_TCP.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
 
