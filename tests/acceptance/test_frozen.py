@@ -144,7 +144,11 @@ def test_it_keeps_what_it_writes_and_boots_as_itself(bough_home: Home, forks: li
     assert not is_thawed(bough_home, fork.id)
     assert fork.read_text("/root/word") == "kept\n"
     uuid, serial, mac, machine_id = ids_of(fork)
-    assert (uuid.lower(), serial, mac) == (record["hardware"]["uuid"], fork.id, record["hardware"]["mac"])
+    assert (uuid.lower(), serial, mac) == (
+        record["hardware"]["uuid"],
+        fork.id,
+        record["hardware"]["nics"][0]["mac"],
+    )
     assert [mac, machine_id] == before[2:]
 
 
@@ -166,7 +170,11 @@ def test_it_reboots_as_itself(bough_home: Home, forks: list[bough.Machine]) -> N
     fork.wait("booted")
     assert is_thawed(bough_home, fork.id)
     uuid, serial, mac, _ = ids_of(fork)
-    assert (uuid.lower(), serial, mac) == (record["hardware"]["uuid"], fork.id, record["hardware"]["mac"])
+    assert (uuid.lower(), serial, mac) == (
+        record["hardware"]["uuid"],
+        fork.id,
+        record["hardware"]["nics"][0]["mac"],
+    )
 
 
 def test_it_is_branched_and_suspended(bough_home: Home, forks: list[bough.Machine]) -> None:

@@ -168,6 +168,39 @@ def test_without_an_uplink_there_is_no_network(cli: Cli, debian: str, gone: list
     assert cli.text("exec", "island", "--", "echo", "here") == "here"
 
 
+CARDS = "for card in $(ls /sys/class/net | grep -v lo); do cat /sys/class/net/$card/address; done"
+
+
+def test_each_card_of_a_fork_gets_a_new_address(cli: Cli, debian: str, gone: list[str]) -> None:
+    gone += ["multi", "branch"]
+    mac = "52:54:00:aa:bb:01"
+    cards = ["--nic", f"uplink,mac={mac}", "--nic", "isolated", "--nic", "isolated,model=e1000e"]
+    cli("create", debian, "--name", "multi", "--memory", MEMORY, *cards)
+    cli("start", "multi")
+
+    def addresses(name: str) -> list[str]:
+        # The agent answers before the cards' drivers are loaded.
+        wait = "until [ $(ls /sys/class/net | wc -w) = 4 ]; do sleep 0.2; done"
+        return cli.text("exec", "--timeout", "60s", name, "--", "sh", "-c", f"{wait}; {CARDS}").split()
+
+    known = [nic["mac"] for nic in cli.json("info", "multi")["nics"]]
+    assert known[0] == mac
+    assert sorted(addresses("multi")) == sorted(known)
+    told = cli.text("info", "multi")
+    assert f"\nnic:         {mac} on uplink, virtio\n" in told
+    assert f"\nnic:         {known[2]} on isolated, e1000e\n" in told
+    cli("fork", "multi", "branch")
+    fresh = [nic["mac"] for nic in cli.json("info", "branch")["nics"]]
+    assert not set(fresh) & set(known)
+    assert sorted(addresses("branch")) == sorted(fresh)
+    assert "default via" in cli.text("exec", "branch", "--", "ip", "route")
+
+
+def test_a_card_on_a_network_that_does_not_exist(cli: Cli, debian: str) -> None:
+    cli.error("create", debian, "--nic", "uplink", "--nic", "back", says="nics[1].network: no network 'back'")
+    cli.error("run", debian, "--nic", "uplnk", "--", "true", says="no network 'uplnk'", hint="mean 'uplink'?")
+
+
 def test_an_isolated_machine_has_a_card_that_leads_nowhere(cli: Cli, debian: str, gone: list[str]) -> None:
     """The card reaches nothing; ports still go through the agent."""
     gone.append("cell")

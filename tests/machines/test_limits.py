@@ -221,7 +221,7 @@ async def test_the_uplinks_processes_are_in_the_machines_groups(plan: Plan, path
 
     if not plan.jail.groups:
         pytest.skip("no control groups here")
-    process = await start_process(replace(plan, nic=NicPlan("52:54:00:12:34:56", "passt")), paths)
+    process = await start_process(replace(plan, nics=(NicPlan("52:54:00:12:34:56", "passt"),)), paths)
     assert process._started is not None
     uplink = process._started.uplink
     assert uplink is not None

@@ -191,7 +191,7 @@ async def test_without_a_jail_it_starts_and_says_so(plan: Plan, paths: MachinePa
 
 @pytest.mark.skipif(not shutil.which("passt"), reason="needs passt")
 async def test_the_uplink_ends_with_it(plan: Plan, paths: MachinePaths) -> None:
-    process = await start_process(replace(plan, nic=NicPlan("52:54:00:12:34:56", "passt")), paths)
+    process = await start_process(replace(plan, nics=(NicPlan("52:54:00:12:34:56", "passt"),)), paths)
     assert process._started is not None
     uplink = process._started.uplink
     assert uplink is not None

@@ -39,7 +39,7 @@ def plan(plan: Plan, paths: MachinePaths) -> Plan:
     """Return the plan of a machine that can be captured as a process image."""
     nic = NicPlan("52:54:00:ab:cd:ef", "isolated")
     disk = replace(plan.disks[0], path=str(Path(plan.disks[0].path).rename(paths.disks / DISK)))
-    return replace(plan, cpu_model="Nehalem,rdrand=off,rdseed=off", nic=nic, vcpus=2, disks=(disk,))
+    return replace(plan, cpu_model="Nehalem,rdrand=off,rdseed=off", nics=(nic,), vcpus=2, disks=(disk,))
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ async def another(
         name="other",
         uuid=f"22222222-3333-4444-8555-{number:012x}",
         vmgenid=f"77777777-8888-4999-8aaa-{number:012x}",
-        nic=NicPlan("52:54:00:" + ":".join(f"{byte:02x}" for byte in number.to_bytes(3)), "isolated"),
+        nics=(NicPlan("52:54:00:" + ":".join(f"{byte:02x}" for byte in number.to_bytes(3)), "isolated"),),
         disks=(disk,),
         uid=machine_uid(paths.root.name) if IS_ROOT else None,
     )

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from bough.networks.switch_port import SwitchPort
 from bough.qemu.argv import SANDBOX, option, render_argv
 from bough.qemu.jail import Jail
 from bough.qemu.plan import DirectBoot, DiskPlan, Firmware, Layer, NicPlan, Plan
@@ -23,7 +24,7 @@ PLAN = Plan(
     uuid="11111111-2222-4333-8444-555555555555",
     vmgenid="66666666-7777-4888-8999-aaaaaaaaaaaa",
     disks=(DiskPlan("disk0", "/m/disks/0.qcow2", "root", backing=(Layer("/i/disk.raw", "raw"),)),),
-    nic=NicPlan("52:54:00:00:00:01", "passt"),
+    nics=(NicPlan("52:54:00:00:00:01", "passt"),),
     jail=Jail(system_calls=True),
 )
 
@@ -80,12 +81,17 @@ def test_descriptors_are_the_callers() -> None:
     ("change", "has", "has_not"),
     [
         ({"accelerator": "kvm", "cpu_model": "EPYC"}, ["-accel kvm -cpu EPYC"], ["tcg"]),
-        ({"nic": None}, [], ["netdev", "virtio-net"]),
-        ({"nic": NicPlan("52:54:00:00:00:01", "user")}, ["-netdev user,id=uplink,ipv6=off"], ["stream"]),
+        ({"nics": ()}, [], ["netdev", "virtio-net"]),
+        ({"nics": (NicPlan("52:54:00:00:00:01", "user"),)}, ["-netdev user,id=uplink,ipv6=off"], ["stream"]),
         (
-            {"nic": NicPlan("52:54:00:00:00:01", "isolated")},
+            {"nics": (NicPlan("52:54:00:00:00:01", "isolated"),)},
             ["-netdev hubport,id=uplink,hubid=0"],
             ["stream", "-netdev user"],
+        ),
+        (
+            {"nics": (NicPlan("52:54:00:00:00:01", "isolated", model="e1000"),)},
+            ["-device e1000,id=uplink-device,netdev=uplink,mac=52:54:00:00:00:01,romfile= "],
+            ["guest_announce", "virtio-net"],
         ),
         ({"jail": Jail()}, [], ["-sandbox"]),
         ({"clock": "2020-02-29T12:00:00"}, ["-rtc base=2020-02-29T12:00:00,clock=host"], []),
@@ -112,6 +118,48 @@ def test_a_change_of_plan(change: dict[str, object], has: list[str], has_not: li
     argv = words(render_argv(replace(PLAN, **change)))  # type: ignore[arg-type]
     assert [word for word in has if word not in argv] == []
     assert [word for word in has_not if word in argv] == []
+
+
+SECOND = NicPlan("52:54:00:00:00:02", "switch", id="nic1", place=1, port=SwitchPort("/r/net/b"))
+THIRD = NicPlan("52:54:00:00:00:03", "isolated", id="nic2", place=2, model="e1000e")
+
+
+def argv_of_nics(*nics: NicPlan, jail: Jail = PLAN.jail, machine_type: str = "pc-q35-7.2") -> str:
+    plan = replace(PLAN, nics=(*PLAN.nics, *nics), jail=jail, machine_type=machine_type)
+    plain = set(render_argv(PLAN))
+    return words([word for word in render_argv(plan) if word not in plain])
+
+
+def test_more_cards_have_pci_ports_of_their_own() -> None:
+    assert argv_of_nics(SECOND, THIRD) == (
+        "pcie-root-port,id=nic1-port,bus=pcie.0,addr=0x1e.0,multifunction=on,chassis=1 "
+        "pcie-root-port,id=nic2-port,bus=pcie.0,addr=0x1e.1,multifunction=on,chassis=2 "
+        "dgram,id=nic1,local.type=unix,local.path=/r/net/b/nic.sock,"
+        "remote.type=unix,remote.path=/r/net/b/switch.sock "
+        "virtio-net-pci,id=nic1-device,netdev=nic1,mac=52:54:00:00:00:02,romfile=,bus=nic1-port,"
+        "guest_announce=off "
+        "hubport,id=nic2,hubid=2 "
+        "e1000e,id=nic2-device,netdev=nic2,mac=52:54:00:00:00:03,romfile=,bus=nic2-port"
+    )
+
+
+def test_a_card_stays_in_its_place_when_another_one_is_removed() -> None:
+    argv = argv_of_nics(THIRD)
+    assert "id=nic1-port" in argv, "a guest looks for function 1 only behind function 0"
+    assert "netdev=nic2,mac=52:54:00:00:00:03,romfile=,bus=nic2-port" in argv
+
+
+def test_cards_of_a_pc_without_pci_express() -> None:
+    argv = argv_of_nics(THIRD, machine_type="pc-i440fx-7.2")
+    assert "pci-bridge,id=nic-bridge,bus=pci.0,addr=0x1e,chassis_nr=1,shpc=off" in argv
+    assert "romfile=,bus=nic-bridge,addr=2" in argv
+
+
+def test_the_path_of_a_port_is_short_in_the_jail() -> None:
+    argv = argv_of_nics(SECOND, jail=Jail(bwrap="/usr/bin/bwrap", system_calls=True))
+    assert "local.path=/run/bough-ports/nic1/nic.sock" in argv
+    assert "remote.path=/run/bough-ports/nic1/switch.sock" in argv
+    assert "/r/net/b" not in argv
 
 
 def test_layers_stand_on_each_other() -> None:

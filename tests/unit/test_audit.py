@@ -81,7 +81,7 @@ def _add_machine(home: Home, machine_id: str, name: str, digest: str) -> Machine
         id=machine_id, name=name, spec=parse_spec({"image": "test:1"}), image_digest=digest, image_agent=True,
         created="2020-01-01T00:00:00.000+00:00",
         hardware=Hardware(arch="x86_64", machine_type="pc-q35-7.2", cpu_model="max", firmware="bios",
-                          uuid="u", vmgenid="v", mac=None, uid=None),
+                          uuid="u", vmgenid="v", nics=[], uid=None),
     )  # fmt: skip
     record.write(paths)
     if shutil.which("qemu-img"):

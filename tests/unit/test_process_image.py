@@ -22,6 +22,7 @@ from bough.forks.process_image.device_state import mark_cpus, render_state_file,
 from bough.forks.process_image.identifiers import Identifiers, fit_of, identifiers_of
 from bough.forks.process_image.loader_program import render_program
 from bough.forks.process_image.vcpu_words import find_words, put_words
+from bough.networks.switch_port import SwitchPort
 from bough.qemu.plan import DiskPlan, Firmware, Layer, NicPlan
 from bough.qemu.ram import MemoryFile, Template
 from bough.qemu.syscalls import _MACHINES, SANDBOXED, render_sandbox
@@ -138,7 +139,7 @@ PLAN_TO_CAPTURE = replace(
     direct_boot=None,
     media=(),
     display=False,
-    nic=NicPlan("52:54:00:12:34:56", "passt"),
+    nics=(NicPlan("52:54:00:12:34:56", "passt"),),
     disks=(DiskPlan("disk0", "/m/aaaaaaaaaaaa/disks/0-00000000.qcow2", "s", backing=(Layer("/i", "raw"),)),),
 )
 
@@ -150,12 +151,12 @@ def test_plans_that_are_alike() -> None:
         name="other",
         uuid="5c1c2f6e-6f3e-4c5b-8a40-0d3a7e7f0001",
         vmgenid="5c1c2f6e-6f3e-4c5b-8a40-0d3a7e7f0002",
-        nic=NicPlan("52:54:00:65:43:21", "passt"),
+        nics=(NicPlan("52:54:00:65:43:21", "passt"),),
         disks=(replace(PLAN_TO_CAPTURE.disks[0], path="/m/bbbbbbbbbbbb/disks/0-11111111.qcow2"),),
     )
     assert fit_of(other) == fit_of(PLAN_TO_CAPTURE) is not None
     assert fit_of(replace(other, vcpus=7)) != fit_of(other)
-    assert fit_of(replace(other, nic=None)) != fit_of(other)
+    assert fit_of(replace(other, nics=())) != fit_of(other)
     backing = (Layer("/layer", "qcow2"), *other.disks[0].backing)
     assert fit_of(replace(other, disks=(replace(other.disks[0], backing=backing),))) != fit_of(other)
 
@@ -167,7 +168,9 @@ def test_plans_that_are_alike() -> None:
         {"arch": "aarch64"},
         {"display": True},
         {"firmware": Firmware("uefi", "/code", "/variables")},
-        {"nic": NicPlan("52:54:00:12:34:56", "user")},
+        {"nics": (NicPlan("52:54:00:12:34:56", "user"),)},
+        {"nics": (NicPlan("52:54:00:12:34:56", "isolated", model="e1000"),)},
+        {"nics": (NicPlan("52:54:00:12:34:56", "switch", port=SwitchPort("/p")),)},
         {"cpu_model": "EPYC,rdseed=off"},
         {"cpu_model": "EPYC,rdrand=on,rdseed=off"},
         {"disks": (replace(PLAN_TO_CAPTURE.disks[0], backing=()),)},
@@ -181,14 +184,14 @@ def test_plans_that_are_none_of_these(change: dict[str, object]) -> None:
 def test_marks_stand_for_each_other() -> None:
     ours = identifiers_of(PLAN_TO_CAPTURE)
     assert ours.disks == ("0-00000000",)
-    its = Identifiers("b" * len(ours.machine_id), ours.uuid, ours.vmgenid, ours.mac, ("0-11111111",))
+    its = Identifiers("b" * len(ours.machine_id), ours.uuid, ours.vmgenid, ours.macs, ("0-11111111",))
     ours.check_fits(its)
     path = f"/m/{ours.machine_id}/disks/0-00000000.qcow2"
     assert ours.translate(path, its) == f"/m/{its.machine_id}/disks/0-11111111.qcow2"
     with pytest.raises(MachineFailed):
         ours.check_fits(replace(its, machine_id="short"))
     with pytest.raises(MachineFailed):
-        ours.check_fits(replace(its, mac=None))
+        ours.check_fits(replace(its, macs=()))
 
 
 def captured_nothing(identifiers: Identifiers, image: Template) -> CapturedProcess:

@@ -60,7 +60,7 @@ def test_meta_data_and_network() -> None:
     told = json.loads(render_meta_data("abc", "web", ["ssh-ed25519 AAAA me"]))
     assert told["instance-id"] == "bough-abc"
     assert told["public-keys"] == ["ssh-ed25519 AAAA me"]
-    assert json.loads(render_network("52:54:00:1:2:3"))["ethernets"]["uplink"]["dhcp4"] is True
+    assert json.loads(render_network(["52:54:00:1:2:3"]))["ethernets"]["uplink"]["dhcp4"] is True
     assert json.loads(render_network(None))["ethernets"] == {}
 
 
@@ -133,7 +133,7 @@ def test_configurations_follow_a_card(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "other").write_text("52:54:00:00:00:01\n")
     (tmp_path / "large").write_text(old * 10_000)
     (tmp_path / "50-cloud-init.yaml").chmod(0o600)
-    changed = agent_nic.follow(old, new)
+    changed = agent_nic.follow([(old, new)])
     assert [Path(path).name for path in changed] == ["50-cloud-init.yaml", "ifcfg-eth0"]
     assert (tmp_path / "50-cloud-init.yaml").read_text() == f"macaddress: {new}\n"
     assert (tmp_path / "50-cloud-init.yaml").stat().st_mode & 0o777 == 0o600

@@ -22,7 +22,7 @@ def store(tmp_path: Path) -> SnapshotStore:
     made.root.mkdir()
     hardware = Hardware(
         arch="x86_64", machine_type="pc-q35-7.2", cpu_model="max", firmware="bios",
-        uuid="u", vmgenid="v", mac=None, uid=None,
+        uuid="u", vmgenid="v", nics=[], uid=None,
     )  # fmt: skip
     disk = SnapshotDisk(size_bytes=1, layers=("snapshots/aaaaaaaaaaaa/disks/0.qcow2", "images/x/disk.raw"))
     manifest = SnapshotManifest(

@@ -52,6 +52,19 @@ def test_least_spec_has_the_defaults() -> None:
     assert spec().to_dict() == spec_defaults() | {"image": "debian:12"}
 
 
+def test_network_cards() -> None:
+    cards = ["uplink", "back,model=e1000e", {"network": "front", "mac": "52-54-00-AA-bb-cc"}]
+    found = spec(nics=cards)
+    assert [card.network for card in found.network_cards] == ["uplink", "back", "front"]
+    assert found.network_cards[2].mac == "52:54:00:aa:bb:cc"
+    assert found.networks == ("back", "front")
+    assert parse_spec(found.to_dict()) == found
+    assert spec(nics=["back"]).uplink is False, "`uplink` tells whether a card is on it"
+    assert [card.network for card in spec().network_cards] == ["uplink"]
+    assert [card.network for card in spec(uplink="isolated").network_cards] == ["isolated"]
+    assert spec(uplink=False).network_cards == ()
+
+
 def test_everything_and_back() -> None:
     full = spec(
         arch="amd64",
@@ -142,6 +155,27 @@ def test_one_problem_is_the_message_itself() -> None:
         ({"vcpus": True}, "vcpus", "whole number", None),
         ({"vcpus": "2"}, "vcpus", "whole number", None),
         ({"uplink": "yes"}, "uplink", "expected true, false or 'isolated', got 'yes'", "did you mean true?"),
+        ({"nics": ["Back"]}, "nics[0].network", "expected a name of lower-case letters", "'back'"),
+        ({"nics": ["uplink", "uplink"]}, "nics[1].network", "the uplink already has the card nics[0]", None),
+        (
+            {"nics": ["a,modle=e1000"]},
+            "nics[0]",
+            "expected a network card like 'back' or 'back,mac=",
+            "'model'",
+        ),
+        ({"nics": ["a,model=ne2k"]}, "nics[0].model", "expected one of 'virtio', 'e1000'", None),
+        ({"nics": ["a,mac=52:54"]}, "nics[0].mac", "a MAC address like '52:54:00:12:34:56'", None),
+        ({"nics": ["a,mac=53:54:00:12:34:56"]}, "nics[0].mac", "is a group address", "'52:54:00:12:34:56'"),
+        (
+            {"nics": ["a,mac=52:54:00:12:34:56", {"network": "b", "mac": "52-54-00-12-34-56"}]},
+            "nics[1]",
+            "this MAC address is already used by nics[0]",
+            None,
+        ),
+        ({"nics": ["back"] * 9}, "nics", "expected at most 8 entries, got 9", None),
+        ({"nics": ["back"], "uplink": True}, "uplink", "contradicts nics, of which none is", "remove this"),
+        ({"nics": ["uplink"], "uplink": False}, "uplink", "contradicts nics, of which one is", "remove this"),
+        ({"network": "back"}, "network", "no such setting", "did you mean 'nics'?"),
         ({"limits": {"cpu": "0%"}}, "limits.cpu", "expected 1% to 25500%", "100% is one whole processor"),
         ({"limits": {"cpu": "half"}}, "limits.cpu", "expected a percentage of one processor", None),
         ({"limits": {"disk": "fast"}}, "limits.disk", "expected an amount per second like '20MiB/s'", None),

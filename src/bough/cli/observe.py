@@ -93,6 +93,7 @@ def info(name: str, plan: bool, as_json: bool) -> None:
             ", ".join(f"{p['host']}:{p['host_port']} -> {p['guest_port']}" for p in machine["ports"]) or "-",
         ),
     ]
+    rows += [("nic", f"{nic['mac']} on {nic['network']}, {nic['model']}") for nic in machine["nics"]]
     rows += _uplink(machine.get("uplink"))
     for key, value in rows:
         print(f"{key + ':':13}{value}")

@@ -92,6 +92,7 @@ def _add_lists(data: dict[str, Any], given: dict[str, Any]) -> None:
     if not given["no_ssh_keys"] and not keys and not data.get("ssh_keys"):
         keys = _own_keys()
     added: dict[str, list[Any]] = {
+        "nics": list(given["nics"]),
         "disks": list(given["disks"]),
         "users": [{"name": name, "sudo": True, "ssh_keys": keys} for name in given["users"]],
         "ssh_keys": keys,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bough.client.info import Failure as Failure
     from bough.client.info import ImageInfo as ImageInfo
     from bough.client.info import MachineInfo as MachineInfo
+    from bough.client.info import Nic as Nic
     from bough.client.info import Port as Port
     from bough.client.machine import Completed as Completed
     from bough.client.machine import Machine as Machine
@@ -39,6 +40,7 @@ _HOME_OF = {
     "ImageInfo": "info",
     "Machine": "machine",
     "MachineInfo": "info",
+    "Nic": "info",
     "Port": "info",
     "Process": "process",
     "Snapshot": "snapshot",

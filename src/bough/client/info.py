@@ -31,6 +31,19 @@ class Port(_Told):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Nic(_Told):
+    """A network card of a machine.
+
+    Attributes:
+        network: "uplink", "isolated", or the name of a network.
+    """
+
+    network: str
+    mac: str
+    model: str = "virtio"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Mount(_Told):
     """A directory of the service's host in the guest.
 
@@ -95,6 +108,7 @@ class MachineInfo(_Told):
     memory_bytes: int
     disk_bytes: int = 0
     layers: int = 0
+    nics: tuple[Nic, ...] = ()
     ports: tuple[Port, ...] = ()
     mounts: tuple[Mount, ...] = ()
     accelerator: str | None = None
@@ -112,12 +126,13 @@ class MachineInfo(_Told):
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> MachineInfo:
+        nics = tuple(Nic.from_dict(nic) for nic in data.get("nics") or ())
         ports = tuple(Port.from_dict(port) for port in data.get("ports") or ())
         mounts = tuple(Mount.from_dict(mount) for mount in data.get("mounts") or ())
         failure = Failure.from_dict(data["failure"]) if data.get("failure") else None
-        known = {field.name for field in fields(cls)} - {"raw", "ports", "mounts", "failure"}
+        known = {field.name for field in fields(cls)} - {"raw", "nics", "ports", "mounts", "failure"}
         rest = {name: value for name, value in data.items() if name in known}
-        return cls(raw=data, ports=ports, mounts=mounts, failure=failure, **rest)
+        return cls(raw=data, nics=nics, ports=ports, mounts=mounts, failure=failure, **rest)
 
 
 @dataclass(frozen=True, kw_only=True)

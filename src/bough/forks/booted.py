@@ -21,8 +21,9 @@ from bough.forks.level import RULES, Level
 from bough.images.store import ImageManifest
 from bough.machines.record import Hardware
 from bough.snapshots.store import SnapshotManifest, SnapshotStore
-from bough.spec import MachineSpec
+from bough.spec import MachineSpec, NicSpec
 from bough.spec.model import settings_by_boot
+from bough.spec.nic import ISOLATED
 
 #: Increase this number when booted snapshots of this version differ from those of earlier versions.
 _GENERATION = 2
@@ -46,13 +47,27 @@ def can_fork_booted(spec: MachineSpec, image: ImageManifest) -> bool:
 def is_neutral(spec: MachineSpec) -> bool:
     """Return whether any standby machine with the same hardware fits: the spec asks for nothing else."""
     asked = settings_by_boot("setup", "name", "host") - {"image", "accelerator"}
-    return all(getattr(spec, name) == _default(name) for name in asked)
+    plain = all(getattr(spec, name) == _default(name) for name in asked)
+    return plain and _neutral_nics(spec) == spec.nics
 
 
 def neutral(spec: MachineSpec, image: ImageManifest) -> MachineSpec:
     """Return the spec of the machine that is booted for all specs with the same key."""
     plain = {name: _default(name) for name in settings_by_boot("setup", "name", "host")}
-    return spec.model_copy(update={**plain, "image": image.digest, "accelerator": spec.accelerator})
+    own = {"image": image.digest, "accelerator": spec.accelerator, "nics": _neutral_nics(spec)}
+    return spec.model_copy(update={**plain, **own})
+
+
+def _neutral_nics(spec: MachineSpec) -> tuple[NicSpec, ...]:
+    """Return the cards without their own addresses, away from all networks between machines. A card's device
+    state fits each network.
+    """
+    return tuple(
+        card.model_copy(
+            update={"mac": None, "network": ISOLATED if card.network in spec.networks else card.network}
+        )
+        for card in spec.nics
+    )
 
 
 def _default(name: str) -> Any:
@@ -62,12 +77,14 @@ def _default(name: str) -> Any:
 def booted_key(
     spec: MachineSpec, image: ImageManifest, hardware: Hardware, accelerator: str, qemu_version: Iterable[int]
 ) -> str:
-    own = {"uuid", "vmgenid", "mac", "uid"}
+    spec = spec.model_copy(update={"nics": _neutral_nics(spec)})
     told = {
         "generation": _GENERATION,
         "image": image.digest,
         "spec": spec.model_dump(mode="json", exclude=set(settings_by_boot("setup", "name", "host"))),
-        "hardware": hardware.model_dump(mode="json", exclude=own),
+        "hardware": hardware.model_dump(
+            mode="json", exclude={"uuid": True, "vmgenid": True, "uid": True, "nics": {"__all__": {"mac"}}}
+        ),
         "accelerator": accelerator,
         "qemu": list(qemu_version),
     }

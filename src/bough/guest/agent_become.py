@@ -155,7 +155,7 @@ def become(agent: Agent, _call: int, arguments: Arguments) -> dict[str, object]:
     """Set clock, randomness and identity.
 
     {"unix_ns", "entropy"}, and for a new identity {"hostname", "machine_id", "host_keys": {kind: [private,
-    public]}, "mac_from", "mac"} -> {"took_ns", "failed", "volatile"}.
+    public]}, "macs": [[from, to]]} -> {"took_ns", "failed", "volatile"}.
 
     The clock is set to unix_ns plus the time that this operation took. Each part is tried, even if others
     fail. `failed` names the parts that could not be set, with the reasons. `volatile`: some parts last only
@@ -182,8 +182,7 @@ def become(agent: Agent, _call: int, arguments: Arguments) -> dict[str, object]:
         parts.set("host name in /etc/hosts", _write_hosts, hostname, ready)
     # Each of the following steps wakes services, which slow the other steps. So these steps come last, the
     # one with the longest time before it wakes a service first.
-    mac_from, mac = arguments.get("mac_from"), arguments.get("mac")
-    if isinstance(mac_from, str) and isinstance(mac, str):
+    for mac_from, mac in _mac_changes(arguments):
         parts.set("MAC address", _set_mac, mac_from, mac, ready)
     if isinstance(hostname, str):
         parts.set("host name", _socket.sethostname, hostname)
@@ -192,6 +191,16 @@ def become(agent: Agent, _call: int, arguments: Arguments) -> dict[str, object]:
     if isinstance(now, int):
         parts.set("time", time.clock_settime_ns, time.CLOCK_REALTIME, now + took)
     return {"took_ns": took, "failed": parts.failed, "volatile": os.path.isdir(_SHADOWS)}
+
+
+def _mac_changes(arguments: Arguments) -> list[tuple[str, str]]:
+    """Return the old and the new address of each network card that gets a new one."""
+    macs = arguments.get("macs")
+    return [
+        (pair[0], pair[1])
+        for pair in (macs if isinstance(macs, list) else ())
+        if isinstance(pair, list) and [len(mac) for mac in pair if isinstance(mac, str)] == [17, 17]
+    ]
 
 
 class Parts:
@@ -217,7 +226,7 @@ class Parts:
 def settle(arguments: Arguments, _tell: Tell) -> dict[str, object]:
     """Wait until the new identity is on the disk, and make sshd and journalctl use it.
 
-    Takes {"mac_from", "mac"} if the network card has a new address. A running sshd loads its new keys, and
+    Takes {"macs": [[from, to]]} for network cards with a new address. A running sshd loads its new keys, and
     journalctl finds the journal. The DHCP lease needs no renewal: each machine's uplink gives every client
     the same address.
     """
@@ -231,11 +240,11 @@ def settle(arguments: Arguments, _tell: Tell) -> dict[str, object]:
             _lead_to_journal(place)
         except OSError:
             pass  # no journal there, or a read-only one
-    mac_from, mac = arguments.get("mac_from"), arguments.get("mac")
-    if isinstance(mac_from, str) and isinstance(mac, str) and len(mac_from) == len(mac) == 17:
+    changes = _mac_changes(arguments)
+    if changes:
         from bough.guest import agent_nic
 
-        agent_nic.follow(mac_from, mac)
+        agent_nic.follow(changes)
     os.sync()
     return {}
 

@@ -1,4 +1,4 @@
-"""Rename a fork's network card in configurations that name the parent's hardware address.
+"""Rename a fork's network cards in configurations that name the parent's hardware addresses.
 
 cloud-init, netplan, networkd, NetworkManager and udev may identify a card by its address. The fork would
 otherwise have no network, at once or after its next boot.
@@ -28,11 +28,11 @@ _MOST_FILES = 200
 _MOST_BYTES = 64 * 1024
 
 
-def follow(mac_from: str, mac: str) -> list[str]:
-    """Replace the address in all configurations. Return the changed files; programs that use them are
-    notified.
+def follow(changes: list[tuple[str, str]]) -> list[str]:
+    """Replace old by new addresses in all configurations. Return the changed files; programs that use them
+    are notified.
     """
-    changed = [path for path in _files() if _replace(path, mac_from.lower(), mac.lower())]
+    changed = [path for path in _files() if _replace(path, changes)]
     if any("/systemd/network/" in path for path in changed):
         run(["networkctl", "reload"])
     if any("/NetworkManager/" in path for path in changed):
@@ -49,14 +49,15 @@ def _files() -> list[str]:
     return [path for path in found if os.path.isfile(path) and not os.path.islink(path)]
 
 
-def _replace(path: str, old: str, new: str) -> bool:
+def _replace(path: str, changes: list[tuple[str, str]]) -> bool:
     try:
         with open(path, "rb", buffering=0) as file:
             content = file.read(_MOST_BYTES + 1)
             info = os.fstat(file.fileno())
-        changed = content.replace(old.encode(), new.encode()).replace(
-            old.upper().encode(), new.upper().encode()
-        )
+        changed = content
+        for old, new in changes:
+            for mac_from, mac in ((old.lower(), new.lower()), (old.upper(), new.upper())):
+                changed = changed.replace(mac_from.encode(), mac.encode())
         if len(content) > _MOST_BYTES or changed == content:
             return False
         write_file(path, changed, mode=info.st_mode & 0o7777, owner=(info.st_uid, info.st_gid))

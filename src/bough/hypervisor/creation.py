@@ -16,6 +16,7 @@ from bough.machines.disks.creation import create_disks
 from bough.machines.events import Events
 from bough.machines.machine import Machine
 from bough.machines.media import resolve_media, with_image_disks
+from bough.machines.nics import Networks, check_networks
 from bough.machines.plan import check_arch, install_firmware_variables, resolve_hardware
 from bough.machines.record import FirstBoot, MachineRecord, PortForward, new_machine_id, now
 from bough.machines.seed import create_seed
@@ -41,6 +42,7 @@ class Creation:
         names: Names,
         lifetimes: Lifetimes,
         half_made: HalfMade,
+        networks: Networks,
     ) -> None:
         self._home = home
         self._events = events
@@ -50,6 +52,7 @@ class Creation:
         self._names = names
         self._lifetimes = lifetimes
         self._half_made = half_made
+        self._networks = networks
 
     async def create(
         self,
@@ -78,9 +81,11 @@ class Creation:
         """Return the spec that a user wrote, before an image is built for minutes.
 
         Raises:
-            InvalidSpec: it makes no sense. BeyondHost: it asks for more than the host has.
+            InvalidSpec: it makes no sense, or names a network that does not exist. BeyondHost: it asks for
+                more than the host has.
         """
         spec = resolve_mounts(parse_spec(data), self._home.hidden)
+        check_networks(spec, self._networks)
         facts = await read_host_facts(self._home)
         check_against_host(spec, facts, force=force)
         check_arch(spec.arch or split_label(spec.image)[1] or facts.arch)

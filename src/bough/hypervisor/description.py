@@ -8,6 +8,7 @@ from typing import Any
 from bough.machines.disks.creation import read_disk_usage
 from bough.machines.machine import Machine
 from bough.machines.mounts import describe_mounts
+from bough.machines.record import MachineRecord
 from bough.machines.state import LIVE
 from bough.networks.state import describe_uplink
 
@@ -30,6 +31,7 @@ def describe(machine: Machine) -> dict[str, Any]:
         "memory_bytes": record.spec.memory,
         "disk_bytes": read_disk_usage(machine.paths),
         "layers": machine.chains.depth,
+        "nics": _describe_nics(record),
         "ports": [forward.model_dump() for forward in record.ports],
         "mounts": describe_mounts(machine),
         "accelerator": record.accelerator,
@@ -52,6 +54,11 @@ def describe(machine: Machine) -> dict[str, Any]:
         "vnc": str(machine.paths.vnc_socket) if machine.pid and record.media.display else None,
         "spec": record.spec.model_dump(mode="json"),
     }
+
+
+def _describe_nics(record: MachineRecord) -> list[dict[str, Any]]:
+    cards = zip(record.spec.network_cards, record.hardware.nics, strict=True)
+    return [{"network": card.network, "mac": nic.mac, "model": nic.model} for card, nic in cards]
 
 
 async def describe_fully(machine: Machine) -> dict[str, Any]:

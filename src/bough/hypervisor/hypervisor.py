@@ -31,6 +31,7 @@ from bough.images.store import ImageStore
 from bough.machines.demand import DEMAND
 from bough.machines.events import Events
 from bough.machines.machine import Machine
+from bough.machines.nics import NoNetworks
 from bough.paths import Home
 from bough.snapshots.tree import SnapshotTree
 
@@ -53,12 +54,13 @@ class Hypervisor:
             ImageStore(home),
             Catalogues(home),
         )
-        self.machines = machines = Inventory(home, events, tree)
+        networks = NoNetworks()
+        self.machines = machines = Inventory(home, events, tree, networks)
         self.lifetimes = lifetimes = Lifetimes(machines, half_made)
         names = Names(machines, self._give_way)
         keeper = SnapshotKeeper(tree, machines, store)
         source = ImageSource(home, store, catalogues, half_made)
-        self.creation = Creation(home, events, store, source, machines, names, lifetimes, half_made)
+        self.creation = Creation(home, events, store, source, machines, names, lifetimes, half_made, networks)
         booted = BootedSnapshots(home, source, self.creation, names, keeper, lifetimes)
         maker = ForkMaker(home, events, tree, machines, names, lifetimes)
 

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from bough.errors import Conflict, NotFound
 from bough.machines.events import Events
 from bough.machines.machine import Machine
+from bough.machines.nics import Networks
 from bough.machines.plan import resolve_plan
 from bough.machines.record import MachineRecord
 from bough.paths import Home, MachinePaths
@@ -25,12 +26,13 @@ class Inventory:
         unreadable: id -> error of each record that could not be read.
     """
 
-    def __init__(self, home: Home, events: Events, snapshots: SnapshotTree) -> None:
+    def __init__(self, home: Home, events: Events, snapshots: SnapshotTree, networks: Networks) -> None:
         self.home = home
         self.leaving: set[str] = set()
         self.unreadable: dict[str, str] = {}
         self._events = events
         self._snapshots = snapshots
+        self._networks = networks
         self._machines: dict[str, Machine] = {}
 
     def __iter__(self) -> Iterator[Machine]:
@@ -133,7 +135,7 @@ class Inventory:
 
     async def plan_of(self, record: MachineRecord, paths: MachinePaths) -> Plan:
         """What the next start of a machine would use, as data."""
-        return await resolve_plan(record, paths, self.home)
+        return await resolve_plan(record, paths, self.home, self._networks)
 
     def collect(self) -> None:
         """Remove the backing files that nothing uses."""

@@ -54,12 +54,20 @@ def render_meta_data(machine_id: str, hostname: str, ssh_keys: Sequence[str]) ->
     return json.dumps({"instance-id": f"bough-{machine_id}", "local-hostname": hostname, **keys}, indent=1)
 
 
-def render_network(mac: str | None) -> str:
-    """Return the network configuration: DHCP on the uplink, or no card if there is no uplink."""
-    if mac is None:
+def render_network(mac_addresses: Sequence[str]) -> str:
+    """Return the network configuration: DHCP on each card. The first card is called "uplink" there."""
+    if not mac_addresses:
         return json.dumps({"version": 2, "ethernets": {}})
-    card = {"match": {"macaddress": mac}, "dhcp4": True, "dhcp6": True, "optional": True}
-    return json.dumps({"version": 2, "ethernets": {"uplink": card}}, indent=1)
+    cards = {
+        f"nic{number}" if number else "uplink": {
+            "match": {"macaddress": mac},
+            "dhcp4": True,
+            "dhcp6": True,
+            "optional": True,
+        }
+        for number, mac in enumerate(mac_addresses)
+    }
+    return json.dumps({"version": 2, "ethernets": cards}, indent=1)
 
 
 def render_agent_hook() -> str:

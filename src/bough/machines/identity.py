@@ -44,9 +44,21 @@ def render_identity(record: MachineRecord) -> dict[str, Any]:
             "machine_id": record.hardware.uuid.replace("-", ""),
             "host_keys": make_host_keys(),
         }
-        if record.hardware.mac and record.mac_before:
-            arguments |= {"mac_from": record.mac_before, "mac": record.hardware.mac}
+        arguments |= _render_mac_changes(record)
     return {**arguments, "unix_ns": guest_time_ns(record)}
+
+
+def _render_mac_changes(record: MachineRecord) -> dict[str, Any]:
+    """Return the arguments for new addresses of network cards: "macs" is a list of old and new addresses.
+
+    "mac_from" and "mac" are the first card's, for agents in images of earlier versions.
+    """
+    # put_back keeps the cards of the machine. Without old addresses the guest booted with its own.
+    pairs = zip(record.macs_before, record.hardware.mac_addresses, strict=False)
+    changes = [[before, now] for before, now in pairs if before != now]
+    if not changes:
+        return {}
+    return {"mac_from": changes[0][0], "mac": changes[0][1], "macs": changes}
 
 
 @dataclass(frozen=True)
@@ -116,10 +128,7 @@ async def _check_clock(
 
 async def settle_identity(channel: AgentChannel, record: MachineRecord) -> None:
     """Have the guest write the identity to disk, and renew its lease and sshd. Takes the guest a while."""
-    card: dict[str, Any] = {}
-    if record.hardware.mac and record.mac_before and record.mac_before != record.hardware.mac:
-        card = {"mac_from": record.mac_before, "mac": record.hardware.mac}
-    await channel.call("settle", card, timeout_s=_CALL_TIMEOUT_S)
+    await channel.call("settle", _render_mac_changes(record), timeout_s=_CALL_TIMEOUT_S)
 
 
 def make_host_keys() -> dict[str, list[str]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 from collections.abc import Collection
 from pathlib import Path
 
@@ -18,7 +17,8 @@ from bough.images.esp import EfiLoader
 from bough.images.overlays import layer_format
 from bough.images.store import ImageManifest
 from bough.machines.media import boot_index, plan_media
-from bough.machines.record import Hardware, MachineRecord, new_mac, new_uuid
+from bough.machines.nics import Networks, plan_nics, resolve_nics, uplink_backend
+from bough.machines.record import Hardware, MachineRecord, new_uuid
 from bough.machines.seed import plan_seed
 from bough.paths import Home, MachinePaths
 from bough.qemu.arch import architecture
@@ -39,13 +39,13 @@ from bough.qemu.plan import (
     Firmware,
     Layer,
     Limits,
-    NicPlan,
     Plan,
     resolve_clock,
 )
 from bough.qemu.probe import OLDEST, find_qemu, inspect_qemu, probe_accelerators, probe_jail
 from bough.qemu.uefi_variables import BootFile, add_boot_entry
 from bough.spec import MachineSpec
+from bough.spec.nic import UPLINK
 from bough.storage import copy_holes
 from bough.units import GIB
 
@@ -95,9 +95,8 @@ async def resolve_hardware(
         firmware=firmware,
         uuid=new_uuid(),
         vmgenid=new_uuid(),
-        mac=new_mac() if spec.uplink else None,
+        nics=resolve_nics(spec),
         uid=uid,
-        announces=False,
         serial_ports=SERIAL_PORTS,
         disk_queues=spec.vcpus,
     )
@@ -156,8 +155,12 @@ def _enter_loader(variables: Path, loader: EfiLoader) -> None:
         ) from error
 
 
-async def resolve_plan(record: MachineRecord, paths: MachinePaths, home: Home) -> Plan:
-    """Return the plan of a start at this moment."""
+async def resolve_plan(record: MachineRecord, paths: MachinePaths, home: Home, networks: Networks) -> Plan:
+    """Return the plan of a start at this moment.
+
+    Raises:
+        NotFound: no such network. HostLacks: the host lacks QEMU, firmware or a required part of the jail.
+    """
     spec, hardware = record.spec, record.hardware
     qemu = find_qemu(hardware.arch)
     jail = await probe_jail(qemu, home)
@@ -186,7 +189,7 @@ async def resolve_plan(record: MachineRecord, paths: MachinePaths, home: Home) -
         media=plan_media(record.media, spec, home),
         display=record.media.display,
         boot_index=boot_index(spec, "disk"),
-        nic=_plan_nic(spec, hardware.mac, announces=hardware.announces),
+        nics=plan_nics(spec, hardware.nics, record.id, networks),
         firmware=_plan_firmware(hardware, paths, qemu.path),
         direct_boot=DirectBoot(spec.kernel, spec.initrd, spec.cmdline or "") if spec.kernel else None,
         clock=resolve_clock(spec.clock, spec.clock_offset_s),
@@ -211,14 +214,6 @@ def _plan_disks(record: MachineRecord, paths: MachinePaths, home: Home) -> tuple
     )
 
 
-def _plan_nic(spec: MachineSpec, mac: str | None, *, announces: bool = False) -> NicPlan | None:
-    if mac is None:
-        return None
-    if spec.uplink == "isolated":
-        return NicPlan(mac, "isolated", announces)
-    return NicPlan(mac, "passt" if shutil.which("passt") else "user", announces)
-
-
 def resolve_limits(spec: MachineSpec) -> Limits:
     """Return the limits. Memory is always limited: QEMU uses the guest's memory, up to 1 GiB for translated
     code, and some more.
@@ -236,8 +231,8 @@ def check_jail(spec: MachineSpec, jail: Jail, uid: int | None) -> None:
     """Raise HostLacks if the spec requires the whole jail and this host lacks a part."""
     if not spec.require_jail:
         return
-    nic = _plan_nic(spec, "" if spec.uplink else None)
-    report = report_jail(jail, uid=uid, network=nic is not None and nic.backend == "user")
+    on_uplink = any(card.network == UPLINK for card in spec.network_cards)
+    report = report_jail(jail, uid=uid, network=on_uplink and uplink_backend() == "user")
     missing = [part for part in report.parts if not part.had]
     if missing:
         told = "; ".join(f"{part.name}: it {part.detail}" for part in missing)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import secrets
 import uuid
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bough.machines.media import Media
 from bough.machines.state import State
@@ -22,6 +23,23 @@ class _Kept(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
+class Nic(_Kept):
+    """A network card.
+
+    Attributes:
+        model: as in the spec ("virtio").
+        place: 0: the first card's place on the PCI bus, which QEMU chooses. 1 and more: number of the card's
+            own PCI port. A card keeps its place when another card is removed.
+        announces: the card has a guest that continues elsewhere announce its place to its neighbours. No
+            neighbour on bough's links needs an announcement; only machines of earlier versions have it.
+    """
+
+    mac: str
+    model: str = "virtio"
+    place: int = 0
+    announces: bool = False
+
+
 class Hardware(_Kept):
     """The hardware, chosen when the machine is created and constant for its whole life. An upgrade of QEMU
     must not change the guest's computer.
@@ -33,17 +51,32 @@ class Hardware(_Kept):
     firmware: str
     uuid: str
     vmgenid: str
-    mac: str | None
+    nics: list[Nic]
     uid: int | None
-    #: The network card has a guest that continues elsewhere announce its place to its neighbours. No
-    #: neighbour on bough's links needs an announcement; only machines of earlier versions have such a card.
-    announces: bool = True
     #: Number of ports of its virtio-serial device. QEMU's own number, which machines of earlier versions
     #: have, makes 64 queues. Each queue slows down every start and every pause.
     serial_ports: int = 31
     #: Queues of each disk. QEMU's default follows the number of vCPUs: a vCPU added later would change the
     #: device state. None: QEMU's default, for machines of earlier versions.
     disk_queues: int | None = None
+
+    @property
+    def announces(self) -> bool:
+        return any(nic.announces for nic in self.nics)
+
+    @property
+    def mac_addresses(self) -> list[str]:
+        return [nic.mac for nic in self.nics]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_one_card(cls, value: Any) -> Any:
+        """Read a record of earlier versions, whose machines had one card or none."""
+        if not isinstance(value, Mapping) or "mac" not in value or "nics" in value:
+            return value
+        rest = {name: one for name, one in value.items() if name not in ("mac", "announces")}
+        card = {"mac": value["mac"], "announces": value.get("announces", True)}
+        return {**rest, "nics": [] if value["mac"] is None else [card]}
 
 
 class Failure(_Kept):
@@ -156,12 +189,23 @@ class MachineRecord(_Kept):
     forked_from: str | None = None
     #: What the guest still needs: a whole identity ("new"), the time ("clock"), nothing ("known").
     identity: Literal["known", "clock", "new"] = "known"
-    mac_before: str | None = None
+    #: Addresses of the cards in the guest's memory, in the order of the cards.
+    macs_before: list[str] = Field(default_factory=list)
     #: The parts of the identity that the guest could not set.
     identity_error: str | None = None
     #: The guest's boot until whose end the identity lasts, because the guest's disk is read-only.
     identity_boot: str | None = None
     suspended: Suspended | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_one_card(cls, value: Any) -> Any:
+        """Read a record of earlier versions, whose machines had one card or none."""
+        if not isinstance(value, Mapping) or "mac_before" not in value:
+            return value
+        rest = {name: one for name, one in value.items() if name != "mac_before"}
+        before = value["mac_before"]
+        return {**rest, "macs_before": [] if before is None else [before]}
 
     @property
     def hostname(self) -> str:
@@ -195,11 +239,6 @@ def new_machine_id() -> str:
 
 def new_uuid() -> str:
     return str(uuid.uuid4())
-
-
-def new_mac() -> str:
-    """Return a random unicast address with QEMU's own prefix."""
-    return "52:54:00:" + ":".join(f"{byte:02x}" for byte in secrets.token_bytes(3))
 
 
 def now() -> str:

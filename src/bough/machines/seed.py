@@ -26,13 +26,13 @@ def create_seed(directory: Path, record: MachineRecord) -> None:
         "meta-data": render_meta_data(record.media.instance or record.id, record.hostname, spec.ssh_keys),
         "user-data": spec.user_data or NO_USER_DATA,
         "vendor-data": render_agent_hook(),
-        "network-config": render_network(record.hardware.mac),
+        "network-config": render_network(record.hardware.mac_addresses),
     }
     write_seed(directory / SEED, texts)
 
 
 def renew_seed(directory: Path, record: MachineRecord) -> None:
-    """Put the name and MAC address of a fork into its copy of the parent's seed. Blocks.
+    """Put the name and MAC addresses of a fork into its copy of the parent's seed. Blocks.
 
     The fork's memory contains the size of the seed's device. If the new seed has another size, the old seed
     stays. The seed of a machine of an earlier bough stays, too: its instance is unknown.

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 
 from bough.qemu.arch import Architecture, architecture
 from bough.qemu.block import DiskNode, escape, render_option
-from bough.qemu.plan import DiskPlan, MediumPlan, NicPlan, Plan
+from bough.qemu.nic import render_nics
+from bough.qemu.plan import DiskPlan, MediumPlan, Plan
 from bough.units import MIB
 
 _LEAST_CODE_MIB = 128
@@ -50,7 +51,7 @@ def render_argv(plan: Plan, descriptors: Mapping[str, int] = DISPLAYED_DESCRIPTO
         *(_disk(disk, plan.boot_index + number, plan.disk_queues) for number, disk in enumerate(plan.disks)),
         *(_medium(medium, arch) for medium in plan.media),
         _display(plan, arch),
-        _nic(plan.nic, descriptors) if plan.nic else [],
+        _nics(plan, descriptors),
         _entropy(),
         _clone_notice(plan, arch),
         _panic_notice(arch),
@@ -228,17 +229,9 @@ def _display(plan: Plan, arch: Architecture) -> list[str]:
     return ["-vnc", "none", *(word for device in arch.display for word in ("-device", device))]
 
 
-def _nic(nic: NicPlan, descriptors: Mapping[str, int]) -> list[str]:
-    if nic.backend == "passt":
-        address = f"addr.type=fd,addr.str={descriptors['uplink']}"
-        backend = f"{option('stream', id='uplink')},{address}"
-    elif nic.backend == "isolated":
-        backend = option("hubport", id="uplink", hubid=0)
-    else:
-        backend = option("user", id="uplink", ipv6="off")
-    # romfile="": no network boot, and no ROM to load at each start.
-    device = option("virtio-net-pci", id="uplink-device", netdev="uplink", mac=nic.mac, romfile="")
-    return ["-netdev", backend, "-device", device if nic.announces else f"{device},guest_announce=off"]
+def _nics(plan: Plan, descriptors: Mapping[str, int]) -> list[str]:
+    is_jailed = plan.jail.bwrap is not None
+    return render_nics(plan.nics, machine_type=plan.machine_type, jailed=is_jailed, descriptors=descriptors)
 
 
 def _entropy() -> list[str]:

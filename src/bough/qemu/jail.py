@@ -76,13 +76,18 @@ class Jail:
 
 @dataclass(frozen=True)
 class Sight:
-    """The host files that a process may see, and the devices that it may use."""
+    """The host files that a process may see, and the devices that it may use.
+
+    Attributes:
+        placed: writable directories that the process sees at another path: path on the host, path inside.
+    """
 
     program: str
     writable: tuple[str, ...] = ()
     read_only: tuple[str, ...] = ()
     devices: tuple[str, ...] = ()
     network: bool = False
+    placed: tuple[tuple[str, str], ...] = ()
 
 
 def machine_uid(machine_id: str, taken: Collection[int] = ()) -> int:
@@ -157,14 +162,15 @@ def _root_directory(jail: Jail, sight: Sight) -> list[str]:
     words = render_system()
     words += _proc(jail)
     words += ["--dev", "/dev", "--tmpfs", "/tmp"]
-    binds = [("--ro-bind-try", path) for path in (*SYSTEM_FILES, *_program_directory(sight.program))]
-    binds += [("--dev-bind", path) for path in sight.devices]
-    binds += [("--ro-bind", path) for path in dict.fromkeys(sight.read_only)]
-    binds += [("--bind", path) for path in sight.writable]
-    for directory in _directories_above([path for _, path in binds]):
+    binds = [("--ro-bind-try", path, path) for path in (*SYSTEM_FILES, *_program_directory(sight.program))]
+    binds += [("--dev-bind", path, path) for path in sight.devices]
+    binds += [("--ro-bind", path, path) for path in dict.fromkeys(sight.read_only)]
+    binds += [("--bind", path, path) for path in sight.writable]
+    binds += [("--bind", path, inside) for path, inside in sight.placed]
+    for directory in _directories_above([inside for _, _, inside in binds]):
         # bubblewrap would create these for root alone, but the program may run as another user.
         words += ["--perms", "0755", "--dir", directory]
-    words += [word for bind, path in binds for word in (bind, path, path)]
+    words += [word for bind in binds for word in bind]
     # bubblewrap creates its directories in memory, owned by its caller: the process could write to them.
     return [*words, "--remount-ro", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/"]
 

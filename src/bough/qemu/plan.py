@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
+from bough.networks.switch_port import SwitchPort
 from bough.qemu.jail import Jail
 
 AGENT_PORT = "org.bough.agent"
@@ -55,13 +56,22 @@ class NicPlan:
     Attributes:
         backend: `passt` reaches the host's networks but not its loopback. `user` is QEMU's own network, for
             hosts without passt: slower, and the jail shares the host's network. `isolated` is a hub inside
-            QEMU with no other port.
-        announces: see Hardware.
+            QEMU with no other port. `switch` is a port of a network's switch.
+        id: name of the backend, for QMP; the device is called `<id>-device`.
+        network: as in the spec.
+        model: as in the spec.
+        place, announces: see Nic of the record.
+        port: for the backend `switch`.
     """
 
     mac: str
-    backend: Literal["passt", "user", "isolated"]
+    backend: Literal["passt", "user", "isolated", "switch"]
     announces: bool = False
+    id: str = "uplink"
+    network: str = "uplink"
+    model: str = "virtio"
+    place: int = 0
+    port: SwitchPort | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +137,7 @@ class Plan:
     uuid: str
     vmgenid: str
     disks: tuple[DiskPlan, ...]
-    nic: NicPlan | None = None
+    nics: tuple[NicPlan, ...] = ()
     firmware: Firmware = Firmware("bios")
     direct_boot: DirectBoot | None = None
     clock: str = "utc"
@@ -143,6 +153,15 @@ class Plan:
     from_template: bool = False
     prewarm: bool = False
     jail: Jail = field(default_factory=Jail)
+
+    @property
+    def has_passt(self) -> bool:
+        return any(nic.backend == "passt" for nic in self.nics)
+
+    @property
+    def needs_host_network(self) -> bool:
+        """Return whether the process must share the host's network, for QEMU's user network."""
+        return any(nic.backend == "user" for nic in self.nics)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

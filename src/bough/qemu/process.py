@@ -47,6 +47,7 @@ from bough.qemu.pid import Pid, Wrapped, read_boot_id
 from bough.qemu.plan import Plan
 from bough.qemu.qmp import Qmp
 from bough.qemu.sockets import clear, hold, listen, name_again, remove, socket_paths
+from bough.qemu.switch_ports import make_ports, open_ports, seen_ports
 from bough.qemu.syscalls import open_filter
 from bough.storage import read_tail
 
@@ -249,10 +250,12 @@ async def start_process(
         _clear(paths)
         if plan.uid is not None:
             _give_disks(paths, plan.uid)
+        make_ports(plan.nics, plan.uid)
         with contextlib.ExitStack() as sockets:
             started = await _spawn(plan, paths, lock, memory, loader, back, sockets)
     try:
         await _wait_greeting(plan, paths, started.waiter)
+        open_ports(plan.nics, plan.uid)
         found = _read_process_file(paths)
         if found is None:
             raise await _ended_early(plan, paths, started.waiter)
@@ -337,11 +340,11 @@ async def _spawn(
         if back:
             for group in groups:
                 share_last(Path(group), back)
-        if plan.nic is not None and plan.nic.backend == "passt" and plan.prewarm:
+        if plan.has_passt and plan.prewarm:
             end, far = socket.socketpair()
             descriptors["uplink"] = sockets.enter_context(end).fileno()
             sink = asyncio.create_task(_swallow(far), name="swallow the frames of a pre-warm")
-        elif plan.nic is not None and plan.nic.backend == "passt":
+        elif plan.has_passt:
             asked = begin_uplink(machine_id=plan.machine_id, uid=plan.uid, groups=groups)
             descriptors["uplink"] = sockets.enter_context(asked.end).fileno()
             uplink = Pid.of(asked.started())
@@ -462,16 +465,13 @@ def _sight(plan: Plan, paths: MachinePaths) -> Sight:
         writable=tuple(writable),
         read_only=tuple(read_only),
         devices=("/dev/kvm",) if plan.accelerator == "kvm" else (),
-        network=_needs_network(plan),
+        network=plan.needs_host_network,
+        placed=seen_ports(plan.nics),
     )
 
 
-def _needs_network(plan: Plan) -> bool:
-    return plan.nic is not None and plan.nic.backend == "user"
-
-
 def _report(plan: Plan) -> JailReport:
-    return report_jail(plan.jail, uid=plan.uid, network=_needs_network(plan))
+    return report_jail(plan.jail, uid=plan.uid, network=plan.needs_host_network)
 
 
 def _clear(paths: MachinePaths) -> None:

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -30,7 +30,7 @@ from bough.images.overlays import render_chain
 from bough.machines.disks.creation import convert_disk, create_disk
 from bough.machines.media import Media
 from bough.machines.plan import FIRMWARE_VARIABLES
-from bough.machines.record import FirstBoot, Hardware, now
+from bough.machines.record import FirstBoot, Hardware, Nic, now
 from bough.machines.saved_state import SavedState
 from bough.machines.seed import SEED
 from bough.paths import Home, SnapshotPaths
@@ -41,6 +41,7 @@ from bough.qemu.ram import MemoryFile
 from bough.snapshots.memory import read_template
 from bough.snapshots.store import SnapshotDisk, SnapshotManifest, new_snapshot_id
 from bough.spec import MachineSpec
+from bough.spec.nic import MOST_NICS, Model
 from bough.spec.table import SETTINGS, entry_of
 from bough.storage import no_space_is_told, sync_directory
 from bough.tasks import finish
@@ -345,7 +346,7 @@ def _check_hardware(hardware: Hardware) -> None:
         and hardware.firmware in ("bios", "uefi")
         and _WORD.fullmatch(hardware.machine_type)
         and _WORD.fullmatch(hardware.cpu_model)
-        and (hardware.mac is None or _MAC.fullmatch(hardware.mac))
+        and _are_cards(hardware.nics)
     )
     try:
         ids = [str(uuid.UUID(text)) == text for text in (hardware.uuid, hardware.vmgenid)]
@@ -353,6 +354,16 @@ def _check_hardware(hardware: Hardware) -> None:
         ids = [False]
     if not right or not all(ids):
         raise BadBundle("the bundle describes hardware that bough does not support")
+
+
+def _are_cards(nics: list[Nic]) -> bool:
+    """Return whether the cards have distinct addresses and places, and models that bough knows."""
+    places = [nic.place for nic in nics]
+    return (
+        all(_MAC.fullmatch(nic.mac) and nic.model in get_args(Model) for nic in nics)
+        and len({nic.mac for nic in nics}) == len(set(places)) == len(nics)
+        and all(0 <= place < MOST_NICS for place in places)
+    )
 
 
 def _check_parts(manifest: BundleManifest) -> None:
@@ -363,7 +374,8 @@ def _check_parts(manifest: BundleManifest) -> None:
     small = all(sizes.get(name, 0) <= _MOST_PART for name in ("variables", "seed", "devices"))
     memory = sizes.get("memory", manifest.spec.memory)
     if (
-        len(set(names)) != len(names)
+        len(manifest.hardware.nics) != len(manifest.spec.network_cards)
+        or len(set(names)) != len(names)
         or not all(_PART.fullmatch(name) for name in names)
         or names[:count] != wanted
         or len(manifest.disks) != count

@@ -81,8 +81,17 @@ def render_ovf(manifest: SnapshotManifest, sizes: list[int], note: ExportNote) -
         _item(4 + n, 17, f"Disk {n}", HostResource=f"ovf:/disk/disk{n}", Parent="3", AddressOnParent=str(n))
         for n in range(len(sizes))
     ]
-    if manifest.hardware.mac is not None:
-        items.append(_item(4 + len(sizes), 10, "Network", ResourceSubType="E1000", Connection="nat"))
+    items += [
+        # Another hypervisor has none of our networks: each card gets its NAT.
+        _item(
+            4 + len(sizes) + n,
+            10,
+            f"Network {n}" if n else "Network",
+            ResourceSubType="E1000",
+            Connection="nat",
+        )
+        for n in range(len(manifest.hardware.nics))
+    ]
     note_class, note_key, text = (quoteattr(value) for value in note_property(note))
     os_id, os_name = _SYSTEMS.get(manifest.hardware.arch, ("1", "Other"))
     return _ENVELOPE.format(

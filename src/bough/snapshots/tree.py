@@ -16,12 +16,12 @@ from bough.errors import Conflict, SnapshotDamaged
 from bough.images.confined import Confinement
 from bough.images.overlays import check_disk
 from bough.machines.machine import Machine
+from bough.machines.nics import renew_mac_addresses
 from bough.machines.record import (
     FirstBoot,
     MachineDisk,
     MachineRecord,
     PortForward,
-    new_mac,
     new_uuid,
     now,
 )
@@ -261,7 +261,7 @@ class SnapshotTree:
                 update={
                     "uuid": new_uuid(),
                     "vmgenid": new_uuid(),
-                    "mac": new_mac() if hardware.mac else None,
+                    "nics": renew_mac_addresses(hardware.nics, spec),
                 }
             )
         asked: dict[str, Any] = {}
@@ -278,7 +278,7 @@ class SnapshotTree:
         return MachineRecord(
             id=machine_id,
             name=name,
-            spec=manifest.spec.model_copy(update={"hostname": None}),
+            spec=_spec_of_fork(manifest, identity),
             domain=(manifest.spec.hostname or "").partition(".")[2] or manifest.domain,
             image_digest=manifest.image_digest,
             image_agent=manifest.image_agent,
@@ -292,7 +292,7 @@ class SnapshotTree:
             snapshot=manifest.id,
             forked_from=manifest.id,
             identity="new" if identity == "new" else "clock",
-            mac_before=manifest.hardware.mac,
+            macs_before=manifest.hardware.mac_addresses,
         ).model_copy(update=asked)
 
     def make_files(self, record: MachineRecord, manifest: SnapshotManifest, made: MachinePaths) -> None:
@@ -350,7 +350,7 @@ class SnapshotTree:
                 state=State.STOPPED,
                 failure=None,
                 identity="clock" if is_own else "new",
-                mac_before=manifest.hardware.mac,
+                macs_before=manifest.hardware.mac_addresses,
                 hardware=record.hardware.model_copy(update={"vmgenid": new_uuid()}),
                 # The guest in the restored memory has these directories mounted.
                 spec=record.spec.model_copy(update={"mounts": manifest.spec.mounts}),
@@ -449,3 +449,12 @@ def _changes(new: Template, new_extents: list[Extent], old: Template) -> list[Ex
     differing = different_extents(new, old, shared)
     alone = union(list(subtract(new_extents, old_extents)), list(subtract(old_extents, new_extents)))
     return union(differing, alone)
+
+
+def _spec_of_fork(manifest: SnapshotManifest, identity: Identity) -> MachineSpec:
+    """Return the parent's spec without the names that belong to the parent alone."""
+    spec = manifest.spec.model_copy(update={"hostname": None})
+    if identity == "keep":
+        return spec
+    nics = tuple(card.model_copy(update={"mac": None}) for card in spec.nics)
+    return spec.model_copy(update={"nics": nics})

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bough.spec.model import FileSpec as FileSpec
     from bough.spec.model import MachineSpec as MachineSpec
     from bough.spec.model import MountSpec as MountSpec
+    from bough.spec.model import NicSpec as NicSpec
     from bough.spec.model import PortSpec as PortSpec
     from bough.spec.model import UserSpec as UserSpec
     from bough.spec.parse import parse_mount as parse_mount
@@ -46,6 +47,7 @@ _HOME_OF = {
     "FileSpec": "model",
     "MachineSpec": "model",
     "MountSpec": "model",
+    "NicSpec": "model",
     "PortSpec": "model",
     "UserSpec": "model",
     "parse_mount": "parse",

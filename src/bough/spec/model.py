@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from bough.spec import fields, mounts
+from bough.spec import fields, mounts, nic
 from bough.spec.table import SETTINGS, Boot, entry_of
 from bough.units import GIB, parse_duration
 
@@ -78,6 +78,8 @@ Uplink = Annotated[
     BeforeValidator(fields.uplink),
     WithJsonSchema({"anyOf": [{"type": "boolean"}, {"const": "isolated"}]}),
 ]
+Network = Annotated[str, BeforeValidator(nic.network), _TEXT]
+MacAddress = Annotated[str, BeforeValidator(nic.mac_address), _TEXT]
 ProcessMemory = Annotated[int, BeforeValidator(fields.process_memory), _SIZE_SCHEMA]
 CpuPercent = Annotated[
     int,
@@ -177,6 +179,23 @@ class MountSpec(Table):
         return mounts.mount(value)
 
 
+class NicSpec(Table):
+    """A network card: a table, or a text like "back" or "back,model=e1000e"."""
+
+    network: Network = Field(
+        default=nic.UPLINK, description="'uplink', 'isolated' (leads nowhere), or the name of a network"
+    )
+    mac: MacAddress | None = Field(default=None, description="MAC address; default: a random address")
+    model: nic.Model = Field(
+        default="virtio", description="of the card; others are for guests without virtio"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return nic.card(value)
+
+
 class LimitsSpec(Table):
     """Bounds on the host's resources that a machine may use."""
 
@@ -217,6 +236,7 @@ class MachineSpec(Table):
     boot: Literal["auto", "disk", "cdrom", "floppy"] = _setting("boot", "auto")
     display: bool | None = _setting("display", None)
     uplink: Uplink = _setting("uplink", True)
+    nics: Annotated[tuple[NicSpec, ...], Field(strict=False, max_length=nic.MOST_NICS)] = _setting("nics", ())
     limits: LimitsSpec = Field(default_factory=LimitsSpec, description=SETTINGS["limits"].text)
     require_jail: bool = _setting("require_jail", False)
     clock: Clock = _setting("clock", "utc")
@@ -236,6 +256,24 @@ class MachineSpec(Table):
     mounts: Annotated[tuple[MountSpec, ...], Field(strict=False, max_length=32)] = _setting("mounts", ())
     restart: Literal["no", "on-failure"] = _setting("restart", "no")
     autostart: bool = _setting("autostart", False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _uplink_of_nics(cls, value: Any) -> Any:
+        return nic.with_uplink(value)
+
+    @property
+    def network_cards(self) -> tuple[NicSpec, ...]:
+        """Return the cards of the machine: `nics`, or the one card that `uplink` stands for."""
+        if self.nics or self.uplink is False:
+            return self.nics
+        return (NicSpec(network=nic.UPLINK if self.uplink is True else nic.ISOLATED),)
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Return the names of the networks between machines that the cards are on."""
+        named = (card.network for card in self.network_cards)
+        return tuple(name for name in named if name not in (nic.UPLINK, nic.ISOLATED))
 
     @property
     def clock_offset_s(self) -> float | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bough.spec import fields, mounts
+from bough.spec import fields, mounts, nic
 from bough.spec.model import MachineSpec, MountSpec
 from bough.spec.problems import IS_MISSING, NO_SUCH_SETTING, Problem, raise_if_any, render_place, translate
 from bough.units import MIB, format_size
@@ -63,6 +63,7 @@ def spec_schema() -> dict[str, Any]:
     definitions = schema["$defs"]
     definitions["PortSpec"] = _or_text(definitions["PortSpec"], "string", "integer")
     definitions["MountSpec"] = _or_text(definitions["MountSpec"], "string")
+    definitions["NicSpec"] = _or_text(definitions["NicSpec"], "string")
     definitions["DiskSpec"] = _or_text(definitions["DiskSpec"], "string", "integer")
     definitions["UserSpec"] = _or_text(definitions["UserSpec"], "string")
     return schema
@@ -97,6 +98,7 @@ def _find_contradictions(data: Mapping[str, Any]) -> Iterator[Contradiction]:
             if data.get(name) is not None:
                 what = "has no effect without a kernel of the host"
                 yield (name,), what, "set kernel, or remove this setting"
+    yield from _find_nic_problems(data)
     yield from _find_repeated(data, "disks", _serial_of, "this serial")
     yield from _find_repeated(data, "users", _user_of, "this user")
     yield from _find_repeated(data, "files", lambda one: one.get("path"), "this path")
@@ -145,6 +147,22 @@ def _find_repeated(
             continue  # wrong type, which is reported elsewhere
         if earlier != index:
             yield (name, index), f"{what} is already used by {name}[{earlier}]", None
+
+
+def _find_nic_problems(data: Mapping[str, Any]) -> Iterator[Contradiction]:
+    yield from _find_repeated(data, "nics", _mac_of, "this MAC address")
+    networks = [nic.network_of(card) for card in _tables(data, "nics")]
+    on_uplink = [number for number, name in enumerate(networks) if name == nic.UPLINK]
+    for number in on_uplink[1:]:
+        yield ("nics", number, "network"), f"the uplink already has the card nics[{on_uplink[0]}]", None
+    if networks and data.get("uplink", bool(on_uplink)) is not bool(on_uplink):
+        what = f"contradicts nics, of which {'one is' if on_uplink else 'none is'} on the uplink"
+        yield ("uplink",), what, "remove this setting: nics names the network of each card"
+
+
+def _mac_of(card: Any) -> Any:
+    mac = nic.card(card).get("mac")
+    return None if mac is None else nic.mac_address(mac)
 
 
 def _serial_of(disk: Any) -> Any:

@@ -35,7 +35,7 @@ the API.
 """
 #: Settings that TOML writes as tables, which follow all plain keys.
 _TABLES = {"limits": "[limits]", "environment": "[environment]"}
-_LISTS = {"disks": "[[disks]]", "users": "[[users]]", "files": "[[files]]"}
+_LISTS = {"nics": "[[nics]]", "disks": "[[disks]]", "users": "[[users]]", "files": "[[files]]"}
 
 
 def render_settings() -> str:

@@ -195,11 +195,25 @@ SETTINGS: Mapping[str, Setting] = {
         boot="always",
     ),
     "uplink": Setting(
-        "outbound network; false: no network card; 'isolated': a card that leads nowhere",
+        "outbound network, for a machine without `nics`; false: no network card; "
+        "'isolated': a card that leads nowhere",
         "true",
         (
             Flag("--no-uplink", "No outbound network.", kind="switch", value=False),
             Flag("--isolated", "A network card that leads nowhere.", kind="switch", value="isolated"),
+        ),
+        process_image=True,
+    ),
+    "nics": Setting(
+        "network cards in order, each on 'uplink', 'isolated' or a network's name; default: as `uplink` says",
+        'network = "uplink"\nmac = "52:54:00:12:34:56"\nmodel = "virtio"',
+        (
+            Flag(
+                "--nic",
+                "A network card on the uplink or on a network, as NETWORK[,mac=MAC][,model=MODEL].",
+                "NETWORK",
+                many=True,
+            ),
         ),
         process_image=True,
     ),

@@ -9,7 +9,7 @@ from typing import Any
 from bough.errors import InvalidInput, NotFound
 
 MOST_TOML_BYTES = 4 * 1024 * 1024
-_LISTS = ("disks", "users", "ssh_keys", "files", "commands", "ports", "mounts")
+_LISTS = ("nics", "disks", "users", "ssh_keys", "files", "commands", "ports", "mounts")
 
 
 def load_toml(source: Path | str) -> dict[str, Any]:

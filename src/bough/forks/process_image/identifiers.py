@@ -8,7 +8,7 @@ from uuid import UUID
 
 from bough.errors import MachineFailed
 from bough.qemu.argv import render_argv
-from bough.qemu.plan import Plan
+from bough.qemu.plan import NicPlan, Plan
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Identifiers:
     machine_id: str
     uuid: str
     vmgenid: str
-    mac: str | None
+    macs: tuple[str, ...]
     disks: tuple[str, ...]
 
     def forms(self) -> dict[str, bytes]:
@@ -35,9 +35,8 @@ class Identifiers:
             "vmgenid_le": UUID(self.vmgenid).bytes_le,
             **{f"disk{number}": name.encode() for number, name in enumerate(self.disks)},
         }
-        if self.mac is not None:
-            forms["mac"] = bytes.fromhex(self.mac.replace(":", ""))
-        return forms
+        addresses = {f"mac{number}": _mac_bytes(mac) for number, mac in enumerate(self.macs)}
+        return forms | addresses
 
     @property
     def needed(self) -> list[str]:
@@ -59,12 +58,16 @@ class Identifiers:
             raise MachineFailed("its ids are longer or shorter than those of the captured process")
 
 
+def _mac_bytes(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
+
+
 def identifiers_of(plan: Plan) -> Identifiers:
     return Identifiers(
         machine_id=plan.machine_id,
         uuid=plan.uuid,
         vmgenid=plan.vmgenid,
-        mac=plan.nic.mac if plan.nic else None,
+        macs=tuple(nic.mac for nic in plan.nics),
         disks=tuple(Path(disk.path).stem for disk in plan.disks),
     )
 
@@ -77,8 +80,8 @@ def fit_of(plan: Plan) -> tuple[str, ...] | None:
     if not _can_be_captured(plan):
         return None
     disks = tuple(replace(disk, path=f"disk{number}") for number, disk in enumerate(plan.disks))
-    nic = replace(plan.nic, mac="mac") if plan.nic else None
-    neutral = replace(plan, machine_id="", name="", uuid="", vmgenid="", disks=disks, nic=nic)
+    nics = tuple(replace(nic, mac=f"mac{number}") for number, nic in enumerate(plan.nics))
+    neutral = replace(plan, machine_id="", name="", uuid="", vmgenid="", disks=disks, nics=nics)
     return tuple(render_argv(neutral))
 
 
@@ -95,8 +98,13 @@ def _can_be_captured(plan: Plan) -> bool:
         and not plan.media
         and plan.firmware.variables is None
         and plan.direct_boot is None
-        and (plan.nic is None or plan.nic.backend != "user")
+        and all(_may_be_captured(nic) for nic in plan.nics)
         and all(disk.backing and not disk.read_only for disk in plan.disks)
         and "rdrand=off" in plan.cpu_model.split(",")
         and "rdseed=off" in plan.cpu_model.split(",")
     )
+
+
+def _may_be_captured(nic: NicPlan) -> bool:
+    """Return whether the loader can make the backend again, and the card keeps no state beside its own."""
+    return nic.backend in ("passt", "isolated") and nic.model == "virtio"

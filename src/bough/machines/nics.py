@@ -1,0 +1,113 @@
+"""The network cards of a machine: chosen once from its spec, planned at each start."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Sequence
+from typing import Literal, Protocol
+
+from bough.errors import NotFound
+from bough.machines.mac_address import choose_mac_addresses
+from bough.machines.record import Nic
+from bough.networks.switch_port import SwitchPort
+from bough.qemu.plan import NicPlan
+from bough.spec import MachineSpec
+from bough.spec.nic import ISOLATED, UPLINK
+from bough.spec.problems import Problem, did_you_mean, raise_if_any
+
+
+class Networks(Protocol):
+    """The networks between machines of one home."""
+
+    def names(self) -> Collection[str]: ...
+
+    def port(self, network: str, machine_id: str, nic: str) -> SwitchPort:
+        """Return where the port of a machine's card is. Creates nothing.
+
+        Raises:
+            NotFound: no such network.
+        """
+        ...
+
+
+class NoNetworks:
+    """Networks of a home that has none."""
+
+    def names(self) -> Collection[str]:
+        return ()
+
+    def port(self, network: str, machine_id: str, nic: str) -> SwitchPort:
+        raise NotFound(f"the machine has a network card on '{network}', and there is no such network")
+
+
+def resolve_nics(spec: MachineSpec) -> list[Nic]:
+    """Choose the cards of a new machine, for its whole life."""
+    cards = spec.network_cards
+    addresses = choose_mac_addresses(card.mac for card in cards)
+    return [
+        Nic(mac=mac, model=card.model, place=place)
+        for place, (card, mac) in enumerate(zip(cards, addresses, strict=True))
+    ]
+
+
+def renew_mac_addresses(nics: Sequence[Nic], spec: MachineSpec | None) -> list[Nic]:
+    """Return the cards with new addresses, for a machine with a new identity.
+
+    Args:
+        spec: names the addresses that a user wants; None: all addresses are random.
+    """
+    wanted = [card.mac for card in spec.network_cards] if spec else [None] * len(nics)
+    addresses = choose_mac_addresses(wanted)
+    return [nic.model_copy(update={"mac": mac}) for nic, mac in zip(nics, addresses, strict=True)]
+
+
+def check_networks(spec: MachineSpec, networks: Networks) -> None:
+    """Raise InvalidSpec if a card is on a network that does not exist."""
+    known = networks.names()
+    raise_if_any(
+        [
+            Problem(f"nics[{number}].network", f"no network '{card.network}'", _hint(card.network, known))
+            for number, card in enumerate(spec.nics)
+            if card.network not in (UPLINK, ISOLATED, *known)
+        ]
+    )
+
+
+def _hint(name: str, known: Collection[str]) -> str | None:
+    return did_you_mean(name, [UPLINK, ISOLATED, *known])
+
+
+def plan_nics(
+    spec: MachineSpec, nics: Sequence[Nic], machine_id: str, networks: Networks
+) -> tuple[NicPlan, ...]:
+    """Return the cards and backends of the next start.
+
+    Raises:
+        NotFound: no such network.
+    """
+    cards = zip(spec.network_cards, nics, strict=True)
+    return tuple(_plan_nic(card.network, nic, machine_id, networks) for card, nic in cards)
+
+
+def _plan_nic(network: str, nic: Nic, machine_id: str, networks: Networks) -> NicPlan:
+    backend: Literal["passt", "user", "isolated", "switch"] = "switch"
+    if network == UPLINK:
+        backend = uplink_backend()
+    elif network == ISOLATED:
+        backend = "isolated"
+    # "uplink" is the name in all versions of bough.
+    name = "uplink" if nic.place == 0 and backend != "switch" else f"nic{nic.place}"
+    return NicPlan(
+        nic.mac,
+        backend,
+        nic.announces,
+        id=name,
+        network=network,
+        model=nic.model,
+        place=nic.place,
+        port=networks.port(network, machine_id, name) if backend == "switch" else None,
+    )
+
+
+def uplink_backend() -> Literal["passt", "user"]:
+    return "passt" if shutil.which("passt") else "user"
