@@ -18,17 +18,19 @@ def seen_ports(nics: Sequence[NicPlan]) -> tuple[tuple[str, str], ...]:
 
 
 def make_ports(nics: Sequence[NicPlan], uid: int | None) -> None:
-    """Make the directories, for QEMU's user under a root service. QEMU creates a socket in each.
+    """Give the directories to QEMU's user under a root service. Make those that do not exist.
+
+    The group of a directory stays: it is the switch's, which also creates a socket there.
 
     Raises:
         OSError: the directory of the network is missing.
     """
     for port in _ports(nics):
         directory = Path(port.directory)
-        directory.mkdir(mode=0o711, exist_ok=True)
-        directory.chmod(0o711)  # for any umask
+        directory.mkdir(mode=0o770, exist_ok=True)
         if uid is not None:
-            os.chown(directory, uid, uid, follow_symlinks=False)
+            os.chown(directory, uid, -1, follow_symlinks=False)
+            directory.chmod(0o770)  # for any umask
 
 
 def open_ports(nics: Sequence[NicPlan], uid: int | None) -> None:
