@@ -10,7 +10,7 @@ import click
 
 from bough.client.user_data import read_user_data
 from bough.errors import InvalidInput
-from bough.spec.table import Flag, flags
+from bough.spec.settings import Flag, flags
 
 
 def spec_options(command: Callable[..., Any]) -> Callable[..., Any]:

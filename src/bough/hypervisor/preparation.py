@@ -32,7 +32,7 @@ from bough.progress import ignore_progress
 from bough.snapshots.store import SnapshotManifest
 from bough.spec import parse_spec
 from bough.spec.model import used_settings
-from bough.spec.table import barring_process_image
+from bough.spec.settings import barring_process_image
 
 #: A pre-warmed fork runs that many commands before its process is captured.
 _PREWARM_COMMANDS = 3

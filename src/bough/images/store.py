@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 from bough.errors import Conflict, InvalidInput, NotFound
 from bough.images.esp import EfiLoader
 from bough.paths import Home
-from bough.spec.fields import parse_architecture
+from bough.spec.values import parse_architecture
 from bough.storage import sync_directory, write_json
 
 _LEAST_PREFIX = 6

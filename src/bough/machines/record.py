@@ -14,7 +14,7 @@ from bough.machines.media import Media
 from bough.machines.state import State
 from bough.paths import MachinePaths
 from bough.spec import MachineSpec
-from bough.spec.fields import MOST_HOSTNAME
+from bough.spec.values import MOST_HOSTNAME
 from bough.storage import write_atomically
 
 

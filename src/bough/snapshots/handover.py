@@ -42,7 +42,7 @@ from bough.snapshots.memory import read_template
 from bough.snapshots.store import SnapshotDisk, SnapshotManifest, new_snapshot_id
 from bough.spec import MachineSpec
 from bough.spec.nic import MOST_NICS, Model
-from bough.spec.table import SETTINGS, entry_of
+from bough.spec.settings import SETTINGS, entry_of
 from bough.storage import no_space_is_told, sync_directory
 from bough.tasks import finish
 from bough.units import MIB

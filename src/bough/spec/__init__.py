@@ -9,9 +9,6 @@ Names are imported at first use: the command line reads TOML and does not need p
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bough.spec.fields import check_name as check_name
-    from bough.spec.fields import parse_architecture as parse_architecture
-    from bough.spec.fields import parse_name as parse_name
     from bough.spec.host import HostLimits as HostLimits
     from bough.spec.host import check_against_host as check_against_host
     from bough.spec.lock import PackageLock as PackageLock
@@ -34,11 +31,14 @@ if TYPE_CHECKING:
     from bough.spec.toml import load_toml as load_toml
     from bough.spec.toml import merge as merge
     from bough.spec.toml import render_lock as render_lock
+    from bough.spec.values import check_name as check_name
+    from bough.spec.values import parse_architecture as parse_architecture
+    from bough.spec.values import parse_name as parse_name
 
 _HOME_OF = {
-    "check_name": "fields",
-    "parse_architecture": "fields",
-    "parse_name": "fields",
+    "check_name": "values",
+    "parse_architecture": "values",
+    "parse_name": "values",
     "HostLimits": "host",
     "check_against_host": "host",
     "PackageLock": "lock",

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from bough.spec import fields, mounts, nic
-from bough.spec.table import SETTINGS, Boot, entry_of
+from bough.spec import mounts, nic, values
+from bough.spec.settings import SETTINGS, Boot, entry_of
 from bough.units import GIB, parse_duration
 
 _SIZE_SCHEMA = WithJsonSchema(
@@ -19,23 +19,23 @@ _SIZE_SCHEMA = WithJsonSchema(
 )
 _TEXT = WithJsonSchema({"type": "string"})
 
-Label = Annotated[str, BeforeValidator(fields.label), _TEXT]
-Hostname = Annotated[str, BeforeValidator(fields.hostname), _TEXT]
-Image = Annotated[str, BeforeValidator(fields.image), _TEXT]
+Label = Annotated[str, BeforeValidator(values.label), _TEXT]
+Hostname = Annotated[str, BeforeValidator(values.hostname), _TEXT]
+Image = Annotated[str, BeforeValidator(values.image), _TEXT]
 Architecture = Annotated[
-    str, BeforeValidator(fields.architecture), WithJsonSchema({"enum": list(fields.ARCHITECTURES)})
+    str, BeforeValidator(values.architecture), WithJsonSchema({"enum": list(values.ARCHITECTURES)})
 ]
 Vcpus = Annotated[
     int,
-    BeforeValidator(fields.vcpus),
-    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": fields.MOST_VCPUS}),
+    BeforeValidator(values.vcpus),
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": values.MOST_VCPUS}),
 ]
-Memory = Annotated[int, BeforeValidator(fields.memory), _SIZE_SCHEMA]
-DiskSize = Annotated[int, BeforeValidator(fields.disk_size), _SIZE_SCHEMA]
-CpuModel = Annotated[str, BeforeValidator(fields.cpu_model), _TEXT]
-MachineType = Annotated[str, BeforeValidator(fields.machine_type), _TEXT]
-HostPath = Annotated[str, BeforeValidator(fields.host_path), _TEXT]
-GuestPath = Annotated[str, BeforeValidator(fields.guest_path), _TEXT]
+Memory = Annotated[int, BeforeValidator(values.memory), _SIZE_SCHEMA]
+DiskSize = Annotated[int, BeforeValidator(values.disk_size), _SIZE_SCHEMA]
+CpuModel = Annotated[str, BeforeValidator(values.cpu_model), _TEXT]
+MachineType = Annotated[str, BeforeValidator(values.machine_type), _TEXT]
+HostPath = Annotated[str, BeforeValidator(values.host_path), _TEXT]
+GuestPath = Annotated[str, BeforeValidator(values.guest_path), _TEXT]
 MountSource = Annotated[str, BeforeValidator(mounts.mount_source), _TEXT]
 MountTarget = Annotated[str, BeforeValidator(mounts.mount_target), _TEXT]
 MountCache = Annotated[
@@ -43,29 +43,29 @@ MountCache = Annotated[
     BeforeValidator(mounts.mount_cache),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}], "description": "like '5s'"}),
 ]
-CommandLine = Annotated[str, BeforeValidator(fields.command_line), _TEXT]
-Clock = Annotated[str, BeforeValidator(fields.clock), _TEXT]
-UserName = Annotated[str, BeforeValidator(fields.user_name), _TEXT]
-GroupName = Annotated[str, BeforeValidator(fields.group_name), _TEXT]
-Owner = Annotated[str, BeforeValidator(fields.owner), _TEXT]
-SshKey = Annotated[str, BeforeValidator(fields.ssh_key), _TEXT]
-Serial = Annotated[str, BeforeValidator(fields.disk_serial), _TEXT]
-Mode = Annotated[str, BeforeValidator(fields.file_mode), _TEXT]
-FileText = Annotated[str, BeforeValidator(fields.file_text), _TEXT]
-UserData = Annotated[str, BeforeValidator(fields.user_data), _TEXT]
-FileBase64 = Annotated[str, BeforeValidator(fields.file_base64), _TEXT]
-VariableName = Annotated[str, BeforeValidator(fields.variable_name), _TEXT]
-VariableValue = Annotated[str, BeforeValidator(fields.variable_value), _TEXT]
-ShellCommand = Annotated[str, BeforeValidator(fields.shell_command), _TEXT]
-Address = Annotated[str, BeforeValidator(fields.port_host), _TEXT]
+CommandLine = Annotated[str, BeforeValidator(values.command_line), _TEXT]
+Clock = Annotated[str, BeforeValidator(values.clock), _TEXT]
+UserName = Annotated[str, BeforeValidator(values.user_name), _TEXT]
+GroupName = Annotated[str, BeforeValidator(values.group_name), _TEXT]
+Owner = Annotated[str, BeforeValidator(values.owner), _TEXT]
+SshKey = Annotated[str, BeforeValidator(values.ssh_key), _TEXT]
+Serial = Annotated[str, BeforeValidator(values.disk_serial), _TEXT]
+Mode = Annotated[str, BeforeValidator(values.file_mode), _TEXT]
+FileText = Annotated[str, BeforeValidator(values.file_text), _TEXT]
+UserData = Annotated[str, BeforeValidator(values.user_data), _TEXT]
+FileBase64 = Annotated[str, BeforeValidator(values.file_base64), _TEXT]
+VariableName = Annotated[str, BeforeValidator(values.variable_name), _TEXT]
+VariableValue = Annotated[str, BeforeValidator(values.variable_value), _TEXT]
+ShellCommand = Annotated[str, BeforeValidator(values.shell_command), _TEXT]
+Address = Annotated[str, BeforeValidator(values.port_host), _TEXT]
 HostPort = Annotated[
     int,
-    BeforeValidator(fields.host_port),
+    BeforeValidator(values.host_port),
     WithJsonSchema({"type": "integer", "minimum": 0, "maximum": 65535}),
 ]
 GuestPort = Annotated[
     int,
-    BeforeValidator(fields.guest_port),
+    BeforeValidator(values.guest_port),
     WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 65535}),
 ]
 
@@ -75,20 +75,20 @@ _RATE_SCHEMA = WithJsonSchema(
 )
 Uplink = Annotated[
     bool | Literal["isolated"],
-    BeforeValidator(fields.uplink),
+    BeforeValidator(values.uplink),
     WithJsonSchema({"anyOf": [{"type": "boolean"}, {"const": "isolated"}]}),
 ]
 Network = Annotated[str, BeforeValidator(nic.network), _TEXT]
 MacAddress = Annotated[str, BeforeValidator(nic.mac_address), _TEXT]
-ProcessMemory = Annotated[int, BeforeValidator(fields.process_memory), _SIZE_SCHEMA]
+ProcessMemory = Annotated[int, BeforeValidator(values.process_memory), _SIZE_SCHEMA]
 CpuPercent = Annotated[
     int,
-    BeforeValidator(fields.cpu_percent),
+    BeforeValidator(values.cpu_percent),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}], "description": "100: one processor"}),
 ]
-ByteRate = Annotated[int, BeforeValidator(fields.byte_rate), _RATE_SCHEMA]
+ByteRate = Annotated[int, BeforeValidator(values.byte_rate), _RATE_SCHEMA]
 OperationRate = Annotated[
-    int, BeforeValidator(fields.operation_rate), WithJsonSchema({"type": "integer", "minimum": 1})
+    int, BeforeValidator(values.operation_rate), WithJsonSchema({"type": "integer", "minimum": 1})
 ]
 
 
@@ -158,7 +158,7 @@ class PortSpec(Table):
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
-        return fields.port(value)
+        return values.port(value)
 
 
 class MountSpec(Table):
@@ -217,7 +217,7 @@ def _setting(name: str, default: Any = ..., **more: Any) -> Any:
 
 
 class MachineSpec(Table):
-    """All settings of a machine. Sizes are in bytes. See table.py."""
+    """All settings of a machine. Sizes are in bytes. See settings.py."""
 
     image: Image = _setting("image")
     arch: Architecture | None = _setting("arch", None)

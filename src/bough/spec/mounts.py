@@ -46,10 +46,10 @@ def mount(value: Any) -> Any:
 
 
 def mount_source(value: Any) -> str:
-    from bough.spec import fields
+    from bough.spec import values
     from bough.spec.problems import quote, told
 
-    path = fields.host_path(value)
+    path = values.host_path(value)
     if len(path.encode()) > 4000:
         raise told(f"expected a path of at most 4000 bytes, got {quote(path)}")
     return path
@@ -57,12 +57,12 @@ def mount_source(value: Any) -> str:
 
 def mount_target(value: Any) -> str:
     """Check an absolute path in the guest at which a directory of the host can be mounted."""
-    from bough.spec import fields
+    from bough.spec import values
     from bough.spec.problems import quote, told
 
     path = value.rstrip("/") or "/" if isinstance(value, str) else value
     if path != "/":
-        path = fields.guest_path(path)
+        path = values.guest_path(path)
     if len(path.encode()) > 1000:
         raise told(f"expected a path of at most 1000 bytes, got {quote(path)}")
     within = [place for place in _NOT_BELOW if posixpath.commonpath([path, place]) == place]

@@ -52,8 +52,8 @@ def mac_address(value: Any) -> str:
 def network(value: Any) -> str:
     """Check the network of a card: the uplink, no network, or the name of a network."""
     from bough.errors import InvalidInput
-    from bough.spec.fields import parse_name
     from bough.spec.problems import told
+    from bough.spec.values import parse_name
 
     try:
         return parse_name(value)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bough.spec import fields, mounts, nic
+from bough.spec import mounts, nic, values
 from bough.spec.model import MachineSpec, MountSpec
 from bough.spec.problems import IS_MISSING, NO_SUCH_SETTING, Problem, raise_if_any, render_place, translate
 from bough.units import MIB, format_size
@@ -174,9 +174,9 @@ def _user_of(user: Any) -> Any:
 
 
 def _host_port_of(port: Any) -> Any:
-    table = fields.port(port)
+    table = values.port(port)
     number = table.get("host_port", 0)
-    return (fields.port_host(table.get("host", "127.0.0.1")), number) if number else None
+    return (values.port_host(table.get("host", "127.0.0.1")), number) if number else None
 
 
 def _target_of(one: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema
 
-from bough.spec import fields
+from bough.spec import values
 from bough.spec.model import (
     Architecture,
     DiskSize,
@@ -71,7 +71,7 @@ def _key(value: Any) -> str:
 def _mount(value: Any) -> str:
     if value == "swap":
         return "swap"
-    path = fields.guest_path(value)
+    path = values.guest_path(value)
     if path in _ON_ROOT or not re.fullmatch(r"[A-Za-z0-9._/-]+", path):
         raise told(f"expected a directory like '/home' or '/var', or 'swap', got {quote(value)}")
     return path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
-from bough.spec.table import SETTINGS, Setting
+from bough.spec.settings import SETTINGS, Setting
 
 _EXAMPLE_HEAD = """\
 # A machine, for `bough create --file machine.toml` or `bough run --file machine.toml`.

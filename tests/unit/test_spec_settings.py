@@ -14,7 +14,7 @@ from bough.snapshots.handover import parse_manifest
 from bough.spec import MachineSpec, parse_spec
 from bough.spec.model import used_settings
 from bough.spec.reference import render_example, render_settings
-from bough.spec.table import FORBIDDEN, SETTINGS, barring_process_image, entry_of
+from bough.spec.settings import FORBIDDEN, SETTINGS, barring_process_image, entry_of
 
 IMAGE = ImageManifest(
     digest="d", os="debian", version="12", arch="x86_64", firmware=("bios",), size_bytes=1, agent=True,
