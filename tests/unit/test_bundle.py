@@ -108,6 +108,19 @@ def manifest(**changes: object) -> dict[str, object]:
     } | changes  # fmt: skip
 
 
+def with_cards(*macs: str, **more: object) -> dict[str, object]:
+    """Return hardware whose cards are all in the first place, unless `more` says otherwise."""
+    hardware = dict(manifest()["hardware"])  # type: ignore[call-overload]
+    del hardware["mac"]
+    return {**hardware, "nics": [{"mac": mac, **more} for mac in macs]}
+
+
+def test_a_bundle_of_an_earlier_version_has_one_card() -> None:
+    assert parse_manifest(manifest()).hardware.mac_addresses == ["52:54:00:00:00:01"]
+    new = parse_manifest(manifest(hardware=with_cards("52:54:00:00:00:01")))
+    assert new.hardware.mac_addresses == ["52:54:00:00:00:01"]
+
+
 def test_what_is_for_its_owner_to_decide_is_not_taken_over() -> None:
     spec = parse_manifest(manifest()).spec
     assert not spec.autostart
@@ -132,6 +145,16 @@ def test_what_is_for_its_owner_to_decide_is_not_taken_over() -> None:
         {"hardware": {**manifest()["hardware"], "uuid": "x,y"}},  # type: ignore[dict-item]
         {"hardware": {**manifest()["hardware"], "cpu_model": "EPYC -S"}},  # type: ignore[dict-item]
         {"hardware": {**manifest()["hardware"], "arch": "vax"}},  # type: ignore[dict-item]
+        {"hardware": with_cards("52:54:00:00:00:01,script=/x")},
+        {"hardware": with_cards("53:54:00:00:00:01")},
+        {"hardware": with_cards("52:54:00:00:00:01", model="virtio,romfile=/etc/shadow")},
+        {"hardware": with_cards("52:54:00:00:00:01", place=8)},
+        {"hardware": with_cards("52:54:00:00:00:01", "52:54:00:00:00:02")},
+        {
+            "hardware": with_cards("52:54:00:00:00:01", "52:54:00:00:00:02"),
+            "spec": {"image": "debian:12", "nics": ["back", "front"]},
+        },
+        {"spec": {"image": "debian:12", "memory": 512 << 20, "uplink": False}},
         {"image_digest": "../../lock"},
         {"media": {"cdrom": "../../../etc/passwd"}},
     ],

@@ -50,7 +50,8 @@ from bough.units import MIB
 _BLOCK = 64 * 1024
 _MOST_PART = 64 * MIB
 _PART = re.compile(r"disk([0-9]|1[0-6])|variables|seed|memory|devices")
-_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+#: No group address.
+_MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+,=-]{0,400}")
 
 
