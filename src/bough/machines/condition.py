@@ -83,7 +83,9 @@ class Found:
 class Host(Protocol):
     """The parts of a machine that a Condition uses."""
 
-    record: MachineRecord
+    @property
+    def record(self) -> MachineRecord: ...
+
     clock: ClockKeeper
 
     @property
