@@ -27,6 +27,7 @@ from bough.machines.events import Events
 from bough.machines.forwards import Forwards
 from bough.machines.guest import Guest
 from bough.machines.guest_watch import BOOT_QUIET_S
+from bough.machines.operations import Operations, wrong_state
 from bough.machines.reach import Reach
 from bough.machines.record import MachineRecord
 from bough.machines.record_file import RecordFile
@@ -35,7 +36,6 @@ from bough.machines.restart import Restarter
 from bough.machines.saved_state import SavedState
 from bough.machines.standby import Standby
 from bough.machines.state import State
-from bough.machines.turns import Turns, wrong_state
 from bough.machines.vm.ending import Ending
 from bough.machines.vm.pause import Pause
 from bough.machines.vm.qemu_events import QemuEvents
@@ -72,7 +72,7 @@ class Machine:
     ) -> None:
         self.paths = paths
         self._file = RecordFile(record, paths, events)
-        self._turns = Turns(self)
+        self._operations = Operations(self)
         self._tasks = Tasks()
         self.mounts = MountKeeper(record.id, (paths.root.parent.parent, paths.runtime.parent), self.tell)
         self.forwards = forwards = Forwards(self, self._dial)
@@ -141,19 +141,19 @@ class Machine:
     @property
     def is_free(self) -> bool:
         """Return whether no operation runs."""
-        return self._turns.is_free
+        return self._operations.is_free
 
     def transition(self, doing: str, *allowed: State) -> AbstractAsyncContextManager[None]:
-        """Begin an exclusive operation; see Turns."""
-        return self._turns.transition(doing, *allowed)
+        """Begin an exclusive operation; see Operations."""
+        return self._operations.transition(doing, *allowed)
 
     def claim(self, doing: str) -> AbstractContextManager[None]:
-        """Make all operations in the block one operation; see Turns."""
-        return self._turns.claim(doing)
+        """Make all operations in the block one operation; see Operations."""
+        return self._operations.claim(doing)
 
     def bury(self) -> None:
         """Mark the machine as deleted: later calls on this object fail."""
-        self._turns.end()
+        self._operations.end()
 
     def wrong_state(self, doing: str, *allowed: State) -> WrongState:
         return wrong_state(self.name, self.state, doing, allowed)
@@ -197,7 +197,7 @@ class Machine:
         await self._pause.end()
 
     def rename(self, name: str) -> None:
-        self._turns.check()
+        self._operations.check()
         old = self.name
         self.change(name=name)
         self.tell_name()

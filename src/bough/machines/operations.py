@@ -48,7 +48,7 @@ def wrong_state(name: str, state: State, doing: str, allowed: Sequence[State]) -
     )
 
 
-class Turns:
+class Operations:
     def __init__(self, machine: Named) -> None:
         self._machine = machine
         self._doing: str | None = None
