@@ -96,7 +96,7 @@ class Recovery:
         elif machine.state in LIVE:
             self._ending.settle(read_exit(machine.paths), seen=False)
         else:
-            self._restarter.take_up()
+            self._restarter.adopt()
 
     async def _adopt_process(self, process: QemuProcess) -> None:
         process.stand_back(False)  # the service may have died in the middle of many forks
@@ -126,7 +126,7 @@ class Recovery:
         stops = machine.state is State.STOPPING
         self._ending.stop_asked = stops
         machine.note(state=State.RUNNING if runs else State.PAUSED)
-        machine.chains.take_up()
+        machine.chains.adopt()
         if stops:  # the service died during this stop: complete the stop
             machine.own(machine.stop(), "stop")
         await self._forwards.bind_again(machine.record.ports)

@@ -63,7 +63,7 @@ class Restarter:
         self._machine.tell("restarting", f"in {pause_s:g} s, start {count} in a row: {cause}")
         self._schedule(pause_s)
 
-    def take_up(self) -> None:
+    def adopt(self) -> None:
         """Continue with a restart that an earlier service planned."""
         record = self._machine.record
         if record.state is State.FAILED and record.restarts.next is not None:
