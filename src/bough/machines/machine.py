@@ -41,12 +41,13 @@ from bough.machines.vm.pause import Pause
 from bough.machines.vm.qemu_events import QemuEvents
 from bough.machines.vm.readiness import Readiness
 from bough.machines.vm.running import RunningVm
-from bough.machines.vm.start import Planner, Start
+from bough.machines.vm.start import Launch, Planner, Start
 from bough.machines.vm.stop import Stop
 from bough.mounts.keeper import MountKeeper
 from bough.paths import MachinePaths
 from bough.progress import Report, ignore_progress
 from bough.progress_watch import ProgressWatch
+from bough.qemu.process import start_process
 from bough.qemu.qmp import Qmp
 from bough.tasks import Tasks
 
@@ -69,6 +70,7 @@ class Machine:
         events: Events,
         planner: Planner,
         merged: Callable[[], None],
+        launch: Launch = start_process,
     ) -> None:
         self.paths = paths
         self._file = RecordFile(record, paths, events)
@@ -89,7 +91,7 @@ class Machine:
         qemu_events = QemuEvents(self, ending, condition, self.clock, guest)
         self.vm = vm = RunningVm(self, guest, forwards, condition, self.clock, qemu_events, ending, reach)
         self._pause = Pause(self, guest, condition, self.clock)
-        self._start = Start(self, vm, guest, ending, forwards, restarter, planner)
+        self._start = Start(self, vm, guest, ending, forwards, restarter, planner, launch)
         self.stopping = Stop(self, vm, guest, ending, condition, reach, restarter)
         self.recovery = Recovery(self, vm, ending, forwards, reach, restarter)
         self.readiness = Readiness(self, vm, guest, ending, condition, reach)

@@ -23,10 +23,12 @@ from bough.mounts.source import check_sources
 from bough.paths import MachinePaths
 from bough.progress import Progress, Report, notice
 from bough.qemu.plan import Plan
-from bough.qemu.process import QemuProcess, start_process
+from bough.qemu.process import QemuProcess
 
 #: Resolve the plan of the next start.
 Planner = Callable[[MachineRecord, MachinePaths], Awaitable[Plan]]
+#: Start QEMU, as `start_process`.
+Launch = Callable[..., Awaitable[QemuProcess]]
 
 #: How long a QEMU may take to end after SIGKILL.
 _KILLED_S = 5.0
@@ -64,6 +66,7 @@ class Start:
         forwards: Forwards,
         restarter: Restarter,
         planner: Planner,
+        launch: Launch,
     ) -> None:
         self._machine = machine
         self._vm = vm
@@ -72,6 +75,7 @@ class Start:
         self._forwards = forwards
         self._restarter = restarter
         self._planner = planner
+        self._launch = launch
 
     async def run(self, report: Report, *, by_policy: bool, saved: SavedState | None, hold: bool) -> None:
         """Start the machine. Return when its vCPUs run. The caller must not be cancelled.
@@ -139,7 +143,7 @@ class Start:
         self._machine.boot_sight.new_boot()
         if plan.accelerator_note:
             report(notice(plan.accelerator_note))
-        return await start_process(plan, self._machine.paths)
+        return await self._launch(plan, self._machine.paths)
 
     async def _start_saved(self, plan: Plan, saved: SavedState, hold: bool) -> QemuProcess:
         """Start QEMU from a saved state. Raises as `start_process`."""
@@ -149,10 +153,10 @@ class Start:
         if image is not None and image.fits(plan):
             self._vm.image = image
             try:
-                return await start_process(plan, paths, memory=memory, loader=image, back=back)
+                return await self._launch(plan, paths, memory=memory, loader=image, back=back)
             except MachineFailed as error:
                 self._vm.distrust_image(error.message)
-        return await start_process(plan, paths, memory=memory, back=back)
+        return await self._launch(plan, paths, memory=memory, back=back)
 
     async def _bring_up(self, process: QemuProcess, plan: Plan, saved: SavedState | None, hold: bool) -> None:
         """Connect to QEMU, and continue from the saved state if there is one. Raises BoughError, OSError."""
