@@ -44,6 +44,7 @@ _SLOW = {
     "freeze": "agent_freeze",
     "settle": "agent_become",
     "set_mounts": "agent_mounts",
+    "set_links": "agent_links",
 }
 _workers: dict[str, Worker] = {}
 _loaded: dict[str, Callable[..., dict[str, object] | None]] = {}
