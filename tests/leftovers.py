@@ -36,7 +36,9 @@ def find_leftovers(home: Home, *, service_may_run: bool = True) -> Leftovers:
     """Find leftovers now. Processes are found by the home's path in their arguments, environment, working
     directory and open files, so that processes of other homes on the host do not count.
     """
-    existing = {path.name for path in home.machines.iterdir()} if home.machines.exists() else set()
+    machines = {path.name for path in home.machines.iterdir()} if home.machines.exists() else set()
+    networks = {path.stem for path in home.networks.glob("*.json")}
+    existing = machines | networks
     found = Leftovers()
     uplinks = 0
     for pid, text in sorted(processes_of(home), key=lambda each: "/passt " in each[1]):
@@ -56,12 +58,19 @@ def find_leftovers(home: Home, *, service_may_run: bool = True) -> Leftovers:
         found.sockets = [
             str(path)
             for path in home.runtime.rglob("*")
-            if path.relative_to(home.runtime).parts[0] not in existing
+            if not _belongs(path.relative_to(home.runtime).parts, machines, networks)
             and not (service_may_run and path == home.api_socket)
         ]
     if home.incoming.exists():
         found.half_made = [str(path) for path in home.incoming.iterdir()]
     return found
+
+
+def _belongs(parts: tuple[str, ...], machines: set[str], networks: set[str]) -> bool:
+    """Return whether a path below run/ is of a machine or of a network that exists."""
+    if parts[0] == "networks":
+        return parts[1] in networks if len(parts) > 1 else bool(networks)
+    return parts[0] in machines
 
 
 def wait_nothing_left(look: Callable[[], Found], timeout_s: float = 10) -> Found:

@@ -18,6 +18,7 @@
     │   └── SnapshotDamaged     the content of a snapshot differs from its checksums
     ├── QmpRefused              QEMU understood a command and refused it
     ├── QmpLost                 the connection to QEMU broke
+    ├── SwitchLost              the connection to the switch of a network broke
     ├── AgentUnavailable        the machine runs, its agent does not answer
     │   └── AgentTimeout        ... within the time given; carries the end of the console
     ├── BootFailed              the machine runs, and signs show that its guest does not come up
@@ -164,6 +165,12 @@ class QmpLost(BoughError):
     """QEMU ended, or sent something other than QMP. The command may have taken effect."""
 
     code = "qmp-lost"
+
+
+class SwitchLost(BoughError):
+    """The switch of a network has ended, or does not answer. The request may have taken effect."""
+
+    code = "switch-lost"
 
 
 class AgentUnavailable(BoughError):

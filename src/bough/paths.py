@@ -7,6 +7,9 @@ $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root
   run/                                   sockets, for this user alone
     api.sock                             the socket of the service
     <machine id>/{qmp,agent,console,vnc}.sock
+    networks/<id>/                       of the network's switch
+      control.sock, process, switch.log
+      <machine id>-<nic>/{nic,switch}.sock   of a machine's port; QEMU may write there
   service.log
   token                                  for the API over TCP, mode 0600; made by `bough serve --listen`
   incoming/                              half-made files; removed when the service starts
@@ -28,6 +31,7 @@ $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root
     disks/<n>.qcow2, disks/<n>-<id>.qcow2  the second form after a snapshot: its new overlay
     log/{console.log,qemu.log,exit}
     suspended/{memory,extents,devices}   while the machine is suspended
+  networks/<id>.json                     the record of a network
   host.json                              results of probes of this host, per boot
   lost+found/<time>/                     files that `bough doctor --store --repair` moved away
 
@@ -159,6 +163,31 @@ class SnapshotPaths:
 
 
 @dataclass(frozen=True)
+class NetworkPaths:
+    """The files of a network's switch."""
+
+    record: Path
+    runtime: Path
+
+    @property
+    def control_socket(self) -> Path:
+        return self.runtime / "control.sock"
+
+    @property
+    def process(self) -> Path:
+        """Return the file that identifies the switch's process."""
+        return self.runtime / "process"
+
+    @property
+    def log(self) -> Path:
+        """Return the file of the switch's standard error."""
+        return self.runtime / "switch.log"
+
+    def port(self, name: str) -> Path:
+        return self.runtime / name
+
+
+@dataclass(frozen=True)
 class Home:
     """The files of a BOUGH_HOME."""
 
@@ -242,6 +271,10 @@ class Home:
         return self.root / "machines"
 
     @property
+    def networks(self) -> Path:
+        return self.root / "networks"
+
+    @property
     def host_facts(self) -> Path:
         return self.root / "host.json"
 
@@ -257,7 +290,7 @@ class Home:
     def names(self) -> frozenset[str]:
         """Return all names that may be in `root`; `bough doctor --store` reports other names as strays."""
         logs = [self.service_log, self.service_log.with_suffix(".log.1")]
-        nouns = [self.images, self.labels, self.machines, self.snapshots]
+        nouns = [self.images, self.labels, self.machines, self.networks, self.snapshots]
         rest = [
             self.lock,
             ending_mark(self.lock),
@@ -273,7 +306,7 @@ class Home:
             self.known_hosts,
             self.ssh,
         ]
-        return frozenset(path.name for path in logs + nouns + rest) | {"networks", "projects"}
+        return frozenset(path.name for path in logs + nouns + rest) | {"projects"}
 
     @property
     def api_socket(self) -> Path:
@@ -287,13 +320,17 @@ class Home:
     @property
     def runtime_names(self) -> frozenset[str]:
         """Return all names that may be in `runtime`, beside a directory per machine."""
-        return frozenset({self.api_socket.name})
+        return frozenset({self.api_socket.name, self.networks.name})
 
     def machine(self, machine_id: str) -> MachinePaths:
         return MachinePaths(self.machines / machine_id, self.runtime / machine_id)
 
     def image(self, digest: str) -> ImagePaths:
         return ImagePaths(self.images / digest)
+
+    def network(self, network_id: str) -> NetworkPaths:
+        runtime = self.runtime / self.networks.name / network_id
+        return NetworkPaths(self.networks / f"{network_id}.json", runtime)
 
     def snapshot(self, snapshot_id: str) -> SnapshotPaths:
         return SnapshotPaths(self.snapshots / snapshot_id)
@@ -304,7 +341,8 @@ class Home:
         Raises:
             HostLacks: see `make_private_directory`. OSError: a directory cannot be made.
         """
-        for path in (self.root, self.incoming, self.images, self.machines, self.snapshots):
+        nouns = (self.images, self.machines, self.networks, self.snapshots)
+        for path in (self.root, self.incoming, *nouns):
             make_directory(path, 0o711)
         if not self.runtime.is_symlink():  # a link of an earlier version: see service/sockets.py
             make_private_directory(self.runtime)

@@ -22,6 +22,7 @@ from bough.home import SocketAddress
 from bough.images.disk import digest_image
 from bough.images.store import ImageManifest, ImageStore
 from bough.machines.record import Hardware, MachineRecord
+from bough.networks.record import NetworkRecord
 from bough.paths import Home, MachinePaths
 from bough.spec import parse_spec
 from bough.storage import write_json
@@ -317,6 +318,26 @@ async def test_a_machine_that_is_deleted_meanwhile_is_nobodys_fault(home: Home) 
 
 
 @needs_qemu_img
+@needs_qemu_img
+async def test_networks(home: Home) -> None:
+    record = NetworkRecord(
+        id="cccccccccccc",
+        name="back",
+        subnet="10.1.0.0/24",
+        prefix6="fd00::/64",
+        switch_mac="52:54:00:00:00:01",
+        created="2020-01-01",
+    )
+    path = home.network(record.id).record
+    record.write(home.network(record.id))
+    assert kinds(await look(home)) == []
+    path.write_text("{")
+    (home.networks / "notes").write_text("x")
+    assert kinds(await look(home)) == ["network-unreadable", "stray"]
+    assert (await look(home, repair=True))["clean"]
+    assert list(home.networks.iterdir()) == []
+
+
 async def test_two_machines_of_one_name(home: Home) -> None:
     _add_machine(home, "bbbbbbbbbbbb", "web", _only_image(home))
     assert kinds(await look(home)) == ["name-twice"]

@@ -18,6 +18,7 @@ from bough.audit.finding import Finding, Repair, Skipped
 from bough.images.store import ImageManifest
 from bough.machines.plan import FIRMWARE_VARIABLES
 from bough.machines.record import MachineRecord
+from bough.networks.record import NetworkRecord
 from bough.paths import Home, MachinePaths
 from bough.qemu.jail import Jail
 from bough.qemu.process import is_held
@@ -290,6 +291,29 @@ def _audit_snapshots(look: Look) -> Iterator[Finding]:
                 )
 
 
+# -- networks -----------------------------------------------------------------------------------
+
+
+def _audit_networks(look: Look) -> Iterator[Finding]:
+    for path in _entries(look.home.networks):
+        if is_unfinished_write(path.name):
+            yield _unfinished(path)
+        elif path.suffix != ".json" or not path.is_file():
+            yield _stray(path)
+        else:
+            yield from _check_mode(path, 0o600)
+            try:
+                NetworkRecord.read(look.home.network(path.stem))
+            except (OSError, ValueError) as error:
+                yield Finding(
+                    "network-unreadable",
+                    path,
+                    f"the record of network {path.stem} cannot be read: {_first_line(error)}",
+                    "its machines cannot start: repair it by hand, or move it away (--repair does)",
+                    Repair.SET_ASIDE,
+                )
+
+
 # -- other files --------------------------------------------------------------------------------
 
 
@@ -355,6 +379,7 @@ AUDITS = (
     _audit_labels,
     _audit_machines,
     _audit_snapshots,
+    _audit_networks,
     _audit_root,
     _audit_incoming,
     _audit_runtime,

@@ -10,7 +10,8 @@ from bough.storage import is_unfinished_write
 
 def sweep_unfinished_writes(home: Home) -> None:
     """Remove unfinished writes. No unfinished write was acknowledged, and the old files are intact."""
-    for directory in (home.root, *_below(home.images), *_below(home.machines), *_below(home.snapshots)):
+    nouns = (home.images, home.machines, home.snapshots)
+    for directory in (home.root, home.networks, *(below for noun in nouns for below in _below(noun))):
         for path in directory.iterdir():
             if is_unfinished_write(path.name) and path.is_file() and not path.is_symlink():
                 path.unlink()
@@ -20,6 +21,8 @@ def sweep_runtime(home: Home) -> None:
     """Remove the sockets of deleted machines, left by a kill during a delete."""
     machines = {path.name for path in home.machines.iterdir()}
     for root in _below(home.runtime):
+        if root.name in home.runtime_names:
+            continue
         entries = list(root.iterdir())
         # A link stands for a socket without a name.
         if root.name not in machines and all(path.is_socket() or path.is_symlink() for path in entries):

@@ -17,5 +17,5 @@ the switch: a new switch binds the same names, and frames in between are lost.
     control.py    the service's requests, one JSON object a line
     capture.py    frames in the form of pcapng
 
-No module here imports other parts of bough: the process runs in a jail with few files.
+The modules import no other part of bough than switch_port.py: the process runs in a jail with few files.
 """

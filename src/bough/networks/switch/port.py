@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bough.networks.switch.settings import Member, format_mac
-
-NIC_SOCKET = "nic.sock"
-SWITCH_SOCKET = "switch.sock"
+from bough.networks.switch_port import NIC_SOCKET, SWITCH_SOCKET
 
 #: Added to the size of each frame that waits, so that small frames count for the memory that they take.
 _FRAME_COST_BYTES = 128
