@@ -30,6 +30,7 @@ PAGES = {
     "docs/quickstart.md": Page(),
     "docs/snapshots.md": Page(web=True),
     "docs/mounts.md": Page(before="mkdir -p src more ~/data"),
+    "docs/networks.md": Page(),
     "docs/concepts.md": Page(before="mkdir -p ~/.config/systemd/user"),
 }
 
@@ -66,6 +67,7 @@ NOT_RUN = {
 
 #: Blocks of Python that do not run alone -> reason, by one line of the block.
 FRAGMENTS = {
+    'network = hv.create_network("back")': "test_networks.py has each method of this page",
     'snapshot = vm.snapshot("ready")': "upgrades packages from the network; test_python.py forks",
     'with hv.run("debian:12", mounts=': "runs make on a source that is not here; test_mounts.py mounts",
     'done = vm.exec("sort"': "test_python.py has each method of this page",

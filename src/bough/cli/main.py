@@ -43,6 +43,7 @@ COMMANDS = {
     "type": ("screen", "type_text", "Type on a machine's keyboard."),
     "screen": ("screen", "screen", "Show a machine's screen in a viewer."),
     "cp": ("copy", "cp", "Copy files and trees to and from a machine."),
+    "network": ("network", "network", "Connect machines by private networks."),
     "port": ("ports", "port", "Forward ports of this host to a machine."),
     "mount": ("mounts", "mount", "Share a directory of this host with a machine."),
     "umount": ("mounts", "umount", "Stop sharing a directory with a machine."),

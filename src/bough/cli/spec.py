@@ -17,6 +17,13 @@ def spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add an option for every setting of a machine, from the table of settings; `spec_of` collects them."""
     options = [click.option(*_names(setting, flag), **_how(flag)) for setting, flag in flags()]
     options += [
+        click.option(
+            "--network",
+            "networks",
+            multiple=True,
+            metavar="NAME",
+            help="Connect the machine to this network, beside its uplink.",
+        ),
         click.option("--no-ssh-keys", is_flag=True, help="Do not authorize the public keys in ~/.ssh."),
         click.option("-f", "--file", "spec_file", metavar="TOML", help="TOML spec; flags override it."),
         click.option("--force", is_flag=True, help="Allow more memory, disk or vCPUs than the host has."),
@@ -92,7 +99,7 @@ def _add_lists(data: dict[str, Any], given: dict[str, Any]) -> None:
     if not given["no_ssh_keys"] and not keys and not data.get("ssh_keys"):
         keys = _own_keys()
     added: dict[str, list[Any]] = {
-        "nics": list(given["nics"]),
+        "nics": [*given["nics"], *_cards(data, given)],
         "disks": list(given["disks"]),
         "users": [{"name": name, "sudo": True, "ssh_keys": keys} for name in given["users"]],
         "ssh_keys": keys,
@@ -107,6 +114,15 @@ def _add_lists(data: dict[str, Any], given: dict[str, Any]) -> None:
     for name, flag in (("environment", "--env"), ("limits", "--limit")):
         if given[name]:
             data[name] = {**data.get(name, {}), **dict(_pair(flag, text) for text in given[name])}
+
+
+def _cards(data: dict[str, Any], given: dict[str, Any]) -> list[str]:
+    """Return the cards for --network. They add to the uplink if no card is listed."""
+    if not given["networks"] or given["nics"] or data.get("nics"):
+        return list(given["networks"])
+    uplink = data.pop("uplink", True)  # it is for machines without a list of cards
+    first = {True: ["uplink"], "isolated": ["isolated"]}.get(uplink, [])
+    return [*first, *given["networks"]]
 
 
 def _read_mount(text: str) -> Any:

@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from bough.client.info import Failure as Failure
     from bough.client.info import ImageInfo as ImageInfo
     from bough.client.info import MachineInfo as MachineInfo
+    from bough.client.info import NetworkInfo as NetworkInfo
     from bough.client.info import Nic as Nic
     from bough.client.info import Port as Port
     from bough.client.machine import Completed as Completed
     from bough.client.machine import Machine as Machine
+    from bough.client.network import Network as Network
     from bough.client.process import ExitStatus as ExitStatus
     from bough.client.process import Process as Process
     from bough.client.snapshot import Fork as Fork
@@ -40,6 +42,8 @@ _HOME_OF = {
     "ImageInfo": "info",
     "Machine": "machine",
     "MachineInfo": "info",
+    "Network": "network",
+    "NetworkInfo": "info",
     "Nic": "info",
     "Port": "info",
     "Process": "process",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bough.client.info import Event, ImageInfo
+    from bough.client.network import Network
     from bough.client.snapshot import Snapshot
     from bough.progress import Report
 
@@ -262,6 +263,37 @@ class Hypervisor:
                 progress=progress,
             )
         return Machine(self.api, data["id"], name=data["name"])
+
+    # -- networks ---------------------------------------------------------------------------------
+
+    def networks(self) -> list[Network]:
+        """Return all, the oldest first."""
+        from bough.client.network import Network
+
+        return [Network(self.api, data["id"], name=data["name"]) for data in self.api.get("/networks")]
+
+    def network(self, reference: str) -> Network:
+        """Return the network with that name or id. Raises NotFound."""
+        from bough.client.network import Network
+
+        data = self.api.get(path_of("networks", reference))
+        return Network(self.api, data["id"], name=data["name"])
+
+    def create_network(self, name: str, *, subnet: str | None = None, mtu: int | None = None) -> Network:
+        """Create a private Ethernet segment between machines: nics=["uplink", name] puts a machine on it.
+
+        Args:
+            subnet: an IPv4 network like "10.1.0.0/24"; None: derived from the name.
+            mtu: bytes of a frame's payload, up to 65,520; None: 1500.
+
+        Raises:
+            NameTaken, InvalidInput
+            Conflict: the subnet overlaps with another network's.
+        """
+        from bough.client.network import Network
+
+        data = self.api.post("/networks", {"name": name, "subnet": subnet, "mtu": mtu})
+        return Network(self.api, data["id"], name=data["name"])
 
     # -- images -----------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -182,6 +183,31 @@ class SnapshotInfo(_Told):
     memory: dict[str, Any] | None = None
     pause_ms: float | None = None
     disk_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkInfo(_Told):
+    """A network between machines.
+
+    Attributes:
+        subnet, prefix6: the addresses of its machines.
+        resolver: address of the switch, which answers DHCP and DNS.
+        mtu: bytes of a frame's payload.
+        switch: "running" while a machine on the network runs, else "stopped".
+        machines: for each card on the network, "machine", "state", "mac", "ipv4", "ipv6", "names", and the
+            "counters" of its port while the machine runs.
+    """
+
+    id: str
+    name: str
+    project: str | None = None
+    subnet: str
+    prefix6: str
+    resolver: str
+    mtu: int
+    created: str
+    switch: str = "stopped"
+    machines: Sequence[dict[str, Any]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

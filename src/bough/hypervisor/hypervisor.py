@@ -20,6 +20,7 @@ from bough.hypervisor.inventory import Inventory
 from bough.hypervisor.lifecycle import Lifecycle
 from bough.hypervisor.lifetimes import Lifetimes
 from bough.hypervisor.names import Names
+from bough.hypervisor.networks import Networks
 from bough.hypervisor.opening import Opening
 from bough.hypervisor.preparation import Preparation
 from bough.hypervisor.running import Running
@@ -31,7 +32,7 @@ from bough.images.store import ImageStore
 from bough.machines.demand import DEMAND
 from bough.machines.events import Events
 from bough.machines.machine import Machine
-from bough.machines.nics import NoNetworks
+from bough.networks.store import NetworkStore
 from bough.paths import Home
 from bough.snapshots.tree import SnapshotTree
 
@@ -41,7 +42,7 @@ class Hypervisor:
 
     Attributes:
         machines: look machines up. lifetimes: delete, hold and discard them.
-        creation, lifecycle, running, forking, snapshots, bundles, images, auditing: the use cases.
+        creation, lifecycle, running, forking, snapshots, bundles, images, networks, auditing: the use cases.
         standby: the standby machines that users asked for.
     """
 
@@ -54,8 +55,10 @@ class Hypervisor:
             ImageStore(home),
             Catalogues(home),
         )
-        networks = NoNetworks()
+        networks = NetworkStore(home)
         self.machines = machines = Inventory(home, events, tree, networks)
+        self.networks = Networks(home, events, networks, machines)
+        machines.before_start.append(self.networks.join)
         self.lifetimes = lifetimes = Lifetimes(machines, half_made)
         names = Names(machines, self._give_way)
         keeper = SnapshotKeeper(tree, machines, store)
@@ -89,7 +92,7 @@ class Hypervisor:
             home, source, store, catalogues, self.creation, machines, lifetimes, keeper, loaded, half_made
         )
         self.auditing = Auditing(home, machines, lifetimes, half_made)
-        self.opening = Opening(home, events, machines, lifetimes, keeper, standby, loaded)
+        self.opening = Opening(home, events, machines, lifetimes, keeper, standby, loaded, self.networks)
 
     def _give_way(self, machine: Machine) -> None:
         """Discard a standby machine whose name a user asks for."""

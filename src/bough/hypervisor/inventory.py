@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from difflib import get_close_matches
 
 from bough.errors import Conflict, NotFound
@@ -11,6 +11,7 @@ from bough.machines.machine import Machine
 from bough.machines.nics import Networks
 from bough.machines.plan import resolve_plan
 from bough.machines.record import MachineRecord
+from bough.machines.state import State
 from bough.paths import Home, MachinePaths
 from bough.qemu.plan import Plan
 from bough.snapshots.tree import SnapshotTree
@@ -23,12 +24,14 @@ class Inventory:
 
     Attributes:
         leaving: ids of discarded machines. They are no longer listed; their deletion is under way.
+        before_start: called before the QEMU of a machine starts. An error refuses the start.
         unreadable: id -> error of each record that could not be read.
     """
 
     def __init__(self, home: Home, events: Events, snapshots: SnapshotTree, networks: Networks) -> None:
         self.home = home
         self.leaving: set[str] = set()
+        self.before_start: list[Callable[[MachineRecord], Awaitable[None]]] = []
         self.unreadable: dict[str, str] = {}
         self._events = events
         self._snapshots = snapshots
@@ -135,6 +138,9 @@ class Inventory:
 
     async def plan_of(self, record: MachineRecord, paths: MachinePaths) -> Plan:
         """What the next start of a machine would use, as data."""
+        if record.state is State.STARTING:
+            for prepare in self.before_start:
+                await prepare(record)
         return await resolve_plan(record, paths, self.home, self._networks)
 
     def collect(self) -> None:

@@ -11,6 +11,7 @@ from bough.forks.loaded import LoadedForks
 from bough.forks.standby import StandbyMachines
 from bough.hypervisor.inventory import Inventory
 from bough.hypervisor.lifetimes import EPHEMERAL_GRACE_S, Lifetimes
+from bough.hypervisor.networks import Networks
 from bough.hypervisor.snapshot_keeper import SnapshotKeeper
 from bough.images.bootstrap import remove_build
 from bough.machines.autostart import start_machines
@@ -36,6 +37,7 @@ class Opening:
         keeper: SnapshotKeeper,
         standby: StandbyMachines,
         loaded: LoadedForks,
+        networks: Networks,
     ) -> None:
         self._home = home
         self._events = events
@@ -44,12 +46,14 @@ class Opening:
         self._keeper = keeper
         self._standby = standby
         self._loaded = loaded
+        self._networks = networks
         self._tasks = Tasks()
 
     async def open(self) -> None:
         """Remove half-made files, read every record, adopt every running machine."""
         self._home.create()
         self._keeper.tree.store.open()
+        self._networks.store.open()
         for stray in self._home.incoming.iterdir():
             await asyncio.to_thread(remove_build if stray.is_dir() else remove_tree, stray)
         sweep_unfinished_writes(self._home)
@@ -58,7 +62,8 @@ class Opening:
             await self._read(root)
         async with asyncio.TaskGroup() as group:
             for machine in self._inventory:
-                group.create_task(machine.recovery.adopt())
+                group.create_task(machine.adopt())
+        await self._networks.open()
         for machine in self._inventory:
             remove_strays(machine.paths, machine.record)
             sweep_suspended(machine.paths, machine.record)
@@ -104,4 +109,5 @@ class Opening:
         await self._tasks.end()
         await self._lifetimes.end()
         await self._keeper.tree.close()
+        await self._networks.close()
         await asyncio.gather(*(machine.let_go() for machine in self._inventory))

@@ -58,8 +58,7 @@ T = TypeVar("T")
 class Host(Protocol):
     """The parts of a machine that a Boot uses."""
 
-    @property
-    def record(self) -> MachineRecord: ...
+    record: MachineRecord
 
     @property
     def boot_id(self) -> str | None: ...

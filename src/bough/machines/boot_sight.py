@@ -35,9 +35,7 @@ _MOST_S = 120.0
 class Host(Protocol):
     """The parts of a machine that a BootSight uses."""
 
-    @property
-    def record(self) -> MachineRecord: ...
-
+    record: MachineRecord
     paths: MachinePaths
 
     @property

@@ -39,8 +39,7 @@ _HOST_STEP_S = 0.05
 class Host(Protocol):
     """The parts of a machine that a ClockKeeper uses."""
 
-    @property
-    def record(self) -> MachineRecord: ...
+    record: MachineRecord
 
     @property
     def state(self) -> State: ...

@@ -14,7 +14,6 @@ from bough.guest.qga import QgaChannel
 from bough.machines.boot import Boot
 from bough.machines.clock import set_clock
 from bough.machines.first_boot import set_up_guest
-from bough.machines.forwards import Forwards
 from bough.machines.identity import (
     BECOME,
     explain,
@@ -24,6 +23,7 @@ from bough.machines.identity import (
     settle_identity,
 )
 from bough.machines.mounts import default_owner
+from bough.machines.nics import render_links
 from bough.machines.record import MachineRecord
 from bough.machines.state import State
 from bough.mounts.keeper import MountKeeper
@@ -37,18 +37,16 @@ _HELLO_S = 3600.0
 _SETTLE_AFTER_S = 3.0
 #: Bound of the wait for a guest that does not answer (hung or paused), before the next guest settles.
 _SETTLE_TURN_S = 5.0
+_SET_LINKS_S = 60.0
 _settle_turn = asyncio.Semaphore(1)
 
 
 class Host(Protocol):
     """The parts of a machine that a Guest uses."""
 
-    @property
-    def record(self) -> MachineRecord: ...
-
+    record: MachineRecord
     paths: MachinePaths
     mounts: MountKeeper
-    forwards: Forwards
     boot: Boot
 
     @property
@@ -60,6 +58,7 @@ class Host(Protocol):
     def tell(self, kind: str, detail: str = "") -> None: ...
     def stand_back(self, back: bool = True) -> None: ...
     def watch(self, quiet_s: float) -> ProgressWatch: ...
+    async def follow_ports(self, channel: AgentChannel) -> None: ...
 
 
 class Guest:
@@ -188,7 +187,8 @@ class Guest:
                 self._forget_lost_identity(channel)
                 if machine.record.identity != "known":
                     await self._tell_identity(channel, told_at)
-                await machine.forwards.follow(channel)
+                await self._set_links(channel)
+                await machine.follow_ports(channel)
                 if not machine.record.first_boot.done:
                     done = await set_up_guest(channel, machine.record, lambda: self._mount(channel))
                     machine.change(first_boot=done)
@@ -247,6 +247,14 @@ class Guest:
             self.settle_soon()
         else:
             machine.change(identity="known")
+
+    async def _set_links(self, channel: AgentChannel) -> None:
+        """Set addresses and names of the cards on networks between machines."""
+        links = render_links(self._machine.record)
+        if links:
+            # An agent of an older bough does not know the operation: its guest asks by DHCP.
+            with contextlib.suppress(GuestRefused):
+                await channel.call("set_links", {"links": links}, timeout_s=_SET_LINKS_S)
 
     async def _tell_time(self, channel: QgaChannel) -> None:
         """Set the clock of a guest with qemu-guest-agent, which supports no other part of an identity."""

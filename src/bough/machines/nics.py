@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Sequence
-from typing import Literal, Protocol
+from ipaddress import IPv4Interface
+from typing import Any, Literal, Protocol
 
 from bough.errors import NotFound
 from bough.machines.mac_address import choose_mac_addresses
-from bough.machines.record import Nic
+from bough.machines.record import MachineRecord, Nic
 from bough.networks.switch_port import SwitchPort
 from bough.qemu.plan import NicPlan
 from bough.spec import MachineSpec
@@ -58,7 +59,9 @@ def renew_mac_addresses(nics: Sequence[Nic], spec: MachineSpec | None) -> list[N
     """
     wanted = [card.mac for card in spec.network_cards] if spec else [None] * len(nics)
     addresses = choose_mac_addresses(wanted)
-    return [nic.model_copy(update={"mac": mac}) for nic, mac in zip(nics, addresses, strict=True)]
+    return [
+        nic.model_copy(update={"mac": mac, "link": None}) for nic, mac in zip(nics, addresses, strict=True)
+    ]
 
 
 def check_networks(spec: MachineSpec, networks: Networks) -> None:
@@ -111,3 +114,29 @@ def _plan_nic(network: str, nic: Nic, machine_id: str, networks: Networks) -> Ni
 
 def uplink_backend() -> Literal["passt", "user"]:
     return "passt" if shutil.which("passt") else "user"
+
+
+def render_links(record: MachineRecord) -> list[dict[str, Any]]:
+    """Return the settings of the cards on networks between machines, for the agent's `set_links`."""
+    # The resolver of the uplink knows all names but those of the networks.
+    is_default = UPLINK not in (card.network for card in record.spec.network_cards)
+    return [
+        {
+            "name": f"nic{nic.place}",
+            "mac": nic.mac,
+            "addresses": [nic.link.ipv4, nic.link.ipv6],
+            "mtu": nic.link.mtu,
+            "resolver": nic.link.resolver,
+            "domains": [*nic.link.domains, f"~{_reverse_domain(nic.link.ipv4)}"],
+            "default": is_default,
+        }
+        for nic in record.hardware.nics
+        if nic.link is not None
+    ]
+
+
+def _reverse_domain(interface: str) -> str:
+    """Return the domain of the reverse names of a subnet: 0.1.10.in-addr.arpa for 10.1.0.2/24."""
+    network = IPv4Interface(interface).network
+    octets = str(network.network_address).split(".")[: network.prefixlen // 8]
+    return ".".join([*octets[::-1], "in-addr", "arpa"])

@@ -23,6 +23,23 @@ class _Kept(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
+class NicLink(_Kept):
+    """The settings of a card on a network between machines, since the machine's last start.
+
+    Attributes:
+        ipv4, ipv6: the machine's addresses with their prefix lengths, as "10.1.0.2/24". The IPv4 address is
+            chosen at the first start and kept.
+        resolver: address that answers DNS.
+        domains: names that the resolver alone knows end so.
+    """
+
+    ipv4: str
+    ipv6: str
+    mtu: int
+    resolver: str
+    domains: list[str]
+
+
 class Nic(_Kept):
     """A network card.
 
@@ -32,9 +49,11 @@ class Nic(_Kept):
             own PCI port. A card keeps its place when another card is removed.
         announces: the card has a guest that continues elsewhere announce its place to its neighbours. No
             neighbour on bough's links needs an announcement; only machines of earlier versions have it.
+        link: for a card on a network between machines.
     """
 
     mac: str
+    link: NicLink | None = None
     model: str = "virtio"
     place: int = 0
     announces: bool = False
@@ -168,6 +187,8 @@ class MachineRecord(_Kept):
     accelerator: str | None = None
     #: Note for the user about the choice of the accelerator.
     accelerator_note: str | None = None
+    process: dict[str, Any] | None = None
+    uplink: dict[str, Any] | None = None
     jail: dict[str, Any] | None = None
     ports: list[PortForward] = Field(default_factory=list)
     first_boot: FirstBoot = Field(default_factory=FirstBoot)

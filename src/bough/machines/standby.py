@@ -23,8 +23,7 @@ _CLOCK_ERROR_S = 0.02
 class Host(Protocol):
     """The parts of a machine that a Standby uses."""
 
-    @property
-    def record(self) -> MachineRecord: ...
+    record: MachineRecord
 
     @property
     def name(self) -> str: ...

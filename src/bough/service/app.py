@@ -16,6 +16,7 @@ from bough.service import (
     images,
     machines,
     mounts,
+    networks,
     screen,
     snapshots,
     spares,
@@ -60,6 +61,7 @@ def create_app(hypervisor: Hypervisor, shut_down: Callable[[], None]) -> FastAPI
 
     app.include_router(machines.routes(hypervisor))
     app.include_router(mounts.routes(hypervisor))
+    app.include_router(networks.routes(hypervisor))
     app.include_router(images.routes(hypervisor))
     app.include_router(store.routes(hypervisor))
     app.include_router(screen.routes(hypervisor))

@@ -1,0 +1,136 @@
+"""The commands of networks between machines."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import click
+
+from bough.cli.output import show_json, show_table
+from bough.cli.service import DURATION, connect, json_option
+from bough.client.connection import path_of
+from bough.units import format_size
+
+
+@click.group()
+def network() -> None:
+    """Connect machines by private networks.
+
+    A network is an Ethernet segment between machines of this BOUGH_HOME. Its switch gives each machine an
+    address (DHCP) and answers for its name (DNS). No frame leaves the network.
+    """
+
+
+@network.command("create")
+@click.argument("name")
+@click.option("--subnet", metavar="SUBNET", help="IPv4 addresses, like 10.1.0.0/24. Default: from the name.")
+@click.option("--mtu", type=int, help="Bytes of a frame's payload, 576 to 65520. Default: 1500.")
+@json_option
+def create_network(name: str, subnet: str | None, mtu: int | None, as_json: bool) -> None:
+    """Create a network. `bough create --nic uplink --nic NAME` puts a machine on it."""
+    made = connect().post("/networks", {"name": name, "subnet": subnet, "mtu": mtu})
+    show_json(made) if as_json else print(made["name"])
+
+
+@network.command("list")
+@json_option
+def list_networks(as_json: bool) -> None:
+    """List all networks."""
+    found = connect().get("/networks")
+    if as_json:
+        show_json(found)
+        return
+    rows = [
+        [
+            one["name"],
+            one["subnet"],
+            str(one["mtu"]),
+            one["switch"],
+            " ".join(machine["machine"] for machine in one["machines"]) or "-",
+        ]
+        for one in found
+    ]
+    show_table(rows, ["NAME", "SUBNET", "MTU", "SWITCH", "MACHINES"])
+
+
+@network.command("info")
+@click.argument("name")
+@json_option
+def network_info(name: str, as_json: bool) -> None:
+    """Show a network: addresses, names and traffic of its machines."""
+    found = connect().get(path_of("networks", name))
+    if as_json:
+        show_json(found)
+        return
+    for label, value in (
+        ("name", found["name"]),
+        ("subnet", f"{found['subnet']}  {found['prefix6']}"),
+        ("resolver", found["resolver"]),
+        ("mtu", str(found["mtu"])),
+        ("switch", found["switch"]),
+    ):
+        print(f"{label:<10}{value}")
+    if found["machines"]:
+        print()
+        show_table(
+            [_row(one) for one in found["machines"]],
+            ["MACHINE", "STATE", "IPV4", "IPV6", "MAC", "SENT", "RECEIVED", "DROPPED"],
+        )
+
+
+def _row(one: dict[str, Any]) -> list[str]:
+    counters = one["counters"] or {}
+    dropped = counters.get("dropped", {})
+    # The switch receives what the machine sends.
+    traffic = [format_size(counters[key]) if counters else "-" for key in ("received_bytes", "sent_bytes")]
+    told = " ".join(f"{why}={count}" for why, count in sorted(dropped.items())) or "-"
+    return [one["machine"], one["state"], one["ipv4"] or "-", one["ipv6"], one["mac"], *traffic, told]
+
+
+@network.command("delete")
+@click.argument("names", nargs=-1, required=True)
+def delete_network(names: tuple[str, ...]) -> None:
+    """Delete networks that no machine uses."""
+    service = connect()
+    for name in names:
+        service.call("DELETE", path_of("networks", name))
+
+
+@network.command("capture")
+@click.argument("name")
+@click.argument("file", metavar="FILE")
+@click.option("--machine", "machines", multiple=True, metavar="NAME", help="Only frames that it sends.")
+@click.option("--time", "time_s", type=DURATION, help="Stop after this time. Default: until Ctrl-C.")
+def capture(name: str, file: str, machines: tuple[str, ...], time_s: float | None) -> None:
+    """Write the frames of a network to FILE, as pcapng with the names of the machines; - is standard output.
+
+    For example, bough network capture back - | wireshark -k -i -
+    """
+    path = path_of("networks", name, "capture", machines=",".join(machines) or None)
+    deadline = None if time_s is None else time.monotonic() + time_s
+    with connect().websocket(path) as socket:
+        try:
+            if file == "-":
+                _write(socket, sys.stdout.buffer, deadline)
+            else:
+                with Path(file).open("wb") as target:
+                    _write(socket, target, deadline)
+        except KeyboardInterrupt:
+            pass  # the usual end of a capture
+
+
+def _write(socket: Any, target: BinaryIO, deadline: float | None) -> None:
+    """Write frames until the switch ends, or until the deadline."""
+    left = None
+    while deadline is None or (left := deadline - time.monotonic()) > 0:
+        try:
+            data = socket.receive(left)
+        except TimeoutError:
+            return
+        if not isinstance(data, bytes):
+            return
+        target.write(data)
+        target.flush()

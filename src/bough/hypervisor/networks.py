@@ -1,0 +1,295 @@
+"""Networks: private Ethernet segments between the machines of one home."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator, Sequence
+from ipaddress import IPv4Address, IPv4Interface
+from typing import Any
+
+from bough.errors import BoughError, Conflict, InUse, InvalidInput, NameTaken
+from bough.hypervisor.inventory import Inventory
+from bough.hypervisor.switches import Switch
+from bough.machines.events import Events
+from bough.machines.machine import Machine
+from bough.machines.plan import host_arch
+from bough.machines.record import MachineRecord, Nic, NicLink, now
+from bough.machines.state import LIVE
+from bough.networks.addresses import choose_ipv4, choose_network, ipv6_of, parse_subnet
+from bough.networks.names import domains_of, names_of
+from bough.networks.record import DEFAULT_MTU, NetworkRecord, new_network_id
+from bough.networks.store import NetworkStore, port_name
+from bough.networks.switch.settings import LEAST_MTU, MOST_MTU
+from bough.networks.switch_control import read_capture
+from bough.paths import Home
+from bough.qemu.jail import machine_uid
+from bough.qemu.probe import find_qemu, probe_jail
+from bough.spec import check_name
+from bough.spec.nic import ISOLATED, UPLINK
+from bough.tasks import Tasks
+
+log = logging.getLogger("bough.hypervisor")
+
+#: Events after which another set of machines belongs on a network, or a machine has another name.
+_CHANGES = frozenset({"running", "paused", "stopped", "failed", "suspended", "renamed"})
+
+
+class Networks:
+    """Networks, and the machines on them. A network's switch runs while a machine on the network runs."""
+
+    def __init__(self, home: Home, events: Events, store: NetworkStore, inventory: Inventory) -> None:
+        self.store = store
+        self._home = home
+        self._events = events
+        self._inventory = inventory
+        self._switches: dict[str, Switch] = {}
+        self._tasks = Tasks()
+
+    async def open(self) -> None:
+        """Adopt the switches of an earlier service. Call after the machines were adopted."""
+        for record in self.store:
+            try:
+                await (await self._switch_of(record)).sync()
+            except (BoughError, OSError) as error:
+                log.error("the network %s does not work: %s", record.name, error)
+        self._tasks.begin(self._follow(), "follow the machines on networks")
+
+    async def close(self) -> None:
+        """Let go of the switches; they run on. A switch without machines ends."""
+        await self._tasks.end()
+        for switch in self._switches.values():
+            with contextlib.suppress(BoughError, OSError):
+                await switch.sync()
+            await switch.let_go()
+
+    # -- use cases --------------------------------------------------------------------------------
+
+    def create(self, name: str, *, subnet: str | None = None, mtu: int | None = None) -> NetworkRecord:
+        """Create a network.
+
+        Args:
+            subnet: an IPv4 network like "10.1.0.0/24"; None: derived from the name.
+            mtu: bytes of a frame's payload; None: 1500.
+
+        Raises:
+            InvalidInput, NameTaken, NoSpace: nothing was made.
+            Conflict: the subnet overlaps with another one.
+        """
+        check_name(name)
+        if name in (UPLINK, ISOLATED):
+            raise InvalidInput(f"'{name}' has a meaning of its own", hint="choose another name")
+        if name in self.store.names():
+            raise NameTaken(
+                f"a network named '{name}' exists already",
+                hint=f"choose another name, or delete it: bough network delete {name}",
+                name=name,
+            )
+        if mtu is not None and not LEAST_MTU <= mtu <= MOST_MTU:
+            raise InvalidInput(f"an MTU is between {LEAST_MTU} and {MOST_MTU} bytes, not {mtu}")
+        wanted = parse_subnet(subnet) if subnet is not None else None
+        chosen = choose_network(None, name, [record.subnet for record in self.store], subnet=wanted)
+        record = NetworkRecord(
+            id=new_network_id(),
+            name=name,
+            subnet=chosen.subnet,
+            prefix6=chosen.prefix6,
+            switch_mac=chosen.switch_mac,
+            mtu=mtu or DEFAULT_MTU,
+            created=now(),
+        )
+        self.store.add(record)
+        return record
+
+    async def delete(self, reference: str) -> None:
+        """Delete a network.
+
+        Raises:
+            NotFound. InUse: a machine has a card on it.
+        """
+        record = self.store.find(reference)
+        users = [machine.name for machine in self._users(record)]
+        if users:
+            more = f" and {len(users) - 3} more" if len(users) > 3 else ""
+            raise InUse(
+                f"the network '{record.name}' is in use by {', '.join(users[:3])}{more}",
+                hint="delete these machines first",
+                machines=users,
+            )
+        switch = self._switches.pop(record.id, None)
+        if switch is not None:
+            await switch.sync()
+            await switch.let_go()
+        self.store.remove(record)
+
+    async def describe(self, record: NetworkRecord) -> dict[str, Any]:
+        """Return what the API says about a network."""
+        switch = self._switches.get(record.id)
+        counters = await switch.counters() if switch is not None else []
+        found = {one["port"]: one for one in counters}
+        return {
+            "id": record.id,
+            "name": record.name,
+            "project": record.project,
+            "subnet": str(record.subnet),
+            "prefix6": str(record.prefix6),
+            "resolver": str(record.addresses.switch_ipv4),
+            "mtu": record.mtu,
+            "created": record.created,
+            "switch": "running" if switch is not None and switch.runs else "stopped",
+            "machines": [
+                {**_told(record, machine, nic), "counters": found.get(port)}
+                for machine in self._users(record)
+                for port, nic in _cards(machine.record, record)
+            ],
+        }
+
+    async def capture(self, record: NetworkRecord, machines: Sequence[str]) -> AsyncIterator[bytes]:
+        """Return the frames of a network from now on, in the form of pcapng.
+
+        Args:
+            machines: only frames that these machines send; none: all frames.
+
+        Raises:
+            NotFound: no such machine. Conflict: no machine on the network runs.
+        """
+        wanted = [self._inventory.find(name) for name in machines]
+        ports = [port for machine in wanted for port, _ in _cards(machine.record, record)]
+        if len(wanted) > len(ports):
+            raise Conflict(f"not all of these machines are on the network '{record.name}'")
+        switch = self._switches.get(record.id)
+        if switch is None or not switch.runs:
+            raise Conflict(
+                f"no machine on the network '{record.name}' runs",
+                hint="start one; a capture begins with the first machine",
+            )
+        return await read_capture(self._home.network(record.id).control_socket, ports)
+
+    # -- machines ---------------------------------------------------------------------------------
+
+    async def join(self, machine: MachineRecord) -> None:
+        """Let a machine that starts onto its networks. Chooses the addresses that the machine lacks.
+
+        Raises:
+            NotFound, Conflict, HostLacks
+        """
+        for name in dict.fromkeys(machine.spec.networks):
+            record = self.store.find(name)
+            self._choose_addresses(machine, record)
+            switch = await self._switch_of(record)
+            for port, _ in _cards(machine, record):
+                self.store.make_port(record, port, switch.uid)
+            await switch.sync()
+
+    async def _follow(self) -> None:
+        """Keep the switches in step with the machines."""
+        async for event in self._events.watch():
+            machine = self._inventory.get(event.machine)
+            names = machine.record.spec.networks if machine is not None else self.store.names()
+            if event.kind not in _CHANGES or not names:
+                continue
+            for record in [record for record in self.store if record.name in names]:
+                try:
+                    await (await self._switch_of(record)).sync()
+                    self._remove_ports(record)
+                except (BoughError, OSError) as error:
+                    log.error("the network %s does not follow %s: %s", record.name, event.name, error)
+
+    def _choose_addresses(self, machine: MachineRecord, record: NetworkRecord) -> None:
+        others = [one for one in self._users(record) if one.id != machine.id]
+        cards = [nic for other in others for _, nic in _cards(other.record, record)]
+        taken = [ipv4 for nic in cards if (ipv4 := _ipv4(nic)) is not None]
+        for _, nic in _cards(machine, record):
+            self._check_free(nic, [other for other in others if other.state in LIVE], record)
+            ipv4 = _ipv4(nic)
+            if ipv4 is None or ipv4 not in record.subnet:
+                ipv4 = choose_ipv4(record.subnet, machine.name, taken)
+                taken.append(ipv4)
+            nic.link = _link(record, ipv4, nic.mac)
+
+    def _check_free(self, nic: Nic, others: Sequence[Machine], record: NetworkRecord) -> None:
+        """Raise Conflict if a machine that runs has an address of the card, like the parent of a fork that
+        kept its identity.
+        """
+        for other in others:
+            for _, card in _cards(other.record, record):
+                if card.mac == nic.mac or (card.link is not None and _ipv4(card) == _ipv4(nic)):
+                    raise Conflict(
+                        f"machine '{other.name}' has the same address on network '{record.name}'",
+                        hint=f"stop '{other.name}' first, or fork without --identity keep",
+                        machine=other.name,
+                    )
+
+    def _members(self, record: NetworkRecord) -> dict[str, dict[str, Any]]:
+        """Return what the switch has to know of the machines that run."""
+        return {
+            port: _member(record, machine, port, nic)
+            for machine in self._users(record)
+            if machine.state in LIVE
+            for port, nic in _cards(machine.record, record)
+            if nic.link is not None
+        }
+
+    def _remove_ports(self, record: NetworkRecord) -> None:
+        """Remove the ports of machines that do not run."""
+        for machine in self._users(record):
+            if machine.state not in LIVE:
+                for port, _ in _cards(machine.record, record):
+                    self.store.remove_port(record, port)
+
+    def _users(self, record: NetworkRecord) -> list[Machine]:
+        return [machine for machine in self._inventory if record.name in machine.record.spec.networks]
+
+    async def _switch_of(self, record: NetworkRecord) -> Switch:
+        switch = self._switches.get(record.id)
+        if switch is None:
+            jail = await probe_jail(find_qemu(host_arch()), self._home)
+            uid = machine_uid(record.id, self._inventory.taken_uids()) if os.geteuid() == 0 else None
+            paths = self._home.network(record.id)
+            switch = Switch(record, paths, jail, uid, lambda: self._members(record))
+            switch = self._switches.setdefault(record.id, switch)
+        return switch
+
+
+def _cards(machine: MachineRecord, network: NetworkRecord) -> list[tuple[str, Nic]]:
+    """Return the cards of a machine on a network, each with the name of its port."""
+    cards = zip(machine.spec.network_cards, machine.hardware.nics, strict=True)
+    return [
+        (port_name(machine.id, f"nic{nic.place}"), nic) for card, nic in cards if card.network == network.name
+    ]
+
+
+def _ipv4(nic: Nic) -> IPv4Address | None:
+    return None if nic.link is None else IPv4Interface(nic.link.ipv4).ip
+
+
+def _link(network: NetworkRecord, ipv4: IPv4Address, mac: str) -> NicLink:
+    return NicLink(
+        ipv4=f"{ipv4}/{network.subnet.prefixlen}",
+        ipv6=f"{ipv6_of(network.prefix6, mac)}/{network.prefix6.prefixlen}",
+        mtu=network.mtu,
+        resolver=str(network.addresses.switch_ipv4),
+        domains=list(domains_of(network.name, project=network.project)),
+    )
+
+
+def _member(network: NetworkRecord, machine: Machine, port: str, nic: Nic) -> dict[str, Any]:
+    return {
+        "port": port,
+        "mac": nic.mac,
+        "addresses": [str(_ipv4(nic)), str(ipv6_of(network.prefix6, nic.mac))],
+        "names": list(names_of(machine.name, network.name, project=network.project)),
+        "uplink": UPLINK in [card.network for card in machine.record.spec.network_cards],
+    }
+
+
+def _told(network: NetworkRecord, machine: Machine, nic: Nic) -> dict[str, Any]:
+    return {
+        "machine": machine.name,
+        "state": str(machine.state),
+        "mac": nic.mac,
+        "ipv4": str(_ipv4(nic)) if nic.link is not None else None,
+        "ipv6": str(ipv6_of(network.prefix6, nic.mac)),
+        "names": list(names_of(machine.name, network.name, project=network.project)),
+    }

@@ -1,1 +1,0 @@
-"""A running machine: QEMU and its connections, start, stop, readiness, end."""

@@ -1,0 +1,173 @@
+"""Networks between machines: their commands, and real guests that find each other by name."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import dpkt
+import pytest
+
+import bough
+from bough.errors import Conflict, InUse, InvalidInput, NameTaken, NotFound
+from tests.acceptance.conftest import Cli
+from tests.conftest import MEMORY
+from tests.waiting import wait_until
+
+NAME = "back"
+
+
+# -- without machines -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def networks(cli: Cli) -> Iterator[list[str]]:
+    """Yield a list for names of networks that the test makes; they are deleted at its end."""
+    names: list[str] = []
+    yield names
+    for name in names:
+        cli("network", "delete", name, check=False)
+
+
+def test_the_life_of_a_network(cli: Cli, networks: list[str]) -> None:
+    networks += ["front", "rear"]
+    made = cli.json("network", "create", "front")
+    assert cli.text("network", "create", "rear", "--subnet", "10.1.0.0/16", "--mtu", "9000") == "rear"
+    assert (made["mtu"], made["switch"], made["machines"]) == (1500, "stopped", [])
+    listed = {one["name"]: one for one in cli.json("network", "list")}
+    assert listed["front"] == made
+    assert (listed["rear"]["subnet"], listed["rear"]["mtu"]) == ("10.1.0.0/16", 9000)
+    assert "front" in cli.text("network", "list")
+    assert made["subnet"] in cli.text("network", "info", "front")
+    cli("network", "delete", "front", "rear")
+    assert cli.json("network", "list") == []
+    # The addresses derive from the name alone.
+    again = cli.json("network", "create", "front")
+    assert {key: again[key] for key in ("subnet", "prefix6", "resolver")} == {
+        key: made[key] for key in ("subnet", "prefix6", "resolver")
+    }
+
+
+def test_bad_networks(cli: Cli, networks: list[str]) -> None:
+    networks.append("front")
+    cli("network", "create", "front", "--subnet", "10.1.0.0/16")
+    for words, says, hint in (
+        (["create", "front"], "a network named 'front' exists already", "bough network delete front"),
+        (["create", "Front Room"], "expected a name", "front-room"),
+        (["create", "uplink"], "'uplink' has a meaning of its own", "another name"),
+        (["create", "rear", "--subnet", "10.1.2.0/24"], "overlaps with 10.1.0.0/16", None),
+        (["create", "rear", "--subnet", "10.0.2.0/24"], "each machine's uplink", None),
+        (["create", "rear", "--subnet", "8.8.8.0/24"], "not a private subnet", "10.0.0.0/8"),
+        (["create", "rear", "--subnet", "x"], "'x' is not a subnet", "10.1.0.0/24"),
+        (["create", "rear", "--mtu", "100"], "between 576 and 65520", None),
+        (["info", "frnt"], "no network is called 'frnt'", "did you mean 'front'"),
+        (["delete", "rear"], "no network is called 'rear'", None),
+        (["capture", "front", "-"], "no machine on the network 'front' runs", "start one"),
+    ):
+        cli.error("network", *words, says=says, hint=hint)
+    assert [one["name"] for one in cli.json("network", "list")] == ["front"]
+
+
+def test_networks_in_python(hv: bough.Hypervisor, networks: list[str]) -> None:
+    networks.append("front")
+    network = hv.create_network("front", mtu=2000)
+    assert [one.name for one in hv.networks()] == ["front"]
+    assert hv.network("front").id == hv.network(network.id).id == network.id
+    assert network.info().mtu == 2000
+    with pytest.raises(NameTaken):
+        hv.create_network("front")
+    with pytest.raises(InvalidInput):
+        hv.create_network("rear", subnet="10.1.0.1")
+    with pytest.raises(Conflict), network.capture():
+        pass
+    network.delete()
+    with pytest.raises(NotFound):
+        network.info()
+
+
+# -- two machines ---------------------------------------------------------------------------------
+
+
+Pair = tuple[bough.Machine, bough.Machine]
+
+
+@pytest.fixture(scope="module")
+def pair(cli: Cli, hv: bough.Hypervisor, debian: str) -> Iterator[Pair]:
+    """Yield two machines on a network: `web` has an uplink, too; `db` has the network alone."""
+    cli("network", "create", NAME)
+    cli("create", debian, "web", "--memory", MEMORY, "--network", NAME)
+    web = hv.machine("web")
+    assert [card["network"] for card in web.info().raw["nics"]] == ["uplink", NAME]
+    web.start()
+    db = hv.run(debian, name="db", memory=MEMORY, nics=[NAME])
+    yield web, db
+    for machine in (web, db):
+        machine.delete(force=True)
+    cli("network", "delete", NAME)
+
+
+def addresses(cli: Cli) -> dict[str, str]:
+    return {one["machine"]: one["ipv4"] for one in cli.json("network", "info", NAME)["machines"]}
+
+
+def resolves(machine: bough.Machine, name: str, address: str) -> bool:
+    return address in machine.exec("getent", "ahostsv4", name).stdout
+
+
+def test_they_find_each_other_by_name(cli: Cli, pair: Pair) -> None:
+    known = addresses(cli)
+    for machine, other in zip(pair, ("db", "web"), strict=True):
+        wait_until(partial(resolves, machine, f"{other}.{NAME}", known[other]), timeout_s=60)
+        machine.exec("ping", "-c", "2", "-W", "5", f"{other}.{NAME}", check=True)
+
+
+def test_they_talk_tcp_by_name(cli: Cli, pair: Pair) -> None:
+    web, db = pair
+    server = (
+        "import socket; s = socket.create_server(('', 7000)); c = s.accept()[0]; c.sendall(c.recv(99)[::-1])"
+    )
+    db.exec("systemd-run", "--unit=echo", "python3", "-c", server, check=True)
+    client = f"import socket; s = socket.create_connection(('db.{NAME}', 7000), 20); s.sendall(b'hello'); "
+    wait_until(
+        lambda: web.exec("python3", "-c", client + "print(s.recv(99))").stdout.strip() == "b'olleh'",
+        what="the server of db answers",
+        every_s=0.5,
+    )
+
+
+def test_a_network_in_use_is_kept(hv: bough.Hypervisor, pair: Pair) -> None:
+    with pytest.raises(InUse, match="in use by web, db") as error:
+        hv.network(NAME).delete()
+    assert error.value.hint == "delete these machines first"
+
+
+def test_a_capture_shows_the_names(cli: Cli, pair: Pair, tmp_path: Path) -> None:
+    web, _ = pair
+    target = tmp_path / "back.pcapng"
+    capture = cli.popen("network", "capture", NAME, target, "--machine", "web")
+    wait_until(lambda: target.exists() and target.stat().st_size > 0)
+    web.exec("ping", "-c", "1", "-W", "5", f"db.{NAME}", check=True)
+    with target.open("rb") as stream:
+        wait_until(lambda: (stream.seek(0), b"\x08\x00" in stream.read())[1])
+    capture.send_signal(signal.SIGINT)
+    assert capture.wait(20) == 0
+    with target.open("rb") as stream:
+        frames = [frame for _, frame in dpkt.pcapng.Reader(stream)]
+    assert any(isinstance(dpkt.ethernet.Ethernet(frame).data.data, dpkt.icmp.ICMP) for frame in frames)
+    assert f"db.{NAME}".encode() in target.read_bytes()
+    whole = cli("network", "capture", NAME, "-", "--time", "1s").stdout
+    assert whole.startswith(b"\x0a\x0d\x0d\x0a")
+
+
+def test_the_addresses_stay_over_a_restart(cli: Cli, pair: Pair) -> None:
+    before = addresses(cli)
+    pair[1].restart()
+    assert addresses(cli) == before
+
+
+def test_they_go_on_when_the_service_ends(cli: Cli, hv: bough.Hypervisor, pair: Pair) -> None:
+    hv.shutdown()
+    assert cli.json("network", "info", NAME)["switch"] == "running"
+    pair[0].exec("ping", "-c", "2", "-W", "5", f"db.{NAME}", check=True)
