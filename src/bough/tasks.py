@@ -78,6 +78,17 @@ class Tasks:
         await end_tasks(*self._tasks)
 
 
+async def wait_first(timeout_s: float | None, *events: asyncio.Event) -> bool:
+    """Wait for the events. Return whether one of them is set within the time."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        done, _ = await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        return bool(done)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
 async def end_tasks(*tasks: asyncio.Task[Any]) -> None:
     """Cancel tasks until all have ended; their exceptions are dropped.
 

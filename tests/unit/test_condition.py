@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bough.machines.condition import Kind, judge_vcpus
-from bough.machines.last_words import LastWords
+from bough.machines.console_hints import ConsoleHints
 from bough.machines.vcpus import parse_vcpus
 
 #: QEMU's output for a Debian that halted, one that panicked, and one that waits for work.
@@ -38,14 +38,14 @@ HALT = b"[   71.157194] reboot: System halted\r\n"
     ],
 )
 def test_what_it_has_done(vcpus: list[str], printed: bytes, kind: Kind | None) -> None:
-    words = LastWords()
+    words = ConsoleHints()
     words.read(printed)
     assert judge_vcpus(parse_vcpus("\n".join(vcpus)), words) is kind
 
 
 @pytest.mark.parametrize("size", [1, 7, 4096])
 def test_last_words_in_pieces(size: int) -> None:
-    words = LastWords()
+    words = ConsoleHints()
     told = b"x" * 3000 + PANIC + b"[   47.1] Rebooting in 10 seconds..\r\n" + HALT
     for begin in range(0, len(told), size):
         words.read(told[begin : begin + size])
@@ -56,7 +56,7 @@ def test_last_words_in_pieces(size: int) -> None:
 
 
 def test_hostile_last_words() -> None:
-    words = LastWords()
+    words = ConsoleHints()
     words.read(b"Kernel panic - not syncing: \x1b[2J\xff\xfe" + b"A" * 100_000)
     assert words.panic is not None
     assert "\x1b" not in words.panic

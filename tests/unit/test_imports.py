@@ -51,8 +51,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"guest", "networks", "qemu", "mounts", "images", "machines", "snapshots", "forks", "hypervisor"},
     "client": BOTTOM,
     "cli": BOTTOM | {"client"},
-    "web": BOTTOM | {"client"},
-    "pytest_plugin": BOTTOM | {"client"},
     # `import bough` is the Python API.
     "__init__": BOTTOM | {"client"},
     "__main__": {"cli"},

@@ -7,8 +7,17 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
-from bough.machines.state import LIVE, TRANSITIONS, State, check_transition, is_legal, render_states
+from bough.machines.state import (
+    LIVE,
+    TRANSITIONS,
+    State,
+    check_transition,
+    enter_state,
+    is_legal,
+    render_states,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,8 +47,41 @@ def test_the_page_is_made_from_the_table() -> None:
     assert (ROOT / "docs/states.md").read_text() == render_states(), "run `make docs`"
 
 
-def test_only_one_place_of_a_machine_replaces_its_record() -> None:
-    source = (ROOT / "src/bough/machines/machine.py").read_text()
-    assert (
-        len(re.findall(r"^ +self\.record = ", source, re.MULTILINE)) == 2
-    )  # __init__, and the checked place
+def _places(pattern: str) -> list[str]:
+    """Return the files of the service with the pattern, one entry for each match."""
+    source = ROOT / "src/bough"
+    return [
+        str(path.relative_to(source))
+        for path in sorted(source.rglob("*.py"))
+        if path.relative_to(source).parts[0] not in ("client", "cli", "guest")
+        for _ in re.findall(pattern, path.read_text(), re.MULTILINE)
+    ]
+
+
+def test_only_one_place_replaces_the_record_of_a_machine() -> None:
+    # __init__, and the place behind `enter_state`
+    assert _places(r"\.record = ") == ["machines/record_file.py"] * 2
+
+
+def test_only_this_file_changes_the_state_of_a_record() -> None:
+    assert _places(r"\benter_state\(") == ["machines/record_file.py", "machines/state.py"]
+    assert _places(r"\.state = ") == []
+    assert _places(r"\"state\": (self\.)?(State\.|state\b)") == ["machines/state.py"]
+
+
+class Record(BaseModel):
+    id: str = "aaaaaaaaaaaa"
+    name: str = "web"
+    state: State = State.RUNNING
+
+
+def test_a_record_gets_its_state_and_other_fields_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    record = Record()
+    with caplog.at_level(logging.ERROR):
+        paused = enter_state(record, State.PAUSED, {"name": "db", "state": State.FAILED})
+    assert (paused.state, paused.name, record.state) == (State.PAUSED, "db", State.RUNNING)
+    assert caplog.text == ""
+    with caplog.at_level(logging.ERROR):
+        assert enter_state(paused, State.FAILED, {}).state is State.FAILED
+        enter_state(record.model_copy(update={"state": State.STOPPED}), State.PAUSED, {})
+    assert "illegal transition of machine aaaaaaaaaaaa: stopped to paused" in caplog.text

@@ -192,5 +192,5 @@ def _is_fork_of(manifest: SnapshotManifest) -> Callable[[Machine], bool]:
 def _let_others_go_first(machine: Machine, call: contextlib.ExitStack) -> None:
     """Lower the priority of a fork that has answered: it may settle after the other forks of the call."""
     machine.stand_back()
-    if not machine.settling:
+    if not machine.guest.settling:
         call.callback(machine.stand_back, False)

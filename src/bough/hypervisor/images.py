@@ -25,8 +25,8 @@ from bough.images.pull import fetch_catalogue
 from bough.images.recipes import LABELS
 from bough.images.store import ImageManifest, ImageStore, split_label
 from bough.machines.disks.creation import disk_chain
-from bough.machines.layer import make_layer
 from bough.machines.plan import check_arch, host_arch
+from bough.machines.recipe_build import build_in_machine
 from bough.paths import Home
 from bough.progress import Report
 from bough.qemu.probe import find_qemu, probe_jail
@@ -155,7 +155,7 @@ class Images:
         spec = layer_spec(recipe, base, lock)
         machine = await self._creation.create(spec, name=f"build-{key[:12]}", force=True, report=report)
         try:
-            disk, output = await make_layer(machine, recipe, base, label, report)
+            disk, output = await build_in_machine(machine, recipe, base, label, report)
             jail = await probe_jail(find_qemu(base.arch), self._home)
             return await flatten(
                 self.store,

@@ -140,7 +140,7 @@ class Lifetimes:
                 pause_s = _EXPIRE_AGAIN_S
 
     async def _bury(self, machine: Machine) -> None:
-        machine.cancel_restart()
+        machine.restarter.cancel()
         home = self._inventory.home
         with self._half_made.working():
             grave = home.incoming / f"{machine.id}.deleted"

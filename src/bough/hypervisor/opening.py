@@ -62,7 +62,7 @@ class Opening:
             await self._read(root)
         async with asyncio.TaskGroup() as group:
             for machine in self._inventory:
-                group.create_task(machine.adopt())
+                group.create_task(machine.recovery.adopt())
         await self._networks.open()
         for machine in self._inventory:
             remove_strays(machine.paths, machine.record)

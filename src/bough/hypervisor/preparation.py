@@ -95,7 +95,7 @@ class Preparation:
             channel = await machine.agent()
             for _ in range(_STANDBY_COMMANDS):
                 await run_script(channel, "true", timeout_s=_COMMAND_S)
-            await machine.wait_settled()
+            await machine.readiness.wait_settled()
             await run_script(channel, "true", timeout_s=_COMMAND_S)
             if isinstance(channel, AgentChannel):
                 await prepare_guest(channel)

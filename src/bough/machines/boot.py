@@ -58,7 +58,8 @@ T = TypeVar("T")
 class Host(Protocol):
     """The parts of a machine that a Boot uses."""
 
-    record: MachineRecord
+    @property
+    def record(self) -> MachineRecord: ...
 
     @property
     def boot_id(self) -> str | None: ...

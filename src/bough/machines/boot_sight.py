@@ -35,7 +35,9 @@ _MOST_S = 120.0
 class Host(Protocol):
     """The parts of a machine that a BootSight uses."""
 
-    record: MachineRecord
+    @property
+    def record(self) -> MachineRecord: ...
+
     paths: MachinePaths
 
     @property

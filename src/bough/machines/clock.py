@@ -39,7 +39,8 @@ _HOST_STEP_S = 0.05
 class Host(Protocol):
     """The parts of a machine that a ClockKeeper uses."""
 
-    record: MachineRecord
+    @property
+    def record(self) -> MachineRecord: ...
 
     @property
     def state(self) -> State: ...

@@ -29,7 +29,7 @@ from bough.guest.channel import AgentChannel
 from bough.guest.qga import QgaChannel
 from bough.machines.clock import ClockKeeper
 from bough.machines.console import Console
-from bough.machines.last_words import LastWords
+from bough.machines.console_hints import ConsoleHints
 from bough.machines.record import MachineRecord, now
 from bough.machines.state import State
 from bough.machines.vcpus import Vcpu, read_vcpus
@@ -83,7 +83,9 @@ class Found:
 class Host(Protocol):
     """The parts of a machine that a Condition uses."""
 
-    record: MachineRecord
+    @property
+    def record(self) -> MachineRecord: ...
+
     clock: ClockKeeper
 
     @property
@@ -116,7 +118,7 @@ class Condition:
         #: The agent's number of received bytes when the guest was found busy or hung.
         self._heard: int | None = None
         self.mute, self.dead = asyncio.Event(), asyncio.Event()
-        self._words = LastWords()
+        self._words = ConsoleHints()
         self._wanted = asyncio.Event()
         self._woken = asyncio.Event()
         #: Set while nothing is known to be wrong.
@@ -135,7 +137,7 @@ class Condition:
         """
         machine = self._machine
         self._begun += 1
-        self._words = LastWords()
+        self._words = ConsoleHints()
         self._forget()
         self._wanted.set()
         if adopted:
@@ -347,7 +349,7 @@ class Condition:
             await asyncio.sleep(_LOOK_S[0])
 
 
-def judge_vcpus(vcpus: list[Vcpu], words: LastWords) -> Kind | None:
+def judge_vcpus(vcpus: list[Vcpu], words: ConsoleHints) -> Kind | None:
     """Return what the vCPUs of a silent guest show.
 
     Args:

@@ -14,6 +14,7 @@ from bough.guest.qga import QgaChannel
 from bough.machines.boot import Boot
 from bough.machines.clock import set_clock
 from bough.machines.first_boot import set_up_guest
+from bough.machines.forwards import Forwards
 from bough.machines.identity import (
     BECOME,
     explain,
@@ -44,9 +45,12 @@ _settle_turn = asyncio.Semaphore(1)
 class Host(Protocol):
     """The parts of a machine that a Guest uses."""
 
-    record: MachineRecord
+    @property
+    def record(self) -> MachineRecord: ...
+
     paths: MachinePaths
     mounts: MountKeeper
+    forwards: Forwards
     boot: Boot
 
     @property
@@ -58,7 +62,6 @@ class Host(Protocol):
     def tell(self, kind: str, detail: str = "") -> None: ...
     def stand_back(self, back: bool = True) -> None: ...
     def watch(self, quiet_s: float) -> ProgressWatch: ...
-    async def follow_ports(self, channel: AgentChannel) -> None: ...
 
 
 class Guest:
@@ -188,7 +191,7 @@ class Guest:
                 if machine.record.identity != "known":
                     await self._tell_identity(channel, told_at)
                 await self._set_links(channel)
-                await machine.follow_ports(channel)
+                await machine.forwards.follow(channel)
                 if not machine.record.first_boot.done:
                     done = await set_up_guest(channel, machine.record, lambda: self._mount(channel))
                     machine.change(first_boot=done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from bough.errors import Conflict, GuestRefused, NotFound, WrongState
@@ -75,7 +76,7 @@ async def _add(machine: Host, mount: MountSpec) -> None:
     try:
         await _establish(machine, lazy=True)
         if mount.target in machine.mounts.trouble:
-            raise trouble_error(machine, {mount.target: machine.mounts.trouble[mount.target]})
+            raise trouble_error(machine.name, {mount.target: machine.mounts.trouble[mount.target]})
     except BaseException:
         if not here:
             _set_mounts(machine, before)
@@ -136,15 +137,14 @@ def default_owner(record: MachineRecord) -> str:
     return users[0].name if users else "root"
 
 
-def trouble_error(machine: Host, trouble: dict[str, str] | None = None) -> GuestRefused:
-    """Return the error for a machine with missing mounts."""
-    trouble = trouble or machine.mounts.trouble
+def trouble_error(machine: str, trouble: Mapping[str, str]) -> GuestRefused:
+    """Return the error for a machine with missing mounts: target -> reason."""
     told = "; ".join(f"{target} is not mounted: {why}" for target, why in trouble.items())
     no_sshfs = any("no sshfs" in why for why in trouble.values())
     return GuestRefused(
-        f"machine '{machine.name}' runs, but {told}",
-        hint=_SSHFS_HINT if no_sshfs else f"repair that, then: bough mount {machine.name} --again",
-        machine=machine.name,
+        f"machine '{machine}' runs, but {told}",
+        hint=_SSHFS_HINT if no_sshfs else f"repair that, then: bough mount {machine} --again",
+        machine=machine,
     )
 
 
@@ -153,7 +153,7 @@ async def mount_again(machine: Host) -> None:
     await machine.agent()
     await _establish(machine, lazy=True)
     if machine.mounts.trouble:
-        raise trouble_error(machine)
+        raise trouble_error(machine.name, machine.mounts.trouble)
 
 
 def describe_mounts(machine: Host) -> list[dict[str, Any]]:

@@ -187,8 +187,6 @@ class MachineRecord(_Kept):
     accelerator: str | None = None
     #: Note for the user about the choice of the accelerator.
     accelerator_note: str | None = None
-    process: dict[str, Any] | None = None
-    uplink: dict[str, Any] | None = None
     jail: dict[str, Any] | None = None
     ports: list[PortForward] = Field(default_factory=list)
     first_boot: FirstBoot = Field(default_factory=FirstBoot)

@@ -25,10 +25,12 @@ CALM_S = 600.0
 class Restartable(Protocol):
     """The parts of a machine that a Restarter uses."""
 
-    record: MachineRecord
+    @property
+    def record(self) -> MachineRecord: ...
 
     async def start(self, report: Report = ..., *, by_policy: bool = ...) -> None: ...
-    def keep_restarts(self, restarts: Restarts, *, detail: str | None = None) -> None: ...
+    def change(self, *, event: bool = ..., **fields: Any) -> None: ...
+    def tell(self, kind: str, detail: str = "") -> None: ...
     def own(self, work: Coroutine[Any, Any, None], what: str) -> asyncio.Task[None]: ...
 
 
@@ -57,10 +59,11 @@ class Restarter:
         cause = record.failure.cause if record.failure else record.restarts.cause
         then = datetime.now(UTC) + timedelta(seconds=pause_s)
         restarts = Restarts(count=count, next=then.isoformat(timespec="milliseconds"), cause=cause)
-        self._machine.keep_restarts(restarts, detail=f"in {pause_s:g} s, start {count} in a row: {cause}")
+        self._machine.change(restarts=restarts)
+        self._machine.tell("restarting", f"in {pause_s:g} s, start {count} in a row: {cause}")
         self._schedule(pause_s)
 
-    def take_up(self) -> None:
+    def adopt(self) -> None:
         """Continue with a restart that an earlier service planned."""
         record = self._machine.record
         if record.state is State.FAILED and record.restarts.next is not None:

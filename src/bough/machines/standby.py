@@ -23,7 +23,8 @@ _CLOCK_ERROR_S = 0.02
 class Host(Protocol):
     """The parts of a machine that a Standby uses."""
 
-    record: MachineRecord
+    @property
+    def record(self) -> MachineRecord: ...
 
     @property
     def name(self) -> str: ...

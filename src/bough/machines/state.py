@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any, Protocol, TypeVar
 
 log = logging.getLogger("bough.machines")
 
@@ -76,6 +77,25 @@ def check_transition(machine_id: str, before: State, after: State) -> None:
     """Log a transition that the table lacks. Facts about QEMU are recorded all the same."""
     if not is_legal(before, after):
         log.error("illegal transition of machine %s: %s to %s", machine_id, before, after)
+
+
+class Stateful(Protocol):
+    """The parts of a record that `enter_state` uses."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def state(self) -> State: ...
+    def model_copy(self: T, *, update: Mapping[str, Any] | None = ..., deep: bool = ...) -> T: ...
+
+
+T = TypeVar("T", bound=Stateful)
+
+
+def enter_state(record: T, state: State, fields: Mapping[str, Any]) -> T:
+    """Return the record in a new state, with other fields changed as well. No other code changes a state."""
+    check_transition(record.id, record.state, state)
+    return record.model_copy(update={**fields, "state": state})
 
 
 def render_states() -> str:

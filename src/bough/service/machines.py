@@ -246,7 +246,7 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
 
         async def work(report: Report) -> Any:
             if body.until == "stopped":
-                await machine.wait_stopped(timeout_s=body.timeout_s or STOPPED_S)
+                await machine.readiness.wait_stopped(timeout_s=body.timeout_s or STOPPED_S)
             elif body.until == "rebooted":
                 await wait_rebooted(machine, timeout_s=body.timeout_s, after_boot=body.boot_id, report=report)
             else:
@@ -274,11 +274,11 @@ def routes(hypervisor: Hypervisor) -> APIRouter:
     async def add_port(reference: str, body: PortRequest) -> dict[str, Any]:
         """Listen on a port of the host (0: any free one) for a port of the guest."""
         forward = PortForward(host=body.host, host_port=body.host_port, guest_port=body.guest_port)
-        return (await hypervisor.machines.find(reference).add_port(forward)).model_dump()
+        return (await hypervisor.machines.find(reference).forwards.add(forward)).model_dump()
 
     @router.delete("/{reference}/ports/{host_port}")
     async def remove_port(reference: str, host_port: int) -> dict[str, bool]:
-        await hypervisor.machines.find(reference).remove_port(host_port)
+        await hypervisor.machines.find(reference).forwards.remove(host_port)
         return {"removed": True}
 
     return router

@@ -9,7 +9,7 @@ After a crash between any two steps, the machine either runs or is suspended:
                 the record says that there is no memory on disk any more; only then vCPUs run
 
 If QEMU or the service dies before the second step of a resume, the machine stays suspended: see
-`Machine.adopt`. Saved memory that no record names is removed when the service starts.
+`Recovery.adopt`. Saved memory that no record names is removed when the service starts.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ async def _suspend(machine: Machine, home: Home, report: Report) -> None:
             sweep_suspended(machine.paths, None)
             made.root.rename(machine.paths.suspended.root)
             sync_directory(machine.paths.root)
-            await machine.leave_suspended(suspended)
+            await machine.stopping.leave_suspended(suspended)
         except BaseException as error:
             if machine.record.suspended is None:
                 shutil.rmtree(made.root, ignore_errors=True)

@@ -40,9 +40,9 @@ async def capture_fork(
     Raises BoughError, OSError, TimeoutError.
     """
     async with machine.transition("being captured", State.RUNNING):
-        qmp, process, hardware = machine.qmp(), machine.process(), machine.record.hardware
+        qmp, process, hardware = machine.qmp(), machine.vm.require_process(), machine.record.hardware
         await qmp.execute("stop")
-        port_closed = await machine.release_guest()
+        port_closed = await machine.vm.release_guest()
         places = await rewind_fork(
             rewind,
             qmp,

@@ -123,9 +123,9 @@ class Chains:
         if self.is_too_long and (self._merging is None or self._merging.done()):
             self._merging = self._machine.own(self._merge(), "merge layers")
 
-    def take_up(self) -> None:
+    def adopt(self) -> None:
         """Settle a merge that an earlier service has started in this QEMU."""
-        self._merging = self._machine.own(self._take_up(), "merge layers")
+        self._merging = self._machine.own(self._adopt(), "merge layers")
 
     async def give_way(self) -> None:
         """End all merges until `look` is called. A chain above TOO_MANY_LAYERS is merged first.
@@ -151,7 +151,7 @@ class Chains:
             with contextlib.suppress(QmpRefused):
                 await qmp.execute("block-job-set-speed", device=job["id"], speed=0)
 
-    async def _take_up(self) -> None:
+    async def _adopt(self) -> None:
         try:
             await _end_jobs(self._machine.qmp())
             await self._settle(self._machine.qmp())

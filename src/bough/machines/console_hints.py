@@ -17,7 +17,7 @@ _KEPT_BYTES = 512
 _MOST_S = 3600.0
 
 
-class LastWords:
+class ConsoleHints:
     """Hints on a machine's console.
 
     Attributes:

@@ -6,7 +6,7 @@ wait, the machine might be in another state than the caller expects.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Protocol
@@ -27,7 +27,28 @@ class Named(Protocol):
     def wrong_state(self, doing: str, *allowed: State) -> WrongState: ...
 
 
-class Turns:
+#: What to type for a machine that is in the wrong state.
+_HINTS = {
+    State.STOPPED: "bough start {name}",
+    State.FAILED: "see why with `bough info {name}`, then: bough start {name}",
+    State.PAUSED: "bough resume {name}",
+    State.SUSPENDED: "bough resume {name}",
+    State.RUNNING: "bough stop {name}",
+}
+
+
+def wrong_state(name: str, state: State, doing: str, allowed: Sequence[State]) -> WrongState:
+    """Return the error of an operation that the machine's state forbids."""
+    hint = _HINTS.get(state)
+    return WrongState(
+        f"machine '{name}' is {state}; {doing} needs it {' or '.join(allowed)}",
+        hint=hint and hint.format(name=name),
+        machine=name,
+        state=str(state),
+    )
+
+
+class Operations:
     def __init__(self, machine: Named) -> None:
         self._machine = machine
         self._doing: str | None = None

@@ -17,7 +17,7 @@ _BOOT_S = 300.0
 _MOVE_TIMEOUT_S = 3600.0
 
 
-async def make_layer(
+async def build_in_machine(
     machine: Machine, recipe: RecipeSpec, base: ImageManifest, label: str, report: Report
 ) -> tuple[int, str]:
     """Run the recipe's machine, and stop it. Return the number of the disk that becomes the image, and the

@@ -1,0 +1,1 @@
+"""A running machine: QEMU and its connections, start, stop, readiness, end."""
