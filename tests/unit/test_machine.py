@@ -202,7 +202,7 @@ async def test_a_qemu_that_does_not_start(scene: Scene) -> None:
 
 async def test_a_second_operation_is_refused(scene: Scene) -> None:
     await scene.machine.start()
-    async with scene.machine.transition("being copied", State.RUNNING):
+    async with scene.machine.operation("being copied", State.RUNNING):
         with pytest.raises(Conflict, match="machine 'web' is being copied just now"):
             await scene.machine.pause()
     await scene.machine.pause()

@@ -43,5 +43,5 @@ class Auditing:
             Conflict: it runs, or another operation is under way.
         """
         states = (State.STOPPED, State.FAILED, State.SUSPENDED)
-        async with self._inventory.find(machine_id).transition("being checked", *states):
+        async with self._inventory.find(machine_id).operation("being checked", *states):
             yield

@@ -62,7 +62,7 @@ class Bundles:
         """The present state of a machine, or a snapshot; it is kept until the block ends."""
         source = self._inventory.find_source(reference)
         if source is not None and source.state is State.SUSPENDED:
-            async with source.transition("being exported", State.SUSPENDED):
+            async with source.operation("being exported", State.SUSPENDED):
                 yield await suspended_subject(source, self._home, disks_only=disks_only)
             return
         tree = self._keeper.tree

@@ -119,5 +119,5 @@ async def _is_already(machine: Machine, doing: str, *states: State) -> bool:
     """
     if machine.state not in states:
         return False
-    async with machine.transition(doing, *states):
+    async with machine.operation(doing, *states):
         return True

@@ -81,7 +81,7 @@ class Lifetimes:
                     )
                 with contextlib.suppress(WrongState):  # QEMU ended meanwhile
                     await machine.stop(force=True, flush=False)
-            async with machine.transition("being deleted", State.STOPPED, State.FAILED, State.SUSPENDED):
+            async with machine.operation("being deleted", State.STOPPED, State.FAILED, State.SUSPENDED):
                 await self._bury(machine)
 
     async def delete_standby(self, machine: Machine) -> None:

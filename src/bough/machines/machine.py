@@ -145,9 +145,9 @@ class Machine:
         """Return whether no operation runs."""
         return self._operations.is_free
 
-    def transition(self, doing: str, *allowed: State) -> AbstractAsyncContextManager[None]:
-        """Begin an exclusive operation; see Operations."""
-        return self._operations.transition(doing, *allowed)
+    def operation(self, doing: str, *allowed: State) -> AbstractAsyncContextManager[None]:
+        """Run the block as an exclusive operation; see Operations."""
+        return self._operations.run(doing, *allowed)
 
     def claim(self, doing: str) -> AbstractContextManager[None]:
         """Make all operations in the block one operation; see Operations."""

@@ -82,7 +82,7 @@ class Operations:
             )
 
     @asynccontextmanager
-    async def transition(self, doing: str, *allowed: State) -> AsyncIterator[None]:
+    async def run(self, doing: str, *allowed: State) -> AsyncIterator[None]:
         """Run an exclusive operation in the block. Fail at once if the state or another operation forbids the
         operation.
 

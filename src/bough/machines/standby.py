@@ -30,7 +30,7 @@ class Host(Protocol):
     def name(self) -> str: ...
     @property
     def state(self) -> State: ...
-    def transition(self, doing: str, *allowed: State) -> AbstractAsyncContextManager[None]: ...
+    def operation(self, doing: str, *allowed: State) -> AbstractAsyncContextManager[None]: ...
     def channel(self) -> AgentChannel | None: ...
     def qmp(self) -> Qmp: ...
     def change(self, *, event: bool = ..., **fields: Any) -> None: ...
@@ -48,7 +48,7 @@ class Standby:
         steps.
         """
         machine = self._machine
-        async with machine.transition("starting", State.PAUSED):
+        async with machine.operation("starting", State.PAUSED):
             for name in (machine.name, None):
                 await self._wake(name)
                 await machine.qmp().execute("stop")
@@ -58,7 +58,7 @@ class Standby:
         machine = self._machine
         if machine.state is State.RUNNING:
             return
-        async with machine.transition("starting", State.PAUSED):
+        async with machine.operation("starting", State.PAUSED):
             await self._wake(None)
             machine.change(state=State.RUNNING)
 
@@ -78,7 +78,7 @@ class Standby:
         def become_somebodys() -> None:
             machine.change(event=True, state=State.RUNNING, spare=False, **asked)
 
-        async with machine.transition("starting", State.PAUSED, State.RUNNING):
+        async with machine.operation("starting", State.PAUSED, State.RUNNING):
             await self._wake(name, become_somebodys)
         if name is not None:
             machine.renamed()

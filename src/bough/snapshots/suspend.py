@@ -51,7 +51,7 @@ async def suspend(machine: Machine, home: Home, report: Report) -> None:
 
 
 async def _suspend(machine: Machine, home: Home, report: Report) -> None:
-    async with machine.transition("being suspended", State.RUNNING, State.PAUSED):
+    async with machine.operation("being suspended", State.RUNNING, State.PAUSED):
         machine.condition.check_awake("suspending")
         report(Progress("writing memory to disk"))
         qmp = machine.qmp()

@@ -118,7 +118,7 @@ class SnapshotTree:
         report: Report,
     ) -> SnapshotManifest:
         allowed = (State.RUNNING, State.PAUSED, State.STOPPED, State.FAILED)
-        async with machine.transition("being snapshotted", *allowed):
+        async with machine.operation("being snapshotted", *allowed):
             record = machine.record
             draft = SnapshotManifest(
                 id=new_snapshot_id(),
@@ -334,7 +334,7 @@ class SnapshotTree:
             Conflict: the snapshot belongs to another machine.
         """
         self.check_own(machine, manifest)
-        async with machine.transition("being restored", State.STOPPED, State.FAILED):
+        async with machine.operation("being restored", State.STOPPED, State.FAILED):
             record = machine.record
             disks = await asyncio.to_thread(
                 install_overlays,

@@ -39,7 +39,7 @@ async def capture_fork(
 
     Raises BoughError, OSError, TimeoutError.
     """
-    async with machine.transition("being captured", State.RUNNING):
+    async with machine.operation("being captured", State.RUNNING):
         qmp, process, hardware = machine.qmp(), machine.vm.require_process(), machine.record.hardware
         await qmp.execute("stop")
         port_closed = await machine.vm.release_guest()

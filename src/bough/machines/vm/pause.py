@@ -20,7 +20,7 @@ class Host(Protocol):
     def record(self) -> MachineRecord: ...
     def qmp(self) -> Qmp: ...
     def note(self, **fields: Any) -> bool: ...
-    def transition(self, doing: str, *allowed: State) -> AbstractAsyncContextManager[None]: ...
+    def operation(self, doing: str, *allowed: State) -> AbstractAsyncContextManager[None]: ...
 
 
 class Pause:
@@ -35,7 +35,7 @@ class Pause:
     async def begin(self) -> None:
         """Pause the vCPUs. Raises WrongState: the machine does not run, or its guest sleeps."""
         machine = self._machine
-        async with machine.transition("pausing", State.RUNNING):
+        async with machine.operation("pausing", State.RUNNING):
             self._condition.check_awake("pausing")
             await machine.qmp().execute("stop")
             machine.note(state=State.PAUSED)
@@ -43,7 +43,7 @@ class Pause:
     async def end(self) -> None:
         """Let the vCPUs run, with the right time. Raises WrongState: the machine is not paused."""
         machine = self._machine
-        async with machine.transition("resuming", State.PAUSED):
+        async with machine.operation("resuming", State.PAUSED):
             qmp = machine.qmp()
             await self._clock.go_on(lambda: qmp.execute("cont"))
             machine.note(state=State.RUNNING)

@@ -47,7 +47,7 @@ class Host(Protocol):
     def chains(self) -> Chains: ...
     @property
     def boot_sight(self) -> BootSight: ...
-    def transition(self, doing: str, *allowed: State) -> AbstractAsyncContextManager[None]: ...
+    def operation(self, doing: str, *allowed: State) -> AbstractAsyncContextManager[None]: ...
     def change(self, *, event: bool = ..., **fields: Any) -> None: ...
     def note(self, **fields: Any) -> bool: ...
     def console_tail(self) -> str: ...
@@ -88,7 +88,7 @@ class Start:
         machine = self._machine
         resumes = saved is not None and machine.record.suspended is not None
         allowed = (State.SUSPENDED,) if resumes else (State.STOPPED, State.FAILED)
-        async with machine.transition("starting", *allowed):
+        async with machine.operation("starting", *allowed):
             if saved is None:  # a fork lives without missing directories, and reports them
                 check_sources(machine.record.spec.mounts, machine.name)
             report(Progress("starting QEMU"))
@@ -170,7 +170,7 @@ class Start:
     async def go_on(self, saved: SavedState, *, name: str, ephemeral: bool) -> None:
         """Complete a held start for a user. The caller must not be cancelled."""
         machine = self._machine
-        async with machine.transition("starting", State.PAUSED):
+        async with machine.operation("starting", State.PAUSED):
             process, moment = self._vm.process, now()
             if process is None:
                 raise self._ending.error("while it was a standby machine")

@@ -39,7 +39,7 @@ class Host(Protocol):
     def name(self) -> str: ...
     @property
     def state(self) -> State: ...
-    def transition(self, doing: str, *allowed: State) -> AbstractAsyncContextManager[None]: ...
+    def operation(self, doing: str, *allowed: State) -> AbstractAsyncContextManager[None]: ...
     def wrong_state(self, doing: str, *allowed: State) -> WrongState: ...
     def change(self, *, event: bool = ..., **fields: Any) -> None: ...
     def note(self, **fields: Any) -> bool: ...
@@ -143,7 +143,7 @@ class Stop:
             await self._vm.ended.wait()
 
     async def _cancel_restart(self) -> None:
-        async with self._machine.transition("being stopped", State.FAILED):
+        async with self._machine.operation("being stopped", State.FAILED):
             self._restarter.cancel()
             self._machine.note(state=State.STOPPED, restarts=Restarts(), stopped_in_boot=read_boot_id())
 
@@ -156,7 +156,7 @@ class Stop:
                 machine=machine.name,
                 state=str(machine.state),
             )
-        async with machine.transition("being stopped", State.SUSPENDED):
+        async with machine.operation("being stopped", State.SUSPENDED):
             boot = read_boot_id()
             machine.change(event=True, state=State.STOPPED, suspended=None, stopped_in_boot=boot)
             await asyncio.to_thread(shutil.rmtree, machine.paths.suspended.root, True)
@@ -177,6 +177,6 @@ class Stop:
         Raises:
             Conflict, WrongState: another operation runs, or the machine does not run.
         """
-        async with self._machine.transition("being ended", State.RUNNING):
+        async with self._machine.operation("being ended", State.RUNNING):
             self._ending.given_up = why
             await self._vm.quit()
