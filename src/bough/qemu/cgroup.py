@@ -27,7 +27,7 @@ _CPU_FILES = ("cpu.max", "cpu.cfs_quota_us")
 
 
 def find_groups() -> tuple[str, ...]:
-    """Return the directories below which bough may create a group per machine; empty if it may not."""
+    """Return the directories below which bough may create a group per machine; empty if there are none."""
     if (_MOUNT / "cgroup.controllers").exists():
         base = _find_delegated()
         return (str(base),) if base is not None and _prepare_v2(base) else ()
@@ -62,11 +62,11 @@ def create_groups(bases: tuple[str, ...], machine_id: str, limits: Limits) -> li
 
 
 def stand_back(pid: int, back: bool) -> bool:
-    """Give a machine's group processor time only if no other group wants it, or give its share back.
+    """Give a machine's group only left-over processor time, or give its share back.
 
     Return False if `pid` has no group of its own with such a control. Its threads can get a lower priority
     then
-    (Pid.stand_back); inside a group, that priority would only count among the group's threads.
+    (Pid.stand_back); inside a group, the priority would only count among the group's threads.
     """
     for line in _read_memberships(pid):
         _, controllers, path = line.split(":", 2)
@@ -152,7 +152,7 @@ def _prepare_v2(base: Path) -> bool:
         return False
     for group in (base.parent, base):
         for controller in _CONTROLLERS:
-            # Groups work without a controller that is missing or that the parent withholds.
+            # Groups work without a controller that is missing or not passed on by the parent group.
             with contextlib.suppress(OSError):
                 (group / "cgroup.subtree_control").write_text(f"+{controller}")
     return bool((base / "cgroup.subtree_control").read_text().strip())

@@ -1,10 +1,8 @@
-"""What a QEMU process can see and do: as little as this host allows.
+"""The jail of a QEMU process: everything outside of it is out of reach, as far as this host allows.
 
 The jail is the boundary around a guest, not QEMU: QEMU promises no isolation of an emulated guest (TCG).
-`Jail`
-says what this host can provide (`probe_jail` tries it). `render_jail` wraps a command line. `report_jail`
-says
-for each machine which parts are in force, and what a missing part means.
+`Jail` lists the abilities of this host (`probe_jail` tries them). `render_jail` wraps a command line.
+`report_jail` names the parts in force for each machine, and the effect of each missing part.
 
 From outside in:
 
@@ -44,7 +42,7 @@ LAST_UID = 0x7FFF_FFFF
 
 @dataclass(frozen=True)
 class Jail:
-    """What this host provides; JSON-able. The default is nothing.
+    """The abilities of this host; JSON-able. The default is none.
 
     Attributes:
         bwrap: path of bubblewrap, if it works here.
@@ -93,7 +91,7 @@ class Sight:
 def machine_uid(machine_id: str, taken: Collection[int] = ()) -> int:
     """Return the user id for a machine's processes under a root service.
 
-    A machine keeps its id, so that its disks belong to it.
+    The id never changes: the machine's disks belong to the user of that id.
     """
     span = LAST_UID - FIRST_UID + 1
     start = int.from_bytes(hashlib.sha256(machine_id.encode()).digest()[:8], "big") % span
@@ -134,7 +132,7 @@ def render_jail(
 def render_setpriv(
     program: str, uid: int, devices: Sequence[str] = (), *, gid: int | None = None
 ) -> list[str]:
-    """Return the command that switches to that user and group (default: the same number) for good."""
+    """Return the command that switches to the user `uid` and a group (default: the same number) for good."""
     groups = sorted({Path(device).stat().st_gid for device in devices} - {0})
     return [
         program,
@@ -177,8 +175,8 @@ def _root_directory(jail: Jail, sight: Sight) -> list[str]:
 
 def _proc(jail: Jail) -> list[str]:
     """Provide /proc: QEMU opens its guest's memory as /proc/self/fd/N. In a container an ordinary user often
-    may not
-    mount a /proc; the outer /proc then provides the descriptors of the process that bubblewrap becomes.
+    may
+    not mount a /proc. The outer /proc then shows the descriptors of bubblewrap, which becomes QEMU.
     """
     return ["--proc", "/proc"] if jail.own_proc else ["--ro-bind", "/proc/self/fd", "/proc/self/fd"]
 
@@ -216,7 +214,7 @@ def _capabilities(jail: Jail, *, as_root: bool) -> list[str]:
 
 @dataclass(frozen=True)
 class JailPart:
-    """One part of a jail. `detail` says what the part prevents, or what its absence means."""
+    """One part of a jail. `detail` is the effect of the part, or the effect of its absence."""
 
     name: str
     had: bool
@@ -262,7 +260,7 @@ _MEANING = {
 
 
 def report_jail(jail: Jail, *, uid: int | None, network: bool = False) -> JailReport:
-    """Report which parts are in force, and what a missing part means.
+    """Report the parts in force, and the effect of each missing part.
 
     Args:
         uid: user of the process under a root service.
@@ -286,8 +284,9 @@ def report_jail(jail: Jail, *, uid: int | None, network: bool = False) -> JailRe
 def _has_own_user(jail: Jail, uid: int | None) -> bool:
     if os.geteuid() == 0:
         return jail.setpriv is not None and uid is not None
-    # An ordinary user cannot switch to another one. In a user namespace without capabilities and without that
-    # user's files, the process owns nothing that it can reach.
+    # An ordinary user cannot switch to another user. The process has no capability in its user namespace, and
+    # no
+    # file of its user is in reach.
     return jail.bwrap is not None
 
 

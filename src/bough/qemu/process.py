@@ -1,12 +1,12 @@
-"""A QEMU process: started in its jail, watched, adopted by a later service, ended.
+"""Life of a QEMU process: start in a jail, watch, adoption by a later service, end.
 
     service ── sh (the waiter; a session of its own) ──┬─ sh ─ bwrap ─ bwrap ─ qemu
                                                        └─ sh (keeps the end of QEMU's output)
 
-The waiter outlives the service. It keeps these files below the machine's log/:
+The waiter outlives the service. These files of the waiter are below the machine's log/:
 
     process     the host's boot id, pid and start time of the waiter and of the jail's outermost process
-    lock        locked (flock) while any of the above lives: who gets the lock knows that nothing lives
+    lock        locked (flock) while any process of the session lives; a free lock means that none lives
     qemu.log    QEMU's output, 128 KiB at most, and in qemu.log.old the 128 KiB before
     exit        QEMU's exit status, after its end
 
@@ -111,10 +111,10 @@ mv -f "$dir/exit.new" "$dir/exit"
 
 @dataclass(frozen=True)
 class ExitCause:
-    """How QEMU ended.
+    """The end of a QEMU.
 
     Attributes:
-        exit_status: None after a signal, or if nobody saw the end.
+        exit_status: None after a signal, or if the end was not seen.
         signal: name like "SIGKILL".
         stderr: the end of QEMU's output: untrusted.
         text: the above in words, for "machine 'web' stopped: ...".
@@ -167,7 +167,7 @@ class QemuProcess:
         return self._pid.is_alive()
 
     def stand_back(self, back: bool = True) -> None:
-        """Give QEMU only processor time that nobody else wants, or its normal share again."""
+        """Give QEMU only processor time that is left over, or its normal share again."""
         if not stand_back(self.pid, back):
             self._pid.stand_back(back)
 
@@ -202,9 +202,12 @@ class QemuProcess:
 
 @dataclass(frozen=True)
 class _Started:
-    """The processes started for a machine: `shell` is the waiter, `uplink` the frame filter if there is one,
-    `sink`
-    its replacement in a pre-warm.
+    """The processes started for a machine.
+
+    Attributes:
+        shell: the waiter.
+        uplink: the frame filter, if any.
+        sink: the substitute of the frame filter in a pre-warm.
     """
 
     waiter: Pid
@@ -214,7 +217,7 @@ class _Started:
     given: Mapping[str, int]
 
     async def end_uplink(self, grace_s: float) -> None:
-        """Wait for the uplink, which ends when nobody holds its socket."""
+        """Wait for the end of the uplink, which follows the close of its socket's last descriptor."""
         if self.sink is not None:
             self.sink.cancel()
         if self.uplink is not None:
@@ -497,7 +500,7 @@ async def _wait_greeting(plan: Plan, paths: MachinePaths, waiter: Pid) -> None:
         with contextlib.suppress(Stalled):
             await watch.run(asyncio.wait({greeting, ended}, return_when=asyncio.FIRST_COMPLETED))
         if not greeting.done():
-            # QEMU may have greeted and ended at once; either way it is gone.
+            # QEMU may have greeted and ended at once: gone in both cases.
             raise await _ended_early(plan, paths, waiter)
         try:
             qmp = await greeting
@@ -513,9 +516,7 @@ async def _wait_greeting(plan: Plan, paths: MachinePaths, waiter: Pid) -> None:
 
 
 async def _limit_disks(plan: Plan, qmp: Qmp) -> None:
-    """Limit all disks as one group. By QMP, because such a limit stays with the device when its overlay
-    changes.
-    """
+    """Limit all disks as one group. Over QMP: such a limit stays with the device when the overlay changes."""
     limits = plan.limits
     if limits.disk_bytes_per_s is None and limits.disk_operations_per_s is None:
         return
@@ -550,7 +551,9 @@ async def _ended_early(plan: Plan, paths: MachinePaths, waiter: Pid) -> MachineF
 
 
 async def _end_all(plan: Plan, paths: MachinePaths, started: _Started) -> None:
-    """Kill everything below the waiter, wait for it, and remove its sockets; bounded in time."""
+    """Kill everything below the waiter, wait for the end of the waiter, and remove its sockets; bounded in
+    time.
+    """
     waiter, deadline = started.waiter, time.monotonic() + KILL_TIMEOUT_S
     while (waiter.is_alive() or _is_locked(paths)) and time.monotonic() < deadline:
         found = _read_process_file(paths)
@@ -558,7 +561,7 @@ async def _end_all(plan: Plan, paths: MachinePaths, started: _Started) -> None:
             # bubblewrap does not kill its child: the innermost process first.
             found.monitor.innermost().kill()
         elif found is not None:
-            # A child that was being created then has no parent any more.
+            # A child in creation has lost its parent by then.
             for orphan in _orphans(paths, waiter):
                 orphan.kill()
         await asyncio.sleep(0.005)
@@ -591,7 +594,7 @@ class _ProcessFile:
 
 
 def _read_process_file(paths: MachinePaths) -> _ProcessFile | None:
-    """Return the waiter's file; None if it is missing or from an earlier boot of the host."""
+    """Return the waiter's file; None if the file is missing or from an earlier boot of the host."""
     try:
         boot, *numbers = (paths.log / "process").read_text().split()
         waiter, waiter_start, monitor, monitor_start = map(int, numbers)
@@ -617,9 +620,10 @@ def _locked(paths: MachinePaths) -> Iterator[int]:
 
 
 def _orphans(paths: MachinePaths, waiter: Pid) -> list[Pid]:
-    """Return the processes in a jail whose outermost process was killed: they have the lock open, and are not
-    the
-    waiter's shells, which stay in its session.
+    """Return the processes in a jail after a kill of the jail's outermost process.
+
+    Such a process holds the lock file open. So do the waiter's shells, but these stay in the waiter's
+    session.
     """
     lock = str(paths.log / "lock")
     found = []

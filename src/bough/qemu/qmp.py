@@ -1,8 +1,7 @@
 """QMP, QEMU's control protocol: a thin typed layer over the library qemu.qmp.
 
-The layer adds bough's errors, a bound on everything that a hostile QEMU can make bough keep, and the
-difference
-between "you closed it" and "it broke".
+The layer adds bough's errors, bounds on everything that a hostile QEMU can send, and the difference between
+"closed here" and "broken".
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 
 class _NotGreeted(Exception):
-    """QEMU sent something else than its greeting or the next message. Never leaves this file."""
+    """QEMU sent no greeting, or no valid message. Raised and caught in this file only."""
 
 
 def _is_early_event(error: Exception) -> bool:
@@ -63,17 +62,17 @@ class Qmp:
         """Connect and negotiate. Safe to cancel.
 
         Raises:
-            QmpLost: nobody listens at `path`, the peer does not speak QMP, or no greeting came in time.
+            QmpLost: no listener at `path`, a peer that does not speak QMP, or no greeting in time.
         """
         try:
             async with asyncio.timeout(timeout_s):
-                # A starting QEMU may send an event before its greeting: until it has seen its client, its
-                # monitor treats "no
+                # A starting QEMU may send an event before its greeting: before the first client, the monitor
+                # treats "no
                 # capabilities requested yet" as "negotiated" (monitor_qapi_event_emit()). The event may also
                 # come between the
-                # client's first command and its answer, and the library takes the event for the answer. A
-                # later connection gets
-                # its greeting.
+                # client's first command and the answer, and the library takes the event for the answer. A
+                # later connection
+                # gets its greeting.
                 while True:
                     with contextlib.suppress(_NotGreeted):
                         return await cls._connect(path)
@@ -139,7 +138,7 @@ class Qmp:
         return (major, minor) if isinstance(major, int) and isinstance(minor, int) else (0, 0)
 
     async def monitor(self, line: str, *, vcpu: int | None = None) -> str:
-        """Return the answer of QEMU's human monitor, for what QMP lacks. Raises as `execute`.
+        """Return the answer of QEMU's human monitor, for tasks without a QMP command. Raises as `execute`.
 
         Args:
             vcpu: the vCPU whose registers and tables the line refers to; default: the first.
@@ -169,7 +168,7 @@ class Qmp:
         Raises as `execute`; `descriptor` stays open here.
         """
         self._check_open()
-        # The descriptor travels with a space, which JSON ignores, before its command.
+        # The descriptor travels with a space before the command; JSON ignores the space.
         self._client.send_fd_scm(descriptor)
         await self.execute("getfd", fdname=name)
 
@@ -190,7 +189,7 @@ class Qmp:
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """Yield events in order, each to one caller only; end when the connection is closed or lost.
 
-        `lost_because` tells which of the two happened. Events are untrusted.
+        After the end, `lost_because` is None if the connection was closed here. Events are untrusted.
         """
         while True:
             event = await self._next_event()
@@ -200,7 +199,7 @@ class Qmp:
 
     @property
     def lost_because(self) -> str | None:
-        """Why the connection broke; None while it is open, and after `close`."""
+        """Cause of a broken connection; None while the connection is open, and after `close`."""
         return self._reason if self._ended.is_set() and not self._closing.is_set() else None
 
     async def close(self) -> None:
@@ -221,7 +220,7 @@ class Qmp:
             ended.cancel()
 
     async def _watch(self) -> None:
-        """Wait for the end and disconnect: the library allows that once."""
+        """Wait for the end and disconnect: the library allows one disconnect."""
         closing = asyncio.create_task(self._closing.wait())
         try:
             while not closing.done():
@@ -243,9 +242,8 @@ class Qmp:
                 await self._client.disconnect()
         except (EOFError, ConnectionError):
             pass
-        # The library re-raises the error that ended its reader: ValueError for a message that is too long,
-        # RecursionError
-        # for deep nesting.
+        # The library re-raises the error that ended its reader: ValueError for a message of too many bytes,
+        # RecursionError for deep nesting.
         except Exception as error:
             self._reason = f"{type(error).__name__}: {str(error)[:200]}"
 

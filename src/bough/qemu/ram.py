@@ -1,11 +1,11 @@
 """Guest memory: read from a running QEMU, and held in sealed memory files.
 
 A running guest's RAM is private to its process. /proc/PID/pagemap
-(Documentation/admin-guide/mm/pagemap.rst) tells which pages have content: present or swapped, and, after a
-start from a template, no longer the template's ("file-page" clear). process_vm_readv(2) copies them.
+(Documentation/admin-guide/mm/pagemap.rst) shows the pages with content: present or swapped, and, after a
+start from a template, no longer the template's ("file-page" clear). process_vm_readv(2) copies the pages.
 
-A `Template` is a memory file (memfd) that nobody can write, so that hostile processes may map it: QEMU 7.2
-opens its memory for writing even for a private mapping.
+A `Template` is a sealed memory file (memfd). The seal matters because QEMU 7.2 opens its memory for writing
+even for a private mapping, and QEMU is hostile.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Template:
         return self._descriptor
 
     def extents(self) -> list[Extent]:
-        """The parts with content; all else is zero."""
+        """The parts with content; the rest is zero."""
         return list(_data_extents(self._descriptor, self.size_bytes))
 
     def used_bytes(self) -> int:
@@ -109,7 +109,7 @@ class MemoryFile:
         return self._mapping
 
     def copy_from(self, template: Template, skip: list[Extent]) -> None:
-        """Copy the template's content, except for `skip`, which is overwritten later.
+        """Copy the template's content, except for `skip`: the caller writes these parts later.
 
         Raises:
             MachineFailed: the template is not bough's: a hostile guest's process can have files of that name.
@@ -172,11 +172,11 @@ class MemoryFile:
             del anchor
 
     def promise(self) -> Template:
-        """Return the future template, for callers that need only its descriptor until it is sealed."""
+        """Return the future template, for callers that need only a descriptor until the file is sealed."""
         return Template(os.dup(self._descriptor), self.size_bytes)
 
     def seal(self) -> Template:
-        """Seal the file: from now on nobody can change it, not even this process."""
+        """Seal the file: no process can change the content afterwards, including this one."""
         self._unmap()
         fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, _SEALS)
         template = Template(self._descriptor, self.size_bytes)
@@ -198,7 +198,7 @@ class GuestRam:
     size_bytes: int
 
     def private_extents(self) -> list[Extent]:
-        """Return the parts that the guest has written, since its template if it has one.
+        """Return the parts that the guest has written, since the start from its template if there is one.
 
         Raises:
             MachineFailed: the process is gone.
@@ -207,7 +207,7 @@ class GuestRam:
         return private_pages(self.pid, self.address, self.size_bytes)
 
     def read(self, extents: Iterable[Extent]) -> Iterator[memoryview]:
-        """Yield the parts in order, in pieces that are valid until the next one is requested.
+        """Yield the parts in order, in pieces. A piece is valid until the next is requested.
 
         Raises:
             MachineFailed, HostLacks: as `MemoryFile.read_process`.
@@ -226,7 +226,7 @@ class GuestRam:
             yield memoryview(buffer)[:wanted]
 
     def write(self, extents: Iterable[Extent], content: bytes) -> None:
-        """Write the pieces that `read` yielded for those parts. The vCPUs must be paused.
+        """Write pieces of `read` back to the same parts. The vCPUs must be paused.
 
         Raises:
             MachineFailed, HostLacks: as `MemoryFile.read_process`.
@@ -245,9 +245,9 @@ class GuestRam:
             position += wanted
 
     def open_template(self) -> Template | None:
-        """Return the template of a process; None if it has none.
+        """Return the template of a process, or None.
 
-        bough finds it among the process's descriptors, so that a later service finds it, too.
+        bough looks among the descriptors of the process, so a later service finds the template, too.
         """
         for link in Path(f"/proc/{self.pid}/fd").iterdir():
             try:
@@ -260,7 +260,7 @@ class GuestRam:
 
 
 def private_pages(pid: int, address: int, length: int) -> list[Extent]:
-    """Return the private pages of a process from `address` on that are in memory.
+    """Return the private pages in memory of a process, from `address` on.
 
     Raises: as `GuestRam.private_extents`.
     """
@@ -287,7 +287,7 @@ def private_pages(pid: int, address: int, length: int) -> list[Extent]:
 
 @contextlib.contextmanager
 def open_memory(content: bytes) -> Iterator[int]:
-    """Return a descriptor of a memory file with that content, at its start."""
+    """Return a descriptor of a new memory file with that content, at the start of the file."""
     descriptor = os.memfd_create("bough-state", os.MFD_CLOEXEC)
     try:
         rest = memoryview(content)
@@ -343,12 +343,12 @@ def subtract(extents: Iterable[Extent], holes: Iterable[Extent]) -> Iterator[Ext
 
 
 def intersect(a: list[Extent], b: list[Extent]) -> Iterator[Extent]:
-    """Return the parts that are in both."""
+    """Return the parts in both."""
     return subtract(a, list(subtract(a, b)))
 
 
 def union(a: list[Extent], b: list[Extent]) -> list[Extent]:
-    """Return the parts that are in either; the two must be disjoint."""
+    """Return the parts in either list; the two must be disjoint."""
     joined: list[Extent] = []
     for start, length in sorted([*a, *b]):
         _append(joined, start, length)

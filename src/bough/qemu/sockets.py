@@ -1,9 +1,9 @@
-"""The sockets at which a QEMU listens: its monitor, and the ports of its agent and its console.
+"""The sockets of a QEMU: its monitor, and the ports of the agent and the console.
 
-bough binds them and passes them to QEMU as descriptors: a client can connect before QEMU runs, and QEMU needs
-no right to create them. A socket whose name was removed still listens. Therefore the waiter (process.py)
-keeps
-a descriptor of each name's file, from which a later service restores the names of a running machine.
+bough binds the sockets and passes them to QEMU as descriptors. A client can connect before QEMU runs, and
+QEMU needs no right to create sockets. A socket whose name was removed still listens. Therefore the waiter
+(process.py) keeps a descriptor of each name's file, and a later service restores the names of a running
+machine from these descriptors.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def listen(path: Path, *, backlog: int = 1) -> socket.socket:
     """
     listener = socket.socket(socket.AF_UNIX)
     try:
-        # The directory is 0700: no other user can come between the two calls.
+        # The directory is 0700: no other user can act between the two calls.
         with SocketAddress(path) as address:
             listener.bind(address)
         path.chmod(0o600)
@@ -49,9 +49,9 @@ def listen(path: Path, *, backlog: int = 1) -> socket.socket:
 
 
 def hold(path: Path, until: contextlib.ExitStack) -> int:
-    """Return a descriptor of the file that is a socket's name, closed by `until`.
+    """Return a descriptor of a socket's name; `until` closes the descriptor.
 
-    Connecting to /proc/PID/fd/N of that descriptor reaches the socket, also after the name is removed.
+    A connection to /proc/PID/fd/N of the descriptor reaches the socket, also after the name is removed.
     """
     descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     until.callback(os.close, descriptor)
@@ -75,7 +75,7 @@ def remove(paths: MachinePaths) -> None:
 def name_again(paths: MachinePaths, waiter: Pid) -> None:
     """Restore removed socket names, as links to the waiter's descriptors.
 
-    A socket that no process of the waiter holds stays without a name: connecting to it fails.
+    A socket without a holder in the waiter's session stays without a name: connections fail.
 
     Raises:
         HostLacks: the directory cannot be made. OSError: a link cannot be made.
@@ -93,7 +93,7 @@ def name_again(paths: MachinePaths, waiter: Pid) -> None:
 
 
 def _held_names(waiter: Pid) -> dict[str, Path]:
-    """Return name -> a descriptor of it: the waiter's, or, after a kill of the waiter, another shell's of its
+    """Return name -> a descriptor: the waiter's, or, after a kill of the waiter, of another shell in its
     session.
     """
     found: dict[str, Path] = {}

@@ -1,11 +1,9 @@
 """The outer system call filter: a seccomp program for bubblewrap.
 
 QEMU's -sandbox starts late and covers QEMU alone. In a user namespace the process that reaps QEMU has the
-same
-user; whoever traces that process escapes QEMU's filter. The outer filter covers everything in the jail from
-the
-first instruction. It refuses what neither QEMU nor its start needs: reading and tracing other processes,
-namespaces, mounts, and kernel interfaces known from escapes.
+same user, and a process that traced the reaper would escape QEMU's filter. The outer filter covers the whole
+jail from the first instruction. The filter refuses calls that neither QEMU nor its start needs: reading and
+tracing other processes, namespaces, mounts, and kernel interfaces known from escapes.
 
 seccomp(2), classic BPF instructions of linux/filter.h; refused calls fail with EPERM.
 """
@@ -76,7 +74,7 @@ REFUSED: Mapping[str, tuple[int, int | None]] = {
 }
 
 #: x86_64: calls that QEMU's -sandbox denies a running QEMU: other programs, other users, other scheduling,
-#: obsolete calls. For forks from a process image: no QEMU starts there that could install its filter.
+#: obsolete calls. For forks from a process image: no QEMU starts there and installs its filter.
 SANDBOXED: Mapping[str, int] = {
     "fork": 57,
     "vfork": 58,
