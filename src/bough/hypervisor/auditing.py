@@ -27,7 +27,7 @@ class Auditing:
         self._half_made = half_made
 
     async def audit(self, *, repair: bool, report: Report) -> dict[str, Any]:
-        """Return what is wrong on disk; with `repair`, repair what is safe to repair."""
+        """Return the faults on disk; with `repair`, make the safe repairs."""
         await self._lifetimes.wait_departed()
         live = {machine.id for machine in self._inventory if machine.state in LIVE}
         jail = await probe_jail(find_qemu(host_arch()), self._home)
@@ -37,10 +37,10 @@ class Auditing:
 
     @asynccontextmanager
     async def _keep_still(self, machine_id: str) -> AsyncIterator[None]:
-        """Keep a machine from being started or deleted until the block ends.
+        """Refuse starts and the deletion of a machine until the block ends.
 
         Raises:
-            Conflict: it runs, or another operation is under way.
+            Conflict: the machine runs, or another operation is under way.
         """
         states = (State.STOPPED, State.FAILED, State.SUSPENDED)
         async with self._inventory.find(machine_id).operation("being checked", *states):

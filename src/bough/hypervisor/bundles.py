@@ -59,7 +59,7 @@ class Bundles:
 
     @asynccontextmanager
     async def _subject(self, reference: str, *, disks_only: bool, report: Report) -> AsyncIterator[Subject]:
-        """The present state of a machine, or a snapshot; it is kept until the block ends."""
+        """Yield a machine's present state, or a snapshot; the files are kept until the block ends."""
         source = self._inventory.find_source(reference)
         if source is not None and source.state is State.SUSPENDED:
             async with source.operation("being exported", State.SUSPENDED):
@@ -87,10 +87,10 @@ class Bundles:
         force: bool = False,
         report: Report,
     ) -> Machine:
-        """Create the machine of a bundle. If the bundle has its memory, the machine runs.
+        """Create the machine of a bundle. The machine runs if the bundle has its memory.
 
         Args:
-            force: also if it asks for more than the host has.
+            force: also if the machine asks for more than the host has.
 
         Raises:
             BadBundle: nothing was made. NameTaken, BeyondHost, NotFound (its image), NoSpace

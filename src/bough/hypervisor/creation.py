@@ -30,7 +30,7 @@ from bough.tasks import finish
 
 
 class Creation:
-    """Creates machines; nothing is left behind by an error or a cancelled call."""
+    """Creates machines. An error or a cancelled call leaves nothing behind."""
 
     def __init__(
         self,
@@ -78,11 +78,11 @@ class Creation:
         return machine
 
     async def check(self, data: dict[str, Any], *, force: bool) -> MachineSpec:
-        """Return the spec that a user wrote, before an image is built for minutes.
+        """Return the spec that a user wrote. The check comes before an image is built for minutes.
 
         Raises:
-            InvalidSpec: it makes no sense, or names a network that does not exist. BeyondHost: it asks for
-                more than the host has.
+            InvalidSpec: the spec makes no sense, or names a network that does not exist. BeyondHost: the spec
+                asks for more than the host has.
         """
         spec = resolve_mounts(parse_spec(data), self._home.hidden)
         check_networks(spec, self._networks)
@@ -132,7 +132,7 @@ class Creation:
             ephemeral=ephemeral,
             ports=[PortForward(**port.model_dump()) for port in spec.ports],
             first_boot=FirstBoot(instance=machine_id),
-            # An image from a machine's disk still has that machine's identity.
+            # An image from a machine's disk still has the machine's identity.
             identity="new" if image.agent and image.lived else "known",
             media=resolve_media(spec, image, self._store.resolve),
         )

@@ -1,4 +1,4 @@
-"""A machine as the API describes it."""
+"""Descriptions of a machine for the API."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bough.networks.state import describe_uplink
 
 
 def describe(machine: Machine) -> dict[str, Any]:
-    """Return what the API says about a machine."""
+    """Return the API's description of a machine."""
     record = machine.record
     return {
         "id": record.id,
@@ -62,7 +62,7 @@ def _describe_nics(record: MachineRecord) -> list[dict[str, Any]]:
 
 
 async def describe_fully(machine: Machine) -> dict[str, Any]:
-    """Return `describe` and what needs a look at the host: too slow for each machine of a list."""
+    """Return `describe` and the results of a look at the host: too slow for each machine of a list."""
     uplink = None
     if machine.pid is not None and machine.record.spec.uplink is True:
         uplink = await asyncio.to_thread(describe_uplink, machine.id)

@@ -1,4 +1,4 @@
-"""Work that writes below incoming/: as long as it runs, files there are not leftovers."""
+"""Work below incoming/: files of a running operation are not leftovers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 class HalfMade:
-    """Counts the operations that are creating something."""
+    """Counts the operations that write below incoming/."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -18,7 +18,7 @@ class HalfMade:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Files in incoming/ belong to this block until it ends."""
+        """Mark files in incoming/ as in use until the block ends."""
         self._count += 1
         try:
             yield

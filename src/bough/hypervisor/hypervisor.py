@@ -38,10 +38,11 @@ from bough.snapshots.tree import SnapshotTree
 
 
 class Hypervisor:
-    """Create it, `opening.open()`, use its parts, `opening.close()`.
+    """The use cases of one home. Call `opening.open()` before the first use, and `opening.close()` at the
+    end.
 
     Attributes:
-        machines: look machines up. lifetimes: delete, hold and discard them.
+        machines: look machines up. lifetimes: delete, hold and discard machines.
         creation, lifecycle, running, forking, snapshots, bundles, images, networks, auditing: the use cases.
         standby: the standby machines that users asked for.
     """

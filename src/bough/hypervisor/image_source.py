@@ -21,8 +21,10 @@ from bough.spec import parse_architecture
 
 
 class ImageSource:
-    """Attributes:
-    in_creation: digest -> number of machines that are being created from it.
+    """Finds or makes the image of a new machine.
+
+    Attributes:
+        in_creation: digest -> number of machines in creation from the image.
     """
 
     def __init__(self, home: Home, store: ImageStore, catalogues: Catalogues, half_made: HalfMade) -> None:
@@ -33,7 +35,7 @@ class ImageSource:
         self._half_made = half_made
 
     async def find(self, reference: str, arch: str | None, report: Report) -> ImageManifest:
-        """Return the image; build or pull it if it is known and was never here for this architecture.
+        """Return the image. A known image that was never here for this architecture is built or pulled.
 
         Raises:
             NotFound, BuildFailed, NoSpace, HostLacks
@@ -77,7 +79,7 @@ class ImageSource:
 
     @contextmanager
     def using(self, digest: str) -> Iterator[None]:
-        """Keep the image until the block, which creates a machine from it, ends."""
+        """Keep the image until the block ends. The block creates a machine from the image."""
         self.in_creation[digest] = self.in_creation.get(digest, 0) + 1
         try:
             yield

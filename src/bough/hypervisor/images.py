@@ -34,8 +34,10 @@ from bough.spec import PackageLock, RecipeSpec, parse_architecture, parse_recipe
 
 
 class Images:
-    """Attributes:
-    store, catalogues: what is here, and what can be pulled.
+    """Use cases of images.
+
+    Attributes:
+        store: the images of this home. catalogues: the images to pull.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class Images:
         return await self._source.pull(reference, **options)
 
     async def update_catalogue(self, source: str | None, *, force: bool, report: Report) -> Catalogue:
-        """Replace the catalogue by the one at `source`, or from its last address, if all of it is valid."""
+        """Replace the catalogue by the one at `source`, or at the last address. Every entry must be valid."""
         address = source or os.environ.get("BOUGH_CATALOGUE") or self.catalogues.source
         if address is None:
             raise InvalidInput(
@@ -96,14 +98,14 @@ class Images:
     async def build_recipe(
         self, data: dict[str, Any], *, label: str, arch: str | None, how: BuildOptions, report: Report
     ) -> ImageManifest:
-        """Build the image that a recipe (bough.spec.RecipeSpec) describes. Parts that exist are reused.
+        """Build the image of a recipe (bough.spec.RecipeSpec). Existing parts are reused.
 
         Args:
             label: for a recipe without one.
             arch: overrides the recipe's.
 
         Raises:
-            InvalidSpec, BuildFailed (with what its command printed), and as `create` and `build_image`.
+            InvalidSpec, BuildFailed (with the output of its command), and as `create` and `build_image`.
         """
         recipe = parse_recipe(data)
         label = recipe.label or label

@@ -23,9 +23,9 @@ class Inventory:
     """Every machine of a home, standby machines included.
 
     Attributes:
-        leaving: ids of discarded machines. They are no longer listed; their deletion is under way.
+        leaving: ids of discarded machines, not listed any more; the deletion is under way.
         before_start: called before the QEMU of a machine starts. An error refuses the start.
-        unreadable: id -> error of each record that could not be read.
+        unreadable: id -> error of each unreadable record.
     """
 
     def __init__(self, home: Home, events: Events, snapshots: SnapshotTree, networks: Networks) -> None:
@@ -90,8 +90,9 @@ class Inventory:
         )
 
     def find_source(self, reference: str) -> Machine | None:
-        """Return the machine that `reference` names, or None if it names a snapshot. An exact name or id
-        has precedence over a prefix.
+        """Return the machine that `reference` names, or None for a snapshot. An exact name or id has
+        precedence over
+        a prefix.
 
         Raises:
             NotFound: neither a machine nor a snapshot matches.
@@ -137,12 +138,12 @@ class Inventory:
         return {uid for uid in uids if uid is not None}
 
     async def plan_of(self, record: MachineRecord, paths: MachinePaths) -> Plan:
-        """What the next start of a machine would use, as data."""
+        """Return the plan of a machine's next start, as data."""
         if record.state is State.STARTING:
             for prepare in self.before_start:
                 await prepare(record)
         return await resolve_plan(record, paths, self.home, self._networks)
 
     def collect(self) -> None:
-        """Remove the backing files that nothing uses."""
+        """Remove unused backing files."""
         self._snapshots.collect(self.records())

@@ -19,7 +19,9 @@ from bough.spec import parse_mount
 
 
 class Lifecycle:
-    """An operation whose result is there already does nothing and says so: scripts may repeat it."""
+    """Operations on one machine. An operation without work to do succeeds and says so: scripts may repeat a
+    call.
+    """
 
     def __init__(self, home: Home, names: Names, half_made: HalfMade) -> None:
         self._home = home
@@ -27,7 +29,7 @@ class Lifecycle:
         self._half_made = half_made
 
     async def start(self, machine: Machine, *, cold: bool = False, report: Report = ignore_progress) -> bool:
-        """Start a machine until its vCPUs run. Return whether it ran already.
+        """Start a machine until its vCPUs run. Return whether the machine ran already.
 
         Args:
             cold: discard the memory of a suspended machine and boot.
@@ -52,7 +54,7 @@ class Lifecycle:
         force: bool = False,
         report: Report = ignore_progress,
     ) -> Literal["guest", "power", "already"]:
-        """Stop a machine; see Machine.stop. "already": it was off, and no restart is pending."""
+        """Stop a machine; see Machine.stop. "already": the machine was off, and no restart is pending."""
         at_rest = [State.STOPPED] if machine.record.restarts.next else [State.STOPPED, State.FAILED]
         if await _is_already(machine, "stopping", *at_rest):
             return "already"
@@ -75,7 +77,9 @@ class Lifecycle:
         return False
 
     async def resume(self, machine: Machine, *, report: Report = ignore_progress) -> bool:
-        """Let a paused or suspended machine run; wake a guest that sleeps. Return whether it ran already."""
+        """Let a paused or suspended machine run; wake a sleeping guest. Return whether the machine ran
+        already.
+        """
         if machine.condition.is_now(Kind.ASLEEP):
             await machine.condition.wake()
             return False
@@ -90,7 +94,9 @@ class Lifecycle:
     async def restart(
         self, machine: Machine, *, deadline_s: float | None = None, report: Report = ignore_progress
     ) -> None:
-        """Stop and start a machine: the guest sees a power cycle. A cancelled call does not interrupt it."""
+        """Stop and start a machine: the guest sees a power cycle. A cancelled call does not interrupt the
+        restart.
+        """
 
         async def work() -> None:
             with machine.claim("being restarted"):
@@ -100,7 +106,11 @@ class Lifecycle:
         await asyncio.shield(machine.own(work(), "restart"))
 
     def rename(self, machine: Machine, name: str) -> None:
-        """Raises NameTaken, InvalidInput."""
+        """Rename a machine.
+
+        Raises:
+            NameTaken, InvalidInput
+        """
         if name == machine.name:
             return
         with self._names.reserve(name):
@@ -112,7 +122,7 @@ class Lifecycle:
 
 
 async def _is_already(machine: Machine, doing: str, *states: State) -> bool:
-    """Return whether the machine is in one of the states, and no operation would change that.
+    """Return whether the machine is in one of the states, and stays there: no operation is under way.
 
     Raises:
         Conflict, NotFound: as a transition does.

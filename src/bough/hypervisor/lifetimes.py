@@ -1,4 +1,4 @@
-"""How long machines live: deletion, clients that hold ephemeral machines, expiry after a disconnect."""
+"""Lifetimes of machines: deletion, clients of ephemeral machines, expiry after a disconnect."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ _DEPARTURE_S = 10.0
 
 
 class Lifetimes:
-    """Attributes:
-    closing: the service is ending. Clients lose their connections and come back to the next service.
+    """Ends machines.
+
+    Attributes:
+        closing: the service is ending. Clients lose their connections and reconnect to the next service.
     """
 
     def __init__(self, inventory: Inventory, half_made: HalfMade) -> None:
@@ -67,7 +69,7 @@ class Lifetimes:
         """Delete a machine with its disks.
 
         Raises:
-            WrongState: it runs and `force` was not given.
+            WrongState: the machine runs and `force` was not given.
             Conflict: another operation is under way.
         """
         with machine.claim("being deleted"):
@@ -101,20 +103,22 @@ class Lifetimes:
         self.expire_unless_held(machine.id, grace_s=0)
 
     def discard_unclaimed(self, machine: Machine) -> None:
-        """Discard a standby machine, or one that failed as it was claimed: its name is free at once."""
+        """Discard a standby machine, or a machine that failed during its claim. The name is free at once."""
         machine.record.spare = machine.record.ephemeral = True
         self.unpin(machine)
         self.discard(machine)
 
     async def wait_departed(self) -> None:
-        """Wait until discarded machines are deleted, at most 10 s: callers take them for gone."""
+        """Wait for the deletion of discarded machines, at most 10 s: to callers, discarded
+        machines are gone.
+        """
         if self._inventory.leaving:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_DEPARTURE_S):
                     await self._all_departed.wait()
 
     def expire_unless_held(self, machine_id: str, grace_s: float = EPHEMERAL_GRACE_S) -> None:
-        """Delete an ephemeral machine after `grace_s`, unless a client holds it then."""
+        """Delete an ephemeral machine after `grace_s`, unless a client holds the machine then."""
         self._tasks.begin(self._expire(machine_id, grace_s), f"expire {machine_id}")
 
     async def _expire(self, machine_id: str, pause_s: float) -> None:
@@ -130,7 +134,8 @@ class Lifetimes:
                 await self.delete(machine, force=True)
             except (NotFound, Conflict):
                 pause_s = _EXPIRE_AGAIN_S  # another operation, a snapshot for example, ends first
-            except (BoughError, OSError) as error:  # try again: nobody else will
+            # try again: this task is the only one that deletes the machine
+            except (BoughError, OSError) as error:
                 log.warning("machine %s cannot be deleted: %s", machine.name, error)
                 pause_s = EPHEMERAL_GRACE_S
             except BaseException:

@@ -30,8 +30,8 @@ class Names:
         """Reserve `name` until the block ends.
 
         Raises:
-            InvalidInput: it is no valid name.
-            NameTaken: a machine has it, or it is reserved.
+            InvalidInput: the name is not valid.
+            NameTaken: a machine has the name, or the name is reserved.
         """
         check_name(name)
         for machine in self._inventory.present():
@@ -50,12 +50,12 @@ class Names:
             self._reserved.discard(name)
 
     def check_free(self, name: str) -> None:
-        """Raise what `reserve` would raise: before work that takes minutes."""
+        """Raise the errors of `reserve`, before work of minutes."""
         with self.reserve(name):
             pass
 
     def free_name(self, image: str) -> str:
-        """Return an unused name made from an image's or a machine's."""
+        """Return an unused name, made from the name of an image or a machine."""
         plain = "".join(c if c.isalnum() else "-" for c in image.lower())
         stem = plain[:_STEM_LENGTH].strip("-") or "machine"
         taken = self._reserved | {machine.name for machine in self._inventory}

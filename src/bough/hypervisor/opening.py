@@ -1,4 +1,6 @@
-"""Start and end of the service: sweep leftovers, read records, adopt machines; let go of them again."""
+"""Start and end of the service: sweep leftovers, read records, adopt machines; leave machines to the next
+service.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,7 @@ class Opening:
         self._inventory.collect()
         for machine in self._inventory:
             if machine.record.ephemeral:
-                # No client comes back for a standby machine of the last service.
+                # Standby machines of the last service have no client any more.
                 grace_s = 0 if machine.record.spare else EPHEMERAL_GRACE_S
                 self._lifetimes.expire_unless_held(machine.id, grace_s)
         self._tasks.begin(follow_host(self._clocks), "follow the host's clock")
@@ -99,12 +101,14 @@ class Opening:
         return [machine.clock for machine in self._inventory.present()]
 
     async def close(self) -> None:
-        """Let go of the machines; they run on. Standby and discarded machines are deleted."""
+        """Leave the machines to the next service; QEMU runs on. Standby and discarded machines
+        are deleted.
+        """
         await self._standby.close()
         await self._loaded.close()
         for machine in self._inventory:
             if machine.record.spare:
-                self._lifetimes.discard(machine)  # after its start, which is under way, has ended
+                self._lifetimes.discard(machine)  # after a start under way has ended
         await self._lifetimes.wait_departed()
         await self._tasks.end()
         await self._lifetimes.end()

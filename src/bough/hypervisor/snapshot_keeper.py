@@ -15,8 +15,10 @@ from bough.snapshots.tree import SnapshotTree
 
 
 class SnapshotKeeper:
-    """Attributes:
-    on_drop: called with the id of each snapshot that is about to be deleted.
+    """Takes and drops snapshots.
+
+    Attributes:
+        on_drop: called with the id of each snapshot before its deletion.
     """
 
     def __init__(self, tree: SnapshotTree, inventory: Inventory, store: ImageStore) -> None:
@@ -34,7 +36,7 @@ class SnapshotKeeper:
             raise
 
     def drop(self, manifest: SnapshotManifest) -> None:
-        """Delete a snapshot. Files that others use stay."""
+        """Delete a snapshot. Files with other users stay."""
         self._tell_drop(manifest)
         self.tree.delete(manifest, self._inventory.records())
 
@@ -47,13 +49,15 @@ class SnapshotKeeper:
             self.drop(manifest)
 
     def drop_stale_booted(self) -> None:
-        """Delete booted snapshots of images that are gone, that are unused, or that are too many."""
+        """Delete booted snapshots of deleted images, unused booted snapshots, and the oldest
+        above the limit.
+        """
         digests = [entry.manifest.digest for entry in self._store.entries()]
         self.drop_all(stale_booted(self.tree.store, digests))
 
     @contextmanager
     def used_in_background(self, manifest: SnapshotManifest) -> Iterator[None]:
-        """Keep a snapshot's files until the block ends; a snapshot deleted meanwhile goes then."""
+        """Keep a snapshot's files until the block ends; a deletion of the snapshot takes effect then."""
         try:
             with self.tree.using(manifest):
                 yield
@@ -62,7 +66,9 @@ class SnapshotKeeper:
 
     @contextmanager
     def of_source(self, source: Machine | None, manifest: SnapshotManifest) -> Iterator[None]:
-        """Use a snapshot in the block. If it was taken of `source` for this purpose, it goes afterwards."""
+        """Use a snapshot in the block. A snapshot that was taken of `source` for the block is deleted
+        afterwards.
+        """
         try:
             with self.tree.using(manifest):
                 yield

@@ -21,8 +21,10 @@ from bough.spec import check_name
 
 
 class Snapshots:
-    """Attributes:
-    tree: the snapshots that exist.
+    """Use cases of snapshots.
+
+    Attributes:
+        tree: all snapshots.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class Snapshots:
         now: bool = False,
         report: Report = ignore_progress,
     ) -> SnapshotManifest:
-        """Take a snapshot; see SnapshotTree.take. Its first fork is begun while its memory is written.
+        """Take a snapshot; see SnapshotTree.take. The first fork is begun while the memory is written.
 
         Args:
             now: do not wait for the end of the guest's boot; each fork then finishes the boot by itself.
@@ -80,7 +82,7 @@ class Snapshots:
         return manifest
 
     def delete(self, reference: str) -> None:
-        """Delete a snapshot and its standby machines. Files that others use stay."""
+        """Delete a snapshot and its standby machines. Files with other users stay."""
         manifest = self.tree.store.resolve(reference)
         self._standby.want({"snapshot": manifest.id}, 0)
         self._keeper.drop(manifest)
@@ -88,7 +90,8 @@ class Snapshots:
     async def restore(
         self, machine: Machine, reference: str, *, keep: bool = False, report: Report = ignore_progress
     ) -> None:
-        """Put a machine back in place; it runs again if the snapshot has memory. A cancelled call does not
+        """Return a machine to a snapshot. The machine runs if the snapshot has memory. A cancelled call does
+        not
         interrupt the restore.
 
         Args:
