@@ -1,7 +1,8 @@
 """Record a machine that is forked, as docs/fork.svg: python scripts/record_fork.py
 
-The script runs each command with the `bough` of this checkout, and draws the command, its output and its duration.
-The picture shows each line at the moment of the recording. The machines are deleted afterwards; the image stays.
+The script runs each command with the `bough` of this checkout, and draws the command, its output and its
+duration. The picture shows each line at the moment of the recording. The machines are deleted afterwards; the
+image stays.
 """
 
 from __future__ import annotations
