@@ -6,8 +6,8 @@ import contextlib
 import fcntl
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from bough.errors import Conflict
 
@@ -17,8 +17,7 @@ _ASK_AGAIN_S = 0.01
 _PID_BYTES = 32
 
 
-@dataclass(frozen=True)
-class Owner:
+class Owner(NamedTuple):
     """The service that holds the lock.
 
     Attributes:

@@ -56,8 +56,7 @@ def service() -> Iterator[Service]:
         with blank.open("wb") as file:
             file.truncate(16 << 20)
         hypervisor = connect(home.root, start=False)
-        body = {"source": str(blank), "name": "blank", "format": "raw"}
-        hypervisor.api.long_call("POST", "/images/import", body)
+        hypervisor.import_image(blank, name="blank", format="raw")
         hypervisor.create("blank", name="box", memory="64MiB")
         yield Service(found[0], home.token.read_text().strip(), root)
         for machine in hypervisor.machines():

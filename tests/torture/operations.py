@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import bough
-from bough.client.info import MachineInfo, SnapshotInfo
+from bough.contract.answers import MachineInfo, SnapshotInfo
 from bough.machines.disks.merging import MOST_LAYERS
 from tests.torture.files import DISK, PLACE, WRITE, Files
 

@@ -11,20 +11,10 @@ from typing import Any
 import pytest
 from wsproto.events import CloseConnection, Ping, Pong
 
-from bough.client.process import (
-    CLOSE,
-    RESIZE,
-    SIGNAL,
-    STATUS,
-    STDERR,
-    STDIN,
-    STDOUT,
-    ExitStatus,
-    Process,
-    feed,
-)
+from bough.client.process import ExitStatus, Process, feed
 from bough.client.tunnel import Tunnel
 from bough.client.websocket import WebSocket
+from bough.contract.commands import CLOSE, RESIZE, SIGNAL, STATUS, STDERR, STDIN, STDOUT, Command
 from bough.errors import BoughError, GuestRefused, NotFound, ProtocolError, ServiceUnavailable
 from tests.unit.api_peer import SocketPeer
 
@@ -64,7 +54,7 @@ def status(**fields: Any) -> bytes:
 
 
 def command(play: Play, part: Callable[[SocketPeer], Any], **request: Any) -> Process:
-    return Process(WebSocket(play(part), "/v1/machines/x/exec"), {"argv": ["true"], **request})
+    return Process(WebSocket(play(part), "/v1/machines/x/exec"), Command(argv=["true"], **request))
 
 
 def test_streams_and_exit(play: Play) -> None:

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from bough.cli.execute import exec_command
 from bough.cli.main import BoughUsage
 from bough.cli.run import run
-from bough.client.words import render_request
+from bough.contract.commands import Command
 from bough.errors import InvalidInput
-from bough.service.commands import ExecMessage
+from bough.service.models import message_model, to_message
 
 ODD = os.fsdecode(b"a\xffb")
 
@@ -60,14 +60,13 @@ def test_options_where_none_may_be(words: list[str]) -> None:
 
 
 def test_words_survive_json() -> None:
-    request = {"argv": ["ls", ODD, "ä", ""], "env": {"A": ODD}, "cwd": ODD, "user": None}
-    message = ExecMessage.model_validate_json(render_request(request))
-    assert (message.argv, message.env, message.cwd) == (request["argv"], request["env"], ODD)
+    sent = Command(argv=["ls", ODD, "ä", ""], env={"A": ODD}, cwd=ODD, user=None)
+    assert to_message(Command, message_model(Command).model_validate_json(sent.render())) == sent
 
 
 def test_what_is_no_word() -> None:
     with pytest.raises(InvalidInput):
-        render_request({"argv": ["env"], "env": {ODD: "x"}})
+        Command(argv=["env"], env={ODD: "x"}).render()
     for word in ('{"base64": "?"}', '{"base64": 1}', '{"other": "x"}', "1", "null"):
         with pytest.raises(ValidationError):
-            ExecMessage.model_validate_json(f'{{"argv": ["ls", {word}]}}')
+            message_model(Command).model_validate_json(f'{{"argv": ["ls", {word}]}}')

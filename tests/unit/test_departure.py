@@ -30,6 +30,7 @@ from bough.machines.ports import PortServer
 from bough.machines.record import PortForward
 from bough.service import commands, streams, websocket
 from bough.service.disconnect import StreamProtocol
+from bough.service.routes import Routes
 from tests.unit.agent_process import AgentProcess, running_agent
 
 TIMES = 40
@@ -145,8 +146,10 @@ async def service(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
             listener.bind(str(root / "api.sock"))
             listener.listen(128)
             app = FastAPI()
-            for routes in (streams.routes, commands.routes):
-                app.include_router(routes(cast(Hypervisor, host)))
+            routes = Routes(cast(Hypervisor, host))
+            for part in (streams, commands):
+                part.add_routes(routes)
+            app.include_router(routes.router)
             config = uvicorn.Config(app, lifespan="off", ws=StreamProtocol, log_level="error")
             server = uvicorn.Server(config)
             server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]

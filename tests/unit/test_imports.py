@@ -47,10 +47,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "audit": BOTTOM | {"guest", "networks", "qemu", "mounts", "images", "machines", "snapshots"},
     "hypervisor": BOTTOM
     | {"guest", "networks", "qemu", "mounts", "images", "machines", "snapshots", "forks", "audit"},
+    "contract": {"errors"},
     "service": BOTTOM
+    | {"contract"}
     | {"guest", "networks", "qemu", "mounts", "images", "machines", "snapshots", "forks", "hypervisor"},
-    "client": BOTTOM,
-    "cli": BOTTOM | {"client"},
+    "client": BOTTOM | {"contract"},
+    "cli": BOTTOM | {"client", "contract"},
     # `import bough` is the Python API.
     "__init__": BOTTOM | {"client"},
     "__main__": {"cli"},
@@ -98,7 +100,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 #: Circles of files that still exist. The list only shrinks: no entry may be added, and a test fails on an
 #: entry without a circle.
-KNOWN_CIRCLES: tuple[frozenset[str], ...] = (frozenset({"client/machine.py", "client/snapshot.py"}),)
+KNOWN_CIRCLES: tuple[frozenset[str], ...] = ()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from bough.cli.output import progress, show_json
 from bough.cli.service import DURATION, TIMEOUT_HELP, connect, json_option
 from bough.errors import InvalidInput, NotFound
+
+if TYPE_CHECKING:
+    from bough.contract.snapshots import Identity
 
 
 @click.command()
@@ -34,7 +38,7 @@ def export(source: str, file: str, disks_only: bool, without_image: bool) -> Non
             "cannot write a bundle to a terminal", hint="bough export NAME - | ssh HOST bough import -"
         )
     with progress() as report:
-        api = connect()
+        api = connect().api
         if file == "-":
             export_stream(
                 api,
@@ -65,7 +69,13 @@ def export(source: str, file: str, disks_only: bool, without_image: bool) -> Non
 @click.option("--timeout", type=DURATION, help=TIMEOUT_HELP)
 @json_option
 def import_bundle(
-    file: str, name: str | None, identity: str, cold: bool, force: bool, timeout: float | None, as_json: bool
+    file: str,
+    name: str | None,
+    identity: Identity,
+    cold: bool,
+    force: bool,
+    timeout: float | None,
+    as_json: bool,
 ) -> None:
     """Create a machine from FILE, a bundle; `-` is standard input. A machine that was exported with its
     memory continues where it was.
@@ -75,7 +85,7 @@ def import_bundle(
     stream = sys.stdin.buffer if file == "-" else _open(file)
     with progress() as report:
         made = import_stream(
-            connect(),
+            connect().api,
             stream,
             name=name,
             identity=identity,

@@ -1,4 +1,4 @@
-"""How the commands that end in a command of the guest's read their words."""
+"""Parse the words of `exec` and `run`, which end in a command of the guest."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import click
 
 
 class CommandAfterName(click.Command):
-    """`NAME COMMAND...`: options stand before NAME; where there is a `--`, between NAME and that, too.
+    """A command with the words `NAME COMMAND...`. Options stand before NAME, or between NAME and `--`.
 
-    What follows NAME without a `--` is the command. One that begins with a dash is refused there: an option
-    in the wrong place.
+    Without `--`, the words after NAME are the command. A command that begins with a dash is then refused: the
+    dash is an option in the wrong place.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -32,7 +32,7 @@ class CommandAfterName(click.Command):
         return [param.name or "" for param in self.params if isinstance(param, click.Argument)]
 
     def _sort(self, ctx: click.Context, head: list[str]) -> list[str]:
-        """What stands before the `--`, with the options behind NAME in front of it."""
+        """Return the words before the `--`, with the options moved from behind NAME to the front."""
         name, rest = self._cut(ctx, head)
         if name is None or not rest or not rest[0].startswith("-"):
             return head
@@ -48,10 +48,10 @@ class CommandAfterName(click.Command):
         return [*options, name]
 
     def _cut(self, ctx: click.Context, words: list[str]) -> tuple[str | None, list[str]]:
-        """NAME, and what follows it."""
+        """Return NAME, and the words after NAME."""
         name, command = self._names()
         values, _, _ = self.make_parser(ctx).parse_args(list(words))
-        # What is missing is None, or since click 8.3 a value of its own.
+        # A missing word is None, or since click 8.3 a special value.
         found, rest = values.get(name), values.get(command)
         return found if isinstance(found, str) else None, list(rest) if isinstance(
             rest, (list, tuple)

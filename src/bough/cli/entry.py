@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def open_standard_streams() -> None:
-    """Those that are closed lead to /dev/null, as in ssh: a socket of ours must not become standard input."""
+    """Open closed standard streams on /dev/null, as ssh does: a socket must not become standard input."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)

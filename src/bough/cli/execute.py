@@ -14,19 +14,19 @@ import click
 
 from bough.cli.command_streams import carry, write
 from bough.cli.command_words import CommandAfterName
-from bough.cli.service import DURATION, NAME, connect, machine_path
-from bough.client.words import render_request
+from bough.cli.service import DURATION, NAME, connect, machine_named
+from bough.contract.commands import RESIZE, Command, ExecInMachine
 from bough.errors import ServiceUnavailable
 
 if TYPE_CHECKING:
     from bough.client.connection import Connection
     from bough.client.websocket import WebSocket
 
-_RESIZE = 4
 no_input_option = click.option(
     "-n", "--no-input", is_flag=True, help="Read nothing from standard input, as ssh -n."
 )
 DETACH = b"\x1d"  # Ctrl-]
+LOGIN_SHELL = ("/bin/sh", "-c", 'cd; exec "${SHELL:-/bin/sh}" -l')
 
 
 @click.command("exec", cls=CommandAfterName, context_settings={"allow_interspersed_args": False})
@@ -69,11 +69,17 @@ def exec_command(
     """
     if command[0] == "--":
         command = command[1:]
-    request: dict[str, Any] = {"argv": list(command), "env": _variables(env), "timeout_s": timeout}
-    request |= {"cwd": workdir, "user": user}
     if no_input:
         close_input()
-    return run_in(connect(), name, request, tty=tty, interactive=interactive)
+    request = Command(
+        argv=command,
+        env=_variables(env),
+        cwd=workdir,
+        user=user,
+        timeout_s=timeout,
+        **(on_terminal() if tty else {}),
+    )
+    return run_in(connect().api, name, request, interactive=interactive)
 
 
 def _variables(texts: tuple[str, ...]) -> dict[str, str]:
@@ -83,7 +89,7 @@ def _variables(texts: tuple[str, ...]) -> dict[str, str]:
 
 
 def close_input() -> None:
-    """Standard input is empty from here on, as with `ssh -n`."""
+    """Make standard input empty, as `ssh -n` does."""
     empty = os.open(os.devnull, os.O_RDONLY)
     os.dup2(empty, 0)
     os.close(empty)
@@ -98,20 +104,20 @@ def shell(name: str, user: str | None) -> int:
     With --as-user the shell is in a login session like ssh's (`su -l`: limits, XDG_RUNTIME_DIR, a user
     manager), if the guest has PAM. A TERM that the guest does not know becomes xterm-256color.
     """
-    script = 'cd; exec "${SHELL:-/bin/sh}" -l'
-    request = {"argv": ["/bin/sh", "-c", script], "user": user, "login": user is not None}
-    return run_in(connect(), name, request, tty=os.isatty(0), interactive=True)
+    request = Command(
+        argv=LOGIN_SHELL,
+        user=user,
+        login=user is not None,
+        **(on_terminal() if os.isatty(0) else {}),
+    )
+    return run_in(connect().api, name, request, interactive=True)
 
 
-def run_in(
-    service: Connection, name: str, request: dict[str, Any], *, tty: bool, interactive: bool = False
-) -> int:
+def run_in(api: Connection, name: str, command: Command, *, interactive: bool = False) -> int:
     """Run a command with the streams of this process. Return the exit status for the shell."""
-    socket = service.websocket(machine_path(name, "exec"))
-    if tty:
-        request |= on_terminal()
-    socket.send_text(render_request(request))
-    return carry_here(socket, request["argv"][0], tty=tty, interactive=interactive)
+    socket = api.open(ExecInMachine(reference=name))
+    socket.send_text(command.render())
+    return carry_here(socket, command.argv[0], tty=command.tty, interactive=interactive)
 
 
 def on_terminal() -> dict[str, Any]:
@@ -148,7 +154,7 @@ def _raw_terminal(socket: WebSocket | None) -> Iterator[None]:
     def follow() -> None:
         while signal.sigwait(resized):
             with suppress(ServiceUnavailable):  # the command has ended
-                socket.send(bytes([_RESIZE]) + json.dumps(_size()).encode())
+                socket.send(bytes([RESIZE]) + json.dumps(_size()).encode())
 
     before = termios.tcgetattr(0)
     # A thread waits for the signal. Python runs a handler only after the next output if the signal comes just
@@ -176,8 +182,7 @@ def _leave(number: int, _: object) -> None:
 @click.argument("name", type=NAME)
 def console(name: str) -> None:
     """Attach to a machine's serial console; Ctrl-] detaches."""
-    service = connect()
-    with service.websocket(machine_path(name, "console", backlog=True)) as socket:
+    with machine_named(name).console(backlog=True) as socket:
         print(f"console of {name}; Ctrl-] detaches", file=sys.stderr)
         with _raw_console():
             done = threading.Event()

@@ -29,14 +29,12 @@ def doctor(store: bool, repair: bool, arch: str | None, as_json: bool) -> int:
     With --store: check every image, machine, disk and file of BOUGH_HOME, and report what is wrong and which
     repair is safe. The exit status is 1 if something is wrong.
     """
-    from bough.client.connection import path_of
-
     if store:
         return _doctor_store(repair, as_json)
     if repair:
         raise click.UsageError("--repair needs --store")
     with progress() as report:
-        found = connect().long_call("GET", path_of("doctor", probe=True, arch=arch), progress=report)
+        found = connect().doctor(arch=arch, timeout=None, progress=report)
     if as_json:
         show_json(found)
     else:
@@ -46,8 +44,7 @@ def doctor(store: bool, repair: bool, arch: str | None, as_json: bool) -> int:
 
 def _doctor_store(repair: bool, as_json: bool) -> int:
     with progress() as report:
-        body = {"repair": repair}
-        found = connect().long_call("POST", "/doctor/store", body, timeout=None, progress=report)
+        found = connect().doctor_store(repair=repair, progress=report)
     if as_json:
         show_json(found)
     else:
@@ -109,9 +106,7 @@ def serve(unit: bool, stop: bool, listen: str | None) -> None:
     if unit:
         print(_render_unit(arguments), end="")
     elif stop:
-        from bough.client.service import end_service
-
-        end_service(connect(start=False))
+        connect(start=False).shutdown()
     else:
         os.execv(sys.executable, arguments)
 

@@ -20,19 +20,19 @@ def image() -> None:
 @json_option
 def list_images(as_json: bool) -> None:
     """List the images in BOUGH_HOME."""
-    images = connect().get("/images")
+    images = connect().images()
     if as_json:
-        show_json(images)
+        show_json([i.raw for i in images])
         return
     rows = [
         [
-            ", ".join(i["labels"]) or "-",
-            i["digest"][:12],
-            i["arch"],
-            format_size(i["size_bytes"]),
-            format_size(i["disk_bytes"]),
-            f"{ago(i['created'])} ago",
-            ", ".join(i["used_by"]) or "-",
+            ", ".join(i.labels) or "-",
+            i.digest[:12],
+            i.arch,
+            format_size(i.size_bytes),
+            format_size(i.disk_bytes),
+            f"{ago(i.created)} ago",
+            ", ".join(i.used_by) or "-",
         ]
         for i in images
     ]
@@ -63,14 +63,14 @@ def build(label: str, arch: str | None, lock: str | None, as_json: bool, **optio
     """
     if lock is not None:
         options["lock"] = _load_lock(lock)
-    body: dict[str, Any] = {"ref": label, "arch": arch, **options}
-    path = "/images/build"
-    if label.endswith(".toml"):
-        path, body = "/images/recipe", {**_recipe(label), "arch": arch, **options}
-    service = connect()
+    recipe = _recipe(label) if label.endswith(".toml") else None
+    hypervisor = connect()
     with progress() as report:
-        built = service.long_call("POST", path, body, progress=report)
-    show_json(built) if as_json else print(built["digest"][:12])
+        if recipe is not None:
+            built = hypervisor.build_recipe(**recipe, arch=arch, progress=report, **options)
+        else:
+            built = hypervisor.build_image(label, arch=arch, progress=report, **options)
+    show_json(built.raw) if as_json else print(built.digest[:12])
 
 
 @image.command()
@@ -85,11 +85,10 @@ def lock(reference: str, file: str | None, as_json: bool) -> None:
     """
     from pathlib import Path
 
-    from bough.client.connection import path_of
     from bough.spec import render_lock
     from bough.storage import write_atomically
 
-    found = connect().get(path_of("images", reference, "lock"))
+    found = connect().lock_image(reference)
     if as_json:
         show_json(found)
     elif file is None:
@@ -154,22 +153,17 @@ def import_image(source: str, max_size: str | None, as_json: bool, **given: Any)
     The same command resumes a download that broke off. The file's sha256 is kept with the image, except for a
     file with large holes.
     """
-    from pathlib import Path
-
     from bough.errors import InvalidInput
     from bough.units import parse_size
 
-    if "://" not in source:  # the service has another working directory
-        source = str(Path(source).expanduser().absolute())
     try:
         limit = parse_size(max_size) if max_size else None
     except ValueError as error:
         raise InvalidInput(f"--max-size: {error}") from None
-    service = connect()
+    hypervisor = connect()
     with progress() as report:
-        body = {"source": source, "max_size": limit, **given}
-        made = service.long_call("POST", "/images/import", body, progress=report)
-    show_json(made) if as_json else print(f"{made['label']}  {made['digest'][:12]}")
+        made = hypervisor.import_image(source, max_size=limit, progress=report, **given)
+    show_json(made.raw) if as_json else print(f"{made.raw['label']}  {made.digest[:12]}")
 
 
 @image.command()
@@ -183,14 +177,12 @@ def search(words: tuple[str, ...], arch: str | None, as_json: bool) -> None:
     CHECKED says how bough verifies a download: by the publisher's signature of the checksums, or by checksums
     alone. Checksums alone are as trustworthy as the connection to the server.
     """
-    from bough.client.connection import path_of
-
-    service = connect()
-    found = service.get(path_of("catalogue", words=" ".join(words), arch=arch))
+    hypervisor = connect()
+    found = hypervisor.catalogue(" ".join(words), arch=arch)
     if as_json:
         show_json(found)
         return
-    here = {label for each in service.get("/images") for label in each["labels"]}
+    here = {label for each in hypervisor.images() for label in each.labels}
     rows = [
         [
             i["names"][0],
@@ -224,11 +216,10 @@ def pull(name: str, arch: str | None, label: str | None, no_signature: bool, as_
     bough verifies the checksum, and the publisher's signature if there is one. `bough run` and `create` pull
     an image that is not on this host.
     """
-    service = connect()
+    hypervisor = connect()
     with progress() as report:
-        body = {"ref": name, "arch": arch, "name": label, "signed": not no_signature}
-        made = service.long_call("POST", "/images/pull", body, progress=report)
-    show_json(made) if as_json else print(made["digest"][:12])
+        made = hypervisor.pull_image(name, arch=arch, label=label, signed=not no_signature, progress=report)
+    show_json(made.raw) if as_json else print(made.digest[:12])
 
 
 @image.group()
@@ -244,10 +235,9 @@ def catalogue() -> None:
 @json_option
 def update_catalogue(source: str | None, force: bool, as_json: bool) -> None:
     """Fetch a newer catalogue. The new catalogue must be valid as a whole."""
-    service = connect()
+    hypervisor = connect()
     with progress() as report:
-        body = {"source": source, "force": force}
-        found = service.long_call("POST", "/catalogue/update", body, progress=report)
+        found = hypervisor.update_catalogue(source, force=force, progress=report)
     _show_catalogue(found, as_json)
 
 
@@ -255,7 +245,7 @@ def update_catalogue(source: str | None, force: bool, as_json: bool) -> None:
 @json_option
 def reset_catalogue(as_json: bool) -> None:
     """Go back to the catalogue that comes with bough."""
-    _show_catalogue(connect().call("DELETE", "/catalogue"), as_json)
+    _show_catalogue(connect().reset_catalogue(), as_json)
 
 
 def _show_catalogue(found: dict[str, Any], as_json: bool) -> None:
@@ -270,18 +260,16 @@ def _show_catalogue(found: dict[str, Any], as_json: bool) -> None:
 @click.argument("references", type=IMAGE, nargs=-1, required=True)
 def delete(references: tuple[str, ...]) -> None:
     """Delete images that no machine uses."""
-    from bough.client.connection import path_of
-
-    service = connect()
+    hypervisor = connect()
     for reference in references:
-        service.call("DELETE", path_of("images", reference), timeout=120)
+        hypervisor.delete_image(reference)
 
 
 @image.command()
 @json_option
 def prune(as_json: bool) -> None:
     """Delete every image that no machine uses and no label points to."""
-    done = connect().post("/images/prune", timeout=300)
+    done = connect().prune_images()
     if as_json:
         show_json(done)
         return

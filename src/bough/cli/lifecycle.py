@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from bough.cli.output import progress, show_json
-from bough.cli.service import DURATION, IMAGE, NAME, TIMEOUT_HELP, connect, json_option, machine_path
+from bough.cli.service import DURATION, IMAGE, NAME, TIMEOUT_HELP, connect, json_option, machine_named
 from bough.cli.spec import spec_of, spec_options
+
+if TYPE_CHECKING:
+    from bough.client.machine import Machine
+
+Until = Literal["agent", "booted"]
 
 _until = click.option(
     "--until",
@@ -42,13 +47,12 @@ def create(
     data = spec_of(image, given)
     if name is None and isinstance(data.get("name"), str):
         name = data.pop("name")
-    service = connect()
+    hypervisor = connect()
     with progress() as report:
-        body = {"spec": data, "name": name, "force": force}
-        machine = service.long_call("POST", "/machines", body, progress=report)
+        machine = hypervisor.create_from(data, name=name, force=force, progress=report)
         if start:
-            machine = _start(service, machine["name"], None, report)
-    show_json(machine) if as_json else print(machine["name"])
+            machine.start(progress=report)
+    show_json(machine.info().raw) if as_json else print(machine.name)
 
 
 @click.command()
@@ -57,22 +61,18 @@ def create(
 @_until
 @click.option("--timeout", type=DURATION, help=TIMEOUT_HELP)
 @click.option("--cold", is_flag=True, help="Boot a suspended machine; its memory is lost.")
-def start(name: str, no_wait: bool, until: str, timeout: float | None, cold: bool) -> None:
+def start(name: str, no_wait: bool, until: Until, timeout: float | None, cold: bool) -> None:
     """Start a machine and wait until the guest answers. A suspended machine resumes where it was."""
+    machine = machine_named(name)
     with progress() as report:
-        started = _start(connect(), name, timeout, report, wait=not no_wait, until=until, cold=cold)
-    _say_already(started, "is running")
+        already = machine.start(wait=not no_wait, until=until, cold=cold, timeout=timeout, progress=report)
+    _say_already(already, machine, "is running")
 
 
-def _start(service: Any, name: str, timeout: float | None, report: Any, **options: Any) -> Any:
-    body = {"timeout_s": timeout, **options}
-    return service.long_call("POST", machine_path(name, "start"), body, progress=report)
-
-
-def _say_already(answer: dict[str, Any], how: str) -> None:
+def _say_already(already: bool, machine: Machine, how: str) -> None:
     """Say on stderr that the machine had that state already. The exit status stays 0, for scripts."""
-    if answer.get("already"):
-        click.echo(f"{answer['name']} {how} already", err=True)
+    if already:
+        click.echo(f"{machine.name} {how} already", err=True)
 
 
 @click.command()
@@ -81,20 +81,27 @@ def _say_already(answer: dict[str, Any], how: str) -> None:
 @click.option("--force", is_flag=True, help="Cut the power at once; a suspended machine loses its memory.")
 def stop(names: tuple[str, ...], deadline: float | None, force: bool) -> None:
     """Shut a machine down; cut its power if it is still on after a deadline."""
-    service = connect()
+    from bough.contract.answers import StoppedMachine
+    from bough.contract.machines import StopMachine
+
+    api = connect().api
     with progress() as report:
         for name in names:
-            body = {"deadline_s": deadline, "force": force}
-            done = service.long_call("POST", machine_path(name, "stop"), body, progress=report)
-            if done.get("how") == "already":
-                how = "has failed and does not run" if done["state"] == "failed" else "is stopped already"
+            # Machine.stop returns less than the answer says: the state, and the condition before.
+            request = StopMachine(reference=name, deadline_s=deadline, force=force)
+            done = StoppedMachine.from_dict(api.send_long(request, progress=report))
+            if done.how == "already":
+                how = "has failed and does not run" if done.state == "failed" else "is stopped already"
                 click.echo(f"{name} {how}", err=True)
-            if done.get("how") == "power" and not force:
-                kind = (done.get("was") or {}).get("kind")
-                why = f"had {kind}" if kind in ("halted", "panicked") else ""
-                within = "" if deadline is None else f" within {deadline:.0f} s"
-                why = why or f"did not power off{within}"
-                click.echo(f"{name} {why}: bough cut its power", err=True)
+            if done.how == "power" and not force:
+                click.echo(f"{name} {_why_cut(done.was, deadline)}: bough cut its power", err=True)
+
+
+def _why_cut(was: dict[str, Any] | None, deadline: float | None) -> str:
+    kind = (was or {}).get("kind")
+    if kind in ("halted", "panicked"):
+        return f"had {kind}"
+    return "did not power off" + ("" if deadline is None else f" within {deadline:.0f} s")
 
 
 @click.command()
@@ -102,18 +109,18 @@ def stop(names: tuple[str, ...], deadline: float | None, force: bool) -> None:
 @_deadline
 @_until
 @click.option("--timeout", type=DURATION, help=TIMEOUT_HELP)
-def restart(name: str, deadline: float | None, until: str, timeout: float | None) -> None:
+def restart(name: str, deadline: float | None, until: Until, timeout: float | None) -> None:
     """Stop a machine and start it again."""
     with progress() as report:
-        body = {"deadline_s": deadline, "until": until, "timeout_s": timeout}
-        connect().long_call("POST", machine_path(name, "restart"), body, progress=report)
+        machine_named(name).restart(deadline=deadline, until=until, timeout=timeout, progress=report)
 
 
 @click.command()
 @click.argument("name", type=NAME)
 def pause(name: str) -> None:
     """Pause a machine's vCPUs; its memory stays in RAM."""
-    _say_already(connect().post(machine_path(name, "pause")), "is paused")
+    machine = machine_named(name)
+    _say_already(machine.pause(), machine, "is paused")
 
 
 @click.command()
@@ -123,12 +130,11 @@ def suspend(names: tuple[str, ...]) -> None:
 
     `bough resume` continues the machine where it was, also after a reboot of the host.
     """
-    service = connect()
+    hypervisor = connect()
     with progress() as report:
         for name in names:
-            path = machine_path(name, "suspend")
-            done = service.long_call("POST", path, {}, timeout=None, progress=report)
-            _say_already(done, "is suspended")
+            machine = hypervisor.machine_at(name)
+            _say_already(machine.suspend(progress=report), machine, "is suspended")
 
 
 @click.command()
@@ -137,11 +143,10 @@ def suspend(names: tuple[str, ...]) -> None:
 @click.option("--timeout", type=DURATION, help=TIMEOUT_HELP)
 def resume(name: str, no_wait: bool, timeout: float | None) -> None:
     """Resume a paused or suspended machine, or wake a sleeping guest."""
-    body = {"wait": not no_wait, "timeout_s": timeout}
+    machine = machine_named(name)
     with progress() as report:
-        path = machine_path(name, "resume")
-        done = connect().long_call("POST", path, body, timeout=None, progress=report)
-    _say_already(done, "is running")
+        already = machine.resume(wait=not no_wait, timeout=timeout, progress=report)
+    _say_already(already, machine, "is running")
 
 
 @click.command()
@@ -149,7 +154,7 @@ def resume(name: str, no_wait: bool, timeout: float | None) -> None:
 @click.argument("new_name")
 def rename(name: str, new_name: str) -> None:
     """Rename a machine."""
-    connect().call("PATCH", machine_path(name), {"name": new_name})
+    machine_named(name).rename(new_name)
 
 
 @click.command()
@@ -157,6 +162,6 @@ def rename(name: str, new_name: str) -> None:
 @click.option("--force", is_flag=True, help="Also delete running machines; their power is cut.")
 def delete(names: tuple[str, ...], force: bool) -> None:
     """Delete machines and their disks."""
-    service = connect()
+    hypervisor = connect()
     for name in names:
-        service.call("DELETE", machine_path(name, force=force), timeout=120)
+        hypervisor.machine_at(name).delete(force=force)

@@ -7,11 +7,8 @@ from typing import Any
 import click
 
 from bough.cli.output import clean, show_json, show_table
-from bough.cli.service import NAME, connect, json_option, machine_path
+from bough.cli.service import NAME, json_option, machine_named
 from bough.errors import InvalidInput
-
-#: A mount in the guest takes long on an emulated processor.
-_TIMEOUT_S = 180
 
 
 @click.command()
@@ -32,24 +29,18 @@ def mount(
 
     A mount persists over restarts of the machine. Forks of the machine share the same directory.
     """
-    service = connect()
-    path = machine_path(name, "mounts")
+    machine = machine_named(name)
     if directory is not None:
-        body = {"owner": owner, "cache": cache}
-        given = {key: value for key, value in body.items() if value is not None}
-        service.call("POST", path, {**_parse(directory), **given}, timeout=_TIMEOUT_S)
+        machine.mount(**_parse(directory), owner=owner, cache=cache)
         return
     if again:
-        service.call("POST", machine_path(name, "mounts", "again"), timeout=_TIMEOUT_S)
+        machine.retry_mounts()
         return
-    mounts = service.get(path)
+    mounts = machine.mounts()
     if as_json:
-        show_json(mounts)
+        show_json([m.raw for m in mounts])
         return
-    rows = [
-        [m["source"], m["target"], "rw" if m["writable"] else "ro", clean(m["error"] or m["state"])]
-        for m in mounts
-    ]
+    rows = [[m.source, m.target, "rw" if m.writable else "ro", clean(m.error or m.state)] for m in mounts]
     show_table(rows, ["DIRECTORY", "IN THE GUEST", "MODE", "STATE"])
 
 
@@ -59,8 +50,7 @@ def mount(
 @click.option("--force", is_flag=True, help="Unmount even if a program in the guest uses the directory.")
 def umount(name: str, path: str, force: bool) -> None:
     """Stop sharing the directory at PATH of a machine."""
-    service = connect()
-    service.call("DELETE", machine_path(name, "mounts", target=path, force=force), timeout=_TIMEOUT_S)
+    machine_named(name).unmount(path, force=force)
 
 
 def _parse(text: str) -> dict[str, Any]:

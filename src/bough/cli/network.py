@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
 from bough.cli.output import show_json, show_table
 from bough.cli.service import DURATION, connect, json_option
-from bough.client.connection import path_of
 from bough.units import format_size
+
+if TYPE_CHECKING:
+    from bough.client.websocket import WebSocket
 
 
 @click.group()
@@ -31,25 +33,25 @@ def network() -> None:
 @json_option
 def create_network(name: str, subnet: str | None, mtu: int | None, as_json: bool) -> None:
     """Create a network. `bough create --nic uplink --nic NAME` puts a machine on it."""
-    made = connect().post("/networks", {"name": name, "subnet": subnet, "mtu": mtu})
-    show_json(made) if as_json else print(made["name"])
+    made = connect().create_network(name, subnet=subnet, mtu=mtu)
+    show_json(made.info().raw) if as_json else print(made.name)
 
 
 @network.command("list")
 @json_option
 def list_networks(as_json: bool) -> None:
     """List all networks."""
-    found = connect().get("/networks")
+    found = connect().list_networks()
     if as_json:
-        show_json(found)
+        show_json([one.raw for one in found])
         return
     rows = [
         [
-            one["name"],
-            one["subnet"],
-            str(one["mtu"]),
-            one["switch"],
-            " ".join(machine["machine"] for machine in one["machines"]) or "-",
+            one.name,
+            one.subnet,
+            str(one.mtu),
+            one.switch,
+            " ".join(machine["machine"] for machine in one.machines) or "-",
         ]
         for one in found
     ]
@@ -61,22 +63,22 @@ def list_networks(as_json: bool) -> None:
 @json_option
 def network_info(name: str, as_json: bool) -> None:
     """Show a network: addresses, names and traffic of its machines."""
-    found = connect().get(path_of("networks", name))
+    found = connect().network(name).info()
     if as_json:
-        show_json(found)
+        show_json(found.raw)
         return
     for label, value in (
-        ("name", found["name"]),
-        ("subnet", f"{found['subnet']}  {found['prefix6']}"),
-        ("resolver", found["resolver"]),
-        ("mtu", str(found["mtu"])),
-        ("switch", found["switch"]),
+        ("name", found.name),
+        ("subnet", f"{found.subnet}  {found.prefix6}"),
+        ("resolver", found.resolver),
+        ("mtu", str(found.mtu)),
+        ("switch", found.switch),
     ):
         print(f"{label:<10}{value}")
-    if found["machines"]:
+    if found.machines:
         print()
         show_table(
-            [_row(one) for one in found["machines"]],
+            [_row(one) for one in found.machines],
             ["MACHINE", "STATE", "IPV4", "IPV6", "MAC", "SENT", "RECEIVED", "DROPPED"],
         )
 
@@ -94,9 +96,9 @@ def _row(one: dict[str, Any]) -> list[str]:
 @click.argument("names", nargs=-1, required=True)
 def delete_network(names: tuple[str, ...]) -> None:
     """Delete networks that no machine uses."""
-    service = connect()
+    hypervisor = connect()
     for name in names:
-        service.call("DELETE", path_of("networks", name))
+        hypervisor.network(name).delete()
 
 
 @network.command("capture")
@@ -109,9 +111,8 @@ def capture(name: str, file: str, machines: tuple[str, ...], time_s: float | Non
 
     For example, bough network capture back - | wireshark -k -i -
     """
-    path = path_of("networks", name, "capture", machines=",".join(machines) or None)
     deadline = None if time_s is None else time.monotonic() + time_s
-    with connect().websocket(path) as socket:
+    with connect().network(name).open_capture(machines) as socket:
         try:
             if file == "-":
                 _write(socket, sys.stdout.buffer, deadline)
@@ -122,7 +123,7 @@ def capture(name: str, file: str, machines: tuple[str, ...], time_s: float | Non
             pass  # the usual end of a capture
 
 
-def _write(socket: Any, target: BinaryIO, deadline: float | None) -> None:
+def _write(socket: WebSocket, target: BinaryIO, deadline: float | None) -> None:
     """Write frames until the switch ends, or until the deadline."""
     left = None
     while deadline is None or (left := deadline - time.monotonic()) > 0:

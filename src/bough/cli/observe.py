@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import click
 
 from bough.cli.output import ago, clean, progress, show_json, show_table
-from bough.cli.service import DURATION, NAME, TIMEOUT_HELP, connect, json_option, machine_path
+from bough.cli.service import DURATION, NAME, TIMEOUT_HELP, connect, json_option, machine_named
 from bough.units import format_size
+
+Until = Literal["agent", "booted", "rebooted", "stopped", "first-boot"]
 
 
 @click.command("list")
 @json_option
 def list_machines(as_json: bool) -> None:
     """List the machines."""
-    machines = connect().get("/machines")
+    machines = connect().list_machines()
     if as_json:
-        show_json(machines)
+        show_json([m.raw for m in machines])
         return
     rows = [
         [
-            m["name"],
-            _state(m),
-            m["image"],
-            str(m["vcpus"]),
-            format_size(m["memory_bytes"]),
-            format_size(m["disk_bytes"]),
-            ago(m["started"]),
-            " ".join(f"{p['host_port']}:{p['guest_port']}" for p in m["ports"]) or "-",
+            m.name,
+            _state(m.raw),
+            m.image,
+            str(m.vcpus),
+            format_size(m.memory_bytes),
+            format_size(m.disk_bytes),
+            ago(m.started),
+            " ".join(f"{port.host_port}:{port.guest_port}" for port in m.ports) or "-",
         ]
         for m in machines
     ]
@@ -58,11 +60,11 @@ def _state(machine: dict[str, Any]) -> str:
 @json_option
 def info(name: str, plan: bool, as_json: bool) -> None:
     """Show a machine: settings, process, jail, and the cause of a failure."""
-    service = connect()
+    found = machine_named(name)
     if plan:
-        _show_plan(service.get(machine_path(name, "plan")), as_json)
+        _show_plan(found.plan(), as_json)
         return
-    machine = service.get(machine_path(name, look=True))
+    machine = found.info(look=True).raw
     if as_json:
         show_json(machine)
         return
@@ -198,13 +200,12 @@ def _show_trouble(machine: dict[str, Any]) -> None:
 @click.option("--raw", is_flag=True, help="Keep the guest's escape sequences, also harmful ones.")
 def logs(name: str, follow: bool, tail_bytes: int, qemu: bool, raw: bool) -> None:
     """Print the output of a machine's console."""
-    service = connect()
-    source = "qemu" if qemu else "console"
-    text = service.get(machine_path(name, "logs", source=source, tail=tail_bytes))
+    machine = machine_named(name)
+    text = machine.logs("qemu" if qemu else "console", tail_bytes=tail_bytes)
     sys.stdout.write(text if raw else clean(text))
     sys.stdout.flush()
     if follow and not qemu:
-        with service.websocket(machine_path(name, "console")) as socket:
+        with machine.console() as socket:
             while isinstance(data := socket.receive(), bytes):
                 text = data.decode(errors="replace")
                 sys.stdout.write(text if raw else clean(text))
@@ -221,7 +222,7 @@ def logs(name: str, follow: bool, tail_bytes: int, qemu: bool, raw: bool) -> Non
 )
 @click.option("--boot-id", help="With --until rebooted: id of the previous boot, as in `info --json`.")
 @click.option("--timeout", type=DURATION, help=f"{TIMEOUT_HELP} With --until stopped: 2m.")
-def wait(name: str, until: str, boot_id: str | None, timeout: float | None) -> None:
+def wait(name: str, until: Until, boot_id: str | None, timeout: float | None) -> None:
     """Wait until a machine answers, is up, has rebooted, or has stopped.
 
     A guest that is shutting down counts as down: `wait` waits for its next boot.
@@ -229,8 +230,7 @@ def wait(name: str, until: str, boot_id: str | None, timeout: float | None) -> N
     if boot_id and until != "rebooted":
         raise click.UsageError("--boot-id needs --until rebooted")
     with progress() as report:
-        body = {"until": until, "boot_id": boot_id, "timeout_s": timeout}
-        connect().long_call("POST", machine_path(name, "wait"), body, progress=report)
+        machine_named(name).wait(until, boot_id=boot_id, timeout=timeout, progress=report)
 
 
 @click.command()
@@ -242,13 +242,9 @@ def events(since: str | None, as_json: bool) -> None:
     """Print events of machines as they happen."""
     import json
 
-    from bough.client.connection import path_of
-
-    with connect().websocket(path_of("events", since=since)) as socket:
-        while isinstance(text := socket.receive(), str):
-            if as_json:
-                print(text, flush=True)
-                continue
-            event = json.loads(text)
-            words = (event["time"][11:19], event["name"], event["kind"], clean(event["detail"]))
-            print("  ".join(words).rstrip(), flush=True)
+    for event in connect().events(since):
+        if as_json:
+            print(json.dumps(event.raw), flush=True)
+            continue
+        words = (event.time[11:19], event.name, event.kind, clean(event.detail))
+        print("  ".join(words).rstrip(), flush=True)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bough.cli.output import show_json, show_table
-from bough.cli.service import DURATION, NAME, connect, json_option, machine_path
+from bough.cli.service import DURATION, NAME, json_option, machine_named
 from bough.errors import BoughError, GuestRefused, InvalidInput, ServiceUnavailable
+
+if TYPE_CHECKING:
+    from bough.client.machine import Machine
+    from bough.client.tunnel import Tunnel
 
 
 @click.group()
@@ -22,11 +26,11 @@ def port() -> None:
 @json_option
 def list_ports(name: str, as_json: bool) -> None:
     """List the forwarded ports of a machine."""
-    ports = connect().get(machine_path(name, "ports"))
+    ports = machine_named(name).ports()
     if as_json:
-        show_json(ports)
+        show_json([p.raw for p in ports])
         return
-    rows = [[p["host"], str(p["host_port"]), str(p["guest_port"])] for p in ports]
+    rows = [[p.host, str(p.host_port), str(p.guest_port)] for p in ports]
     show_table(rows, ["ADDRESS", "PORT", "GUEST"])
 
 
@@ -40,8 +44,8 @@ def add_port(name: str, forward: str, as_json: bool) -> None:
     The port listens on ADDRESS (default: 127.0.0.1) while the machine runs. The forward persists over
     restarts. The port refuses connections while no program listens on the guest's port, on any address.
     """
-    made = connect().post(machine_path(name, "ports"), _parse(forward))
-    show_json(made) if as_json else print(f"{made['host']}:{made['host_port']}")
+    made = machine_named(name).forward(**_parse(forward))
+    show_json(made.raw) if as_json else print(f"{made.host}:{made.host_port}")
 
 
 @port.command("remove")
@@ -49,7 +53,7 @@ def add_port(name: str, forward: str, as_json: bool) -> None:
 @click.argument("host_port", type=int)
 def remove_port(name: str, host_port: int) -> None:
     """Stop forwarding a port."""
-    connect().call("DELETE", machine_path(name, "ports", str(host_port)))
+    machine_named(name).unforward(host_port)
 
 
 def _parse(text: str) -> dict[str, Any]:
@@ -78,32 +82,36 @@ def proxy(name: str, guest_port: int, wait_s: float, authorize: str | None) -> N
     """Connect standard input and output to a TCP port of a machine, for ssh's ProxyCommand."""
     import threading
 
-    with _tunnel(name, guest_port, wait_s) as socket:
+    machine = machine_named(name)
+    with _tunnel(machine, guest_port, wait_s) as tunnel:
         if authorize is not None:
-            _authorize(name, authorize)
+            _authorize(machine, authorize)
 
         unread = threading.Event()
 
         def outward() -> None:
             try:
                 while data := os.read(0, 128 * 1024):
-                    socket.send(data)
-                socket.send(b"")
+                    tunnel.sendall(data)
+                tunnel.shutdown_write()
                 _wait_unread(1)
                 unread.set()
-                socket.close()
+                tunnel.close()
             except Exception:
                 pass  # the tunnel has ended: the other direction reports it
 
         threading.Thread(target=outward, daemon=True).start()
         try:
-            while isinstance(data := socket.receive(), bytes) and data:
+            while data := tunnel.recv(128 * 1024):
                 view = memoryview(data)
                 while view:
                     view = view[os.write(1, view) :]
-        except (ServiceUnavailable, BrokenPipeError):
-            if not unread.is_set():  # otherwise ssh has ended, and this end has closed the tunnel
+        except (ConnectionResetError, BrokenPipeError) as error:
+            if unread.is_set():  # ssh has ended, and this end has closed the tunnel
+                return
+            if isinstance(error, BrokenPipeError):
                 raise
+            raise ServiceUnavailable(str(error), hint="try again") from error
 
 
 def _wait_unread(descriptor: int) -> None:
@@ -115,13 +123,13 @@ def _wait_unread(descriptor: int) -> None:
     poll.poll()
 
 
-def _tunnel(name: str, guest_port: int, wait_s: float) -> Any:
+def _tunnel(machine: Machine, guest_port: int, wait_s: float) -> Tunnel:
     import time
 
-    service, deadline = connect(), time.monotonic() + wait_s
+    deadline = time.monotonic() + wait_s
     while True:
         try:
-            return service.websocket(machine_path(name, "tunnel", port=guest_port))
+            return machine.tunnel(guest_port)
         except GuestRefused:
             # A machine that has just started answers before its sshd listens.
             if time.monotonic() > deadline:
@@ -129,7 +137,7 @@ def _tunnel(name: str, guest_port: int, wait_s: float) -> Any:
         time.sleep(0.2)
 
 
-def _authorize(name: str, user: str) -> None:
+def _authorize(machine: Machine, user: str) -> None:
     """Authorize bough's key. A failure is a warning only: ssh may have another key that the
     machine accepts.
     """
@@ -138,6 +146,7 @@ def _authorize(name: str, user: str) -> None:
 
     try:
         _, public_key = ssh.own_key(Home.from_environment())
-        ssh.authorize(connect().websocket(machine_path(name, "exec")), user, public_key)
+        ssh.authorize(machine, user, public_key)
     except (BoughError, TimeoutError) as error:
+        name = machine.id
         click.echo(f"warning: {name} does not accept bough's own ssh key for {user}: {error}", err=True)

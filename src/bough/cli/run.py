@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
@@ -10,11 +9,11 @@ import click
 
 from bough.cli.command_streams import await_machine
 from bough.cli.command_words import CommandAfterName
-from bough.cli.execute import carry_here, close_input, no_input_option, on_terminal, run_in
+from bough.cli.execute import LOGIN_SHELL, carry_here, close_input, no_input_option, on_terminal, run_in
 from bough.cli.output import progress
 from bough.cli.service import DURATION, IMAGE, TIMEOUT_HELP, connect
 from bough.cli.spec import spec_of, spec_options
-from bough.client.words import encode_words
+from bough.contract.commands import Command, RunCommand, RunInMachine
 
 
 @click.command(cls=CommandAfterName, context_settings={"allow_interspersed_args": False})
@@ -56,24 +55,20 @@ def run(
         command = command[1:]
     if no_input:
         close_input()
-    service = connect()
+    hypervisor = connect()
     spec = spec_of(image, given)
-    request: dict[str, Any] = {
-        "argv": list(command) or ["/bin/sh", "-c", 'cd; exec "${SHELL:-/bin/sh}" -l'],
-        "user": as_user,
-    }
     tty = tty or (not command and os.isatty(0))
+    request = Command(argv=command or LOGIN_SHELL, user=as_user, **(on_terminal() if tty else {}))
     interactive = interactive or not command
-    body = {"spec": spec, "force": force, "cold": cold, "timeout_s": timeout}
-    if not (keep or name):
-        # The service deletes the machine when the command ends, and when this client ends for any reason.
-        socket = service.websocket("/run")
-        socket.send_text(
-            json.dumps({**body, "command": encode_words(request | (on_terminal() if tty else {}))})
-        )
-        await_machine(socket)
-        return carry_here(socket, request["argv"][0], tty=tty, interactive=interactive)
-    with progress() as report:
-        body |= {"name": name, "ephemeral": False}
-        machine = service.long_call("POST", "/machines/run", body, progress=report)["id"]
-    return run_in(service, machine, request, tty=tty, interactive=interactive)
+    if keep or name:
+        with progress() as report:
+            machine = hypervisor.run_from(
+                spec, name=name, force=force, cold=cold, timeout=timeout, progress=report
+            )
+        return run_in(hypervisor.api, machine.id, request, interactive=interactive)
+    # The service deletes the machine when the command ends, and when this client ends for any reason.
+    socket = hypervisor.api.open(RunInMachine())
+    message = RunCommand(spec=spec, command=request, force=force, cold=cold, timeout_s=timeout)
+    socket.send_text(message.render())
+    await_machine(socket)
+    return carry_here(socket, request.argv[0], tty=tty, interactive=interactive)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from bough.cli.output import clean
-from bough.cli.service import NAME, connect, machine_path
+from bough.cli.service import NAME, machine_named
 from bough.errors import HostLacks, InvalidInput
 from bough.home import SocketAddress
 
@@ -23,13 +23,13 @@ _VIEWERS = {"vncviewer": "{}", "xtigervncviewer": "{}", "remote-viewer": "vnc+un
 @click.option("--text", is_flag=True, help="Print the text of the screen, if a PC shows text mode.")
 def screenshot(name: str, file: str | None, text: bool) -> None:
     """Write a picture of a machine's screen to FILE.png; `-` is standard output."""
-    service = connect()
+    machine = machine_named(name)
     if text:
-        print(clean(service.get(machine_path(name, "screenshot", **{"as": "text"}))))
+        print(clean(machine.screen_text()))
         return
     if file is None or (file == "-" and sys.stdout.isatty()):
         raise InvalidInput("no file given for the picture", hint=f"bough screenshot {name} {name}.png")
-    picture = service.get_bytes(machine_path(name, "screenshot"))
+    picture = machine.screenshot()
     if file == "-":
         sys.stdout.buffer.write(picture)
         return
@@ -45,7 +45,7 @@ def screenshot(name: str, file: str | None, text: bool) -> None:
 @click.option("-k", "--key", "keys", multiple=True, metavar="KEYS", help="enter, esc, f12, ctrl-alt-delete.")
 def type_text(name: str, text: str, keys: tuple[str, ...]) -> None:
     """Type TEXT on a machine's keyboard (US layout), then press KEYS, one after the other."""
-    connect().post(machine_path(name, "keys"), {"text": text, "keys": list(keys)}, timeout=600)
+    machine_named(name).type(text, keys=keys)
 
 
 @click.command()
@@ -65,14 +65,13 @@ def screen(name: str, listen: int | None, only_print: bool) -> None:
     import os
     import shutil
 
-    machine = connect().get(machine_path(name))
-    path = machine.get("vnc")
+    machine = machine_named(name).info()
+    path = machine.vnc
     if not path:
+        runs = machine.state == "running"
         raise InvalidInput(
-            f"machine '{name}' has no screen" if machine["state"] == "running" else f"'{name}' does not run",
-            hint="create a machine with a screen: bough create --display"
-            if machine["state"] == "running"
-            else None,
+            f"machine '{name}' has no screen" if runs else f"'{name}' does not run",
+            hint="create a machine with a screen: bough create --display" if runs else None,
         )
     if only_print:
         print(path)

@@ -7,28 +7,27 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from bough.client.connection import Connection
+    from bough.client.hypervisor import Hypervisor
+    from bough.client.machine import Machine
 
 
-def connect(*, start: bool = True) -> Connection:
-    """Return a connection to the service of this BOUGH_HOME; start the service if none runs."""
+def connect(*, start: bool = True) -> Hypervisor:
+    """Return the hypervisor of this BOUGH_HOME; start its service if none runs."""
     import warnings
 
-    from bough.client.service import find_service
-    from bough.paths import Home
+    from bough.client.hypervisor import connect
 
     warnings.showwarning = _show_warning  # type: ignore[assignment]
-    return find_service(Home.from_environment(), start=start)[0]
+    return connect(start=start)
+
+
+def machine_named(name: str) -> Machine:
+    """Return the machine of a command. The command's first call of the machine raises NotFound."""
+    return connect().machine_at(name)
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:
     click.echo(f"warning: {message}", err=True)
-
-
-def machine_path(name: str, *parts: str, **query: Any) -> str:
-    from bough.client.connection import path_of
-
-    return path_of("machines", name, *parts, **query)
 
 
 class MachineName(click.ParamType):  # type: ignore[type-arg]  # generic from 8.2 on
@@ -42,12 +41,10 @@ class MachineName(click.ParamType):  # type: ignore[type-arg]  # generic from 8.
         from bough.errors import BoughError
 
         try:
-            machines = connect(start=False).get("/machines")
+            machines = connect(start=False).list_machines()
         except BoughError:
             return []
-        return [
-            CompletionItem(m["name"], help=m["state"]) for m in machines if m["name"].startswith(incomplete)
-        ]
+        return [CompletionItem(m.name, help=m.state) for m in machines if m.name.startswith(incomplete)]
 
 
 class ImageName(click.ParamType):  # type: ignore[type-arg]
@@ -61,12 +58,10 @@ class ImageName(click.ParamType):  # type: ignore[type-arg]
         from bough.errors import BoughError
 
         try:
-            images = connect(start=False).get("/images")
+            images = connect(start=False).images()
         except BoughError:
             return []
-        return [
-            CompletionItem(label) for i in images for label in i["labels"] if label.startswith(incomplete)
-        ]
+        return [CompletionItem(label) for i in images for label in i.labels if label.startswith(incomplete)]
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from bough.cli.output import progress, show_error, show_json, show_table
-from bough.cli.service import DURATION, NAME, TIMEOUT_HELP, connect, json_option, machine_path
-from bough.client.connection import path_of
-from bough.errors import error_from_dict
+from bough.cli.service import DURATION, NAME, TIMEOUT_HELP, connect, json_option, machine_named
 from bough.units import format_size
+
+if TYPE_CHECKING:
+    from bough.client.hypervisor import Hypervisor
+    from bough.contract.answers import MachineInfo, SnapshotInfo
+    from bough.contract.snapshots import Identity
 
 _now = click.option("--now", is_flag=True, help="Do not wait until the guest has booted.")
 
@@ -31,19 +34,21 @@ def create_snapshot(
     name: str, label: str | None, message: str, disks_only: bool, now: bool, as_json: bool
 ) -> None:
     """Take a snapshot of a machine. A running machine is paused for some ms and runs on."""
+    machine = machine_named(name)
     with progress() as report:
-        body = {"machine": name, "label": label, "message": message, "memory": not disks_only, "now": now}
-        taken = connect().long_call("POST", "/snapshots", body, timeout=None, progress=report)
+        taken = machine.snapshot(
+            label, message=message, memory=not disks_only, now=now, progress=report
+        ).info()
     if as_json:
-        show_json(taken)
+        show_json(taken.raw)
         return
-    print(taken["label"] or taken["id"])
-    if taken.get("consistency") == "crash":
+    print(taken.label or taken.id)
+    if taken.consistency == "crash":
         click.echo(
             "note: the guest's file systems were not quiesced: the disks are as after a power loss", err=True
         )
-    if taken.get("pause_ms") is not None:
-        click.echo(f"{name} was paused for {taken['pause_ms']:.0f} ms", err=True)
+    if taken.pause_ms is not None:
+        click.echo(f"{name} was paused for {taken.pause_ms:.0f} ms", err=True)
 
 
 @snapshot.command("list")
@@ -51,19 +56,19 @@ def create_snapshot(
 @json_option
 def list_snapshots(name: str | None, as_json: bool) -> None:
     """List all snapshots, or the snapshots of machine NAME."""
-    found = _snapshots(name)
+    found = _snapshots(connect(), name)
     if as_json:
-        show_json(found)
+        show_json([one.raw for one in found])
         return
     rows = [
         [
-            one["id"],
-            one["label"] or "",
-            one["machine_name"],
-            one["created"][:19].replace("T", " "),
-            one["consistency"],
-            format_size(one["disk_bytes"]),
-            one["message"].partition("\n")[0][:40],
+            one.id,
+            one.label or "",
+            one.machine_name,
+            one.created[:19].replace("T", " "),
+            one.consistency,
+            format_size(one.disk_bytes),
+            one.message.partition("\n")[0][:40],
         ]
         for one in found
     ]
@@ -74,28 +79,27 @@ def list_snapshots(name: str | None, as_json: bool) -> None:
 @click.argument("name", type=NAME, required=False)
 def show_tree(name: str | None) -> None:
     """Show snapshots as a tree, with the machines that continue from each."""
-    service = connect()
-    found = _snapshots(name)
-    machines = service.get("/machines")
-    known = {one["id"] for one in found}
-    children: dict[str | None, list[dict[str, Any]]] = {}
+    hypervisor = connect()
+    found = _snapshots(hypervisor, name)
+    known = {one.id for one in found}
+    children: dict[str | None, list[SnapshotInfo]] = {}
     for one in found:
-        children.setdefault(one["parent"] if one["parent"] in known else None, []).append(one)
-    _print_tree(None, children, machines, "")
+        children.setdefault(one.parent if one.parent in known else None, []).append(one)
+    _print_tree(None, children, hypervisor.list_machines(), "")
 
 
 def _print_tree(
-    parent: str | None, children: dict[str | None, list[dict[str, Any]]], machines: list[Any], indent: str
+    parent: str | None,
+    children: dict[str | None, list[SnapshotInfo]],
+    machines: list[MachineInfo],
+    indent: str,
 ) -> None:
     below: list[tuple[str, str | None]] = [
-        (
-            f"{one['label'] or one['id']}  ({one['machine_name']}, {one['created'][:16].replace('T', ' ')})",
-            one["id"],
-        )
+        (f"{one.label or one.id}  ({one.machine_name}, {one.created[:16].replace('T', ' ')})", one.id)
         for one in children.get(parent, [])
     ]
     if parent is not None:
-        below += [(f"* {m['name']}  {m['state']}", None) for m in machines if m.get("snapshot") == parent]
+        below += [(f"* {m.name}  {m.state}", None) for m in machines if m.snapshot == parent]
     for number, (text, snapshot_id) in enumerate(below):
         last = number == len(below) - 1
         print(f"{indent}{'└─ ' if last else '├─ '}{text}")
@@ -103,40 +107,38 @@ def _print_tree(
             _print_tree(snapshot_id, children, machines, indent + ("   " if last else "│  "))
 
 
-def _snapshots(name: str | None) -> list[dict[str, Any]]:
-    service = connect()
-    found = list(service.get("/snapshots"))
+def _snapshots(hypervisor: Hypervisor, name: str | None) -> list[SnapshotInfo]:
+    found = hypervisor.list_snapshots()
     if name is None:
         return found
-    machine = service.get(machine_path(name))
-    return [one for one in found if one["machine"] == machine["id"]]
+    machine = hypervisor.machine(name)
+    return [one for one in found if one.machine == machine.id]
 
 
 @snapshot.command("info")
 @click.argument("reference")
 def snapshot_info(reference: str) -> None:
     """Show a snapshot's manifest as JSON."""
-    show_json(connect().get(path_of("snapshots", reference)))
+    show_json(connect().snapshot_at(reference).info().raw)
 
 
 @snapshot.command("verify")
 @click.argument("references", nargs=-1, required=True)
 def verify_snapshot(references: tuple[str, ...]) -> None:
     """Read whole snapshots and compare their checksums."""
-    service = connect()
+    hypervisor = connect()
     with progress() as report:
         for reference in references:
-            path = path_of("snapshots", reference, "verify")
-            service.long_call("POST", path, {}, timeout=None, progress=report)
+            hypervisor.snapshot_at(reference).verify(progress=report)
 
 
 @snapshot.command("delete")
 @click.argument("references", nargs=-1, required=True)
 def delete_snapshot(references: tuple[str, ...]) -> None:
     """Delete snapshots. Machines and other snapshots keep the disks that they need."""
-    service = connect()
+    hypervisor = connect()
     for reference in references:
-        service.call("DELETE", path_of("snapshots", reference))
+        hypervisor.snapshot_at(reference).delete()
 
 
 @click.command()
@@ -159,7 +161,7 @@ def fork(
     source: str,
     names: tuple[str, ...],
     count: int | None,
-    identity: str,
+    identity: Identity,
     cold: bool,
     now: bool,
     timeout: float | None,
@@ -169,25 +171,25 @@ def fork(
 
     A SOURCE that is both the name of a machine and the label of a snapshot is refused: give an id.
     """
-    body = {
-        "source": source,
-        "names": list(names),
-        "count": count,
-        "identity": identity,
-        "cold": cold,
-        "now": now,
-        "timeout_s": timeout,
-    }
     with progress() as report:
-        made = connect().long_call("POST", "/forks", body, timeout=None, progress=report)
+        made = connect().fork_each(
+            source,
+            names=names,
+            count=count,
+            identity=identity,
+            cold=cold,
+            now=now,
+            timeout=timeout,
+            progress=report,
+        )
     if as_json:
-        show_json(made)
+        show_json([one.raw for one in made])
     for one in made:
-        if "error" in one:
-            show_error(error_from_dict(one["error"]))
-        elif not as_json:
-            print(one["machine"]["name"])
-    return 1 if any("error" in one for one in made) else 0
+        if one.error is not None:
+            show_error(one.error)
+        elif one.machine is not None and not as_json:
+            print(one.machine.name)
+    return 1 if any(one.error for one in made) else 0
 
 
 @click.command()
@@ -197,5 +199,4 @@ def fork(
 def restore(name: str, snapshot: str, keep: bool) -> None:
     """Rewind a machine to a snapshot. Its present disks and memory are lost unless --keep."""
     with progress() as report:
-        body = {"snapshot": snapshot, "keep": keep}
-        connect().long_call("POST", machine_path(name, "restore"), body, timeout=None, progress=report)
+        machine_named(name).restore(snapshot, keep=keep, progress=report)

@@ -31,12 +31,12 @@ def spares(
         raise click.UsageError("a fork has the settings of its snapshot: --snapshot goes with --count alone")
     if image is None and snapshot is None and count is not None:
         raise click.UsageError("--count needs IMAGE or --snapshot SNAPSHOT")
-    service = connect()
-    if image is None and snapshot is None:
-        kept = service.get("/spares")
-    else:
-        of = {"spec": spec} if snapshot is None else {"snapshot": snapshot}
-        kept = service.call("PUT", "/spares", {**of, "count": 1 if count is None else count})
+    hypervisor, number = connect(), 1 if count is None else count
+    if snapshot is not None:
+        hypervisor.snapshot_at(snapshot).keep_spares(number)
+    elif image is not None:
+        hypervisor.keep_spares_of(spec, number)
+    kept = hypervisor.spares()
     if as_json:
         show_json(kept)
         return

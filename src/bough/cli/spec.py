@@ -90,8 +90,7 @@ def _import(path: Path) -> str:
     from bough.cli.service import connect
 
     with progress() as report:
-        body = {"source": str(path.expanduser().absolute())}
-        return str(connect().long_call("POST", "/images/import", body, progress=report)["digest"])
+        return connect().import_image(path, progress=report).digest
 
 
 def _add_lists(data: dict[str, Any], given: dict[str, Any]) -> None:

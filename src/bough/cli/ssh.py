@@ -6,14 +6,15 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from bough.cli.service import NAME, connect, machine_path
+from bough.cli.service import NAME, connect, machine_named
 from bough.errors import HostLacks, InvalidInput
 
 if TYPE_CHECKING:
+    from bough.contract.answers import MachineInfo
     from bough.paths import Home
 
 
@@ -29,11 +30,11 @@ def ssh_config(name: str | None) -> None:
     from bough.client.ssh import own_key
     from bough.paths import Home
 
-    service, home = connect(), Home.from_environment()
-    machines = [service.get(machine_path(name))] if name else service.get("/machines")
+    hypervisor, home = connect(), Home.from_environment()
+    machines = [hypervisor.machine_at(name).info()] if name else hypervisor.list_machines()
     own_key(home)
     # The blank line is for a file whose last line has no line end.
-    print("".join("\n" + render_entry(home, machine["name"], _user(machine)) for machine in machines), end="")
+    print("".join("\n" + render_entry(home, machine.name, _user(machine)) for machine in machines), end="")
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -54,7 +55,7 @@ def ssh(name: str, arguments: tuple[str, ...]) -> None:
     program = shutil.which("ssh")
     if program is None:
         raise HostLacks("ssh is not installed", hint="bough shell NAME works without ssh")
-    machine, home = connect().get(machine_path(name)), Home.from_environment()
+    machine, home = machine_named(name).info(), Home.from_environment()
     own_key(home)
     # A permanent file: ssh closes all inherited descriptors before the configuration is read. All machines
     # with the same user name share the file, and -l on the command line overrides the user.
@@ -62,11 +63,11 @@ def ssh(name: str, arguments: tuple[str, ...]) -> None:
     path, content = home.ssh_config(user), render_entry(home, "*", user).encode()
     if not path.exists() or path.read_bytes() != content:
         write_atomically(path, content, durable=False)
-    os.execv(program, [program, "-F", str(path), machine["name"], *arguments])
+    os.execv(program, [program, "-F", str(path), machine.name, *arguments])
 
 
-def _user(machine: dict[str, Any]) -> str:
-    users = machine["spec"]["users"]
+def _user(machine: MachineInfo) -> str:
+    users = machine.spec["users"]
     return str(users[0]["name"]) if users else "root"
 
 

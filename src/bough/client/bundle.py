@@ -7,21 +7,24 @@ import json
 import os
 import threading
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
-from bough.client.connection import Connection, path_of
+from bough.client.connection import Connection, report_progress
 from bough.client.websocket import WebSocket
+from bough.contract.bundles import ExportMachine, ImportMachine
 from bough.errors import BoughError, InvalidInput, ServiceUnavailable, error_from_dict
 
 if TYPE_CHECKING:
     from bough.progress import Report
 
+Format = Literal["bough", "qcow2", "ova"]
 _READ_BYTES = 256 * 1024
 
 
-def format_of(name: str) -> str:
+def format_of(name: str) -> Format:
     """Return the format that the end of the file name selects. Raises InvalidInput."""
-    for format in ("bough", "qcow2", "ova"):
+    formats: tuple[Format, ...] = ("bough", "qcow2", "ova")
+    for format in formats:
         if name.endswith(f".{format}"):
             return format
     raise InvalidInput(
@@ -71,13 +74,13 @@ def export_stream(
     source: str,
     stream: IO[bytes],
     *,
-    format: str = "bough",
+    format: Format = "bough",
     disks_only: bool = False,
     without_image: bool = False,
     progress: Report | None = None,
 ) -> int:
-    path = path_of("export", source=source, format=format, disks_only=disks_only, without_image=without_image)
-    with api.websocket(path) as socket:
+    request = ExportMachine(source=source, format=format, disks_only=disks_only, without_image=without_image)
+    with api.open(request) as socket:
         return int(_until_result(socket, stream.write, progress)["bytes"])
 
 
@@ -86,7 +89,7 @@ def import_stream(
     stream: IO[bytes],
     *,
     name: str | None = None,
-    identity: str = "keep",
+    identity: Literal["keep", "new"] = "keep",
     cold: bool = False,
     force: bool = False,
     wait: bool = True,
@@ -94,9 +97,10 @@ def import_stream(
     progress: Report | None = None,
 ) -> dict[str, Any]:
     """Send a bundle to the service. Return the machine's description."""
-    asked = {"name": name, "identity": identity, "cold": cold, "force": force, "wait": wait}
-    path = path_of("import", **asked, timeout_s=timeout)
-    with api.websocket(path) as socket:
+    request = ImportMachine(
+        name=name, identity=identity, cold=cold, force=force, wait=wait, timeout_s=timeout
+    )
+    with api.open(request) as socket:
         feeding = threading.Thread(target=_feed, args=(socket, stream), daemon=True)
         feeding.start()
         return dict(_until_result(socket, None, progress))
@@ -121,7 +125,5 @@ def _until_result(socket: WebSocket, take: Any, progress: Report | None) -> Any:
         if "error" in told:
             raise error_from_dict(told["error"])
         if progress is not None and "progress" in told:
-            from bough.client.connection import report_progress
-
             report_progress(progress, told["progress"])
     raise ServiceUnavailable("the service ended in the middle", hint="see service.log in BOUGH_HOME")

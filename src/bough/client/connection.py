@@ -6,16 +6,16 @@ for later requests. Every command imports this module, so the module imports lit
 
 from __future__ import annotations
 
+# Not `socket`: its tables of constants take 2 ms to load.
+import _socket
 import json
 import os
 import select
-import socket
 import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import h11
 
-from bough.client.refusal import error_of_answer, lost
 from bough.errors import DeadlineExceeded, ProtocolError, ServiceUnavailable, error_from_dict
 from bough.home import SocketAddress
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from bough.client.websocket import WebSocket
+    from bough.contract.request import Request
     from bough.progress import Report
 
 PREFIX = "/v1"
@@ -47,38 +48,26 @@ class Connection:
         self.path = path
         self._idle: list[_Link] = []
 
-    def get(self, path: str, *, timeout: float | None = QUICK_TIMEOUT_S) -> Any:
-        return self.call("GET", path, timeout=timeout)
+    def send(self, request: Request, *, timeout: float | None = QUICK_TIMEOUT_S) -> Any:
+        """Make a call that the service answers at once.
 
-    def post(self, path: str, body: Any = None, *, timeout: float | None = QUICK_TIMEOUT_S) -> Any:
-        return self.call("POST", path, body, timeout=timeout)
-
-    def call(
-        self, method: str, path: str, body: Any = None, *, timeout: float | None = QUICK_TIMEOUT_S
-    ) -> Any:
-        """Return the answer's JSON, or its text if it is text."""
-        with self._exchange(method, path, body, timeout=timeout) as exchange:
+        Return the answer's JSON, text or bytes, as the request's route says.
+        """
+        kind = request.route.kind
+        accept = "*/*" if kind == "bytes" else "application/json"
+        with self._exchange(request, accept, timeout) as exchange:
             content = b"".join(exchange.chunks())
-            if exchange.content_type.startswith("application/json"):
-                return _parse_json(content)
+        if kind == "bytes":
+            return content
+        if kind == "text":
             return content.decode(errors="replace")
+        return _parse_json(content)
 
-    def get_bytes(self, path: str, *, timeout: float | None = QUICK_TIMEOUT_S) -> bytes:
-        """Return the answer's body unchanged."""
-        with self._exchange("GET", path, None, accept="*/*", timeout=timeout) as exchange:
-            return b"".join(exchange.chunks())
-
-    def long_call(
-        self,
-        method: str,
-        path: str,
-        body: Any = None,
-        *,
-        timeout: float | None = None,
-        progress: Report | None = None,
+    def send_long(
+        self, request: Request, *, timeout: float | None = None, progress: Report | None = None
     ) -> Any:
         """Make a call that may take minutes. Any exception, also one from `progress`, cancels the call."""
-        with self._exchange(method, path, body, accept=NDJSON, timeout=timeout) as exchange:
+        with self._exchange(request, NDJSON, timeout) as exchange:
             for line in exchange.lines():
                 message = _parse_json(line)
                 if "result" in message:
@@ -88,33 +77,28 @@ class Connection:
                 if progress is not None and "progress" in message:
                     report_progress(progress, message["progress"])
         raise ServiceUnavailable(
-            "the service ended in the middle of a call", hint="see service.log in BOUGH_HOME", path=path
+            "the service ended in the middle of a call",
+            hint="see service.log in BOUGH_HOME",
+            path=request.render_target(),
         )
 
-    def websocket(self, path: str) -> WebSocket:
-        """Open a WebSocket. Raises the error that the service answers instead."""
+    def open(self, request: Request) -> WebSocket:
+        """Open the WebSocket of the request. Raises the error that the service answers instead."""
         from bough.client.websocket import WebSocket
 
-        return WebSocket(self._open(), PREFIX + path)
+        return WebSocket(self._open(), PREFIX + request.render_target())
 
     def close(self) -> None:
         while self._idle:
             self._idle.pop().close()
 
-    def _exchange(
-        self,
-        method: str,
-        path: str,
-        body: Any,
-        *,
-        accept: str = "application/json",
-        timeout: float | None,
-    ) -> _Exchange:
+    def _exchange(self, asked: Request, accept: str, timeout: float | None) -> _Exchange:
         deadline = None if timeout is None else time.monotonic() + timeout
+        body = asked.render_body()
         content = b"" if body is None else json.dumps(body).encode()
         request = h11.Request(
-            method=method,
-            target=PREFIX + path,
+            method=asked.route.method,
+            target=PREFIX + asked.render_target(),
             headers=[
                 ("Host", "bough"),
                 ("Accept", accept),
@@ -132,7 +116,7 @@ class Connection:
                 link.close()
                 # The service closed this kept connection meanwhile, and has not seen the request.
                 if not kept:
-                    raise lost(error) from error
+                    raise _lost(error) from error
             except BaseException:
                 link.close()
                 raise
@@ -155,13 +139,13 @@ class Connection:
         else:
             link.close()
 
-    def _open(self) -> socket.socket:
+    def _open(self) -> _socket.socket:
         return open_socket(self.path)
 
 
-def open_socket(path: str) -> socket.socket:
-    """Connect to the socket. Raises ServiceUnavailable if nothing listens there."""
-    link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+def open_socket(path: str) -> _socket.socket:
+    """Connect to the socket. Raises ServiceUnavailable if no service listens."""
+    link = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         link.settimeout(QUICK_TIMEOUT_S)
         with SocketAddress(path) as address:
@@ -182,9 +166,9 @@ class _Stale(Exception):
 
 
 class _Link:
-    """One connection and its HTTP state."""
+    """A connection and the state of HTTP on the connection."""
 
-    def __init__(self, stream: socket.socket) -> None:
+    def __init__(self, stream: _socket.socket) -> None:
         self.stream = stream
         self.deadline: float | None = None
         self.timeout: float | None = None
@@ -214,12 +198,12 @@ class _Link:
             except h11.RemoteProtocolError as error:
                 if first and not self._http.trailing_data[0]:
                     raise _Stale(str(error)) from error
-                raise lost(error) from error
+                raise _lost(error) from error
             if event is not h11.NEED_DATA:
                 if isinstance(event, h11.InformationalResponse):
                     continue
                 if isinstance(event, h11.ConnectionClosed):
-                    raise (_Stale("closed") if first else lost(None))
+                    raise (_Stale("closed") if first else _lost(None))
                 return event
             try:
                 self._limit()
@@ -227,7 +211,7 @@ class _Link:
             except TimeoutError:
                 self._out_of_time()
             except OSError as error:
-                raise (_Stale(str(error)) if first else lost(error)) from error
+                raise (_Stale(str(error)) if first else _lost(error)) from error
             if not data and first and not self._http.trailing_data[0]:
                 raise _Stale("closed")
             self._http.receive_data(data)
@@ -263,8 +247,8 @@ class _Link:
 
 
 class _Exchange:
-    """The answer to one request, while it is read. Leaving early closes the connection and
-    cancels the call.
+    """The answer to a request, during the read. Leaving early closes the connection and cancels the
+    call.
     """
 
     def __init__(self, owner: Connection, link: _Link, response: h11.Response) -> None:
@@ -281,6 +265,8 @@ class _Exchange:
                 content = b"".join(self.chunks())
             finally:
                 self.__exit__()
+            from bough.client.refusal import error_of_answer
+
             raise error_of_answer(self._status, content)
         return self
 
@@ -313,19 +299,6 @@ class _Exchange:
             yield rest
 
 
-def path_of(*parts: str, **query: Any) -> str:
-    """Build a path from quoted names. Query values of None are left out."""
-    from urllib.parse import quote, urlencode
-
-    path = "".join("/" + quote(part, safe="") for part in parts)
-    given = {name: _query_value(value) for name, value in query.items() if value is not None}
-    return f"{path}?{urlencode(given)}" if given else path
-
-
-def _query_value(value: Any) -> str:
-    return str(int(value)) if isinstance(value, bool) else str(value)
-
-
 def _parse_json(content: bytes) -> Any:
     try:
         return json.loads(content)
@@ -344,3 +317,9 @@ def report_progress(progress: Report, message: Mapping[str, Any]) -> None:
             notice=message.get("notice") is True,
         )
     )
+
+
+def _lost(error: BaseException | None) -> ServiceUnavailable:
+    from bough.client.refusal import lost
+
+    return lost(error)

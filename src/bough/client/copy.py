@@ -1,4 +1,4 @@
-"""Copy files and trees into a guest and out of it, as `cp -r` copies between two places of one host.
+"""Copy files and trees into a guest and out of a guest, as `cp -r` copies within a host.
 
 A file or a directory becomes the destination, or goes into the destination if that is a directory. SOURCE/.
 means the content of SOURCE. A destination that ends in / must be a directory. So must the destination of
@@ -196,7 +196,7 @@ def copy_out(
 
 
 def _receive(machine: Guest, receiver: Receiver, program: bytes, sources: list[str]) -> CopyReport:
-    """Return the notes of the guest's end. Its error takes precedence over a stream that is cut off."""
+    """Return the notes of the guest's end. The guest's error takes precedence over a truncated stream."""
     with machine.spawn(*COMMAND, env=_ENV) as process:
         source = Source(process)
         with suppress(BrokenPipeError):  # the guest's report below has the reason

@@ -6,10 +6,11 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING
 
-from bough.client.connection import Connection, path_of
+from bough.contract.host import HoldMachine
 from bough.errors import BoughError, NotFound, ServiceUnavailable
 
 if TYPE_CHECKING:
+    from bough.client.connection import Connection
     from bough.client.websocket import WebSocket
 
 
@@ -21,7 +22,7 @@ class Hold:
 
     def __init__(self, connection: Connection, machine_id: str, socket: WebSocket | None = None) -> None:
         self._connection = connection
-        self._path = path_of("machines", machine_id, "hold")
+        self._request = HoldMachine(reference=machine_id)
         self._released = threading.Event()
         self._socket = socket
         threading.Thread(target=self._stay, name=f"hold {machine_id}", daemon=True).start()
@@ -39,9 +40,9 @@ class Hold:
             self._released.wait(0.2)
 
     def _hold(self) -> bool:
-        """Connect. Return False if there is nothing left to hold."""
+        """Connect. Return False if the machine does not exist any more."""
         try:
-            socket = self._connection.websocket(self._path)
+            socket = self._connection.open(self._request)
         except NotFound:
             return False
         except (ServiceUnavailable, OSError):

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import TYPE_CHECKING, Any, Literal
 
-from bough.client.connection import Connection, path_of, report_progress
-from bough.client.machine import Machine
+from bough.client.connection import Connection, report_progress
 from bough.client.service import find_service
+from bough.contract import machines as contract
 from bough.errors import ServiceUnavailable
 from bough.paths import Home
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from bough.client.info import Event, ImageInfo
+    from bough.client.machine import Fork, Machine, Snapshot
     from bough.client.network import Network
-    from bough.client.snapshot import Snapshot
+    from bough.contract.answers import Event, ImageInfo, MachineInfo, NetworkInfo, SnapshotInfo
+    from bough.contract.snapshots import Identity
     from bough.progress import Report
+
+
+_DELETE_TIMEOUT_S = 120.0
 
 
 def connect(home: str | os.PathLike[str] | None = None, *, start: bool = True) -> Hypervisor:
@@ -42,7 +45,7 @@ class Hypervisor:
 
     Attributes:
         home: the directory of machines and images.
-        api: the HTTP API, for calls without a method here.
+        api: the connection, for the requests of bough.contract that have no method here.
     """
 
     def __init__(self, home: Home, connection: Connection, version: dict[str, Any]) -> None:
@@ -92,29 +95,48 @@ class Hypervisor:
         """
         from bough.client.spec_files import resolve_sources
 
-        body: dict[str, Any] = {
-            "spec": resolve_sources({"image": image, **spec}),
-            "force": force,
-            "cold": cold,
-        }
-        body["timeout_s"] = timeout
-        if keep or name is not None:
-            data = self.api.long_call("POST", "/machines/run", {**body, "name": name}, progress=progress)
-            return Machine(self.api, data["id"], name=data["name"])
-        return self._run_held(body, progress)
+        given = resolve_sources({"image": image, **spec})
+        if not keep and name is None:
+            return self._run_held(given, force, cold, timeout, progress)
+        return self.run_from(given, name=name, force=force, cold=cold, timeout=timeout, progress=progress)
 
-    def _run_held(self, body: dict[str, Any], progress: Report | None) -> Machine:
-        """Run a machine that lives as long as this call's connection."""
+    def run_from(
+        self,
+        spec: dict[str, Any],
+        *,
+        name: str | None = None,
+        force: bool = False,
+        cold: bool = False,
+        timeout: float | None = None,
+        progress: Report | None = None,
+    ) -> Machine:
+        """Return a new machine whose agent has answered, from a whole spec. The machine is kept."""
+        request = contract.RunMachine(spec=spec, name=name, force=force, cold=cold, timeout_s=timeout)
+        data = self.api.send_long(request, progress=progress)
+        return self._machine(data["id"], name=data["name"])
+
+    def _run_held(
+        self,
+        spec: dict[str, Any],
+        force: bool,
+        cold: bool,
+        timeout: float | None,
+        progress: Report | None,
+    ) -> Machine:
+        """Run a machine for as long as this call's connection is open."""
+        import json
+
         from bough.client.process import read_status
+        from bough.contract.commands import RunCommand, RunInMachine
 
-        socket = self.api.websocket("/run")
+        socket = self.api.open(RunInMachine())
         try:
-            socket.send_text(json.dumps(body))
+            socket.send_text(RunCommand(spec=spec, force=force, cold=cold, timeout_s=timeout).render())
             while isinstance(message := socket.receive(), str):
                 told = json.loads(message)
                 if "machine" in told:
                     data = told["machine"]
-                    machine = Machine(self.api, data["id"], name=data["name"], ephemeral=True)
+                    machine = self._machine(data["id"], name=data["name"], ephemeral=True)
                     machine.hold(socket)
                     return machine
                 if progress is not None:
@@ -130,14 +152,20 @@ class Hypervisor:
     def keep_spares(self, image: str, count: int, **spec: Any) -> None:
         """Keep `count` standby machines of that spec; 0 stops keeping them.
 
-        A `run` of the same spec gets one of them within milliseconds. They are made in the background, and
-        discarded while the host is short of memory.
+        A `run` of the same spec gets a standby machine within milliseconds. bough makes standby machines in
+        the background, and discards them while the host is short of memory.
 
         Raises:
             InvalidSpec: also if such a machine cannot be a standby machine, for example with files of its
                 own.
         """
-        self.api.call("PUT", "/spares", {"spec": {"image": image, **spec}, "count": count})
+        self.keep_spares_of({"image": image, **spec}, count)
+
+    def keep_spares_of(self, spec: dict[str, Any], count: int) -> None:
+        """Keep standby machines as `keep_spares` does, of a whole spec."""
+        from bough.contract.host import KeepStandby
+
+        self.api.send(KeepStandby(spec=spec, count=count))
 
     def spares(self) -> list[dict[str, Any]]:
         """Return the requested standby machines: "spec" or "snapshot" (its id), "count", and how many are
@@ -145,7 +173,9 @@ class Hypervisor:
 
         "trouble" says why none can be made.
         """
-        return list(self.api.get("/spares"))
+        from bough.contract.host import ListStandby
+
+        return list(self.api.send(ListStandby()))
 
     def create(
         self,
@@ -157,7 +187,7 @@ class Hypervisor:
         progress: Report | None = None,
         **spec: Any,
     ) -> Machine:
-        """Create a stopped machine, which is kept until it is deleted. A missing image is built first.
+        """Create a stopped machine. bough keeps the machine until `delete`. A missing image is built first.
 
         Args:
             force: allow more than the host has.
@@ -193,9 +223,11 @@ class Hypervisor:
     ) -> Machine:
         from bough.client.spec_files import resolve_sources
 
-        body = {"spec": resolve_sources(spec), "name": name, "force": force, "ephemeral": ephemeral}
-        data = self.api.long_call("POST", "/machines", body, timeout=timeout, progress=progress)
-        return Machine(self.api, data["id"], name=data["name"], ephemeral=ephemeral)
+        request = contract.CreateMachine(
+            spec=resolve_sources(spec), name=name, force=force, ephemeral=ephemeral
+        )
+        data = self.api.send_long(request, timeout=timeout, progress=progress)
+        return self._machine(data["id"], name=data["name"], ephemeral=ephemeral)
 
     def machine(self, reference: str) -> Machine:
         """Return the machine with that name, id, or unique beginning (4 or more digits) of an id.
@@ -203,29 +235,93 @@ class Hypervisor:
         Raises:
             NotFound: the hint names the most similar machine.
         """
-        data = self.api.get(path_of("machines", reference))
-        return Machine(self.api, data["id"], name=data["name"], ephemeral=data.get("ephemeral", False))
+        data = self.api.send(contract.GetMachine(reference=reference))
+        return self._machine(data["id"], name=data["name"], ephemeral=data.get("ephemeral", False))
+
+    def machine_at(self, reference: str) -> Machine:
+        """Return the machine as `machine` does, without a request. Its calls raise NotFound."""
+        return self._machine(reference)
+
+    def _machine(self, reference: str, *, name: str | None = None, ephemeral: bool = False) -> Machine:
+        # Imported at first use: `bough list` needs no Machine.
+        from bough.client.machine import Machine
+
+        return Machine(self.api, reference, name=name, ephemeral=ephemeral)
 
     def machines(self) -> list[Machine]:
-        """Return all, the oldest first."""
-        return [Machine(self.api, data["id"], name=data["name"]) for data in self.api.get("/machines")]
+        """Return all machines, the oldest first."""
+        return [self._machine(info.id, name=info.name) for info in self.list_machines()]
+
+    def list_machines(self) -> list[MachineInfo]:
+        """Return the descriptions of all machines, the oldest first."""
+        from bough.contract.answers import MachineInfo
+
+        return [MachineInfo.from_dict(data) for data in self.api.send(contract.ListMachines())]
 
     # -- snapshots --------------------------------------------------------------------------------
 
     def snapshots(self) -> list[Snapshot]:
-        """Return all, the oldest first."""
-        from bough.client.snapshot import Snapshot
+        """Return all snapshots, the oldest first."""
+        from bough.client.machine import Snapshot
 
-        return [Snapshot(self.api, data["id"], label=data["label"]) for data in self.api.get("/snapshots")]
+        return [Snapshot(self.api, info.id, label=info.label) for info in self.list_snapshots()]
+
+    def list_snapshots(self) -> list[SnapshotInfo]:
+        """Return the descriptions of all snapshots, the oldest first."""
+        from bough.contract.answers import SnapshotInfo
+        from bough.contract.snapshots import ListSnapshots
+
+        return [SnapshotInfo.from_dict(data) for data in self.api.send(ListSnapshots())]
 
     def snapshot(self, reference: str) -> Snapshot:
         """Return a snapshot by label, id, or unique beginning (4 or more digits) of an id.
         Raises NotFound.
         """
-        from bough.client.snapshot import Snapshot
+        from bough.client.machine import Snapshot
+        from bough.contract.snapshots import GetSnapshot
 
-        data = self.api.get(path_of("snapshots", reference))
+        data = self.api.send(GetSnapshot(reference=reference))
         return Snapshot(self.api, data["id"], label=data["label"])
+
+    def snapshot_at(self, reference: str) -> Snapshot:
+        """Return the snapshot as `snapshot` does, without a request. Its calls raise NotFound."""
+        from bough.client.machine import Snapshot
+
+        return Snapshot(self.api, reference)
+
+    def fork_each(
+        self,
+        source: str,
+        *,
+        names: Sequence[str] = (),
+        count: int | None = None,
+        identity: Identity = "new",
+        cold: bool = False,
+        now: bool = False,
+        timeout: float | None = None,
+        progress: Report | None = None,
+    ) -> list[Fork]:
+        """Fork a machine or a snapshot. The forks succeed or fail independently.
+
+        Args:
+            names: a name for each fork; with `count`, one name to be numbered, or none to generate names.
+
+        Raises:
+            NotFound: no such source; InvalidInput: also if a machine and a snapshot have that name.
+        """
+        from bough.client.machine import fork_each
+
+        return fork_each(
+            self.api,
+            source,
+            names=names,
+            count=count,
+            identity=identity,
+            cold=cold,
+            now=now,
+            timeout=timeout,
+            progress=progress,
+        )
 
     def import_bundle(
         self,
@@ -262,21 +358,29 @@ class Hypervisor:
                 timeout=timeout,
                 progress=progress,
             )
-        return Machine(self.api, data["id"], name=data["name"])
+        return self._machine(data["id"], name=data["name"])
 
     # -- networks ---------------------------------------------------------------------------------
 
     def networks(self) -> list[Network]:
-        """Return all, the oldest first."""
+        """Return all networks, the oldest first."""
         from bough.client.network import Network
 
-        return [Network(self.api, data["id"], name=data["name"]) for data in self.api.get("/networks")]
+        return [Network(self.api, info.id, name=info.name) for info in self.list_networks()]
+
+    def list_networks(self) -> list[NetworkInfo]:
+        """Return the descriptions of all networks, the oldest first."""
+        from bough.contract.answers import NetworkInfo
+        from bough.contract.networks import ListNetworks
+
+        return [NetworkInfo.from_dict(data) for data in self.api.send(ListNetworks())]
 
     def network(self, reference: str) -> Network:
         """Return the network with that name or id. Raises NotFound."""
         from bough.client.network import Network
+        from bough.contract.networks import GetNetwork
 
-        data = self.api.get(path_of("networks", reference))
+        data = self.api.send(GetNetwork(reference=reference))
         return Network(self.api, data["id"], name=data["name"])
 
     def create_network(self, name: str, *, subnet: str | None = None, mtu: int | None = None) -> Network:
@@ -291,16 +395,18 @@ class Hypervisor:
             Conflict: the subnet overlaps with another network's.
         """
         from bough.client.network import Network
+        from bough.contract.networks import CreateNetwork
 
-        data = self.api.post("/networks", {"name": name, "subnet": subnet, "mtu": mtu})
+        data = self.api.send(CreateNetwork(name=name, subnet=subnet, mtu=mtu))
         return Network(self.api, data["id"], name=data["name"])
 
     # -- images -----------------------------------------------------------------------------------
 
     def images(self) -> list[ImageInfo]:
-        from bough.client.info import ImageInfo
+        from bough.contract.answers import ImageInfo
+        from bough.contract.images import ListImages
 
-        return [ImageInfo.from_dict(data) for data in self.api.get("/images")]
+        return [ImageInfo.from_dict(data) for data in self.api.send(ListImages())]
 
     def build_image(
         self,
@@ -324,12 +430,18 @@ class Hypervisor:
         Raises:
             NotFound: no such recipe; BuildFailed, HostLacks, NoSpace: nothing half-made is left.
         """
-        from bough.client.info import ImageInfo
+        from bough.contract.answers import ImageInfo
+        from bough.contract.images import BuildImage
 
-        how = {"rebuild": rebuild, "mirror": mirror, "security_mirror": security_mirror, "lock": lock}
-        body = {"ref": reference, "arch": arch, **how}
-        answer = self.api.long_call("POST", "/images/build", body, timeout=timeout, progress=progress)
-        return ImageInfo.from_dict(answer)
+        request = BuildImage(
+            ref=reference,
+            arch=arch,
+            rebuild=rebuild,
+            mirror=mirror,
+            security_mirror=security_mirror,
+            lock=lock,
+        )
+        return ImageInfo.from_dict(self.api.send_long(request, timeout=timeout, progress=progress))
 
     def build_recipe(
         self,
@@ -353,17 +465,26 @@ class Hypervisor:
             InvalidSpec: with every problem; BuildFailed: with the output of the failed command. Nothing is
                 kept.
         """
-        from bough.client.info import ImageInfo
         from bough.client.spec_files import resolve_recipe
+        from bough.contract.answers import ImageInfo
+        from bough.contract.images import BuildRecipe
 
-        how = {"rebuild": rebuild, "mirror": mirror, "security_mirror": security_mirror, "lock": lock}
-        body = {"recipe": resolve_recipe(recipe), "label": label, "arch": arch, **how}
-        answer = self.api.long_call("POST", "/images/recipe", body, timeout=timeout, progress=progress)
-        return ImageInfo.from_dict(answer)
+        request = BuildRecipe(
+            recipe=resolve_recipe(recipe),
+            label=label,
+            arch=arch,
+            rebuild=rebuild,
+            mirror=mirror,
+            security_mirror=security_mirror,
+            lock=lock,
+        )
+        return ImageInfo.from_dict(self.api.send_long(request, timeout=timeout, progress=progress))
 
     def lock_image(self, reference: str) -> dict[str, Any]:
         """Return the versions of all packages in an image, for `lock` of a later build."""
-        return dict(self.api.get(path_of("images", reference, "lock")))
+        from bough.contract.images import LockImage
+
+        return dict(self.api.send(LockImage(reference=reference)))
 
     def import_image(
         self,
@@ -384,14 +505,14 @@ class Hypervisor:
             BadImage, DownloadFailed, NotFound, NoSpace: nothing is left except the part of a download that
                 can be resumed.
         """
-        from bough.client.info import ImageInfo
+        from bough.contract.answers import ImageInfo
+        from bough.contract.images import ImportImage
 
         place = os.fspath(source)
         if "://" not in place:
             place = os.path.abspath(os.path.expanduser(place))  # noqa: PTH100, PTH111 (a str stays one)
-        body = {"source": place, "name": name, **more}
-        answer = self.api.long_call("POST", "/images/import", body, timeout=timeout, progress=progress)
-        return ImageInfo.from_dict(answer)
+        request = ImportImage(source=place, name=name, **more)
+        return ImageInfo.from_dict(self.api.send_long(request, timeout=timeout, progress=progress))
 
     def pull_image(
         self,
@@ -399,28 +520,60 @@ class Hypervisor:
         *,
         arch: str | None = None,
         label: str | None = None,
+        signed: bool = True,
         timeout: float | None = None,
         progress: Report | None = None,
     ) -> ImageInfo:
-        """Fetch an image of the catalogue, like "fedora:44", and check it, unless the store has it.
+        """Fetch and check an image of the catalogue, like "fedora:44", unless the store has the image.
+
+        Args:
+            signed: check the publisher's signature, too, if there is one.
 
         Raises:
             NotFound: no such image; BadImage: the image is not the one that its publisher states;
                 DownloadFailed.
         """
-        from bough.client.info import ImageInfo
+        from bough.contract.answers import ImageInfo
+        from bough.contract.images import PullImage
 
-        body = {"ref": name, "arch": arch, "name": label}
-        answer = self.api.long_call("POST", "/images/pull", body, timeout=timeout, progress=progress)
-        return ImageInfo.from_dict(answer)
+        request = PullImage(ref=name, arch=arch, name=label, signed=signed)
+        return ImageInfo.from_dict(self.api.send_long(request, timeout=timeout, progress=progress))
 
     def delete_image(self, reference: str) -> None:
         """Delete an image. Raises InUse while machines use it as a backing file."""
-        self.api.call("DELETE", path_of("images", reference))
+        from bough.contract.images import DeleteImage
+
+        self.api.send(DeleteImage(reference=reference), timeout=_DELETE_TIMEOUT_S)
 
     def prune_images(self) -> dict[str, Any]:
         """Delete the images that no machine uses and no label names: {"deleted": digests, "freed_bytes"}."""
-        return dict(self.api.post("/images/prune", timeout=None))
+        from bough.contract.images import PruneImages
+
+        return dict(self.api.send(PruneImages(), timeout=None))
+
+    def catalogue(self, words: str = "", *, arch: str | None = None) -> dict[str, Any]:
+        """Return the published images, and images that are built from packages: "images", "serial", "source".
+
+        Args:
+            words: only images with all of these words in name or title.
+        """
+        from bough.contract.images import SearchCatalogue
+
+        return dict(self.api.send(SearchCatalogue(words=words, arch=arch)))
+
+    def update_catalogue(
+        self, source: str | None = None, *, force: bool = False, progress: Report | None = None
+    ) -> dict[str, Any]:
+        """Fetch a newer catalogue, and return it. `force` accepts an older one."""
+        from bough.contract.images import UpdateCatalogue
+
+        return dict(self.api.send_long(UpdateCatalogue(source=source, force=force), progress=progress))
+
+    def reset_catalogue(self) -> dict[str, Any]:
+        """Return to the catalogue that is part of bough."""
+        from bough.contract.images import ResetCatalogue
+
+        return dict(self.api.send(ResetCatalogue()))
 
     # -- the rest ---------------------------------------------------------------------------------
 
@@ -437,8 +590,10 @@ class Hypervisor:
         Args:
             arch: processor architecture of the machines, if not the host's.
         """
-        path = path_of("doctor", probe=probe, arch=arch)
-        return dict(self.api.long_call("GET", path, timeout=timeout, progress=progress))
+        from bough.contract.host import CheckHost
+
+        request = CheckHost(probe=probe, arch=arch)
+        return dict(self.api.send_long(request, timeout=timeout, progress=progress))
 
     def doctor_store(self, *, repair: bool = False, progress: Report | None = None) -> dict[str, Any]:
         """Check everything in BOUGH_HOME. Return "clean", "findings", "skipped".
@@ -446,8 +601,9 @@ class Hypervisor:
         Args:
             repair: make the safe repairs. Nothing is deleted; damaged files go to lost+found/.
         """
-        body = {"repair": repair}
-        return dict(self.api.long_call("POST", "/doctor/store", body, timeout=None, progress=progress))
+        from bough.contract.host import AuditStore
+
+        return dict(self.api.send_long(AuditStore(repair=repair), progress=progress))
 
     def events(self, since: str | None = None) -> Iterator[Event]:
         """Yield the events of machines as they happen, without end.
@@ -457,14 +613,15 @@ class Hypervisor:
         """
         import json
 
-        from bough.client.info import Event
+        from bough.contract.answers import Event
+        from bough.contract.host import WatchEvents
 
-        with self.api.websocket(path_of("events", since=since)) as socket:
+        with self.api.open(WatchEvents(since=since)) as socket:
             while (message := socket.receive()) is not None:
                 yield Event.from_dict(json.loads(message))
 
     def shutdown(self) -> None:
-        """End the service. Machines go on. The next command starts a new service, which adopts them."""
+        """End the service. Machines go on. The next command starts a service, which adopts the machines."""
         from bough.client.service import end_service
 
         end_service(self.api)

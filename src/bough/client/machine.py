@@ -1,119 +1,114 @@
-"""The Python API's machine."""
+"""The Python API's machine and snapshot. They share a file, because each makes the other."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
-from bough.client.connection import QUICK_TIMEOUT_S, Connection, path_of
-from bough.errors import BoughError, CommandFailed
+from bough.client.connection import QUICK_TIMEOUT_S, Connection
+from bough.client.guest import RunningGuest
+from bough.contract import machines as contract
+from bough.errors import BoughError, error_from_dict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from os import PathLike
 
-    from bough.client.copy import CopyResult
     from bough.client.hold import Hold
-    from bough.client.info import MachineInfo, Mount, Port
-    from bough.client.process import ExitStatus, Process
-    from bough.client.snapshot import Snapshot
-    from bough.client.tunnel import Tunnel
     from bough.client.websocket import WebSocket
+    from bough.contract.answers import MachineInfo, SnapshotInfo
+    from bough.contract.request import Request
+    from bough.contract.snapshots import Identity
     from bough.progress import Report
 
 #: Seconds that a call may take beyond the service's own timeout.
 _GRACE_S = 15.0
 #: Longest time for a guest's power-off if no deadline is given.
 _STOP_S = 180.0
-_MOUNT_TIMEOUT_S = 180.0
-Output = TypeVar("Output", str, bytes)
+_DELETE_TIMEOUT_S = 2 * QUICK_TIMEOUT_S
+_KEYS_TIMEOUT_S = 600.0
 
 
-class Completed(NamedTuple, Generic[Output]):
-    """A command that has ended: by itself with `exit_code`, or by the signal named `signal`."""
-
-    exit_code: int | None
-    signal: str | None
-    stdout: Output
-    stderr: Output
-
-    @property
-    def ok(self) -> bool:
-        return self.exit_code == 0
-
-
-class Machine:
+class Machine(RunningGuest):
     """A machine. Made by a Hypervisor. Usable from several threads at once. Refers to the machine by id, so
     renames do not matter.
 
-    Every call raises errors of bough.errors: NotFound if the machine was deleted meanwhile, WrongState if its
-    state does not allow the call, AgentUnavailable if it runs and its agent does not answer.
+    Every call raises errors of bough.errors: NotFound if the machine was deleted meanwhile, WrongState if the
+    machine's state does not allow the call, AgentUnavailable if the agent of a running machine does not
+    answer.
     """
 
     def __init__(
         self, api: Connection, reference: str, *, name: str | None = None, ephemeral: bool = False
     ) -> None:
-        self._api = api
-        self._reference = reference
-        self._name = name
+        super().__init__(api, reference, name=name)
         self._ephemeral = ephemeral
         self._hold: Hold | None = None
 
     def __repr__(self) -> str:
         return f"<bough.Machine {self._name or self._reference}>"
 
-    # -- what it is -------------------------------------------------------------------------------
-
-    @property
-    def id(self) -> str:
-        return self._reference
-
-    @property
-    def name(self) -> str:
-        if self._name is None:
-            self._name = self.info().name
-        return self._name
+    # -- state ------------------------------------------------------------------------------------
 
     @property
     def state(self) -> str:
         """Return the present state: stopped, starting, running, paused, suspended, stopping or failed."""
         return self.info().state
 
-    def info(self) -> MachineInfo:
-        from bough.client.info import MachineInfo
+    def info(self, *, look: bool = False) -> MachineInfo:
+        """Return the machine's description. With `look`, ask the agent first, for `condition`."""
+        from bough.contract.answers import MachineInfo
 
-        info = MachineInfo.from_dict(self._api.get(self._path()))
+        request = contract.GetMachine(reference=self._reference, look=look)
+        info = MachineInfo.from_dict(self._api.send(request))
         self._name = info.name
         return info
 
     def plan(self) -> dict[str, Any]:
         """Return the plan of the next start: {"plan": data, "argv": QEMU's command line}."""
-        return dict(self._api.get(self._path("plan")))
+        return dict(self._api.send(contract.GetPlan(reference=self._reference)))
 
     def logs(self, source: Literal["console", "qemu"] = "console", *, tail_bytes: int = 64 * 1024) -> str:
         """Return the end of the console, or of QEMU's standard error. Unfiltered guest output: unsafe for a
         terminal.
         """
-        return str(self._api.get(self._path("logs", source=source, tail=tail_bytes)))
+        request = contract.GetLogs(reference=self._reference, source=source, tail=tail_bytes)
+        return str(self._api.send(request))
 
     def screenshot(self) -> bytes:
         """Return the screen as PNG. Raises WrongState if the machine has no screen."""
-        return self._api.get_bytes(self._path("screenshot"))
+        from bough.contract.screen import GetScreenshot
+
+        return bytes(self._api.send(GetScreenshot(reference=self._reference)))
 
     def screen_text(self) -> str:
         """Return the text of a PC's screen in text mode. Raises InvalidInput if the screen shows graphics."""
-        return str(self._api.get(self._path("screenshot", **{"as": "text"})))
+        from bough.contract.screen import GetScreenText
+
+        return str(self._api.send(GetScreenText(reference=self._reference)))
 
     def type(self, text: str = "", *, keys: Sequence[str] = ()) -> None:
         """Type `text` on the (US) keyboard, then press `keys`: "enter", "ctrl-alt-delete"."""
-        self._api.post(self._path("keys"), {"text": text, "keys": list(keys)}, timeout=600)
+        from bough.contract.screen import PressKeys
+
+        request = PressKeys(reference=self._reference, text=text, keys=keys)
+        self._api.send(request, timeout=_KEYS_TIMEOUT_S)
+
+    def console(self, *, backlog: bool = False) -> WebSocket:
+        """Connect to the serial console. With `backlog`, the end of earlier output comes first.
+
+        `receive` returns the guest's output, and `send` types. Other clients may be connected, too.
+        """
+        from bough.contract.screen import AttachConsole
+
+        return self._api.open(AttachConsole(reference=self._reference, backlog=backlog))
 
     def load(self) -> dict[str, Any]:
         """Return memory and load, as the guest counts them."""
-        return dict(self._api.get(self._path("load")))
+        return dict(self._api.send(contract.GetLoad(reference=self._reference)))
 
     def ping(self) -> float:
         """Return the seconds that the agent took to answer."""
-        return float(self._api.post(self._path("ping"))["rtt_s"])
+        return float(self._api.send(contract.PingMachine(reference=self._reference))["rtt_s"])
 
     # -- its life ---------------------------------------------------------------------------------
 
@@ -125,11 +120,11 @@ class Machine:
         cold: bool = False,
         timeout: float | None = None,
         progress: Report | None = None,
-    ) -> None:
+    ) -> bool:
         """Start the machine. With `wait`, return when the agent has answered and the set-up of the first boot
         is done.
 
-        Changes nothing if the machine runs already.
+        Return whether the machine ran already. The call changes nothing then.
 
         Args:
             until: what to wait for; see `wait`.
@@ -142,8 +137,10 @@ class Machine:
             MachineFailed: QEMU ended; carries the ends of its stderr and of the console.
             AgentTimeout: no answer in time; the machine is left running for a diagnosis.
         """
-        body = {"wait": wait, "until": until, "cold": cold, **_timeout(timeout)}
-        self._long("start", body, timeout, progress)
+        request = contract.StartMachine(
+            reference=self._reference, wait=wait, until=until, cold=cold, timeout_s=timeout
+        )
+        return bool(self._send_long(request, timeout, progress)["already"])
 
     def stop(
         self, *, deadline: float | None = None, force: bool = False, progress: Report | None = None
@@ -153,10 +150,10 @@ class Machine:
         Args:
             deadline: None: when the guest has made no progress for 60 s, at most after 180 s.
 
-        Returns which of the two happened, or "already" for a machine that did not run.
+        Return "guest" or "power", or "already" for a machine that did not run.
         """
-        answer = self._long("stop", {"deadline_s": deadline, "force": force}, None, progress)
-        how = answer.get("how")
+        request = contract.StopMachine(reference=self._reference, deadline_s=deadline, force=force)
+        how = self._send_long(request, None, progress).get("how")
         return "power" if how == "power" else "already" if how == "already" else "guest"
 
     def restart(
@@ -169,28 +166,37 @@ class Machine:
         progress: Report | None = None,
     ) -> None:
         """Stop (see `stop`) and start (see `start`)."""
-        body = {"deadline_s": deadline, "wait": wait, "until": until, **_timeout(timeout)}
-        self._long("restart", body, None if timeout is None else timeout + (deadline or _STOP_S), progress)
+        request = contract.RestartMachine(
+            reference=self._reference, deadline_s=deadline, wait=wait, until=until, timeout_s=timeout
+        )
+        limit = None if timeout is None else timeout + (deadline or _STOP_S)
+        self._send_long(request, limit, progress)
 
-    def pause(self) -> None:
-        """Pause the machine: its vCPUs do not run, its memory stays."""
-        self._api.post(self._path("pause"))
-
-    def suspend(self, *, progress: Report | None = None) -> None:
-        """Save the memory to disk and end QEMU. `resume` or `start` continue, also after a reboot of the
-        host.
+    def pause(self) -> bool:
+        """Pause the machine: the vCPUs do not run, the memory stays. Return whether the machine was paused
+        already.
         """
-        self._long("suspend", {}, None, progress)
+        return bool(self._api.send(contract.PauseMachine(reference=self._reference))["already"])
+
+    def suspend(self, *, progress: Report | None = None) -> bool:
+        """Save the memory to disk and end QEMU. `resume` or `start` continue, also after a reboot of the
+        host. Return whether the machine was suspended already.
+        """
+        request = contract.SuspendMachine(reference=self._reference)
+        return bool(self._send_long(request, None, progress)["already"])
 
     def resume(
         self, *, wait: bool = True, timeout: float | None = None, progress: Report | None = None
-    ) -> None:
+    ) -> bool:
         """Continue a paused or suspended machine. With `wait`, a suspended machine has answered.
+
+        Return whether the machine ran already.
 
         Raises:
             MachineFailed, HostLacks: the memory cannot be continued here; the machine is still suspended.
         """
-        self._long("resume", {"wait": wait, **_timeout(timeout)}, timeout, progress)
+        request = contract.ResumeMachine(reference=self._reference, wait=wait, timeout_s=timeout)
+        return bool(self._send_long(request, timeout, progress)["already"])
 
     def export(
         self,
@@ -202,8 +208,9 @@ class Machine:
     ) -> None:
         """Export to a file.
 
-        .bough: a machine that can continue elsewhere, with its memory if it runs; the machine itself runs on.
-        .qcow2 or .ova: its disks for other hypervisors.
+        .bough: a bundle, from which `import_bundle` continues on another host. The bundle of a running
+        machine has the memory; the machine runs on.
+        .qcow2 or .ova: the disks for other hypervisors.
 
         Args:
             without_image: leave out the content of the image, which the other host must have.
@@ -221,13 +228,15 @@ class Machine:
 
     def rename(self, name: str) -> None:
         """Give the machine another name. Raises NameTaken."""
-        self._name = str(self._api.call("PATCH", self._path(), {"name": name})["name"])
+        request = contract.RenameMachine(reference=self._reference, name=name)
+        self._name = str(self._api.send(request)["name"])
 
     def delete(self, *, force: bool = False) -> None:
         """Delete the machine with its disks. Raises WrongState while it runs, unless `force`
         cuts the power.
         """
-        self._api.call("DELETE", self._path(force=force or None), timeout=QUICK_TIMEOUT_S * 2)
+        request = contract.DeleteMachine(reference=self._reference, force=force)
+        self._api.send(request, timeout=_DELETE_TIMEOUT_S)
         self._let_go()
 
     def discard(self) -> None:
@@ -237,7 +246,8 @@ class Machine:
         """
         try:
             if self._ephemeral:
-                self._api.call("DELETE", self._path(force=True, wait=False))
+                request = contract.DeleteMachine(reference=self._reference, force=True, wait=False)
+                self._api.send(request)
             else:
                 self.delete(force=True)
         except BoughError:
@@ -280,7 +290,10 @@ class Machine:
                 long as the guest makes progress otherwise.
             MachineFailed: the machine failed instead.
         """
-        self._long("wait", {"until": until, "boot_id": boot_id, **_timeout(timeout)}, timeout, progress)
+        request = contract.WaitMachine(
+            reference=self._reference, until=until, boot_id=boot_id, timeout_s=timeout
+        )
+        self._send_long(request, timeout, progress)
 
     def __enter__(self) -> Machine:
         return self
@@ -289,7 +302,7 @@ class Machine:
         if self._ephemeral:
             self.discard()
 
-    # -- branches of it ---------------------------------------------------------------------------
+    # -- snapshots and forks------------------------------------------------------------------------
 
     def snapshot(
         self,
@@ -311,24 +324,21 @@ class Machine:
         Raises:
             NameTaken: the label; NoSpace, HostLacks, Conflict, MachineFailed: nothing was changed.
         """
-        from bough.client.snapshot import Snapshot
+        from bough.contract.snapshots import TakeSnapshot
 
-        body = {
-            "machine": self._reference,
-            "label": label,
-            "message": message,
-            "memory": memory,
-            "now": now,
-        }
-        data = self._api.long_call("POST", "/snapshots", body, timeout=timeout, progress=progress)
+        request = TakeSnapshot(machine=self._reference, label=label, message=message, memory=memory, now=now)
+        data = self._api.send_long(request, timeout=timeout, progress=progress)
         return Snapshot(self._api, data["id"], label=data["label"])
 
     def restore(
         self, snapshot: Snapshot | str, *, keep: bool = False, progress: Report | None = None
     ) -> None:
         """Restore the machine to the snapshot. With `keep`, take a snapshot of the present state first."""
-        reference = snapshot if isinstance(snapshot, str) else snapshot.id
-        self._long("restore", {"snapshot": reference, "keep": keep}, None, progress)
+        from bough.contract.snapshots import RestoreMachine
+
+        of = snapshot if isinstance(snapshot, str) else snapshot.id
+        request = RestoreMachine(reference=self._reference, snapshot=of, keep=keep)
+        self._send_long(request, None, progress)
 
     @overload
     def fork(
@@ -336,7 +346,7 @@ class Machine:
         name: str | None = None,
         *,
         count: None = None,
-        identity: Literal["new", "keep"] = "new",
+        identity: Identity = "new",
         cold: bool = False,
         ephemeral: bool = False,
         now: bool = False,
@@ -349,7 +359,7 @@ class Machine:
         name: str | None = None,
         *,
         count: int,
-        identity: Literal["new", "keep"] = "new",
+        identity: Identity = "new",
         cold: bool = False,
         ephemeral: bool = False,
         now: bool = False,
@@ -361,271 +371,194 @@ class Machine:
         name: str | None = None,
         *,
         count: int | None = None,
-        identity: Literal["new", "keep"] = "new",
+        identity: Identity = "new",
         cold: bool = False,
         ephemeral: bool = False,
         now: bool = False,
         timeout: float | None = None,
         progress: Report | None = None,
     ) -> Machine | list[Machine]:
-        """Make new machines that continue from the present point of this one, which runs on; see
-        Snapshot.fork.
+        """Make new machines that continue from the present state of this machine; see Snapshot.fork. This
+        machine runs on.
 
         Args:
             now: do not wait for the end of the guest's boot; the fork finishes the boot.
         """
-        from bough.client.snapshot import fork
-
         return fork(self._api, self.id, name, count, identity, cold, ephemeral, timeout, progress, now)
 
-    # -- commands in it ---------------------------------------------------------------------------
-
-    def spawn(
-        self,
-        *argv: str,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
-        tty: bool = False,
-        rows: int = 24,
-        columns: int = 80,
-        term: str = "xterm",
-        timeout: float | None = None,
-    ) -> Process:
-        """Start a command that runs while its streams are read and written.
-
-        Args:
-            user: the user that runs the command; default: root.
-            tty: with a terminal: one stream of output, and Ctrl-C is a character.
-            timeout: seconds; then the command is killed and reading raises DeadlineExceeded.
-        """
-        from bough.client.process import Process
-
-        request: dict[str, Any] = {"argv": list(argv)}
-        if tty:
-            request |= {"tty": True, "rows": rows, "columns": columns, "term": term}
-        given = {"env": dict(env) if env else None, "cwd": cwd, "user": user, "timeout_s": timeout}
-        request |= {name: value for name, value in given.items() if value is not None}
-        return Process(self._api.websocket(self._path("exec")), request)
-
-    @overload
-    def exec(
-        self,
-        *argv: str,
-        input: bytes | str | None = None,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
-        timeout: float | None = None,
-        check: bool = False,
-        text: Literal[True] = True,
-    ) -> Completed[str]: ...
-    @overload
-    def exec(
-        self,
-        *argv: str,
-        input: bytes | str | None = None,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
-        timeout: float | None = None,
-        check: bool = False,
-        text: Literal[False],
-    ) -> Completed[bytes]: ...
-    def exec(
-        self,
-        *argv: str,
-        input: bytes | str | None = None,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
-        timeout: float | None = None,
-        check: bool = False,
-        text: bool = True,
-    ) -> Completed[str] | Completed[bytes]:
-        """Run a command to its end. No shell: words are passed unchanged.
-
-        Args:
-            input: standard input; default: empty.
-            timeout: seconds; then the command is killed.
-            check: raise CommandFailed unless the command ends with 0.
-            text: decode the output as UTF-8, with U+FFFD for invalid bytes; False gives bytes.
-
-        Raises:
-            GuestRefused: no such command, user or directory.
-            DeadlineExceeded: the command was killed after `timeout` seconds.
-        """
-        from bough.client.process import feed
-
-        found: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
-        with self.spawn(*argv, env=env, cwd=cwd, user=user, timeout=timeout) as process:
-            feed(process, input.encode() if isinstance(input, str) else input or b"")
-            for stream, data in process:
-                found[stream].append(data)
-            status = process.wait()
-        out, err = b"".join(found["stdout"]), b"".join(found["stderr"])
-        if check and status.code != 0:
-            raise _command_failed(self.name, argv, status, out, err)
-        if not text:
-            return Completed(status.code, status.signal, out, err)
-        return Completed(
-            status.code, status.signal, out.decode(errors="replace"), err.decode(errors="replace")
-        )
-
-    def shell(self, script: str, **options: Any) -> Completed[str]:
-        """Run a script by `sh`; options as for `exec`."""
-        return self.exec("sh", "-c", script, text=True, **options)
-
-    # -- files ------------------------------------------------------------------------------------
-
-    def copy_to(
-        self,
-        source: str | PathLike[str] | Sequence[str | PathLike[str]],
-        destination: str,
-        *,
-        owner: bool = False,
-        progress: Report | None = None,
-    ) -> CopyResult:
-        """Copy files and trees of the host into the guest, as `cp -r` does; see bough.client.copy."""
-        from bough.client.copy import copy_in
-
-        return copy_in(self, source, destination, progress, owner=owner)
-
-    def copy_from(
-        self,
-        source: str | Sequence[str],
-        destination: str | PathLike[str],
-        *,
-        owner: bool = False,
-        progress: Report | None = None,
-    ) -> CopyResult:
-        """Copy files and trees of the guest to the host, as `cp -r` does; see bough.client.copy."""
-        from bough.client.copy import copy_out
-
-        return copy_out(self, source, destination, progress, owner=owner)
-
-    def read_file(self, path: str, *, max_bytes: int = 64 * 1024 * 1024) -> bytes:
-        """Return a file's content. Raises NotFound, GuestRefused; and if the file is larger than
-        `max_bytes`.
-        """
-        from bough.client.copy import read_file
-
-        return read_file(self, path, max_bytes)
-
-    def read_text(self, path: str) -> str:
-        """Return a file's content as UTF-8."""
-        return self.read_file(path).decode()
-
-    def write_file(self, path: str, content: bytes | str, *, mode: int = 0o644) -> None:
-        """Write a file completely or not at all: the content is written to a temporary file, which is
-        renamed.
-        """
-        from bough.client.copy import write_file
-
-        write_file(self, path, content.encode() if isinstance(content, str) else content, mode)
-
-    # -- ports ------------------------------------------------------------------------------------
-
-    def ports(self) -> list[Port]:
-        from bough.client.info import Port
-
-        return [Port.from_dict(port) for port in self._api.get(self._path("ports"))]
-
-    def forward(self, guest_port: int, host_port: int = 0, *, host: str = "127.0.0.1") -> Port:
-        """Forward a TCP port of the host to a port of the guest, also after restarts. Host port 0: any free
-        port.
-
-        Raises:
-            Conflict: the host's port is in use.
-        """
-        from bough.client.info import Port
-
-        body = {"guest_port": guest_port, "host_port": host_port, "host": host}
-        return Port.from_dict(self._api.post(self._path("ports"), body))
-
-    def unforward(self, host_port: int) -> None:
-        self._api.call("DELETE", self._path("ports", str(host_port)))
-
-    def tunnel(self, port: int) -> Tunnel:
-        """Open one TCP connection to a port inside the guest. Raises GuestRefused if nothing
-        listens there.
-        """
-        from bough.client.tunnel import Tunnel
-
-        return Tunnel(self._api.websocket(self._path("tunnel", port=port)))
-
-    # -- directories of the host --------------------------------------------------------------------
-
-    def mounts(self) -> list[Mount]:
-        from bough.client.info import Mount
-
-        return [Mount.from_dict(mount) for mount in self._api.get(self._path("mounts"))]
-
-    def mount(
-        self,
-        source: str | PathLike[str],
-        target: str,
-        *,
-        writable: bool = False,
-        owner: str | None = None,
-        cache: str | int | None = None,
-    ) -> None:
-        """Share a directory of this host: at once if the machine runs, and at each later start.
-
-        Args:
-            owner: "user" or "user:group" that owns the files in the guest; default: the guest's first user,
-                or root.
-            cache: for how long the guest may cache what it knows of a file, like "5s"; default: 1 s.
-
-        Raises:
-            NotFound, InvalidInput: no such directory, or one that cannot be shared.
-            GuestRefused: the guest cannot mount the directory; nothing was changed.
-        """
-        from os import fspath
-
-        from bough.client.spec_files import resolve_mount
-
-        given = {"owner": owner, "cache": cache}
-        body = {"source": fspath(source), "target": target, "writable": writable}
-        body |= {name: value for name, value in given.items() if value is not None}
-        self._api.call("POST", self._path("mounts"), resolve_mount(body), timeout=_MOUNT_TIMEOUT_S)
-
-    def unmount(self, target: str, *, force: bool = False) -> None:
-        """Stop sharing a directory. Raises Conflict while a process of the guest uses the mount, unless
-        `force`.
-        """
-        self._api.call("DELETE", self._path("mounts", target=target, force=force), timeout=_MOUNT_TIMEOUT_S)
-
-    # -- the API ----------------------------------------------------------------------------------
-
-    def _path(self, *parts: str, **query: Any) -> str:
-        return path_of("machines", self._reference, *parts, **query)
-
-    def _long(
-        self, call: str, body: dict[str, Any], timeout: float | None, progress: Report | None
-    ) -> dict[str, Any]:
+    def _send_long(self, request: Request, timeout: float | None, progress: Report | None) -> dict[str, Any]:
         # The service enforces the timeout and reports details. Our own timeout is for a service that hangs.
         limit = None if timeout is None else timeout + _GRACE_S
-        return dict(self._api.long_call("POST", self._path(call), body, timeout=limit, progress=progress))
+        return dict(self._api.send_long(request, timeout=limit, progress=progress))
 
 
-def _timeout(timeout: float | None) -> dict[str, float | None]:
-    return {"timeout_s": timeout}
+class Fork(NamedTuple):
+    """One of many forks: the machine, or the reason why there is none. `raw` is the service's answer."""
+
+    machine: Machine | None
+    error: BoughError | None
+    raw: dict[str, Any]
 
 
-def _command_failed(
-    machine: str, argv: tuple[str, ...], status: ExitStatus, out: bytes, err: bytes
-) -> CommandFailed:
-    code, signal = status
-    how = f"was ended by signal {signal}" if signal else f"ended with {code}"
-    end = err.decode(errors="replace")[-2000:]
-    said = f": {end.strip().splitlines()[-1]}" if end.strip() else ""
-    return CommandFailed(
-        f"{argv[0]} in machine '{machine}' {how}{said}",
-        machine=machine,
-        argv=list(argv),
-        exit_code=code,
-        signal=signal,
-        stdout=out.decode(errors="replace")[-2000:],
-        stderr=end,
+class Snapshot:
+    """An immutable snapshot. Made by a Hypervisor or a Machine. Usable from several threads at once."""
+
+    def __init__(self, api: Connection, snapshot_id: str, *, label: str | None = None) -> None:
+        self._api = api
+        self.id = snapshot_id
+        self.label = label
+
+    def __repr__(self) -> str:
+        return f"<bough.Snapshot {self.label or self.id}>"
+
+    def info(self) -> SnapshotInfo:
+        from bough.contract.answers import SnapshotInfo
+        from bough.contract.snapshots import GetSnapshot
+
+        return SnapshotInfo.from_dict(self._api.send(GetSnapshot(reference=self.id)))
+
+    def verify(self, *, timeout: float | None = None, progress: Report | None = None) -> None:
+        """Read the whole snapshot and compare checksums. Raises BoughError "snapshot-damaged"."""
+        from bough.contract.snapshots import VerifySnapshot
+
+        self._api.send_long(VerifySnapshot(reference=self.id), timeout=timeout, progress=progress)
+
+    def delete(self) -> None:
+        """Delete the snapshot. Forks and other snapshots keep their backing files."""
+        from bough.contract.snapshots import DeleteSnapshot
+
+        self._api.send(DeleteSnapshot(reference=self.id))
+
+    def keep_spares(self, count: int) -> None:
+        """Keep `count` paused standby machines, forks of this snapshot; 0 stops keeping them.
+
+        `fork` gets a standby machine within milliseconds, unless the fork keeps the parent's identity. bough
+        makes standby machines in the background, runs them for some seconds, and discards them while the
+        host is short of memory.
+
+        Raises:
+            InvalidInput: the snapshot has no memory, or its machine does not have bough's agent.
+        """
+        from bough.contract.host import KeepStandby
+
+        self._api.send(KeepStandby(snapshot=self.id, count=count))
+
+    @overload
+    def fork(
+        self,
+        name: str | None = None,
+        *,
+        count: None = None,
+        identity: Identity = "new",
+        cold: bool = False,
+        ephemeral: bool = False,
+        timeout: float | None = None,
+        progress: Report | None = None,
+    ) -> Machine: ...
+    @overload
+    def fork(
+        self,
+        name: str | None = None,
+        *,
+        count: int,
+        identity: Identity = "new",
+        cold: bool = False,
+        ephemeral: bool = False,
+        timeout: float | None = None,
+        progress: Report | None = None,
+    ) -> list[Machine]: ...
+    def fork(
+        self,
+        name: str | None = None,
+        *,
+        count: int | None = None,
+        identity: Identity = "new",
+        cold: bool = False,
+        ephemeral: bool = False,
+        timeout: float | None = None,
+        progress: Report | None = None,
+    ) -> Machine | list[Machine]:
+        """Make a new machine that continues from the snapshot. With `count`, make that many and return a
+        list.
+
+        Args:
+            name: with `count` name-1, name-2, ...; None: a generated name.
+            identity: "keep": the fork keeps its parent's identity (host name, keys, MAC address).
+            cold: fork the disks alone; the fork is stopped.
+            ephemeral: deleted when its `with` block or this program ends.
+
+        Raises:
+            BoughError: the error of the first fork that failed; the other forks stay (see `fork_each`).
+        """
+        return fork(self._api, self.id, name, count, identity, cold, ephemeral, timeout, progress)
+
+
+def fork(
+    api: Connection,
+    source: str,
+    name: str | None,
+    count: int | None,
+    identity: Identity,
+    cold: bool,
+    ephemeral: bool,
+    timeout: float | None,
+    progress: Report | None,
+    now: bool = False,
+) -> Machine | list[Machine]:
+    made = fork_each(
+        api,
+        source,
+        names=[name] if name else [],
+        count=count or 1,
+        identity=identity,
+        cold=cold,
+        ephemeral=ephemeral,
+        timeout=timeout,
+        progress=progress,
+        now=now,
     )
+    for one in made:
+        if one.error is not None:
+            raise one.error
+    machines = [one.machine for one in made if one.machine is not None]
+    return machines if count is not None else machines[0]
+
+
+def fork_each(
+    api: Connection,
+    source: str,
+    *,
+    names: Sequence[str] = (),
+    count: int | None = None,
+    identity: Identity = "new",
+    cold: bool = False,
+    ephemeral: bool = False,
+    timeout: float | None = None,
+    progress: Report | None = None,
+    now: bool = False,
+) -> list[Fork]:
+    """Make forks that succeed or fail independently. Raises only if the source cannot be forked."""
+    from bough.contract.snapshots import MakeForks
+
+    request = MakeForks(
+        source=source,
+        names=names,
+        count=count,
+        identity=identity,
+        cold=cold,
+        ephemeral=ephemeral,
+        timeout_s=timeout,
+        now=now,
+    )
+    limit = None if timeout is None else timeout + 4 * _GRACE_S
+    answer = api.send_long(request, timeout=limit, progress=progress)
+    return [_fork(api, one, ephemeral) for one in answer]
+
+
+def _fork(api: Connection, data: dict[str, Any], ephemeral: bool) -> Fork:
+    if "error" in data:
+        return Fork(None, error_from_dict(data["error"]), data)
+    machine = Machine(api, data["machine"]["id"], name=data["machine"]["name"], ephemeral=ephemeral)
+    if ephemeral:
+        machine.hold()
+    return Fork(machine, None, data)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from bough.client.connection import Connection, path_of
+from bough.contract.networks import CaptureNetwork, DeleteNetwork, GetNetwork
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from bough.client.info import NetworkInfo
+    from bough.client.connection import Connection
+    from bough.client.websocket import WebSocket
+    from bough.contract.answers import NetworkInfo
 
 
 class Network:
@@ -26,13 +28,13 @@ class Network:
 
     def info(self) -> NetworkInfo:
         """Return the network's settings, and the addresses, names and counters of its machines."""
-        from bough.client.info import NetworkInfo
+        from bough.contract.answers import NetworkInfo
 
-        return NetworkInfo.from_dict(self._api.get(path_of("networks", self.id)))
+        return NetworkInfo.from_dict(self._api.send(GetNetwork(reference=self.id)))
 
     def delete(self) -> None:
         """Delete the network. Raises InUse while a machine has a card on it."""
-        self._api.call("DELETE", path_of("networks", self.id))
+        self._api.send(DeleteNetwork(reference=self.id))
 
     @contextlib.contextmanager
     def capture(self, machines: Sequence[str] = ()) -> Iterator[Iterator[bytes]]:
@@ -48,11 +50,14 @@ class Network:
         Raises:
             Conflict: no machine on the network runs.
         """
-        path = path_of("networks", self.id, "capture", machines=",".join(machines) or None)
-        with self._api.websocket(path) as socket:
-            yield _frames(socket.receive)
+        with self.open_capture(machines) as socket:
+            yield _frames(socket)
+
+    def open_capture(self, machines: Sequence[str] = ()) -> WebSocket:
+        """Begin a capture as `capture` does. `receive` of the result returns the frames, with a time-out."""
+        return self._api.open(CaptureNetwork(reference=self.id, machines=",".join(machines)))
 
 
-def _frames(receive: Callable[[], bytes | str | None]) -> Iterator[bytes]:
-    while isinstance(data := receive(), bytes):
+def _frames(socket: WebSocket) -> Iterator[bytes]:
+    while isinstance(data := socket.receive(), bytes):
         yield data

@@ -7,16 +7,15 @@ import json
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from bough.client.websocket import MAX_MESSAGE_BYTES, WebSocket
-from bough.client.words import render_request
+from bough.contract.commands import CLOSE, RESIZE, SIGNAL, STATUS, STDERR, STDIN, STDOUT, Command
 from bough.errors import BoughError, ProtocolError, ServiceUnavailable, error_from_dict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-STDIN, STDOUT, STDERR, STATUS, RESIZE, SIGNAL, CLOSE = 0, 1, 2, 3, 4, 5, 255
 _STREAMS = {STDOUT: "stdout", STDERR: "stderr"}
 
 
@@ -47,14 +46,14 @@ class Process:
     command whose output is not read blocks, as on a full pipe.
     """
 
-    def __init__(self, socket: WebSocket, request: dict[str, Any]) -> None:
+    def __init__(self, socket: WebSocket, command: Command) -> None:
         self._socket = socket
         self._reading = threading.Lock()
         self._pending: deque[tuple[str, bytes]] = deque()
         self._status: ExitStatus | None = None
         self._error: BoughError | None = None
         try:
-            socket.send_text(render_request(request))
+            socket.send_text(command.render())
         except BaseException:
             socket.close()
             raise
@@ -185,8 +184,8 @@ class Process:
 
 
 def read_status(content: bytes) -> ExitStatus:
-    """Return a command's status from the message that carries it. Raises the error that the
-    message carries.
+    """Return a command's status from the status message. Raises the error in the message, if
+    there is any.
     """
     try:
         status = json.loads(content)
@@ -201,8 +200,8 @@ def read_status(content: bytes) -> ExitStatus:
 
 
 def feed(process: Process, data: bytes) -> threading.Thread | None:
-    """Write `data` and the end of file: a small text at once, a larger one in a thread, so that reading goes
-    on.
+    """Write `data` and the end of file: a small text at once, a larger text in a thread, because the caller
+    reads meanwhile.
     """
     if len(data) <= 32 * 1024:
         _feed(process, data)

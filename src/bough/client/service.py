@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bough.client.connection import Connection
+from bough.contract.service import API_VERSION, GetVersion, ShutDown
 from bough.errors import DeadlineExceeded, ServiceUnavailable
 from bough.home import ANOTHER_SERVES
 from bough.serving import Owner, read_owner
@@ -22,10 +23,9 @@ if TYPE_CHECKING:
     from bough.paths import Home
 
 START_TIMEOUT_S = 60.0
-#: Longer than the service waits for its requests and then for its own end.
+#: Longer than the service waits for requests and then for its own end.
 _END_TIMEOUT_S = 30.0
-API_VERSION = 1
-#: A service that lost its socket binds it again within a second.
+#: A service binds a lost socket again within a second.
 _REBIND_TIMEOUT_S = 5.0
 _ASK_AGAIN_S = 0.05
 LOG_BYTES = 4 * 1024 * 1024
@@ -35,15 +35,15 @@ _LOG_TAIL_BYTES = 4000
 def find_service(home: Home, *, start: bool = True) -> tuple[Connection, dict[str, Any]]:
     """Return a connection to the service of `home`, and the service's answer to GET /v1/version.
 
-    Starts the service if none answers; two clients at once start one service. A service of another version is
-    replaced while no client uses it (its machines go on). While clients use it, this function warns.
+    Starts the service if no service answers. Two clients at once start a single service. An idle service of
+    another version is replaced; machines go on. For a busy service of another version, this function warns.
 
     Raises:
         ServiceUnavailable: none answers, and it may not or could not be started.
     """
     connection = Connection(str(home.api_socket))
     try:
-        version = connection.get("/version")
+        version = connection.send(GetVersion())
     except ServiceUnavailable:
         owned = None if start else _await_owner(home, connection)
         if owned is None and not start:
@@ -75,18 +75,18 @@ def _settle_versions(home: Home, connection: Connection, version: dict[str, Any]
 
 
 def end_service(connection: Connection) -> None:
-    """End the service, and wait until its process has ended and released its home. Machines go on.
+    """End the service, and wait until the process has ended and released the home. Machines go on.
 
     Raises:
         ServiceUnavailable: none answers. DeadlineExceeded: the service got the request and still runs.
     """
-    pid = int(connection.get("/version")["pid"])
+    pid = int(connection.send(GetVersion())["pid"])
     try:
         process = os.pidfd_open(pid)
-    except OSError:  # a process that we cannot see, of another container
+    except OSError:  # an invisible process, of another container
         process = None
     try:
-        connection.post("/shutdown")
+        connection.send(ShutDown())
         connection.close()
         deadline = time.monotonic() + _END_TIMEOUT_S
         while _answers(connection):
@@ -103,7 +103,7 @@ def end_service(connection: Connection) -> None:
 
 def _answers(connection: Connection) -> bool:
     try:
-        connection.get("/version", timeout=5)
+        connection.send(GetVersion(), timeout=5)
     except ServiceUnavailable:
         return False
     except DeadlineExceeded:  # the service is busy with its end
@@ -121,7 +121,7 @@ def _still_there(pid: int) -> DeadlineExceeded:
 
 
 def _await_owner(home: Home, connection: Connection) -> dict[str, Any] | None:
-    """Return the version answer of the service that holds the home, when it answers; None: there is none.
+    """Wait for the service that holds the home. Return its version answer; None: no service holds the home.
 
     Raises:
         ServiceUnavailable: a service holds the home, and has been silent for longer than its work should
@@ -130,7 +130,7 @@ def _await_owner(home: Home, connection: Connection) -> dict[str, Any] | None:
     seen, since = None, time.monotonic()
     while (owner := read_owner(home.lock)) is not None:
         with contextlib.suppress(ServiceUnavailable):
-            return dict(connection.get("/version"))
+            return dict(connection.send(GetVersion()))
         if owner != seen:
             seen, since = owner, time.monotonic()
         if time.monotonic() - since > (_END_TIMEOUT_S if owner.ends else _REBIND_TIMEOUT_S):
@@ -163,7 +163,7 @@ def _start_under_lock(home: Home, connection: Connection) -> dict[str, Any]:
             f"cannot create {error.filename or home.root}: {error.strerror}",
             hint="set BOUGH_HOME to a directory of your own",
         ) from error
-    # The operating system also closes this at the end of a client, so a dead client blocks nobody.
+    # The kernel closes the file at the end of a client, so a dead client does not block other clients.
     lock = os.open(home.start_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -245,13 +245,13 @@ def _wait_answer(
     while time.monotonic() < deadline:
         ended = process.poll() is not None
         try:
-            version = dict(connection.get("/version", timeout=max(0.1, deadline - time.monotonic())))
+            version = dict(connection.send(GetVersion(), timeout=max(0.1, deadline - time.monotonic())))
         except ServiceUnavailable:
             if ended:
                 return None
             time.sleep(0.01)
             continue
-        # Popen would warn about a child that still runs; this child is meant to.
+        # Popen would warn about a running child, but this child is meant to run on.
         process.returncode = 0
         return version
     return None

@@ -15,7 +15,7 @@ MAX_FILE_BYTES = 16 * 1024 * 1024
 
 
 def resolve_sources(spec: Mapping[str, Any], base: Path | None = None) -> dict[str, Any]:
-    """Return `spec` with the content of its files instead of their `source`, and with absolute paths.
+    """Return `spec` with absolute paths, and with the content of files instead of `source`.
 
     Args:
         base: the directory of the spec file, for relative paths. Default: the current directory.
@@ -49,7 +49,7 @@ def resolve_sources(spec: Mapping[str, Any], base: Path | None = None) -> dict[s
 
 
 def resolve_recipe(recipe: Mapping[str, Any], base: Path | None = None) -> dict[str, Any]:
-    """Return `recipe` with the content of its files, and with the keys of its sources if they are files.
+    """Return `recipe` with the content of files, also of files of keys.
 
     Raises:
         InvalidSpec: files cannot be read.

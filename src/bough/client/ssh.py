@@ -1,4 +1,4 @@
-"""bough's own ssh key, which logs in to every machine that has the agent.
+"""bough's own ssh key, for logins to every machine with the agent.
 
 A user may have no key, or more keys than sshd lets a client try. So each BOUGH_HOME has its own key. The
 machine accepts the key from the first connection on: the agent adds the key, as the user who logs in.
@@ -12,18 +12,17 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bough.client.process import Process
-from bough.client.websocket import WebSocket
 from bough.errors import GuestRefused, HostLacks
 from bough.storage import no_space_is_told, sync_directory, write_atomically
 
 if TYPE_CHECKING:
+    from bough.client.guest import RunningGuest
     from bough.paths import Home
 
 _COMMENT = "bough"
 _TIMEOUT_S = 30.0
 _MOST_TOLD_BYTES = 2000
-#: Add the key of $1 for the user who runs the script; change nothing if the key is there already. A last line
+#: Add the key of $1 for the user of the script, unless the file has the key already. A last line
 #: without a newline gets one first.
 _SCRIPT = r"""
 umask 077
@@ -80,19 +79,15 @@ def _make_key(home: Home) -> None:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def authorize(socket: WebSocket, user: str, public_key: str) -> None:
+def authorize(machine: RunningGuest, user: str, public_key: str) -> None:
     """Let the key log in as `user` of a machine.
-
-    Args:
-        socket: the connection of a command in that machine.
 
     Raises:
         GuestRefused: there is no such user, or the key could not be written down; says why.
         BoughError, TimeoutError: the machine does not answer.
     """
-    request = {"argv": ["/bin/sh", "-c", _SCRIPT, "sh", public_key], "user": user}
     told = b""
-    with Process(socket, request) as process:
+    with machine.spawn("/bin/sh", "-c", _SCRIPT, "sh", public_key, user=user) as process:
         process.close_stdin()
         while (output := process.read(_TIMEOUT_S)) is not None:
             told += output[1] if len(told) < _MOST_TOLD_BYTES else b""

@@ -1,7 +1,7 @@
 """A blocking WebSocket over the service's Unix socket: one thread may read while another writes.
 
-This module implements frames itself (RFC 6455, section 5), and imports only modules that every command has
-loaded. A WebSocket library takes as long to load as all the rest of `bough exec` (decision 9).
+This module implements frames itself (RFC 6455, section 5), and needs only modules that every command has
+loaded. A WebSocket library takes as long to load as the rest of `bough exec` (decision 9).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _CLOSED_WITH_ERROR = 4000
 
 _CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10
 _FINAL = 0x80
-# A client masks its frames so that no proxy takes them for something else (section 10.3). A Unix socket has
-# no proxy, and a key of zeros leaves the bytes unchanged.
+# A client masks frames to protect proxies (section 10.3). A Unix socket has no proxy, and a key of zeros
+# leaves the bytes unchanged.
 _MASKED = 0x80
 _KEY = bytes(4)
 _SHUT_RDWR = 2
@@ -109,11 +109,11 @@ class WebSocket:
 
     @property
     def is_pending(self) -> bool:
-        """Return whether bytes wait here that a poll of `fileno` does not show."""
+        """Return whether bytes were received that a poll of `fileno` does not show."""
         return bool(self._held)
 
     def _next_frame(self) -> tuple[int, bool, bytes] | None:
-        """Return the next frame; None if it is not complete yet."""
+        """Return the next frame; None if the frame is not complete yet."""
         held = self._held
         if len(held) < 2:
             return None
@@ -228,11 +228,11 @@ def _frame(kind: int, data: bytes) -> bytes:
 
 
 def _upgrade(stream: Socket, target: str) -> bytes:
-    """Request the WebSocket. Return the bytes of it that have already arrived.
+    """Request the WebSocket. Return the bytes of the WebSocket that have already arrived.
 
     Raises the error that the service answers.
     """
-    # The key proves to a browser that the other side is no cache (section 1.3). There is no cache here.
+    # The key proves to a browser that the other side is no cache (section 1.3). A Unix socket has no cache.
     request = (
         f"GET {target} HTTP/1.1\r\nHost: bough\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {'A' * 22}==\r\n\r\n"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 
 from bough.errors import BoughError
 from bough.hypervisor import Hypervisor
-from bough.machines.record import now
 from bough.service import (
     bundles,
     commands,
@@ -17,17 +17,17 @@ from bough.service import (
     machines,
     mounts,
     networks,
+    ports,
     screen,
     snapshots,
     spares,
-    store,
     streams,
 )
 from bough.service.answers import answer_exception
-from bough.service.request_count import Usage
+from bough.service.host import ServiceCalls
+from bough.service.request_count import RequestCount
+from bough.service.routes import Routes
 from bough.version import __version__
-
-API_VERSION = 1
 
 
 def create_app(hypervisor: Hypervisor, shut_down: Callable[[], None]) -> FastAPI:
@@ -39,44 +39,28 @@ def create_app(hypervisor: Hypervisor, shut_down: Callable[[], None]) -> FastAPI
         docs_url=None,
         redoc_url=None,
     )
-    started = now()
-    usage = Usage(app)
-
-    @app.get("/v1/version")
-    async def version() -> dict[str, object]:
-        return {
-            "version": __version__,
-            "api": API_VERSION,
-            "pid": os.getpid(),
-            "home": str(hypervisor.home.root),
-            "started": started,
-            "busy": usage.count,
-        }
-
-    @app.post("/v1/shutdown")
-    async def shutdown() -> dict[str, bool]:
-        """End the service. Machines continue, and the next service adopts them."""
-        shut_down()
-        return {"stopping": True}
-
-    app.include_router(machines.routes(hypervisor))
-    app.include_router(mounts.routes(hypervisor))
-    app.include_router(networks.routes(hypervisor))
-    app.include_router(images.routes(hypervisor))
-    app.include_router(store.routes(hypervisor))
-    app.include_router(screen.routes(hypervisor))
-    app.include_router(snapshots.routes(hypervisor))
-    app.include_router(bundles.routes(hypervisor))
-    app.include_router(spares.routes(hypervisor))
-    app.include_router(commands.routes(hypervisor))
-    app.include_router(streams.routes(hypervisor))
-    for kind in (BoughError, Exception, *_framework_errors()):
+    app.include_router(create_routes(hypervisor, ServiceCalls(RequestCount(app), shut_down)).router)
+    for kind in (BoughError, Exception, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, answer_exception)
     return app
 
 
-def _framework_errors() -> tuple[type[Exception], ...]:
-    from fastapi.exceptions import RequestValidationError
-    from starlette.exceptions import HTTPException
-
-    return (RequestValidationError, HTTPException)
+def create_routes(hypervisor: Hypervisor, service: ServiceCalls) -> Routes:
+    """Return the routes of all requests."""
+    routes = Routes(hypervisor)
+    service.add_routes(routes)
+    for part in (
+        machines,
+        ports,
+        mounts,
+        networks,
+        images,
+        screen,
+        snapshots,
+        bundles,
+        spares,
+        commands,
+        streams,
+    ):
+        part.add_routes(routes)
+    return routes

@@ -9,80 +9,83 @@ from __future__ import annotations
 import asyncio
 import json
 import queue
-from typing import Any, Literal
+from collections.abc import Awaitable, Callable
+from typing import Any
 
-from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+from fastapi import WebSocket, WebSocketDisconnect
 
+from bough.contract.bundles import ExportMachine, ImportMachine
 from bough.hypervisor import Hypervisor
 from bough.hypervisor.description import describe
 from bough.progress import Progress, Report
 from bough.service.answers import as_bough_error
+from bough.service.routes import Routes
 from bough.tasks import end_tasks
 
 _MESSAGE_BYTES = 256 * 1024
 _MESSAGES_HELD = 32
 
 
-def routes(hypervisor: Hypervisor) -> APIRouter:
-    router = APIRouter(prefix="/v1")
+def add_routes(routes: Routes) -> None:
+    routes.stream(ExportMachine, export_machine)
+    routes.stream(ImportMachine, import_machine)
 
-    @router.websocket("/export")
-    async def export(
-        socket: WebSocket,
-        source: str,
-        format: Literal["bough", "qcow2", "ova"] = "bough",
-        disks_only: bool = False,
-        without_image: bool = False,
-    ) -> None:
-        async def work(report: Report) -> Any:
-            async with hypervisor.bundles.export(
-                source, format=format, disks_only=disks_only, thin=without_image, report=report
-            ) as pieces:
-                count = 0
-                while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
-                    for at in range(0, len(piece), _MESSAGE_BYTES):
-                        await socket.send_bytes(piece[at : at + _MESSAGE_BYTES])
-                    count += len(piece)
-                return {"bytes": count}
 
-        await _answer(socket, work)
+async def export_machine(hypervisor: Hypervisor, asked: ExportMachine, socket: WebSocket) -> None:
+    async def work(report: Report) -> dict[str, int]:
+        async with hypervisor.bundles.export(
+            asked.source,
+            format=asked.format,
+            disks_only=asked.disks_only,
+            thin=asked.without_image,
+            report=report,
+        ) as pieces:
+            count = 0
+            while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+                for at in range(0, len(piece), _MESSAGE_BYTES):
+                    await socket.send_bytes(piece[at : at + _MESSAGE_BYTES])
+                count += len(piece)
+            return {"bytes": count}
 
-    @router.websocket("/import")
-    async def import_bundle(
-        socket: WebSocket,
-        name: str | None = None,
-        identity: Literal["new", "keep"] = "keep",
-        cold: bool = False,
-        force: bool = False,
-        wait: bool = True,
-        timeout_s: float | None = None,
-    ) -> None:
+    await _answer(socket, work)
+
+
+async def import_machine(hypervisor: Hypervisor, asked: ImportMachine, socket: WebSocket) -> None:
+    async def work(report: Report) -> dict[str, Any]:
         inflow = _Inflow()
+        feeding = asyncio.create_task(_feed(socket, inflow))
+        try:
+            return await _import(hypervisor, asked, inflow, report)
+        finally:
+            feeding.cancel()
+            inflow.close()
 
-        async def feed() -> None:
-            while True:
-                message = await socket.receive()
-                data = message.get("bytes") if message["type"] != "websocket.disconnect" else None
-                await asyncio.to_thread(inflow.put, data or b"")
-                if not data:
-                    return
+    await _answer(socket, work)
 
-        async def work(report: Report) -> Any:
-            feeding = asyncio.create_task(feed())
-            try:
-                machine = await hypervisor.bundles.import_bundle(
-                    inflow, name=name, identity=identity, cold=cold, force=force, report=report
-                )
-                if wait and machine.state == "running":
-                    await machine.wait_ready(timeout_s=timeout_s, report=report)
-                return describe(machine)
-            finally:
-                feeding.cancel()
-                inflow.close()
 
-        await _answer(socket, work)
+async def _import(
+    hypervisor: Hypervisor, asked: ImportMachine, inflow: _Inflow, report: Report
+) -> dict[str, Any]:
+    machine = await hypervisor.bundles.import_bundle(
+        inflow,
+        name=asked.name,
+        identity=asked.identity,
+        cold=asked.cold,
+        force=asked.force,
+        report=report,
+    )
+    if asked.wait and machine.state == "running":
+        await machine.wait_ready(timeout_s=asked.timeout_s, report=report)
+    return describe(machine)
 
-    return router
+
+async def _feed(socket: WebSocket, inflow: _Inflow) -> None:
+    while True:
+        message = await socket.receive()
+        data = message.get("bytes") if message["type"] != "websocket.disconnect" else None
+        await asyncio.to_thread(inflow.put, data or b"")
+        if not data:
+            return
 
 
 class _Inflow:
@@ -117,7 +120,7 @@ class _Inflow:
         return data
 
 
-async def _answer(socket: WebSocket, work: Any) -> None:
+async def _answer(socket: WebSocket, work: Callable[[Report], Awaitable[Any]]) -> None:
     await socket.accept()
     told: asyncio.Queue[Progress] = asyncio.Queue(1000)
 

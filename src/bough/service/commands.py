@@ -8,17 +8,29 @@ text: the request as JSON. The service's last message is the status. `run` also 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import json
-import os
 from collections.abc import AsyncIterator, Awaitable
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
-from fastapi import APIRouter, WebSocket
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from fastapi import WebSocket
+from pydantic import ValidationError
 from starlette.websockets import WebSocketState
 
+from bough.contract.commands import (
+    CLOSE,
+    RESIZE,
+    SIGNAL,
+    STATUS,
+    STDERR,
+    STDIN,
+    STDOUT,
+    Command,
+    ExecInMachine,
+    RunCommand,
+    RunInMachine,
+)
+from bough.contract.message import Message
 from bough.errors import BoughError, Conflict, DeadlineExceeded, InvalidInput
 from bough.guest.qga import QgaExec
 from bough.guest.session import ExecRequest, ExecSession
@@ -27,100 +39,61 @@ from bough.machines.machine import Machine
 from bough.progress import Progress
 from bough.service.answers import as_bough_error
 from bough.service.disconnect import departure
+from bough.service.models import message_model, to_message
+from bough.service.routes import Routes
 from bough.service.websocket import answering, for_each_message, until_first
 from bough.tasks import end_tasks
 from bough.version import __version__
 
-STDIN, STDOUT, STDERR, STATUS, RESIZE, SIGNAL, CLOSE = 0, 1, 2, 3, 4, 5, 255
 FIRST_MESSAGE_TIMEOUT_S = 30.0
-MAX_TIMEOUT_S = 7 * 86400.0
 #: Number of messages that wait while the command does not read. bough's client sends at most 256 KiB in each.
 _INBOX_MESSAGES = 16
 
-Command: TypeAlias = ExecSession | QgaExec
+Session: TypeAlias = ExecSession | QgaExec
 T = TypeVar("T")
-M = TypeVar("M", bound=BaseModel)
+M = TypeVar("M", bound=Message)
 
 
-def _parse_word(value: object) -> str:
-    """Text, or bytes that are not UTF-8 as {"base64": ...}; those become text as file names do in Python."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, dict) and value.keys() == {"base64"} and isinstance(value["base64"], str):
-        return os.fsdecode(base64.b64decode(value["base64"], validate=True))
-    raise ValueError('expected text, or {"base64": text}')
+def add_routes(routes: Routes) -> None:
+    routes.stream(ExecInMachine, exec_in_machine)
+    routes.stream(RunInMachine, run_in_machine)
 
 
-Word = Annotated[str, PlainValidator(_parse_word)]
+async def exec_in_machine(hypervisor: Hypervisor, asked: ExecInMachine, socket: WebSocket) -> None:
+    async with answering(socket):
+        _check_version(asked.client)
+        machine = hypervisor.machines.find(asked.reference)
+        channel = await machine.agent()
+        await socket.accept()
+        async with _inbox_of(socket) as inbox:
+            try:
+                command = await _first_message(inbox, Command)
+                session: Session | None = await inbox.unless_gone(channel.exec(_request_of(command)))
+                if session is None:
+                    return
+                status = await _carry(socket, session, machine, command.timeout_s, inbox)
+            except BoughError as error:
+                status = _status(error=error)
+            await _send_status(socket, status)
 
 
-class ExecMessage(BaseModel):
-    """The first message of an exec, as text."""
-
-    model_config = ConfigDict(extra="forbid")
-    argv: list[Word] = Field(min_length=1)
-    env: dict[str, Word] = Field(default_factory=dict)
-    cwd: Word | None = None
-    user: Word | None = None
-    tty: bool = False
-    rows: int = Field(24, ge=1, le=4096)
-    columns: int = Field(80, ge=1, le=4096)
-    term: str = "xterm"
-    login: bool = False
-    timeout_s: float | None = Field(None, gt=0)
-
-    def request(self) -> ExecRequest:
-        return ExecRequest(**self.model_dump(exclude={"timeout_s"}))
-
-
-class RunMessage(BaseModel):
-    """The first message of a run, as text. Without a command, the machine exists until the client closes."""
-
-    model_config = ConfigDict(extra="forbid")
-    spec: dict[str, Any]
-    command: ExecMessage | None = None
-    force: bool = False
-    cold: bool = False
-    timeout_s: float | None = Field(None, gt=0, le=MAX_TIMEOUT_S)
-
-
-def routes(hypervisor: Hypervisor) -> APIRouter:
-    router = APIRouter(prefix="/v1")
-
-    @router.websocket("/machines/{reference}/exec")
-    async def exec_in_machine(socket: WebSocket, reference: str, client: str | None = None) -> None:
-        async with answering(socket):
-            _check_version(client)
-            machine = hypervisor.machines.find(reference)
-            channel = await machine.agent()
-            await socket.accept()
-            async with _inbox_of(socket) as inbox:
-                try:
-                    message = await _first_message(inbox, ExecMessage)
-                    session: Command | None = await inbox.unless_gone(channel.exec(message.request()))
-                    if session is None:
-                        return
-                    status = await _carry(socket, session, machine, message.timeout_s, inbox)
-                except BoughError as error:
-                    status = _status(error=error)
+async def run_in_machine(hypervisor: Hypervisor, asked: RunInMachine, socket: WebSocket) -> None:
+    async with answering(socket):
+        _check_version(asked.client)
+        await socket.accept()
+        async with _inbox_of(socket) as inbox:
+            try:
+                message = await _first_message(inbox, RunCommand)
+                status = await _run(hypervisor, socket, message, inbox)
+            except Exception as error:
+                status = _status(error=as_bough_error(error))
+            if status is not None:
                 await _send_status(socket, status)
 
-    @router.websocket("/run")
-    async def run(socket: WebSocket, client: str | None = None) -> None:
-        """Run a command on a new machine, or keep a new machine until the client closes."""
-        async with answering(socket):
-            _check_version(client)
-            await socket.accept()
-            async with _inbox_of(socket) as inbox:
-                try:
-                    message = await _first_message(inbox, RunMessage)
-                    status = await _run(hypervisor, socket, message, inbox)
-                except Exception as error:
-                    status = _status(error=as_bough_error(error))
-                if status is not None:
-                    await _send_status(socket, status)
 
-    return router
+def _request_of(command: Command) -> ExecRequest:
+    given = {name: getattr(command, name) for name in command.fields if name != "timeout_s"}
+    return ExecRequest(**given)
 
 
 def _check_version(client: str | None) -> None:
@@ -174,7 +147,7 @@ async def _first_message(inbox: _Inbox, kind: type[M]) -> M:
     try:
         async with asyncio.timeout(FIRST_MESSAGE_TIMEOUT_S):
             text = await inbox.unless_gone(inbox.messages.get())
-        return kind.model_validate_json(text or b"")
+        return to_message(kind, message_model(kind).model_validate_json(text or b""))
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(str(part) for part in problem["loc"])
@@ -184,7 +157,7 @@ async def _first_message(inbox: _Inbox, kind: type[M]) -> M:
 
 
 async def _run(
-    hypervisor: Hypervisor, socket: WebSocket, message: RunMessage, inbox: _Inbox
+    hypervisor: Hypervisor, socket: WebSocket, message: RunCommand, inbox: _Inbox
 ) -> dict[str, Any] | None:
     """Return the status of the command; None without a command, or if the client has disconnected."""
     steps: asyncio.Queue[Progress] = asyncio.Queue()
@@ -220,7 +193,7 @@ async def _run(
         try:
             await socket.send_text(ready)
             channel = await machine.agent()
-            session: Command | None = await inbox.unless_gone(channel.exec(message.command.request()))
+            session: Session | None = await inbox.unless_gone(channel.exec(_request_of(message.command)))
             if session is None:
                 return None
             return await _carry(socket, session, machine, message.command.timeout_s, inbox)
@@ -230,7 +203,7 @@ async def _run(
 
 async def _carry(
     socket: WebSocket,
-    session: Command,
+    session: Session,
     machine: Machine,
     timeout_s: float | None,
     inbox: _Inbox,
@@ -274,7 +247,7 @@ async def _send_status(socket: WebSocket, status: dict[str, Any]) -> None:
         await socket.send_bytes(bytes([STATUS]) + json.dumps(status).encode())
 
 
-async def _handle_message(session: Command, message: bytes) -> None:
+async def _handle_message(session: Session, message: bytes) -> None:
     if not message:
         raise InvalidInput("an exec message without a channel")
     channel, data = message[0], message[1:]

@@ -1,40 +1,39 @@
-"""/v1/machines/{reference}/mounts: directories of the service's host in a machine."""
+"""/v1/machines/NAME/mounts: directories of the service's host in a machine."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
-
+from bough.contract import mounts as contract
 from bough.hypervisor import Hypervisor
 from bough.machines.mounts import describe_mounts, mount_again, remove_mount
+from bough.service.routes import Routes
 
 
-def routes(hypervisor: Hypervisor) -> APIRouter:
-    router = APIRouter(prefix="/v1/machines/{reference}/mounts", tags=["mounts"])
+def add_routes(routes: Routes) -> None:
+    routes.quick(contract.ListMounts, list_mounts)
+    routes.quick(contract.AddMount, add_mount)
+    routes.quick(contract.RetryMounts, retry_mounts)
+    routes.quick(contract.RemoveMount, delete_mount)
 
-    @router.get("")
-    async def list_mounts(reference: str) -> list[dict[str, Any]]:
-        return describe_mounts(hypervisor.machines.find(reference))
 
-    @router.post("")
-    async def add_mount(reference: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-        """Share a directory: at once if the machine runs, and at each later start."""
-        machine = hypervisor.machines.find(reference)
-        await hypervisor.lifecycle.mount(machine, body)
-        return describe_mounts(machine)
+async def list_mounts(hypervisor: Hypervisor, asked: contract.ListMounts) -> list[dict[str, Any]]:
+    return describe_mounts(hypervisor.machines.find(asked.reference))
 
-    @router.post("/again")
-    async def again(reference: str) -> list[dict[str, Any]]:
-        """Try the failed mounts again."""
-        machine = hypervisor.machines.find(reference)
-        await mount_again(machine)
-        return describe_mounts(machine)
 
-    @router.delete("")
-    async def delete_mount(reference: str, target: str, force: bool = False) -> dict[str, bool]:
-        """Stop sharing the directory at `target`; with `force`, even if a process in the guest uses it."""
-        await remove_mount(hypervisor.machines.find(reference), target.rstrip("/"), force=force)
-        return {"removed": True}
+async def add_mount(hypervisor: Hypervisor, asked: contract.AddMount) -> list[dict[str, Any]]:
+    machine = hypervisor.machines.find(asked.reference)
+    await hypervisor.lifecycle.mount(machine, asked.mount)
+    return describe_mounts(machine)
 
-    return router
+
+async def retry_mounts(hypervisor: Hypervisor, asked: contract.RetryMounts) -> list[dict[str, Any]]:
+    machine = hypervisor.machines.find(asked.reference)
+    await mount_again(machine)
+    return describe_mounts(machine)
+
+
+async def delete_mount(hypervisor: Hypervisor, asked: contract.RemoveMount) -> dict[str, bool]:
+    machine = hypervisor.machines.find(asked.reference)
+    await remove_mount(machine, asked.target.rstrip("/"), force=asked.force)
+    return {"removed": True}

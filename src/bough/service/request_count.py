@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 
-class Usage:
+class RequestCount:
     """The number of requests, counted while `app` serves.
 
     Attributes:
@@ -15,20 +15,20 @@ class Usage:
 
     def __init__(self, app: FastAPI) -> None:
         self.count = 0
-        app.add_middleware(_Counting, usage=self)
+        app.add_middleware(_Counting, requests=self)
 
 
 class _Counting:
-    def __init__(self, app: ASGIApp, usage: Usage) -> None:
+    def __init__(self, app: ASGIApp, requests: RequestCount) -> None:
         self._app = app
-        self._usage = usage
+        self._requests = requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket") or scope["path"] == "/v1/version":
             await self._app(scope, receive, send)
             return
-        self._usage.count += 1
+        self._requests.count += 1
         try:
             await self._app(scope, receive, send)
         finally:
-            self._usage.count -= 1
+            self._requests.count -= 1

@@ -5,72 +5,77 @@ from __future__ import annotations
 import contextlib
 import json
 
-from fastapi import APIRouter, WebSocket
+from fastapi import WebSocket
 
+from bough.contract.host import HoldMachine, WatchEvents
+from bough.contract.ports import OpenTunnel
+from bough.contract.screen import AttachConsole
 from bough.errors import InvalidInput
 from bough.guest.session import Tunnel
 from bough.hypervisor import Hypervisor
 from bough.machines.console import read_console
+from bough.service.routes import Routes
 from bough.service.websocket import answering, for_each_message, ignore, until_first, until_gone
 
 BACKLOG_BYTES = 16 * 1024
 
 
-def routes(hypervisor: Hypervisor) -> APIRouter:
-    router = APIRouter(prefix="/v1")
+def add_routes(routes: Routes) -> None:
+    routes.stream(AttachConsole, attach_console)
+    routes.stream(OpenTunnel, open_tunnel)
+    routes.stream(HoldMachine, hold_machine)
+    routes.stream(WatchEvents, watch_events)
 
-    @router.websocket("/machines/{reference}/console")
-    async def attach_console(socket: WebSocket, reference: str, backlog: bool = False) -> None:
-        async with answering(socket):
-            machine = hypervisor.machines.find(reference)
-            console = machine.console()
-            await socket.accept()
-            queue = console.attach()
-            try:
-                if backlog:
-                    await socket.send_bytes(read_console(machine.paths.console_log, BACKLOG_BYTES).encode())
 
-                async def outward() -> None:
-                    while (data := await queue.get()) is not None:
-                        await socket.send_bytes(data)
-
-                await until_first(outward(), for_each_message(socket, console.write))
-            finally:
-                console.detach(queue)
-
-    @router.websocket("/machines/{reference}/tunnel")
-    async def open_tunnel(socket: WebSocket, reference: str, port: int) -> None:
-        async with answering(socket):
-            if not 1 <= port <= 65535:
-                raise InvalidInput(f"a TCP port is between 1 and 65535, not {port}")
-            tunnel = await (await hypervisor.machines.find(reference).agent()).dial(port)
-            try:
-                await socket.accept()
-                await _carry(socket, tunnel)
-                await tunnel.close()
-            finally:
-                await tunnel.abort()
-
-    @router.websocket("/machines/{reference}/hold")
-    async def hold_machine(socket: WebSocket, reference: str) -> None:
-        async with answering(socket):
-            machine = hypervisor.machines.find(reference)
-            await socket.accept()
-            with hypervisor.lifetimes.hold(machine):
-                await for_each_message(socket, ignore)
-
-    @router.websocket("/events")
-    async def watch_events(socket: WebSocket, since: str | None = None) -> None:
-        async with answering(socket):
-            await socket.accept()
+async def attach_console(hypervisor: Hypervisor, asked: AttachConsole, socket: WebSocket) -> None:
+    async with answering(socket):
+        machine = hypervisor.machines.find(asked.reference)
+        console = machine.console()
+        await socket.accept()
+        queue = console.attach()
+        try:
+            if asked.backlog:
+                await socket.send_bytes(read_console(machine.paths.console_log, BACKLOG_BYTES).encode())
 
             async def outward() -> None:
-                async for event in hypervisor.events.watch(since):
-                    await socket.send_text(json.dumps(event.to_dict()))
+                while (data := await queue.get()) is not None:
+                    await socket.send_bytes(data)
 
-            await until_first(outward(), for_each_message(socket, ignore))
+            await until_first(outward(), for_each_message(socket, console.write))
+        finally:
+            console.detach(queue)
 
-    return router
+
+async def open_tunnel(hypervisor: Hypervisor, asked: OpenTunnel, socket: WebSocket) -> None:
+    async with answering(socket):
+        if not 1 <= asked.port <= 65535:
+            raise InvalidInput(f"a TCP port is between 1 and 65535, not {asked.port}")
+        tunnel = await (await hypervisor.machines.find(asked.reference).agent()).dial(asked.port)
+        try:
+            await socket.accept()
+            await _carry(socket, tunnel)
+            await tunnel.close()
+        finally:
+            await tunnel.abort()
+
+
+async def hold_machine(hypervisor: Hypervisor, asked: HoldMachine, socket: WebSocket) -> None:
+    async with answering(socket):
+        machine = hypervisor.machines.find(asked.reference)
+        await socket.accept()
+        with hypervisor.lifetimes.hold(machine):
+            await for_each_message(socket, ignore)
+
+
+async def watch_events(hypervisor: Hypervisor, asked: WatchEvents, socket: WebSocket) -> None:
+    async with answering(socket):
+        await socket.accept()
+
+        async def outward() -> None:
+            async for event in hypervisor.events.watch(asked.since):
+                await socket.send_text(json.dumps(event.to_dict()))
+
+        await until_first(outward(), for_each_message(socket, ignore))
 
 
 async def _carry(socket: WebSocket, tunnel: Tunnel) -> None:

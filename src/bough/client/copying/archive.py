@@ -1,6 +1,6 @@
 """The stream between the two ends of a copy: a tar archive in POSIX.1-2001 form (pax).
 
-Standard library only, and no `tarfile`: one end runs in a guest, and `tarfile` takes 200 ms to load there.
+Standard library only, and no `tarfile`: one end runs in a guest, where `tarfile` takes 200 ms to load.
 The reader treats every byte as hostile: each header is bounded, and only headers are kept in memory.
 
 Beyond POSIX: extended attributes as `SCHILY.xattr.NAME` and holes in GNU's format 1.0, both as in GNU tar.
@@ -120,7 +120,7 @@ def _render_time(mtime_ns: int) -> bytes:
 
 
 def _render_record(key: bytes, value: bytes) -> bytes:
-    """Return `LENGTH KEY=VALUE`, where LENGTH counts its own digits."""
+    """Return `LENGTH KEY=VALUE`. LENGTH includes the digits of LENGTH."""
     rest = len(key) + len(value) + 3
     length = rest + len(b"%d" % rest)
     length = rest + len(b"%d" % length)
@@ -165,7 +165,7 @@ class Reader:
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
         self._read = read
-        #: Bytes of the last entry that are still unread, and the padding after them.
+        #: Unread bytes of the last entry, and the padding after these bytes.
         self._left = 0
         self._fill = 0
 

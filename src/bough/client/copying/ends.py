@@ -1,6 +1,6 @@
 """The two ends of a copy: `send`, `Receiver`, and `main`, which runs in the guest.
 
-The same code runs at both ends, so that one rule holds in both directions. The client sends this program to
+The same code runs at both ends, so both directions have the same rules. The client sends this program to
 the guest, so an image of any age runs the right version. The guest needs Python 3.7 or newer.
 """
 

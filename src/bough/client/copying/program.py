@@ -1,4 +1,4 @@
-"""The guest's end of a copy: a command, and the program that the command reads from its standard input."""
+"""The guest's end of a copy: a command, and the program on the standard input of the command."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import CodeType
 
 _HERE = Path(__file__).parent
 _MODULES = ("archive", "report", "tree_walk", "unnamed_file", "pack", "unpack", "ends")
-#: The part of bough.errors that those modules use.
+#: The part of bough.errors for these modules.
 _ERRORS = "class ProtocolError(Exception):\n    pass\n"
 _BOOT = """
 import marshal, os, sys
@@ -51,8 +51,8 @@ def render_program(action: str, paths: list[bytes], names: list[bytes], owner: b
     """Return the input for COMMAND, which calls `ends.main` with these arguments."""
     sources = [("bough.errors", _ERRORS)]
     sources += [(f"bough.client.copying.{name}", (_HERE / f"{name}.py").read_text()) for name in _MODULES]
-    # A guest with the host's version of Python need not compile, which takes three times as long as its
-    # start.
+    # A guest with the host's version of Python need not compile. A compilation takes three times as long as
+    # the start of Python.
     compiled = marshal.dumps([(name, _code_of(name, source)) for name, source in sources])
     # Every Python 3 reads version 2 of this format, and paths stay bytes.
     arguments = (action, paths, names, owner, os.geteuid())

@@ -57,7 +57,7 @@ class CopyReport:
         self.fault = self.fault or other.fault
 
     def render(self) -> bytes:
-        """Return bytes that `parse` reads: records that end in NUL, which no path contains."""
+        """Return bytes that `parse` reads: records that end in NUL. No path contains NUL."""
         records = [b"total\t%d\t%d\t%d" % (self.files, self.bytes, self.failures)]
         for reason, (count, names) in self.kept_out.items():
             records.append(b"kind\t%d\t%s" % (count, reason.encode()))

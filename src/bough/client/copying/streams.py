@@ -1,4 +1,4 @@
-"""The streams of a command in a guest that a copy reads and writes, and its progress."""
+"""The streams of a copy's command in a guest, and the progress of the copy."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ class Source:
 
 
 class Answer:
-    """Reads the output of a receiving command in a thread, so that the command never blocks
-    while we write.
+    """Reads the output of a receiving command in a thread. So the command never blocks during our
+    writes.
     """
 
     def __init__(self, process: Process) -> None:

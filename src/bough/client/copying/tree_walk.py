@@ -26,7 +26,7 @@ class _Level:
 
 
 class TreeWalk:
-    """A walk below the open directory `root`, which this object closes.
+    """A walk below the open directory `root`. This object closes the directory.
 
     Args:
         leave: called with the path below the root and the descriptor of each directory that is left.

@@ -1,4 +1,4 @@
-"""A file without a name, which gets its name when its content is complete.
+"""A file without a name. The file gets a name when the content is complete.
 
 Standard library only: one end of a copy runs in a guest.
 """
@@ -17,7 +17,7 @@ _CHUNK = 256 * 1024
 class UnnamedFile:
     """A new file in the directory `directory`; `descriptor` is open for writing.
 
-    A process that is killed leaves nothing, if the file system has files without a name.
+    A killed process leaves no file, if the file system supports files without a name.
     """
 
     def __init__(self, directory: int) -> None:

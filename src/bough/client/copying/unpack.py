@@ -59,7 +59,7 @@ class Unpacker:
         self._walk = TreeWalk(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), self._settle)
         self._count = count
         self._owner = owner
-        #: New directories that are not complete, with their final attributes.
+        #: Incomplete new directories, with the final attributes.
         self._made: dict[tuple[bytes, ...], tuple[Entry, bytes]] = {}
         self._linked: dict[tuple[bytes, ...], tuple[int, int]] = {}
         self.notes = notes or CopyReport()
@@ -140,7 +140,7 @@ class Unpacker:
         self._made[parts] = (entry, shown)
 
     def _settle(self, parts: tuple[bytes, ...], descriptor: int) -> None:
-        """Set a new directory's attributes last: its mode may exclude its owner."""
+        """Set a new directory's attributes last: the mode may exclude the owner."""
         entry, shown = self._made.pop(parts, (None, b""))
         if entry is not None:
             self._keep(entry, descriptor, shown)

@@ -5,25 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-T = TypeVar("T", bound="_Told")
+from bough.contract.message import Answer
+
+M = TypeVar("M", bound="MachineInfo")
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Told:
-    raw: dict[str, Any]
-
-    @classmethod
-    def from_dict(cls: type[T], data: dict[str, Any]) -> T:
-        known = {field.name for field in fields(cls)} - {"raw"}
-        return cls(raw=data, **{name: value for name, value in data.items() if name in known})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Port(_Told):
+class Port(Answer):
     """A TCP port of the guest, forwarded from a port of the host."""
 
     host: str = "127.0.0.1"
@@ -31,8 +20,7 @@ class Port(_Told):
     guest_port: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Nic(_Told):
+class Nic(Answer):
     """A network card of a machine.
 
     Attributes:
@@ -44,8 +32,7 @@ class Nic(_Told):
     model: str = "virtio"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Mount(_Told):
+class Mount(Answer):
     """A directory of the service's host in the guest.
 
     Attributes:
@@ -63,8 +50,7 @@ class Mount(_Told):
     error: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Failure(_Told):
+class Failure(Answer):
     """The reason why a machine is `failed`, with the ends of QEMU's standard error and of the console."""
 
     cause: str
@@ -74,8 +60,7 @@ class Failure(_Told):
     console: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class MachineInfo(_Told):
+class MachineInfo(Answer):
     """A machine at one moment.
 
     Attributes:
@@ -91,6 +76,9 @@ class MachineInfo(_Told):
         boot_id: changes with each boot of the guest's kernel; the value that the agent reported last.
         uplink: of a running machine that has one: state ("connected", "offline", "broken"), detail,
             resolvers.
+        identity_error: why a fork has a part of its parent's identity.
+        snapshot: id of the snapshot that the disks continue from.
+        vnc: path of the socket for a viewer.
     """
 
     id: str
@@ -124,20 +112,43 @@ class MachineInfo(_Told):
     pid: int | None = None
     uplink: dict[str, Any] | None = None
     ephemeral: bool = False
+    hostname: str = ""
+    identity_error: str | None = None
+    suspended: dict[str, Any] | None = None
+    snapshot: str | None = None
+    forked_from: str | None = None
+    vnc: str | None = None
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> MachineInfo:
+    def from_dict(cls: type[M], data: dict[str, Any]) -> M:
         nics = tuple(Nic.from_dict(nic) for nic in data.get("nics") or ())
         ports = tuple(Port.from_dict(port) for port in data.get("ports") or ())
         mounts = tuple(Mount.from_dict(mount) for mount in data.get("mounts") or ())
         failure = Failure.from_dict(data["failure"]) if data.get("failure") else None
-        known = {field.name for field in fields(cls)} - {"raw", "nics", "ports", "mounts", "failure"}
+        known = set(cls.fields) - {"raw", "nics", "ports", "mounts", "failure"}
         rest = {name: value for name, value in data.items() if name in known}
         return cls(raw=data, nics=nics, ports=ports, mounts=mounts, failure=failure, **rest)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageInfo(_Told):
+class ChangedMachine(MachineInfo):
+    """A machine after a call that changes its state. `already`: the machine had that state before."""
+
+    already: bool = False
+
+
+class StoppedMachine(MachineInfo):
+    """A machine after a stop.
+
+    Attributes:
+        how: "guest": the guest powered off; "power": bough cut the power; "already": the machine did not run.
+        was: the condition of the guest before.
+    """
+
+    how: str = "guest"
+    was: dict[str, Any] | None = None
+
+
+class ImageInfo(Answer):
     """An image in the store.
 
     Attributes:
@@ -157,8 +168,7 @@ class ImageInfo(_Told):
     used_by: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class SnapshotInfo(_Told):
+class SnapshotInfo(Answer):
     """A point in a machine's life.
 
     Attributes:
@@ -185,8 +195,14 @@ class SnapshotInfo(_Told):
     disk_bytes: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class NetworkInfo(_Told):
+class Forked(Answer):
+    """One of the requested forks: its description, or the reason why there is none."""
+
+    machine: MachineInfo | None = None
+    error: dict[str, Any] | None = None
+
+
+class NetworkInfo(Answer):
     """A network between machines.
 
     Attributes:
@@ -207,11 +223,10 @@ class NetworkInfo(_Told):
     mtu: int
     created: str
     switch: str = "stopped"
-    machines: Sequence[dict[str, Any]] = ()
+    machines: list[dict[str, Any]] = []  # noqa: RUF012 (nothing changes an answer)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Event(_Told):
+class Event(Answer):
     """An event of a machine: `kind` names the event ("started"), `time` is ISO 8601."""
 
     time: str

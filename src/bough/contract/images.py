@@ -1,0 +1,126 @@
+"""Requests about images and the catalogue of published images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from bough.contract.request import Request, Route
+
+if TYPE_CHECKING:
+    from bough.contract.answers import ImageInfo
+    from bough.contract.checks import Pattern
+
+
+class ListImages(Request):
+    """List all images."""
+
+    route = Route("GET", "/images")
+    answer: ClassVar[list[ImageInfo]]
+
+
+class BuildImage(Request):
+    """Build `ref` from packages, unless the image exists; `rebuild` builds in any case.
+
+    `lock` is an answer of GET /images/{reference}/lock.
+    """
+
+    route = Route("POST", "/images/build", "long")
+    answer: ClassVar[ImageInfo]
+    ref: str
+    arch: str | None = None
+    rebuild: bool = False
+    mirror: str | None = None
+    security_mirror: str | None = None
+    lock: dict[str, Any] | None = None
+
+
+class BuildRecipe(Request):
+    """Build the image that a recipe describes; `label` is for a recipe without a label.
+
+    `lock` is an answer of GET /images/{reference}/lock.
+    """
+
+    route = Route("POST", "/images/recipe", "long")
+    answer: ClassVar[ImageInfo]
+    recipe: dict[str, Any]
+    label: str
+    arch: str | None = None
+    rebuild: bool = False
+    mirror: str | None = None
+    security_mirror: str | None = None
+    lock: dict[str, Any] | None = None
+
+
+class ImportImage(Request):
+    """Import the disk image at `source`: an absolute path on this host, or an http(s) address."""
+
+    route = Route("POST", "/images/import", "long")
+    answer: ClassVar[ImageInfo]
+    source: str
+    name: str | None = None
+    format: str = "auto"
+    arch: str | None = None
+    firmware: str = "auto"
+    sha256: str | None = None
+    os: str = "unknown"
+    version: str = ""
+    disk: str | None = None
+    max_size: int | None = None
+    cloud_init: bool = False
+    agent: bool | None = None
+
+
+class PullImage(Request):
+    """Fetch an image of the catalogue, unless the image exists.
+
+    The catalogue says how to verify the download. `signed`: also check the signature of the checksum.
+    """
+
+    route = Route("POST", "/images/pull", "long")
+    answer: ClassVar[ImageInfo]
+    ref: str
+    name: Annotated[str | None, Pattern(r"^[A-Za-z0-9][A-Za-z0-9._+/:@-]{0,127}$")] = None
+    arch: str | None = None
+    signed: bool = True
+
+
+class LockImage(Request):
+    """Return the versions of the packages in an image, for a later build with the same versions."""
+
+    route = Route("GET", "/images/{reference}/lock")
+    reference: str
+
+
+class DeleteImage(Request):
+    """Delete an image. Refused while a machine needs the image."""
+
+    route = Route("DELETE", "/images/{reference}")
+    reference: str
+
+
+class PruneImages(Request):
+    """Delete every image that no machine needs and no label names."""
+
+    route = Route("POST", "/images/prune")
+
+
+class SearchCatalogue(Request):
+    """List published images, and images that are built from packages."""
+
+    route = Route("GET", "/catalogue")
+    words: str = ""
+    arch: str | None = None
+
+
+class UpdateCatalogue(Request):
+    """Fetch a newer catalogue. The new catalogue replaces the present one completely, or not at all."""
+
+    route = Route("POST", "/catalogue/update", "long")
+    source: str | None = None
+    force: bool = False
+
+
+class ResetCatalogue(Request):
+    """Return to the catalogue that is part of bough."""
+
+    route = Route("DELETE", "/catalogue")

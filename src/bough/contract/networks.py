@@ -1,0 +1,57 @@
+"""Requests about networks between machines, and their captures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from bough.contract.request import Request, Route, stream
+
+if TYPE_CHECKING:
+    from bough.contract.answers import NetworkInfo
+
+
+class ListNetworks(Request):
+    """List all networks, the oldest first."""
+
+    route = Route("GET", "/networks")
+    answer: ClassVar[list[NetworkInfo]]
+
+
+class CreateNetwork(Request):
+    """Create a network: a private Ethernet segment, with addresses and names for its machines.
+
+    `subnet`: an IPv4 network like "10.1.0.0/24"; without one, bough chooses. `mtu`: bytes of a frame's
+    payload; default: 1500.
+    """
+
+    route = Route("POST", "/networks")
+    answer: ClassVar[NetworkInfo]
+    name: str
+    subnet: str | None = None
+    mtu: int | None = None
+
+
+class GetNetwork(Request):
+    """Return a network: addresses, names and traffic of its machines."""
+
+    route = Route("GET", "/networks/{reference}")
+    answer: ClassVar[NetworkInfo]
+    reference: str
+
+
+class DeleteNetwork(Request):
+    """Delete a network. Refused while a machine has a card on it."""
+
+    route = Route("DELETE", "/networks/{reference}")
+    reference: str
+
+
+class CaptureNetwork(Request):
+    """Send the frames of a network as pcapng, until the client closes.
+
+    `machines` names the senders, separated by commas; without it, all frames are sent.
+    """
+
+    route = stream("/networks/{reference}/capture")
+    reference: str
+    machines: str = ""
