@@ -38,6 +38,11 @@ def list_machines(as_json: bool) -> None:
     show_table(rows, ["NAME", "STATE", "IMAGE", "VCPUS", "MEMORY", "ON DISK", "UP", "PORTS"])
 
 
+def _nic(nic: dict[str, Any]) -> str:
+    address = f", {nic['ipv4']}" if nic.get("ipv4") else ""
+    return f"{nic['mac']} on {nic['network']}, {nic['model']}{address}"
+
+
 def _state(machine: dict[str, Any]) -> str:
     """Return a machine's state, with notes about further trouble."""
     unreachable = bool(machine["unreachable"])
@@ -95,7 +100,7 @@ def info(name: str, plan: bool, as_json: bool) -> None:
             ", ".join(f"{p['host']}:{p['host_port']} -> {p['guest_port']}" for p in machine["ports"]) or "-",
         ),
     ]
-    rows += [("nic", f"{nic['mac']} on {nic['network']}, {nic['model']}") for nic in machine["nics"]]
+    rows += [("nic", _nic(nic)) for nic in machine["nics"]]
     rows += _uplink(machine.get("uplink"))
     for key, value in rows:
         print(f"{key + ':':13}{value}")

@@ -25,11 +25,14 @@ class Nic(Answer):
 
     Attributes:
         network: "uplink", "isolated", or the name of a network.
+        ipv4, ipv6: addresses on a network, from the machine's first start there on.
     """
 
     network: str
     mac: str
     model: str = "virtio"
+    ipv4: str | None = None
+    ipv6: str | None = None
 
 
 class Mount(Answer):

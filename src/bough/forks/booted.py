@@ -64,7 +64,11 @@ def _neutral_nics(spec: MachineSpec) -> tuple[NicSpec, ...]:
     """
     return tuple(
         card.model_copy(
-            update={"mac": None, "network": ISOLATED if card.network in spec.networks else card.network}
+            update={
+                "mac": None,
+                "aliases": (),
+                "network": ISOLATED if card.network in spec.networks else card.network,
+            }
         )
         for card in spec.nics
     )
@@ -83,7 +87,8 @@ def booted_key(
         "image": image.digest,
         "spec": spec.model_dump(mode="json", exclude=set(settings_by_boot("setup", "name", "host"))),
         "hardware": hardware.model_dump(
-            mode="json", exclude={"uuid": True, "vmgenid": True, "uid": True, "nics": {"__all__": {"mac"}}}
+            mode="json",
+            exclude={"uuid": True, "vmgenid": True, "uid": True, "nics": {"__all__": {"mac", "link"}}},
         ),
         "accelerator": accelerator,
         "qemu": list(qemu_version),

@@ -58,7 +58,16 @@ def describe(machine: Machine) -> dict[str, Any]:
 
 def _describe_nics(record: MachineRecord) -> list[dict[str, Any]]:
     cards = zip(record.spec.network_cards, record.hardware.nics, strict=True)
-    return [{"network": card.network, "mac": nic.mac, "model": nic.model} for card, nic in cards]
+    return [
+        {
+            "network": card.network,
+            "mac": nic.mac,
+            "model": nic.model,
+            "ipv4": str(nic.link.ipv4.ip) if nic.link else None,
+            "ipv6": str(nic.link.ipv6.ip) if nic.link else None,
+        }
+        for card, nic in cards
+    ]
 
 
 async def describe_fully(machine: Machine) -> dict[str, Any]:

@@ -6,21 +6,20 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncIterator, Sequence
-from ipaddress import IPv4Address, IPv4Interface
 from typing import Any
 
 from bough.errors import BoughError, Conflict, InUse, InvalidInput, NameTaken
 from bough.hypervisor.inventory import Inventory
+from bough.hypervisor.network_cards import Card, cards_on
 from bough.hypervisor.switches import Switch
 from bough.machines.events import Events
 from bough.machines.machine import Machine
 from bough.machines.plan import host_arch
-from bough.machines.record import MachineRecord, Nic, NicLink, now
+from bough.machines.record import MachineRecord, now
 from bough.machines.state import LIVE
-from bough.networks.addresses import choose_ipv4, choose_network, ipv6_of, parse_subnet
-from bough.networks.names import domains_of, names_of
+from bough.networks.addresses import choose_network, parse_subnet
 from bough.networks.record import DEFAULT_MTU, NetworkRecord, new_network_id
-from bough.networks.store import NetworkStore, port_name
+from bough.networks.store import NetworkStore
 from bough.networks.switch.settings import LEAST_MTU, MOST_MTU
 from bough.networks.switch_control import read_capture
 from bough.paths import Home
@@ -139,9 +138,14 @@ class Networks:
             "created": record.created,
             "switch": "running" if switch is not None and switch.runs else "stopped",
             "machines": [
-                {**_told(record, machine, nic), "counters": found.get(port)}
+                {
+                    "machine": machine.name,
+                    "state": str(machine.state),
+                    **card.describe(),
+                    "counters": found.get(card.port),
+                }
                 for machine in self._users(record)
-                for port, nic in _cards(machine.record, record)
+                for card in cards_on(record, machine.record)
             ],
         }
 
@@ -155,7 +159,7 @@ class Networks:
             NotFound: no such machine. Conflict: no machine on the network runs.
         """
         wanted = [self._inventory.find(name) for name in machines]
-        ports = [port for machine in wanted for port, _ in _cards(machine.record, record)]
+        ports = [card.port for machine in wanted for card in cards_on(record, machine.record)]
         if len(wanted) > len(ports):
             raise Conflict(f"not all of these machines are on the network '{record.name}'")
         switch = self._switches.get(record.id)
@@ -178,8 +182,8 @@ class Networks:
             record = self.store.find(name)
             self._choose_addresses(machine, record)
             switch = await self._switch_of(record)
-            for port, _ in _cards(machine, record):
-                self.store.make_port(record, port, switch.uid)
+            for card in cards_on(record, machine):
+                self.store.make_port(record, card.port, switch.uid)
             await switch.sync()
 
     async def _follow(self) -> None:
@@ -198,25 +202,21 @@ class Networks:
 
     def _choose_addresses(self, machine: MachineRecord, record: NetworkRecord) -> None:
         others = [one for one in self._users(record) if one.id != machine.id]
-        cards = [nic for other in others for _, nic in _cards(other.record, record)]
-        taken = [ipv4 for nic in cards if (ipv4 := _ipv4(nic)) is not None]
-        for _, nic in _cards(machine, record):
-            self._check_free(nic, [other for other in others if other.state in LIVE], record)
-            ipv4 = _ipv4(nic)
-            if ipv4 is None or ipv4 not in record.subnet:
-                ipv4 = choose_ipv4(record.subnet, machine.name, taken)
-                taken.append(ipv4)
-            nic.link = _link(record, ipv4, nic.mac)
+        taken = [card.ipv4 for other in others for card in cards_on(record, other.record) if card.ipv4]
+        for card in cards_on(record, machine):
+            self._check_free(card, [other for other in others if other.state in LIVE])
+            card.link(machine.name, taken)
+            taken += [card.ipv4] if card.ipv4 else []
 
-    def _check_free(self, nic: Nic, others: Sequence[Machine], record: NetworkRecord) -> None:
+    def _check_free(self, card: Card, others: Sequence[Machine]) -> None:
         """Raise Conflict if a machine that runs has an address of the card, like the parent of a fork that
         kept its identity.
         """
         for other in others:
-            for _, card in _cards(other.record, record):
-                if card.mac == nic.mac or (card.link is not None and _ipv4(card) == _ipv4(nic)):
+            for one in cards_on(card.network, other.record):
+                if one.nic.mac == card.nic.mac or (one.ipv4 is not None and one.ipv4 == card.ipv4):
                     raise Conflict(
-                        f"machine '{other.name}' has the same address on network '{record.name}'",
+                        f"machine '{other.name}' has the same address on network '{card.network.name}'",
                         hint=f"stop '{other.name}' first, or fork without --identity keep",
                         machine=other.name,
                     )
@@ -224,19 +224,19 @@ class Networks:
     def _members(self, record: NetworkRecord) -> dict[str, dict[str, Any]]:
         """Return what the switch has to know of the machines that run."""
         return {
-            port: _member(record, machine, port, nic)
+            card.port: card.member()
             for machine in self._users(record)
             if machine.state in LIVE
-            for port, nic in _cards(machine.record, record)
-            if nic.link is not None
+            for card in cards_on(record, machine.record)
+            if card.ipv4 is not None
         }
 
     def _remove_ports(self, record: NetworkRecord) -> None:
         """Remove the ports of machines that do not run."""
         for machine in self._users(record):
             if machine.state not in LIVE:
-                for port, _ in _cards(machine.record, record):
-                    self.store.remove_port(record, port)
+                for card in cards_on(record, machine.record):
+                    self.store.remove_port(record, card.port)
 
     def _users(self, record: NetworkRecord) -> list[Machine]:
         return [machine for machine in self._inventory if record.name in machine.record.spec.networks]
@@ -250,46 +250,3 @@ class Networks:
             switch = Switch(record, paths, jail, uid, lambda: self._members(record))
             switch = self._switches.setdefault(record.id, switch)
         return switch
-
-
-def _cards(machine: MachineRecord, network: NetworkRecord) -> list[tuple[str, Nic]]:
-    """Return the cards of a machine on a network, each with the name of its port."""
-    cards = zip(machine.spec.network_cards, machine.hardware.nics, strict=True)
-    return [
-        (port_name(machine.id, f"nic{nic.place}"), nic) for card, nic in cards if card.network == network.name
-    ]
-
-
-def _ipv4(nic: Nic) -> IPv4Address | None:
-    return None if nic.link is None else IPv4Interface(nic.link.ipv4).ip
-
-
-def _link(network: NetworkRecord, ipv4: IPv4Address, mac: str) -> NicLink:
-    return NicLink(
-        ipv4=f"{ipv4}/{network.subnet.prefixlen}",
-        ipv6=f"{ipv6_of(network.prefix6, mac)}/{network.prefix6.prefixlen}",
-        mtu=network.mtu,
-        resolver=str(network.addresses.switch_ipv4),
-        domains=list(domains_of(network.name, project=network.project)),
-    )
-
-
-def _member(network: NetworkRecord, machine: Machine, port: str, nic: Nic) -> dict[str, Any]:
-    return {
-        "port": port,
-        "mac": nic.mac,
-        "addresses": [str(_ipv4(nic)), str(ipv6_of(network.prefix6, nic.mac))],
-        "names": list(names_of(machine.name, network.name, project=network.project)),
-        "uplink": UPLINK in [card.network for card in machine.record.spec.network_cards],
-    }
-
-
-def _told(network: NetworkRecord, machine: Machine, nic: Nic) -> dict[str, Any]:
-    return {
-        "machine": machine.name,
-        "state": str(machine.state),
-        "mac": nic.mac,
-        "ipv4": str(_ipv4(nic)) if nic.link is not None else None,
-        "ipv6": str(ipv6_of(network.prefix6, nic.mac)),
-        "names": list(names_of(machine.name, network.name, project=network.project)),
-    }

@@ -72,6 +72,8 @@ class Switch:
         self._members = members
         self._control: SwitchControl | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        #: What the switch has been told of each port; None: by an earlier service.
+        self._told: dict[str, dict[str, Any] | None] = {}
         self._changing = asyncio.Lock()
         self._tasks = Tasks()
 
@@ -125,6 +127,8 @@ class Switch:
             await self._end_old(grace_s=0)
             control = await self._start()
         try:
+            present = (await control.ask("counters"))["ports"]
+            self._told = {one["port"]: None for one in present}
             await self._tell(control)
         except BaseException:
             await control.close()
@@ -135,12 +139,15 @@ class Switch:
 
     async def _tell(self, control: SwitchControl) -> None:
         """Attach the machines that belong on the network, and detach all others."""
-        present = {one["port"] for one in (await control.ask("counters"))["ports"]}
-        members = self._members()
-        for port in present - members.keys():
+        told = self._told
+        members = dict(self._members())
+        for port in [port for port in told if port not in members]:
             await control.ask("detach", port=port)
-        for member in members.values():
-            await control.ask("attach", member=member)
+            del told[port]
+        for port, member in members.items():
+            if told.get(port) != member:
+                await control.ask("attach", member=member)
+                told[port] = member
 
     async def _start(self) -> SwitchControl:
         try:

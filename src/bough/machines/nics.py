@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Sequence
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Network
 from typing import Any, Literal, Protocol
 
 from bough.errors import NotFound
@@ -124,10 +124,10 @@ def render_links(record: MachineRecord) -> list[dict[str, Any]]:
         {
             "name": f"nic{nic.place}",
             "mac": nic.mac,
-            "addresses": [nic.link.ipv4, nic.link.ipv6],
+            "addresses": [str(nic.link.ipv4), str(nic.link.ipv6)],
             "mtu": nic.link.mtu,
-            "resolver": nic.link.resolver,
-            "domains": [*nic.link.domains, f"~{_reverse_domain(nic.link.ipv4)}"],
+            "resolver": str(nic.link.resolver),
+            "domains": [*nic.link.domains, f"~{_reverse_domain(nic.link.ipv4.network)}"],
             "default": is_default,
         }
         for nic in record.hardware.nics
@@ -135,8 +135,7 @@ def render_links(record: MachineRecord) -> list[dict[str, Any]]:
     ]
 
 
-def _reverse_domain(interface: str) -> str:
-    """Return the domain of the reverse names of a subnet: 0.1.10.in-addr.arpa for 10.1.0.2/24."""
-    network = IPv4Interface(interface).network
+def _reverse_domain(network: IPv4Network) -> str:
+    """Return the domain of the reverse names of a subnet: 0.1.10.in-addr.arpa for 10.1.0.0/24."""
     octets = str(network.network_address).split(".")[: network.prefixlen // 8]
     return ".".join([*octets[::-1], "in-addr", "arpa"])

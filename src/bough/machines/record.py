@@ -6,6 +6,7 @@ import secrets
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -27,16 +28,16 @@ class NicLink(_Kept):
     """The settings of a card on a network between machines, since the machine's last start.
 
     Attributes:
-        ipv4, ipv6: the machine's addresses with their prefix lengths, as "10.1.0.2/24". The IPv4 address is
-            chosen at the first start and kept.
+        ipv4, ipv6: the machine's addresses with their prefix lengths. The IPv4 address is chosen at the first
+            start and kept.
         resolver: address that answers DNS.
         domains: names that the resolver alone knows end so.
     """
 
-    ipv4: str
-    ipv6: str
+    ipv4: IPv4Interface
+    ipv6: IPv6Interface
     mtu: int
-    resolver: str
+    resolver: IPv4Address
     domains: list[str]
 
 

@@ -189,6 +189,9 @@ class NicSpec(Table):
     model: nic.Model = Field(
         default="virtio", description="of the card; others are for guests without virtio"
     )
+    aliases: Annotated[tuple[Hostname, ...], Field(strict=False, max_length=nic.MOST_ALIASES)] = Field(
+        default=(), description="further names of the machine on the network; machines may share one"
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -12,6 +12,7 @@ UPLINK = "uplink"
 ISOLATED = "isolated"
 #: The first card, and one for each PCI port (see qemu/nic.py).
 MOST_NICS = 8
+MOST_ALIASES = 16
 Model = Literal["virtio", "e1000", "e1000e", "rtl8139"]
 
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")

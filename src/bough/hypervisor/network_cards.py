@@ -1,0 +1,99 @@
+"""The cards of machines on a network: their ports, addresses and names."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
+from typing import Any
+
+from bough.machines.record import MachineRecord, Nic, NicLink
+from bough.networks.addresses import choose_ipv4, ipv6_of
+from bough.networks.names import domains_of, names_of
+from bough.networks.record import NetworkRecord
+from bough.networks.store import port_name
+from bough.spec.nic import UPLINK
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card of a machine on a network.
+
+    Attributes:
+        port: name of its port at the switch.
+        names: DNS names on the network, the machine's own name first.
+        nic: the card in the machine's record.
+        has_uplink: another card of the machine is on the uplink.
+    """
+
+    network: NetworkRecord
+    port: str
+    names: tuple[str, ...]
+    nic: Nic
+    has_uplink: bool
+
+    @property
+    def ipv4(self) -> IPv4Address | None:
+        """Return the address that was chosen, or None before the machine's first start."""
+        return None if self.nic.link is None else self.nic.link.ipv4.ip
+
+    @property
+    def ipv6(self) -> str:
+        return str(ipv6_of(self.network.prefix6, self.nic.mac))
+
+    def link(self, machine: str, taken: Collection[IPv4Address]) -> None:
+        """Set the addresses of the card. An IPv4 address of the network that was chosen before stays.
+
+        Args:
+            machine: its name, from which the address derives.
+            taken: addresses of the network's other machines.
+
+        Raises:
+            Conflict: the subnet is full.
+        """
+        network, ipv4 = self.network, self.ipv4
+        if ipv4 is None or ipv4 not in network.subnet:
+            ipv4 = choose_ipv4(network.subnet, machine, taken)
+        self.nic.link = NicLink(
+            ipv4=IPv4Interface((ipv4, network.subnet.prefixlen)),
+            ipv6=IPv6Interface((self.ipv6, network.prefix6.prefixlen)),
+            mtu=network.mtu,
+            resolver=network.addresses.switch_ipv4,
+            domains=list(domains_of(network.name, project=network.project)),
+        )
+
+    def member(self) -> dict[str, Any]:
+        """Return what the switch has to know; see switch/settings.py."""
+        return {
+            "port": self.port,
+            "mac": self.nic.mac,
+            "addresses": [str(self.ipv4), self.ipv6],
+            "names": list(self.names),
+            "uplink": self.has_uplink,
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the API says about the card."""
+        return {
+            "mac": self.nic.mac,
+            "ipv4": str(self.ipv4) if self.ipv4 is not None else None,
+            "ipv6": self.ipv6,
+            "names": list(self.names),
+        }
+
+
+def cards_on(network: NetworkRecord, machine: MachineRecord) -> list[Card]:
+    """Return the cards of a machine on the network."""
+    wanted = machine.spec.network_cards
+    has_uplink = any(card.network == UPLINK for card in wanted)
+    return [
+        Card(
+            network,
+            port_name(machine.id, f"nic{nic.place}"),
+            names_of(machine.name, network.name, project=network.project, aliases=card.aliases),
+            nic,
+            has_uplink,
+        )
+        for card, nic in zip(wanted, machine.hardware.nics, strict=True)
+        if card.network == network.name
+    ]
