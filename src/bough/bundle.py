@@ -1,4 +1,4 @@
-"""The format of a bundle: a machine in one file or stream. Pure. snapshots/handover.py defines its parts.
+"""The format of a bundle: a machine in one file or stream. Pure. Its parts: snapshots/bundle_manifest.py.
 
     head      8 bytes, version u32, length u32, manifest (JSON), its SHA-256
     chunks    kind u8 = 1, part u8, extents u16, stored u32, size u32; then `stored` bytes: a zstd frame of

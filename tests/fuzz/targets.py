@@ -29,7 +29,7 @@ from bough.machines.memory import MOST_VIDEO_BYTES
 from bough.machines.video import split_devices
 from bough.networks.uplink_filter import MAX_FRAME_BYTES, Sieve, is_allowed
 from bough.qemu.ram import PAGE_BYTES
-from bough.snapshots.handover import parse_manifest
+from bough.snapshots.bundle_manifest import parse_manifest
 from tests.fuzz.images import fuzz_disk, fuzz_lists, fuzz_ova
 
 Frame = tuple[int, int, int, int, bytes]

@@ -11,7 +11,8 @@ import pytest
 
 from bough.bundle import read_manifest, read_pieces, write_bundle
 from bough.errors import BadBundle
-from bough.snapshots.handover import parse_manifest, read_difference
+from bough.snapshots.bundle_manifest import parse_manifest
+from bough.snapshots.bundle_writing import read_difference
 
 SIZES = [2_000_000, 100]
 PARTS = [

@@ -10,7 +10,7 @@ import pytest
 from bough.errors import BadBundle
 from bough.forks.booted import can_fork_booted, is_neutral, neutral
 from bough.images.store import ImageManifest
-from bough.snapshots.handover import parse_manifest
+from bough.snapshots.bundle_manifest import parse_manifest
 from bough.spec import MachineSpec, parse_spec
 from bough.spec.model import used_settings
 from bough.spec.reference import render_example, render_settings

@@ -17,8 +17,8 @@ from bough.machines.machine import Machine
 from bough.machines.state import State
 from bough.paths import Home
 from bough.progress import Progress, Report
+from bough.snapshots.bundle_writing import Subject
 from bough.snapshots.export import Format, exported, snapshot_subject, suspended_subject
-from bough.snapshots.handover import Subject
 from bough.snapshots.imports import taken_up
 from bough.snapshots.tree import Identity
 

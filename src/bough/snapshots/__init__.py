@@ -4,6 +4,7 @@ store.py     manifests, dependencies between snapshots, removal
 memory.py    guest memory on disk, and as templates that forks map
 capture.py   take a snapshot of a running or stopped machine; copying.py copies its memory
 suspend.py   suspend a machine's memory to disk, and resume it
-handover.py  the content of a bundle; export.py and imports.py write and read one; ovf.py writes an OVA
+bundle_manifest.py, bundle_writing.py, bundle_reading.py
+             the content of a bundle; export.py and imports.py use them; ovf.py writes an OVA
 tree.py      the use cases: take, fork, restore, verify, delete
 """

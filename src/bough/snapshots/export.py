@@ -24,7 +24,8 @@ from bough.machines.saved_state import SavedState
 from bough.paths import Home
 from bough.progress import Progress, Report
 from bough.qemu.probe import find_qemu, probe_jail
-from bough.snapshots.handover import Subject, describe, flatten_disks, read_parts, remove_work
+from bough.snapshots.bundle_reading import remove_work
+from bough.snapshots.bundle_writing import Subject, describe, flatten_disks, read_parts
 from bough.snapshots.ovf import write_ova
 from bough.snapshots.store import SnapshotDisk, SnapshotManifest, SnapshotStore
 from bough.snapshots.suspend import load_suspended

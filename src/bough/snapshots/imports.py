@@ -21,15 +21,8 @@ from bough.paths import SnapshotPaths
 from bough.progress import Progress, Report
 from bough.qemu.host import read_host_facts
 from bough.qemu.probe import find_qemu, inspect_qemu, probe_accelerators, probe_jail
-from bough.snapshots.handover import (
-    BundleManifest,
-    Taken,
-    check_here,
-    make_snapshot,
-    parse_manifest,
-    remove_work,
-    take_parts,
-)
+from bough.snapshots.bundle_manifest import BundleManifest, check_here, parse_manifest
+from bough.snapshots.bundle_reading import Taken, make_snapshot, remove_work, take_parts
 from bough.snapshots.store import SnapshotManifest
 from bough.spec import check_against_host, check_name
 from bough.tasks import run_stoppable
