@@ -1,96 +1,147 @@
-"""The choice and the lifetime of kept process images."""
+"""The pool of what is kept for later forks: the choice, the lifetime and the eviction."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pytest
 
-from bough.forks import process_images
-from bough.forks.process_images import ProcessImages
+from bough.errors import MachineFailed
+from bough.forks import pool as pool_module
+from bough.forks.level import RULES, Level, Rule
+from bough.forks.pool import Item, Pool
 
 
-class Process:
-    is_of_use = True
+@dataclass
+class Host:
+    is_short: bool = False
+    discarded: list[str] = field(default_factory=list)
+
+    async def discard(self, name: str) -> None:
+        await asyncio.sleep(0)
+        self.discarded.append(name)
 
 
 @pytest.fixture
-async def kept(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ProcessImages]:
-    monkeypatch.setattr(process_images, "_LOOK_EVERY_S", 0.01)
-    monkeypatch.setattr(process_images, "is_memory_short", lambda: False)
-    processes = ProcessImages()
-    yield processes
-    await processes.close()
-    assert processes.get("one") is None
+def host() -> Host:
+    return Host()
 
 
-def put(kept: ProcessImages, name: str) -> Any:
-    process = Process()
-    kept.put(name, process)
-    return process
+@pytest.fixture(autouse=True)
+def rules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[Level, Rule]]:
+    monkeypatch.setattr(pool_module, "_LOOK_EVERY_S", 0.01)
+    before = dict(RULES)
+    yield RULES
+    RULES.clear()
+    RULES.update(before)
 
 
-async def test_it_is_found_until_its_snapshot_goes(kept: ProcessImages) -> None:
-    assert kept.get("one") is None
-    assert kept.is_wanted("one", forked=True)
-    process = put(kept, "one")
-    assert kept.get("one") is process
-    assert not kept.is_wanted("one", forked=True)
-    kept.drop("one")
-    assert kept.get("one") is None
+@pytest.fixture
+async def pool(host: Host) -> AsyncIterator[Pool]:
+    pool = Pool(is_short=lambda: host.is_short)
+    yield pool
+    await pool.close()
+    assert pool.items(*Level) == []
 
 
-async def test_what_is_of_no_use_is_not_made_again(kept: ProcessImages) -> None:
-    put(kept, "one").is_of_use = False
-    assert kept.get("one") is None
-    kept.refuse("two")
-    assert not kept.is_wanted("one", forked=True)
-    assert not kept.is_wanted("two", forked=True)
+def put(pool: Pool, name: str, level: Level = Level.PREWARMED) -> Item:
+    item = Item(level, name, name)
+    pool.put(item)
+    return item
 
 
-async def test_those_used_last_are_kept(kept: ProcessImages) -> None:
+def names(pool: Pool, level: Level = Level.PREWARMED) -> str:
+    return "".join(item.snapshot_id for item in pool.items(level))
+
+
+def test_each_level_has_a_rule() -> None:
+    assert list(RULES) == list(Level)
+    assert Level.BOOTED < Level.PREWARMED < Level.LOADED < Level.STANDBY < Level.RUNNING
+
+
+async def test_it_is_found_until_its_snapshot_goes(pool: Pool) -> None:
+    assert pool.find(Level.PREWARMED, "one") is None
+    item = put(pool, "one")
+    assert pool.find(Level.PREWARMED, "one") is item
+    assert not pool.has(Level.LOADED, "one")
+    pool.forget("one")
+    assert not pool.has(Level.PREWARMED, "one")
+
+
+async def test_a_deleted_snapshot_takes_its_loaded_forks_along(pool: Pool, host: Host) -> None:
+    pool.put(Item(Level.LOADED, "one", "fork", partial(host.discard, "fork")))
+    pool.put(Item(Level.STANDBY, "one", "machine", partial(host.discard, "machine"), "request"))
+    pool.forget("one")
+    await pool.clear()
+    assert host.discarded == ["fork"]
+    assert names(pool, Level.STANDBY) == "one"
+
+
+async def test_those_used_last_are_kept(pool: Pool) -> None:
     for name in "abcd":
-        put(kept, name)
-    assert kept.get("a") is not None
-    put(kept, "e")
-    assert [name for name in "abcde" if kept.get(name) is not None] == ["a", "c", "d", "e"]
+        put(pool, name)
+    pool.items(Level.PREWARMED)[0].use()
+    put(pool, "e")
+    assert names(pool) == "acde"
 
 
-async def test_those_that_were_never_used_make_way(kept: ProcessImages) -> None:
+async def test_those_that_were_never_used_make_way(pool: Pool) -> None:
     for name in "abcd":
-        put(kept, name)
-    assert kept.get("a") is not None
-    assert kept.is_wanted("e", forked=False)
-    put(kept, "e")
-    put(kept, "f")
-    assert [name for name in "abcdef" if not kept.is_wanted(name, forked=True)] == ["a", "d", "e", "f"]
-    for name in "def":
-        assert kept.get(name) is not None
-    assert not kept.is_wanted("g", forked=False)
-    assert kept.is_wanted("g", forked=True)
+        put(pool, name)
+    pool.items(Level.PREWARMED)[0].use()
+    put(pool, "e")
+    put(pool, "f")
+    assert names(pool) == "adef"
 
 
-async def test_unused_they_go(kept: ProcessImages, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_images, "_KEPT_UNUSED_S", 0.05)
-    put(kept, "one")
+async def test_levels_and_requests_do_not_count_together(pool: Pool) -> None:
+    for name in "abcd":
+        put(pool, name)
+    put(pool, "l", Level.LOADED)
+    for request in ("one", "two"):
+        pool.put(Item(Level.RUNNING, "r", "machine", request=request))
+    assert (names(pool), names(pool, Level.LOADED), names(pool, Level.RUNNING)) == ("abcd", "l", "rr")
+    put(pool, "m", Level.LOADED)
+    put(pool, "n", Level.LOADED)
+    assert names(pool, Level.LOADED) == "mn"
+
+
+async def test_what_is_taken_is_not_discarded(pool: Pool, host: Host) -> None:
+    item = Item(Level.LOADED, "one", "fork", partial(host.discard, "fork"))
+    pool.put(item)
+    pool.take(item)
+    await pool.clear(*Level)
+    assert host.discarded == []
+
+
+async def test_unused_they_go(pool: Pool, rules: dict[Level, Rule]) -> None:
+    rules[Level.PREWARMED] = Rule(most=4, kept_s=1800.0, kept_unused_s=0.05)
+    put(pool, "one")
     await asyncio.sleep(0.3)
-    assert kept.get("one") is None
-    put(kept, "one")  # and are watched again
-    assert kept.get("one") is not None
+    assert names(pool) == ""
+    put(pool, "two").use()  # and are watched again
     await asyncio.sleep(0.3)
-    assert kept.get("one") is not None
-    monkeypatch.setattr(process_images, "_KEPT_S", 0.05)
+    assert names(pool) == "two"
+    rules[Level.PREWARMED] = replace(rules[Level.PREWARMED], kept_s=0.05)
     await asyncio.sleep(0.3)
-    assert kept.get("one") is None
+    assert names(pool) == ""
 
 
-async def test_while_memory_is_short_there_are_none(
-    kept: ProcessImages, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    put(kept, "one")
-    monkeypatch.setattr(process_images, "is_memory_short", lambda: True)
+async def test_standby_machines_stay_until_they_are_taken(pool: Pool) -> None:
+    assert Item(Level.STANDBY, "one", "machine").expires() is None
+
+
+async def test_while_memory_is_short_nothing_is_kept(pool: Pool, host: Host) -> None:
+    async def fails() -> None:
+        raise MachineFailed("it is being deleted")
+
+    put(pool, "one")
+    pool.put(Item(Level.LOADED, "one", "fork", fails))
+    pool.put(Item(Level.STANDBY, "one", "machine", partial(host.discard, "machine"), "request"))
+    host.is_short = True
     await asyncio.sleep(0.1)
-    assert kept.get("one") is None
-    assert not kept.is_wanted("one", forked=True)
+    assert pool.items(*Level) == []
+    assert host.discarded == ["machine"]

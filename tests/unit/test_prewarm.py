@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from bough.errors import AgentTimeout, HostLacks
-from bough.forks import prewarm, process_images
+from bough.forks import prewarm
+from bough.forks.level import Level
+from bough.forks.pool import Pool
 from bough.forks.prewarm import Prewarming
-from bough.forks.process_images import ProcessImages
 from bough.forks.urgency import Urgency
 from bough.machines.demand import Demand
 
@@ -52,14 +53,17 @@ def make() -> Maker:
 
 @pytest.fixture
 async def warming(monkeypatch: pytest.MonkeyPatch, make: Maker) -> AsyncIterator[Prewarming]:
-    monkeypatch.setattr(process_images, "is_memory_short", lambda: False)
     for name, value in {"_PAUSE_S": 0.02, "_LOOK_EVERY_S": 0.005, "_AGAIN_AFTER_S": 0.05}.items():
         monkeypatch.setattr(prewarm, name, value)
-    processes = ProcessImages()
-    warming = Prewarming(make, processes, Demand())
+    pool = Pool(is_short=lambda: False)
+    warming = Prewarming(make, pool, Demand())
     yield warming
     await warming.end()
-    await processes.close()
+    await pool.close()
+
+
+def has(warming: Prewarming, name: str) -> bool:
+    return warming.pool.has(Level.PREWARMED, name)
 
 
 async def until(condition: Any) -> None:
@@ -80,7 +84,7 @@ async def test_a_snapshot_is_pre_warmed_in_a_pause(warming: Prewarming, make: Ma
         await asyncio.sleep(0.1)
         assert make.begun == []
     await until(lambda: told == ["one"])
-    assert warming.images.has("one")
+    assert has(warming, "one")
     assert not make.urgencies[0].is_set
 
 
@@ -93,7 +97,7 @@ async def test_it_gives_way_to_a_user_and_waits_for_a_longer_pause(warming: Prew
     await until(lambda: make.cut_off == 1)
     await until(lambda: len(make.begun) == 2)
     assert time.monotonic() - began >= 2 * 0.02
-    await until(lambda: warming.images.has("one"))
+    await until(lambda: has(warming, "one"))
 
 
 async def test_a_loop_of_ten_forks_starts_none(warming: Prewarming, make: Maker) -> None:
@@ -111,7 +115,7 @@ async def test_a_longer_loop_is_worth_one(warming: Prewarming, make: Maker) -> N
         with warming.demand.holding():
             warming.forked(kind())
         await asyncio.sleep(0.005)
-    assert warming.images.has("one")
+    assert has(warming, "one")
     assert make.begun == ["one"]
     assert make.cut_off == 0
 
@@ -120,7 +124,7 @@ async def test_one_that_cannot_settle_is_tried_again_later(warming: Prewarming, 
     make.errors = [AgentTimeout("it did not settle"), TimeoutError("nor now")]
     warming.offer(kind())
     began = time.monotonic()
-    await until(lambda: warming.images.has("one"))
+    await until(lambda: has(warming, "one"))
     assert len(make.begun) == 3
     assert time.monotonic() - began >= 0.05 + 0.1
 
@@ -135,7 +139,7 @@ async def test_what_fails_again_and_again_waits_for_a_fork(
     await asyncio.sleep(0.1)
     assert len(make.begun) == 4
     warming.forked(kind())
-    await until(lambda: warming.images.has("one"))
+    await until(lambda: has(warming, "one"))
 
 
 async def test_a_host_that_cannot_is_not_asked_again(warming: Prewarming, make: Maker) -> None:
@@ -151,7 +155,7 @@ async def test_a_host_that_cannot_is_not_asked_again(warming: Prewarming, make: 
 async def test_many_forks_wait_for_it(warming: Prewarming, make: Maker) -> None:
     make.takes_s = 0.02
     await warming.wait_for_many(kind(), 20)
-    assert warming.images.has("one")
+    assert has(warming, "one")
     assert make.urgencies[0].is_set
 
 
@@ -162,12 +166,52 @@ async def test_many_forks_wait_no_longer_than_starting_them_takes(warming: Prewa
     began = time.monotonic()
     await warming.wait_for_many(kind(), 20)
     assert time.monotonic() - began < 1
-    assert not warming.images.has("one")
+    assert not has(warming, "one")
     # The next call does not wait for a pre-warm that has just taken too long.
     make.takes_s = 0
     await warming.wait_for_many(kind(), 20)
     assert len(make.begun) == 1
-    await until(lambda: warming.images.has("one"))
+    await until(lambda: has(warming, "one"))
+
+
+async def test_many_forks_never_wait_long_for_one_that_does_not_settle(
+    warming: Prewarming, make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forks on a busy host took minutes. That is no reason to wait minutes for a pre-warm."""
+    monkeypatch.setattr(prewarm, "_MOST_WAIT_S", 0.1)
+    warming.started(20, 400.0)
+    make.takes_s = 60
+    began = time.monotonic()
+    await warming.wait_for_many(kind(), 20)
+    assert time.monotonic() - began < 1
+    assert not has(warming, "one")
+
+
+async def test_a_distrusted_image_is_not_made_again(warming: Prewarming, make: Maker) -> None:
+    await warming.wait_for_many(kind(), 20)
+    item = warming.pool.find(Level.PREWARMED, "one")
+    assert item is not None
+    item.content.on_distrust()
+    assert not has(warming, "one")
+    await warming.wait_for_many(kind(), 20)
+    warming.offer(kind())
+    await asyncio.sleep(0.05)
+    assert make.begun == ["one"]
+
+
+async def test_the_image_of_a_snapshot_that_was_forked_replaces_others(
+    warming: Prewarming, make: Maker
+) -> None:
+    for name in "abcd":
+        await warming.wait_for_many(kind(name), 20)
+        item = warming.pool.find(Level.PREWARMED, name)
+        assert item is not None
+        item.use()
+    warming.offer(kind("e"))
+    await asyncio.sleep(0.1)
+    assert make.begun == list("abcd")
+    warming.forked(kind("e"))
+    await until(lambda: has(warming, "e"))
 
 
 async def test_many_forks_hurry_one_that_runs_in_the_background(warming: Prewarming, make: Maker) -> None:
@@ -181,7 +225,7 @@ async def test_many_forks_hurry_one_that_runs_in_the_background(warming: Prewarm
     warming.demand.notice()  # the pre-warm no longer gives way
     await work
     assert (heard, make.begun, make.cut_off) == ([True], ["one"], 0)
-    assert warming.images.has("one")
+    assert has(warming, "one")
 
 
 async def test_many_forks_do_not_wait_for_another_snapshots(warming: Prewarming, make: Maker) -> None:
@@ -189,9 +233,9 @@ async def test_many_forks_do_not_wait_for_another_snapshots(warming: Prewarming,
     warming.offer(kind("other"))
     await until(lambda: make.begun == ["other"])
     await warming.wait_for_many(kind(), 20)
-    assert warming.images.has("one")
+    assert has(warming, "one")
     assert make.cut_off == 1
-    await until(lambda: warming.images.has("other"))
+    await until(lambda: has(warming, "other"))
 
 
 async def test_the_last_two_of_many_snapshots_are_done(warming: Prewarming, make: Maker) -> None:
@@ -209,7 +253,7 @@ async def test_a_deleted_snapshot_is_none(warming: Prewarming, make: Maker) -> N
     await until(lambda: len(make.begun) == 1)
     warming.forget("one")
     await asyncio.sleep(0.1)
-    assert not warming.images.has("one")
+    assert not has(warming, "one")
     assert make.begun == ["one"]
 
 

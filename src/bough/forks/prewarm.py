@@ -25,8 +25,9 @@ from dataclasses import dataclass, field
 
 from bough.errors import BoughError, HostLacks
 from bough.forks.fork_kind import ForkKind
+from bough.forks.level import RULES, Level
+from bough.forks.pool import Item, Pool
 from bough.forks.process_image.image import ProcessImage
-from bough.forks.process_images import ProcessImages
 from bough.forks.urgency import Urgency
 from bough.machines.demand import Demand
 from bough.tasks import Tasks
@@ -48,6 +49,9 @@ _LOOK_EVERY_S = 0.25
 #: emulated guests.
 _START_S = 0.15
 _KEPT_OF_START = 0.7
+#: Longest wait of a call for many forks, however slow earlier forks were. A pre-warm takes some three
+#: seconds; one that takes much longer does not settle.
+_MOST_WAIT_S = 10.0
 
 #: Variable in the environment of the service; "off" disables pre-warms.
 SWITCH = "BOUGH_PREWARM"
@@ -103,10 +107,12 @@ class Prewarming:
     """
 
     make: Make
-    images: ProcessImages
+    pool: Pool
     demand: Demand
     is_on: bool = True
     made: Callable[[ForkKind], Awaitable[None]] | None = None
+    #: Snapshots of which no process image is made any more: another image would fail as well.
+    refused: set[str] = field(default_factory=set)
     _wanted: dict[str, _Wanted] = field(default_factory=dict)
     #: Names in _wanted; the last one is done first.
     _waiting: list[str] = field(default_factory=list)
@@ -123,7 +129,7 @@ class Prewarming:
     def offer(self, kind: ForkKind) -> None:
         """Pre-warm a snapshot that may be forked."""
         name = kind.manifest.id
-        if not self.is_on or not self.images.is_wanted(name, forked=self._forks(name) > 0):
+        if not self.is_on or not self._is_wanted(name, forked=self._forks(name) > 0):
             return
         self._wanted.setdefault(name, _Wanted(kind)).kind = kind
         if name in self._waiting:
@@ -146,12 +152,24 @@ class Prewarming:
     def forget(self, snapshot_id: str) -> None:
         """Give up the pre-warm of a snapshot before its deletion."""
         self._wanted.pop(snapshot_id, None)
+        self.refused.discard(snapshot_id)
         if snapshot_id in self._waiting:
             self._waiting.remove(snapshot_id)
 
     async def end(self) -> None:
         self._waiting.clear()
         await self._tasks.end()
+
+    def _is_wanted(self, snapshot_id: str, *, forked: bool) -> bool:
+        """Return whether a process image is missing and may be made.
+
+        Args:
+            forked: the snapshot was forked before: its image may replace any other.
+        """
+        used = sum(item.uses > 0 for item in self.pool.items(Level.PREWARMED))
+        has_room = forked or used < RULES[Level.PREWARMED].most
+        is_new = snapshot_id not in self.refused and not self.pool.has(Level.PREWARMED, snapshot_id)
+        return has_room and is_new and not self.pool.is_short()
 
     def _forks(self, name: str) -> int:
         return self._wanted[name].forks if name in self._wanted else 0
@@ -171,15 +189,15 @@ class Prewarming:
         if running is None or running.task is None:
             return
         running.urgency.set()
-        done, _ = await asyncio.wait({running.task}, timeout=count * self._start_s)
+        done, _ = await asyncio.wait({running.task}, timeout=min(count * self._start_s, _MOST_WAIT_S))
         if not done:
             self._stop_running()
-            self._failed(wanted, TimeoutError(f"starting {count} forks is as fast"))
+            self._failed(wanted, TimeoutError(f"{count} forks are ready as soon without a process image"))
             self.offer(kind)
 
     def _can_be_urgent(self, wanted: _Wanted) -> bool:
         is_its_time = time.monotonic() >= wanted.not_before
-        return self.is_on and is_its_time and self.images.is_wanted(wanted.kind.manifest.id, forked=True)
+        return self.is_on and is_its_time and self._is_wanted(wanted.kind.manifest.id, forked=True)
 
     def _stop_running(self) -> None:
         """Cancel the running pre-warm, and do not wait until it has ended."""
@@ -211,7 +229,7 @@ class Prewarming:
         now = time.monotonic()
         for name in reversed(self._waiting[:]):
             wanted = self._wanted.get(name)
-            if wanted is None or not self.images.is_wanted(name, forked=wanted.forks > 0):
+            if wanted is None or not self._is_wanted(name, forked=wanted.forks > 0):
                 self._waiting.remove(name)
             elif now >= wanted.not_before and (wanted.pays or self.demand.is_over_for(wanted.pause_s)):
                 return wanted
@@ -233,16 +251,24 @@ class Prewarming:
             image = await self.make(wanted.kind, running.urgency)
         except HostLacks as error:
             log.info("no process image of %s is possible, its forks start QEMU: %s", name, error)
-            self.images.refuse(name)
+            self._refuse(name)
             return
         except (BoughError, OSError, TimeoutError) as error:
             self._failed(wanted, error)
             return
         if name in self._wanted:
-            self.images.put(name, image)
+            image.on_distrust = lambda: self._refuse(name)
+            self.pool.put(Item(Level.PREWARMED, name, image))
             self._wanted.pop(name)
             if self.made is not None:
                 await self.made(wanted.kind)
+
+    def _refuse(self, name: str) -> None:
+        """Make no more process images of a snapshot. Further forks start a QEMU."""
+        self.refused.add(name)
+        item = self.pool.find(Level.PREWARMED, name)
+        if item is not None:
+            self.pool.drop(item)
 
     def _failed(self, wanted: _Wanted, error: Exception) -> None:
         name = wanted.kind.manifest.id

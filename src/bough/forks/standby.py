@@ -17,18 +17,21 @@ import contextlib
 import json
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bough.errors import BoughError
-from bough.forks.host_memory import is_memory_short
+from bough.forks.level import RULES, Level
+from bough.forks.pool import Item, Pool
 from bough.machines.machine import Machine
+from bough.machines.state import State
 from bough.storage import write_json
 from bough.tasks import end_tasks
 
 log = logging.getLogger("bough.forks")
 
-MOST = 32
+MOST = RULES[Level.STANDBY].most
 _LOOK_EVERY_S = 15.0
 #: Delay after a user has taken a machine: making the next one would slow the user's work down.
 _MAKE_AFTER_S = 1.0
@@ -41,7 +44,7 @@ Wake = Callable[[StandbySource, Machine], Awaitable[None]]
 
 
 class StandbyMachines:
-    """Keeps the standby machines that were requested.
+    """Makes the standby machines that were requested. The machines wait in the pool.
 
     Args:
         settings: file of the requests.
@@ -50,14 +53,13 @@ class StandbyMachines:
         discard: deletes a standby machine.
     """
 
-    def __init__(self, settings: Path, make: Make, wake: Wake, discard: Discard) -> None:
+    def __init__(self, settings: Path, pool: Pool, make: Make, wake: Wake, discard: Discard) -> None:
         self._settings = settings
+        self._pool = pool
         self._make = make
         self._wake = wake
         self._discard = discard
         self._wanted: list[dict[str, Any]] = []
-        #: In the order of `_wanted`.
-        self._kept: dict[str, list[Machine]] = {}
         self._trouble: dict[str, str] = {}
         self._changed = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
@@ -77,7 +79,6 @@ class StandbyMachines:
     async def close(self) -> None:
         if self._keeper is not None:
             await end_tasks(self._keeper)
-        await self._give_up()
 
     def want(self, of: StandbySource, count: int) -> None:
         """Save a request for `count` standby machines, which are made in the background."""
@@ -96,23 +97,23 @@ class StandbyMachines:
 
         The caller owns the machine from now on.
         """
-        for kept in self._kept.values():
-            for machine in kept:
-                if fits(machine):
-                    kept.remove(machine)
-                    self._changed.set()
-                    return machine
-        return None
+        item = next((item for item in self._items() if fits(item.content)), None)
+        if item is None:
+            return None
+        self._pool.take(item)
+        self._changed.set()
+        machine: Machine = item.content
+        return machine
 
     def count(self, fits: Callable[[Machine], bool]) -> int:
         """Return the number of standby machines that fit."""
-        return sum(fits(machine) for kept in self._kept.values() for machine in kept)
+        return sum(fits(item.content) for item in self._items())
 
     def describe(self) -> list[dict[str, Any]]:
         return [
             {
                 **entry,
-                "ready": len(self._kept.get(_name(entry), ())),
+                "ready": len(self._items(_name(entry))),
                 "trouble": self._trouble.get(_name(entry)),
             }
             for entry in self._wanted
@@ -134,60 +135,58 @@ class StandbyMachines:
                     await self._changed.wait()
                 await asyncio.sleep(_MAKE_AFTER_S)
 
+    def _items(self, request: str | None = None) -> list[Item]:
+        """Return the standby machines, of one request or of all: running ones first, then the oldest."""
+        items = [*self._pool.items(Level.RUNNING), *self._pool.items(Level.STANDBY)]
+        return [item for item in items if request is None or item.request == request]
+
     async def _look(self) -> None:
-        if is_memory_short():
-            await self._give_up()
-            return
         wanted = {_name(entry): entry for entry in self._wanted}
-        for name in [name for name in self._kept if name not in wanted]:
-            await self._give_up(name)
-        for name, entry in wanted.items():
-            kept = self._kept.setdefault(name, [])
-            while len(kept) > entry["count"]:
-                await self._discard(kept.pop())
-            await self._wake_first(kept, _of(entry))
-            while len(kept) < entry["count"] and not is_memory_short():
-                try:
-                    kept.append(await self._make_next(kept, _of(entry)))
-                    self._trouble.pop(name, None)
-                except BoughError as error:
-                    log.warning("no standby machine of %s: %s", name, error)
-                    self._trouble[name] = error.message
-                    break
-                if self._changed.is_set():
-                    return  # the requests may have changed
-
-    async def _make_next(self, kept: list[Machine], of: StandbySource) -> Machine:
-        machine = await self._make(of)
-        if not kept:
+        for item in self._items():
+            if item.request not in wanted:
+                self._pool.drop(item)
+        for request, entry in wanted.items():
+            for surplus in self._items(request)[entry["count"] :]:
+                self._pool.drop(surplus)
             try:
-                await self._wake(of, machine)
-            except BaseException:
-                await asyncio.shield(self._discard(machine))
-                raise
-        return machine
+                await self._fill(request, _of(entry), entry["count"])
+            except BoughError as error:
+                log.warning("no standby machine of %s: %s", request, error)
+                self._trouble[request] = error.message
+            if self._changed.is_set():
+                return  # the requests may have changed
 
-    async def _wake_first(self, kept: list[Machine], of: StandbySource) -> None:
+    async def _fill(self, request: str, source: StandbySource, count: int) -> None:
+        """Make the machines of one request that are missing. Raises BoughError."""
+        await self._wake_first(request, source)
+        while len(self._items(request)) < count and not self._pool.is_short():
+            machine = await self._make(source)
+            snapshot_id = machine.record.snapshot or ""
+            item = Item(Level.STANDBY, snapshot_id, machine, partial(self._discard, machine), request)
+            self._pool.put(item)
+            self._trouble.pop(request, None)
+            await self._wake_first(request, source)
+            if self._changed.is_set():
+                return
+
+    async def _wake_first(self, request: str, source: StandbySource) -> None:
         """Wake the first standby machine. For this short time no user can take the machine."""
-        if not kept:
+        first = next(iter(self._items(request)), None)
+        if first is None or first.level is Level.RUNNING:
             return
-        first = kept.pop(0)
+        self._pool.take(first)
         try:
-            await self._wake(of, first)
+            await self._wake(source, first.content)
         except BoughError as error:
             log.warning("a standby machine could not be woken: %s", error)
-            await self._discard(first)
+            await self._discard(first.content)
+            return
         except BaseException:
-            kept.insert(0, first)
+            self._pool.put(first)
             raise
-        else:
-            kept.insert(0, first)
-
-    async def _give_up(self, only: str | None = None) -> None:
-        for name in list(self._kept) if only is None else [only]:
-            for machine in self._kept.pop(name, []):
-                with contextlib.suppress(BoughError):
-                    await self._discard(machine)
+        if first.content.state is State.RUNNING:
+            first.level = Level.RUNNING
+        self._pool.put(first)
 
 
 def _of(entry: dict[str, Any]) -> StandbySource:

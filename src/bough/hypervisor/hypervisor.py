@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bough.forks.loaded import LoadedForks
+from bough.forks.pool import Pool
 from bough.forks.prewarm import Prewarming, is_switched_on
-from bough.forks.process_images import ProcessImages
 from bough.forks.saved_states import SavedStates
 from bough.forks.standby import StandbyMachines
 from bough.hypervisor.auditing import Auditing
@@ -68,15 +68,15 @@ class Hypervisor:
         booted = BootedSnapshots(home, source, self.creation, names, keeper, lifetimes)
         maker = ForkMaker(home, events, tree, machines, names, lifetimes)
 
-        images = ProcessImages()
-        states = SavedStates(tree, images)
+        pool = Pool()
+        states = SavedStates(tree, pool)
         prepare = Preparation(machines, lifetimes, keeper, booted, states, maker)
         discard = lifetimes.delete_standby
         self.standby = standby = StandbyMachines(
-            home.spares, prepare.make_standby, prepare.wake_standby, discard
+            home.spares, pool, prepare.make_standby, prepare.wake_standby, discard
         )
-        prewarming = Prewarming(prepare.prewarm, images, DEMAND, is_on=is_switched_on())
-        loaded = LoadedForks(prepare.load_fork, discard, prewarming)
+        prewarming = Prewarming(prepare.prewarm, pool, DEMAND, is_on=is_switched_on())
+        loaded = LoadedForks(prepare.load_fork, discard, pool, prewarming)
         keeper.on_drop.append(loaded.forget)
 
         waiting = WaitingMachines(standby, loaded, names, lifetimes, events)
@@ -93,7 +93,9 @@ class Hypervisor:
             home, source, store, catalogues, self.creation, machines, lifetimes, keeper, loaded, half_made
         )
         self.auditing = Auditing(home, machines, lifetimes, half_made)
-        self.opening = Opening(home, events, machines, lifetimes, keeper, standby, loaded, self.networks)
+        self.opening = Opening(
+            home, events, machines, lifetimes, keeper, pool, standby, loaded, self.networks
+        )
 
     def _give_way(self, machine: Machine) -> None:
         """Discard a standby machine whose name a user asks for."""

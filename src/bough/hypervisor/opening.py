@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bough.audit.sweep import sweep_runtime, sweep_unfinished_writes
 from bough.forks.loaded import LoadedForks
+from bough.forks.pool import Pool
 from bough.forks.standby import StandbyMachines
 from bough.hypervisor.inventory import Inventory
 from bough.hypervisor.lifetimes import EPHEMERAL_GRACE_S, Lifetimes
@@ -37,6 +38,7 @@ class Opening:
         inventory: Inventory,
         lifetimes: Lifetimes,
         keeper: SnapshotKeeper,
+        pool: Pool,
         standby: StandbyMachines,
         loaded: LoadedForks,
         networks: Networks,
@@ -46,6 +48,7 @@ class Opening:
         self._inventory = inventory
         self._lifetimes = lifetimes
         self._keeper = keeper
+        self._pool = pool
         self._standby = standby
         self._loaded = loaded
         self._networks = networks
@@ -105,7 +108,8 @@ class Opening:
         are deleted.
         """
         await self._standby.close()
-        await self._loaded.close()
+        await self._loaded.clear()
+        await self._pool.close()
         for machine in self._inventory:
             if machine.record.spare:
                 self._lifetimes.discard(machine)  # after a start under way has ended

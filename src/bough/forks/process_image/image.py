@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 from bough.forks.process_image import loader_x86_64
@@ -22,10 +22,12 @@ class ProcessImage:
 
     Attributes:
         is_of_use: no process that continued from the image has failed so far.
+        on_distrust: called when the image is not used any more.
     """
 
     def __init__(self, captured: CapturedProcess) -> None:
         self.is_of_use = True
+        self.on_distrust: Callable[[], None] = lambda: None
         self._captured = captured
 
     def fits(self, plan: Plan) -> bool:
@@ -37,6 +39,7 @@ class ProcessImage:
         if self.is_of_use:
             self.is_of_use = False
             log.warning("the process image of machine %s is not used any more: %s", machine_id, why)
+            self.on_distrust()
 
     def prepare(self, plan: Plan, given: Mapping[str, int], stack: ExitStack) -> tuple[list[str], list[int]]:
         """Return the loader's command line and its descriptors; see bough.qemu.process.Loader.

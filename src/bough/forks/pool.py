@@ -1,0 +1,136 @@
+"""The one pool of all that is kept for later forks: process images, loaded forks, standby machines.
+
+One eviction for all of it, by the rules of level.py: what is too old goes, what is more than a rule permits
+goes, and everything goes while the host is short of memory. Nothing in the pool is needed: a fork that finds
+nothing starts one level lower.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from bough.errors import BoughError
+from bough.forks.host_memory import is_memory_short
+from bough.forks.level import RULES, Level
+from bough.tasks import Tasks
+
+_LOOK_EVERY_S = 10.0
+
+
+@dataclass(eq=False)
+class Item:
+    """One thing that is kept.
+
+    Attributes:
+        snapshot_id: of the snapshot that it was made from.
+        content: a ProcessImage, a LoadedFork or a Machine.
+        discard: deletes the content; None: nothing to do.
+        request: the request for standby machines that it serves.
+        used: time of the last use, or of the creation (time.monotonic).
+        uses: number of uses.
+    """
+
+    level: Level
+    snapshot_id: str
+    content: Any
+    discard: Callable[[], Awaitable[None]] | None = None
+    request: str | None = None
+    used: float = field(default_factory=time.monotonic)
+    uses: int = 0
+
+    def use(self) -> None:
+        self.used = time.monotonic()
+        self.uses += 1
+
+    def expires(self) -> float | None:
+        """Return the time.monotonic() at which the item is too old; None: never."""
+        rule = RULES[self.level]
+        kept_s = rule.kept_s if self.uses or rule.kept_unused_s is None else rule.kept_unused_s
+        return None if kept_s is None else self.used + kept_s
+
+
+class Pool:
+    """Attributes:
+    is_short: whether the host is short of memory. Then nothing new is to be made.
+    """
+
+    def __init__(self, is_short: Callable[[], bool] = is_memory_short) -> None:
+        self.is_short = is_short
+        #: In the order of their arrival.
+        self._items: list[Item] = []
+        self._looking: asyncio.Task[None] | None = None
+        self._discards: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
+
+    def items(self, *levels: Level) -> list[Item]:
+        return [item for item in self._items if item.level in levels]
+
+    def find(self, level: Level, snapshot_id: str) -> Item | None:
+        return next((item for item in self.items(level) if item.snapshot_id == snapshot_id), None)
+
+    def has(self, level: Level, snapshot_id: str) -> bool:
+        return self.find(level, snapshot_id) is not None
+
+    def put(self, item: Item) -> None:
+        """Keep an item. Items of its level and request that are more than the rule permits are discarded:
+        those never used first, then those used least recently.
+        """
+        self._items.append(item)
+        others = [one for one in self.items(item.level) if one is not item and one.request == item.request]
+        others.sort(key=lambda one: (one.uses > 0, one.used))
+        for surplus in others[: max(0, len(others) + 1 - RULES[item.level].most)]:
+            self.drop(surplus)
+        if self._looking is None or self._looking.done():
+            self._looking = self._tasks.begin(self._look(), "evict what is kept for forks")
+
+    def take(self, item: Item) -> None:
+        """Remove an item. The caller owns its content from now on."""
+        self._items.remove(item)
+
+    def drop(self, item: Item) -> None:
+        """Remove an item, and discard its content in the background."""
+        self._items.remove(item)
+        if item.discard is not None:
+            discard = self._tasks.begin(_discard(item.discard), "discard what was kept for forks")
+            self._discards.add(discard)
+            discard.add_done_callback(self._discards.discard)
+
+    def forget(self, snapshot_id: str) -> None:
+        """Drop the process image and the loaded forks of a snapshot before its deletion.
+
+        Standby machines stay: they keep the files that they need, and their request decides.
+        """
+        for item in self.items(Level.PREWARMED, Level.LOADED):
+            if item.snapshot_id == snapshot_id:
+                self.drop(item)
+
+    async def clear(self, *levels: Level) -> None:
+        """Drop all items of these levels. Return when their contents are discarded."""
+        for item in self.items(*levels):
+            self.drop(item)
+        if self._discards:
+            await asyncio.wait(self._discards)
+
+    async def close(self) -> None:
+        await self.clear(*Level)
+        await self._tasks.end()
+
+    async def _look(self) -> None:
+        while self._items:
+            now, is_short = time.monotonic(), self.is_short()
+            for item in self._items[:]:
+                expires = item.expires()
+                if is_short or (expires is not None and expires <= now):
+                    self.drop(item)
+            ends = [end for item in self._items if (end := item.expires()) is not None]
+            await asyncio.sleep(max(0.0, min([now + _LOOK_EVERY_S, *ends]) - now))
+
+
+async def _discard(discard: Callable[[], Awaitable[None]]) -> None:
+    with contextlib.suppress(BoughError):
+        await discard()
