@@ -1,4 +1,4 @@
-"""Cost and benefit of pre-warming: the same loops with pre-warming, and with BOUGH_PREWARM=off."""
+"""Cost and benefit of pre-warming: the same loops with pre-warming, and with BOUGH_PROCESS_IMAGES=off."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(bench: Bench) -> None:
             compare(
                 bench, f"fork and first command, {moment_s:.1f} s after the snapshot", one_after(moment_s)
             )
-        os.environ.pop("BOUGH_PREWARM", None)
+        os.environ.pop("BOUGH_PROCESS_IMAGES", None)
         bough.connect().shutdown()
 
 
@@ -48,7 +48,7 @@ def turn(switch: str, work: Callable[[Snapshot], float], *, with_snapshot: bool)
 
     def done() -> float:
         bough.connect().shutdown()
-        os.environ["BOUGH_PREWARM"] = switch
+        os.environ["BOUGH_PROCESS_IMAGES"] = switch
         machine = bough.connect().machine(NAME)
         machine.exec("true", check=True)
         time.sleep(1)

@@ -19,6 +19,8 @@ $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root
   ssh/{key,key.pub}                      bough's own key, which logs in to each machine; mode 0700
   ssh/config-<user>                      the configuration that `bough ssh` passes to ssh
   known_hosts                            of earlier versions of bough; unused
+  settings.toml                          written by a user: see forks/process_image/switch.py
+  self-tests.json                        results of self-tests of process images, per build of QEMU
   spares.json                            the standby machines that users requested
   catalogue.json                         a fetched catalogue, if newer than the one in bough
   snapshots/<id>/
@@ -279,6 +281,14 @@ class Home:
         return self.root / "host.json"
 
     @property
+    def settings(self) -> Path:
+        return self.root / "settings.toml"
+
+    @property
+    def self_tests(self) -> Path:
+        return self.root / "self-tests.json"
+
+    @property
     def snapshots(self) -> Path:
         return self.root / "snapshots"
 
@@ -301,6 +311,8 @@ class Home:
             self.downloads,
             self.host_facts,
             self.lost_and_found,
+            self.settings,
+            self.self_tests,
             self.spares,
             self.catalogue,
             self.known_hosts,

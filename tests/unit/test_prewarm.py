@@ -265,9 +265,3 @@ async def test_it_can_be_switched_off(warming: Prewarming, make: Maker) -> None:
     await warming.wait_for_many(kind(), 20)
     await asyncio.sleep(0.1)
     assert make.begun == []
-
-
-@pytest.mark.parametrize(("value", "is_on"), [("off", False), ("0", False), ("", True), ("on", True)])
-def test_the_switch(monkeypatch: pytest.MonkeyPatch, value: str, is_on: bool) -> None:
-    monkeypatch.setenv(prewarm.SWITCH, value)
-    assert prewarm.is_switched_on() is is_on

@@ -31,7 +31,7 @@ ended it, 127 if the guest has no such command, 126 if the command cannot be run
 |---|---|
 | `BOUGH_HOME` | place of machines and images; default: `~/.local/share/bough`, for root `/var/lib/bough` |
 | `BOUGH_DEBUG` | if set, a bug in bough prints its traceback |
-| `BOUGH_PREWARM` | `off` when the service starts: snapshots are not pre-warmed, so each fork starts a QEMU |
+| `BOUGH_PROCESS_IMAGES` | `off` when the service starts: no process images, so each fork starts a QEMU |
 | `BOUGH_FREE_VCPUS` | frees hung vCPUs: `on` of every QEMU, `off` of none; default: before QEMU 8.1 |
 | `NO_COLOR` | if set, no colour; output to a file or pipe never has any |
 """

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -53,15 +52,8 @@ _KEPT_OF_START = 0.7
 #: seconds; one that takes much longer does not settle.
 _MOST_WAIT_S = 10.0
 
-#: Variable in the environment of the service; "off" disables pre-warms.
-SWITCH = "BOUGH_PREWARM"
-
 #: Makes a process image. The second argument says whether a user waits, from now on or later.
 Make = Callable[[ForkKind, Urgency], Awaitable[ProcessImage]]
-
-
-def is_switched_on() -> bool:
-    return os.environ.get(SWITCH, "").lower() not in ("off", "0", "no", "false")
 
 
 @dataclass(eq=False)

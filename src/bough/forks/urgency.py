@@ -19,3 +19,17 @@ class Urgency:
     def listen(self, listener: Callable[[], None]) -> None:
         """Call `listener` at the moment when a user begins to wait."""
         self._listeners.append(listener)
+
+
+class Trial:
+    """The start of a fork that tries out a process image; see bough.machines.saved_state.Prewarm."""
+
+    def __init__(self, urgency: Urgency) -> None:
+        self._urgency = urgency
+
+    @property
+    def is_urgent(self) -> bool:
+        return self._urgency.is_set
+
+    async def state_loaded(self, pid: int | None) -> None:
+        """Do nothing: the image has the state."""

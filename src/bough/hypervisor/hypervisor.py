@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bough.forks.loaded import LoadedForks
 from bough.forks.pool import Pool
-from bough.forks.prewarm import Prewarming, is_switched_on
+from bough.forks.prewarm import Prewarming
+from bough.forks.process_image.availability import Availability
 from bough.forks.saved_states import SavedStates
 from bough.forks.standby import StandbyMachines
 from bough.hypervisor.auditing import Auditing
@@ -44,6 +45,7 @@ class Hypervisor:
     Attributes:
         machines: look machines up. lifetimes: delete, hold and discard machines.
         creation, lifecycle, running, forking, snapshots, bundles, images, networks, auditing: the use cases.
+        process_images: whether they may be used.
         standby: the standby machines that users asked for.
     """
 
@@ -70,12 +72,13 @@ class Hypervisor:
 
         pool = Pool()
         states = SavedStates(tree, pool)
-        prepare = Preparation(machines, lifetimes, keeper, booted, states, maker)
+        self.process_images = availability = Availability(home)
+        prepare = Preparation(machines, lifetimes, keeper, booted, states, maker, availability)
         discard = lifetimes.delete_standby
         self.standby = standby = StandbyMachines(
             home.spares, pool, prepare.make_standby, prepare.wake_standby, discard
         )
-        prewarming = Prewarming(prepare.prewarm, pool, DEMAND, is_on=is_switched_on())
+        prewarming = Prewarming(prepare.prewarm, pool, DEMAND, is_on=availability.off is None)
         loaded = LoadedForks(prepare.load_fork, discard, pool, prewarming)
         keeper.on_drop.append(loaded.forget)
 

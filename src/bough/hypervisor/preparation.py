@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import contextlib
 import time
+from collections.abc import AsyncIterator
+from functools import partial
 
 from bough.errors import HostLacks, InvalidInput, MachineFailed, NotFound
 from bough.forks.fork_kind import ForkKind
 from bough.forks.loaded import LoadedFork
+from bough.forks.process_image.availability import Availability
 from bough.forks.process_image.capture_fork import capture_fork
-from bough.forks.process_image.captured import HOST
 from bough.forks.process_image.identifiers import fit_of
 from bough.forks.process_image.image import ProcessImage
 from bough.forks.process_image.rewind import prepare_rewind, wait_quiet
 from bough.forks.saved_states import SavedStates
 from bough.forks.standby import StandbySource
-from bough.forks.urgency import Urgency
+from bough.forks.urgency import Trial, Urgency
 from bough.guest.channel import AgentChannel
 from bough.hypervisor.booted_snapshots import BootedSnapshots
 from bough.hypervisor.fork_maker import ForkMaker, ForkOrder
@@ -29,6 +31,7 @@ from bough.machines.machine import Machine
 from bough.machines.record import MachineDisk, new_machine_id
 from bough.machines.saved_state import SavedState
 from bough.progress import ignore_progress
+from bough.qemu.plan import Plan
 from bough.snapshots.store import SnapshotManifest
 from bough.spec import parse_spec
 from bough.spec.model import used_settings
@@ -52,6 +55,7 @@ class Preparation:
         booted: BootedSnapshots,
         states: SavedStates,
         maker: ForkMaker,
+        availability: Availability,
     ) -> None:
         self._inventory = inventory
         self._lifetimes = lifetimes
@@ -59,6 +63,7 @@ class Preparation:
         self._booted = booted
         self._states = states
         self._maker = maker
+        self._availability = availability
 
     # -- standby machines (forks/standby.py) ---------------------------------------------------
 
@@ -143,20 +148,48 @@ class Preparation:
             BoughError, OSError: forks of the snapshot start QEMU.
         """
         with self._keeper.used_in_background(kind.manifest):
-            await self._check_process_image(kind)
+            plan = await self._check_process_image(kind)
+            await self._availability.require(plan.qemu)
             saved = await self._saved_state(kind.manifest)
-            devices, rewind = prepare_rewind(saved.devices, urgency)
-            start = SavedState(saved.memory, devices, prewarm=rewind)
-            name = f"prewarm-{new_machine_id()}"
-            order = ForkOrder(kind.manifest, start, name=name, ephemeral=True, spec=kind.spec, standby=True)
-            machine = await self._maker.make(order)
-            try:
-                await self._exercise(machine, urgency)
-                overlays = await asyncio.to_thread(self._keeper.tree.fresh_overlays, kind.manifest, machine)
-                planner = self._inventory.plan_of
-                return await capture_fork(machine, rewind, overlays, saved.memory, planner)
-            finally:
-                await asyncio.shield(self._lifetimes.delete_standby(machine))
+            image = await self._make_image(kind, saved, urgency)
+            if await self._availability.needs_self_test(plan.qemu):
+                await self._availability.self_test(
+                    plan.qemu, partial(self._try_out, kind, saved, image, urgency)
+                )
+            return image
+
+    async def _make_image(self, kind: ForkKind, saved: SavedState, urgency: Urgency) -> ProcessImage:
+        devices, rewind = prepare_rewind(saved.devices, urgency)
+        start = SavedState(saved.memory, devices, prewarm=rewind)
+        async with self._throw_away(kind, start, "prewarm") as machine:
+            await self._exercise(machine, urgency)
+            overlays = await asyncio.to_thread(self._keeper.tree.fresh_overlays, kind.manifest, machine)
+            planner = self._inventory.plan_of
+            return await capture_fork(machine, rewind, overlays, saved.memory, planner)
+
+    async def _try_out(
+        self, kind: ForkKind, saved: SavedState, image: ProcessImage, urgency: Urgency
+    ) -> None:
+        """Check that a fork that continues from the image works. Raises BoughError, OSError."""
+        start = SavedState(saved.memory, saved.devices, image=image, prewarm=Trial(urgency))
+        async with self._throw_away(kind, start, "self-test") as machine:
+            await self._exercise(machine, urgency)
+            await machine.pause()
+            await machine.resume()
+            await run_script(await machine.agent(), "true", timeout_s=_COMMAND_S)
+            if not image.is_of_use:
+                raise MachineFailed("the fork could not start from the process image")
+
+    @contextlib.asynccontextmanager
+    async def _throw_away(self, kind: ForkKind, start: SavedState, stem: str) -> AsyncIterator[Machine]:
+        """Yield a fork for the time of the block. No user sees the fork."""
+        name = f"{stem}-{new_machine_id()}"
+        order = ForkOrder(kind.manifest, start, name=name, ephemeral=True, spec=kind.spec, standby=True)
+        machine = await self._maker.make(order)
+        try:
+            yield machine
+        finally:
+            await asyncio.shield(self._lifetimes.delete_standby(machine))
 
     async def _exercise(self, machine: Machine, urgency: Urgency) -> None:
         """Let a throw-away fork do what forks do first."""
@@ -173,8 +206,11 @@ class Preparation:
         if machine.pid is not None:
             await wait_quiet(machine.pid, began=began, urgency=urgency)
 
-    async def _check_process_image(self, kind: ForkKind) -> None:
-        """Raise HostLacks if forks of that kind cannot have a process image, as far as is known before."""
+    async def _check_process_image(self, kind: ForkKind) -> Plan:
+        """Return the plan of a fork of that kind.
+
+        Raises HostLacks: such forks cannot have a process image, as far as is known before.
+        """
         manifest = kind.manifest
         record = self._keeper.tree.fork_record(
             manifest,
@@ -190,8 +226,9 @@ class Preparation:
             for number, disk in enumerate(manifest.disks)
         ]
         plan = await self._inventory.plan_of(record, self._inventory.home.machine(record.id))
-        if os.uname().machine != HOST or fit_of(plan) is None or not manifest.image_agent:
+        if fit_of(plan) is None or not manifest.image_agent:
             raise HostLacks("such machines get no process image on this host")
         barred = barring_process_image(used_settings(record.spec))
         if barred:
             raise HostLacks(f"machines with {', '.join(barred)} get no process image")
+        return plan

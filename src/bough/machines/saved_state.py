@@ -29,7 +29,7 @@ class ProcessImage(Loader, Protocol):
 
 
 class Prewarm(Protocol):
-    """A start whose process becomes a process image (forks/process_image/rewind.py)."""
+    """A start that no user gets: it makes a process image, or tries one out. Its guest has no network."""
 
     @property
     def is_urgent(self) -> bool:
@@ -50,7 +50,7 @@ class SavedState:
     #: Done when the memory is read. QEMU starts meanwhile, and waits before it uses the memory.
     loading: asyncio.Future[None] | None = None
     image: ProcessImage | None = None
-    #: The pre-warm, if the state is loaded to make a process image.
+    #: None: the start is for a user.
     prewarm: Prewarm | None = None
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from bough.contract.host import AuditStore, CheckHost
@@ -54,7 +56,9 @@ class ServiceCalls:
 
 async def check_host(hypervisor: Hypervisor, asked: CheckHost, report: Report) -> Any:
     arch = parse_architecture(asked.arch) if asked.arch else None
-    return await run_doctor(hypervisor.home, arch=arch, probe=asked.probe, report=report)
+    found = await run_doctor(hypervisor.home, arch=arch, probe=asked.probe, report=report)
+    found["checks"].append(asdict(await asyncio.to_thread(hypervisor.process_images.check)))
+    return found
 
 
 async def audit_store(hypervisor: Hypervisor, asked: AuditStore, report: Report) -> Any:
