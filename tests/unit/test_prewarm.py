@@ -161,7 +161,7 @@ async def test_many_forks_wait_for_it(warming: Prewarming, make: Maker) -> None:
 
 async def test_many_forks_wait_no_longer_than_starting_them_takes(warming: Prewarming, make: Maker) -> None:
     for _ in range(30):
-        warming.started(20, 0.1)
+        warming.started("one", 20, 0.1)
     make.takes_s = 60
     began = time.monotonic()
     await warming.wait_for_many(kind(), 20)
@@ -179,7 +179,7 @@ async def test_many_forks_never_wait_long_for_one_that_does_not_settle(
 ) -> None:
     """Forks on a busy host took minutes. That is no reason to wait minutes for a pre-warm."""
     monkeypatch.setattr(prewarm, "_MOST_WAIT_S", 0.1)
-    warming.started(20, 400.0)
+    warming.started("one", 20, 400.0)
     make.takes_s = 60
     began = time.monotonic()
     await warming.wait_for_many(kind(), 20)

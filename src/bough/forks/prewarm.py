@@ -137,8 +137,10 @@ class Prewarming:
         self._wanted.setdefault(kind.manifest.id, _Wanted(kind)).forks += 1
         self.offer(kind)
 
-    def started(self, count: int, took_s: float) -> None:
+    def started(self, snapshot_id: str, count: int, took_s: float) -> None:
         """Learn from a call that started `count` forks in `took_s` seconds."""
+        if self.pool.has(Level.PREWARMED, snapshot_id):
+            return  # forks from a process image are faster
         self._start_s = _KEPT_OF_START * self._start_s + (1 - _KEPT_OF_START) * took_s / count
 
     def forget(self, snapshot_id: str) -> None:

@@ -142,9 +142,9 @@ class Forking:
 
         began = time.monotonic()
         made = list(await asyncio.gather(*(one(name) for name in call.names)))
-        saved = call.order.saved
-        if saved is not None and saved.image is None and call.wait and len(made) >= _FORKS_AT_ONCE:
-            self._prewarming.started(len(made), time.monotonic() - began)
+        order = call.order
+        if order.saved is not None and call.wait and len(made) >= _FORKS_AT_ONCE:
+            self._prewarming.started(order.manifest.id, len(made), time.monotonic() - began)
         return made
 
     async def _make_one(self, call: _Call, name: str | None) -> Machine:
