@@ -155,7 +155,7 @@ class Forking:
         if call.order.saved is not None and call.wait:
             await machine.wait_ready(timeout_s=call.timeout_s)
             if len(call.names) > 1:
-                _let_others_go_first(machine, call.holds)
+                _lower_priority(machine, call.holds)
         return machine
 
     async def _take_waiting(self, call: _Call, name: str | None) -> Machine | None:
@@ -189,7 +189,7 @@ def _is_fork_of(manifest: SnapshotManifest) -> Callable[[Machine], bool]:
     return lambda machine: machine.record.forked_from == manifest.id
 
 
-def _let_others_go_first(machine: Machine, call: contextlib.ExitStack) -> None:
+def _lower_priority(machine: Machine, call: contextlib.ExitStack) -> None:
     """Lower the priority of a fork that has answered: it may settle after the other forks of the call."""
     machine.stand_back()
     if not machine.guest.settling:

@@ -116,7 +116,7 @@ class Preparation:
     async def wake_standby(self, source: StandbySource, machine: Machine) -> None:
         """Let the next standby machine of a spec run idle. Raises BoughError: it cannot be used."""
         if "spec" in source:
-            await machine.standby.rouse()
+            await machine.standby.let_run()
 
     # -- forks loaded in advance (forks/loaded.py) ----------------------------------------------
 

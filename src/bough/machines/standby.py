@@ -53,7 +53,7 @@ class Standby:
                 await self._wake(name)
                 await machine.qmp().execute("stop")
 
-    async def rouse(self) -> None:
+    async def let_run(self) -> None:
         """Let the vCPUs run, so that the standby machine idles. No effect if the vCPUs run already."""
         machine = self._machine
         if machine.state is State.RUNNING:
@@ -75,40 +75,40 @@ class Standby:
         if name is not None:
             asked |= {"name": name, "identity": "new"}  # until the name is on the guest's disk
 
-        def become_somebodys() -> None:
+        def belong_to_the_user() -> None:
             machine.change(event=True, state=State.RUNNING, spare=False, **asked)
 
         async with machine.operation("starting", State.PAUSED, State.RUNNING):
-            await self._wake(name, become_somebodys)
+            await self._wake(name, belong_to_the_user)
         if name is not None:
             machine.renamed()
 
     async def _wake(self, name: str | None, meanwhile: Callable[[], None] = lambda: None) -> None:
         machine = self._machine
-        channel, awake = machine.channel(), machine.state is State.RUNNING
+        channel, runs = machine.channel(), machine.state is State.RUNNING
         if channel is None:
             raise AgentUnavailable(
                 f"the agent of machine '{machine.name}' does not answer", machine=machine.name
             )
         # The request is in the agent's port before the vCPUs run, so that the guest reads the request first.
-        told = asyncio.create_task(self._tell(channel, name, awake))
+        answer = asyncio.create_task(self._ask(channel, name, runs))
         await asyncio.sleep(0)
         try:
-            if not awake:
+            if not runs:
                 await machine.qmp().execute("cont")
             meanwhile()  # while the guest prepares its answer
-            await told
+            await answer
         finally:
-            told.cancel()
+            answer.cancel()
         self._ahead_s = host_ahead_s()
 
-    async def _tell(self, channel: AgentChannel, name: str | None, awake: bool) -> None:
+    async def _ask(self, channel: AgentChannel, name: str | None, runs: bool) -> None:
         if name is not None:
             record = self._machine.record
             taken = await give_name(channel, record, qualified(name, record.domain))
             if taken.failed:
                 raise GuestRefused(str(explain_failed(taken)), machine=self._machine.name)
-        elif awake and abs(host_ahead_s() - self._ahead_s) < _CLOCK_ERROR_S:
+        elif runs and abs(host_ahead_s() - self._ahead_s) < _CLOCK_ERROR_S:
             await channel.ping()  # the guest's clock ran along with the host's
         else:
             await set_clock(channel, self._machine.record)
