@@ -5,7 +5,7 @@ setting the clock. By then QEMU has translated the necessary code. bough keeps s
 request. spares.json holds the requests. All standby machines are deleted when the host is short of memory,
 and when the service ends.
 
-The first standby machine for a run is awake: the guest runs and is idle, and needs no new settings. A standby
+The first standby machine for a run is running: the guest is idle, and needs no new settings. A standby
 machine of a snapshot is paused. Otherwise its programs would continue, but a fork must start from the state
 of the snapshot.
 """
@@ -25,7 +25,6 @@ from bough.errors import BoughError
 from bough.forks.level import RULES, Level
 from bough.forks.pool import Item, Pool
 from bough.machines.machine import Machine
-from bough.machines.state import State
 from bough.storage import write_json
 from bough.tasks import end_tasks
 
@@ -40,7 +39,7 @@ _MAKE_AFTER_S = 1.0
 StandbySource = dict[str, Any]
 Make = Callable[[StandbySource], Awaitable[Machine]]
 Discard = Callable[[Machine], Awaitable[None]]
-Wake = Callable[[StandbySource, Machine], Awaitable[None]]
+Wake = Callable[[Machine], Awaitable[None]]
 
 
 class StandbyMachines:
@@ -49,7 +48,7 @@ class StandbyMachines:
     Args:
         settings: file of the requests.
         make: makes a standby machine.
-        wake: resumes a standby machine, if it may wait awake.
+        wake: lets a standby machine run.
         discard: deletes a standby machine.
     """
 
@@ -170,22 +169,23 @@ class StandbyMachines:
                 return
 
     async def _wake_first(self, request: str, source: StandbySource) -> None:
-        """Wake the first standby machine. For this short time no user can take the machine."""
+        """Let the first standby machine for runs idle. For this short time no user can take the machine.
+
+        Raises BoughError: the machine was discarded.
+        """
         first = next(iter(self._items(request)), None)
-        if first is None or first.level is Level.RUNNING:
+        if "spec" not in source or first is None or first.level is Level.RUNNING:
             return
         self._pool.take(first)
         try:
-            await self._wake(source, first.content)
-        except BoughError as error:
-            log.warning("a standby machine could not be woken: %s", error)
+            await self._wake(first.content)
+        except BoughError:
             await self._discard(first.content)
-            return
+            raise
         except BaseException:
             self._pool.put(first)
             raise
-        if first.content.state is State.RUNNING:
-            first.level = Level.RUNNING
+        first.level = Level.RUNNING
         self._pool.put(first)
 
 

@@ -113,10 +113,9 @@ class Preparation:
             raise
         return machine
 
-    async def wake_standby(self, source: StandbySource, machine: Machine) -> None:
-        """Let the next standby machine of a spec run idle. Raises BoughError: it cannot be used."""
-        if "spec" in source:
-            await machine.standby.let_run()
+    async def wake_standby(self, machine: Machine) -> None:
+        """Let a standby machine run idle. Raises BoughError: it cannot be used."""
+        await machine.standby.let_run()
 
     # -- forks loaded in advance (forks/loaded.py) ----------------------------------------------
 
