@@ -24,15 +24,13 @@ _WITHOUT = "each fork starts a QEMU"
 class Availability:
     """Attributes:
     off: why process images are switched off, since the service started; None: they are on.
-
-    Args:
-        tested: versions of the builds that need no self-test.
+    tested: versions of the builds that need no self-test.
     """
 
     def __init__(self, home: Home, *, tested: frozenset[str] = TESTED) -> None:
         self.off = why_off(home.settings)
         self._tests = SelfTests(home.self_tests)
-        self._tested = tested
+        self.tested = tested
 
     async def require(self, program: str) -> None:
         """Raise HostLacks if a QEMU program gets no process images: they are off, or its self-test failed."""
@@ -47,7 +45,7 @@ class Availability:
     async def needs_self_test(self, program: str) -> bool:
         """Return whether an image has to be tried out before its first use."""
         build = await asyncio.to_thread(read_build, program)
-        return build.version not in self._tested and self._tests.find(build) is None
+        return build.version not in self.tested and self._tests.find(build) is None
 
     async def self_test(self, program: str, work: Callable[[], Awaitable[None]]) -> None:
         """Run the self-test `work`, and keep its result. A cancelled test leaves none.
@@ -85,7 +83,7 @@ class Availability:
         return Check(name, True, False, self._describe(build, test))
 
     def _describe(self, build: Build, test: SelfTest | None) -> str:
-        if build.version in self._tested:
+        if build.version in self.tested:
             return f"tested with QEMU {build.version}"
         if test is not None:
             return f"the self-test passed on QEMU {build.version}"
