@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any, Literal
 
 from bough.client.connection import Connection, report_progress
+from bough.client.image_store import ImageStore
 from bough.client.service import find_service
 from bough.contract import machines as contract
 from bough.errors import ServiceUnavailable
@@ -16,12 +17,9 @@ if TYPE_CHECKING:
 
     from bough.client.machine import Fork, Machine, Snapshot
     from bough.client.network import Network
-    from bough.contract.answers import Event, ImageInfo, MachineInfo, NetworkInfo, SnapshotInfo
+    from bough.contract.answers import Event, MachineInfo, NetworkInfo, SnapshotInfo
     from bough.contract.snapshots import Identity
     from bough.progress import Report
-
-
-_DELETE_TIMEOUT_S = 120.0
 
 
 def connect(home: str | os.PathLike[str] | None = None, *, start: bool = True) -> Hypervisor:
@@ -38,7 +36,7 @@ def connect(home: str | os.PathLike[str] | None = None, *, start: bool = True) -
     return Hypervisor(place, connection, version)
 
 
-class Hypervisor:
+class Hypervisor(ImageStore):
     """The hypervisor of one home. Made by `connect()`. Usable from several threads at once.
 
     Every call raises errors of bough.errors, as the service raised them.
@@ -49,6 +47,7 @@ class Hypervisor:
     """
 
     def __init__(self, home: Home, connection: Connection, version: dict[str, Any]) -> None:
+        super().__init__(connection)
         self.home = home
         self.api = connection
         self._version = version
@@ -399,181 +398,6 @@ class Hypervisor:
 
         data = self.api.send(CreateNetwork(name=name, subnet=subnet, mtu=mtu))
         return Network(self.api, data["id"], name=data["name"])
-
-    # -- images -----------------------------------------------------------------------------------
-
-    def images(self) -> list[ImageInfo]:
-        from bough.contract.answers import ImageInfo
-        from bough.contract.images import ListImages
-
-        return [ImageInfo.from_dict(data) for data in self.api.send(ListImages())]
-
-    def build_image(
-        self,
-        reference: str,
-        *,
-        arch: str | None = None,
-        rebuild: bool = False,
-        mirror: str | None = None,
-        security_mirror: str | None = None,
-        lock: dict[str, Any] | None = None,
-        timeout: float | None = None,
-        progress: Report | None = None,
-    ) -> ImageInfo:
-        """Build "debian:12" and the like from packages, unless the store has the image. `rebuild` builds
-        anyway.
-
-        Args:
-            security_mirror: "none" takes no security updates.
-            lock: versions of packages, from `lock_image`.
-
-        Raises:
-            NotFound: no such recipe; BuildFailed, HostLacks, NoSpace: nothing half-made is left.
-        """
-        from bough.contract.answers import ImageInfo
-        from bough.contract.images import BuildImage
-
-        request = BuildImage(
-            ref=reference,
-            arch=arch,
-            rebuild=rebuild,
-            mirror=mirror,
-            security_mirror=security_mirror,
-            lock=lock,
-        )
-        return ImageInfo.from_dict(self.api.send_long(request, timeout=timeout, progress=progress))
-
-    def build_recipe(
-        self,
-        recipe: dict[str, Any],
-        *,
-        label: str,
-        arch: str | None = None,
-        rebuild: bool = False,
-        mirror: str | None = None,
-        security_mirror: str | None = None,
-        lock: dict[str, Any] | None = None,
-        timeout: float | None = None,
-        progress: Report | None = None,
-    ) -> ImageInfo:
-        """Build the image of a recipe: a base, packages, files, users, commands (docs/images.md).
-
-        Args:
-            arch: instead of the recipe's, or the host's.
-
-        Raises:
-            InvalidSpec: with every problem; BuildFailed: with the output of the failed command. Nothing is
-                kept.
-        """
-        from bough.client.spec_files import resolve_recipe
-        from bough.contract.answers import ImageInfo
-        from bough.contract.images import BuildRecipe
-
-        request = BuildRecipe(
-            recipe=resolve_recipe(recipe),
-            label=label,
-            arch=arch,
-            rebuild=rebuild,
-            mirror=mirror,
-            security_mirror=security_mirror,
-            lock=lock,
-        )
-        return ImageInfo.from_dict(self.api.send_long(request, timeout=timeout, progress=progress))
-
-    def lock_image(self, reference: str) -> dict[str, Any]:
-        """Return the versions of all packages in an image, for `lock` of a later build."""
-        from bough.contract.images import LockImage
-
-        return dict(self.api.send(LockImage(reference=reference)))
-
-    def import_image(
-        self,
-        source: str | os.PathLike[str],
-        *,
-        name: str | None = None,
-        timeout: float | None = None,
-        progress: Report | None = None,
-        **more: Any,
-    ) -> ImageInfo:
-        """Import a disk image: a file, or an http(s) address; see `bough image import --help`.
-
-        Args:
-            more: format, arch, firmware, sha256, os, version, disk, max_size (bytes), cloud_init, agent
-                (whether the disk is of a machine with bough's agent; bough's own exports state this).
-
-        Raises:
-            BadImage, DownloadFailed, NotFound, NoSpace: nothing is left except the part of a download that
-                can be resumed.
-        """
-        from bough.contract.answers import ImageInfo
-        from bough.contract.images import ImportImage
-
-        place = os.fspath(source)
-        if "://" not in place:
-            place = os.path.abspath(os.path.expanduser(place))  # noqa: PTH100, PTH111 (a str stays one)
-        request = ImportImage(source=place, name=name, **more)
-        return ImageInfo.from_dict(self.api.send_long(request, timeout=timeout, progress=progress))
-
-    def pull_image(
-        self,
-        name: str,
-        *,
-        arch: str | None = None,
-        label: str | None = None,
-        signed: bool = True,
-        timeout: float | None = None,
-        progress: Report | None = None,
-    ) -> ImageInfo:
-        """Fetch and check an image of the catalogue, like "fedora:44", unless the store has the image.
-
-        Args:
-            signed: check the publisher's signature, too, if there is one.
-
-        Raises:
-            NotFound: no such image; BadImage: the image is not the one that its publisher states;
-                DownloadFailed.
-        """
-        from bough.contract.answers import ImageInfo
-        from bough.contract.images import PullImage
-
-        request = PullImage(ref=name, arch=arch, name=label, signed=signed)
-        return ImageInfo.from_dict(self.api.send_long(request, timeout=timeout, progress=progress))
-
-    def delete_image(self, reference: str) -> None:
-        """Delete an image. Raises InUse while machines use it as a backing file."""
-        from bough.contract.images import DeleteImage
-
-        self.api.send(DeleteImage(reference=reference), timeout=_DELETE_TIMEOUT_S)
-
-    def prune_images(self) -> dict[str, Any]:
-        """Delete the images that no machine uses and no label names: {"deleted": digests, "freed_bytes"}."""
-        from bough.contract.images import PruneImages
-
-        return dict(self.api.send(PruneImages(), timeout=None))
-
-    def catalogue(self, words: str = "", *, arch: str | None = None) -> dict[str, Any]:
-        """Return the published images, and images that are built from packages: "images", "serial", "source".
-
-        Args:
-            words: only images with all of these words in name or title.
-        """
-        from bough.contract.images import SearchCatalogue
-
-        return dict(self.api.send(SearchCatalogue(words=words, arch=arch)))
-
-    def update_catalogue(
-        self, source: str | None = None, *, force: bool = False, progress: Report | None = None
-    ) -> dict[str, Any]:
-        """Fetch a newer catalogue, and return it. `force` accepts an older one."""
-        from bough.contract.images import UpdateCatalogue
-
-        return dict(self.api.send_long(UpdateCatalogue(source=source, force=force), progress=progress))
-
-    def reset_catalogue(self) -> dict[str, Any]:
-        """Return to the catalogue that is part of bough."""
-        from bough.contract.images import ResetCatalogue
-
-        return dict(self.api.send(ResetCatalogue()))
 
     # -- the rest ---------------------------------------------------------------------------------
 
