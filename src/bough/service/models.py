@@ -27,6 +27,7 @@ from bough.spec.model import Address
 
 M = TypeVar("M", bound=Message)
 _models: dict[type[Message], type[BaseModel]] = {}
+_types: dict[type[Message], dict[str, Any]] = {}
 
 
 def fields_of(kind: type[Message]) -> dict[str, tuple[Any, Any]]:
@@ -65,7 +66,10 @@ def to_message(kind: type[M], model: BaseModel) -> M:
 
 
 def _hints(kind: type[Message]) -> dict[str, Any]:
-    return get_type_hints(kind, localns={**vars(answers), **vars(checks)}, include_extras=True)
+    if kind not in _types:
+        names = {**vars(answers), **vars(checks)}
+        _types[kind] = get_type_hints(kind, localns=names, include_extras=True)
+    return _types[kind]
 
 
 def _model(name: str, fields: dict[str, tuple[Any, Any]], extra: Any, doc: str | None) -> type[BaseModel]:
