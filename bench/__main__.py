@@ -12,7 +12,7 @@ from bough.errors import ServiceUnavailable
 
 ALL = (
     *("cli", "exec", "copy", "mounts", "boot", "image", "imports", "many"),
-    *("pause", "fork", "prewarm", "suspend", "run", "chains"),
+    *("pause", "fork", "prewarm", "suspend", "run", "chains", "networks"),
 )
 
 

@@ -17,6 +17,9 @@ from tests.conftest import MEMORY
 from tests.waiting import wait_until
 
 NAME = "back"
+LISTEN = "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 4000)); print(s.recv(99))"
+SEND = "import socket, sys; socket.socket(type=socket.SOCK_DGRAM).sendto(b'honest', (sys.argv[1], 4000))"
+HOSTILE = Path(__file__).with_name("hostile_frames.py")
 
 
 # -- without machines -----------------------------------------------------------------------------
@@ -159,6 +162,65 @@ def test_a_capture_shows_the_names(cli: Cli, pair: Pair, tmp_path: Path) -> None
     assert f"db.{NAME}".encode() in target.read_bytes()
     whole = cli("network", "capture", NAME, "-", "--time", "1s").stdout
     assert whole.startswith(b"\x0a\x0d\x0d\x0a")
+
+
+def test_a_hostile_guest_speaks_for_nobody(cli: Cli, hv: bough.Hypervisor, pair: Pair) -> None:
+    web, db = pair
+    cards = {one["machine"]: one for one in hv.network(NAME).info().machines}
+    own, victim, resolver = cards["web"], cards["db"], hv.network(NAME).info().resolver
+    card = web.exec("sh", "-c", f"grep -l {own['mac']} /sys/class/net/*/address | cut -d/ -f5").stdout.strip()
+    before = db.exec("ip", "neigh", "show", resolver).stdout.split()
+    # The victim listens. Datagrams keep their order, so the first to arrive is the honest one.
+    with db.spawn("timeout", "120", "python3", "-u", "-c", LISTEN) as listener:
+        wait_until(lambda: ":4000 " in db.exec("ss", "-lun").stdout, what="the victim listens", every_s=0.5)
+        words = [card, own["mac"], own["ipv4"], victim["mac"], victim["ipv4"], resolver]
+        web.exec("python3", "-", *words, input=HOSTILE.read_bytes(), check=True)
+        web.exec("python3", "-c", SEND, victim["ipv4"], check=True)
+        assert b"".join(data for _, data in listener).strip() == b"b'honest'"
+    dropped = next(one for one in hv.network(NAME).info().machines if one["machine"] == "web")["counters"][
+        "dropped"
+    ]
+    assert dropped["spoofed_mac"] >= 1
+    assert dropped["spoofed_arp"] >= 3
+    assert dropped["spoofed_address"] >= 2
+    assert dropped["dhcp_answer"] >= 1
+    assert dropped["malformed"] >= 1
+    after = db.exec("ip", "neigh", "show", resolver).stdout.split()
+    assert "lladdr" not in before or before[before.index("lladdr") + 1] in after
+    assert own["mac"] not in after
+    db.exec("ping", "-c", "2", "-W", "5", f"web.{NAME}", check=True)
+
+
+def test_another_network_is_not_reached(cli: Cli, hv: bough.Hypervisor, debian: str, pair: Pair) -> None:
+    network = hv.create_network("apart")
+    far = hv.run(debian, name="far", memory=MEMORY, nics=["apart"])
+    try:
+        victim = addresses(cli)["db"]
+        inside = victim.rpartition(".")[0] + ".250"
+        far.exec("sh", "-c", f"ip addr add {inside}/24 dev $(ls /sys/class/net | grep -v lo)", check=True)
+        assert far.exec("ping", "-c", "2", "-W", "2", victim).exit_code != 0
+        assert not resolves(far, f"db.{NAME}", victim)
+        (told,) = network.info().machines
+        assert told["counters"]["sent_frames"] > 0  # its own switch's answers
+    finally:
+        far.delete(force=True)
+        network.delete()
+
+
+def test_a_fork_is_a_neighbor_with_addresses_of_its_own(cli: Cli, pair: Pair) -> None:
+    web, db = pair
+    fork = db.fork("db-2")
+    try:
+        known = addresses(cli)
+        assert len(set(known.values())) == 3
+        assert known["db-2"] in fork.exec("ip", "-4", "addr").stdout
+        assert known["db"] not in fork.exec("ip", "-4", "addr").stdout
+        wait_until(partial(resolves, web, f"db-2.{NAME}", known["db-2"]), timeout_s=60)
+        for one, other in ((web, "db-2"), (fork, "web"), (fork, "db")):
+            one.exec("ping", "-c", "2", "-W", "5", f"{other}.{NAME}", check=True)
+    finally:
+        fork.delete(force=True)
+    web.exec("ping", "-c", "2", "-W", "5", f"db.{NAME}", check=True)
 
 
 def test_the_addresses_stay_over_a_restart(cli: Cli, pair: Pair) -> None:

@@ -39,7 +39,7 @@ def test_networkd_gets_a_file_for_each_card(tmp_path: Path, commands: list[list[
     assert agent_links.set_links({"links": [LINK]}, tell) == {"changed": 1}
     assert commands == [["networkctl", "reload"]]
     text = (tmp_path / "network" / "70-bough-nic1.network").read_text()
-    assert text.count("[Address]") == 2
+    assert text.count("\nAddress=") == 2
     assert "Address=10.1.0.2/24\n" in text
     parser = RawConfigParser(strict=False)
     parser.read_string(text)

@@ -15,7 +15,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bough.networks.names import domains_of, names_of
-from tests.unit.switch_peers import ARP, BROADCAST, IPV4, SWITCH, SWITCH_MAC, Peer, Segment, arp, ipv4, udp
+from tests.unit.switch_peers import (
+    ARP,
+    BROADCAST,
+    IPV4,
+    IPV6,
+    SWITCH,
+    SWITCH_MAC,
+    Peer,
+    Segment,
+    arp,
+    ipv4,
+    ipv6,
+    udp,
+)
 
 SWITCH_IP = socket.inet_aton(SWITCH)
 ANYBODY, NOBODY = b"\xff" * 4, bytes(4)
@@ -136,6 +149,12 @@ def test_names(lan: Lan, name: str) -> None:
     answer = lan.dns(name)
     assert [str(rr.rdata) for rr in answer.rr] == ["10.9.0.3"]
     assert answer.header.aa == 1
+    # A guest that has not set its IPv6 address is not asked there.
+    assert lan.dns(name, "AAAA").rr == []
+    claim = bytes((135, 0)) + bytes(6) + lan.db.ipv6
+    lan.db.send(lan.db.frame(BROADCAST, IPV6, ipv6(bytes(16), lan.db.ipv6, 58, claim)))
+    lan.segment.step()
+    lan.web.received()
     assert [str(rr.rdata) for rr in lan.dns(name, "AAAA").rr] == ["fd00:9::3"]
     # The name is there, but has no such record.
     answer = lan.dns(name, "MX")

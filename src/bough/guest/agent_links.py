@@ -52,18 +52,14 @@ def _set(link: dict[str, object]) -> bool:
 
 
 def _render(link: dict[str, object]) -> str:
-    # The switch admits no other machine with the address, so the guest need not look for one.
-    addresses = "".join(
-        f"[Address]\nAddress={address}\nDuplicateAddressDetection=none\n"
-        for address in list_of_text(link.get("addresses"))
-    )
+    # With duplicate address detection, which shows the switch that the guest has the IPv6 address.
+    addresses = "".join(f"Address={address}\n" for address in list_of_text(link.get("addresses")))
     return (
         # Kind: not a bridge or VLAN above the card, which has the card's MAC address.
         f"[Match]\nMACAddress={link['mac']}\nKind=!*\n"
         f"[Link]\nMTUBytes={link['mtu']}\nRequiredForOnline=no\n"
-        f"[Network]\nDNS={link['resolver']}\n"
+        f"[Network]\n{addresses}DNS={link['resolver']}\n"
         f"Domains={' '.join(list_of_text(link.get('domains')))}\n"
         f"DNSDefaultRoute={'yes' if link.get('default') else 'no'}\n"
         "LinkLocalAddressing=ipv6\nIPv6AcceptRA=no\nLLMNR=no\nMulticastDNS=no\n"
-        f"{addresses}"
     )

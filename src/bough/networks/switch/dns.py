@@ -8,7 +8,7 @@ asks its next resolver: the uplink's. A machine without an uplink gets a negativ
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from ipaddress import ip_address
 from typing import Any
 
@@ -23,9 +23,15 @@ _QUERY = 0
 
 
 class Zone:
-    """The names of a network."""
+    """The names of a network.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        used: IPv6 addresses that guests have set. Only these are answered: a client would try any other
+            address first, and wait in vain.
+    """
+
+    def __init__(self, settings: Settings, used: Collection[bytes]) -> None:
+        self._used = used
         self._domains = settings.domains
         self._networks = (settings.address.network, settings.address6.network)
         self._addresses: dict[str, list[bytes]] = {}
@@ -81,7 +87,8 @@ class Zone:
         if addresses is None:
             return None
         ipv4 = [A(tuple(one)) for one in addresses if len(one) == 4 and kind in ("A", "ANY")]
-        return ipv4 + [AAAA(tuple(one)) for one in addresses if len(one) == 16 and kind in ("AAAA", "ANY")]
+        ipv6 = [AAAA(tuple(one)) for one in addresses if one in self._used and kind in ("AAAA", "ANY")]
+        return ipv4 + ipv6
 
     def _is_ours(self, name: str) -> bool:
         """Return whether no other resolver can know the name."""

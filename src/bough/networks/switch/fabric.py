@@ -51,7 +51,7 @@ class Fabric:
         self._table: Table[Port] = Table()
         self._owners: dict[bytes, str] = {}
         self._guard = Guard(self._owners)
-        self._services = Services(settings)
+        self._services = Services(settings, self._guard.used)
         self._receive_bytes = settings.mtu + _OVERHEAD_BYTES + 1
         self._own_addresses()
 
@@ -177,6 +177,7 @@ class Fabric:
             self._owners.update(dict.fromkeys((*member.addresses, link_local(member.mac)), member.port))
         for address in (self.settings.address.ip, self.settings.address6.ip):
             self._owners[address.packed] = ""
+        self._guard.used.intersection_update(self._owners)
         self._services.know(members)
         for watcher in self.watchers:
             watcher.met(members)

@@ -46,9 +46,13 @@ class Guard:
 
     Args:
         owners: address (4 or 16 bytes) -> name of the port that owns the address; "" is the switch.
+
+    Attributes:
+        used: IPv6 addresses that their owners have used. A guest may not have set its address.
     """
 
     def __init__(self, owners: Mapping[bytes, str]) -> None:
+        self.used: set[bytes] = set()
         self._owners = owners
 
     def refuses(self, frame: bytes, port: str) -> str | None:
@@ -91,8 +95,11 @@ class Guard:
         if len(frame) < at + 40 or frame[at] >> 4 != 6:
             return MALFORMED
         source = frame[at + 8 : at + 24]
-        if self._is_anothers(source, port):
-            return SPOOFED_ADDRESS
+        owner = self._owners.get(source)
+        if owner is not None:
+            if owner != port:
+                return SPOOFED_ADDRESS
+            self.used.add(source)
         found = _skip_extensions(frame, frame[at + 6], at + 40)
         if found is None:
             return MALFORMED
@@ -111,8 +118,14 @@ class Guard:
         if kind == _ADVERTISEMENT or (kind == _SOLICITATION and source == _NO_ADDRESS[1]):
             if len(frame) < at + 24:
                 return MALFORMED
-            return SPOOFED_NEIGHBOR if self._is_anothers(frame[at + 8 : at + 24], port) else None
+            return self._refuses_claim(frame[at + 8 : at + 24], port)
         return None
+
+    def _refuses_claim(self, address: bytes, port: str) -> str | None:
+        owner = self._owners.get(address)
+        if owner == port:
+            self.used.add(address)
+        return None if owner in (None, port) else SPOOFED_NEIGHBOR
 
 
 def _refuses_udp(frame: bytes, at: int, client: bytes) -> str | None:

@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -29,6 +30,8 @@ RUN = (
     " from bough.networks.switch.program import main; main()"
 )
 _NO_NEW_PRIVILEGES = 38
+#: Far more than the queues of all ports.
+_MEMORY_BYTES = 1 << 30
 
 
 def run(fabric: Fabric, control: Control, poll: select.epoll) -> None:
@@ -50,8 +53,8 @@ def main() -> None:
     listener = socket.socket(fileno=given.control_fd)
     with contextlib.suppress(OSError), open("/proc/self/comm", "w") as name:  # noqa: PTH123
         name.write(f"{LABEL}{settings.network}"[:15])
+    os.chdir(given.directory)  # before: another user may not pass the directories above
     _give_up_rights(given.uid)
-    os.chdir(given.directory)
     # A terminal's signals are for the service. A service that ends is noticed by its connection.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -70,7 +73,9 @@ def _parse(words: list[str]) -> argparse.Namespace:
 
 
 def _give_up_rights(uid: int | None) -> None:
-    """Become that user, if given, and never gain a right again."""
+    """Become that user, if given, never gain a right again, and use a bounded part of the host's memory."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     if uid is not None:
         os.setgroups([])
         os.setresgid(uid, uid, uid)

@@ -6,7 +6,7 @@ parse is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from bough.networks.switch.dhcp import Dhcp
 from bough.networks.switch.dns import Zone
@@ -21,13 +21,17 @@ _IP_BYTES, _UDP_BYTES = 20, 8
 
 
 class Services:
-    """Answers the frames that are for the switch."""
+    """Answers the frames that are for the switch.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        used: see Guard.
+    """
+
+    def __init__(self, settings: Settings, used: Collection[bytes]) -> None:
         self._mac = settings.mac
         self._address = settings.address.ip.packed
         self._dhcp = Dhcp(settings)
-        self._zone = Zone(settings)
+        self._zone = Zone(settings, used)
 
     def know(self, members: Sequence[Member]) -> None:
         """Replace the members, whose names DNS answers."""
