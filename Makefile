@@ -3,7 +3,7 @@
 BIN := .venv/bin
 export PATH := $(PATH):/usr/sbin:/sbin
 
-.PHONY: help setup demo test unit test-long test-foreign fuzz lint format torture bench docs clean
+.PHONY: help setup demo test unit test-long test-kvm test-foreign fuzz lint format torture bench docs clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -25,6 +25,10 @@ unit: setup ## the tests that need no virtual machine
 
 test-long: setup ## what takes an emulated guest too long for each change: a kernel package installed inside
 	@BOUGH_TEST_LONG=1 $(BIN)/python -m pytest tests/acceptance/test_guest.py -k kernel_package $(ARGS)
+
+# Where KVM works the same tests run directly, and `make test` has them too.
+test-kvm: setup ## the tests of KVM; where there is none, inside an emulated machine: an hour; ARGS="-k fork" for some
+	@BOUGH_TEST_KVM=auto $(BIN)/python -m pytest -s tests/kvm $(ARGS)
 
 test-foreign: ## build and run machines of other processors; ARCHES="arm64"; takes a quarter of an hour
 	@scripts/setup.sh dev $(or $(ARCHES),arm64 riscv64 i386)

@@ -91,6 +91,9 @@ class Run:
         return Images(Path(os.environ.get("BOUGH_TEST_CACHE") or self.root / "store"))
 
     def home(self, worker: str) -> Home:
+        given = os.environ.get("BOUGH_TEST_HOME")  # a prepared one, of tests/kvm
+        if given:
+            return Home.at(Path(given))
         place = self.root / worker
         place.mkdir(mode=0o711, exist_ok=True)
         return Home.at(place / "home")

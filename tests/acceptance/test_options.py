@@ -148,7 +148,7 @@ def test_bundles_with_options(cli: Cli, spare_name: str, gone: list[str], tmp_pa
     cli("export", "--disks-only", "--without-image", spare_name, tmp_path / "disks.bough")
     gone += ["arrived", "disks"]
     made = cli.json("import", tmp_path / "whole.bough", "--name", "arrived", "--identity", "new",
-                    "--timeout", "3m")  # fmt: skip
+                    "--accelerator", "auto", "--timeout", "3m")  # fmt: skip
     assert made["name"] == "arrived"
     assert cli.text("exec", "arrived", "--", "sh", "-c", "hostname; ls /dev/shm/word").split()[0] == "arrived"
     cli("import", "--cold", "--force", tmp_path / "disks.bough", "--name", "disks")

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,8 @@ from bough.qemu.probe import find_qemu, inspect_qemu, probe_jail
 from bough.qemu.process import QemuProcess, find_process, start_process
 
 IS_ROOT = os.geteuid() == 0
+#: tests/kvm runs the tests of the jail once more, with "kvm".
+ACCELERATOR: Any = os.environ.get("BOUGH_TEST_ACCELERATOR", "tcg")
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +83,7 @@ async def plan(home: Home, paths: MachinePaths) -> Plan:
         name="web",
         arch="x86_64",
         qemu=qemu.path,
-        accelerator="tcg",
+        accelerator=ACCELERATOR,
         machine_type=choose_machine_type("auto", await inspect_qemu(qemu, home), "x86_64"),
         cpu_model="Nehalem",
         vcpus=1,

@@ -8,7 +8,7 @@ import pytest
 
 from bough.paths import Home
 from bough.qemu.facts import cached_fact
-from bough.qemu.probe import Done, Watched, try_guest
+from bough.qemu.probe import Done, Watched, _run, try_guest
 from bough.qemu.probe_guest import TOKEN
 
 
@@ -71,3 +71,23 @@ async def test_a_finding_lasts_as_long_as_it_says(home: Home) -> None:
     assert await ask() == "yes"
     now_s[0] += 1e6
     assert await ask() == "yes", "a yes counts until the host boots"
+
+
+@pytest.mark.parametrize(
+    ("script", "start_s", "quiet_s"),
+    [
+        pytest.param("while :; do :; done", 0.6, 60.0, id="nothing runs"),
+        pytest.param("echo .; while :; do :; done", 60.0, 0.6, id="it runs, and too slowly"),
+    ],
+)
+async def test_start_and_run_have_bounds_of_their_own(script: str, start_s: float, quiet_s: float) -> None:
+    watch = Watched(quiet_s, most_s=60.0, start_s=start_s)
+    assert await _run(["sh", "-c", script], watch) is None
+    assert watch.had_its_time
+    assert watch.took_s < 30
+
+
+async def test_a_slow_start_leaves_the_run_all_its_time() -> None:
+    script = "i=0; while [ $i -lt 200000 ]; do i=$((i + 1)); done; echo ok"
+    done = await _run(["sh", "-c", script], Watched(0.05, most_s=60.0, start_s=60.0))
+    assert done == Done(0, b"ok\n", b"")

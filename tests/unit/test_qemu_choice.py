@@ -21,7 +21,7 @@ from bough.qemu.choice import (
 )
 from bough.qemu.packages import render_fix, render_fixes
 from bough.qemu.plan import resolve_clock
-from bough.qemu.probe import Accelerator, QemuFacts, newest_complete_cpu, parse_version
+from bough.qemu.probe import Accelerator, QemuFacts, complete_cpus, newest_complete_cpu, parse_version
 
 FACTS = QemuFacts(
     machine_types=(
@@ -118,8 +118,8 @@ def test_newest_complete_cpu() -> None:
         {"name": "Haswell-noTSX-IBRS", "unavailable-features": []},
         {"name": "host", "unavailable-features": []},
     ]
-    assert newest_complete_cpu(row, definitions) == "Haswell-noTSX-IBRS"
-    assert newest_complete_cpu(row, definitions[:1]) is None
+    assert newest_complete_cpu(row, complete_cpus(definitions)) == "Haswell-noTSX-IBRS"
+    assert newest_complete_cpu(row, complete_cpus(definitions[:1])) is None
 
 
 def test_versions_are_ordered_as_numbers() -> None:

@@ -13,6 +13,8 @@ from bough.cli.service import DURATION, TIMEOUT_HELP, connect, json_option
 from bough.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
+    from typing import Literal
+
     from bough.contract.snapshots import Identity
 
 
@@ -65,6 +67,12 @@ def export(source: str, file: str, disks_only: bool, without_image: bool) -> Non
     help="keep: the identity of the exported machine; new: a new one.",
 )
 @click.option("--cold", is_flag=True, help="Import the disks only; the machine is stopped.")
+@click.option(
+    "--accelerator",
+    type=click.Choice(["auto", "kvm", "tcg"]),
+    default="auto",
+    help="tcg: let memory of an emulated machine continue, emulated, although this host has KVM.",
+)
 @click.option("--force", is_flag=True, help="Allow more memory, disk or vCPUs than the host has.")
 @click.option("--timeout", type=DURATION, help=TIMEOUT_HELP)
 @json_option
@@ -73,6 +81,7 @@ def import_bundle(
     name: str | None,
     identity: Identity,
     cold: bool,
+    accelerator: Literal["auto", "kvm", "tcg"],
     force: bool,
     timeout: float | None,
     as_json: bool,
@@ -91,6 +100,7 @@ def import_bundle(
             identity=identity,
             cold=cold,
             force=force,
+            accelerator=accelerator,
             timeout=timeout,
             progress=report,
         )

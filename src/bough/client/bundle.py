@@ -92,13 +92,20 @@ def import_stream(
     identity: Literal["keep", "new"] = "keep",
     cold: bool = False,
     force: bool = False,
+    accelerator: Literal["auto", "kvm", "tcg"] = "auto",
     wait: bool = True,
     timeout: float | None = None,
     progress: Report | None = None,
 ) -> dict[str, Any]:
     """Send a bundle to the service. Return the machine's description."""
     request = ImportMachine(
-        name=name, identity=identity, cold=cold, force=force, wait=wait, timeout_s=timeout
+        name=name,
+        identity=identity,
+        cold=cold,
+        force=force,
+        accelerator=accelerator,
+        wait=wait,
+        timeout_s=timeout,
     )
     with api.open(request) as socket:
         feeding = threading.Thread(target=_feed, args=(socket, stream), daemon=True)

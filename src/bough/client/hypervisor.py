@@ -330,6 +330,7 @@ class Hypervisor(ImageStore):
         identity: Literal["keep", "new"] = "keep",
         cold: bool = False,
         force: bool = False,
+        accelerator: Literal["auto", "kvm", "tcg"] = "auto",
         timeout: float | None = None,
         progress: Report | None = None,
     ) -> Machine:
@@ -339,6 +340,7 @@ class Hypervisor(ImageStore):
             identity: "keep": the machine keeps the identity of the exported one; "new": a new identity.
             cold: import the disks alone.
             force: also if the machine is larger than this host.
+            accelerator: "tcg" lets the memory of an emulated machine continue, emulated, on a host with KVM.
 
         Raises:
             BadBundle: the bundle is cut off or altered, or cannot continue here; nothing was made.
@@ -354,6 +356,7 @@ class Hypervisor(ImageStore):
                 identity=identity,
                 cold=cold,
                 force=force,
+                accelerator=accelerator,
                 timeout=timeout,
                 progress=progress,
             )

@@ -25,5 +25,6 @@ class ImportMachine(Request):
     identity: Literal["new", "keep"] = "keep"
     cold: bool = False
     force: bool = False
+    accelerator: Literal["auto", "kvm", "tcg"] = "auto"
     wait: bool = True
     timeout_s: float | None = None

@@ -85,19 +85,23 @@ class Bundles:
         identity: Identity,
         cold: bool,
         force: bool = False,
+        accelerator: str = "auto",
         report: Report,
     ) -> Machine:
         """Create the machine of a bundle. The machine runs if the bundle has its memory.
 
         Args:
             force: also if the machine asks for more than the host has.
+            accelerator: of the memory. "auto": refuse memory that would continue more slowly than KVM.
 
         Raises:
             BadBundle: nothing was made. NameTaken, BeyondHost, NotFound (its image), NoSpace
         """
         tree = self._keeper.tree
         with self._half_made.working():
-            async with taken_up(source, self._store, cold=cold, force=force, report=report) as arrival:
+            async with taken_up(
+                source, self._store, cold=cold, force=force, accelerator=accelerator, report=report
+            ) as arrival:
                 name = name or arrival.name
                 self._names.check_free(name)  # before the rest is read
                 made = await arrival.read()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 
 from bough.errors import HostLacks, InvalidInput, MachineFailed, NotFound
@@ -159,7 +160,7 @@ class Preparation:
 
     async def _make_image(self, kind: ForkKind, saved: SavedState, urgency: Urgency) -> ProcessImage:
         devices, rewind = prepare_rewind(saved.devices, urgency)
-        start = SavedState(saved.memory, devices, prewarm=rewind)
+        start = SavedState(saved.memory, devices, prewarm=rewind, accelerator=saved.accelerator)
         async with self._throw_away(kind, start, "prewarm") as machine:
             await self._exercise(machine, urgency)
             overlays = await asyncio.to_thread(self._keeper.tree.fresh_overlays, kind.manifest, machine)
@@ -170,7 +171,7 @@ class Preparation:
         self, kind: ForkKind, saved: SavedState, image: ProcessImage, urgency: Urgency
     ) -> None:
         """Check that a fork that continues from the image works. Raises BoughError, OSError."""
-        start = SavedState(saved.memory, saved.devices, image=image, prewarm=Trial(urgency))
+        start = replace(saved, image=image, prewarm=Trial(urgency))
         async with self._throw_away(kind, start, "self-test") as machine:
             await self._exercise(machine, urgency)
             await machine.pause()

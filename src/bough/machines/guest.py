@@ -30,12 +30,14 @@ from bough.machines.state import State
 from bough.mounts.keeper import MountKeeper
 from bough.paths import MachinePaths
 from bough.progress_watch import ProgressWatch
+from bough.qemu.emulation import gives_way
 
 T = TypeVar("T")
 
 #: A booting guest may be silent for minutes.
 _HELLO_S = 3600.0
 _SETTLE_AFTER_S = 3.0
+_SETTLE_AFTER_ON_KVM_S = 0.2
 #: Bound of the wait for a guest that does not answer (hung or paused), before the next guest settles.
 _SETTLE_TURN_S = 5.0
 _SET_LINKS_S = 60.0
@@ -274,7 +276,8 @@ class Guest:
 
     async def _wait_and_settle(self, channel: AgentChannel) -> None:
         # Wait, and settle one machine at a time: settling would slow down forks that start now.
-        await asyncio.sleep(_SETTLE_AFTER_S)
+        is_slow = gives_way(self._machine.record.accelerator)
+        await asyncio.sleep(_SETTLE_AFTER_S if is_slow else _SETTLE_AFTER_ON_KVM_S)
         try:
             async with _settle_turn:
                 if self._machine.state is State.PAUSED:

@@ -47,6 +47,7 @@ from bough.mounts.keeper import MountKeeper
 from bough.paths import MachinePaths
 from bough.progress import Report, ignore_progress
 from bough.progress_watch import ProgressWatch
+from bough.qemu.emulation import gives_way
 from bough.qemu.process import start_process
 from bough.qemu.qmp import Qmp
 from bough.tasks import Tasks
@@ -218,7 +219,8 @@ class Machine:
 
     def stand_back(self, back: bool = True) -> None:
         """Give this machine low or normal priority for processor time; see cpu_priority.py."""
-        self.vm.stand_back(back)
+        if not back or gives_way(self.record.accelerator):
+            self.vm.stand_back(back)
 
     async def let_go(self) -> None:
         """Release the machine at the end of the service: close the service's connections and leave QEMU

@@ -52,6 +52,8 @@ class SavedState:
     image: ProcessImage | None = None
     #: None: the start is for a user.
     prewarm: Prewarm | None = None
+    #: Of the QEMU that the memory is from, and continues on; None: unknown.
+    accelerator: str | None = None
 
 
 async def load_state(qmp: Qmp, pid: int | None, saved: SavedState, *, announces: bool) -> None:

@@ -22,7 +22,8 @@ class Architecture:
         machine_options: options of every machine: no unrequested device. Each device costs time at start and
             memory in forks.
         tcg_cpu: CPU model under emulation; see _EMULATED_PC.
-        kvm_cpus: candidates for KVM, newest first; the first one with all features on this host is used.
+        kvm_cpus: candidates for KVM, newest first; the first one with all features on this host is used. SVM
+            of AMD's models is off: nested virtualization gives a guest much more of KVM to attack.
         console: device of the serial console; None: the board has a serial port.
         has_smbios: the firmware passes QEMU's -smbios data to the guest.
         is_pc: has a BIOS and a floppy controller.
@@ -92,19 +93,20 @@ ARCHITECTURES = {
         tcg_cpu=_EMULATED_PC,
         kvm_cpus=(
             "SapphireRapids",
-            "EPYC-Genoa",
+            "EPYC-Genoa,svm=off",
             "Icelake-Server-noTSX",
-            "EPYC-Milan",
+            "EPYC-Milan,svm=off",
             "Cascadelake-Server-noTSX",
-            "EPYC-Rome",
+            "EPYC-Rome,svm=off",
             "Skylake-Server-noTSX-IBRS",
-            "EPYC-IBPB",
+            "EPYC-IBPB,svm=off",
             "Broadwell-noTSX-IBRS",
             "Haswell-noTSX-IBRS",
             "IvyBridge-IBRS",
             "SandyBridge-IBRS",
             "Nehalem-IBRS",
             "Nehalem",
+            "qemu64,svm=off",  # complete on each host, also on a nested KVM that lacks more
         ),
         console="isa-serial",
         has_vmgenid=True,

@@ -20,7 +20,15 @@ from bough.qemu.arch import architecture
 from bough.qemu.choice import find_uefi
 from bough.qemu.jail import Jail, machine_uid, report_jail
 from bough.qemu.packages import find_sftp_server, render_fixes
-from bough.qemu.probe import OLDEST, Accelerator, QemuBinary, find_qemu, probe_accelerators, probe_jail
+from bough.qemu.probe import (
+    OLDEST,
+    Accelerator,
+    QemuBinary,
+    find_qemu,
+    kvm_module,
+    probe_accelerators,
+    probe_jail,
+)
 from bough.units import GIB, format_size
 
 
@@ -246,7 +254,10 @@ def _check_kvm(accelerators: list[Accelerator]) -> Check:
     if "may not be opened" in kvm.detail:
         shared = "chgrp kvm /dev/kvm && chmod 0660 /dev/kvm"
         joined = f"sudo usermod --append --groups kvm {getpass.getuser()}"
-        fixes = {"any": shared if os.geteuid() == 0 else joined}
+        fixes = {"any": shared if os.geteuid() == 0 else f"{joined}, then log in again"}
+    elif "not loaded" in kvm.detail:
+        sudo = "" if os.geteuid() == 0 else "sudo "
+        fixes = {"any": f"{sudo}modprobe {kvm_module()}"}
     detail = kvm.detail if kvm.usable else f"{kvm.detail}; machines are emulated (TCG), 10 to 30 times slower"
     return Check("KVM", kvm.usable, False, detail, fixes)
 

@@ -7,6 +7,7 @@ only after a probe guest has completed on it, in the jail, within a bounded time
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,7 +15,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,15 +35,33 @@ from bough.qemu.packages import render_fix
 from bough.qemu.pid import Wrapped
 from bough.qemu.subprocesses import end_subprocess, start_subprocess
 from bough.qemu.syscalls import open_filter
+from bough.tasks import end_tasks
 
 OLDEST = (7, 2)
 T = TypeVar("T")
+S = TypeVar("S")
 
-#: Processor time for the probe guest, per attempt. A guest on real KVM takes 0.1 s; one whose KVM is emulated
-#: takes a minute. TCG always works, only slowly.
-_ATTEMPTS_S = {"kvm": (2.0, 8.0), "tcg": (20.0, 60.0)}
+
+@dataclass(frozen=True)
+class Patience:
+    """Processor time for the probe guest, in seconds.
+
+    Attributes:
+        start_s: for QEMU's start, until the guest tells that it runs: most of the time on a slow nested KVM.
+        run_s: from then on: 0.1 s on real KVM, a minute on a KVM that emulates each instruction.
+    """
+
+    start_s: float
+    run_s: float
+
+
+#: One entry per attempt. TCG always works, only slowly.
+_ATTEMPTS = {
+    "kvm": (Patience(20.0, 2.0), Patience(60.0, 8.0)),
+    "tcg": (Patience(20.0, 20.0), Patience(60.0, 60.0)),
+}
 #: End of one attempt, however busy the host is.
-_ATTEMPT_MOST_S = 60.0
+_ATTEMPT_MOST_S = 120.0
 #: A guest that did not complete in this processor time never will: no further attempt.
 _HAD_ITS_TIME = 0.75
 #: Validity of "KVM does not work": if the host may have been the reason, and otherwise.
@@ -74,6 +93,7 @@ class Accelerator:
     """Attributes:
     detail: run time of the probe guest, or the reason of its failure.
     cpu_model: the model for "auto".
+    cpu_models: the named models with all their features here; empty: unknown.
     tried: a probe guest started and did not complete: an opinion, not a fact.
     refused: the host has the accelerator, and denies access.
     lasts_s: validity, if shorter than the host's boot.
@@ -83,6 +103,7 @@ class Accelerator:
     usable: bool
     detail: str
     cpu_model: str
+    cpu_models: tuple[str, ...] = ()
     tried: bool = False
     refused: bool = False
     lasts_s: float | None = None
@@ -153,11 +174,13 @@ async def probe_accelerators(
     async def find() -> Any:
         return [(await _probe(name, qemu, jail, home)).to_dict() for name in ("kvm", "tcg")]
 
-    # Another version of bough may choose other CPU models.
-    files = [qemu.path, _KVM, jail.bwrap or "bwrap", arch_table.__file__]
+    # Another version of bough may choose other CPU models, and find out other things.
+    files = [qemu.path, _KVM, jail.bwrap or "bwrap", arch_table.__file__, __file__]
     name = f"accelerators-{qemu.arch}"
     known = await cached_fact(home, name, files, find, refresh=refresh, lasts_s=_lasts_s)
-    return {entry["name"]: Accelerator(**entry) for entry in known}
+    return {
+        entry["name"]: Accelerator(**entry | {"cpu_models": tuple(entry["cpu_models"])}) for entry in known
+    }
 
 
 def _lasts_s(found: list[dict[str, Any]]) -> float | None:
@@ -176,8 +199,11 @@ async def _probe(name: str, qemu: QemuBinary, jail: Jail, home: Home) -> Acceler
     if missing:
         has_it = os.uname().machine in row.hosts and Path(_KVM).exists()
         return Accelerator(name, False, missing, "", refused=has_it)
+    complete = complete_cpus(cpus)
     # If no model is complete, the guest gets the oldest one.
-    return await _run_guest(name, newest_complete_cpu(row, cpus) or row.kvm_cpus[-1], qemu, jail, home)
+    model = newest_complete_cpu(row, complete) or row.kvm_cpus[-1]
+    found = await _run_guest(name, model, qemu, jail, home)
+    return dataclasses.replace(found, cpu_models=complete)
 
 
 def _kvm_missing(qemu: QemuBinary, jail: Jail) -> str | None:
@@ -186,10 +212,22 @@ def _kvm_missing(qemu: QemuBinary, jail: Jail) -> str | None:
     if host not in architecture(qemu.arch).hosts:
         return f"this host is {host}, not {qemu.arch}"
     if not Path(_KVM).exists():
-        return f"{_KVM} is not there: no hardware virtualization, or its module is not loaded"
+        return f"{_KVM} is not there: {_why_no_device()}"
     if not _may_open_kvm(jail):
         return f"{_KVM} may not be opened by the user that QEMU runs as"
     return None
+
+
+def _why_no_device() -> str:
+    if kvm_module() is None:
+        return "the processor has no hardware virtualization (vmx, svm), or the firmware switched it off"
+    return "its module is not loaded"
+
+
+def kvm_module() -> str | None:
+    """Return the kernel module for the virtualization of this host's processor, if it has one."""
+    found = re.search(r"\b(vmx|svm)\b", Path("/proc/cpuinfo").read_text())
+    return {"vmx": "kvm_intel", "svm": "kvm_amd"}[found[1]] if found else None
 
 
 def _may_open_kvm(jail: Jail) -> bool:
@@ -199,10 +237,14 @@ def _may_open_kvm(jail: Jail) -> bool:
     return info.st_mode & 0o006 == 0o006 or (info.st_mode & 0o060 == 0o060 and info.st_gid != 0)
 
 
-def newest_complete_cpu(arch: Architecture, definitions: Sequence[dict[str, Any]]) -> str | None:
-    """Return the newest named model whose features the accelerator has."""
-    complete = {entry["name"] for entry in definitions if entry.get("unavailable-features") == []}
-    return next((name for name in arch.kvm_cpus if name in complete), None)
+def newest_complete_cpu(arch: Architecture, complete: Collection[str]) -> str | None:
+    """Return the newest CPU for "auto" whose model's features the accelerator has."""
+    return next((cpu for cpu in arch.kvm_cpus if cpu.partition(",")[0] in complete), None)
+
+
+def complete_cpus(definitions: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    """Return the models whose features the accelerator has, all of them."""
+    return tuple(entry["name"] for entry in definitions if entry.get("unavailable-features") == [])
 
 
 async def _run_guest(name: str, cpu: str, qemu: QemuBinary, jail: Jail, home: Home) -> Accelerator:
@@ -216,12 +258,14 @@ async def try_guest(
     name: str, cpu: str, arch: str, attempt: Callable[[Watched], Awaitable[Done | None]]
 ) -> Accelerator:
     """Run the probe guest with increasing patience, until it completes or has had enough processor time."""
-    for patience_s in _ATTEMPTS_S[name]:
-        watch = Watched(patience_s, most_s=_ATTEMPT_MOST_S)
+    tells_start = probe_guest.PROBE_GUESTS[arch].tells_start
+    for patience in _ATTEMPTS[name]:
+        start_s = patience.start_s if tells_start else None
+        watch = Watched(patience.run_s, most_s=_ATTEMPT_MOST_S, start_s=start_s)
         done = await attempt(watch)
         if done is not None:
             return _judge(name, cpu, arch, done, watch.took_s)
-        if watch.used_s > _HAD_ITS_TIME * patience_s:
+        if watch.had_its_time:
             why = _too_slow(name, f"{watch.used_s:.1f} s of processor time")
             return Accelerator(name, False, why, cpu, tried=True, lasts_s=_SLOW_LASTS_S)
     why = f"a probe guest did not finish within {watch.took_s:.0f} s on a busy host; it is tried again later"
@@ -252,7 +296,7 @@ def _judge(name: str, cpu: str, arch: str, done: Done, took_s: float) -> Acceler
 
 def _too_slow(name: str, time: str) -> str:
     why = f"a probe guest did not finish in {time}"
-    if name == "kvm" and not re.search(r"\b(vmx|svm)\b", Path("/proc/cpuinfo").read_text()):
+    if name == "kvm" and kvm_module() is None:
         why += f": {_KVM} is there, but the processor has no hardware virtualization (vmx, svm) below it"
     return why
 
@@ -367,23 +411,48 @@ class Done:
 class Watched:
     """A program with a bound on its processor time: the host may be busy.
 
+    Args:
+        quiet_s: processor time of the program; with `start_s`, from its first output on.
+        start_s: processor time until its first output.
+        most_s: the end of each of the two in any case.
+
     Attributes:
+        heard: set at the first output.
         took_s: seconds until its end, or until bough gave up.
-        used_s: processor time until then.
+        used_s: processor time of the last part, with or without an output.
     """
 
-    def __init__(self, quiet_s: float, *, most_s: float) -> None:
-        self._quiet_s, self._most_s = quiet_s, most_s
+    def __init__(self, quiet_s: float, *, most_s: float, start_s: float | None = None) -> None:
+        self._quiet_s, self._start_s, self._most_s = quiet_s, start_s, most_s
+        self._given_s = quiet_s
+        self.heard = asyncio.Event()
         self.took_s = self.used_s = 0.0
+
+    @property
+    def had_its_time(self) -> bool:
+        """Return whether the program, and not a busy host, used up the time."""
+        return self.used_s > _HAD_ITS_TIME * self._given_s
 
     async def run(self, pid: int, work: Awaitable[T]) -> T:
         """Run the program. Raises Stalled."""
         program = Wrapped(pid)
-        watch = ProgressWatch(self._quiet_s, most_s=self._most_s, work=program, look_every_s=_LOOK_EVERY_S)
+        task = asyncio.ensure_future(work)
+        task.add_done_callback(lambda _: self.heard.set())
+        try:
+            if self._start_s is not None:
+                await self._watch(program, self._start_s, self.heard.wait())
+            return await self._watch(program, self._quiet_s, task)
+        finally:
+            await end_tasks(task)
+
+    async def _watch(self, program: Wrapped, quiet_s: float, work: Awaitable[S]) -> S:
+        watch = ProgressWatch(quiet_s, most_s=self._most_s, work=program, look_every_s=_LOOK_EVERY_S)
+        before_s, self._given_s = program.last_s, quiet_s
         try:
             return await watch.run(work)
         finally:
-            self.took_s, self.used_s = watch.waited_s, program.last_s
+            self.took_s += watch.waited_s
+            self.used_s = program.last_s - before_s
 
 
 def _question() -> Watched:
@@ -405,9 +474,35 @@ async def _run(
         pass_fds=tuple(pass_fds),
     )
     try:
-        stdout, stderr = await watched.run(process.pid, process.communicate(input_))
+        stdout, stderr = await watched.run(process.pid, _talk(process, input_, watched.heard))
     except Stalled:
         return None
     finally:
         await end_subprocess(process)
     return Done(process.returncode or 0, stdout, stderr)
+
+
+async def _talk(
+    process: asyncio.subprocess.Process, input_: bytes, heard: asyncio.Event
+) -> tuple[bytes, bytes]:
+    """Write `input_`, and return standard output and standard error when the process has ended."""
+
+    async def read(stream: asyncio.StreamReader | None) -> bytes:
+        data = bytearray()
+        while stream is not None and (piece := await stream.read(65536)):
+            data += piece
+            if stream is process.stdout:
+                heard.set()
+        return bytes(data)
+
+    async def write() -> None:
+        if process.stdin is not None:
+            with contextlib.suppress(ConnectionError):  # it ended before it read all
+                process.stdin.write(input_)
+                await process.stdin.drain()
+            process.stdin.close()
+
+    stdout, stderr, _, _ = await asyncio.gather(
+        read(process.stdout), read(process.stderr), write(), process.wait()
+    )
+    return stdout, stderr

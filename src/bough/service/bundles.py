@@ -72,6 +72,7 @@ async def _import(
         identity=asked.identity,
         cold=asked.cold,
         force=asked.force,
+        accelerator=asked.accelerator,
         report=report,
     )
     if asked.wait and machine.state == "running":

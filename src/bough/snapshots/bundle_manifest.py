@@ -18,6 +18,7 @@ from bough.machines.record import FirstBoot, Hardware, Nic
 from bough.qemu.arch import ARCHITECTURES
 from bough.qemu.choice import choose_machine_type
 from bough.qemu.probe import Accelerator, QemuFacts
+from bough.snapshots.memory_fit import accelerator_bar, cpu_bar, render_instead
 from bough.spec import MachineSpec
 from bough.spec.nic import MOST_NICS, Model
 from bough.spec.settings import SETTINGS, entry_of
@@ -181,14 +182,16 @@ def check_here(
     accelerators: dict[str, Accelerator],
     *,
     cold: bool,
+    accelerator: str = "auto",
 ) -> tuple[MachineSpec, Hardware]:
     """Return the spec and the hardware of the machine on this host.
 
     Args:
         cold: ignore the memory; the machine boots.
+        accelerator: "auto", or the accelerator to continue on.
 
     Raises:
-        BadBundle: this host cannot continue from the memory; the hint says what works.
+        BadBundle: this host cannot continue from the memory, or would be slow; the hint says what works.
     """
     spec, hardware = manifest.spec, manifest.hardware
     is_known = _is_known(hardware, facts)
@@ -197,20 +200,18 @@ def check_here(
             machine_type = choose_machine_type("auto", facts, hardware.arch)
             hardware = hardware.model_copy(update={"machine_type": machine_type})
         return spec, hardware
-    found = accelerators.get(manifest.accelerator)
-    why = None
-    if found is None or not found.usable:
-        why = f"it ran on {manifest.accelerator}, which does not work here"
-    elif not is_known:
+    its, cpu = manifest.accelerator, hardware.cpu_model
+    why = accelerator_bar(its, accelerators, accelerator) or cpu_bar(its, cpu, accelerators)
+    if why is None and not is_known:
         why = f"this QEMU does not have its machine type {hardware.machine_type}"
-    elif hardware.cpu_model.partition(",")[0] not in facts.cpu_models:
-        why = f"this QEMU does not have its processor {hardware.cpu_model}"
+    elif why is None and cpu.partition(",")[0] not in facts.cpu_models:
+        why = f"this QEMU does not have its processor {cpu}"
     if why is not None:
         raise BadBundle(
             f"machine '{manifest.name}' cannot resume on this host: {why}",
-            hint="import only its disks, and boot: --cold",
+            hint=render_instead(its, accelerators),
         )
-    return spec.model_copy(update={"accelerator": manifest.accelerator}), hardware
+    return spec.model_copy(update={"accelerator": its}), hardware
 
 
 def _is_known(hardware: Hardware, facts: QemuFacts) -> bool:

@@ -127,7 +127,8 @@ class _Taking:
         if self._memory is not None:
             template = self._memory.seal()
             self._memory = None
-            saved = SavedState(template, small.pop("devices"))
+            its = self._manifest.accelerator
+            saved = SavedState(template, small.pop("devices"), accelerator=its)
         return Taken(self._disks, saved, small)
 
     def close(self) -> None:

@@ -36,6 +36,7 @@ class Arrival:
         saved: memory and devices; set by `read`. None: the machine boots.
         cold: leave out the memory; the machine boots.
         force: allow a machine that is too large for this host.
+        accelerator: "auto", or the accelerator to continue on.
     """
 
     manifest: SnapshotManifest
@@ -47,6 +48,7 @@ class Arrival:
         self._source, self._digest, self._bundle = source, digest, bundle
         self._images, self._work = images, work
         self.cold = self.force = False
+        self.accelerator = "auto"
         self.report: Report = lambda _: None
 
     async def check(self) -> None:
@@ -56,7 +58,9 @@ class Arrival:
         jail = await probe_jail(qemu, home)
         accelerators = dict(await probe_accelerators(qemu, jail, home))
         facts = await inspect_qemu(qemu, home)
-        self._spec, self._hardware = check_here(bundle, facts, accelerators, cold=self.cold)
+        self._spec, self._hardware = check_here(
+            bundle, facts, accelerators, cold=self.cold, accelerator=self.accelerator
+        )
         check_against_host(self._spec, await read_host_facts(home), force=self.force)
         self._image = self._find_image()
         check_space(self._work)
@@ -112,7 +116,7 @@ class Arrival:
 
 @asynccontextmanager
 async def taken_up(
-    source: Source, images: ImageStore, *, cold: bool, force: bool, report: Report
+    source: Source, images: ImageStore, *, cold: bool, force: bool, accelerator: str, report: Report
 ) -> AsyncIterator[Arrival]:
     """Check a bundle, and provide the arrival for the block.
 
@@ -121,6 +125,7 @@ async def taken_up(
     Args:
         cold: leave out the memory; the machine boots.
         force: allow a machine that is too large for this host.
+        accelerator: "auto", or the accelerator to continue on.
 
     Raises:
         BadBundle, NotFound, BeyondHost, HostLacks
@@ -135,6 +140,7 @@ async def taken_up(
     try:
         arrival = Arrival(source, digest, bundle, images, work)
         arrival.cold, arrival.force, arrival.report = cold, force, report
+        arrival.accelerator = accelerator
         await arrival.check()
         yield arrival
     finally:

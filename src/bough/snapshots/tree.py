@@ -143,7 +143,9 @@ class SnapshotTree:
                 found = await capture(machine, self.store, draft, memory=memory, report=report)
                 if found.memory is not None:
                     self.templates.put(draft.id, found.memory.template)
-                    self._passing[draft.id] = SavedState(found.memory.template, found.memory.devices)
+                    self._passing[draft.id] = SavedState(
+                        found.memory.template, found.memory.devices, accelerator=machine.record.accelerator
+                    )
                     captured(found.manifest)
                 manifest = await self._keep(machine, found, keep, report)
             await self._merge(machine, report)
@@ -220,7 +222,7 @@ class SnapshotTree:
             return None
         template = await self.templates.get(manifest)
         devices = await asyncio.to_thread(read_devices, self.store, manifest)
-        return SavedState(template, devices)
+        return SavedState(template, devices, accelerator=manifest.memory.accelerator)
 
     @contextmanager
     def using(self, manifest: SnapshotManifest) -> Iterator[None]:

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any, Protocol
 
-from bough.errors import BoughError, MachineFailed
+from bough.errors import BoughError, HostLacks, MachineFailed
 from bough.machines.boot_sight import BootSight
 from bough.machines.disks.merging import Chains
 from bough.machines.first_boot import tried_again
@@ -96,7 +96,7 @@ class Start:
             self._enter_starting(by_policy, saved)
             try:
                 await self._forwards.bind()
-                plan = await self._planner(machine.record, machine.paths)
+                plan = await self._plan(saved)
                 process = await self._start_process(plan, saved, hold, report)
             except MachineFailed as error:
                 await self._forwards.close()
@@ -133,6 +133,31 @@ class Start:
         again = {} if saved is not None else tried_again(record)
         fields = {"failure": None, "restarts": restarts, "stopped_in_boot": None, **again}
         self._machine.change(event=True, state=State.STARTING, started=now(), **fields)
+
+    async def _plan(self, saved: SavedState | None) -> Plan:
+        """Return the plan of a start. Saved memory continues on its accelerator, whatever this host has now.
+
+        Raises:
+            HostLacks: the accelerator of the memory does not work here.
+        """
+        machine = self._machine
+        plan = await self._planner(machine.record, machine.paths)
+        its = saved.accelerator if saved is not None else None
+        if its in (None, plan.accelerator):
+            return plan
+        spec = machine.record.spec.model_copy(update={"accelerator": its})
+        try:
+            plan = await self._planner(machine.record.model_copy(update={"spec": spec}), machine.paths)
+        except HostLacks as error:
+            raise HostLacks(
+                f"the memory of machine '{machine.name}' was saved on {its}, and continues there alone: "
+                f"{error.message}",
+                hint="fork or import its disks alone, and boot: --cold",
+            ) from error
+        note = (
+            f"the memory of the machine was saved on {its}, so it continues there; a new boot chooses again"
+        )
+        return replace(plan, accelerator_note=plan.accelerator_note or note)
 
     async def _start_process(
         self, plan: Plan, saved: SavedState | None, hold: bool, report: Report
