@@ -73,6 +73,18 @@ def info(name: str, plan: bool, as_json: bool) -> None:
     if as_json:
         show_json(machine)
         return
+    for key, value in _rows(machine):
+        print(f"{key + ':':13}{value}")
+    for mount in machine.get("mounts") or []:
+        mode, state = "rw" if mount["writable"] else "ro", clean(mount["error"] or mount["state"])
+        print(f"{'mount:':13}{mount['source']} -> {mount['target']} ({mode}, {state})")
+    _show_policy(machine)
+    _show_jail(machine["jail"])
+    _show_trouble(machine)
+
+
+def _rows(machine: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the lines about the machine itself: label and value."""
     hardware = machine["hardware"]
     rows = [
         ("name", machine["name"]),
@@ -102,14 +114,7 @@ def info(name: str, plan: bool, as_json: bool) -> None:
     ]
     rows += [("nic", _nic(nic)) for nic in machine["nics"]]
     rows += _uplink(machine.get("uplink"))
-    for key, value in rows:
-        print(f"{key + ':':13}{value}")
-    for mount in machine.get("mounts") or []:
-        mode, state = "rw" if mount["writable"] else "ro", clean(mount["error"] or mount["state"])
-        print(f"{'mount:':13}{mount['source']} -> {mount['target']} ({mode}, {state})")
-    _show_policy(machine)
-    _show_jail(machine["jail"])
-    _show_trouble(machine)
+    return rows
 
 
 def _seen(seen: dict[str, Any]) -> str:

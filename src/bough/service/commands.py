@@ -160,26 +160,7 @@ async def _run(
     hypervisor: Hypervisor, socket: WebSocket, message: RunCommand, inbox: _Inbox
 ) -> dict[str, Any] | None:
     """Return the status of the command; None without a command, or if the client has disconnected."""
-    steps: asyncio.Queue[Progress] = asyncio.Queue()
-
-    async def tell() -> None:
-        while True:
-            await socket.send_text(json.dumps({"progress": (await steps.get()).__dict__}))
-
-    telling = asyncio.create_task(tell())
-    try:
-        machine = await inbox.unless_gone(
-            hypervisor.running.run(
-                message.spec,
-                force=message.force,
-                ephemeral=True,
-                cold=message.cold,
-                timeout_s=message.timeout_s,
-                report=steps.put_nowait,
-            )
-        )
-    finally:
-        await end_tasks(telling)
+    machine = await _make_machine(hypervisor, socket, message, inbox)
     if machine is None:
         return None
     ready = json.dumps({"machine": {"id": machine.id, "name": machine.name}})
@@ -192,13 +173,46 @@ async def _run(
     with hypervisor.lifetimes.hold(machine, grace_s=0):
         try:
             await socket.send_text(ready)
-            channel = await machine.agent()
-            session: Session | None = await inbox.unless_gone(channel.exec(_request_of(message.command)))
-            if session is None:
-                return None
-            return await _carry(socket, session, machine, message.command.timeout_s, inbox)
+            return await _run_in(machine, message.command, socket, inbox)
         finally:
             hypervisor.lifetimes.discard(machine)  # in the background: no client waits for the deletion
+
+
+async def _make_machine(
+    hypervisor: Hypervisor, socket: WebSocket, message: RunCommand, inbox: _Inbox
+) -> Machine | None:
+    """Return the new machine, and send the progress meanwhile. None: the client has disconnected."""
+    steps: asyncio.Queue[Progress] = asyncio.Queue()
+
+    async def tell() -> None:
+        while True:
+            await socket.send_text(json.dumps({"progress": (await steps.get()).__dict__}))
+
+    telling = asyncio.create_task(tell())
+    try:
+        return await inbox.unless_gone(
+            hypervisor.running.run(
+                message.spec,
+                force=message.force,
+                ephemeral=True,
+                cold=message.cold,
+                timeout_s=message.timeout_s,
+                report=steps.put_nowait,
+            )
+        )
+    finally:
+        await end_tasks(telling)
+
+
+async def _run_in(
+    machine: Machine, command: Command, socket: WebSocket, inbox: _Inbox
+) -> dict[str, Any] | None:
+    """Return the status of the command. None: the client disconnected before the command began."""
+    channel = await machine.agent()
+    session: Session | None = await inbox.unless_gone(channel.exec(_request_of(command)))
+    if session is None:
+        return None
+    return await _carry(socket, session, machine, command.timeout_s, inbox)
 
 
 async def _carry(
