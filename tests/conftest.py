@@ -3,6 +3,7 @@
 README.md beside this file explains how to run tests and how to write one. Environment variables:
     BOUGH_TEST_CACHE=/dir   keep the built image there, and use it while its recipe is the same
     BOUGH_TEST_KEEP=1       keep the BOUGH_HOMEs of the run, for inspection
+    BOUGH_TEST_DURATIONS=1  write the durations of the files to durations.json (durations.py)
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import pytest
 
 from bough.errors import BoughError
 from bough.paths import Home
+from tests.durations import UNKNOWN_S, DurationRecorder, file_of, read_durations
 from tests.findings import place_of
 from tests.leftovers import find_leftovers, wait_nothing_left
 from tests.run import Run
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 IMAGE = "debian:12"
 #: Enough for Debian; a host with 2 cores runs several such machines.
 MEMORY = "512MiB"
-ORDER = ("unit", "machines", "acceptance")
 RUN = pytest.StashKey[Run]()
 
 # A run below nohup ignores SIGHUP, and the clients that tests end by SIGHUP would inherit that.
@@ -44,6 +45,8 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 def pytest_configure(config: pytest.Config) -> None:
     given = getattr(config, "workerinput", {}).get("bough_run")
     config.stash[RUN] = Run(Path(given)) if given else Run.create()
+    if not given and "BOUGH_TEST_DURATIONS" in os.environ:
+        config.pluginmanager.register(DurationRecorder())
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -60,15 +63,22 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the tests: quick ones first, then files with long tests, so that all workers end at about the
-    same time.
-    """
-    long = {item.path for item in items if item.get_closest_marker("long") is not None}
+    """Order the files: quick ones first, then the longest, so that all workers end at about the same time.
 
-    def rank(item: pytest.Item) -> tuple[int, int]:
-        folder = item.path.parent.name
-        place = ORDER.index(folder) if folder in ORDER else len(ORDER)
-        return (0 if folder == "unit" else 1 if item.path in long else 2, place)
+    One long file precedes all: it builds the image, while another worker runs the quick tests.
+    """
+    seconds = read_durations()
+
+    def length(item: pytest.Item) -> float:
+        return seconds.get(file_of(item.path), UNKNOWN_S)
+
+    builds = max(
+        (item for item in items if "debian" in getattr(item, "fixturenames", ())), key=length, default=None
+    )
+
+    def rank(item: pytest.Item) -> tuple[bool, bool, float, str]:
+        is_first = builds is not None and item.path == builds.path
+        return not is_first, item.path.parent.name != "unit", -length(item), str(item.path)
 
     items.sort(key=rank)
 
@@ -122,10 +132,12 @@ def ssh_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def booted(hv: bough.Hypervisor, debian: str, ssh_key: Path) -> bough.Snapshot:
-    """Return a snapshot of an idle Debian of 512 MiB. A fork of it takes a third of a second."""
+    """Return a snapshot of an idle Debian of 512 MiB. A fork of it takes a third of a second.
+
+    The machine is a run, so runs of this worker with the same hardware continue from the same boot.
+    """
     key = Path(f"{ssh_key}.pub").read_text()
-    machine = hv.create(debian, name="booted", memory=MEMORY, ssh_keys=[key])
-    machine.start()
+    machine = hv.run(debian, name="booted", memory=MEMORY, ssh_keys=[key])
     machine.wait("booted")
     snapshot = machine.snapshot("booted")
     machine.delete(force=True)

@@ -21,8 +21,6 @@ from bough.paths import Home
 from tests.torture.processes import kill, qemus
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.long
-
 #: Enough data that a merge still runs when something is killed.
 LARGE = "dd if=/dev/urandom of=/root/large bs=1M count=128 2>/dev/null; sync; cksum < /root/large"
 DATA = {"size": "64MiB", "serial": "data"}

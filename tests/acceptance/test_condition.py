@@ -42,9 +42,8 @@ def test_a_panic_is_a_failure(fork: bough.Machine, cli: Cli) -> None:
 def test_a_panic_without_the_driver_has_it_start_again(
     hv: bough.Hypervisor, debian: str, request: pytest.FixtureRequest
 ) -> None:
-    machine = hv.create(debian, name="panics", memory=MEMORY, restart="on-failure")
+    machine = hv.run(debian, name="panics", memory=MEMORY, restart="on-failure")
     request.addfinalizer(machine.discard)
-    machine.start(until="booted")
     machine.shell("rmmod pvpanic_mmio", check=True)
     machine.shell(CRASH)
     wait_until(lambda: (machine.info().restarts or {})["count"] == 1, what="it is started again")

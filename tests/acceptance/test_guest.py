@@ -112,11 +112,6 @@ def test_the_clock_of_an_ordinary_machine(cli: Cli, box: str) -> None:
     assert before - 2 < inside < time.time() + 2
 
 
-def test_first_boot_happens_once(cli: Cli, bench: str) -> None:
-    cli("restart", bench)
-    assert in_guest(cli, bench, "cat /root/order") == "first\nsecond"
-
-
 def test_as_complete_a_debian_as_ever(cli: Cli, box: str) -> None:
     """systemd is up without failed units, and the usual parts of a Debian are there."""
     assert (

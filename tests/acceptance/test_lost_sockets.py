@@ -101,14 +101,19 @@ def hung(pid: int) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-def test_what_cannot_be_reached_lives_on_and_says_so(cli: Cli, bough_home: Home, machine: str) -> None:
-    info = cli.json("info", machine)
+def test_what_cannot_be_reached_says_so_and_lives_on_or_is_stopped_by_force(
+    cli: Cli, bough_home: Home, machine: str, booted: bough.Snapshot, gone: list[str]
+) -> None:
+    """One service waits in vain for the QEMUs of both machines, at the same time."""
+    gone.append("doomed")
+    booted.fork("doomed")
+    info, doomed = cli.json("info", machine), cli.json("info", "doomed")
     cli("serve", "--stop")
-    with hung(info["pid"]):
+    with hung(info["pid"]), hung(doomed["pid"]):
         there = cli.json("info", machine)
         assert (there["state"], there["pid"]) == ("running", info["pid"])
         assert "greet" in there["unreachable"]
-        assert "running (unreachable)" in cli.text("list")
+        assert cli.text("list").count("running (unreachable)") == 2
         assert "unreachable:" in cli.text("info", machine)
         for words in (
             ("exec", machine, "--", "true"),
@@ -119,16 +124,10 @@ def test_what_cannot_be_reached_lives_on_and_says_so(cli: Cli, bough_home: Home,
             ("snapshot", "create", machine),
         ):
             cli.error(*words, says="cannot be reached", hint=f"bough stop {machine} --force")
+        assert cli.json("info", "doomed")["unreachable"]
+        cli("stop", "doomed", "--force")
+        after = cli.json("info", "doomed")
+        assert (after["state"], after["unreachable"]) == ("stopped", None)
         cli("serve", "--stop")
     wait_until(lambda: not cli.json("info", machine)["unreachable"], timeout_s=60)
     assert_goes_on(cli, machine, info["pid"])
-
-
-def test_what_cannot_be_reached_can_be_stopped_by_force(cli: Cli, machine: str) -> None:
-    info = cli.json("info", machine)
-    cli("serve", "--stop")
-    with hung(info["pid"]):
-        assert cli.json("info", machine)["unreachable"]
-        cli("stop", machine, "--force")
-        after = cli.json("info", machine)
-        assert (after["state"], after["unreachable"]) == ("stopped", None)

@@ -46,12 +46,9 @@ def test_a_shared_directory_lives_as_long_as_its_machine(
     hv: bough.Hypervisor, cli: Cli, debian: str, bough_home: Home, shared: Path, made: list[bough.Machine]
 ) -> None:
     mounts = [{"source": str(shared), "target": SOURCE, "writable": True}, f"{shared}/sub:/opt/sub"]
-    commands = [f"cat {SOURCE}/word > /root/at-first-boot"]
-    machine = hv.create(
-        debian, name="sharing", memory=MEMORY, users=["joe"], commands=commands, mounts=mounts
-    )
+    commands = [f"cat {SOURCE}/word >> /root/at-first-boot"]
+    machine = hv.run(debian, name="sharing", memory=MEMORY, users=["joe"], commands=commands, mounts=mounts)
     made.append(machine)
-    machine.start()
     assert machine.read_text("/root/at-first-boot") == "hello\n"
     assert [mount.state for mount in machine.mounts()] == ["mounted", "mounted"]
 
@@ -99,6 +96,7 @@ def test_a_shared_directory_lives_as_long_as_its_machine(
     assert machine.shell(f"touch {SOURCE}/x").exit_code != 0
     machine.restart()
     assert read(machine) == "later"
+    assert machine.read_text("/root/at-first-boot") == "hello\n", "a command of the first boot ran again"
 
     machine.stop()
     shared.rename(shared.with_name("moved"))

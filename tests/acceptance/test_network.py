@@ -160,12 +160,14 @@ def test_the_hosts_loopback_is_out_of_reach(cli: Cli, box: str) -> None:
 
 
 def test_without_an_uplink_there_is_no_network(cli: Cli, debian: str, gone: list[str]) -> None:
-    gone.append("island")
+    gone += ["island", "island-fork"]
     cli("create", debian, "--name", "island", "--memory", MEMORY, "--no-uplink")
     cli("start", "island")
     assert cli.text("exec", "island", "--", "sh", "-c", "ls /sys/class/net") == "lo"
     # Ports and exec need no uplink: they go through the agent.
     assert cli.text("exec", "island", "--", "echo", "here") == "here"
+    cli("fork", "island", "island-fork")
+    assert cli.text("exec", "island-fork", "--", "hostname") == "island-fork"
 
 
 CARDS = "for card in $(ls /sys/class/net | grep -v lo); do cat /sys/class/net/$card/address; done"

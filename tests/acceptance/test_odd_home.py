@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+import bough
 from bough.paths import Home
 from tests.acceptance.conftest import Cli
 from tests.conftest import IMAGE, MEMORY, RUN
 from tests.leftovers import find_leftovers, wait_nothing_left
-
-pytestmark = pytest.mark.long
+from tests.waiting import wait_until
 
 ODD = "a blank, a comma: 100% ö $HOME 'x' \"y\" "
 
@@ -51,11 +51,23 @@ def odd(home: Home, request: pytest.FixtureRequest) -> Iterator[Cli]:
     cli("serve", "--stop")
 
 
-def test_a_machine_lives_there(odd: Cli, home: Home, tmp_path: Path) -> None:
+def test_a_machine_is_created_and_started_there(odd: Cli, home: Home) -> None:
+    odd("create", IMAGE, "--name", "boots", "--memory", MEMORY)
+    odd("start", "boots", "--no-wait")
+    wait_until(lambda: odd.text("logs", "boots"), what="its boot loader prints", timeout_s=60)
+    assert odd.json("info", "boots")["state"] == "running"
+    odd("delete", "boots", "--force")
+
+
+def test_a_machine_lives_there(odd: Cli, home: Home, fork: bough.Machine, tmp_path: Path) -> None:
+    """The machine comes from another home, so that this test needs no boot."""
     shared = tmp_path / "shared, 100% ö"
     shared.mkdir(mode=0o755)
     (shared / "file").write_text("of the host")
-    odd("create", IMAGE, "--name", "web", "--memory", MEMORY, "--mount", f"{shared}:/srv", "--start")
+    brought = tmp_path / "web, a: b%.bough"
+    fork.export(brought)
+    odd("import", brought, "--name", "web")
+    odd("mount", "web", f"{shared}:/srv")
     assert odd.text("exec", "web", "--", "cat", "/srv/file") == "of the host"
     odd("cp", shared / "file", "web:/root/copy")
     assert odd.text("exec", "web", "cat", "/root/copy") == "of the host"

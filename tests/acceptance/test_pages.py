@@ -12,8 +12,6 @@ import bough
 from tests.acceptance.conftest import BOUGH, Cli
 from tests.pages import PAGES, blocks, script_of
 
-pytestmark = pytest.mark.long
-
 
 def test_the_python_of_the_readme_runs(cli: Cli, debian: str, tmp_path: Path) -> None:
     found = [text for language, text in blocks("README.md") if language == "python"]

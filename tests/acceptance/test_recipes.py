@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pytest
-
 import bough
 from bough.images.apt import ADD_SOURCES, ASKED, FILTER_PATH, source_files
 from bough.images.recipes import SCRIPTS
@@ -14,7 +12,6 @@ from bough.spec import SourceSpec
 from tests.acceptance.conftest import Cli, write
 
 
-@pytest.mark.long
 def test_layers_upon_an_image(cli: Cli, debian: str, images: list[str], tmp_path: Path) -> None:
     images.append("web")
     (tmp_path / "page").write_text("hello\n")

@@ -157,18 +157,6 @@ def test_a_fork_of_a_fork_of_what_runs(origin: bough.Machine, forks: list[bough.
     assert grandchild.read_text("/mnt/only") == "memory\n"
 
 
-def test_a_fork_keeps_its_disk_over_a_restart(snapshot: bough.Snapshot, forks: list[bough.Machine]) -> None:
-    fork = snapshot.fork("restarts")
-    forks.append(fork)
-    fork.shell("echo kept > /root/kept; sync")
-    identity = fork.read_text("/etc/machine-id")
-    fork.restart()
-    assert fork.read_text("/root/kept") == "kept\n"
-    assert fork.read_text("/root/word") == "before"
-    assert fork.read_text("/etc/machine-id") == identity
-    assert fork.exec("hostname").stdout.strip() == "restarts"
-
-
 def test_identity_keep(snapshot: bough.Snapshot, origin: bough.Machine, forks: list[bough.Machine]) -> None:
     fork = snapshot.fork("twin", identity="keep")
     forks.append(fork)
@@ -283,12 +271,3 @@ def test_a_label_that_is_a_machines_name(cli: Cli, booted: bough.Snapshot, gone:
         for name in gone:
             cli("delete", name, "--force", check=False)
         cli("snapshot", "delete", made["id"])
-
-
-def test_a_machine_without_a_network(hv: bough.Hypervisor, debian: str, forks: list[bough.Machine]) -> None:
-    machine = hv.create(debian, name="offline", memory=MEMORY, uplink=False)
-    forks.append(machine)
-    machine.start()
-    fork = machine.fork("offline-fork")
-    forks.append(fork)
-    assert fork.exec("hostname").stdout.strip() == "offline-fork"

@@ -22,8 +22,6 @@ schemathesis = pytest.importorskip(
     "schemathesis", reason="not in every environment: pip install schemathesis"
 )
 
-pytestmark = pytest.mark.long
-
 #: Calls that would end the service, fetch packages or files, or probe the host for seconds each time.
 LEFT_OUT = ("/v1/shutdown", "/v1/images/build", "/v1/images/import", "/v1/doctor", "/v1/doctor/store")
 #: Calls that wait as long as the request says.

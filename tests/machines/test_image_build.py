@@ -17,10 +17,7 @@ from bough.paths import Home
 from bough.progress import Progress
 from tests.leftovers import processes_of, wait_nothing_left
 
-pytestmark = [
-    pytest.mark.skipif(shutil.which("mmdebstrap") is None, reason="mmdebstrap is not installed"),
-    pytest.mark.long,
-]
+pytestmark = pytest.mark.skipif(shutil.which("mmdebstrap") is None, reason="mmdebstrap is not installed")
 
 LABEL = "debian:12"
 

@@ -30,6 +30,7 @@ from bough.qemu.cgroup import (
 from bough.qemu.plan import Limits, Plan
 from bough.qemu.process import QemuProcess, start_process
 from bough.qemu.qmp import Qmp
+from tests.conftest import MEMORY
 
 MIB = 1 << 20
 HAS_CPU_GROUPS = any("cpu" in base.split("/")[-2] or "unified" in base for base in find_groups())
@@ -175,15 +176,13 @@ def pair(
 ) -> Iterator[tuple[bough.Machine, bough.Machine]]:
     """Yield a running machine with limits, and a running machine without."""
     limits = {"cpu": 60, "disk": 2 * MIB, "iops": 200, "console": 65536}
-    hostile = hv.create(debian, name="hostile", memory="384MiB", limits=limits, ssh_keys=[])
-    hostile.start(timeout=170)
+    hostile = hv.run(debian, name="hostile", memory=MEMORY, limits=limits, ssh_keys=[])
     neighbour = booted.fork("neighbour")
     yield hostile, neighbour
     hostile.delete(force=True)
     neighbour.delete(force=True)
 
 
-@pytest.mark.long
 @needs_cpu_groups
 def test_a_flood_stays_within_its_limits(
     pair: tuple[bough.Machine, bough.Machine], bough_home: Home, nothing_left: None
