@@ -35,8 +35,11 @@ IMAGE = "debian:12"
 MEMORY = "512MiB"
 RUN = pytest.StashKey[Run]()
 
-# A run below nohup ignores SIGHUP, and the clients that tests end by SIGHUP would inherit that.
+# A run below nohup ignores SIGHUP, and a run in a script's background SIGINT. The clients that tests end by
+# these signals would inherit that.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # -- one run, by one process or by several workers ----------------------------------------------------
