@@ -263,7 +263,11 @@ class Command(Session):
     def _drain_terminal(self, outlet: Outlet) -> None:
         # The end of a session's leader hangs up its terminal: reads give the rest, then an error. If another
         # process reopened the terminal, reads would block instead, so look again later.
+        # The kernel passes output to this side in a work queue, which a busy system delays. A read waits for
+        # the queue; the number of bytes to read does not.
         def look() -> None:
+            if outlet.fd >= 0:
+                outlet.readable(0)
             if outlet.fd >= 0 and agent_spawn.bytes_to_read(outlet.fd) == 0:
                 outlet.end()
             elif outlet.fd >= 0:
