@@ -16,29 +16,41 @@ from tests.torture.processes import kill, qemus, service_pid
 from tests.waiting import wait_until
 
 
-@pytest.fixture
-def snapshot(booted: bough.Snapshot) -> Iterator[bough.Snapshot]:
-    """Yield a snapshot that no other test forks."""
-    with booted.fork("ahead", ephemeral=True) as source:
-        source.write_file("/dev/shm/word", "in memory")
-        made = source.snapshot()
+@pytest.fixture(scope="module")
+def shared(booted: bough.Snapshot) -> Iterator[bough.Snapshot]:
+    """Yield a snapshot for several tests. Until the service ends, one process image serves them."""
+    made = snapshot_of_fork(booted)
     yield made
     made.delete()
 
 
+@pytest.fixture
+def snapshot(booted: bough.Snapshot) -> Iterator[bough.Snapshot]:
+    """Yield a snapshot that no other test forks."""
+    made = snapshot_of_fork(booted)
+    yield made
+    made.delete()
+
+
+def snapshot_of_fork(booted: bough.Snapshot) -> bough.Snapshot:
+    with booted.fork("ahead", ephemeral=True) as source:
+        source.write_file("/dev/shm/word", "in memory")
+        return source.snapshot()
+
+
 def test_a_fork(
-    hv: bough.Hypervisor, cli: Cli, bough_home: Home, snapshot: bough.Snapshot, gone: list[str]
+    hv: bough.Hypervisor, cli: Cli, bough_home: Home, shared: bough.Snapshot, gone: list[str]
 ) -> None:
     gone += ["ahead-1", "ahead-2", "ahead-3"]
-    first = snapshot.fork("ahead-1")
-    following = wait_begun(bough_home, snapshot.id)
+    first = shared.fork("ahead-1")
+    following = wait_begun(bough_home, shared.id)
     assert following not in [machine.id for machine in hv.machines()]
     assert following not in cli.text("list", "--json")
     assert hv.doctor_store()["clean"]
 
-    second = snapshot.fork("ahead-2")
+    second = shared.fork("ahead-2")
     assert second.id == following
-    assert second.info().raw["forked_from"] == snapshot.id
+    assert second.info().raw["forked_from"] == shared.id
     assert second.read_text("/dev/shm/word") == "in memory"
     assert second.exec("hostname").stdout.strip() == "ahead-2"
     assert second.read_text("/etc/machine-id") != first.read_text("/etc/machine-id")
@@ -52,9 +64,29 @@ def test_a_fork(
     assert second.read_text("/root/kept") == "kept"
 
     # A machine begun with a new identity cannot become a fork that keeps its parent's.
-    wait_begun(bough_home, snapshot.id)
-    same = snapshot.fork("ahead-3", identity="keep")
+    wait_begun(bough_home, shared.id)
+    same = shared.fork("ahead-3", identity="keep")
     assert same.exec("hostname").stdout.strip() == "ahead"
+
+
+def test_it_is_of_no_use(bough_home: Home, shared: bough.Snapshot) -> None:
+    """The QEMU of the begun fork has ended."""
+    shared.fork(ephemeral=True).discard()
+    following = wait_begun(bough_home, shared.id)
+    kill(qemus(bough_home)[following])
+    with shared.fork(ephemeral=True) as fork:
+        assert fork.id != following
+        assert fork.read_text("/dev/shm/word") == "in memory"
+
+
+def test_the_service_is_killed(cli: Cli, bough_home: Home, shared: bough.Snapshot) -> None:
+    shared.fork(ephemeral=True).discard()
+    following = wait_begun(bough_home, shared.id)
+    kill(service_pid(bough_home))
+    assert following not in cli.text("list", "--json")
+    wait_until(lambda: following not in qemus(bough_home), what="what the last service began is gone")
+    with shared.fork(ephemeral=True) as fork:
+        assert fork.read_text("/dev/shm/word") == "in memory"
 
 
 def test_the_first_fork(bough_home: Home, booted: bough.Snapshot) -> None:
@@ -80,26 +112,6 @@ def test_a_run(hv: bough.Hypervisor, bough_home: Home, debian: str) -> None:
         assert not vm.name.startswith("fork-")
     with hv.run(debian, memory=MEMORY, environment={"WORD": "own"}) as vm:
         assert vm.id != following
-
-
-def test_it_is_of_no_use(bough_home: Home, snapshot: bough.Snapshot) -> None:
-    """The QEMU of the begun fork has ended."""
-    snapshot.fork(ephemeral=True).discard()
-    following = wait_begun(bough_home, snapshot.id)
-    kill(qemus(bough_home)[following])
-    with snapshot.fork(ephemeral=True) as fork:
-        assert fork.id != following
-        assert fork.read_text("/dev/shm/word") == "in memory"
-
-
-def test_the_service_is_killed(cli: Cli, bough_home: Home, snapshot: bough.Snapshot) -> None:
-    snapshot.fork(ephemeral=True).discard()
-    following = wait_begun(bough_home, snapshot.id)
-    kill(service_pid(bough_home))
-    assert following not in cli.text("list", "--json")
-    wait_until(lambda: following not in qemus(bough_home), what="what the last service began is gone")
-    with snapshot.fork(ephemeral=True) as fork:
-        assert fork.read_text("/dev/shm/word") == "in memory"
 
 
 def test_its_snapshot_is_deleted(hv: bough.Hypervisor, bough_home: Home, snapshot: bough.Snapshot) -> None:
