@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from bough.errors import Conflict, MachineFailed, WrongState
+from bough.machines import machine as module
 from bough.machines.events import Event, Events
 from bough.machines.machine import Machine
 from bough.machines.record import Hardware, MachineRecord, PortForward
@@ -263,3 +264,8 @@ async def test_a_machine_without_a_qemu_was_lost_with_its_host(scene: Scene) -> 
     assert lost.state is State.FAILED
     assert lost.record.failure is not None
     assert lost.record.failure.cause.startswith("its QEMU ended unobserved")
+
+
+def test_machine_is_a_facade() -> None:
+    lines = Path(module.__file__).read_text().splitlines()
+    assert len(lines) <= 300, "put what a machine does in a class of its own, below vm/ for example"
