@@ -108,7 +108,12 @@ class Networks:
             NotFound. InUse: a machine has a card on it.
         """
         record = self.store.find(reference)
-        users = [machine.name for machine in self._users(record)]
+        users = [machine.name for machine in self._users(record) if not machine.record.spare]
+        if not users and self._users(record):
+            raise InUse(
+                f"the network '{record.name}' is in use by a standby machine",
+                hint="delete the snapshot of a machine on this network first: bough snapshot list",
+            )
         if users:
             more = f" and {len(users) - 3} more" if len(users) > 3 else ""
             raise InUse(
@@ -145,6 +150,7 @@ class Networks:
                     "counters": found.get(card.port),
                 }
                 for machine in self._users(record)
+                if not machine.record.spare
                 for card in cards_on(record, machine.record)
             ],
         }
