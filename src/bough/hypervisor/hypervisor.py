@@ -62,6 +62,7 @@ class Hypervisor:
         self.machines = machines = Inventory(home, events, tree, networks)
         self.networks = Networks(home, events, networks, machines)
         machines.before_start.append(self.networks.join)
+        machines.after_removal.append(self.networks.forget)
         self.lifetimes = lifetimes = Lifetimes(machines, half_made)
         names = Names(machines, self._give_way)
         keeper = SnapshotKeeper(tree, machines, store)

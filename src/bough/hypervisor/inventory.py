@@ -24,6 +24,7 @@ class Inventory:
 
     Attributes:
         leaving: ids of discarded machines, not listed any more; the deletion is under way.
+        after_removal: called with a machine that was deleted.
         before_start: called before the QEMU of a machine starts. An error refuses the start.
         unreadable: id -> error of each unreadable record.
     """
@@ -31,6 +32,7 @@ class Inventory:
     def __init__(self, home: Home, events: Events, snapshots: SnapshotTree, networks: Networks) -> None:
         self.home = home
         self.leaving: set[str] = set()
+        self.after_removal: list[Callable[[Machine], None]] = []
         self.before_start: list[Callable[[MachineRecord], Awaitable[None]]] = []
         self.unreadable: dict[str, str] = {}
         self._events = events
@@ -128,6 +130,8 @@ class Inventory:
 
     def remove(self, machine: Machine) -> None:
         del self._machines[machine.id]
+        for forget in self.after_removal:
+            forget(machine)
 
     def records(self) -> list[MachineRecord]:
         return [machine.record for machine in self]

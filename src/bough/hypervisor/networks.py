@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
 from bough.errors import BoughError, Conflict, InUse, InvalidInput, NameTaken
@@ -62,6 +62,8 @@ class Networks:
             with contextlib.suppress(BoughError, OSError):
                 await switch.sync()
             await switch.let_go()
+        for record in self.store:
+            self._remove_ports(record)
 
     # -- use cases --------------------------------------------------------------------------------
 
@@ -199,12 +201,21 @@ class Networks:
             names = machine.record.spec.networks if machine is not None else self.store.names()
             if event.kind not in _CHANGES or not names:
                 continue
-            for record in [record for record in self.store if record.name in names]:
-                try:
-                    await (await self._switch_of(record)).sync()
-                    self._remove_ports(record)
-                except (BoughError, OSError) as error:
-                    log.error("the network %s does not follow %s: %s", record.name, event.name, error)
+            await self._settle(names)
+
+    def forget(self, machine: Machine) -> None:
+        """Take a deleted machine off its networks, in a task. A standby machine has no events to follow."""
+        if machine.record.spec.networks:
+            self._tasks.begin(self._settle(machine.record.spec.networks), f"forget {machine.id}")
+
+    async def _settle(self, names: Collection[str]) -> None:
+        """Put the switches of networks in step with the machines that run now."""
+        for record in [record for record in self.store if record.name in names]:
+            try:
+                await (await self._switch_of(record)).sync()
+                self._remove_ports(record)
+            except (BoughError, OSError) as error:
+                log.error("the switch of network %s is not in step: %s", record.name, error)
 
     def _choose_addresses(self, machine: MachineRecord, record: NetworkRecord) -> None:
         others = [one for one in self._users(record) if one.id != machine.id]
@@ -239,10 +250,8 @@ class Networks:
 
     def _remove_ports(self, record: NetworkRecord) -> None:
         """Remove the ports of machines that do not run."""
-        for machine in self._users(record):
-            if machine.state not in LIVE:
-                for card in cards_on(record, machine.record):
-                    self.store.remove_port(record, card.port)
+        live = [machine for machine in self._users(record) if machine.state in LIVE]
+        self.store.keep_ports(record, {card.port for one in live for card in cards_on(record, one.record)})
 
     def _users(self, record: NetworkRecord) -> list[Machine]:
         return [machine for machine in self._inventory if record.name in machine.record.spec.networks]

@@ -109,9 +109,12 @@ class NetworkStore:
             directory.chmod(0o770)  # for any umask
         return directory
 
-    def remove_port(self, record: NetworkRecord, port: str) -> None:
-        """Remove the directory of a machine whose QEMU has ended."""
-        remove_tree(self._home.network(record.id).port(port))
+    def keep_ports(self, record: NetworkRecord, ports: Collection[str]) -> None:
+        """Remove the directories of all other ports: their QEMUs have ended."""
+        root = self._home.network(record.id).runtime
+        for path in root.iterdir() if root.is_dir() else ():
+            if path.is_dir() and path.name not in ports:
+                remove_tree(path)
 
 
 def make_switch_directory(path: Path) -> None:
