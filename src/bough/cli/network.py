@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from bough.cli.output import show_json, show_table
-from bough.cli.service import DURATION, connect, json_option
+from bough.cli.service import DURATION, NAME, connect, json_option
 from bough.units import format_size
 
 if TYPE_CHECKING:
@@ -99,6 +99,25 @@ def delete_network(names: tuple[str, ...]) -> None:
     hypervisor = connect()
     for name in names:
         hypervisor.network(name).delete()
+
+
+@network.command("attach")
+@click.argument("name")
+@click.argument("machine", type=NAME)
+@click.option(
+    "--alias", "aliases", multiple=True, metavar="NAME", help="A further name of the machine there."
+)
+def attach(name: str, machine: str, aliases: tuple[str, ...]) -> None:
+    """Connect a stopped MACHINE to network NAME."""
+    connect().network(name).attach(machine, aliases=aliases)
+
+
+@network.command("detach")
+@click.argument("name")
+@click.argument("machine", type=NAME)
+def detach(name: str, machine: str) -> None:
+    """Disconnect a stopped MACHINE from network NAME."""
+    connect().network(name).detach(machine)
 
 
 @network.command("capture")

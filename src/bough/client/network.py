@@ -5,12 +5,19 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from bough.contract.networks import CaptureNetwork, DeleteNetwork, GetNetwork
+from bough.contract.networks import (
+    AttachMachine,
+    CaptureNetwork,
+    DeleteNetwork,
+    DetachMachine,
+    GetNetwork,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from bough.client.connection import Connection
+    from bough.client.machine import Machine
     from bough.client.websocket import WebSocket
     from bough.contract.answers import NetworkInfo
 
@@ -35,6 +42,21 @@ class Network:
     def delete(self) -> None:
         """Delete the network. Raises InUse while a machine has a card on it."""
         self._api.send(DeleteNetwork(reference=self.id))
+
+    def attach(self, machine: Machine | str, *, aliases: Sequence[str] = ()) -> None:
+        """Give a stopped machine a card on the network. Its guest sees the card at its next boot.
+
+        Raises:
+            WrongState: the machine is not stopped.
+            Conflict: the machine is on the network already.
+        """
+        reference = machine if isinstance(machine, str) else machine.id
+        self._api.send(AttachMachine(reference=self.id, machine=reference, aliases=list(aliases)))
+
+    def detach(self, machine: Machine | str) -> None:
+        """Take the card on the network out of a stopped machine. Raises WrongState, Conflict."""
+        reference = machine if isinstance(machine, str) else machine.id
+        self._api.send(DetachMachine(reference=self.id, machine=reference))
 
     @contextlib.contextmanager
     def capture(self, machines: Sequence[str] = ()) -> Iterator[Iterator[bytes]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from bough.contract.request import Request, Route, stream
@@ -44,6 +45,28 @@ class DeleteNetwork(Request):
 
     route = Route("DELETE", "/networks/{reference}")
     reference: str
+
+
+class AttachMachine(Request):
+    """Give a stopped machine a card on a network. The guest sees the card at its next boot.
+
+    `aliases`: further names of the machine on the network.
+    """
+
+    route = Route("POST", "/networks/{reference}/machines")
+    answer: ClassVar[NetworkInfo]
+    reference: str
+    machine: str
+    aliases: Sequence[str] = ()
+
+
+class DetachMachine(Request):
+    """Take the card on a network out of a stopped machine."""
+
+    route = Route("DELETE", "/networks/{reference}/machines/{machine}")
+    answer: ClassVar[NetworkInfo]
+    reference: str
+    machine: str
 
 
 class CaptureNetwork(Request):

@@ -21,6 +21,7 @@ from bough.hypervisor.inventory import Inventory
 from bough.hypervisor.lifecycle import Lifecycle
 from bough.hypervisor.lifetimes import Lifetimes
 from bough.hypervisor.names import Names
+from bough.hypervisor.network_changes import NetworkChanges
 from bough.hypervisor.networks import Networks
 from bough.hypervisor.opening import Opening
 from bough.hypervisor.preparation import Preparation
@@ -44,7 +45,8 @@ class Hypervisor:
 
     Attributes:
         machines: look machines up. lifetimes: delete, hold and discard machines.
-        creation, lifecycle, running, forking, snapshots, bundles, images, networks, auditing: the use cases.
+        creation, lifecycle, running, forking, snapshots, bundles, images, auditing: the use cases.
+        networks: the networks between machines. network_changes: connect machines, and disconnect them.
         process_images: whether they may be used.
         standby: the standby machines that users asked for.
     """
@@ -61,6 +63,7 @@ class Hypervisor:
         networks = NetworkStore(home)
         self.machines = machines = Inventory(home, events, tree, networks)
         self.networks = Networks(home, events, networks, machines)
+        self.network_changes = NetworkChanges(networks)
         machines.before_start.append(self.networks.join)
         machines.after_removal.append(self.networks.forget)
         self.lifetimes = lifetimes = Lifetimes(machines, half_made)

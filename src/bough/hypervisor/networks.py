@@ -120,7 +120,7 @@ class Networks:
             more = f" and {len(users) - 3} more" if len(users) > 3 else ""
             raise InUse(
                 f"the network '{record.name}' is in use by {', '.join(users[:3])}{more}",
-                hint="delete these machines first",
+                hint=f"stop and detach each of them: bough network detach {record.name} {users[0]}",
                 machines=users,
             )
         switch = self._switches.pop(record.id, None)

@@ -17,6 +17,8 @@ def add_routes(routes: Routes) -> None:
     routes.quick(contract.CreateNetwork, create_network)
     routes.quick(contract.GetNetwork, get_network)
     routes.quick(contract.DeleteNetwork, delete_network)
+    routes.quick(contract.AttachMachine, attach_machine)
+    routes.quick(contract.DetachMachine, detach_machine)
     routes.stream(contract.CaptureNetwork, capture_network)
 
 
@@ -38,6 +40,18 @@ async def get_network(hypervisor: Hypervisor, asked: contract.GetNetwork) -> dic
 async def delete_network(hypervisor: Hypervisor, asked: contract.DeleteNetwork) -> dict[str, bool]:
     await hypervisor.networks.delete(asked.reference)
     return {"deleted": True}
+
+
+async def attach_machine(hypervisor: Hypervisor, asked: contract.AttachMachine) -> dict[str, Any]:
+    machine = hypervisor.machines.find(asked.machine)
+    await hypervisor.network_changes.attach(machine, asked.reference, aliases=asked.aliases)
+    return await hypervisor.networks.describe(hypervisor.networks.store.find(asked.reference))
+
+
+async def detach_machine(hypervisor: Hypervisor, asked: contract.DetachMachine) -> dict[str, Any]:
+    machine = hypervisor.machines.find(asked.machine)
+    await hypervisor.network_changes.detach(machine, asked.reference)
+    return await hypervisor.networks.describe(hypervisor.networks.store.find(asked.reference))
 
 
 async def capture_network(hypervisor: Hypervisor, asked: contract.CaptureNetwork, socket: WebSocket) -> None:

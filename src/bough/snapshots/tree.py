@@ -19,6 +19,7 @@ from bough.machines.machine import Machine
 from bough.machines.nics import renew_mac_addresses
 from bough.machines.record import (
     FirstBoot,
+    Hardware,
     MachineDisk,
     MachineRecord,
     PortForward,
@@ -327,6 +328,13 @@ class SnapshotTree:
                 f"not to '{machine.name}'",
                 hint=f"create a new machine from it: bough fork {manifest.label or manifest.id}",
             )
+        # The memory contains the state of each card.
+        if manifest.memory is not None and _cards(manifest.hardware) != _cards(machine.record.hardware):
+            label = manifest.label or manifest.id
+            raise Conflict(
+                f"machine '{machine.name}' had other network cards in snapshot {label}",
+                hint=f"attach and detach networks as then, or create a new machine: bough fork {label}",
+            )
 
     async def put_back(self, machine: Machine, manifest: SnapshotManifest) -> None:
         """Restore the disks and settings of a stopped machine. Its present disks are deleted.
@@ -451,6 +459,10 @@ def _changes(new: Template, new_extents: list[Extent], old: Template) -> list[Ex
     differing = different_extents(new, old, shared)
     alone = union(list(subtract(new_extents, old_extents)), list(subtract(old_extents, new_extents)))
     return union(differing, alone)
+
+
+def _cards(hardware: Hardware) -> list[tuple[int, str]]:
+    return [(nic.place, nic.model) for nic in hardware.nics]
 
 
 def _spec_of_fork(manifest: SnapshotManifest, identity: Identity) -> MachineSpec:
