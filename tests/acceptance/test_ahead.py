@@ -18,7 +18,7 @@ from tests.waiting import wait_until
 
 @pytest.fixture(scope="module")
 def shared(booted: bough.Snapshot) -> Iterator[bough.Snapshot]:
-    """Yield a snapshot for several tests. Until the service ends, one process image serves them."""
+    """Yield a snapshot for two tests, with one process image until the service ends."""
     made = snapshot_of_fork(booted)
     yield made
     made.delete()
@@ -69,16 +69,6 @@ def test_a_fork(
     assert same.exec("hostname").stdout.strip() == "ahead"
 
 
-def test_it_is_of_no_use(bough_home: Home, shared: bough.Snapshot) -> None:
-    """The QEMU of the begun fork has ended."""
-    shared.fork(ephemeral=True).discard()
-    following = wait_begun(bough_home, shared.id)
-    kill(qemus(bough_home)[following])
-    with shared.fork(ephemeral=True) as fork:
-        assert fork.id != following
-        assert fork.read_text("/dev/shm/word") == "in memory"
-
-
 def test_the_service_is_killed(cli: Cli, bough_home: Home, shared: bough.Snapshot) -> None:
     shared.fork(ephemeral=True).discard()
     following = wait_begun(bough_home, shared.id)
@@ -97,7 +87,8 @@ def test_the_first_fork(bough_home: Home, booted: bough.Snapshot) -> None:
         wait_until(lambda: begun(bough_home, made.id), what="a fork is begun", every_s=0.02)
         following = begun(bough_home, made.id)
         with made.fork(ephemeral=True) as fork:
-            assert [fork.id] == following
+            # A begun fork that gives way to one from a process image may still be there.
+            assert fork.id in following
             assert fork.read_text("/dev/shm/word") == "in memory"
     made.delete()
 
@@ -112,6 +103,16 @@ def test_a_run(hv: bough.Hypervisor, bough_home: Home, debian: str) -> None:
         assert not vm.name.startswith("fork-")
     with hv.run(debian, memory=MEMORY, environment={"WORD": "own"}) as vm:
         assert vm.id != following
+
+
+def test_it_is_of_no_use(bough_home: Home, snapshot: bough.Snapshot) -> None:
+    """The QEMU of the begun fork has ended."""
+    snapshot.fork(ephemeral=True).discard()
+    following = wait_begun(bough_home, snapshot.id)
+    kill(qemus(bough_home)[following])
+    with snapshot.fork(ephemeral=True) as fork:
+        assert fork.id != following
+        assert fork.read_text("/dev/shm/word") == "in memory"
 
 
 def test_its_snapshot_is_deleted(hv: bough.Hypervisor, bough_home: Home, snapshot: bough.Snapshot) -> None:
