@@ -9,7 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Literal
 
 from bench.harness import Bench
-from bench.machine import AT_EASE_S, a_guest, at_rest, wait_for_prewarm, wait_for_spares
+from bench.machine import AT_EASE_S, a_guest, at_rest, wait_for_prewarm, wait_for_standby
 from bench.peer import SavedGuest, stock_image
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ ABOUT = "forks of a snapshot of a running Debian, each with an identity of its o
 MEMORIES_GIB = (1, 2, 4, 8)
 COUNTS = (1, 5, 10, 20, 100)
 DEPTH = 20
-SPARES = 20
+STANDBY = 20
 #: Share of a processor for each fork. A fork below it is idle.
 AT_REST = 0.005
 
@@ -145,20 +145,20 @@ def by_depth(bench: Bench, snapshot: Snapshot) -> None:
 
 def that_stand_by(bench: Bench, hypervisor: Hypervisor, snapshot: Snapshot) -> None:
     """Fork a snapshot with standby machines."""
-    snapshot.keep_spares(1)
+    snapshot.keep_standby(1)
     taken = []
     for _ in range(8):
-        wait_for_spares(hypervisor)
+        wait_for_standby(hypervisor)
         taken.append(one(snapshot))
     bench.note(
         f"fork from a standby machine: {min(taken) * 1000:.0f} ms at best, {median(taken) * 1000:.0f} median"
     )
-    snapshot.keep_spares(SPARES)
-    wait_for_spares(hypervisor)
+    snapshot.keep_standby(STANDBY)
+    wait_for_standby(hypervisor)
     started = time.perf_counter()
-    forks = snapshot.fork(count=SPARES, ephemeral=True, timeout=900)
-    bench.note(f"{SPARES} forks of one call, from standby machines: {time.perf_counter() - started:.2f} s")
-    snapshot.keep_spares(0)
+    forks = snapshot.fork(count=STANDBY, ephemeral=True, timeout=900)
+    bench.note(f"{STANDBY} forks of one call, from standby machines: {time.perf_counter() - started:.2f} s")
+    snapshot.keep_standby(0)
     for fork in forks:
         fork.discard()
 

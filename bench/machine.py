@@ -65,10 +65,10 @@ def wait_for_prewarm(hypervisor: Hypervisor, timeout_s: float = 120) -> None:
         time.sleep(0.2)
 
 
-def wait_for_spares(hypervisor: Hypervisor, timeout_s: float = 600) -> None:
+def wait_for_standby(hypervisor: Hypervisor, timeout_s: float = 600) -> None:
     """Wait until all requested standby machines are ready. Raises RuntimeError at the time-out."""
     deadline = time.monotonic() + timeout_s
-    while not all(entry["ready"] == entry["count"] for entry in hypervisor.spares()):
+    while not all(entry["ready"] == entry["count"] for entry in hypervisor.standby_machines()):
         if time.monotonic() > deadline:
-            raise RuntimeError(f"no standby machine became ready: {hypervisor.spares()}")
+            raise RuntimeError(f"no standby machine became ready: {hypervisor.standby_machines()}")
         time.sleep(0.2)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import bough
 from bench.harness import RESULTS, Bench, run_quietly
-from bench.machine import AT_EASE_S, IMAGE, run_bough, wait_for_prewarm, wait_for_spares
+from bench.machine import AT_EASE_S, IMAGE, run_bough, wait_for_prewarm, wait_for_standby
 
 ABOUT = "`bough run` of true, against `podman run` of true in a Debian of packages"
 ROOT = RESULTS / "peer" / "root"
@@ -23,13 +23,13 @@ def run(bench: Bench) -> None:
     if peer is None:
         bench.note("podman is not installed: no container to compare with")
     what = (f"bough run {IMAGE} -- true", "podman run --rm --rootfs ROOT true")
-    hypervisor.keep_spares(IMAGE, 0)
+    hypervisor.keep_standby(IMAGE, 0)
     run_bough("run", IMAGE, "--", "true")  # the first run boots the image
     wait_for_prewarm(hypervisor)
     bench.in_turns("run, no standby machine", ours=ours, peer=peer, what=what, rounds=8, warm_ups=1)
     bench.in_turns("run from Python, no standby machine", ours=lambda: python(hypervisor), peer=None,
                    what=("hv.run(), to an answered ping", ""), rounds=8, warm_ups=1)  # fmt: skip
-    hypervisor.keep_spares(IMAGE, 1)
+    hypervisor.keep_standby(IMAGE, 1)
     try:
         with_spare = lambda work: lambda: spared(hypervisor, work)  # noqa: E731
         bench.in_turns(
@@ -38,7 +38,7 @@ def run(bench: Bench) -> None:
         bench.in_turns("run from Python, standby", ours=with_spare(lambda: python(hypervisor)), peer=None,
                        what=("hv.run(), to an answered ping", ""), rounds=8, warm_ups=1)  # fmt: skip
     finally:
-        hypervisor.keep_spares(IMAGE, 0)
+        hypervisor.keep_standby(IMAGE, 0)
 
 
 def ours() -> float:
@@ -70,7 +70,7 @@ def python(hypervisor: bough.Hypervisor) -> float:
 
 def spared(hypervisor: bough.Hypervisor, work: object) -> float:
     """Time `work` alone, once a standby machine is ready."""
-    wait_for_spares(hypervisor)
+    wait_for_standby(hypervisor)
     assert callable(work)
     started = time.perf_counter()
     own = work()

@@ -73,7 +73,7 @@ def _long(names: list[str]) -> str:
 def _takes_spec(**_: object) -> None: ...
 
 
-SPEC = "create, run, spares"
+SPEC = "create, run, standby"
 _TAKE_SPEC = SPEC.split(", ")
 _SPEC_OPTIONS = frozenset(
     _long(names)

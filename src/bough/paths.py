@@ -21,7 +21,7 @@ $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root
   known_hosts                            of earlier versions of bough; unused
   settings.toml                          written by a user: see forks/process_image/switch.py
   self-tests.json                        results of self-tests of process images, per build of QEMU
-  spares.json                            the standby machines that users requested
+  standby.json                           the standby machines that users requested
   catalogue.json                         a fetched catalogue, if newer than the one in bough
   snapshots/<id>/
     snapshot.json                        the manifest; written last
@@ -226,7 +226,12 @@ class Home:
         return self.root / "token"
 
     @property
+    def standby(self) -> Path:
+        return self.root / "standby.json"
+
+    @property
     def spares(self) -> Path:
+        """Return the name of `standby` in homes of earlier versions."""
         return self.root / "spares.json"
 
     @property
@@ -313,6 +318,7 @@ class Home:
             self.lost_and_found,
             self.settings,
             self.self_tests,
+            self.standby,
             self.spares,
             self.catalogue,
             self.known_hosts,

@@ -45,7 +45,7 @@ def test_the_tests_of_the_python_page_pass(cli: Cli, debian: str, tmp_path: Path
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 passed" in done.stdout
     assert cli.names() == before
-    assert cli.json("spares") == []
+    assert cli.json("standby") == []
 
 
 @pytest.mark.parametrize("name", PAGES)

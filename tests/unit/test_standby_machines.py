@@ -70,7 +70,7 @@ async def machines(
 ) -> AsyncIterator[StandbyMachines]:
     monkeypatch.setattr(standby, "_MAKE_AFTER_S", 0.0)
     monkeypatch.setattr(standby, "_LOOK_EVERY_S", 0.02)
-    file = tmp_path / "spares.json"
+    file = tmp_path / "standby.json"
     machines = StandbyMachines(file, pool, makers.make, makers.wake, makers.discard)
     machines.open()
     yield machines
@@ -116,13 +116,13 @@ async def test_fewer_and_none(machines: StandbyMachines, pool: Pool, makers: Mak
 
 async def test_requests_outlive_the_service(machines: StandbyMachines, tmp_path: Path, pool: Pool) -> None:
     machines.want(SPEC, 1)
-    assert json.loads((tmp_path / "spares.json").read_text()) == [{**SPEC, "count": 1}]
+    assert json.loads((tmp_path / "standby.json").read_text()) == [{**SPEC, "count": 1}]
     await until(lambda: states(pool) == [Level.RUNNING])
     await machines.close()
     await pool.close()
     assert states(pool) == []
     machines.want(SPEC, 1)  # a request for what is requested changes nothing
-    assert json.loads((tmp_path / "spares.json").read_text()) == [{**SPEC, "count": 1}]
+    assert json.loads((tmp_path / "standby.json").read_text()) == [{**SPEC, "count": 1}]
 
 
 async def test_trouble_is_reported_until_it_ends(

@@ -15,7 +15,7 @@ from bough.version import __version__
 #: command -> (module below bough.cli, attribute, help in one line), in the order of `bough --help`.
 COMMANDS = {
     "run": ("run", "run", "Run a command on a new machine, then delete the machine."),
-    "spares": ("spares", "spares", "Keep standby machines for the next run or fork."),
+    "standby": ("standby", "standby", "Keep standby machines for the next run or fork."),
     "create": ("lifecycle", "create", "Create a machine, stopped."),
     "start": ("lifecycle", "start", "Start a machine and wait until the guest answers."),
     "stop": ("lifecycle", "stop", "Shut a machine down; cut its power after a deadline."),

@@ -148,7 +148,7 @@ class Hypervisor(ImageStore):
             read_status(message[1:])
         raise ServiceUnavailable("the service ended before the machine was up", hint="try again")
 
-    def keep_spares(self, image: str, count: int, **spec: Any) -> None:
+    def keep_standby(self, image: str, count: int, **spec: Any) -> None:
         """Keep `count` standby machines of that spec; 0 stops keeping them.
 
         A `run` of the same spec gets a standby machine within milliseconds. bough makes standby machines in
@@ -158,15 +158,15 @@ class Hypervisor(ImageStore):
             InvalidSpec: also if such a machine cannot be a standby machine, for example with files of its
                 own.
         """
-        self.keep_spares_of({"image": image, **spec}, count)
+        self.keep_standby_of({"image": image, **spec}, count)
 
-    def keep_spares_of(self, spec: dict[str, Any], count: int) -> None:
-        """Keep standby machines as `keep_spares` does, of a whole spec."""
+    def keep_standby_of(self, spec: dict[str, Any], count: int) -> None:
+        """Keep standby machines as `keep_standby` does, of a whole spec."""
         from bough.contract.host import KeepStandby
 
         self.api.send(KeepStandby(spec=spec, count=count))
 
-    def spares(self) -> list[dict[str, Any]]:
+    def standby_machines(self) -> list[dict[str, Any]]:
         """Return the requested standby machines: "spec" or "snapshot" (its id), "count", and how many are
         "ready".
 

@@ -429,7 +429,7 @@ class Snapshot:
 
         self._api.send(DeleteSnapshot(reference=self.id))
 
-    def keep_spares(self, count: int) -> None:
+    def keep_standby(self, count: int) -> None:
         """Keep `count` paused standby machines, forks of this snapshot; 0 stops keeping them.
 
         `fork` gets a standby machine within milliseconds, unless the fork keeps the parent's identity. bough

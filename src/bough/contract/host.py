@@ -31,7 +31,7 @@ class AuditStore(Request):
 class ListStandby(Request):
     """List the requests for standby machines: spec or snapshot, and how many machines are `ready`."""
 
-    route = Route("GET", "/spares")
+    route = Route("GET", "/standby")
 
 
 class KeepStandby(Request):
@@ -40,7 +40,7 @@ class KeepStandby(Request):
     bough makes the machines in the background.
     """
 
-    route = Route("PUT", "/spares")
+    route = Route("PUT", "/standby")
     spec: dict[str, Any] | None = None
     snapshot: str | None = None
     count: Annotated[int, STANDBY_MACHINES]

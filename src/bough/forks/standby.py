@@ -2,7 +2,7 @@
 
 `run` of a booted image or `fork` of a snapshot takes a standby machine. The rest of the start is `cont` and
 setting the clock. By then QEMU has translated the necessary code. bough keeps standby machines only on
-request. spares.json holds the requests. All standby machines are deleted when the host is short of memory,
+request. standby.json holds the requests. All standby machines are deleted when the host is short of memory,
 and when the service ends.
 
 The first standby machine for a run is running: the guest is idle, and needs no new settings. A standby

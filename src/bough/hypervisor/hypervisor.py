@@ -80,7 +80,7 @@ class Hypervisor:
         prepare = Preparation(machines, lifetimes, keeper, booted, states, maker, availability)
         discard = lifetimes.delete_standby
         self.standby = standby = StandbyMachines(
-            home.spares, pool, prepare.make_standby, prepare.wake_standby, discard
+            home.standby, pool, prepare.make_standby, prepare.wake_standby, discard
         )
         prewarming = Prewarming(prepare.prewarm, pool, DEMAND, is_on=availability.off is None)
         loaded = LoadedForks(prepare.load_fork, discard, pool, prewarming)

@@ -234,7 +234,7 @@ class Images:
             if self._loaded.has(machine):
                 continue
             for digest in {machine.record.image_digest, *machine.record.media.digests}:
-                name = "(standby machines: bough spares)" if machine.record.spare else machine.name
+                name = "(standby machines: bough standby)" if machine.record.spare else machine.name
                 users.setdefault(digest, []).append(name)
         for digest, user in self._keeper.tree.store.images_in_use():
             users.setdefault(digest, []).append(user)

@@ -82,6 +82,8 @@ class Opening:
                 self._lifetimes.expire_unless_held(machine.id, grace_s)
         self._tasks.begin(follow_host(self._clocks), "follow the host's clock")
         self._tasks.begin(start_machines(self._inventory.listed(), self._events), "autostart")
+        if self._home.spares.exists():  # of an earlier version
+            self._home.spares.replace(self._home.standby)
         self._standby.open()
 
     async def _read(self, root: Path) -> None:

@@ -20,7 +20,7 @@ from bough.service import (
     ports,
     screen,
     snapshots,
-    spares,
+    standby,
     streams,
 )
 from bough.service.answers import answer_exception
@@ -58,7 +58,7 @@ def create_routes(hypervisor: Hypervisor, service: ServiceCalls) -> Routes:
         screen,
         snapshots,
         bundles,
-        spares,
+        standby,
         commands,
         streams,
     ):

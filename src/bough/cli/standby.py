@@ -1,4 +1,4 @@
-"""The command spares: standby machines for the next run or fork."""
+"""The command standby: standby machines for the next run or fork."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bough.cli.spec import spec_of, spec_options
 @spec_options
 @click.argument("image", type=IMAGE, required=False)
 @json_option
-def spares(
+def standby(
     image: str | None, snapshot: str | None, count: int | None, as_json: bool, force: bool, **given: Any
 ) -> None:
     """Keep standby machines for the next `bough run` of IMAGE, or the next `bough fork` of a snapshot.
@@ -33,10 +33,10 @@ def spares(
         raise click.UsageError("--count needs IMAGE or --snapshot SNAPSHOT")
     hypervisor, number = connect(), 1 if count is None else count
     if snapshot is not None:
-        hypervisor.snapshot_at(snapshot).keep_spares(number)
+        hypervisor.snapshot_at(snapshot).keep_standby(number)
     elif image is not None:
-        hypervisor.keep_spares_of(spec, number)
-    kept = hypervisor.spares()
+        hypervisor.keep_standby_of(spec, number)
+    kept = hypervisor.standby_machines()
     if as_json:
         show_json(kept)
         return

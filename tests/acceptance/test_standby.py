@@ -15,28 +15,28 @@ from tests.torture.processes import kill, qemus
 from tests.waiting import wait_until
 
 
-def wait_for_spares(hv: bough.Hypervisor) -> None:
+def wait_for_standby(hv: bough.Hypervisor) -> None:
     """Wait for an image's standby machines; the first one boots the image."""
-    wait_until(lambda: all(one["ready"] == one["count"] for one in hv.spares()), timeout_s=180)
+    wait_until(lambda: all(one["ready"] == one["count"] for one in hv.standby_machines()), timeout_s=180)
 
 
 def test_runs(hv: bough.Hypervisor, cli: Cli, debian: str) -> None:
     before = cli.names()
     with pytest.raises(InvalidInput, match="a standby machine has no host name"):
-        hv.keep_spares(debian, 1, memory=MEMORY, commands=["true"])
-    hv.keep_spares(debian, 1, memory=MEMORY)
+        hv.keep_standby(debian, 1, memory=MEMORY, commands=["true"])
+    hv.keep_standby(debian, 1, memory=MEMORY)
     try:
-        wait_for_spares(hv)
+        wait_for_standby(hv)
         assert cli.names() == before, "a spare is nobody's yet"
         for _ in range(2):
             with hv.run(debian, memory=MEMORY) as vm:
                 assert vm.exec("hostname").stdout.strip() == vm.name
                 assert abs(float(vm.exec("date", "+%s.%N").stdout) - time.time()) < 0.5
                 assert vm.name in cli.names()
-            wait_for_spares(hv)
+            wait_for_standby(hv)
     finally:
-        hv.keep_spares(debian, 0, memory=MEMORY)
-    assert hv.spares() == []
+        hv.keep_standby(debian, 0, memory=MEMORY)
+    assert hv.standby_machines() == []
 
 
 def test_the_next_of_a_run_is_awake(hv: bough.Hypervisor, bough_home: Home, debian: str) -> None:
@@ -44,9 +44,9 @@ def test_the_next_of_a_run_is_awake(hv: bough.Hypervisor, bough_home: Home, debi
         return sorted(r["state"] for r in records(bough_home) if r["spare"] and r["identity"] == "known")
 
     def is_as_it_should() -> bool:
-        return states() == ["paused", "running"] and hv.spares()[0]["ready"] == 2
+        return states() == ["paused", "running"] and hv.standby_machines()[0]["ready"] == 2
 
-    hv.keep_spares(debian, 2, memory=MEMORY)
+    hv.keep_standby(debian, 2, memory=MEMORY)
     try:
         wait_until(is_as_it_should, timeout_s=180)
         # Two runs at once: they get a running and a paused standby machine.
@@ -62,7 +62,7 @@ def test_the_next_of_a_run_is_awake(hv: bough.Hypervisor, bough_home: Home, debi
             assert vm.id != awake
             assert vm.exec("true").exit_code == 0
     finally:
-        hv.keep_spares(debian, 0, memory=MEMORY)
+        hv.keep_standby(debian, 0, memory=MEMORY)
 
 
 def test_forks(hv: bough.Hypervisor, cli: Cli, booted: bough.Snapshot, gone: list[str]) -> None:
@@ -71,11 +71,11 @@ def test_forks(hv: bough.Hypervisor, cli: Cli, booted: bough.Snapshot, gone: lis
     source.write_file("/dev/shm/word", "in memory")
     snapshot = source.snapshot("stands-by")
     before = cli.names()
-    cli("spares", "--snapshot", "stands-by", "--count", "2")
-    wait_for_spares(hv)
+    cli("standby", "--snapshot", "stands-by", "--count", "2")
+    wait_for_standby(hv)
     assert cli.names() == before
-    spares = cli.json("spares")
-    assert [(one["snapshot"], one["count"], one["ready"]) for one in spares] == [(snapshot.id, 2, 2)]
+    kept = cli.json("standby")
+    assert [(one["snapshot"], one["count"], one["ready"]) for one in kept] == [(snapshot.id, 2, 2)]
 
     assert hv.doctor_store()["clean"]
 
@@ -100,15 +100,15 @@ def test_forks(hv: bough.Hypervisor, cli: Cli, booted: bough.Snapshot, gone: lis
     assert second.exec("hostname").stdout.strip() == "picked"
 
     snapshot.delete()
-    assert hv.spares() == []
+    assert hv.standby_machines() == []
     wait_until(lambda: hv.doctor_store()["clean"])
 
 
 def test_what_cannot_stand_by(cli: Cli, booted: bough.Snapshot, gone: list[str]) -> None:
     gone.append("bare")
     booted.fork("bare").snapshot("bare-disks", memory=False)
-    cli.error("spares", "--snapshot", "bare-disks", says="no memory")
-    cli.error("spares", "--snapshot", "nothing-there", says="nothing-there")
-    cli.error("spares", "--snapshot", "bare-disks", "--memory", "1GiB", says="--snapshot goes with")
-    cli.error("spares", "--count", "2", says="--count needs IMAGE")
+    cli.error("standby", "--snapshot", "bare-disks", says="no memory")
+    cli.error("standby", "--snapshot", "nothing-there", says="nothing-there")
+    cli.error("standby", "--snapshot", "bare-disks", "--memory", "1GiB", says="--snapshot goes with")
+    cli.error("standby", "--count", "2", says="--count needs IMAGE")
     cli("snapshot", "delete", "bare-disks")
