@@ -116,12 +116,14 @@ def test_run_and_standby_machines(hv: bough.Hypervisor, small: str, hardware: di
             assert machine.info().accelerator == "kvm"
             assert machine.exec("true").ok
     assert _running(hv) == []
-    hv.keep_spares(small, 1, **hardware)
-    wait_until(lambda: hv.spares()[0]["ready"] == 1, timeout_s=600, what="a machine stands by", every_s=2)
+    hv.keep_standby(small, 1, **hardware)
+    wait_until(
+        lambda: hv.standby_machines()[0]["ready"] == 1, timeout_s=600, what="a machine stands by", every_s=2
+    )
     with hv.run(small, **hardware) as machine:
         assert machine.exec("true").ok
         wait_right(machine)
-    hv.keep_spares(small, 0, **hardware)
+    hv.keep_standby(small, 0, **hardware)
 
 
 def _running(hv: bough.Hypervisor) -> list[str]:
