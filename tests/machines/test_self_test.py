@@ -6,6 +6,7 @@ The host's QEMU stands for such a build: a service in this process has an empty 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Callable
@@ -13,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 import bough
+from bough.errors import ServiceUnavailable
 from bough.forks.process_image.builds import SelfTest, SelfTests, read_build
 from bough.hypervisor import Hypervisor
 from bough.machines.machine import Machine
@@ -27,14 +29,16 @@ pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="process 
 async def service(
     hv: bough.Hypervisor, booted: bough.Snapshot, bough_home: Home
 ) -> AsyncIterator[Hypervisor]:
-    """Yield the parts of a service, in place of the worker's service, which the next call starts again."""
-    hv.shutdown()
+    """Yield the parts of a service, in place of the worker's service."""
+    with contextlib.suppress(ServiceUnavailable):
+        hv.shutdown()
     bough_home.self_tests.unlink(missing_ok=True)
     service = Hypervisor(bough_home)
     service.process_images.tested = frozenset()
     await service.opening.open()
     yield service
     await service.opening.close()
+    await asyncio.to_thread(bough.connect, bough_home.root)
     bough_home.self_tests.unlink(missing_ok=True)
 
 
@@ -44,7 +48,7 @@ def tests(bough_home: Home) -> SelfTests:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(240):
+    async with asyncio.timeout(480):  # a pre-warm uses idle processor time only
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.1)
 
