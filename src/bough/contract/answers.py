@@ -77,6 +77,7 @@ class MachineInfo(Answer):
         hardware: the virtual computer: arch, machine_type, cpu_model, firmware, ...
         created, started: times in ISO 8601; started is None while the machine does not run.
         boot_id: changes with each boot of the guest's kernel; the value that the agent reported last.
+        nics: the network cards, in order.
         uplink: of a running machine that has one: state ("connected", "offline", "broken"), detail,
             resolvers.
         identity_error: why a fork has a part of its parent's identity.

@@ -10,7 +10,7 @@ from bough.machines.machine import Machine
 from bough.machines.mounts import describe_mounts
 from bough.machines.record import MachineRecord
 from bough.machines.state import LIVE
-from bough.networks.state import describe_uplink
+from bough.networks.uplink_state import describe_uplink
 
 
 def describe(machine: Machine) -> dict[str, Any]:

@@ -35,13 +35,14 @@ from bough.machines.memory import find_ram, find_video
 from bough.machines.record import MachineDisk
 from bough.machines.state import State
 from bough.machines.video import Video, join_devices
-from bough.paths import MachinePaths, SnapshotPaths
+from bough.paths import SnapshotPaths
 from bough.progress import Progress, Report
 from bough.qemu.arch import architecture
 from bough.qemu.block import overlay_node
 from bough.qemu.qmp import Qmp
 from bough.qemu.ram import GuestRam, Template
 from bough.snapshots.copying import Followed, Outside, copying
+from bough.snapshots.fork_overlays import install_overlays, remove_disks
 from bough.snapshots.store import SnapshotDisk, SnapshotManifest, SnapshotStore
 from bough.storage import copy_holes, no_space_is_told, sync_directory, sync_file
 
@@ -104,7 +105,7 @@ async def capture(
         try:
             machine.change(disks=after, disks_before=before)
         except BaseException:
-            _remove(machine.paths, after)
+            remove_disks(machine.paths, after)
             raise
         taken = None
         if running:
@@ -154,47 +155,6 @@ async def _make_layers(
     return disks
 
 
-def install_overlays(
-    source: SnapshotPaths,
-    manifest: SnapshotManifest,
-    target: MachinePaths,
-    uid: int | None,
-    *,
-    durable: bool = True,
-) -> list[MachineDisk]:
-    """Create new overlays on a snapshot's disks in a machine's directory. No record names the overlays yet.
-
-    Args:
-        uid: owner of the overlays; None: the service's user.
-        durable: sync the overlays to disk.
-
-    Raises:
-        NoSpace: nothing is left behind.
-    """
-    after: list[MachineDisk] = []
-    try:
-        for number, disk in enumerate(manifest.disks):
-            name = f"{number}-{os.urandom(4).hex()}.qcow2"
-            after.append(MachineDisk(file=name, size_bytes=disk.size_bytes, layers=list(disk.layers)))
-            with no_space_is_told("an overlay", target.disks):
-                _copy_overlay(source.overlay(number), target.disks / name, uid)
-                if durable:
-                    sync_file(target.disks / name)
-        if durable:
-            sync_directory(target.disks)
-    except BaseException:
-        _remove(target, after)
-        raise
-    return after
-
-
-def _copy_overlay(source: Path, target: Path, uid: int | None) -> None:
-    shutil.copyfile(source, target)
-    target.chmod(0o600)
-    if uid is not None:
-        os.chown(target, uid, uid)
-
-
 async def _undo(
     machine: Machine, store: SnapshotStore, manifest: SnapshotManifest, before: list[MachineDisk]
 ) -> None:
@@ -215,13 +175,8 @@ async def _undo(
     if switched:
         _take_over(machine, store, manifest, before)
     elif written:
-        _remove(machine.paths, kept)
+        remove_disks(machine.paths, kept)
     # Otherwise the record on disk still names the overlays, which read through to the previous disks.
-
-
-def _remove(paths: MachinePaths, disks: list[MachineDisk]) -> None:
-    for disk in disks:
-        (paths.disks / disk.file).unlink(missing_ok=True)
 
 
 def _take_over(
@@ -229,7 +184,7 @@ def _take_over(
 ) -> None:
     """Make the previous disk files the snapshot's own, read-only."""
     paths = store.paths(manifest.id)
-    _remove(machine.paths, before)
+    remove_disks(machine.paths, before)
     for number in range(len(before)):
         take_over_layer(paths.disk(number))
     copy_companions(machine.paths.disks, paths.disks)

@@ -39,9 +39,9 @@ from bough.snapshots.capture import (
     Memory,
     capture,
     copy_companions,
-    install_overlays,
     take_over_layer,
 )
+from bough.snapshots.fork_overlays import install_overlays
 from bough.snapshots.memory import (
     MAX_CHAIN,
     Templates,
