@@ -87,7 +87,16 @@ def test_what_a_fork_costs(hv: bough.Hypervisor, booted: bough.Snapshot, bough_h
         times.append(time.monotonic() - began)
         after = _counters()
         first.append(seconds(lambda one=machine: one.exec("true", check=True)))
-        wanted = ("exits", "pf_taken", "pf_fixed", "halt_exits", "io_exits", "mmio_exits", "irq_injections")
+        wanted = (
+            "processes",
+            "exits",
+            "pf_taken",
+            "pf_fixed",
+            "halt_exits",
+            "io_exits",
+            "mmio_exits",
+            "irq_injections",
+        )
         print({name: after.get(name, 0) - before.get(name, 0) for name in wanted})
         pid = qemus(bough_home)[machine.id]
         print(f"pages: {_memory(pid, machine.info().memory_bytes)}; service pid {service_pid(bough_home)}")
@@ -102,8 +111,9 @@ def test_what_a_fork_costs(hv: bough.Hypervisor, booted: bough.Snapshot, bough_h
 
 
 def _counters() -> dict[str, int]:
-    """Return KVM's counters, of all virtual machines together."""
-    found = {}
+    """Return KVM's counters, of all virtual machines together, and the number of processes begun so far."""
+    lines = Path("/proc/stat").read_text().splitlines()
+    found = {"processes": next(int(line.split()[1]) for line in lines if line.startswith("processes "))}
     for path in _COUNTERS.iterdir() if _COUNTERS.exists() else ():
         if path.is_file():
             found[path.name] = int(path.read_text())
