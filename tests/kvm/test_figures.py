@@ -55,6 +55,8 @@ def test_boot_beside_plain_qemu(
         gone.append(machine)
         ours.append(seconds(machine.start))
         model = machine.info().hardware["cpu_model"]
+        pid = qemus(bough_home)[machine.id]
+        print(f"memory of a first boot: {_memory(pid, machine.info().memory_bytes)}")
         machine.delete(force=True)
         gone.clear()
         plain.append(seconds(lambda cpu=model: _boot_plain(disk, cpu)))
