@@ -25,6 +25,7 @@ from bough.paths import Home
 from bough.qemu.probe import Accelerator, find_qemu, probe_accelerators, probe_jail
 from tests.conftest import RUN
 from tests.kvm.outer import IMAGE, Outer, is_possible, outer_home
+from tests.kvm.patience import connect
 from tests.kvm.prepare import BOOTED, MEMORY, SMALL, boot_small, import_small
 from tests.kvm.small_guest import SmallGuest, build_small_guest
 
@@ -144,6 +145,15 @@ def kvm(bough_home: Home) -> Accelerator:
     if not found.usable:
         pytest.skip(f"KVM runs no guest here ({found.detail}); `make test-kvm` brings its own")
     return found
+
+
+@pytest.fixture(scope="session")
+def hv(bough_home: Home) -> Iterator[bough.Hypervisor]:
+    """Yield a client of the run's service."""
+    hypervisor = connect()
+    yield hypervisor
+    for machine in hypervisor.machines():
+        machine.delete(force=True)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from pathlib import Path
 import bough
 from bough.images.store import ImageStore
 from bough.paths import Home
+from tests.kvm.patience import connect
 from tests.kvm.small_guest import SmallGuest
 
 SMALL = "small"
@@ -45,7 +46,7 @@ def main() -> None:
     home.create()
     (digest,) = (path.name for path in home.images.iterdir() if (path / "image.json").exists())
     ImageStore(home).label(digest, IMAGE)
-    hv = bough.connect()
+    hv = connect()
     began = time.monotonic()
 
     def say(text: str) -> None:

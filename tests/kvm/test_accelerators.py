@@ -13,6 +13,7 @@ import bough
 from bough.errors import BadBundle, HostLacks
 from bough.paths import Home
 from tests.kvm.conftest import IS_INSIDE
+from tests.kvm.patience import connect
 
 KVM = Path("/dev/kvm")
 
@@ -82,7 +83,7 @@ def test_memory_of_a_kvm_machine_is_refused_without_kvm(
     assert not check["ok"]
     assert "/dev/kvm" in check["fixes"]["any"]
     hv.shutdown()  # and with it a fork that was begun in advance, on KVM
-    hv = bough.connect()
+    hv = connect()
     before = _traces(bough_home)
     with pytest.raises(HostLacks, match="saved on kvm") as lacking:
         hv.snapshot(booted.id).fork()

@@ -14,6 +14,7 @@ import pytest
 import bough
 from bough.errors import BoughError, NotFound
 from bough.paths import Home
+from tests.kvm.patience import connect
 from tests.torture.processes import kill, qemus, service_pid
 from tests.waiting import wait_until
 
@@ -54,7 +55,7 @@ class Scene:
         return kill(qemus(self.home).get(self.machine.id, 0))
 
     def check(self, died: bool) -> None:
-        hv = bough.connect()
+        hv = connect()
         self.machine = hv.machine(self.machine.id)
         wait_until(lambda: self.machine.state in ("running", "failed"), timeout_s=300, what="it is settled")
         assert (self.machine.state == "failed") == died
@@ -94,7 +95,7 @@ def test_kills(fork: bough.Machine, bough_home: Home, seed: int) -> None:
         thread.join(600)
         assert not thread.is_alive(), "the operation did not end"
         scene.check(died)
-    assert bough.connect().doctor_store()["clean"]  # once: it reads whole images
+    assert connect().doctor_store()["clean"]  # once: it reads whole images
 
 
 def _perform(operation: Callable[[], None]) -> None:
