@@ -39,9 +39,9 @@ class Connection:
     """A client of one service. Made by `connect()`; every method is safe in any thread.
 
     Raises (all methods):
-        ServiceUnavailable: nothing answers at the socket, or the connection broke.
+        ServiceUnavailable: no service answers at the socket, or the connection broke.
         DeadlineExceeded: no answer within the call's timeout; the service cancels the call.
-        BoughError: the service's error, as the class that the service raised.
+        BoughError: the service's error, in the same class.
     """
 
     def __init__(self, path: str) -> None:
@@ -83,7 +83,7 @@ class Connection:
         )
 
     def open(self, request: Request) -> WebSocket:
-        """Open the WebSocket of the request. Raises the error that the service answers instead."""
+        """Open the WebSocket of the request. Raises the service's error instead."""
         from bough.client.websocket import WebSocket
 
         return WebSocket(self._open(), PREFIX + request.render_target())
@@ -231,7 +231,7 @@ class _Link:
         ) from None
 
     def is_quiet(self) -> bool:
-        """Return whether nothing has arrived, neither data nor the end of the connection."""
+        """Return whether no data and no end of the connection has arrived."""
         poll = select.poll()
         poll.register(self.stream, select.POLLIN | select.POLLHUP)
         return not poll.poll(0)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bough.paths import Home
 
 START_TIMEOUT_S = 60.0
-#: Longer than the service waits for requests and then for its own end.
+#: Longer than the service's wait for requests and for its own end.
 _END_TIMEOUT_S = 30.0
 #: A service binds a lost socket again within a second.
 _REBIND_TIMEOUT_S = 5.0
@@ -35,11 +35,11 @@ _LOG_TAIL_BYTES = 4000
 def find_service(home: Home, *, start: bool = True) -> tuple[Connection, dict[str, Any]]:
     """Return a connection to the service of `home`, and the service's answer to GET /v1/version.
 
-    Starts the service if no service answers. Two clients at once start a single service. An idle service of
-    another version is replaced; machines go on. For a busy service of another version, this function warns.
+    A silent home gets a new service. Two clients at once start a single service. An idle service of another
+    version is replaced; machines go on. For a busy service of another version, this function warns.
 
     Raises:
-        ServiceUnavailable: none answers, and it may not or could not be started.
+        ServiceUnavailable: no service answers, and no service may or could be started.
     """
     connection = Connection(str(home.api_socket))
     try:
@@ -78,7 +78,7 @@ def end_service(connection: Connection) -> None:
     """End the service, and wait until the process has ended and released the home. Machines go on.
 
     Raises:
-        ServiceUnavailable: none answers. DeadlineExceeded: the service got the request and still runs.
+        ServiceUnavailable: no service answers. DeadlineExceeded: the service got the request and still runs.
     """
     pid = int(connection.send(GetVersion())["pid"])
     try:
@@ -121,11 +121,10 @@ def _still_there(pid: int) -> DeadlineExceeded:
 
 
 def _await_owner(home: Home, connection: Connection) -> dict[str, Any] | None:
-    """Wait for the service that holds the home. Return its version answer; None: no service holds the home.
+    """Wait for the service that holds the home. Return the version answer; None: no service holds the home.
 
     Raises:
-        ServiceUnavailable: a service holds the home, and has been silent for longer than its work should
-            take.
+        ServiceUnavailable: a service holds the home, and was silent for longer than its work should take.
     """
     seen, since = None, time.monotonic()
     while (owner := read_owner(home.lock)) is not None:
@@ -225,8 +224,8 @@ def _spawn(home: Home) -> subprocess.Popen[bytes]:
 
 
 def _environment() -> dict[str, str]:
-    """Return our environment. A relative PYTHONPATH is made absolute: the service has another working
-    directory.
+    """Return the environment for the service. A relative PYTHONPATH is made absolute: the service has another
+    working directory.
     """
     environment = dict(os.environ)
     if environment.get("PYTHONPATH"):

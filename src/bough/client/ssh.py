@@ -1,7 +1,7 @@
 """bough's own ssh key, for logins to every machine with the agent.
 
 A user may have no key, or more keys than sshd lets a client try. So each BOUGH_HOME has its own key. The
-machine accepts the key from the first connection on: the agent adds the key, as the user who logs in.
+machine accepts the key from the first connection on: the agent adds the key for the user of the login.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ class WebSocket:
         self._held += data
 
     def _wait_readable(self, timeout: float) -> None:
-        # Not settimeout: that would also apply to the sending thread.
+        # Not settimeout: a timeout would also apply to the sending thread.
         poll = select.poll()
         poll.register(self._stream, select.POLLIN)
         if not poll.poll(timeout * 1000):
@@ -209,7 +209,7 @@ _KINDS = (_CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG)
 
 
 def _try(action: Callable[[Any], object], argument: Any) -> None:
-    """Do an action that may fail because the other side has already closed."""
+    """Do an action; the other side may have closed the connection already."""
     try:
         action(argument)
     except (OSError, ValueError):
@@ -230,7 +230,7 @@ def _frame(kind: int, data: bytes) -> bytes:
 def _upgrade(stream: Socket, target: str) -> bytes:
     """Request the WebSocket. Return the bytes of the WebSocket that have already arrived.
 
-    Raises the error that the service answers.
+    Raises the service's error.
     """
     # The key proves to a browser that the other side is no cache (section 1.3). A Unix socket has no cache.
     request = (

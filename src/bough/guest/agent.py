@@ -1,8 +1,8 @@
 """The guest agent: one process, one loop, over one virtio-serial port (docs/agent.md).
 
-The agent runs as root inside a machine. It is plain synchronous Python and imports only standard modules that
-load quickly. It sleeps in epoll without a timeout, so an idle agent costs nothing. Child processes do
-everything that may take long.
+The agent runs as root inside a machine. The agent is plain synchronous Python and imports only
+quick-loading standard modules. The loop sleeps in epoll without a timeout, so an idle agent costs nothing.
+Child processes do all long work.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ AGENT_VERSION = "1"
 PORT_NAME = "org.bough.agent"
 MAX_SESSIONS = 256
 _MAX_CALL = 16 * 1024 * 1024
-#: Seconds for which an ending agent waits for a host that does not read.
+#: Longest wait, in seconds, of an ending agent for a host that does not read.
 _LAST_WRITE_S = 2.0
 
 EPOLLIN = select.EPOLLIN
@@ -45,11 +45,11 @@ class Agent:
     Attributes:
         nonce: nonce of the current handshake; 0 before the first.
         blocked: the host does not read at the moment.
-        sessions: open sessions, by the id that the host chose.
+        sessions: open sessions, by the host's id.
         on_reset: called when the host disconnects.
         welcome: prepared answer to the next hello (agent_become.py); empty: the answer is made on demand.
         ready: like `welcome`, prepared for the guest's next identity.
-        carries: this process serves file systems of the guest, so it must not wait for a path itself.
+        carries: this process serves file systems of the guest, and must not wait for a path itself.
         keeping: connection to the keeper (agent_keeper.py); None: commands end with the agent.
     """
 
@@ -107,7 +107,7 @@ class Agent:
         self._leaving = True
 
     def _leave(self) -> None:
-        """Hand commands to the keeper, if there is one, and send the output that was read."""
+        """Hand commands to the keeper, if any, and send all output read so far."""
         if self.keeping is None:
             self.close()
             return
@@ -123,7 +123,7 @@ class Agent:
             self._flush()
 
     def keeper_died(self) -> None:
-        """End all commands: without the keeper, the next agent cannot find them."""
+        """End all commands: without the keeper, the next agent cannot find the commands."""
         for session in list(self.sessions.values()):
             session.abandon()
             session.finish({"error": "the keeper of the agent was killed, which ended the command"})
@@ -204,7 +204,7 @@ class Agent:
         self.send_values(wire.ERROR, session, agent_errors.describe_error(error))
 
     def send_from(self, fd: int, limit: int, session: int, stream: int) -> int:
-        """Read once from `fd` and send the bytes as DATA. Return their number, 0 at the end.
+        """Read once from `fd` and send the bytes as DATA. Return the number of bytes, 0 at the end.
 
         Raises:
             BlockingIOError: nothing to read.
@@ -227,7 +227,7 @@ class Agent:
 
     def _flush(self) -> None:
         pending, self._pending = self._pending, []
-        # Few writes, since each wakes the host. None is longer than the port accepts at once.
+        # Few writes, since each wakes the host. No write is longer than the port accepts at once.
         batch: list[bytes] = []
         size = 0
         for at, frame in enumerate(pending):
@@ -247,7 +247,8 @@ class Agent:
         except BlockingIOError:
             written = 0
         except OSError:
-            # The host disconnected (a socket reports that here). The read side handles it.
+            # The host disconnected (a socket reports the disconnect here). The read side handles a
+            # disconnect.
             return
         if written < len(data):
             self._pending.insert(0, bytes(data[written:]))
@@ -317,7 +318,7 @@ class Agent:
         self.port = -1
 
     def _reset(self, resumed: dict[str, object] | None = None) -> None:
-        """End everything that the disconnected host requested, except sessions that a new host resumes."""
+        """End all requests of the disconnected host, except sessions that a new host resumes."""
         for session_id, session in list(self.sessions.items()):
             if resumed is None or str(session_id) not in resumed or not session.can_resume:
                 session.abandon()
@@ -383,7 +384,7 @@ class Agent:
         return key.isdigit() and int(key) in self.sessions
 
     def render_welcome(self) -> bytes:
-        """Return the map that answers a hello, without its token."""
+        """Return the answer to a hello, as a map, without the token."""
         from bough.guest import agent_facts
 
         facts = agent_facts.gather()
@@ -406,7 +407,7 @@ class Agent:
             self.send_error(session_id, error)
 
     def _gather(self, key: int, more: int, payload: memoryview) -> bytes | None:
-        """Collect the parts of a payload. Return all of it with the last part."""
+        """Collect the parts of a payload. Return the whole with the last part."""
         parts = self._parts.setdefault(key, [])
         parts.append(bytes(payload))
         if more:

@@ -1,4 +1,4 @@
-"""Operations that the host requests by name. Those that may take long run in a child (Worker)."""
+"""Operations by name, on request of the host. Long operations run in a child (Worker)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _loaded: dict[str, Callable[..., dict[str, object] | None]] = {}
 
 
 class OperationFailed(Exception):
-    """An error whose message goes to the host. `output` is the end of a command's output."""
+    """An error with a message for the host. `output` is the end of a command's output."""
 
     def __init__(self, message: str, output: str = "") -> None:
         super().__init__(message)
@@ -72,7 +72,8 @@ def start(agent: Agent, call: int, operation: str, arguments: Arguments) -> None
             worker = _workers[operation] = Worker(agent, operation, arguments)
             if operation == "freeze":
                 agent.on_reset.append(worker.release)
-        # The operation of a disconnected service goes on. The next service that requests it gets its answer.
+        # The operation of a disconnected service goes on. The next service with the same request gets the
+        # answer.
         worker.answer_to(call)
     else:
         message = f"this agent knows no operation {operation[:50]!r}"
@@ -90,7 +91,7 @@ def load(operation: str) -> Callable[..., dict[str, object] | None]:
 
 
 class Worker:
-    """A child that does one operation and reports through a pipe."""
+    """A child for one operation, with a pipe for the result."""
 
     def __init__(self, agent: Agent, operation: str, arguments: Arguments) -> None:
         self._agent = agent
@@ -101,7 +102,7 @@ class Worker:
         self.answered = False
         self.on_end: list[Callable[[], None]] = []
         self._report, report = os.pipe()
-        # Only this process has the other end, so that the pipe ends with this process.
+        # Only this process has the other end: the pipe ends with this process.
         hold, self._hold = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
@@ -200,9 +201,9 @@ def explain_error(error: Exception) -> dict[str, object]:
 
 
 def run(argv: list[str], data: bytes = b"", *, directory: str = "/", tail: int = 65536) -> tuple[int, str]:
-    """Run a program in a worker. Return its exit status (128 + N for signal N) and the end of its output.
+    """Run a program in a worker. Return the exit status (128 + N for signal N) and the end of the output.
 
-    Does not wait for a surviving child of the program that keeps its output open.
+    A surviving child of the program may keep the output open. The worker does not wait for such a child.
     """
     from bough.guest.agent_spawn import start as start_process
 

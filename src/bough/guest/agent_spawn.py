@@ -1,7 +1,7 @@
 """Start commands with a login's environment, as fast as the guest can.
 
-posix_spawn does not copy the agent's page tables as fork does, which halves the time in an emulated guest.
-Python 3.7 uses fork.
+posix_spawn does not copy the agent's page tables as fork does, and takes half of the time in an emulated
+guest. Python 3.7 uses fork.
 """
 
 # pathlib and contextlib cost an emulated guest 20 ms each to load.
@@ -25,7 +25,8 @@ _ENOENT = 2
 _ENOEXEC = 8
 _ADDR_NO_RANDOMIZE = 0x0040000
 _SHELL = b"/bin/sh"
-# A command must ignore none of these. Python ignores the first two, the agent's parent perhaps the others.
+# A command must ignore no signal of this list. Python ignores the first two, the agent's parent perhaps
+# others.
 _PERHAPS_IGNORED = (
     _signal.SIGPIPE,
     _signal.SIGXFSZ,
@@ -40,11 +41,11 @@ _PERHAPS_IGNORED = (
 
 
 class Process:
-    """A started command: its pid, and our ends of its streams (-1: there is none).
+    """A started command: the pid, and the agent's ends of the streams (-1: no such stream).
 
-    `terminal` is another descriptor of ours for its terminal. Closing the last descriptor hangs the terminal
-    up. `failure`, for a command started with `apart`, ends when the command runs. Before that, it may carry
-    the error.
+    `terminal` is another descriptor of the command's terminal. The close of the last descriptor hangs the
+    terminal up. `failure`, for a command started with `apart`, ends when the command runs. Before the end, an
+    error may come.
     """
 
     def __init__(self, pid: int, stdin: int, stdout: int, stderr: int, terminal: int = -1) -> None:
@@ -59,8 +60,9 @@ class Process:
 def start(request: dict[str, object], *, apart: bool = False) -> Process:
     """Start the command of an EXEC frame. Raises OSError, with the command as file name, on failure.
 
-    With `apart`, only a child touches the files that the request names: this process would wait for itself on
-    a file system that it serves. `apart` is slower, and `Process.failure` reports errors.
+    With `apart`, only a child touches the files of the request: on a file system that this process serves,
+    this
+    process would wait for itself. `apart` is slower, and `Process.failure` reports errors.
     """
     keep_addresses(request.get("same_addresses") is True)
     command = _Apart(request) if apart else _Command(request)
@@ -70,9 +72,7 @@ def start(request: dict[str, object], *, apart: bool = False) -> Process:
 
 
 def keep_addresses(same: bool) -> None:
-    """Load programs that start from now on at the same addresses each time, or at random ones
-    (personality(2)).
-    """
+    """Load later programs at the same addresses each time, or at random addresses (personality(2))."""
     global _same_addresses  # noqa: PLW0603 - of this process, as the kernel's
     if same == _same_addresses:
         return
@@ -269,7 +269,7 @@ class _Command:
         return [_SHELL, self.path, *self.argv[1:]]
 
     def _fork(self, stdio: list[int], terminal: str | None) -> int:
-        """Start the command as _spawn does. An error in the child is raised here unchanged."""
+        """Start the command as _spawn does. An error in the child is raised unchanged in this process."""
         failure, report = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -292,9 +292,7 @@ class _Command:
         raise OSError(int(code), os.strerror(int(code)), os.fsdecode(what))
 
     def become(self, stdio: list[int], terminal: str | None) -> NoReturn:
-        """Replace this process, which leads a session, by the command. Raises OSError that names
-        the cause.
-        """
+        """Replace this process, a session leader, by the command. Raises OSError with the cause."""
         what = self.path
         try:
             for at, fd in enumerate(stdio):
@@ -323,14 +321,14 @@ class _Command:
 
 
 class _Apart:
-    """A command like _Command, which only the child examines that becomes the command."""
+    """A command like _Command. Only the child examines the command, and then becomes the command."""
 
     def __init__(self, request: dict[str, object]) -> None:
         self._request = request
         self.failure = -1
 
     def prepare_terminal(self, slave: int) -> None:
-        """Leave the terminal to the child: its owner is not known here."""
+        """Leave the terminal to the child: the owner is not known to this process."""
 
     def launch(self, stdio: list[int], terminal: str | None) -> int:
         self.failure, report = os.pipe()
@@ -366,7 +364,7 @@ class _Apart:
 
 
 class _OomScore:
-    """Protects the agent when memory runs out, but not the commands that it starts."""
+    """Protects the agent when memory runs out, but not the agent's commands."""
 
     def __init__(self) -> None:
         self._own = b"0"
@@ -375,7 +373,7 @@ class _OomScore:
             self._fd = os.open("/proc/self/oom_score_adj", os.O_RDWR)
             self._own = os.read(self._fd, 16).strip()
         except OSError:
-            pass  # no right to write the score: then it was not lowered either
+            pass  # no right to write the score: the score was not lowered before either
 
     def set(self, score: bytes) -> None:
         if self._own != b"0":

@@ -1,8 +1,8 @@
 """The host's side of the agent's port (docs/agent.md).
 
-Every incoming byte may be hostile. It can end this channel (ProtocolError), and has no other effect. The
-channel's memory is bounded by the credit of each stream, by the number of sessions, and by senders that wait
-while much is queued.
+Every incoming byte may be hostile: the worst effect is the end of this channel (ProtocolError). The
+channel's memory is bounded by the credit of each stream, by the number of sessions, and by the wait of
+senders behind a long queue.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _HIGH_WATER = 256 * 1024
 # ... and the queue for a guest that reads nothing is limited to this for everything else.
 _MAX_QUEUED = 4 * 1024 * 1024
 _BUFFERS_PER_WRITE = 96
-# Number of frames of one guest after which the other guests get their turn.
+# Number of frames of one guest before the turn of the other guests.
 _FRAMES_PER_TURN = 64
 _MAX_CALLS = 256
 _READY = wire.SYNC + wire.pack(wire.READY, 0)
@@ -56,11 +56,11 @@ class AgentChannel:
         lost: set when the socket ended or was closed, by either side; `lost_reason` says why.
         facts: facts of the last hello.
         resumes: commands go on when the agent is restarted.
-        on_restart: called when another agent replaces a greeted one, so that the caller greets the new one.
+        on_restart: called when another agent replaces a greeted agent. The caller then greets the new agent.
         same_addresses: load commands at the same addresses each time: less secure against attackers, but much
             faster if an older QEMU emulates the processor.
-        patience: makes the watch of a call from its `timeout_s`; by default the clock alone. A caller that
-            can measure the guest's progress sets another one.
+        patience: makes the watch of a call from its `timeout_s`; by default the clock alone. A caller with a
+            measure of the guest's progress sets another watch.
         heard: number of bytes from the guest.
     """
 
@@ -102,9 +102,7 @@ class AgentChannel:
 
     @classmethod
     async def connect(cls, socket_path: Path, *, machine: str) -> AgentChannel:
-        """Connect to the socket of QEMU's character device. Raises AgentUnavailable if nothing
-        listens there.
-        """
+        """Connect to the socket of QEMU's character device. Raises AgentUnavailable if no process listens."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.setblocking(False)
         try:
@@ -121,11 +119,12 @@ class AgentChannel:
     async def hello(
         self, timeout_s: float, *, first: tuple[str, Mapping[str, Any]] | None = None
     ) -> AgentFacts:
-        """Greet the agent until it answers. Earlier sessions end on both sides.
+        """Greet the agent until an answer comes. Earlier sessions end on both sides.
 
         Args:
-            first: an operation and its arguments, which a running agent reads together with the hello, so
-                that it wakes only once. `first_answer` waits for the answer.
+            first: an operation and its arguments. A running agent reads the operation together with the
+                hello,
+                and wakes only once. `first_answer` waits for the answer.
 
         Raises:
             AgentTimeout: no answer in `timeout_s`; the channel can be used to try again.
@@ -152,8 +151,8 @@ class AgentChannel:
             self._welcome = None
 
     async def first_answer(self, timeout_s: float) -> dict[str, Any] | None:
-        """Return the answer of the operation sent with the last hello; None: it may not have arrived, call
-        again.
+        """Return the answer of the operation sent with the last hello; None: the operation may not have
+        arrived.
         """
         call, self._first = self._first, None
         if call is None:
@@ -167,7 +166,7 @@ class AgentChannel:
 
     @property
     def is_established(self) -> bool:
-        """Return whether an agent has been greeted, and has not disconnected since."""
+        """Return whether an agent has been greeted, and is still connected."""
         return self._established
 
     @property
@@ -306,7 +305,7 @@ class AgentChannel:
         async def ask() -> dict[str, Any]:
             for part in wire.pack_parts(wire.CALL, self._nonce, call_id, payload):
                 await self._queue_bulk(part)
-            # Shielded: the caller may be cancelled. The call goes on, and its answer may still arrive.
+            # Shielded: the caller may be cancelled. The call goes on, and the answer may still arrive.
             return await asyncio.shield(call.answer)
 
         watch = by_the_clock(timeout_s) if exact else self.patience(timeout_s)
@@ -328,11 +327,11 @@ class AgentChannel:
         self._end_all(AgentUnavailable(text, machine=self.machine))
 
     def send_part(self, kind: int, session: int, payload: bytes, stream: int) -> None:
-        """Send as send_data does, without waiting. For data that is bounded already."""
+        """Send as send_data does, without a wait. For bounded data."""
         self._queue(self._bulk, wire.pack(kind, self._nonce, session, payload, stream))
 
     async def close(self) -> None:
-        """Close the channel and end all its sessions. The guest ends them when it notices."""
+        """Close the channel and end all its sessions. The guest ends the sessions, too, when it notices."""
         self._lose(
             AgentUnavailable(f"the channel to machine {self.machine!r} was closed", machine=self.machine)
         )
@@ -343,8 +342,7 @@ class AgentChannel:
         """Queue a small frame ahead of all data. Does nothing on a channel that is not established."""
         if not self._established:
             return
-        # ABORT and CREDIT are few: one ABORT for each session, and CREDIT only for data that the guest has
-        # sent.
+        # ABORT and CREDIT are few: one ABORT for each session, and CREDIT only for data from the guest.
         if self._queued_bytes > _MAX_QUEUED and kind not in (wire.ABORT, wire.CREDIT):
             raise AgentUnavailable(
                 f"the agent of machine {self.machine!r} does not read its port", machine=self.machine
@@ -435,11 +433,13 @@ class AgentChannel:
         return b"".join(wire.pack_parts(wire.CALL, self._nonce, call_id, payload))
 
     async def _greet(self, welcome: asyncio.Future[AgentFacts], call: bytes | None) -> AgentFacts:
-        """Send hellos until one is answered.
+        """Send hellos until an answer comes.
 
-        QEMU holds a hello while the guest has not opened its port, and delivers it when the agent starts.
-        Further hellos would only be more to read. A hello that QEMU delivered without an answer may have
-        become part of an earlier unfinished frame. Padding ends such a frame.
+        QEMU holds a hello while the guest has not opened its port, and delivers the hello when the agent
+        starts.
+        Further hellos would only be more to read. A delivered hello without an answer may have become part of
+        an
+        earlier unfinished frame. Padding ends such a frame.
         """
         delay = _FIRST_RETRY_S if call is None else _AWAKE_RETRY_S
         self._send_hello(padded=False)
@@ -470,7 +470,7 @@ class AgentChannel:
         self._queue(self._urgent, frame)
 
     def _is_taken(self) -> bool:
-        """Return whether QEMU has read everything that we sent."""
+        """Return whether QEMU has read all bytes sent."""
         if self._queued_bytes:
             return False
         with contextlib.suppress(OSError):
@@ -483,7 +483,7 @@ class AgentChannel:
         if nonce != self._nonce or values.get("token") != self._token:
             raise ProtocolError("an answer to a hello that was not sent")
         if self._welcome is None or self._welcome.done():
-            return  # we sent more than one hello
+            return  # more than one hello was sent
         if values.get("version") != wire.VERSION:
             version = clean_name(str(values.get("version")))
             text = (

@@ -1,8 +1,8 @@
-"""qemu-guest-agent, for guests with that agent instead of ours: QEMU's docs/interop/qemu-ga-ref.
+"""qemu-guest-agent, for guests with this agent instead of bough's: QEMU's docs/interop/qemu-ga-ref.
 
-JSON lines over the same port under another name. The agent runs one request after the other. It returns a
-command's output only after the command's end (16 MiB of it), and supports no terminals and no TCP. An error
-names each missing function. Every incoming byte may be hostile.
+JSON lines over the same port under another name. The agent runs one request after the other. The output of a
+command comes after the command's end (16 MiB at most). Terminals and TCP are not supported. An error names
+each missing function. Every incoming byte may be hostile.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bough.progress import Report, ignore_progress
 from bough.progress_watch import Patience, Stalled, by_the_clock
 
 PORT = "org.qemu.guest_agent.0"
-#: Base64 of 16 MiB, twice, and some JSON around it.
+#: Base64 of 16 MiB, twice, and room for the JSON.
 _MOST_LINE_BYTES = 48 * 1024 * 1024
 MOST_INPUT_BYTES = 12 * 1024 * 1024
 _SYNC_EVERY_S = 2.0
@@ -35,7 +35,7 @@ _POLL_S = (0.01, 0.02, 0.05, 0.1, 0.2)
 
 
 class QgaChannel:
-    """The part of AgentChannel that this agent supports. One request at a time; others wait.
+    """The supported part of AgentChannel. One request at a time; others wait.
 
     Attributes:
         lost: set when the socket ended or was closed.
@@ -49,7 +49,7 @@ class QgaChannel:
         self._reader = reader
         self._writer = writer
         self._turn = asyncio.Lock()
-        #: An answer without a waiting caller may be on its way. The next request must not get that answer.
+        #: An answer without a waiting caller may be on its way. The next request must not get this answer.
         self._is_owed = False
         self._commands: frozenset[str] = frozenset()
 
@@ -86,7 +86,7 @@ class QgaChannel:
         raise AgentTimeout(f"no agent of machine {self.machine!r} answered in {timeout_s:g} s")
 
     async def _sync(self) -> None:
-        """Drop everything that was on its way: the answer follows a byte that JSON never contains."""
+        """Drop all bytes on their way: the answer follows a byte outside of JSON's alphabet."""
         number = secrets.randbelow(1 << 31)
         self._is_owed = True
         request = {"execute": "guest-sync-delimited", "arguments": {"id": number}}
@@ -109,7 +109,7 @@ class QgaChannel:
         return line
 
     async def ask(self, command: str, *, timeout_s: float = 30, exact: bool = False, **arguments: Any) -> Any:
-        """Send one request and return its answer. Raises GuestRefused with the agent's words, AgentTimeout,
+        """Send one request and return the answer. Raises GuestRefused with the agent's words, AgentTimeout,
         AgentUnavailable.
         """
         if self._commands and command not in self._commands:
@@ -160,7 +160,7 @@ class QgaChannel:
         *,
         exact: bool = False,
     ) -> dict[str, Any]:
-        """Do an operation of docs/agent.md for which this agent has a command."""
+        """Do an operation of docs/agent.md, if the agent has a command for the operation."""
         if operation == "power_off":
             # The agent does not answer when it powers off.
             with contextlib.suppress(AgentTimeout, AgentUnavailable):
@@ -199,7 +199,7 @@ class QgaChannel:
 
 
 class QgaExec:
-    """A command. It starts at the end of its input; its output comes after its end."""
+    """A command. It starts at the end of the input; the output comes after the command's end."""
 
     def __init__(self, channel: QgaChannel, request: ExecRequest) -> None:
         self.exit = ExitStatus()
@@ -228,7 +228,7 @@ class QgaExec:
         raise self._channel._lacks("signals")
 
     async def abort(self) -> None:
-        """Stop waiting for the output. The command runs on: this agent cannot end a command."""
+        """Stop the wait for the output. The command runs on: the agent cannot end commands."""
         self._aborted = True
         self._input_ended.set()
 
@@ -283,7 +283,7 @@ class QgaExec:
 
 
 def _check_text(request: ExecRequest, machine: str) -> None:
-    """Check that a word fits JSON. Raises GuestRefused for bytes that are not UTF-8."""
+    """Check that a word fits JSON. Raises GuestRefused for bytes outside of UTF-8."""
     for word in (*request.argv, *request.env.values(), request.cwd or ""):
         if not word.isascii() and "\ufffd" in os.fsencode(word).decode(errors="replace"):
             raise GuestRefused("qemu-guest-agent takes no words that are not UTF-8", machine=machine)

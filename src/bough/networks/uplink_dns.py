@@ -1,16 +1,16 @@
 """Forward a guest's DNS queries to the host's resolvers.
 
 DHCP gives the guest one resolver, `RESOLVER`. The filter forwards each query to this address from a socket of
-the host. It asks the resolvers that the host's /etc/resolv.conf names at that moment. A resolver may be on
-the host's loopback (127.0.0.53), or in a network that the host has just joined. The guest reaches nothing
-else on the loopback: only DNS queries are forwarded, and only to port 53.
+the host, to the resolvers in the host's /etc/resolv.conf at this moment. A resolver may be on the host's
+loopback (127.0.0.53), or in a network that the host has just joined. The guest reaches nothing else on the
+loopback: only DNS queries are forwarded, and only to port 53.
 
 This module runs in the uplink's filter: standard library only.
 """
 
 from __future__ import annotations
 
-# Not `socket`: importing it takes as long as starting the interpreter.
+# Not `socket`: its import takes as long as the start of the interpreter.
 import _socket
 import time
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 RESOLVER = "10.0.2.3"
 _PORT = 53
 _RESOLV_CONF = "/etc/resolv.conf"
-#: As in the C library: the number of resolvers to ask in turn, and the resolver if none is named.
+#: As in the C library: the number of resolvers to ask in turn, and the resolver if the file names none.
 _MAX_RESOLVERS = 3
 _DEFAULT_RESOLVER = b"127.0.0.1"
 _RESOLVER_TIMEOUT_S = 3.0
@@ -39,11 +39,11 @@ _ADDRESS = _socket.inet_aton(RESOLVER)
 
 
 class Query:
-    """A query that waits for its answer.
+    """A query without an answer so far.
 
     Attributes:
         socket: connected to the current resolver.
-        deadline: time at which the next resolver is asked.
+        deadline: time of the switch to the next resolver.
     """
 
     def __init__(self, frame: bytes, source: bytes, port: bytes, message: bytes) -> None:
@@ -56,7 +56,7 @@ class Query:
         self._resolvers = iter(read_resolvers())
 
     def ask_next(self) -> bool:
-        """Send the query to the next resolver. Return False if there is no further resolver."""
+        """Send the query to the next resolver. Return False after the last resolver."""
         self.close()
         for family, address in self._resolvers:
             try:
@@ -98,7 +98,7 @@ class Query:
 
     def frames(self, answer: bytes) -> bytes:
         """Return the frames that carry the answer to the guest, each after its length."""
-        # A UDP checksum of zero means that there is none. IPv4 allows this.
+        # A UDP checksum of zero means no checksum. IPv4 allows this.
         datagram = (
             _PORT.to_bytes(2, "big") + self._port + (8 + len(answer)).to_bytes(2, "big") + b"\0\0" + answer
         )
@@ -127,7 +127,7 @@ class Forwarder:
         self._failed: list[bytes] = []
 
     def take(self, frame: memoryview) -> bool:
-        """Forward the frame if it is a query. Return whether it is one."""
+        """Forward a frame with a query. Return whether the frame holds a query."""
         query = parse_query(frame)
         if query is None:
             return False
