@@ -36,7 +36,7 @@ def describe(machine: Machine) -> dict[str, Any]:
         "mounts": describe_mounts(machine),
         "accelerator": record.accelerator,
         "accelerator_note": record.accelerator_note,
-        "hardware": record.hardware.model_dump(),
+        "hardware": record.hardware.model_dump(mode="json"),
         "jail": record.jail,
         "restarts": record.restarts.model_dump(),
         "failure": record.failure.model_dump() if record.failure else None,
