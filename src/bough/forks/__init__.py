@@ -1,13 +1,13 @@
-"""Fork speed: what bough keeps so that the next fork of a snapshot is ready sooner.
+"""Fork speed: bough prepares the next fork of a snapshot, so that the fork is ready sooner.
 
 level.py               the ladder: booted, pre-warmed, loaded, standby, running
-pool.py                the one pool of all that is kept, and its eviction
-booted.py              which booted snapshot `bough run` forks
+pool.py                the pool of everything kept, and the eviction
+booted.py              choice of the booted snapshot for `bough run`
 prewarm.py             when a snapshot is pre-warmed; urgency.py: whether a user waits for the pre-warm
-process_image/         a QEMU process captured as data, from which forks continue
-loaded.py              forks that have loaded their state before they are requested
-standby.py             standby machines, which users request
-fork_kind.py           which forks are interchangeable
+process_image/         a QEMU process captured as data and continued by forks
+loaded.py              forks with a state loaded before the request
+standby.py             standby machines, on request of users
+fork_kind.py           groups of interchangeable forks
 host_memory.py         whether the host is short of memory
-saved_states.py        hands out saved states; nobody else knows how warm a state is
+saved_states.py        hands out saved states; callers need not know how warm a state is
 """

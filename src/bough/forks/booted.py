@@ -4,8 +4,8 @@ The first run of an image on given hardware boots a machine without a user's set
 bough takes a snapshot with memory. Later runs fork this snapshot. Each fork has its own identity. A fork
 whose spec asks for users, files or commands also has its own first boot.
 
-A key identifies the right snapshot: a digest of everything that influences the booted machine. After a change
-of QEMU, accelerator or image a snapshot never fits again. The service removes such snapshots.
+A key identifies the right snapshot: a digest of all influences on the booted machine. After a change of QEMU,
+accelerator or image a snapshot never fits again. The service removes such snapshots.
 """
 
 from __future__ import annotations

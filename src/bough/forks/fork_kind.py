@@ -11,10 +11,10 @@ from bough.spec import MachineSpec
 
 @dataclass(frozen=True)
 class ForkKind:
-    """The properties that forks of one kind share.
+    """Properties shared by forks of one kind.
 
     Attributes:
-        spec: of a machine that `run` makes; None: the snapshot's.
+        spec: the spec given to `run`; None: the snapshot's spec.
     """
 
     manifest: SnapshotManifest

@@ -27,7 +27,7 @@ class Level(IntEnum):
 
 @dataclass(frozen=True)
 class Rule:
-    """How long bough keeps what has reached a level.
+    """Limits for the things kept at one level.
 
     Attributes:
         most: this number of snapshots, standby machines: per request; those used last stay.

@@ -39,7 +39,7 @@ _LOAD_AFTER_S = 1.0
 
 @dataclass(eq=False)
 class LoadedFork:
-    """A fork that has loaded its state and waits.
+    """A waiting fork with a loaded state.
 
     Attributes:
         saved: the loaded state.
@@ -122,7 +122,7 @@ class LoadedForks:
         return fork
 
     def forget(self, snapshot_id: str) -> None:
-        """Discard what was made of a snapshot before its deletion."""
+        """Discard all forks made of a snapshot, before the snapshot's deletion."""
         self._forgotten.add(snapshot_id)
         self._prewarming.forget(snapshot_id)
         self._pool.forget(snapshot_id)

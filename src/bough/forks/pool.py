@@ -1,8 +1,7 @@
-"""The one pool of all that is kept for later forks: process images, loaded forks, standby machines.
+"""The pool of things kept for later forks: process images, loaded forks, standby machines.
 
-One eviction for all of it, by the rules of level.py: what is too old goes, what is more than a rule permits
-goes, and everything goes while the host is short of memory. Nothing in the pool is needed: a fork that finds
-nothing starts one level lower.
+All items have one eviction, by the rules of level.py. The pool drops items over an age or a number, and all
+items while the host is short of memory. No item is required: without an item a fork starts one level lower.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ _LOOK_EVERY_S = 10.0
 
 @dataclass(eq=False)
 class Item:
-    """One thing that is kept.
+    """A process image, loaded fork or machine in the pool.
 
     Attributes:
-        snapshot_id: of the snapshot that it was made from.
+        snapshot_id: id of the source snapshot.
         content: a ProcessImage, a LoadedFork or a Machine.
         discard: deletes the content; None: nothing to do.
-        request: the request for standby machines that it serves.
+        request: the request for standby machines; None: not a standby machine.
         used: time of the last use, or of the creation (time.monotonic).
         uses: number of uses.
     """
@@ -48,7 +47,7 @@ class Item:
         self.uses += 1
 
     def expires(self) -> float | None:
-        """Return the time.monotonic() at which the item is too old; None: never."""
+        """Return the expiry of the item (time.monotonic); None: never."""
         rule = RULES[self.level]
         kept_s = rule.kept_s if self.uses or rule.kept_unused_s is None else rule.kept_unused_s
         return None if kept_s is None else self.used + kept_s
@@ -77,8 +76,8 @@ class Pool:
         return self.find(level, snapshot_id) is not None
 
     def put(self, item: Item) -> None:
-        """Keep an item. Items of its level and request that are more than the rule permits are discarded:
-        those never used first, then those used least recently.
+        """Keep an item. Discard items of the same level and request above the rule's number: never used items
+        first, then the least recently used.
         """
         self._items.append(item)
         others = [one for one in self.items(item.level) if one is not item and one.request == item.request]
@@ -103,7 +102,7 @@ class Pool:
     def forget(self, snapshot_id: str) -> None:
         """Drop the process image and the loaded forks of a snapshot before its deletion.
 
-        Standby machines stay: they keep the files that they need, and their request decides.
+        Standby machines stay: each keeps the necessary files, and the request decides on removal.
         """
         for item in self.items(Level.PREWARMED, Level.LOADED):
             if item.snapshot_id == snapshot_id:

@@ -1,15 +1,15 @@
-"""Decide when a snapshot is pre-warmed. A pre-warm never delays a user who waits.
+"""Decide when a snapshot is pre-warmed. A pre-warm never delays a waiting user.
 
 A pre-warm (process_image/) takes two to four seconds of a processor. Then each fork of the snapshot is
 ready and has run its first command some 0.3 s earlier. So
 
-- it runs in a pause: no user has wanted a fork or a command for a second. A new request ends the pre-warm,
-  and the next attempt waits for a longer pause;
+- a pre-warm runs in a pause: no user has wanted a fork or a command for a second. A new request ends the
+  pre-warm, and the next attempt waits for a longer pause;
 - a loop of forks has no pause. When the loop has made so many forks that a pre-warm would have paid off,
   the pre-warm runs beside the forks;
-- a call for many forks waits for a pre-warm, but no longer than it takes to start these forks;
-- a failed pre-warm is tried again later, after a time that doubles. If a snapshot cannot have a process image
-  on this host, bough gives up.
+- a call for many forks waits for a pre-warm, but no longer than the start of these forks takes;
+- a failed pre-warm is tried again later, each time after twice the wait. If a snapshot cannot have a process
+  image on this host, bough gives up.
 
 One pre-warm runs at a time, in the background at the lowest priority.
 """
@@ -37,7 +37,7 @@ _PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 #: This number of forks without a process image costs as much extra time as a pre-warm.
 _FORKS_THAT_PAY = 12
-#: Snapshots that wait for a pre-warm: those taken or forked last.
+#: Snapshots waiting for a pre-warm, the most recently taken or forked.
 _MOST_WAITING = 2
 _AGAIN_AFTER_S = 10.0
 _LONGEST_AGAIN_S = 600.0
@@ -49,7 +49,7 @@ _LOOK_EVERY_S = 0.25
 _START_S = 0.15
 _KEPT_OF_START = 0.7
 #: Longest wait of a call for many forks, however slow earlier forks were. A pre-warm takes some three
-#: seconds; one that takes much longer does not settle.
+#: seconds; a much longer pre-warm does not settle.
 _MOST_WAIT_S = 10.0
 
 #: Makes a process image. The second argument says whether a user waits, from now on or later.

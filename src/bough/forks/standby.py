@@ -1,4 +1,4 @@
-"""Standby machines: forks that have answered, have their own identity, and wait to be used.
+"""Standby machines: waiting forks that have answered and have an identity.
 
 `run` of a booted image or `fork` of a snapshot takes a standby machine. The rest of the start is `cont` and
 setting the clock. By then QEMU has translated the necessary code. bough keeps standby machines only on
@@ -35,7 +35,8 @@ _LOOK_EVERY_S = 15.0
 #: Delay after a user has taken a machine: making the next one would slow the user's work down.
 _MAKE_AFTER_S = 1.0
 
-#: The source of a standby machine: {"spec": ...} for runs of that spec, or {"snapshot": id} for its forks.
+#: The source of a standby machine: {"spec": ...} for runs of the spec, or {"snapshot": id} for forks of the
+#: snapshot.
 StandbySource = dict[str, Any]
 Make = Callable[[StandbySource], Awaitable[Machine]]
 Discard = Callable[[Machine], Awaitable[None]]
@@ -92,7 +93,7 @@ class StandbyMachines:
         self._changed.set()
 
     def take(self, fits: Callable[[Machine], bool]) -> Machine | None:
-        """Return a standby machine that fits, if any, and make the next one.
+        """Return a fitting standby machine, if any, and make the next standby machine.
 
         The caller owns the machine from now on.
         """
@@ -135,7 +136,9 @@ class StandbyMachines:
                 await asyncio.sleep(_MAKE_AFTER_S)
 
     def _items(self, request: str | None = None) -> list[Item]:
-        """Return the standby machines, of one request or of all: running ones first, then the oldest."""
+        """Return the standby machines of a request or of all requests: running machines first, then the
+        oldest.
+        """
         items = [*self._pool.items(Level.RUNNING), *self._pool.items(Level.STANDBY)]
         return [item for item in items if request is None or item.request == request]
 
@@ -156,7 +159,7 @@ class StandbyMachines:
                 return  # the requests may have changed
 
     async def _fill(self, request: str, source: StandbySource, count: int) -> None:
-        """Make the machines of one request that are missing. Raises BoughError."""
+        """Make the missing machines of a request. Raises BoughError."""
         await self._wake_first(request, source)
         while len(self._items(request)) < count and not self._pool.is_short():
             machine = await self._make(source)

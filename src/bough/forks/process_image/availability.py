@@ -1,4 +1,4 @@
-"""Whether process images may be used on this host: the one place that switches them off."""
+"""Availability of process images on this host, and the only off switch."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _WITHOUT = "each fork starts a QEMU"
 
 class Availability:
     """Attributes:
-    off: why process images are switched off, since the service started; None: they are on.
-    tested: versions of the builds that need no self-test.
+    off: reason for process images being off, since the service started; None: on.
+    tested: versions of builds without need of a self-test.
     """
 
     def __init__(self, home: Home, *, tested: frozenset[str] = TESTED) -> None:
@@ -33,7 +33,9 @@ class Availability:
         self.tested = tested
 
     async def require(self, program: str) -> None:
-        """Raise HostLacks if a QEMU program gets no process images: they are off, or its self-test failed."""
+        """Raise HostLacks if a QEMU program gets no process images: switched off, or failed in
+        the self-test.
+        """
         if self.off is not None:
             raise HostLacks(f"process images are off: {self.off}")
         if os.uname().machine != HOST:
@@ -48,7 +50,7 @@ class Availability:
         return build.version not in self.tested and self._tests.find(build) is None
 
     async def self_test(self, program: str, work: Callable[[], Awaitable[None]]) -> None:
-        """Run the self-test `work`, and keep its result. A cancelled test leaves none.
+        """Run the self-test `work`, and keep the result. A cancelled test leaves no result.
 
         Raises HostLacks: the test failed. NoSpace: the test is repeated later.
         """

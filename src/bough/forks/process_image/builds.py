@@ -1,7 +1,7 @@
-"""The builds of QEMU that process images were tested with, and the results of self-tests on other builds.
+"""Builds of QEMU tested with process images, and the results of self-tests on other builds.
 
-A process image depends on how a build of QEMU lays out its memory. A build that bough was not tested with may
-differ. So the first image on such a build is tried out before a user gets a fork of it.
+A process image depends on how a build of QEMU lays out its memory. An untested build may differ. So bough
+tries out the first image on such a build before a user gets a fork.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from bough.errors import HostLacks
 from bough.storage import write_json
 
-#: As `qemu-system-x86_64 --version` prints them. bough's own tests passed with these builds.
+#: Versions as printed by `qemu-system-x86_64 --version`. bough's tests passed with these builds.
 TESTED = frozenset({"7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)"})
 
 #: A failed self-test is repeated after this time: the host may have been at fault.
@@ -79,7 +79,7 @@ class SelfTest:
 
 
 class SelfTests:
-    """The results that a home keeps. A file that cannot be read counts as no result."""
+    """Self-test results of a home. An unreadable file counts as no result."""
 
     def __init__(self, file: Path) -> None:
         self._file = file

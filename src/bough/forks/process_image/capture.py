@@ -1,8 +1,7 @@
-"""Capture a paused QEMU process: everything that another process needs to continue from it.
+"""Capture a paused QEMU process: everything needed by another process to continue.
 
-The guest may own QEMU, so everything that QEMU and the kernel say about the process is hostile. The capture
-is data for a process in the same kind of jail. bough trusts only which descriptors it passed itself, by
-number.
+The guest may own QEMU, so everything said by QEMU and the kernel about the process is hostile. The capture is
+data for a process in the same kind of jail. bough trusts only the numbers of the descriptors passed by bough.
 """
 
 from __future__ import annotations
@@ -72,18 +71,17 @@ def capture(
     given: Mapping[str, int],
     more: Mapping[str, tuple[int, ...]],
 ) -> CapturedProcess:
-    """Capture a process whose vCPUs are paused, whose guest memory equals its template, and that has no
-    client.
+    """Capture a process without a client, with paused vCPUs, and with guest memory equal to the template.
 
     Kill the process afterwards. Blocks. The calling thread traces the process and must end soon: after an
     error, its end releases the process.
 
     Args:
-        given: name -> number of the descriptors that bough passed.
+        given: name -> number of the descriptors passed by bough.
         more: form of an identifier -> further addresses, in the guest's memory.
 
     Raises:
-        MachineFailed: the process is gone, is busy, or has something that cannot be captured.
+        MachineFailed: the process is gone, is busy, or cannot be captured in full.
         HostLacks: the host forbids tracing.
     """
     if any(len(form) < _SHORTEST_FORM_BYTES for form in identifiers.forms().values()):
@@ -111,7 +109,7 @@ def capture(
 
 
 def look_at_file(path: str) -> tuple[int, int, int]:
-    """Return the identity of a file, which changes if a distribution replaces it.
+    """Return the identity of a file. A replacement by a distribution changes the identity.
 
     Raises MachineFailed: the file is gone.
     """
@@ -209,7 +207,7 @@ def _read_descriptors(pid: int, names: dict[int, str]) -> Iterator[Descriptor]:
     if numbers[-1] >= FIRST_SLOT:
         raise MachineFailed(f"QEMU has an open file of the number {numbers[-1]}")
     for number in numbers:
-        if number <= 2:  # the waiter of the fork decides where its output goes
+        if number <= 2:  # the waiter of the fork chooses the output
             continue
         link = str((folder / str(number)).readlink())
         told = Path(f"/proc/{pid}/fdinfo/{number}").read_text()
@@ -251,7 +249,7 @@ def _told(text: str, pattern: str) -> str:
 
 
 def _find_tid_offset(process: Stopped, threads: list[Thread]) -> int:
-    """Return the one offset that holds each thread's own number."""
+    """Return the single offset with each thread's number."""
     found: set[int] | None = None
     for thread in threads:
         block = process.read(thread.registers["fs_base"], _PTHREAD_BYTES)

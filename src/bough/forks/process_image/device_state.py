@@ -1,12 +1,12 @@
-"""Edit a device state so that QEMU keeps its translated code when it loads the state.
+"""Edit a device state so that QEMU keeps translated code while loading the state.
 
-When QEMU loads the section "cpu_common" of a vCPU, it assumes that all memory has changed, and drops all
+When QEMU loads the section "cpu_common" of a vCPU, QEMU assumes that all memory has changed, and drops all
 translated code (hw/core/cpu-sysemu.c, cpu_common_post_load). For a rewind to a snapshot the assumption is
-wrong. bough removes that section from the stream, and writes its two words directly to QEMU's memory. Marked
-values, loaded before the pre-warm, show where the words lie.
+wrong. bough removes the section from the stream, and writes the section's two words directly to QEMU's
+memory. Marked values, loaded before the pre-warm, show where the words lie.
 
 The stream is QEMU's (migration/savevm.c): sections with type, number, name, instance, version, and content
-whose length only the device knows; then the type 0x7e and the number again.
+with a length known only to the device; then the type 0x7e and the number again.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ _WORDS = struct.Struct(">II")
 #: Known subsections are not longer.
 _MOST_BYTES = 256
 #: Bits of an interrupt request with a meaning for QEMU (exec/cpu-all.h, CPU_INTERRUPT_*). QEMU sets some of
-#: them
-#: itself while it loads the other sections.
+#: these bits while loading the other sections.
 REQUEST_BITS = 0xFFFF
 
-#: Disk size of the qcow2 image: 512 MiB, which one second-level table maps.
+#: Disk size of the qcow2 image: 512 MiB, mapped by a single second-level table.
 _CLUSTER = 1 << 16
 _DISK_BYTES = _CLUSTER // 8 * _CLUSTER
 _TABLES = 7
@@ -38,7 +37,7 @@ TAG = "state"
 
 @dataclass(frozen=True)
 class CpuWords:
-    """Two words of a vCPU: whether it is halted, and its pending interrupt requests."""
+    """Two words of a vCPU: whether the vCPU is halted, and the pending interrupt requests."""
 
     halted: int
     interrupt_request: int
@@ -56,7 +55,7 @@ class Marked:
 
 
 def split_cpus(stream: bytes) -> tuple[bytes, tuple[CpuWords, ...]]:
-    """Return the stream without those sections, and their content.
+    """Return the stream without the "cpu_common" sections, and the content of these sections.
 
     Raises MachineFailed: the sections have an unknown format.
     """
@@ -69,9 +68,8 @@ def split_cpus(stream: bytes) -> tuple[bytes, tuple[CpuWords, ...]]:
 
 
 def mark_cpus(stream: bytes) -> Marked:
-    """Return the stream with values that occur nowhere else. They are not zero: QEMU treats each vCPU as
-    halted, so
-    that no vCPU runs before the true values are restored.
+    """Return the stream with marks: values absent elsewhere. No mark is zero: QEMU treats each vCPU as
+    halted, and runs no vCPU before the true values are restored.
 
     Raises MachineFailed: as `split_cpus`.
     """
@@ -85,9 +83,8 @@ def mark_cpus(stream: bytes) -> Marked:
 
 
 def render_state_file(stream: bytes) -> bytes:
-    """Return a qcow2 image (docs/interop/qcow2.txt): an empty disk with one internal snapshot that holds the
-    state,
-    for QEMU's `snapshot-load`.
+    """Return a qcow2 image (docs/interop/qcow2.txt): an empty disk with an internal snapshot holding the
+    state, for QEMU's `snapshot-load`.
     """
     count = -(-len(stream) // _CLUSTER)
     if count > _CLUSTER // 8:
@@ -130,8 +127,8 @@ def _parts(stream: bytes) -> list[tuple[int, int, int]]:
         if start < 0 or stream[start] != _SECTION_FULL or end < 0:
             raise MachineFailed("the state of its vCPUs is not as it is known here")
         if end != at + _WORDS.size:
-            # The vCPU is taking an exception or has crashed: only this section holds that, so it cannot be
-            # removed.
+            # The vCPU is taking an exception or has crashed: only this section holds the exception, so the
+            # section cannot be removed.
             raise MachineFailed("a vCPU is in the middle of an exception")
         parts.append((start, at, end + 5))
         name = stream.find(_NAME, end)

@@ -1,4 +1,4 @@
-"""The identifiers that tie a QEMU process to one machine, and the machines that may share a process image."""
+"""Identifiers tying a QEMU process to one machine, and the machines sharing a process image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bough.qemu.plan import NicPlan, Plan
 
 @dataclass(frozen=True)
 class Identifiers:
-    """The identifiers of a machine. bough finds them in a process image by their values.
+    """The identifiers of a machine. bough searches a process image for these values.
 
     Attributes:
         disks: names of the disk files without their suffix.
@@ -73,7 +73,7 @@ def identifiers_of(plan: Plan) -> Identifiers:
 
 
 def fit_of(plan: Plan) -> tuple[str, ...] | None:
-    """Return a value that is equal for two plans whose processes differ only in their identifiers.
+    """Return a value equal for two plans if the processes differ only in identifiers.
 
     None: such a machine gets no process image.
     """

@@ -1,4 +1,4 @@
-"""A process image: what forks of one snapshot continue from, in place of a new QEMU."""
+"""A process image: forks of a snapshot continue from the image, in place of a new QEMU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger("bough.forks")
 
 
 class ProcessImage:
-    """A captured process that has loaded the state of one snapshot.
+    """A captured process with the loaded state of one snapshot.
 
     Attributes:
         is_of_use: no process that continued from the image has failed so far.
@@ -42,9 +42,9 @@ class ProcessImage:
             self.on_distrust()
 
     def prepare(self, plan: Plan, given: Mapping[str, int], stack: ExitStack) -> tuple[list[str], list[int]]:
-        """Return the loader's command line and its descriptors; see bough.qemu.process.Loader.
+        """Return the loader's command line and descriptors; see bough.qemu.process.Loader.
 
-        The loader and its program are unnamed files, which can be executed on every mount.
+        The loader and the program are unnamed files, executable on every mount.
 
         Raises:
             MachineFailed: a descriptor is missing, or a program or library was replaced.

@@ -1,4 +1,5 @@
-"""Render the program of the loader: the steps that make it a captured process with other files and ids.
+"""Render the program of the loader: steps turning the loader into a captured process with other files and
+ids.
 
 A program has a header, steps, threads and their data, in words of 64 bits; see loader.c.
 """

@@ -1,11 +1,11 @@
-"""Rewind a pre-warmed fork to its snapshot.
+"""Rewind a pre-warmed fork to the snapshot.
 
-The process keeps the code that QEMU translated for the first work of each fork. The steps of a pre-warm:
+The process keeps the code translated by QEMU for the first work of each fork. The steps of a pre-warm:
 
     1. the fork starts like any other fork, with an uplink that leads nowhere
-    2. it answers, gets its identity and settles: the caller waits for that
+    2. the fork answers, gets an identity and settles: the caller waits
     3. its vCPUs stop; it gets empty overlays; QEMU is reset and loads the device state once more
-    4. QEMU writes back the guest memory that differs, and drops the code translated from that memory
+    4. QEMU writes back the changed guest memory, and drops the code translated from this memory
     5. its process is captured (capture_fork.py) and ended
 
 This file prepares the state for step 1, and does steps 3 and 4.
@@ -45,8 +45,8 @@ _TIMEOUT_S = 30.0
 _LOOK_EVERY_S = 0.05
 _QUIET_LOOKS = 8
 _MOST_BUSY_S = 4.0
-#: A continuing guest opens its end of the agent's port. QEMU reports the close at the earliest one second
-#: after the open.
+#: A continuing guest opens the guest's end of the agent's port. QEMU reports the close at the earliest one
+#: second after the open.
 _MOST_BUSY_IF_URGENT_S = 1.0
 
 
@@ -100,7 +100,7 @@ def prepare_rewind(devices: bytes, urgency: Urgency) -> tuple[bytes, Rewind]:
 
 
 async def wait_quiet(pid: int, *, began: float, urgency: Urgency) -> None:
-    """Wait until the guest has done the work after its start, but no longer than this work usually takes.
+    """Wait until the guest has done the work after the start, but no longer than such work usually takes.
 
     Args:
         began: when the guest continued (time.monotonic).
@@ -146,7 +146,7 @@ async def rewind_fork(
         # Otherwise each fork's process would report the close, although the fork's port is open.
         await port_closed.wait()
     ram = await find_ram(qmp, pid, memory.size_bytes, architecture(arch).ram_start)
-    await _write_back(qmp, ram, memory)  # the devices read their queues there
+    await _write_back(qmp, ram, memory)  # the devices read queues in guest memory
     await _load(qmp, rewind.stream, paths, uid)
     await asyncio.to_thread(put_words, pid, rewind.places, rewind.words)
     place = await asyncio.to_thread(_find_vmgenid, ram, memory, vmgenid)

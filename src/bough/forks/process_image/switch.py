@@ -13,9 +13,9 @@ SETTING = "process_images"
 
 
 def why_off(settings: Path) -> str | None:
-    """Return why process images are switched off; None: they are on.
+    """Return why process images are switched off; None: on.
 
-    A setting that makes no sense counts as off.
+    An invalid setting counts as off.
     """
     word = os.environ.get(VARIABLE, "").strip().lower()
     if word:

@@ -1,7 +1,7 @@
 """Stop another process with ptrace(2), as far as a capture needs it, on x86-64.
 
 One thread must make all calls: the kernel treats it as the tracer. The process continues when the block ends,
-or, after an error in the middle, when that thread ends.
+or, after an error in the middle, when the thread ends.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ _RT_SIGACTION = 13
 _ACTION_BYTES = 32
 _SYSCALL_INSTRUCTION = b"\x0f\x05"
 #: Results of a waiting call after its thread was stopped: EINTR, or ERESTARTSYS, ERESTARTNOINTR,
-#: ERESTARTNOHAND and
-#: ERESTART_RESTARTBLOCK (linux/errno.h), which the kernel translates later.
+#: ERESTARTNOHAND and ERESTART_RESTARTBLOCK (linux/errno.h). The kernel translates these results later.
 _INTERRUPTED = (-4, -512, -513, -514, -516)
 #: Below the stack pointer and the ABI's red zone, which a function may use without notice.
 _SCRATCH_BELOW = 1024
@@ -93,8 +92,7 @@ class Stopped:
 
     def signal_actions(self) -> list[tuple[int, bytes]]:
         """Return signal -> action (struct kernel_sigaction) of all non-default actions. The main thread is
-        made to ask
-        the kernel.
+        made to ask the kernel.
         """
         status = Path(f"/proc/{self.pid}/status").read_text()
         cared = 0

@@ -1,4 +1,4 @@
-"""Find where QEMU keeps values that were loaded as marks, and write to those places."""
+"""Find where QEMU keeps the values loaded as marks, and write to these places."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bough.qemu.ram import private_pages
 
 _READ_BYTES = 4 << 20
 _WORD = struct.Struct("=I")
-#: Distance around the first word within which the second one lies.
+#: Greatest distance of the second word from the first word.
 _NEAR_BYTES = 2048
 
 
@@ -43,8 +43,7 @@ def find_words(pid: int, marks: Iterable[CpuWords]) -> tuple[CpuWords, ...]:
 
 def put_words(pid: int, places: Iterable[CpuWords], words: Iterable[CpuWords]) -> None:
     """Write the words. Interrupt requests that QEMU has made meanwhile stay. The vCPUs must be paused. Raises
-    as
-    `find_words`.
+    as `find_words`.
     """
     with _memory(pid, os.O_RDWR) as memory:
         for place, word in zip(places, words, strict=True):
