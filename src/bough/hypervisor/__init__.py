@@ -1,4 +1,4 @@
-"""The use cases. The only place that knows machines, images, snapshots and QEMU together.
+"""The use cases. No other package combines machines, images, snapshots and QEMU.
 
 inventory, names, lifetimes, half_made      the machines of a home and what all use cases share
 image_source, images                        images for machines; build, import, delete

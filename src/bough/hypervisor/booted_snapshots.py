@@ -61,18 +61,18 @@ class BootedSnapshots:
         self._names = names
         self._keeper = keeper
         self._lifetimes = lifetimes
-        #: Key -> lock: one boot serves all runs that wait for it.
+        #: Key -> lock: a single boot serves all waiting runs.
         self._boots: dict[str, asyncio.Lock] = {}
 
     async def find(
         self, spec: MachineSpec, report: Report, timeout_s: float | None = None
     ) -> SnapshotManifest | None:
-        """Return the booted snapshot for that spec; boot the image once if there is none.
+        """Return the booted snapshot for the spec; boot the image once if no snapshot exists.
 
-        None: a machine of that spec boots. If that costs the user a boot, `report` says why.
+        None: a machine of the spec boots. If a failure costs the user a boot, `report` gets the reason.
 
         Raises:
-            AgentTimeout: the image did not boot within `timeout_s`, a bound that the user gave.
+            AgentTimeout: the image did not boot within `timeout_s`, the user's bound.
         """
         check_arch(spec.arch or split_label(spec.image)[1] or host_arch())
         image = await self._source.find(spec.image, spec.arch, report)

@@ -1,4 +1,4 @@
-"""One fork: its record, its overlays, and its start from a snapshot's state."""
+"""Make a fork: record, overlays, and the start from a snapshot's state."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from bough.tasks import finish
 
 @dataclass(frozen=True)
 class ForkOrder:
-    """What one fork is to be.
+    """Properties of a fork to make.
 
     Attributes:
         saved: the state to start from; None: the fork is stopped.
         name: None: a generated one.
-        spec: of a machine that `run` makes; None: the snapshot's.
-        standby: no user has asked for it yet.
+        spec: the spec given to `run`; None: the snapshot's spec.
+        standby: no user has requested the fork yet.
         hold: QEMU loads the state, and the vCPUs wait (Machine.start).
     """
 
@@ -45,7 +45,7 @@ class ForkOrder:
 
     @property
     def stem(self) -> str:
-        """What a generated name starts with."""
+        """Return the start of a generated name."""
         return self.manifest.machine_name if self.spec is None else self.spec.image
 
 
@@ -67,7 +67,7 @@ class ForkMaker:
         self._lifetimes = lifetimes
 
     async def make(self, order: ForkOrder) -> Machine:
-        """Create a fork and start it from its saved state. A failure leaves nothing behind.
+        """Create a fork and start the fork from the saved state. A failure leaves nothing behind.
 
         Raises:
             NameTaken, NoSpace, MachineFailed
@@ -109,7 +109,7 @@ class ForkMaker:
     def _name(self, order: ForkOrder, machine_id: str) -> str:
         if order.name is not None:
             return order.name
-        # A held fork gets its real name when a user takes it.
+        # A held fork gets the real name when a user takes the fork.
         return f"fork-{machine_id}" if order.hold else self._names.free_name(order.stem)
 
     def _record(self, order: ForkOrder, machine_id: str, name: str) -> MachineRecord:

@@ -28,17 +28,17 @@ from bough.snapshots.tree import Identity
 
 #: More forks at once only wait for each other.
 _FORKS_AT_ONCE = max(2, os.cpu_count() or 2)
-#: From this number of forks in one call a pre-warm pays off while they wait for it.
+#: Smallest number of forks in a call for which a wait for a pre-warm pays off.
 _MANY = 16
 
 
 @dataclass
 class _Call:
-    """One call of `fork`.
+    """A call of `fork`.
 
     Attributes:
-        kind: None if no machine that waits can serve: the snapshot was taken for this call, or has no memory.
-        holds: keep the forks until all of them are made, when the client knows them.
+        kind: None if no waiting machine can serve: the snapshot was taken for this call, or has no memory.
+        holds: keep the forks until all forks are made: then the client knows every fork.
     """
 
     order: ForkOrder
@@ -190,7 +190,7 @@ def _is_fork_of(manifest: SnapshotManifest) -> Callable[[Machine], bool]:
 
 
 def _lower_priority(machine: Machine, call: contextlib.ExitStack) -> None:
-    """Lower the priority of a fork that has answered: it may settle after the other forks of the call."""
+    """Lower the priority of a fork that has answered: the fork may settle after the others of the call."""
     machine.stand_back()
     if not machine.guest.settling:
         call.callback(machine.stand_back, False)

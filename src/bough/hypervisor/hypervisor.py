@@ -1,4 +1,4 @@
-"""Everything of one BOUGH_HOME: the use cases with their collaborators."""
+"""All use cases of a BOUGH_HOME, with the necessary collaborators."""
 
 from __future__ import annotations
 

@@ -35,7 +35,8 @@ class ImageSource:
         self._half_made = half_made
 
     async def find(self, reference: str, arch: str | None, report: Report) -> ImageManifest:
-        """Return the image. A known image that was never here for this architecture is built or pulled.
+        """Return the image. If a known image was never present for this architecture, build or pull the
+        image.
 
         Raises:
             NotFound, BuildFailed, NoSpace, HostLacks

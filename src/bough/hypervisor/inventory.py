@@ -61,8 +61,8 @@ class Inventory:
         return [machine for machine in self.present() if not machine.record.spare]
 
     def find(self, reference: str) -> Machine:
-        """Return the machine with that name, id, or unique prefix of an id (4 digits or more). A standby
-        machine is found by its whole id alone.
+        """Return the machine with the name, id, or unique prefix of an id (4 digits or more). A standby
+        machine is found by the whole id alone.
 
         Raises:
             NotFound: no machine matches.
@@ -92,9 +92,8 @@ class Inventory:
         )
 
     def find_source(self, reference: str) -> Machine | None:
-        """Return the machine that `reference` names, or None for a snapshot. An exact name or id has
-        precedence over
-        a prefix.
+        """Return the machine named by `reference`, or None for a snapshot. An exact name or id has precedence
+        over a prefix.
 
         Raises:
             NotFound: neither a machine nor a snapshot matches.

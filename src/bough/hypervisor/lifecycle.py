@@ -122,7 +122,7 @@ class Lifecycle:
 
 
 async def _is_already(machine: Machine, doing: str, *states: State) -> bool:
-    """Return whether the machine is in one of the states, and stays there: no operation is under way.
+    """Return whether the machine is in one of the states and stays there: no operation is under way.
 
     Raises:
         Conflict, NotFound: as a transition does.

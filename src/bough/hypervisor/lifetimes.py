@@ -87,7 +87,9 @@ class Lifetimes:
                 await self._bury(machine)
 
     async def delete_standby(self, machine: Machine) -> None:
-        """Delete a machine that no user has seen. An error leaves it to the next start of the service."""
+        """Delete a machine never seen by a user. After an error the next start of the service deletes the
+        machine.
+        """
         self.unpin(machine)
         with contextlib.suppress(BoughError):
             await self.delete(machine, force=True)
@@ -103,7 +105,7 @@ class Lifetimes:
         self.expire_unless_held(machine.id, grace_s=0)
 
     def discard_unclaimed(self, machine: Machine) -> None:
-        """Discard a standby machine, or a machine that failed during its claim. The name is free at once."""
+        """Discard a standby machine, or a machine after a failed claim. The name is free at once."""
         machine.record.spare = machine.record.ephemeral = True
         self.unpin(machine)
         self.discard(machine)
@@ -134,7 +136,7 @@ class Lifetimes:
                 await self.delete(machine, force=True)
             except (NotFound, Conflict):
                 pause_s = _EXPIRE_AGAIN_S  # another operation, a snapshot for example, ends first
-            # try again: this task is the only one that deletes the machine
+            # try again: no other task deletes the machine
             except (BoughError, OSError) as error:
                 log.warning("machine %s cannot be deleted: %s", machine.name, error)
                 pause_s = EPHEMERAL_GRACE_S

@@ -34,7 +34,7 @@ class Card:
 
     @property
     def ipv4(self) -> IPv4Address | None:
-        """Return the address that was chosen, or None before the machine's first start."""
+        """Return the chosen address, or None before the machine's first start."""
         return None if self.nic.link is None else self.nic.link.ipv4.ip
 
     @property

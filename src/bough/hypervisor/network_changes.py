@@ -17,7 +17,7 @@ _AT_REST = (State.STOPPED, State.FAILED)
 
 
 class NetworkChanges:
-    """Changes the cards of machines. A card that stays keeps its place and its addresses."""
+    """Changes the cards of machines. A remaining card keeps its place and its addresses."""
 
     def __init__(self, store: NetworkStore) -> None:
         self._store = store
@@ -67,7 +67,7 @@ class NetworkChanges:
 
     def _change(self, machine: Machine, cards: tuple[NicSpec, ...], nics: list[Nic]) -> None:
         record = machine.record
-        # A list of cards says itself whether one is on the uplink. An empty list means that there is no card.
+        # The cards decide whether the machine is on the uplink. An empty list means "no card".
         uplink = any(card.network == UPLINK for card in cards)
         machine.change(
             spec=record.spec.model_copy(update={"nics": cards, "uplink": uplink}),

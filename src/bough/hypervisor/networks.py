@@ -181,7 +181,7 @@ class Networks:
     # -- machines ---------------------------------------------------------------------------------
 
     async def join(self, machine: MachineRecord) -> None:
-        """Let a machine that starts onto its networks. Chooses the addresses that the machine lacks.
+        """Let a starting machine onto the machine's networks. Choose missing addresses.
 
         Raises:
             NotFound, Conflict, HostLacks
@@ -226,8 +226,8 @@ class Networks:
             taken += [card.ipv4] if card.ipv4 else []
 
     def _check_free(self, card: Card, others: Sequence[Machine]) -> None:
-        """Raise Conflict if a machine that runs has an address of the card, like the parent of a fork that
-        kept its identity.
+        """Raise Conflict if a running machine has an address of the card, like the parent of a fork with a
+        kept identity.
         """
         for other in others:
             for one in cards_on(card.network, other.record):
@@ -239,7 +239,7 @@ class Networks:
                     )
 
     def _members(self, record: NetworkRecord) -> dict[str, dict[str, Any]]:
-        """Return what the switch has to know of the machines that run."""
+        """Return the switch's members: the running machines."""
         return {
             card.port: card.member()
             for machine in self._users(record)

@@ -1,4 +1,4 @@
-"""What is prepared before a user asks: standby machines, forks loaded in advance, pre-warms."""
+"""Preparations before a user's request: standby machines, forks loaded in advance, pre-warms."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ from bough.spec import parse_spec
 from bough.spec.model import used_settings
 from bough.spec.settings import barring_process_image
 
-#: A pre-warmed fork runs that many commands before its process is captured.
+#: Number of commands run by a pre-warmed fork before the capture of the process.
 _PREWARM_COMMANDS = 3
 _STANDBY_COMMANDS = 3
 _COMMAND_S = 60.0
-#: How often a standby machine is woken before a user takes it, and its pause before each time.
+#: Number of wake-ups of a standby machine before a user's request, and the pause before each wake-up.
 _WAKE_COUNT = 2
 _PAUSE_S = 0.2
 
@@ -94,7 +94,9 @@ class Preparation:
         return await self._settle_standby(machine)
 
     async def _settle_standby(self, machine: Machine) -> Machine:
-        """Wait until it has answered and settled; run commands; wake it; leave it paused."""
+        """Wait until the machine has answered and settled; run commands; wake the machine; leave the machine
+        paused.
+        """
         self._lifetimes.pin(machine)
         try:
             await machine.wait_ready()
@@ -170,7 +172,7 @@ class Preparation:
     async def _try_out(
         self, kind: ForkKind, saved: SavedState, image: ProcessImage, urgency: Urgency
     ) -> None:
-        """Check that a fork that continues from the image works. Raises BoughError, OSError."""
+        """Check that a fork continued from the image works. Raises BoughError, OSError."""
         start = replace(saved, image=image, prewarm=Trial(urgency))
         async with self._throw_away(kind, start, "self-test") as machine:
             await self._exercise(machine, urgency)

@@ -111,7 +111,9 @@ class Running:
         ephemeral: bool,
         report: Report,
     ) -> Machine | None:
-        """None: the booted snapshot is damaged and was deleted; the machine boots."""
+        """Return a fork of the booted snapshot; None: a damaged snapshot was deleted, and the
+        machine boots.
+        """
         report(Progress("starting from the booted image"))
         tree = self._keeper.tree
         try:
@@ -128,7 +130,9 @@ class Running:
             return None
 
     def _serves(self, spec: MachineSpec) -> Callable[[Machine], bool]:
-        """Whether a standby machine is of that spec, and of the image that the label names now."""
+        """Return a check whether a standby machine has the spec, and the image currently named
+        by the label.
+        """
         try:
             digest = self._store.resolve(spec.image, spec.arch).digest
         except (NotFound, Conflict):

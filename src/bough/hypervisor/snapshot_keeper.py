@@ -1,4 +1,4 @@
-"""Snapshots with the machines that use them: taken, dropped, and kept while a fork is made."""
+"""Take and drop snapshots and their machines, and keep snapshots while a fork is made."""
 
 from __future__ import annotations
 

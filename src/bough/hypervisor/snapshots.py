@@ -91,8 +91,7 @@ class Snapshots:
         self, machine: Machine, reference: str, *, keep: bool = False, report: Report = ignore_progress
     ) -> None:
         """Return a machine to a snapshot. The machine runs if the snapshot has memory. A cancelled call does
-        not
-        interrupt the restore.
+        not interrupt the restore.
 
         Args:
             keep: take a snapshot of the present state first.

@@ -1,7 +1,7 @@
-"""The switch processes of one home: started in a jail, adopted by a later service, started again, ended.
+"""Switch processes of a home: started in a jail, adopted by a later service, started again, ended.
 
 A switch runs while a machine on its network runs. The switch is not a child in life of the service: the next
-service finds it by its control socket. The file `process` identifies a switch that does not answer:
+service finds the switch by the control socket. The file `process` identifies an unresponsive switch:
 
     <boot id> <pid> <start time>
 """
@@ -39,11 +39,11 @@ log = logging.getLogger("bough.hypervisor")
 _PACKAGES = ("bough", "dnslib", "dpkt")
 _START_S = 30.0
 _END_S = 5.0
-#: Pauses before a switch that ended by itself is started again.
+#: Pauses before the restart of a crashed switch.
 _FIRST_PAUSE_S = 0.1
 _MOST_PAUSE_S = 5.0
 _BACKLOG = 16
-#: Port -> what the switch has to know of the machine there (see switch/settings.py).
+#: Port -> the switch's settings for the machine at the port (see switch/settings.py).
 Members = Mapping[str, dict[str, Any]]
 
 
@@ -72,7 +72,7 @@ class Switch:
         self._members = members
         self._control: SwitchControl | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        #: What the switch has been told of each port; None: by an earlier service.
+        #: The settings sent to the switch for each port; None: sent by an earlier service.
         self._told: dict[str, dict[str, Any] | None] = {}
         self._changing = asyncio.Lock()
         self._tasks = Tasks()
@@ -82,9 +82,9 @@ class Switch:
         return self._control is not None
 
     async def sync(self) -> None:
-        """Make the switch carry frames for the machines that belong on it now, and for no others.
+        """Make the switch carry frames for the current machines of the network only.
 
-        The switch starts for its first machine and ends with its last one.
+        The switch starts for the first machine and ends with the last machine.
 
         Raises:
             Conflict: two machines have one address.
@@ -242,7 +242,7 @@ class Switch:
             path.unlink(missing_ok=True)
 
     async def _watch(self, control: SwitchControl) -> None:
-        """Start the switch again when it ends by itself."""
+        """Start the switch again when the switch ends by itself."""
         await control.wait_closed()
         pause_s = _FIRST_PAUSE_S
         while True:
@@ -264,7 +264,9 @@ class Switch:
 
 
 def _read_process(path: Path) -> Pid | None:
-    """Return the living process of the file; None: it has ended, or the host has been booted since."""
+    """Return the living process of the file; None: the process has ended, or the host has been
+    booted since.
+    """
     try:
         boot, number, start = path.read_text().split()
         pid = Pid(int(number), int(start))

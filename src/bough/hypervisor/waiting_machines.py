@@ -1,4 +1,4 @@
-"""Machines that wait to be taken: standby machines, and forks that were loaded in advance."""
+"""Waiting machines: standby machines, and forks loaded in advance."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger("bough.hypervisor")
 
 
 class WaitingMachines:
-    """Hands machines that wait to users. None means: no machine fits, make one."""
+    """Hands waiting machines to users. None means: no machine fits, make a machine."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class WaitingMachines:
     async def take_standby(
         self, fits: Callable[[Machine], bool], *, name: str | None, ephemeral: bool
     ) -> Machine | None:
-        """Return a standby machine that fits; it runs.
+        """Return a fitting standby machine, now running.
 
         Raises:
             NameTaken
@@ -58,7 +58,7 @@ class WaitingMachines:
     async def take_loaded(
         self, kind: ForkKind, name: str | None, stem: str, *, ephemeral: bool
     ) -> Machine | None:
-        """Return a fork that was loaded in advance; it runs.
+        """Return a fork loaded in advance, now running.
 
         Args:
             stem: start of the generated name.
