@@ -119,7 +119,7 @@ def choose_ipv4(subnet: IPv4Network, machine: str, taken: Collection[IPv4Address
     Raises:
         Conflict: the subnet is full.
     """
-    # The first address is the switch's. The network itself and its broadcast address are no host's.
+    # The switch has the first address. No host has the network's own address or the broadcast address.
     room = subnet.num_addresses - 3
     start = _number("host", machine) % room
     for step in range(room):
@@ -133,7 +133,7 @@ def choose_ipv4(subnet: IPv4Network, machine: str, taken: Collection[IPv4Address
 
 
 def ipv6_of(prefix6: IPv6Network, mac: str) -> IPv6Address:
-    """Return the address that a card with this MAC address has in the prefix."""
+    """Return the IPv6 address of a card in the prefix, derived from the card's MAC address."""
     octets = bytes.fromhex(mac.replace(":", ""))
     host = bytes((octets[0] ^ 2,)) + octets[1:3] + b"\xff\xfe" + octets[3:]
     return IPv6Address(prefix6.network_address.packed[:8] + host)

@@ -17,7 +17,7 @@ DEFAULT_MTU = 1500
 
 class NetworkRecord(BaseModel):
     """Attributes:
-    project: the project to which the network belongs, or None.
+    project: the network's project, or None.
     switch_mac: MAC address of the switch's own services.
     mtu: bytes of a frame's payload.
     """

@@ -76,7 +76,7 @@ class NetworkStore:
         self._records[record.id] = record
 
     def remove(self, record: NetworkRecord) -> None:
-        """Delete a network that no machine uses, and the sockets of its switch, which has ended."""
+        """Delete an unused network, and the sockets of its ended switch."""
         paths = self._home.network(record.id)
         paths.record.unlink(missing_ok=True)
         sync_directory(paths.record.parent)

@@ -19,7 +19,7 @@ _CHUNK_BYTES = 1 << 16
 
 
 class SwitchControl:
-    """A connection to a switch. One request at a time; others wait for their turn."""
+    """A connection to a switch. Requests run one at a time, in order."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader

@@ -1,9 +1,10 @@
-"""The uplink of a machine to the host's networks: two processes per machine, outside of its jail.
+"""The uplink of a machine to the host's networks: two processes per machine, outside of the jail.
 
     QEMU ── uplink_filter.py ── passt ── sockets of the host
 
 passt speaks Ethernet over a connected socket. The filter drops frames to the host's loopback. Each process
-ends when its neighbour ends, so nothing else has to end it. Both outlive the service, as the machine does.
+ends when its neighbour ends. So bough need not end either process. Both outlive the service, like the
+machine.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def begin_uplink(*, machine_id: str, uid: int | None, groups: list[str]) -> Upli
 
 
 class _Beginner:
-    """The program that starts this service's uplinks. The program ends with the service."""
+    """The starter of this service's uplinks. The program ends with the service."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None

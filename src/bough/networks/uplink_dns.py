@@ -1,9 +1,9 @@
 """Forward a guest's DNS queries to the host's resolvers.
 
 DHCP gives the guest one resolver, `RESOLVER`. The filter forwards each query to this address from a socket of
-the host, to the resolvers in the host's /etc/resolv.conf at this moment. A resolver may be on the host's
-loopback (127.0.0.53), or in a network that the host has just joined. The guest reaches nothing else on the
-loopback: only DNS queries are forwarded, and only to port 53.
+the host. The filter asks the current resolvers of the host's /etc/resolv.conf. A resolver may be on the
+host's loopback (127.0.0.53), or in a newly joined network. The guest has no other access to the loopback:
+only DNS queries are forwarded, and only to port 53.
 
 This module runs in the uplink's filter: standard library only.
 """
@@ -76,7 +76,7 @@ class Query:
         return False
 
     def read_answer(self) -> bytes | None:
-        """Return the resolver's answer; None for a datagram that does not answer this query.
+        """Return the resolver's answer; None: the datagram is no answer to the query.
 
         Raises:
             OSError: the resolver is not reachable.
@@ -97,8 +97,8 @@ class Query:
         return self.message[:2] + flags + bytes(8)
 
     def frames(self, answer: bytes) -> bytes:
-        """Return the frames that carry the answer to the guest, each after its length."""
-        # A UDP checksum of zero means no checksum. IPv4 allows this.
+        """Return the frames with the answer to the guest, each after its length."""
+        # A UDP checksum of zero means "no checksum". IPv4 allows zero.
         datagram = (
             _PORT.to_bytes(2, "big") + self._port + (8 + len(answer)).to_bytes(2, "big") + b"\0\0" + answer
         )
@@ -127,7 +127,7 @@ class Forwarder:
         self._failed: list[bytes] = []
 
     def take(self, frame: memoryview) -> bool:
-        """Forward a frame with a query. Return whether the frame holds a query."""
+        """Forward a frame with a query. Return whether the frame has a query."""
         query = parse_query(frame)
         if query is None:
             return False

@@ -7,9 +7,9 @@ passt opens a socket of the host to the destination in a frame. A well-behaved g
 --no-map-gw. So only ARP, IPv4 and IPv6 pass the filter, without packets to loopback or unspecified addresses.
 Incoming frames all pass. The filter answers DNS queries itself (uplink_dns.py).
 
-The guest's address is the same on every host and in every network (see _ADDRESSES). So nothing in the guest
-changes when its host joins another network, or was offline when the machine started. The filter restarts a
-passt that ends. The filter ends when the guest's socket is closed.
+The guest's address is the same on every host and in every network (see _ADDRESSES). So the guest keeps its
+settings when the host joins another network, or was offline when the machine started. If passt ends, the
+filter restarts passt. The filter ends when the guest's socket is closed.
 
 The service runs this program once, and requests a process for each machine. The process is a fork of this
 program, which takes 1 ms; a new interpreter takes 15 ms. passt starts when the guest sends its first frame.
@@ -102,7 +102,7 @@ class Frames:
 
 
 class Sieve(Frames):
-    """Splitter that keeps only allowed frames, without the DNS queries that `forwarder` takes."""
+    """Splitter for allowed frames only, without the DNS queries taken by `forwarder`."""
 
     def __init__(self, forwarder: Forwarder | None = None) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class Uplink:
         """
         try:
             while True:
-                # passt starts with the guest's first frame. A fork that is never used sends none.
+                # passt starts with the guest's first frame. An unused fork sends no frame.
                 first = self._carry(None, b"")
                 self._carry(self._start(), first)
                 time.sleep(_BETWEEN_STARTS_S)
@@ -238,7 +238,9 @@ class Passt:
         self._pidfd: int | None = None
 
     def start(self) -> _socket.socket:
-        """Start passt and return this side of its socket. passt ends when that side is closed."""
+        """Start passt and return the filter's side of the socket. passt ends when the filter closes this
+        side.
+        """
         self.kill()
         ours, theirs = _socket.socketpair()
         os.set_inheritable(theirs.fileno(), True)
@@ -268,8 +270,8 @@ class Passt:
 def _find_addresses() -> tuple[str, ...]:
     """Return the address options of passt.
 
-    On a host with only IPv6 there are none: passt accepts no IPv4 address there, and the guest gets the
-    host's addresses and resolvers.
+    On a host with only IPv6 the list is empty: passt accepts no IPv4 address on such a host, and the guest
+    gets the host's addresses and resolvers.
     """
     if has_default_route("/proc/net/route"):
         return _ADDRESSES
@@ -290,7 +292,7 @@ def has_default_route(path: str) -> bool:
 
 
 def _write(path: str, text: str) -> None:
-    """Write to a kernel file. Errors are ignored: the machine has ended, and its control group with it."""
+    """Write to a kernel file. Errors are ignored: the machine and its control group have ended."""
     try:
         with open(path, "wb", buffering=0) as file:  # noqa: PTH123
             file.write(text.encode())
@@ -299,7 +301,7 @@ def _write(path: str, text: str) -> None:
 
 
 def carry(guest: _socket.socket, uid: str, label: str, passt: str, *groups: str) -> None:
-    """Run one machine's uplink until its end. uplink.py describes the arguments."""
+    """Run one machine's uplink until the end. uplink.py describes the arguments."""
     for group in groups:
         _write(f"{group}/cgroup.procs", "0")
     _write("/proc/self/comm", label)

@@ -21,7 +21,7 @@ _SWITCH = "switch"
 
 
 class Capture:
-    """The state of one capture: the interfaces that its reader knows, and the frames that it has missed."""
+    """The state of one capture: the interfaces known to the reader, and the frames missed by the reader."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -48,7 +48,7 @@ class Capture:
         return _block(_NAMES, b"".join(records) + bytes(4))
 
     def frame(self, member: Member | None, frame: bytes, at_ns: int) -> bytes:
-        """Return a frame that the member (None: the switch) has sent."""
+        """Return a frame sent by the member (None: by the switch)."""
         name = _SWITCH if member is None else _name(member)
         before = b"" if name in self._interfaces else self._interface(name)
         options = _option(_DROPPED, struct.pack("=Q", self._missed)) + _END if self._missed else b""

@@ -50,7 +50,7 @@ class Control:
         poll.register(listener, select.EPOLLIN)
 
     def owner_of(self, number: int, events: int) -> Callable[[], None] | None:
-        """Return what to do for a descriptor that is ready; None: the descriptor is not of this part."""
+        """Return the handler of a ready descriptor; None: the descriptor belongs to another part."""
         if number == self._listener.fileno():
             return self._accept
         connection = self._connections.get(number)
@@ -180,7 +180,9 @@ class Connection:
             self._flush()
 
     def _flush(self) -> None:
-        """Send what waits, as far as the service reads. A broken connection is closed by its next event."""
+        """Send the waiting data, as far as the service reads. A broken connection is closed by its next
+        event.
+        """
         with contextlib.suppress(OSError):
             sent = self._sock.send(self._out)
             del self._out[:sent]

@@ -1,8 +1,8 @@
 """DNS for the names of one network.
 
-Each network has its own resolver, which knows the machines on that network alone. An unknown name of the
-network gets its negative answer at once. For any other name, a machine with an uplink gets REFUSED, and then
-asks its next resolver: the uplink's. A machine without an uplink gets a negative answer at once.
+Each network has a resolver, limited to the machines on the network. An unknown name of the network gets a
+negative answer at once. For any other name, a machine with an uplink gets REFUSED, and then asks the next
+resolver: the uplink's. A machine without an uplink gets a negative answer at once.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Zone:
         self._names: dict[str, str] = {}
 
     def fill(self, members: Sequence[Member]) -> None:
-        """Replace all names. Members that share a name (an alias) all answer for it."""
+        """Replace all names. If members share a name (an alias), the answer has the addresses of all."""
         addresses: defaultdict[str, list[bytes]] = defaultdict(list)
         self._names = {}
         for member in members:
@@ -46,7 +46,7 @@ class Zone:
                 addresses[name] += member.addresses
             for address in member.addresses if member.names else ():
                 pointer = ip_address(address).reverse_pointer
-                # The longest name is the one with the network in it.
+                # The longest name includes the network.
                 self._names[pointer] = self._full_name(member)
         self._addresses = dict(addresses)
 

@@ -13,10 +13,10 @@ from bough.networks.switch.services import Services
 from bough.networks.switch.settings import Member, Settings
 from bough.networks.switch.table import Table
 
-#: Work for one port before the next port's turn: a frame, each of its copies, or an answer is about 1.
+#: Work for one port before the next port's turn: a frame, each copy of a frame, or an answer is about 1.
 _TURN = 32
 _ANSWER_COST = 8
-#: Room for two tags above the MTU, and one byte more, which a frame must not fill.
+#: Room for two tags above the MTU, and one byte more. A valid frame leaves this byte free.
 _OVERHEAD_BYTES = HEADER_BYTES + 2 * TAG_BYTES
 _RUNT = "runt"
 _SPOOFED_MAC = "spoofed_mac"
@@ -26,7 +26,7 @@ class Watcher(Protocol):
     """Sees all that happens on the network, for a capture."""
 
     def saw(self, port: Port | None, frame: bytes) -> None:
-        """Take a frame that a machine or the switch (None) has sent, and that was not dropped."""
+        """Take a frame after the checks, sent by a machine or by the switch (None)."""
 
     def met(self, members: Sequence[Member]) -> None:
         """Take the new list of members."""
@@ -35,8 +35,8 @@ class Watcher(Protocol):
 class Fabric:
     """The ports of a network, below the current directory.
 
-    Each port has a turn of bounded work, so that a machine that floods the network does not slow its
-    neighbours by more than its share.
+    Each port has a turn of bounded work, so a flood from one machine slows the neighbours by no more than one
+    share.
 
     Attributes:
         watchers: the captures.
@@ -75,7 +75,7 @@ class Fabric:
         self._own_addresses()
 
     def detach(self, name: str) -> bool:
-        """Remove a port. Return whether there was one."""
+        """Remove a port. Return whether the port existed."""
         port = self._ports.pop(name, None)
         if port is None:
             return False
@@ -93,7 +93,7 @@ class Fabric:
         return [port.describe() for port in self._ports.values()]
 
     def owner_of(self, number: int) -> Callable[[], None] | None:
-        """Return what to do for a descriptor that is ready; None: the descriptor is no port's."""
+        """Return the handler of a ready descriptor; None: the descriptor belongs to no port."""
         receive = self._receivers.get(number)
         if receive is not None:
             return receive
@@ -113,7 +113,7 @@ class Fabric:
             pass
 
     def _handle(self, frame: bytes, port: Port) -> int:
-        """Carry, answer or drop one frame. Return the work that this was."""
+        """Carry, answer or drop one frame. Return the amount of work."""
         size = len(frame)
         port.received_frames += 1
         port.received_bytes += size
@@ -138,7 +138,7 @@ class Fabric:
         return _ANSWER_COST
 
     def _refuses(self, frame: bytes, size: int, port: Port) -> str | None:
-        """Return why a frame is dropped; None: it is not."""
+        """Return why a frame is dropped; None: the frame passes."""
         if size < HEADER_BYTES:
             return _RUNT
         source = frame[6:12]
@@ -184,5 +184,5 @@ class Fabric:
 
 
 def link_local(mac: bytes) -> bytes:
-    """Return the IPv6 address that a card with this MAC address gives itself (RFC 4291, appendix A)."""
+    """Return the link-local IPv6 address of a card, derived from the MAC address (RFC 4291, appendix A)."""
     return b"\xfe\x80" + bytes(6) + bytes((mac[0] ^ 2,)) + mac[1:3] + b"\xff\xfe" + mac[3:]

@@ -1,11 +1,11 @@
-"""The frames that a machine may not send.
+"""Frames forbidden to a machine.
 
 A machine may not use an address of another machine or of the switch, in ARP, IPv4, IPv6 or neighbor
-discovery. It may not answer for the switch (DHCP) or for a router (IPv6 router advertisements, redirects). An
-address without an owner is free: a virtual address may move between machines. Frames with VLAN tags are
-checked like others, because a guest may ignore a tag (VLAN 0).
+discovery. A machine may not answer for the switch (DHCP) or for a router (IPv6 router advertisements,
+redirects). An address without an owner is free: a virtual address may move between machines. Frames with VLAN
+tags are checked like others, because a guest may ignore a tag (VLAN 0).
 
-A frame is refused if its headers are cut off or too deep to be checked.
+A frame is refused if the headers are cut off or too deep to be checked.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class Guard:
         sender, target = frame[at + 14 : at + 18], frame[at + 24 : at + 28]
         if frame[at + 8 : at + 14] != frame[6:12] or self._is_anothers(sender, port):
             return SPOOFED_ARP
-        # A probe without a sender makes a machine that has just got the address give it up (RFC 5227).
+        # After a probe without a sender, a machine with a newly obtained address gives the address up (RFC
+        # 5227).
         return SPOOFED_ARP if sender == _NO_ADDRESS[0] and self._is_anothers(target, port) else None
 
     def _refuses_ipv4(self, frame: bytes, at: int, port: str) -> str | None:
@@ -135,9 +136,9 @@ def _refuses_udp(frame: bytes, at: int, client: bytes) -> str | None:
 
 
 def skip_tags(frame: bytes) -> tuple[bytes, int]:
-    """Return the type of a frame behind its VLAN tags, and where its payload begins.
+    """Return the type of a frame behind the VLAN tags, and the offset of the payload.
 
-    The type is still a tag's if there are more than four.
+    With more than four tags the type is still a tag's.
     """
     kind, at = frame[12:14], HEADER_BYTES
     for _ in range(_MOST_TAGS):
@@ -148,9 +149,10 @@ def skip_tags(frame: bytes) -> tuple[bytes, int]:
 
 
 def _skip_extensions(frame: bytes, kind: int, at: int) -> tuple[int, int] | None:
-    """Return the upper protocol of an IPv6 packet and where it begins; None: the headers are cut off.
+    """Return the upper protocol of an IPv6 packet and the offset of this protocol; None: the headers are cut
+    off.
 
-    The rest of a fragmented packet has no protocol of its own (59).
+    Later fragments of a packet have no protocol (59).
     """
     for _ in range(_MOST_EXTENSIONS):
         if kind not in _EXTENSIONS:

@@ -15,7 +15,7 @@ from typing import Any
 from bough.networks.switch.settings import Member, format_mac
 from bough.networks.switch_port import NIC_SOCKET, SWITCH_SOCKET
 
-#: Added to the size of each frame that waits, so that small frames count for the memory that they take.
+#: Added to the size of each waiting frame, so that small frames count with their memory use.
 _FRAME_COST_BYTES = 128
 #: How long a port without a QEMU is left alone before the next frame looks for one.
 _LOOK_AGAIN_S = 0.05
@@ -31,7 +31,7 @@ TOO_LARGE = "too_large"
 class Port:
     """A port, below the current directory.
 
-    Frames for a QEMU that does not read wait here, up to `queue_bytes`, and no other port waits for them.
+    Frames wait here while QEMU does not read, up to `queue_bytes`. No other port waits for these frames.
 
     Attributes:
         receiver: the socket to which QEMU sends.
@@ -95,7 +95,7 @@ class Port:
             self._poll.modify(sender, 0)
 
     def disconnect(self) -> None:
-        """Drop what waits for a QEMU that has ended. The next frame looks for another QEMU."""
+        """Drop the frames for an ended QEMU. The next frame looks for another QEMU."""
         if self._sender is not None:
             self._poll.unregister(self._sender)
             self._sender.close()
@@ -133,7 +133,7 @@ class Port:
         self._queued_bytes += cost
 
     def _send_anew(self, frame: bytes) -> None:
-        """Send a frame after an error: to the machine's next QEMU, if there is one."""
+        """Send a frame after an error: to the machine's next QEMU, if any."""
         self.disconnect()
         self._looked = 0.0
         if self._connect() and self._sender is not None:
@@ -182,7 +182,7 @@ def _bind(path: Path) -> socket.socket:
 
 
 def _connect(path: Path) -> socket.socket | None:
-    """Return a socket that sends to QEMU's socket at `path`; None: there is none.
+    """Return a socket connected to QEMU's socket at `path`; None: QEMU cannot be reached.
 
     A connected socket tells when QEMU reads again (unix(7) has no such notice for others). QEMU owns the
     directory: a link or a file of another kind is not followed.

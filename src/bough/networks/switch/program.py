@@ -1,8 +1,9 @@
-"""The process of a switch: its loop, and its command line.
+"""The process of a switch: loop and command line.
 
     python -I -S -c RUN DIRECTORIES --control-fd N --settings JSON [--uid UID] DIRECTORY
 
-It runs until the service ends it, without a timer: a network without traffic takes no processor time.
+The process runs until the service ends the switch, without a timer: a network without traffic takes no
+processor time.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def run(fabric: Fabric, control: Control, poll: select.epoll) -> None:
     with contextlib.suppress(Ended):
         while True:
             for number, events in poll.poll():
-                # A descriptor may have been closed by an event before: then nobody owns it.
+                # An earlier event may have closed the descriptor: then no part owns the descriptor.
                 act = fabric.owner_of(number) or control.owner_of(number, events)
                 if act is not None:
                     act()
@@ -55,7 +56,7 @@ def main() -> None:
         name.write(f"{LABEL}{settings.network}"[:15])
     os.chdir(given.directory)  # before: another user may not pass the directories above
     _give_up_rights(given.uid)
-    # A terminal's signals are for the service. A service that ends is noticed by its connection.
+    # A terminal's signals are for the service. The close of the connection shows the end of the service.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     poll = select.epoll()

@@ -1,7 +1,7 @@
-"""The switch's own address on its network: ARP, DHCP and DNS.
+"""Services on the switch's own address: ARP, DHCP and DNS.
 
-A machine reaches nothing else of the switch. dpkt and dnslib parse what a machine sends; whatever they cannot
-parse is dropped.
+A machine reaches nothing else of the switch. dpkt and dnslib parse a machine's packets; a malformed packet is
+dropped.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Services:
         size = _UDP_BYTES + len(payload)
         datagram = from_port.to_bytes(2, "big") + port.to_bytes(2, "big") + size.to_bytes(2, "big")
         pseudo = self._address + address + b"\0\x11" + size.to_bytes(2, "big")
-        # A UDP checksum of 0 means that there is none.
+        # A UDP checksum of 0 means "no checksum".
         total = checksum(pseudo + datagram + b"\0\0" + payload) or 0xFFFF
         header = b"\x45\0" + (_IP_BYTES + size).to_bytes(2, "big") + b"\0\0\x40\0\x40\x11"
         ends = self._address + address
@@ -85,7 +85,7 @@ class Services:
 
 
 def read_udp(frame: bytes) -> tuple[bytes, int, int, bytes] | None:
-    """Return sender, port, sender's port and payload of a UDP datagram that is not in parts, else None."""
+    """Return sender, port, sender's port and payload of an unfragmented UDP datagram, else None."""
     at = HEADER_BYTES
     if frame[at + 9] != UDP or frame[at + 6] & 0x3F or frame[at + 7]:
         return None

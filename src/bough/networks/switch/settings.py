@@ -1,4 +1,4 @@
-"""What the service tells a switch: the settings of the network, and its members."""
+"""Data from the service to a switch: the settings and the members of the network."""
 
 from __future__ import annotations
 

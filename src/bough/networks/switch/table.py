@@ -8,10 +8,10 @@ P = TypeVar("P")
 
 
 class Table(Generic[P]):
-    """The ports behind which MAC addresses are.
+    """MAC addresses and their ports.
 
-    An address that the service has set stays at its port. Other addresses are learned from frames, up to a
-    bound for each port, so that no machine fills the table or takes another machine's place.
+    An address set by the service stays at its port. Other addresses are learned from frames, up to a bound
+    for each port, so that no machine fills the table or takes another machine's place.
     """
 
     def __init__(self) -> None:
