@@ -10,7 +10,7 @@ from bough.errors import InvalidInput
 
 @dataclass(frozen=True)
 class Architecture:
-    """One row of the table.
+    """A row of the table of architectures.
 
     Attributes:
         qemu: names of the QEMU program, in order of preference; the last one is RHEL's, which is not on PATH.
@@ -68,14 +68,11 @@ _PC_OPTIONS = ("vmport=off", "smbus=off", "sata=off", "usb=off", "hpet=off", "gr
 _PC_DISPLAY = ("VGA,id=video", "qemu-xhci,id=usb", "usb-tablet,bus=usb.0")
 
 #: Reports Intel's in-order line (Bonnell) with the features of a later CPU: docs/decisions/0011. The stepping
-#: has
-#: no errata. svm off: no nested KVM. monitor off: an emulated mwait is a busy loop. rdrand off: its generator
-#: is
-#: part of QEMU, so that all processes of one process image would share its state; virtio-rng gives the guest
-#: the
-#: host's numbers. The other features are those of an EPYC that QEMU 7.2 does not emulate. They are off for
-#: each
-#: QEMU version, so that a snapshot finds the same CPU in a later one.
+#: has no errata. svm off: no nested KVM. monitor off: an emulated mwait is a busy loop. rdrand off: its
+#: generator is part of QEMU, so all processes of a process image would share the generator's state;
+#: virtio-rng gives the guest the host's numbers. The other features in the list belong to an EPYC and are not
+#: emulated by QEMU 7.2. These features are off for each QEMU version, so that a snapshot finds the same CPU
+#: in a later version.
 _NOT_EMULATED = ("fxsr-opt", "misalignsse", "3dnowprefetch", "osvw", "topoext", "xsavec", "rdseed", "sha-ni")
 _EMULATED_PC = ",".join(
     (

@@ -1,6 +1,6 @@
 """Plan -> command line of QEMU. Pure; one small function per device.
 
-Everything is explicit (-nodefaults, a versioned machine, a named CPU, single block nodes), so that another
+All settings are explicit (-nodefaults, a versioned machine, a named CPU, single block nodes), so that another
 process, a later QEMU or another host can load a snapshot.
 """
 
@@ -19,7 +19,7 @@ _MOST_CODE_MIB = 1024
 
 #: Name of the guest's RAM block, on the command line and in QMP.
 RAM_ID = "ram"
-#: Sockets that bough binds and passes as descriptors; `info --plan` shows these numbers.
+#: Sockets bound by bough and passed as descriptors; `info --plan` shows the numbers.
 DISPLAYED_DESCRIPTORS = {"qmp": 3, "agent": 4, "console": 5, "uplink": 6, "memory": 7}
 
 #: QEMU's own seccomp filter, complete.
@@ -82,8 +82,8 @@ def _identity(plan: Plan, arch: Architecture) -> list[str]:
 
 
 def _machine(plan: Plan, arch: Architecture) -> list[str]:
-    # dump-guest-core, mem-merge: no guest memory in a core file, and none shared between guests by KSM.
-    # suppress-vmdesc: device states without their unused description.
+    # dump-guest-core, mem-merge: no guest memory in a core file, and no sharing of memory between guests by
+    # KSM. suppress-vmdesc: device states without the unused description.
     options = [
         plan.machine_type,
         *arch.machine_options,
@@ -103,8 +103,7 @@ def _processors(plan: Plan) -> list[str]:
     accelerator = "kvm"
     if plan.accelerator == "tcg":
         # Bound of translated code: a quarter of the guest's memory. QEMU's own bound is 1 GiB, and the boot
-        # of a small
-        # guest alone fills 400 MiB with code that runs once.
+        # of a small guest alone fills 400 MiB with code that runs once.
         code_mib = min(max(plan.memory_bytes // 4 // MIB, _LEAST_CODE_MIB), _MOST_CODE_MIB)
         accelerator = f"tcg,thread=multi,tb-size={code_mib}"
     topology = option(f"cpus={plan.vcpus}", sockets=1, cores=plan.vcpus, threads=1)
@@ -114,8 +113,7 @@ def _processors(plan: Plan) -> list[str]:
 def _memory(plan: Plan, descriptors: Mapping[str, int]) -> list[str]:
     if plan.from_template:
         # Unwritten pages come from the template; written pages are private to the process. The file is sealed
-        # and has
-        # no name (see ram.py), so QEMU gets a descriptor.
+        # and has no name (see ram.py), so QEMU gets a descriptor.
         path = f"/proc/self/fd/{descriptors['memory']}"
         backend = option(
             "memory-backend-file",
@@ -142,9 +140,8 @@ def _firmware(plan: Plan) -> list[str]:
     if firmware.code is None:
         return []
     if firmware.kind == "bios":
-        # In flash, which QEMU fills at its start. QEMU's usual way to load a BIOS expects a migration to
-        # bring the BIOS
-        # (hw/core/loader.c, rom_reset): a machine that continues from a snapshot could not reboot.
+        # In flash, filled by QEMU at the start. QEMU's usual way to load a BIOS expects a migration to bring
+        # the BIOS (hw/core/loader.c, rom_reset): a machine continued from a snapshot could not reboot.
         return DiskNode("firmware-code", firmware.code, "raw", read_only=True).arguments()
     if firmware.variables is None:  # U-Boot: QEMU's OpenSBI starts it like a kernel
         return [] if plan.direct_boot else ["-kernel", firmware.code]

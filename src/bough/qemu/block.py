@@ -39,8 +39,7 @@ class DiskNode:
         format's.
 
         The file's node inherits read-only: blockdev-snapshot makes the format's node read-only, and QEMU
-        reopens the
-        file then, while the path still exists.
+        reopens the file then, while the path still exists.
         """
         return {**self.format_options(self.file_name), "file": self._file_options({})}
 

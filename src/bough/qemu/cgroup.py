@@ -3,7 +3,8 @@
     <hierarchy>/bough/<machine id>/        version 1: one in each of the hierarchies memory, cpu and pids
     <a delegated group>/bough/<machine id>/  version 2: below the nearest group that bough may write to
 
-The waiter moves QEMU into the groups before its start and removes them after its end (see process.py).
+The waiter moves QEMU into the groups before QEMU's start and removes the groups after QEMU's end (see
+process.py).
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ _CPU_FILES = ("cpu.max", "cpu.cfs_quota_us")
 
 
 def find_groups() -> tuple[str, ...]:
-    """Return the directories below which bough may create a group per machine; empty if there are none."""
+    """Return the directories in which bough may create a group per machine; empty if no such directory
+    exists.
+    """
     if (_MOUNT / "cgroup.controllers").exists():
         base = _find_delegated()
         return (str(base),) if base is not None and _prepare_v2(base) else ()
@@ -62,11 +65,10 @@ def create_groups(bases: tuple[str, ...], machine_id: str, limits: Limits) -> li
 
 
 def stand_back(pid: int, back: bool) -> bool:
-    """Give a machine's group only left-over processor time, or give its share back.
+    """Give a machine's group only left-over processor time, or give the share back.
 
-    Return False if `pid` has no group of its own with such a control. Its threads can get a lower priority
-    then
-    (Pid.stand_back); inside a group, the priority would only count among the group's threads.
+    Return False if `pid` is in no machine's group with such a control. Then the threads can get a lower
+    priority (Pid.stand_back); inside a group, the priority would only count among the group's threads.
     """
     for line in _read_memberships(pid):
         _, controllers, path = line.split(":", 2)
@@ -78,7 +80,7 @@ def stand_back(pid: int, back: bool) -> bool:
 
 
 def share_last(group: Path, back: bool) -> bool:
-    """Set the priority of one group; return False if its controller has no such control."""
+    """Set the priority of a group; return False if the controller has no such control."""
     for file, (last, usual) in _SHARES.items():
         if (group / file).exists():
             with contextlib.suppress(OSError):  # the group is gone

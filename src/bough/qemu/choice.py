@@ -1,7 +1,6 @@
-"""Machine type, CPU model, accelerator and firmware: "auto" or a name -> what this QEMU has.
+"""Machine type, CPU model, accelerator and firmware: "auto" or a name -> full name in the present QEMU.
 
-bough chooses them once, at a machine's creation, by their full names: another QEMU or host must present the
-same computer.
+bough chooses full names once, at a machine's creation: another QEMU or host must present the same computer.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from bough.qemu.probe import Accelerator, QemuFacts
 
 
 def choose_accelerator(wanted: str, accelerators: Mapping[str, Accelerator]) -> Accelerator:
-    """Return the fastest accelerator that works, for "auto", or the requested one. A requested accelerator is
-    used even if its probe guest did not run: `accelerator_note` warns.
+    """Return the fastest working accelerator for "auto", or the requested accelerator. A requested
+    accelerator is used even if the probe guest did not run: `accelerator_note` warns.
 
     Raises:
-        HostLacks: the requested accelerator cannot work here, or none works.
+        HostLacks: the requested accelerator cannot work on this host, or no accelerator works.
     """
     if wanted == "auto":
         usable = [found for found in accelerators.values() if found.usable]
@@ -86,7 +85,7 @@ def _family(name: str, row: Architecture) -> str | None:
 
 
 def choose_cpu_model(wanted: str, facts: QemuFacts, accelerator: Accelerator) -> str:
-    """Return the CPU model. Raises InvalidSpec if this QEMU does not know it."""
+    """Return the CPU model. Raises InvalidSpec if QEMU does not know the model."""
     if wanted == "auto":
         return accelerator.cpu_model
     model = wanted.partition(",")[0]
@@ -107,8 +106,7 @@ def _unknown(place: str, message: str, wanted: str, known: Iterable[str]) -> Inv
 @dataclass(frozen=True)
 class FirmwareFiles:
     """UEFI firmware: the shared read-only code, and the template of each machine's variables; None: no
-    persistent
-    variables.
+    persistent variables.
     """
 
     code: str
@@ -125,7 +123,7 @@ _BIOS = "bios-256k.bin"
 
 
 def find_bios(qemu: str) -> str | None:
-    """Return SeaBIOS for the program `qemu`; None: QEMU finds its own."""
+    """Return SeaBIOS for the program `qemu`; None: QEMU finds a BIOS itself."""
     own = Path(qemu).resolve().parent.parent / "share" / "qemu"
     found = (directory / _BIOS for directory in (own, *map(Path, _BIOS_DIRECTORIES)))
     return next((str(path.resolve()) for path in found if path.is_file()), None)

@@ -1,4 +1,4 @@
-"""What is done for emulated guests (TCG) alone. A guest on KVM runs at the processor's speed."""
+"""Special treatment of emulated guests (TCG). A guest on KVM runs at the processor's speed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Facts about this host, cached in $BOUGH_HOME/host.json until something changes.
 
-A fact's key names everything that the fact depends on: the host's boot, a program's file, a device. A new key
-means a new measurement.
+A fact's key names all influences on the fact: the host's boot, a program's file, a device. A new key means a
+new measurement.
 """
 
 from __future__ import annotations

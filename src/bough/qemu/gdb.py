@@ -1,7 +1,6 @@
-"""Write guest memory through QEMU, so that QEMU drops the code it translated from that memory.
+"""Write guest memory through QEMU, so that QEMU drops the code translated from this memory.
 
-QEMU's debugger server is the only way to do that (docs/system/gdb.rst). The protocol is gdb's remote
-protocol:
+Only QEMU's debugger server does so (docs/system/gdb.rst). The protocol is gdb's remote protocol:
 `$` packet `#` sum, answered by `+` and a packet.
 """
 
@@ -14,7 +13,7 @@ from bough.errors import MachineFailed
 
 _TIMEOUT_S = 20.0
 _MOST_ANSWER_BYTES = 64 << 10
-#: QEMU reads on only after it has written its answer, which needs room.
+#: QEMU reads on only after writing the answer. The answer needs room.
 _MOST_UNANSWERED = 32
 #: Half of QEMU's packet size in hex, with room for the address.
 WRITE_BYTES = 1024

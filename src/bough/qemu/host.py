@@ -1,4 +1,4 @@
-"""The host: its resources, and what it lacks (`bough doctor`)."""
+"""The host: resources, and missing parts (`bough doctor`)."""
 
 from __future__ import annotations
 
@@ -80,11 +80,11 @@ def _free_bytes(path: Path) -> int:
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that bough needs or can use.
+    """A part of the host, needed or usable by bough.
 
     Attributes:
-        required: nothing works without it; otherwise `detail` says what is missing then.
-        fixes: package manager -> command that installs it; "any" for a command that is the same everywhere.
+        required: nothing works without the part; otherwise `detail` says what is missing then.
+        fixes: package manager -> command for the installation; "any" for a command valid everywhere.
     """
 
     name: str
@@ -97,7 +97,7 @@ class Check:
 async def run_doctor(
     home: Home, *, arch: str | None = None, probe: bool = True, report: Report = ignore_progress
 ) -> dict[str, Any]:
-    """Return everything about this host; JSON-able.
+    """Return all facts about this host; JSON-able.
 
     Args:
         arch: check for machines of another architecture.
@@ -176,7 +176,9 @@ def _check_program(program: str, need: str, without: str, *, required: bool = Fa
 
 
 def _check_emulator(arch: str) -> Check:
-    """Check that an emulator is installed. The image build tries it: images are above this layer."""
+    """Check that an emulator is installed. The image build tries the emulator: images are above the layer of
+    this module.
+    """
     names = (f"qemu-{arch}-static", f"qemu-{arch}")
     path = next(filter(None, map(shutil.which, names)), None)
     if path:

@@ -1,4 +1,4 @@
-"""The jail of a QEMU process: everything outside of it is out of reach, as far as this host allows.
+"""The jail of a QEMU process: everything outside the jail is out of reach, as far as the host allows.
 
 The jail is the boundary around a guest, not QEMU: QEMU promises no isolation of an emulated guest (TCG).
 `Jail` lists the abilities of this host (`probe_jail` tries them). `render_jail` wraps a command line.
@@ -45,10 +45,9 @@ class Jail:
     """The abilities of this host; JSON-able. The default is none.
 
     Attributes:
-        bwrap: path of bubblewrap, if it works here.
+        bwrap: path of bubblewrap, if bubblewrap works here.
         setpriv: path of setpriv, for a root service.
-        own_proc: a /proc of the jail alone. If it cannot be mounted, /proc has only the process's own
-            descriptors.
+        own_proc: a /proc of the jail alone. If the mount fails, /proc has only the process's own descriptors.
         system_calls: QEMU can filter its own system calls.
         groups: directories of cgroup hierarchies that can hold a group per machine.
         refused: part -> the host's reason for refusing it.
@@ -74,10 +73,10 @@ class Jail:
 
 @dataclass(frozen=True)
 class Sight:
-    """The host files that a process may see, and the devices that it may use.
+    """The host files visible to a process, and the devices usable by the process.
 
     Attributes:
-        placed: writable directories that the process sees at another path: path on the host, path inside.
+        placed: writable directories, seen by the process at another path: path on the host, path inside.
     """
 
     program: str
@@ -147,7 +146,7 @@ def render_setpriv(
 
 
 def _namespaces(jail: Jail, sight: Sight, *, as_root: bool) -> list[str]:
-    # Root needs no user namespace and must not have one: its id 0 would be mapped into it.
+    # Root needs no user namespace and must not have a user namespace: root's id 0 would be mapped there.
     user = [] if as_root else ["--unshare-user"]
     network = [] if sight.network else ["--unshare-net"]
     # Otherwise bubblewrap stays as the first process: see _proc.
@@ -169,14 +168,13 @@ def _root_directory(jail: Jail, sight: Sight) -> list[str]:
         # bubblewrap would create these for root alone, but the program may run as another user.
         words += ["--perms", "0755", "--dir", directory]
     words += [word for bind in binds for word in bind]
-    # bubblewrap creates its directories in memory, owned by its caller: the process could write to them.
+    # bubblewrap creates directories in memory, owned by the caller: the process could write there.
     return [*words, "--remount-ro", "/tmp", "--remount-ro", "/dev", "--remount-ro", "/"]
 
 
 def _proc(jail: Jail) -> list[str]:
     """Provide /proc: QEMU opens its guest's memory as /proc/self/fd/N. In a container an ordinary user often
-    may
-    not mount a /proc. The outer /proc then shows the descriptors of bubblewrap, which becomes QEMU.
+    may not mount a /proc. The outer /proc then shows the descriptors of bubblewrap, which becomes QEMU.
     """
     return ["--proc", "/proc"] if jail.own_proc else ["--ro-bind", "/proc/self/fd", "/proc/self/fd"]
 
@@ -214,7 +212,7 @@ def _capabilities(jail: Jail, *, as_root: bool) -> list[str]:
 
 @dataclass(frozen=True)
 class JailPart:
-    """One part of a jail. `detail` is the effect of the part, or the effect of its absence."""
+    """A part of a jail. `detail` is the effect of the part, or the effect of its absence."""
 
     name: str
     had: bool
@@ -285,8 +283,7 @@ def _has_own_user(jail: Jail, uid: int | None) -> bool:
     if os.geteuid() == 0:
         return jail.setpriv is not None and uid is not None
     # An ordinary user cannot switch to another user. The process has no capability in its user namespace, and
-    # no
-    # file of its user is in reach.
+    # no file of its user is in reach.
     return jail.bwrap is not None
 
 

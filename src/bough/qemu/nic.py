@@ -1,4 +1,4 @@
-"""Network cards on the command line: a device, its PCI place, and a netdev backend.
+"""Network cards on the command line: a device, a PCI place, and a netdev backend.
 
 The first card (place 0) gets the next free slot of the PCI bus, as in all versions of bough: the device state
 of a snapshot contains the slot. Each other card has a PCI port of its own at a fixed address, so that no card
@@ -85,7 +85,7 @@ def _device(nic: NicPlan, place: Mapping[str, str | int]) -> str:
         "romfile": "",
         **place,
     }
-    if nic.model == "virtio" and not nic.announces:  # the other models announce nothing by themselves
+    if nic.model == "virtio" and not nic.announces:  # the other models announce nothing
         values["guest_announce"] = "off"
     return render_option(model, values)
 

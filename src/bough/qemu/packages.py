@@ -57,7 +57,9 @@ def render_fixes(need: str) -> dict[str, str]:
 
 
 def render_fix(need: str) -> str:
-    """Return one line: the command for this host's package manager, or for each one if it is unknown."""
+    """Return one line: the command for this host's package manager, or for each package manager if the host's
+    is unknown.
+    """
     fixes = render_fixes(need)
     here = {manager: command for manager, command in fixes.items() if shutil.which(manager)}
     return "install it: " + " | ".join((here or fixes).values())

@@ -26,7 +26,7 @@ class Pid:
 
     @classmethod
     def of(cls, number: int) -> Pid | None:
-        """Return the process with that number; None if there is none, or only a zombie."""
+        """Return the process with the number; None if no process has the number, or only a zombie."""
         found = _read_stat(number)
         return None if found is None or found.state in "ZX" else cls(number, found.start)
 
@@ -73,8 +73,7 @@ class Pid:
 
     def stand_back(self, back: bool = True) -> None:
         """Give the process idle priority (sched(7), SCHED_IDLE), or normal priority again. Do nothing if the
-        priority
-        could not be restored later.
+        priority could not be restored later.
         """
         policy = os.SCHED_IDLE if back else os.SCHED_OTHER
         if back and not can_stand_back():

@@ -1,4 +1,4 @@
-"""What the next start uses, as data: complete, with nothing left to defaults of QEMU or the host."""
+"""Plan of the next start, as data: complete, without defaults of QEMU or the host."""
 
 from __future__ import annotations
 
@@ -77,8 +77,7 @@ class NicPlan:
 @dataclass(frozen=True)
 class Firmware:
     """Firmware files. UEFI has `code` and `variables`; U-Boot has `code` alone. A BIOS machine without `code`
-    uses the
-    BIOS that QEMU finds.
+    uses the BIOS that QEMU finds.
     """
 
     kind: Literal["bios", "uefi"]
@@ -115,12 +114,12 @@ class Plan:
     """Attributes:
     clock: QEMU's -rtc base: "utc", "localtime", or a point in time (see `resolve_clock`).
     from_template: continue from a snapshot: RAM maps a passed memory file, and QEMU waits for a device state.
-    prewarm: a pre-warm: frames of its guest are dropped.
+    prewarm: a pre-warm: frames of the guest are dropped.
     uid: user of the process under a root service (see `machine_uid`).
     media, display: devices of machines whose guests lack the agent.
     boot_index: of the first disk; the others follow.
     serial_ports, disk_queues: see Hardware.
-    agent_port: name, in the guest, of the port that its agent opens.
+    agent_port: name, in the guest, of the port opened by the agent.
     accelerator_note: warning for the user about the accelerator.
     vmgenid: changes only when the machine is cloned or restored.
     """

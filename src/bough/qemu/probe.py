@@ -1,4 +1,4 @@
-"""What this host's QEMU is and can do, found by running it.
+"""Version and abilities of this host's QEMU, found by running QEMU.
 
 /dev/kvm can exist, be accessible, answer every query, and still run no guest. An accelerator counts as usable
 only after a probe guest has completed on it, in the jail, within a bounded time.
@@ -62,7 +62,7 @@ _ATTEMPTS = {
 }
 #: End of one attempt, however busy the host is.
 _ATTEMPT_MOST_S = 120.0
-#: A guest that did not complete in this processor time never will: no further attempt.
+#: After this processor time an incomplete guest gets no further attempt.
 _HAD_ITS_TIME = 0.75
 #: Validity of "KVM does not work": if the host may have been the reason, and otherwise.
 _IN_DOUBT_LASTS_S = 600.0
@@ -82,7 +82,7 @@ class QemuBinary:
 
 @dataclass(frozen=True)
 class QemuFacts:
-    """What the binary supports: versioned machine types and CPU models."""
+    """Versioned machine types and CPU models of the binary."""
 
     machine_types: tuple[str, ...]
     cpu_models: tuple[str, ...]
@@ -91,9 +91,9 @@ class QemuFacts:
 @dataclass(frozen=True)
 class Accelerator:
     """Attributes:
-    detail: run time of the probe guest, or the reason of its failure.
+    detail: run time of the probe guest, or the reason of the failure.
     cpu_model: the model for "auto".
-    cpu_models: the named models with all their features here; empty: unknown.
+    cpu_models: the named models with all features on this host; empty: unknown.
     tried: a probe guest started and did not complete: an opinion, not a fact.
     refused: the host has the accelerator, and denies access.
     lasts_s: validity, if shorter than the host's boot.
@@ -150,7 +150,7 @@ def parse_version(text: str) -> tuple[int, ...]:
 
 
 async def inspect_qemu(qemu: QemuBinary, home: Home) -> QemuFacts:
-    """Return what a QEMU supports. Raises HostLacks if it does not start."""
+    """Return the facts about a QEMU. Raises HostLacks if QEMU does not start."""
 
     async def find() -> Any:
         machines, cpus = await _ask(qemu, "tcg", "query-machines", "query-cpu-definitions")
@@ -167,8 +167,7 @@ async def probe_accelerators(
     qemu: QemuBinary, jail: Jail, home: Home, *, refresh: bool = False
 ) -> dict[str, Accelerator]:
     """Return the accelerators by name, fastest first. Probed once per boot of the host, usually in 0.2 s. A
-    failed
-    probe of KVM is repeated later.
+    failed probe of KVM is repeated later.
     """
 
     async def find() -> Any:
@@ -225,7 +224,7 @@ def _why_no_device() -> str:
 
 
 def kvm_module() -> str | None:
-    """Return the kernel module for the virtualization of this host's processor, if it has one."""
+    """Return the kernel module for the virtualization of the host's processor; None: no virtualization."""
     found = re.search(r"\b(vmx|svm)\b", Path("/proc/cpuinfo").read_text())
     return {"vmx": "kvm_intel", "svm": "kvm_amd"}[found[1]] if found else None
 
@@ -243,7 +242,7 @@ def newest_complete_cpu(arch: Architecture, complete: Collection[str]) -> str | 
 
 
 def complete_cpus(definitions: Sequence[dict[str, Any]]) -> tuple[str, ...]:
-    """Return the models whose features the accelerator has, all of them."""
+    """Return the models that the accelerator supports with all features."""
     return tuple(entry["name"] for entry in definitions if entry.get("unavailable-features") == [])
 
 
@@ -316,7 +315,7 @@ def _probe_uid() -> int | None:
 
 
 async def probe_jail(qemu: QemuBinary, home: Home, *, refresh: bool = False) -> Jail:
-    """Return the jail that this host provides, tried with this QEMU once per boot."""
+    """Return the host's jail, tried with the QEMU once per boot."""
     bwrap, setpriv = shutil.which("bwrap"), shutil.which("setpriv")
 
     async def find() -> Any:
@@ -345,7 +344,7 @@ async def _try_jails(qemu: QemuBinary, bwrap: str | None, setpriv: str | None) -
 
 
 async def _try_jail(qemu: QemuBinary, jail: Jail) -> str | None:
-    """Return None if QEMU starts in the jail; otherwise its error."""
+    """Return None if QEMU starts in the jail; otherwise the error."""
     sandbox = ["-sandbox", SANDBOX] if jail.system_calls else []
     argv = [qemu.path, *_QUESTION, *sandbox, "-qmp", "stdio"]
     uid = _probe_uid() if jail.setpriv else None
@@ -462,10 +461,10 @@ def _question() -> Watched:
 async def _run(
     argv: Sequence[str], watched: Watched, *, input_: bytes = b"", pass_fds: Sequence[int] = ()
 ) -> Done | None:
-    """Return the output; None if time ran out. Nothing of the program is left then, nor after a cancelled
-    call.
+    """Return the output; None if time ran out. After a timeout or a cancelled call no process of the program
+    is left.
     """
-    # A session of its own, to kill all of it: bubblewrap leaves its child alive.
+    # A separate session, to kill all processes: bubblewrap leaves the child alive.
     process = await start_subprocess(
         *argv,
         stdin=asyncio.subprocess.PIPE,
@@ -497,7 +496,7 @@ async def _talk(
 
     async def write() -> None:
         if process.stdin is not None:
-            with contextlib.suppress(ConnectionError):  # it ended before it read all
+            with contextlib.suppress(ConnectionError):  # the program ended before reading all
                 process.stdin.write(input_)
                 await process.stdin.drain()
             process.stdin.close()

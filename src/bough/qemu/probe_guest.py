@@ -41,9 +41,9 @@ class ProbeGuest:
     """Attributes:
     source: file name beside this module.
     firmware: the machine's start code.
-    tells_start: the guest prints a byte when it has set itself up, before the part whose speed counts.
+    tells_start: the guest prints a byte after the setup, before the measured part.
     devices: QEMU options of the devices that report the token (chardev "token") and end the guest.
-    exit_status: of QEMU, after the guest has completed.
+    exit_status: QEMU's exit status after the guest has completed.
     """
 
     source: str

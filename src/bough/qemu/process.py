@@ -66,10 +66,9 @@ _SWALLOWED_BYTES = 256 * 1024
 #: Address space that QEMU reserves beside the guest's memory: usually 1.7 GiB, more with many processors.
 _RESERVED_BYTES = 4 << 30
 
-# "read < /proc/self/stat" is executed by the same shell that it describes; $$ would be the first shell. The
-# shell's standard streams are the names of QEMU's sockets, which it keeps open: see sockets.py. They can
-# neither
-# be read nor written.
+# "read < /proc/self/stat" is executed by the shell that the file describes; $$ would be the first shell.
+# The shell's standard streams are the names of QEMU's sockets, kept open by the shell: see sockets.py. The
+# names can neither be read nor written.
 _WAITER = """
 umask 077; ulimit -c 0; ulimit -n 1024
 dir=$1 part=$2 space=$3; shift 3
@@ -135,7 +134,7 @@ class Loader(Protocol):
         """Return the command line, and the descriptors to pass besides `given`; `stack` closes them here.
 
         Raises:
-            MachineFailed: the captured process does not suit this plan or this host any more.
+            MachineFailed: the captured process no longer suits the plan or the host.
         """
         ...
 
@@ -147,15 +146,15 @@ class QemuProcess:
         self._pid = pid
         self._waiter = waiter
         self._paths = paths
-        #: The parts of its jail; None for a QEMU of an earlier service.
+        #: The parts of the jail; None for a QEMU of an earlier service.
         self.jail = jail
-        #: The process has loaded its device state already: a loader made it.
+        #: The process has loaded the device state already: made by a loader.
         self.has_state = False
         self._started: _Started | None = None
 
     @property
     def given(self) -> Mapping[str, int]:
-        """Name -> number, in QEMU, of the descriptors that this service passed."""
+        """Name -> number, in QEMU, of the descriptors passed by this service."""
         return self._started.given if self._started is not None else {}
 
     @property
@@ -167,7 +166,7 @@ class QemuProcess:
         return self._pid.is_alive()
 
     def stand_back(self, back: bool = True) -> None:
-        """Give QEMU only processor time that is left over, or its normal share again."""
+        """Give QEMU only left-over processor time, or the normal share again."""
         if not stand_back(self.pid, back):
             self._pid.stand_back(back)
 
@@ -217,7 +216,7 @@ class _Started:
     given: Mapping[str, int]
 
     async def end_uplink(self, grace_s: float) -> None:
-        """Wait for the end of the uplink, which follows the close of its socket's last descriptor."""
+        """Wait for the end of the uplink, after the close of the socket's last descriptor."""
         if self.sink is not None:
             self.sink.cancel()
         if self.uplink is not None:
@@ -233,8 +232,7 @@ async def start_process(
     back: bool = False,
 ) -> QemuProcess:
     """Start QEMU and wait until its QMP socket answers. The vCPUs run then; with a template QEMU waits for a
-    device
-    state.
+    device state.
 
     Args:
         memory: descriptor of the memory file for a plan `from_template`.
@@ -293,7 +291,7 @@ def is_held(paths: MachinePaths) -> bool:
 
 
 def read_exit(paths: MachinePaths) -> ExitCause | None:
-    """Return how the machine's last process ended; None if it lives, or if nobody saw its end."""
+    """Return how the machine's last process ended; None if the process lives, or the end was not recorded."""
     try:
         status = int(paths.exit_status.read_text())
     except (FileNotFoundError, ValueError):
@@ -375,12 +373,11 @@ def _start_shell(
     loader: Loader | None,
     sockets: contextlib.ExitStack,
 ) -> subprocess.Popen[bytes]:
-    """Start the waiter. `descriptors` then holds everything that QEMU gets."""
+    """Start the waiter. `descriptors` then holds all descriptors for QEMU."""
     if memory is not None:
         descriptors[MEMORY] = memory
-    # A high number, so that the kernel makes QEMU's table of open files large at once: it waits some 20 ms
-    # before
-    # it enlarges the table of a process with threads (fs/file.c, expand_fdtable).
+    # A high number, so that the kernel makes QEMU's table of open files large at once: the kernel waits some
+    # 20 ms before enlarging the table of a process with threads (fs/file.c, expand_fdtable).
     lock = fcntl.fcntl(lock, fcntl.F_DUPFD_CLOEXEC, _HIGH_DESCRIPTOR)
     sockets.callback(os.close, lock)
     descriptors["lock"] = lock
@@ -438,13 +435,11 @@ async def _swallow(connection: socket.socket) -> None:
 
 
 def _address_space(plan: Plan, groups: list[str]) -> str:
-    """Return a bound in KiB for `ulimit -v`, for hosts without a cgroup that counts memory.
+    """Return a bound in KiB for `ulimit -v`, for hosts without a memory cgroup.
 
-    The bound is coarse: QEMU never uses much of what it reserves (stacks, heaps, translated code).
-    RLIMIT_DATA does
-    not work: the kernel does not count memory that is reserved first and made writable by another mmap, which
-    is
-    how QEMU allocates guest memory.
+    The bound is coarse: QEMU never uses much of the reserved memory (stacks, heaps, translated code).
+    RLIMIT_DATA does not work: the kernel does not count memory reserved first and made writable by another
+    mmap. QEMU allocates guest memory in this way.
     """
     limit = plan.limits.process_memory_bytes
     if limit is None or limits_memory(groups):
@@ -453,7 +448,7 @@ def _address_space(plan: Plan, groups: list[str]) -> str:
 
 
 def _sight(plan: Plan, paths: MachinePaths) -> Sight:
-    """Return the host files that this machine's process needs."""
+    """Return the host files needed by the machine's process."""
     read_only = [layer.path for disk in plan.disks for layer in disk.backing]
     writable = [str(paths.disks)] if paths.disks.is_dir() else []
     read_only += [medium.path for medium in plan.media]
@@ -551,7 +546,7 @@ async def _ended_early(plan: Plan, paths: MachinePaths, waiter: Pid) -> MachineF
 
 
 async def _end_all(plan: Plan, paths: MachinePaths, started: _Started) -> None:
-    """Kill everything below the waiter, wait for the end of the waiter, and remove its sockets; bounded in
+    """Kill everything below the waiter, wait for the end of the waiter, and remove the sockets; bounded in
     time.
     """
     waiter, deadline = started.waiter, time.monotonic() + KILL_TIMEOUT_S

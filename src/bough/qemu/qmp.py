@@ -1,7 +1,7 @@
 """QMP, QEMU's control protocol: a thin typed layer over the library qemu.qmp.
 
-The layer adds bough's errors, bounds on everything that a hostile QEMU can send, and the difference between
-"closed here" and "broken".
+The layer adds bough's errors, bounds on all input from a hostile QEMU, and the difference between "closed
+here" and "broken".
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _is_early_event(error: Exception) -> bool:
 
 
 class Qmp:
-    """One connection. QEMU serves one client at a time: a second client waits until the first has
+    """A QMP connection. QEMU serves one client at a time: a second client waits until the first has
     disconnected.
     """
 
@@ -67,12 +67,10 @@ class Qmp:
         try:
             async with asyncio.timeout(timeout_s):
                 # A starting QEMU may send an event before its greeting: before the first client, the monitor
-                # treats "no
-                # capabilities requested yet" as "negotiated" (monitor_qapi_event_emit()). The event may also
-                # come between the
+                # treats "no capabilities requested yet" as "negotiated" (monitor_qapi_event_emit()). The
+                # event may also come between the
                 # client's first command and the answer, and the library takes the event for the answer. A
-                # later connection
-                # gets its greeting.
+                # later connection gets its greeting.
                 while True:
                     with contextlib.suppress(_NotGreeted):
                         return await cls._connect(path)
@@ -156,7 +154,7 @@ class Qmp:
         return answer
 
     async def query_list(self, command: str, /, **arguments: Any) -> list[dict[str, Any]]:
-        """Run a command that returns a list; return its objects, MAX_LISTED at most."""
+        """Run a command with a list as result; return the list's objects, MAX_LISTED at most."""
         answer = await self.execute(command, **arguments)
         if not isinstance(answer, list):
             raise QmpLost(f"QEMU's answer to {command} is not what it should be")
@@ -187,7 +185,7 @@ class Qmp:
         await self.execute("remove-fd", **arguments)
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
-        """Yield events in order, each to one caller only; end when the connection is closed or lost.
+        """Yield events in order, each to a single caller; end when the connection is closed or lost.
 
         After the end, `lost_because` is None if the connection was closed here. Events are untrusted.
         """
@@ -242,7 +240,7 @@ class Qmp:
                 await self._client.disconnect()
         except (EOFError, ConnectionError):
             pass
-        # The library re-raises the error that ended its reader: ValueError for a message of too many bytes,
+        # The library re-raises the error that ended the reader: ValueError for a message of too many bytes,
         # RecursionError for deep nesting.
         except Exception as error:
             self._reason = f"{type(error).__name__}: {str(error)[:200]}"

@@ -176,7 +176,7 @@ class MemoryFile:
         return Template(os.dup(self._descriptor), self.size_bytes)
 
     def seal(self) -> Template:
-        """Seal the file: no process can change the content afterwards, including this one."""
+        """Seal the file: no process can change the content afterwards, including the sealing process."""
         self._unmap()
         fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, _SEALS)
         template = Template(self._descriptor, self.size_bytes)
@@ -198,7 +198,7 @@ class GuestRam:
     size_bytes: int
 
     def private_extents(self) -> list[Extent]:
-        """Return the parts that the guest has written, since the start from its template if there is one.
+        """Return the parts written by the guest, since the start from a template if any.
 
         Raises:
             MachineFailed: the process is gone.
@@ -302,7 +302,9 @@ def open_memory(content: bytes) -> Iterator[int]:
 def different_extents(
     new: Template, old: Template, within: Iterable[Extent], *, piece_bytes: int = PAGE_BYTES
 ) -> list[Extent]:
-    """Return the parts of `within` in which two templates differ, in pieces of that size (a page or less)."""
+    """Return the different parts of two templates inside `within`, in pieces of the given size (a page or
+    less).
+    """
     found: list[Extent] = []
     block = 16 * piece_bytes
     with (

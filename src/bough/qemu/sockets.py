@@ -1,9 +1,9 @@
-"""The sockets of a QEMU: its monitor, and the ports of the agent and the console.
+"""The sockets of a QEMU: the monitor, and the ports of the agent and the console.
 
 bough binds the sockets and passes them to QEMU as descriptors. A client can connect before QEMU runs, and
-QEMU needs no right to create sockets. A socket whose name was removed still listens. Therefore the waiter
-(process.py) keeps a descriptor of each name's file, and a later service restores the names of a running
-machine from these descriptors.
+QEMU needs no right to create sockets. A socket still listens after the removal of its name. Therefore the
+waiter (process.py) keeps a descriptor of each name's file, and a later service restores the names of a
+running machine from these descriptors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def socket_paths(paths: MachinePaths) -> dict[str, Path]:
 
 
 def listen(path: Path, *, backlog: int = 1) -> socket.socket:
-    """Return a listening socket that only this user can connect to.
+    """Return a listening socket, open to this user only.
 
     Raises:
         HostLacks: `path` cannot be bound.

@@ -33,7 +33,7 @@ async def _end_once_started(starting: asyncio.Future[asyncio.subprocess.Process]
 
 
 async def end_subprocess(process: asyncio.subprocess.Process) -> None:
-    """Kill a program and its children; they have ended afterwards, and the pipes are closed, unread data
+    """Kill a program and the children. Afterwards all have ended, and the pipes are closed, unread data
     included.
 
     Args:
@@ -42,8 +42,7 @@ async def end_subprocess(process: asyncio.subprocess.Process) -> None:
     while process.returncode is None:
         _kill(process.pid)
         # Until Python 3.13 `wait` also waits for the pipes: for ever if a pipe is full and unread, or if
-        # another process
-        # holds its other end. This loop asks for the status instead.
+        # another process holds its other end. This loop asks for the status instead.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_ROUND_S):
                 await process.wait()
@@ -51,9 +50,8 @@ async def end_subprocess(process: asyncio.subprocess.Process) -> None:
 
 
 def _kill(number: int) -> None:
-    # The innermost first: bubblewrap leaves processes in another session alive, and ends with them. A process
-    # of
-    # another user, in a namespace that bough made, ends with its namespace.
+    # The innermost first: bubblewrap leaves processes in another session alive, and ends with these
+    # processes. A process of another user, in a namespace made by bough, ends with the namespace.
     with contextlib.suppress(PermissionError):
         if (top := Pid.of(number)) is not None:
             top.innermost().kill()

@@ -1,4 +1,4 @@
-"""A QEMU process and its ports at the switches of networks: what it sees of them, and who may use them."""
+"""A QEMU process and the process's ports at the switches of networks: visible directories, and rights."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def seen_ports(nics: Sequence[NicPlan]) -> tuple[tuple[str, str], ...]:
 
 
 def make_ports(nics: Sequence[NicPlan], uid: int | None) -> None:
-    """Give the directories to QEMU's user under a root service. Make those that do not exist.
+    """Give the directories to QEMU's user under a root service. Make missing directories.
 
-    The group of a directory stays: it is the switch's, which also creates a socket there.
+    The group of a directory stays: the switch's group. The switch also creates a socket in the directory.
 
     Raises:
         OSError: the directory of the network is missing.

@@ -1,8 +1,8 @@
 """The outer system call filter: a seccomp program for bubblewrap.
 
 QEMU's -sandbox starts late and covers QEMU alone. In a user namespace the process that reaps QEMU has the
-same user, and a process that traced the reaper would escape QEMU's filter. The outer filter covers the whole
-jail from the first instruction. The filter refuses calls that neither QEMU nor its start needs: reading and
+same user, and a tracer of the reaper would escape QEMU's filter. The outer filter covers the whole jail from
+the first instruction. The filter refuses calls needed neither by QEMU nor by QEMU's start: reading and
 tracing other processes, namespaces, mounts, and kernel interfaces known from escapes.
 
 seccomp(2), classic BPF instructions of linux/filter.h; refused calls fail with EPERM.
@@ -73,8 +73,8 @@ REFUSED: Mapping[str, tuple[int, int | None]] = {
     "vhangup": (153, 58),
 }
 
-#: x86_64: calls that QEMU's -sandbox denies a running QEMU: other programs, other users, other scheduling,
-#: obsolete calls. For forks from a process image: no QEMU starts there and installs its filter.
+#: x86_64: calls denied to a running QEMU by QEMU's -sandbox: other programs, other users, other scheduling,
+#: obsolete calls. For forks from a process image: no QEMU starts there and installs QEMU's filter.
 SANDBOXED: Mapping[str, int] = {
     "fork": 57,
     "vfork": 58,
@@ -112,7 +112,7 @@ SANDBOXED: Mapping[str, int] = {
     "vserver": 236,
 }
 
-#: machine (uname) -> its name for filters (linux/audit.h), its column in REFUSED, clone and clone3.
+#: machine (uname) -> name for filters (linux/audit.h), column in REFUSED, clone and clone3.
 _MACHINES = {
     "x86_64": (0xC000003E, 0, 56),
     "aarch64": (0xC00000B7, 1, 220),
@@ -131,7 +131,7 @@ _X32 = 0x40000000
 
 
 def render_filter(machine: str | None = None) -> bytes | None:
-    """Return the program for this host or for `machine`; None if its call numbers are unknown."""
+    """Return the program for this host or for `machine`; None if the call numbers are unknown."""
     known = _MACHINES.get(machine or os.uname().machine)
     if known is None:
         return None

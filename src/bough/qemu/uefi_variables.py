@@ -2,8 +2,7 @@
 
 The store is EDK2's: a firmware volume with authenticated variables in sequence (edk2:
 MdeModulePkg/Include/Guid/VariableFormat.h). Load option and device path follow the UEFI specification 3.1.3
-and
-10.3. The path starts at the partition ("short form", 3.1.2), so that it is valid on any controller.
+and 10.3. The path starts at the partition ("short form", 3.1.2), so that the path is valid on any controller.
 """
 
 from __future__ import annotations
