@@ -16,9 +16,6 @@ from bough.qemu.subprocesses import end_subprocess, start_subprocess
 from bough.storage import sync_directory
 from bough.units import format_size
 
-#: Format of every overlay: a write of 4 KiB takes 4 KiB, not a cluster (docs/decisions/0016).
-OVERLAY_OPTIONS = "extended_l2=on,cluster_size=128k"
-
 
 async def create_disks(
     made: MachinePaths, record: MachineRecord, image: ImageManifest, home: Home
@@ -87,7 +84,8 @@ async def create_disk(path: Path, size_bytes: int, backing: str | None = None) -
     arguments = ["create", "-q", "-f", "qcow2"]
     if backing is not None:
         # -u (no check): the relative name is valid only in the final place.
-        arguments += ["-o", OVERLAY_OPTIONS, "-u", "-b", f"../../../{backing}", "-F", layer_format(backing)]
+        # The format is QEMU's default: QEMU 7.2 aborts in a merge of smaller units (docs/decisions/0017).
+        arguments += ["-u", "-b", f"../../../{backing}", "-F", layer_format(backing)]
     status, text = await _run_qemu_img(*arguments, str(path), str(size_bytes))
     if status != 0:
         if "No space left" in text:
