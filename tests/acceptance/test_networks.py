@@ -124,7 +124,7 @@ Pair = tuple[bough.Machine, bough.Machine]
 def pair(cli: Cli, hv: bough.Hypervisor, debian: str) -> Iterator[Pair]:
     """Yield two machines on a network: `web` has an uplink, too; `db` has the network alone."""
     cli("network", "create", NAME)
-    cli("create", debian, "web", "--memory", MEMORY, "--network", NAME)
+    cli("create", debian, "--name", "web", "--memory", MEMORY, "--network", NAME)
     web = hv.machine("web")
     assert [card["network"] for card in web.info().raw["nics"]] == ["uplink", NAME]
     web.start()
