@@ -141,14 +141,16 @@ class Start:
             HostLacks: the accelerator of the memory does not work here.
         """
         machine = self._machine
-        plan = await self._planner(machine.record, machine.paths)
         its = saved.accelerator if saved is not None else None
-        if its in (None, plan.accelerator):
-            return plan
         spec = machine.record.spec.model_copy(update={"accelerator": its})
         try:
+            plan = await self._planner(machine.record, machine.paths)
+            if its in (None, plan.accelerator):
+                return plan
             plan = await self._planner(machine.record.model_copy(update={"spec": spec}), machine.paths)
         except HostLacks as error:
+            if its is None or not error.message.startswith(f"{its} does not work"):
+                raise
             raise HostLacks(
                 f"the memory of machine '{machine.name}' was saved on {its}, and continues there alone: "
                 f"{error.message}",
