@@ -175,7 +175,7 @@ def test_a_capture_shows_the_names(cli: Cli, pair: Pair, tmp_path: Path) -> None
     target = tmp_path / "back.pcapng"
     capture = cli.popen("network", "capture", NAME, target, "--machine", "web")
     wait_until(lambda: target.exists() and target.stat().st_size > 0)
-    web.exec("ping", "-c", "1", "-W", "5", f"db.{NAME}", check=True)
+    web.exec("ping", "-4", "-c", "1", "-W", "5", f"db.{NAME}", check=True)
     wait_until(lambda: _has_icmp(target), what="the capture has the ping")
     capture.send_signal(signal.SIGINT)
     assert capture.wait(20) == 0
