@@ -95,6 +95,7 @@ def test_a_machine_that_shuts_down_is_not_up(cli: Cli, booted: bough.Snapshot, g
     """The guest reboots, then powers off, both from inside."""
     gone.append("anew")
     fork = booted.fork("anew")
+    fork.wait("booted")  # a fork on a busy host still starts services
     before = fork.info().boot_id
     cli.error("wait", "anew", "--until", "rebooted", "--timeout", "2s", says="has not rebooted")
     cli("exec", "anew", "--", "systemctl", "reboot", check=False)

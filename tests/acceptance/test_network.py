@@ -178,10 +178,10 @@ def test_each_card_of_a_fork_gets_a_new_address(cli: Cli, debian: str, gone: lis
     mac = "52:54:00:aa:bb:01"
     cards = ["--nic", f"uplink,mac={mac}", "--nic", "isolated", "--nic", "isolated"]
     cli("create", debian, "--name", "multi", "--memory", MEMORY, *cards)
-    cli("start", "multi")
+    cli("start", "multi", "--until", "booted")  # earlier, udev renames the cards
 
     def addresses(name: str) -> list[str]:
-        # The agent answers before the cards' drivers are loaded.
+        # A fork's agent may answer before the cards are back.
         wait = "until [ $(ls /sys/class/net | wc -w) = 4 ]; do sleep 0.2; done"
         return cli.text("exec", "--timeout", "60s", name, "--", "sh", "-c", f"{wait}; {CARDS}").split()
 
