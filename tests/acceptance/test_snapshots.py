@@ -228,7 +228,8 @@ def test_after_the_service_was_killed(
     fresh = bough.connect()
     machine = fresh.machine("outlives")
     assert machine.exec("hostname").stdout.strip() == "outlives"
-    assert fresh.snapshot("ready").fork("again", ephemeral=True).exec("true").ok
+    with fresh.snapshot("ready").fork("after-kill", ephemeral=True) as fork:
+        assert fork.exec("true").ok
     again = machine.fork("of-outlives")
     forks.append(again)
     assert again.read_text("/root/word") == "before"

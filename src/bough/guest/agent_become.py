@@ -327,10 +327,11 @@ def _set_host_key(kind: str, pair: object, ready: Ready | None) -> None:
 
 def _remove_old_keys(ready: Ready | None) -> None:
     for path in ready.old_keys if ready else _OLD_KEYS:
+        # Asked first: on a read-only file system unlink fails with EROFS also for a missing file.
+        if not os.path.lexists(path):
+            continue
         try:
             os.unlink(path)
-        except FileNotFoundError:
-            pass
         except OSError as error:
             if error.errno != _EROFS:
                 raise
