@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import select
 import shutil
 import socket
 import subprocess
@@ -163,14 +164,24 @@ async def test_found_although_its_sockets_were_removed(plan: Plan, paths: Machin
     await again.wait()
 
 
+def end(pid: int) -> None:
+    """Kill a process, and wait until the process holds no descriptor any more."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        os.kill(pid, 9)
+        assert select.select([pidfd], [], [], 30)[0]
+    finally:
+        os.close(pidfd)
+
+
 async def test_what_nobody_holds_stays_unreachable(process: QemuProcess, paths: MachinePaths) -> None:
     for path in (paths.runtime / "qmp.sock", paths.runtime / "agent.sock"):
         path.unlink()
     waiter, monitor = (int(word) for word in (paths.log / "process").read_text().split()[1::2])
     for line in Path(f"/proc/{waiter}/task/{waiter}/children").read_text().split():
         if int(line) != monitor:  # the shell that keeps QEMU's output
-            os.kill(int(line), 9)
-    os.kill(waiter, 9)
+            end(int(line))
+    end(waiter)
     found = await find_process(paths)
     assert found is not None
     found.name_sockets()
