@@ -23,8 +23,8 @@ test: setup ## all tests, with real virtual machines; ARGS="-k name" for some
 unit: setup ## the tests that need no virtual machine
 	@$(BIN)/python -m pytest tests/unit $(ARGS)
 
-test-long: setup ## what takes an emulated guest too long for each change: a kernel package installed inside
-	@BOUGH_TEST_LONG=1 $(BIN)/python -m pytest tests/acceptance/test_guest.py -k kernel_package $(ARGS)
+test-long: setup ## what takes too long for each change: a kernel package installed in a guest, self-tests on an idle host
+	@BOUGH_TEST_LONG=1 $(BIN)/python -m pytest tests/acceptance/test_guest.py tests/machines/test_self_test.py -k "kernel_package or self_test" $(ARGS)
 
 # Where KVM works the same tests run directly, and `make test` has them too.
 test-kvm: setup ## the tests of KVM; where there is none, inside an emulated machine: an hour; ARGS="-k fork" for some
