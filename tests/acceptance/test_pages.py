@@ -76,4 +76,6 @@ def test_the_commands_of_a_page_run(
         for made in reversed(cli.json("snapshot", "list")):
             if made["id"] not in snapshots and made["machine_name"] == "web":
                 cli("snapshot", "delete", made["id"])
+        for network in hv.networks():  # of a page that failed
+            network.delete()
     assert cli.names() == machines
