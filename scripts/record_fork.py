@@ -79,15 +79,19 @@ def main() -> None:
 
 
 def story(recording: Recording) -> None:
+    subprocess.run(
+        [BOUGH, "run", "debian:12", "--", "true"], check=True
+    )  # boots the image, once for all runs
     recording.command("run", "debian:12", "--name", "web", "--", "hostname")
     start = f"nohup sh -c '{COUNTER}' >/dev/null 2>&1 &"
-    subprocess.run([BOUGH, "exec", "web", "--", "sh", "-c", start], check=True)
+    begin = f"{start} until [ -s /dev/shm/count ]; do sleep 0.1; done"
+    subprocess.run([BOUGH, "exec", "web", "--", "sh", "-c", begin], check=True)
     recording.comment("a program of the machine counts in memory")
     recording.command("exec", "web", "--", "cat", "/dev/shm/count")
     recording.comment("three more of the running machine")
     recording.command("fork", "web", *FORKS)
-    recording.comment("the program counts on in each; each has its own name, network card and random numbers")
-    look = "echo $(hostname) $(cat /sys/class/net/eth0/address) counts $(cat /dev/shm/count)"
+    recording.comment("the program counts on in each; each has a name and a network card of its own")
+    look = "echo $(hostname) $(cat /sys/class/net/e*/address) counts $(cat /dev/shm/count)"
     for name in FORKS:
         recording.command("exec", name, "--", "sh", "-c", look, shown=f"bough exec {name} -- ...")
     recording.comment("what happens in one fork stays there")
