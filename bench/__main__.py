@@ -11,7 +11,7 @@ from bench.harness import Bench, host_facts
 from bough.errors import ServiceUnavailable
 
 ALL = (
-    *("cli", "exec", "copy", "mounts", "boot", "image", "imports", "many"),
+    *("cli", "exec", "copy", "ssh", "mounts", "boot", "image", "imports", "many"),
     *("pause", "fork", "prewarm", "suspend", "run", "chains", "networks"),
 )
 

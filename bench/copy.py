@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.harness import Bench
 from bench.machine import a_guest, run_bough
-from bench.ssh import a_kept_connection
+from bench.openssh import a_kept_connection
 
 ABOUT = "256 MiB each way, against scp with a connection that is kept"
 SIZE = 256 * 1024 * 1024

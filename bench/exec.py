@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.harness import Bench
 from bench.machine import a_guest, run_bough
-from bench.ssh import a_kept_connection
+from bench.openssh import a_kept_connection
 
 ABOUT = "`true` in a running guest, against ssh into the same guest with a connection that is kept"
 
