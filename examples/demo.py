@@ -1,7 +1,7 @@
 """Show bough's main job: build an image, run a machine, use it, keep its file, fork it, export a fork.
 
     make demo
-    python examples/demo.py --svg docs/demo.svg      also draw the output
+    python examples/demo.py --svg demo.svg           also draw the output
 
 The machine is deleted afterwards, also if this program is interrupted or killed; the image stays.
 """
