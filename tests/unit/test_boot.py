@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Coroutine
 from types import SimpleNamespace
 from typing import Any
@@ -80,6 +81,16 @@ async def test_it_is_found_out_once_and_kept() -> None:
     assert (guest.ran, guest.told, guest.record.booted_boot) == (1, ["booted"], BOOT)
     guest.boot_id = "another"
     assert not boot.has_ended, "its guest has rebooted"
+
+
+async def test_a_run_from_before_a_reboot_is_not_believed() -> None:
+    guest = Guest(f"booted {BOOT}\n", "stopping\n")
+    boot = await follow(guest)
+    asked = asyncio.create_task(boot.ask(guest, since=time.monotonic()))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    guest.go_on.set()
+    assert await asked == "stopping\n"
+    assert guest.ran == 2
 
 
 @pytest.mark.parametrize(("booted", "spare"), [(BOOT, False), (None, True)])

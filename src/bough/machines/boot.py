@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Coroutine
 from typing import Any, Protocol, TypeVar
 
@@ -74,6 +75,7 @@ class Boot:
     def __init__(self, machine: Host) -> None:
         self._machine = machine
         self._asking: asyncio.Task[str] | None = None
+        self._began = 0.0
 
     @property
     def has_ended(self) -> bool:
@@ -97,21 +99,37 @@ class Boot:
                 return  # the agent stopped answering; its next answer begins a new task
             await asyncio.sleep(LOOK_AGAIN_S)
 
-    async def ask(self, channel: AgentChannel | QgaChannel, watch: ProgressWatch | None = None) -> str:
+    async def ask(
+        self, channel: AgentChannel | QgaChannel, watch: ProgressWatch | None = None, *, since: float = 0.0
+    ) -> str:
         """Return the output of BOOTED_SCRIPT at the end of the boot. Parallel calls share one run of the
         script.
+
+        Args:
+            since: time.monotonic() of the caller's request. A run that began earlier may have looked for a
+                shutdown before the guest began one, so its "booted" is not believed: the script runs again.
 
         Raises:
             DeadlineExceeded: the wait ended first.
             AgentUnavailable: the agent stopped answering.
         """
+        while True:
+            told, began = await self._share(channel, watch)
+            if began >= since or not BOOTED.search(told):
+                return told
+
+    async def _share(
+        self, channel: AgentChannel | QgaChannel, watch: ProgressWatch | None
+    ) -> tuple[str, float]:
+        """Return the output of the present run, or of a new one, and the time at which the run began."""
         if self._asking is None or self._asking.done():
+            self._began = time.monotonic()
             script = run_script(channel, BOOTED_SCRIPT, timeout_s=_QUIET_S)
             self._asking = self._machine.own(script, "ask for the end of the boot")
             self._asking.add_done_callback(_retrieve)
-        answer = asyncio.shield(self._asking)
+        began, answer = self._began, asyncio.shield(self._asking)
         try:
-            return await (answer if watch is None else watch.run(answer))
+            return await (answer if watch is None else watch.run(answer)), began
         except Stalled as stalled:
             raise DeadlineExceeded(f"the guest was not done {stalled}") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from bough.errors import AgentUnavailable, BoughError, DeadlineExceeded, GuestRefused
 from bough.machines.boot import BOOTED, LOOK_AGAIN_S
@@ -34,14 +35,14 @@ async def wait_booted(
         DeadlineExceeded: the guest answers but is not up.
     """
     watch = machine.watch(bound_s=timeout_s)
-    answered, told = False, ""
+    answered, told, since = False, "", time.monotonic()
     while watch.look():
         await machine.wait_ready(timeout_s=watch.left_s, report=report)
         report(Progress("waiting until the guest is up"))
         try:
             channel = await machine.agent()
             answered = True
-            told = await machine.boot.ask(channel, watch)
+            told = await machine.boot.ask(channel, watch, since=since)
         except AgentUnavailable:
             if not answered and not machine.record.image_agent:
                 raise
