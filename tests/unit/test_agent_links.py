@@ -28,6 +28,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
     monkeypatch.setattr(agent_links, "_DIRECTORY", str(tmp_path / "network"))
     monkeypatch.setattr(agent_links, "_RUNS", str(tmp_path / "netif"))
     monkeypatch.setattr(agent_links, "run", run.append)
+    monkeypatch.setattr(agent_links, "_APPLIES_S", 0.0)  # no networkd sets the addresses here
     return run
 
 
@@ -62,6 +63,25 @@ def test_before_networkd_runs_there_is_only_the_file(tmp_path: Path, commands: l
     agent_links.set_links({"links": [LINK]}, tell)
     assert commands == []
     assert (tmp_path / "network" / "70-bough-nic1.network").exists()
+
+
+def test_the_answer_follows_the_address(commands: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_links, "_APPLIES_S", 30.0)
+    looks = iter([False, False, True])
+    looked: list[str] = []
+
+    def is_set(address: str) -> bool:
+        looked.append(address)
+        return next(looks)
+
+    monkeypatch.setattr(agent_links, "_is_set", is_set)
+    agent_links.set_links({"links": [LINK]}, tell)
+    assert looked == ["10.1.0.2"] * 3
+
+
+def test_which_address_is_set() -> None:
+    assert agent_links._is_set("127.0.0.1")
+    assert not agent_links._is_set("192.0.2.1")
 
 
 @pytest.mark.parametrize("links", [None, [], ["x"], {}])

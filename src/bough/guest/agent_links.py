@@ -8,7 +8,9 @@ A guest without networkd asks the network's switch by DHCP, which gives the same
 
 from __future__ import annotations
 
+import _socket
 import os
+import time
 
 from bough.guest.agent_calls import list_of_text, run
 from bough.guest.agent_identity import write_file
@@ -20,19 +22,24 @@ if TYPE_CHECKING:
 _DIRECTORY = "/run/systemd/network"
 #: Exists while networkd runs.
 _RUNS = "/run/systemd/netif"
+#: networkd returns from a reload before it has set the addresses.
+_APPLIES_S = 3.0
+_LOOK_AGAIN_S = 0.02
 
 
 def set_links(arguments: Arguments, _tell: Tell) -> dict[str, object]:
     """Set the cards.
 
     {"links": [{"name", "mac", "addresses": [with prefix length], "mtu", "resolver", "domains", "default"}]}
-    -> {"changed": number of cards}. "default": the resolver answers for all names.
+    -> {"changed": number of cards}. "default": the resolver answers for all names. The answer comes when a
+    running networkd has set the IPv4 addresses, or after 3 s.
     """
     given = arguments.get("links")
     links = [link for link in given if isinstance(link, dict)] if isinstance(given, list) else []
     changed = [link for link in links if _set(link)]
     if changed and os.path.isdir(_RUNS):
         run(["networkctl", "reload"])
+        _await_addresses(changed)
     return {"changed": len(changed)}
 
 
@@ -48,6 +55,29 @@ def _set(link: dict[str, object]) -> bool:
     except OSError:
         pass
     write_file(path, content)
+    return True
+
+
+def _await_addresses(links: list[dict[str, object]]) -> None:
+    """Wait until a fork has lost its parent's addresses: the switch drops frames that carry these."""
+    deadline = time.monotonic() + _APPLIES_S
+    for link in links:
+        for address in list_of_text(link.get("addresses")):
+            # Not IPv6: the duplicate address detection takes a second, and IPv4 serves meanwhile.
+            while ":" not in address and not _is_set(address.partition("/")[0]):
+                if time.monotonic() > deadline:
+                    return
+                time.sleep(_LOOK_AGAIN_S)
+
+
+def _is_set(address: str) -> bool:
+    sock = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM, 0)
+    try:
+        sock.bind((address, 0))
+    except OSError:
+        return False
+    finally:
+        sock.close()
     return True
 
 
