@@ -1,13 +1,14 @@
 """A time-out that follows progress: a slow guest on a busy host is not a guest that hangs.
 
 A `ProgressWatch` counts the time that a guest could use since its last sign of life. A sign is any change
-that an observer reports: bytes on the console, messages of the agent. Between two looks,
+that an observer reports: bytes on the console, messages of the agent. The time between two looks counts as
+follows:
 
-    an idle guest     used all of the time that passed: nothing held the guest back
-    a busy guest      used the processor time that its process got; the host kept the rest
+    idle guest     all of the time: nothing held the guest back
+    busy guest     the processor time of its process: the host used the rest
 
-so a guest that spins on a quiet host is given up after `quiet_s`, and a guest with a quarter of a processor
-after four times that. A bound of the user is kept to the second, with or without signs.
+So the wait for a guest that spins on a quiet host ends after `quiet_s`. With a quarter of a processor the
+wait ends after four times `quiet_s`. A bound of the user is kept to the second, with or without signs.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def cp(sources: tuple[str, ...], destination: str, owner: bool) -> None:
 
     Existing entries: directories merge, and keep their modes. A file or a link replaces a file, or a link
     that does not lead to a directory. A link replaces any link. Every other existing entry stays, such as a
-    link where SOURCE has a directory: the rest is copied, an error names the entry, and the status is 1.
+    link where SOURCE has a directory. An error names the entry, the rest is copied, and the status is 1.
     Links in DESTINATION itself are followed.
     """
     from bough.client import connect

@@ -13,8 +13,8 @@ _HEAD = """# The command line
 Generated from the code by `make docs`; `bough COMMAND --help` prints the same text.
 
 Data goes to standard output, everything else to standard error. Every listing takes `--json`. A size is a
-number with KiB, MiB, GiB or TiB (or of bytes), a time is like `30s`, `2m`, `1h30m`. NAME is a machine's name,
-its id, or the beginning of its id (4 digits or more).
+number of bytes, or a number with KiB, MiB, GiB or TiB. A time is like `30s`, `2m` or `1h30m`. NAME is a
+machine's name, its id, or the beginning of its id (4 digits or more).
 
 | exit status | meaning |
 |---|---|
@@ -24,8 +24,9 @@ its id, or the beginning of its id (4 digits or more).
 | 124 | time-out |
 | 130 | interrupted |
 
-`exec`, `run`, `shell` and `ssh` pass on the status of the command: 128 and the signal's number where a signal
-ended it, 127 if the guest has no such command, 126 if the command cannot be run.
+`exec`, `run`, `shell` and `ssh` pass on the status of the command. The status is 128 and the signal's number
+if a signal ended the command. The status is 127 if the guest has no such command, and 126 if the command
+cannot be run.
 
 | environment | meaning |
 |---|---|

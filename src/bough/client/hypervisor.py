@@ -78,8 +78,9 @@ class Hypervisor(ImageStore):
         The first run of an image on given hardware boots the image and keeps a snapshot. Later runs fork that
         snapshot.
 
-        As a context manager, the machine is deleted with its disks at the end of the block, unless it has a
-        `name` or `keep` is true. A machine without both is also deleted when this program ends in any way.
+        As a context manager, the machine is deleted with its disks at the end of the block. A machine with a
+        `name`, or with `keep` true, stays. A machine without both is also deleted when this program ends in
+        any way.
 
         Args:
             cold: boot the machine, even if there is a booted snapshot.

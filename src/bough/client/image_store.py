@@ -115,8 +115,9 @@ class ImageStore:
         """Import a disk image: a file, or an http(s) address; see `bough image import --help`.
 
         Args:
-            more: format, arch, firmware, sha256, os, version, disk, max_size (bytes), cloud_init, agent
-                (whether the disk is of a machine with bough's agent; bough's own exports state this).
+            more: format, arch, firmware, sha256, os, version, disk, max_size (bytes), cloud_init, agent.
+                `agent` says whether the disk is of a machine with bough's agent. bough's own exports state
+                this.
 
         Raises:
             BadImage, DownloadFailed, NotFound, NoSpace: nothing is left except the part of a download that

@@ -32,9 +32,10 @@ class Machine(RunningGuest):
     """A machine. Made by a Hypervisor. Usable from several threads at once. Refers to the machine by id, so
     renames do not matter.
 
-    Every call raises errors of bough.errors: NotFound if the machine was deleted meanwhile, WrongState if the
-    machine's state does not allow the call, AgentUnavailable if the agent of a running machine does not
-    answer.
+    Every call can raise these errors of bough.errors:
+    - NotFound: the machine was deleted meanwhile.
+    - WrongState: the machine's state does not allow the call.
+    - AgentUnavailable: the agent of a running machine does not answer.
     """
 
     def __init__(

@@ -178,9 +178,11 @@ class SnapshotInfo(Answer):
     Attributes:
         machine, machine_name: the machine, and its name at that time.
         parent: the previous snapshot of the machine.
-        consistency: "memory": of a running machine, with its memory; "stopped": of a stopped machine;
-            "frozen": disks of a running machine with quiesced file systems; "crash": without quiesced file
-            systems.
+        consistency:
+            "memory": a running machine, with its memory.
+            "stopped": a stopped machine.
+            "frozen": disks of a running machine, with quiesced file systems.
+            "crash": disks of a running machine, without quiesced file systems.
         memory: None, or size_bytes, stored_bytes and base of its memory.
         pause_ms: the pause of the machine, as QEMU's control protocol shows it.
         disk_bytes: space that the snapshot uses on the host.
@@ -214,8 +216,8 @@ class NetworkInfo(Answer):
         resolver: address of the switch, which answers DHCP and DNS.
         mtu: bytes of a frame's payload.
         switch: "running" while a machine on the network runs, else "stopped".
-        machines: for each card on the network, "machine", "state", "mac", "ipv4", "ipv6", "names", and the
-            "counters" of its port while the machine runs.
+        machines: for each card on the network, "machine", "state", "mac", "ipv4", "ipv6" and "names". While
+            the machine runs, also the "counters" of its port.
     """
 
     id: str

@@ -21,8 +21,8 @@ class Route(NamedTuple):
         path: below /v1. A name in braces is a field of the request.
         kind: form of the answer. "quick": JSON at once; "long": JSON after perhaps minutes, with progress on
             request; "text", "bytes": the content itself; "stream": a WebSocket.
-        body: name of the field that is the whole body. Otherwise the body of a POST, PUT or PATCH has each
-            field that is not in the path; the fields of other requests are in the query.
+        body: name of the field that is the whole body. Without it, the body of a POST, PUT or PATCH has each
+            field that is not in the path. The fields of other requests are in the query.
         body_optional: a request without a body has the defaults.
         first_message: class of the client's first message on the WebSocket.
     """

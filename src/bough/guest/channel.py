@@ -1,8 +1,8 @@
 """The host's side of the agent's port (docs/agent.md).
 
-Every incoming byte may be hostile: the worst effect is the end of this channel (ProtocolError). The
-channel's memory is bounded by the credit of each stream, by the number of sessions, and by the wait of
-senders behind a long queue.
+Every incoming byte may be hostile: the worst effect is the end of this channel (ProtocolError). Two numbers
+bound the channel's memory: the credit of each stream and the number of sessions. Also, senders wait behind a
+long queue.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Detect the format of a file and check its header, before any other program opens the file.
 
-The header is not trusted. A reference to another file (a qcow2's backing file or data file, a vmdk's parent
-or extents, the parents of vdi and vhdx) is always refused, because it names a file of this host. A size above
-the allowed limit is refused, too. bough reads some kilobytes at most, whatever the header says.
+The header is not trusted. A reference to another file is always refused, because it names a file of this
+host. Such references are a qcow2's backing file or data file, a vmdk's parent or extents, and the parents of
+vdi and vhdx. A size above the allowed limit is refused, too. bough reads some kilobytes at most, whatever the
+header says.
 
     qcow2   QEMU docs/interop/qcow2.txt             vmdk   VMware Virtual Disk Format 1.1
     vdi     VirtualBox src/VBox/Storage/VDICore.h   vhdx   [MS-VHDX]

@@ -64,8 +64,8 @@ def find_disks(stream: BinaryIO, size_bytes: int, wanted: str | None = None) -> 
         wanted: name of a disk, or ALL_DISKS. None: the only disk, or all disks of an OVA that bough exported.
 
     Raises:
-        BadImage: the file is no OVA, is truncated, names a file outside, or has no disk; or
-            it has several disks and `wanted` is None.
+        BadImage: the file is no OVA, is truncated, names a file outside, or has no disk. Also if the file
+            has several disks and `wanted` is None.
     """
     members = _read_members(stream, size_bytes)
     described = [name for name in members if name.lower().endswith(".ovf")]

@@ -1,7 +1,7 @@
 """Start machines with `autostart` when the service starts.
 
-A machine stays off if it was stopped, or powered itself off, since the host booted: any command may start a
-service, many times a day.
+A machine stays off if it was stopped, or powered itself off, since the host booted. The reason: any command
+may start a service, many times a day.
 """
 
 from __future__ import annotations

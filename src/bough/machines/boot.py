@@ -106,8 +106,8 @@ class Boot:
         script.
 
         Args:
-            since: time.monotonic() of the caller's request. A run that began earlier may have looked for a
-                shutdown before the guest began one, so its "booted" is not believed: the script runs again.
+            since: time.monotonic() of the caller's request. An earlier run may have looked for a shutdown
+                before the guest began one. So its "booted" is not believed, and the script runs again.
 
         Raises:
             DeadlineExceeded: the wait ended first.

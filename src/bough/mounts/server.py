@@ -1,8 +1,8 @@
 """File server: OpenSSH's sftp-server over two pipes, in a jail that shows a single directory.
 
-The guest's messages are hostile and may take over the server. So the jail contains that directory as /share,
-system directories read-only, and nothing else: no /proc, no network, no other process, no capability. Links
-in the directory can only lead to files in the jail. A read-only share is mounted read-only.
+The guest's messages are hostile and may take over the server. So the jail contains only that directory, as
+/share, and system directories, read-only. The jail has no /proc, no network, no other process and no
+capability. Links in the directory can only lead to files in the jail. A read-only share is mounted read-only.
 
 The server runs as the service's user. Under a root service the server runs as the directory's owner, without
 any capability.

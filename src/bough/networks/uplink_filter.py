@@ -270,7 +270,7 @@ class Passt:
 def _find_addresses() -> tuple[str, ...]:
     """Return the address options of passt.
 
-    On a host with only IPv6 the list is empty: passt accepts no IPv4 address on such a host, and the guest
+    On a host with only IPv6 the list is empty, because passt accepts no IPv4 address there. The guest then
     gets the host's addresses and resolvers.
     """
     if has_default_route("/proc/net/route"):

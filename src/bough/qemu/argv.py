@@ -1,7 +1,7 @@
 """Plan -> command line of QEMU. Pure; one small function per device.
 
-All settings are explicit (-nodefaults, a versioned machine, a named CPU, single block nodes), so that another
-process, a later QEMU or another host can load a snapshot.
+All settings are explicit, so that another process, a later QEMU or another host can load a snapshot. Examples
+are -nodefaults, a versioned machine, a named CPU and single block nodes.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def render_argv(plan: Plan, descriptors: Mapping[str, int] = DISPLAYED_DESCRIPTO
     """Return the command line, `plan.qemu` first.
 
     Args:
-        descriptors: numbers in QEMU of the listening sockets "qmp", "agent" and "console", of the connected
-            socket "uplink" with passt, and of the "memory" of a template.
+        descriptors: their numbers in QEMU. "qmp", "agent" and "console" are listening sockets. "uplink" is
+            the connected socket with passt. "memory" is the memory of a template.
     """
     arch = architecture(plan.arch)
     parts: list[Sequence[str]] = [

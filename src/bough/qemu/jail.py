@@ -6,11 +6,11 @@ The jail is the boundary around a guest, not QEMU: QEMU promises no isolation of
 
 From outside in:
 
-    bubblewrap    own mount, process, network, ipc, uts and cgroup namespaces; a root of read-only system
-                  directories, the machine's disks and their backing files. An ordinary user's jail is
-                  in a user namespace as well, which makes the other namespaces possible.
-    setpriv       root service only: a user that owns nothing else on the host, and no capability, not
-                  even one that could be gained
+    bubblewrap    own mount, process, network, ipc, uts and cgroup namespaces. The root contains read-only
+                  system directories, the machine's disks and their backing files. An ordinary user's
+                  jail also has a user namespace, which makes the other namespaces possible.
+    setpriv       root service only: a user that owns nothing else on the host. The user has no
+                  capability and cannot gain one.
     --seccomp     a system call filter from the first instruction: no tracing, namespaces, mounts
                   (see syscalls.py)
     -sandbox on   QEMU's own system call filter: no new program, no other user, no obsolete call

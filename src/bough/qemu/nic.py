@@ -1,8 +1,8 @@
 """Network cards on the command line: a device, a PCI place, and a netdev backend.
 
-The first card (place 0) gets the next free slot of the PCI bus, as in all versions of bough: the device state
-of a snapshot contains the slot. Each other card has a PCI port of its own at a fixed address, so that no card
-moves when another device is added or removed:
+The first card (place 0) gets the next free slot of the PCI bus. All versions of bough do so, because the
+device state of a snapshot contains the slot. Each other card has its own PCI port at a fixed address. So no
+card moves when another device is added or removed:
 
     PCI Express    place N: alone behind the root port at slot 0x1e, function N - 1
     PCI (i440fx)   place N: slot N of the bridge at slot 0x1e

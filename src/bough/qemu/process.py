@@ -5,9 +5,9 @@
 
 The waiter outlives the service. These files of the waiter are below the machine's log/:
 
-    process     the host's boot id, pid and start time of the waiter and of the jail's outermost process
+    process     the host's boot id; pid and start time of the waiter and of the jail's outermost process
     lock        locked (flock) while any process of the session lives; a free lock means that none lives
-    qemu.log    QEMU's output, 128 KiB at most, and in qemu.log.old the 128 KiB before
+    qemu.log    QEMU's last output, 128 KiB at most. qemu.log.old has the 128 KiB before that
     exit        QEMU's exit status, after its end
 
 A kill of the service at any moment loses nothing. The waiter also keeps the names of QEMU's sockets: see

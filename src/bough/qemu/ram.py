@@ -1,8 +1,9 @@
 """Guest memory: read from a running QEMU, and held in sealed memory files.
 
 A running guest's RAM is private to its process. /proc/PID/pagemap
-(Documentation/admin-guide/mm/pagemap.rst) shows the pages with content: present or swapped, and, after a
-start from a template, no longer the template's ("file-page" clear). process_vm_readv(2) copies the pages.
+(Documentation/admin-guide/mm/pagemap.rst) shows the pages with content. Such a page is present or swapped.
+After a start from a template, such a page is also no longer the template's ("file-page" clear).
+process_vm_readv(2) copies the pages.
 
 A `Template` is a sealed memory file (memfd). The seal matters because QEMU 7.2 opens its memory for writing
 even for a private mapping, and QEMU is hostile.

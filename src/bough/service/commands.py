@@ -1,8 +1,8 @@
 """exec and run: a command in a machine, over WebSocket.
 
-The first byte of a binary message is its channel, numbered as in Kubernetes' remote command protocol v5:
-stdin 0, stdout 1, stderr 2, status 3, resize 4, close 255; 5 sends a signal. The client's first message is
-text: the request as JSON. The service's last message is the status. `run` also sends its progress as text.
+The first byte of a binary message is its channel. stdin is 0, stdout 1, stderr 2, status 3, resize 4 and
+close 255, as in Kubernetes' remote command protocol v5. Channel 5 sends a signal. The client's first message
+is text: the request as JSON. The service's last message is the status. `run` also sends its progress as text.
 """
 
 from __future__ import annotations

@@ -70,9 +70,11 @@ class SnapshotManifest(_Kept):
 
     Attributes:
         state: "whole"; "layers" while the snapshot is being taken, and after its deletion (see above).
-        consistency: "memory": of a running machine, with its memory; "stopped": of a machine that was off;
-            "frozen": disks of a running machine with quiesced file systems; "crash": disks of a running
-            machine whose file systems could not be quiesced.
+        consistency:
+            "memory": a running machine, with its memory.
+            "stopped": a machine that was off.
+            "frozen": disks of a running machine, with quiesced file systems.
+            "crash": disks of a running machine whose file systems could not be quiesced.
         parent: the machine's previous snapshot: the last one taken of the machine, restored or forked.
         pause_ms: time in which the vCPUs did not run.
         ready_key: set for a booted snapshot, which no user asked for (see ready.py); such a snapshot is not

@@ -2,11 +2,14 @@
 
 After a crash between any two steps, the machine either runs or is suspended:
 
-    suspend     vCPUs stop, which flushes the disks; memory and devices are written below incoming/
-                and synced; they are moved to the machine's directory;
-                the record says "suspended" and has their checksum; only then QEMU is ended
-    resume      a new QEMU starts while the memory is read, and loads the devices; nothing has run yet;
-                the record says that there is no memory on disk any more; only then vCPUs run
+    suspend     1. The vCPUs stop, which flushes the disks.
+                2. Memory and devices are written below incoming/ and synced.
+                3. Both are moved to the machine's directory.
+                4. The record says "suspended" and has their checksum.
+                5. QEMU is ended.
+    resume      1. A new QEMU starts while the memory is read, and loads the devices. No vCPU runs yet.
+                2. The record says that no memory is on disk.
+                3. The vCPUs run.
 
 If QEMU or the service dies before the second step of a resume, the machine stays suspended: see
 `Recovery.adopt`. Saved memory that no record names is removed when the service starts.

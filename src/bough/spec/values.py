@@ -1,8 +1,8 @@
 """Validators of single values. Each function takes a raw value and returns the value of the spec.
 
 The functions raise pydantic errors made by `told`; the user sees their text unchanged. No function looks at
-the host. Some texts later become part of a QEMU argument, a file in the guest or a path: their form excludes
-every character with a special meaning there.
+the host. Some texts later become part of a QEMU argument, a file in the guest or a path. The form of such a
+text excludes every character with a special meaning there.
 """
 
 from __future__ import annotations

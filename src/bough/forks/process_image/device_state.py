@@ -5,8 +5,8 @@ translated code (hw/core/cpu-sysemu.c, cpu_common_post_load). For a rewind to a 
 wrong. bough removes the section from the stream, and writes the section's two words directly to QEMU's
 memory. Marked values, loaded before the pre-warm, show where the words lie.
 
-The stream is QEMU's (migration/savevm.c): sections with type, number, name, instance, version, and content
-with a length known only to the device; then the type 0x7e and the number again.
+The stream is QEMU's (migration/savevm.c). A section has type, number, name, instance, version and content.
+Only the device knows the length of the content. The type 0x7e and the number again follow.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
 """Free vCPUs that hang on a stale translation of QEMU.
 
 QEMU emulates several vCPUs in parallel: one vCPU may change code while QEMU translates the code for another.
-QEMU before 8.1 sometimes misses the change: it reads the code before it locks the page of the code (QEMU's
-commit deba78709ae8, "accel/tcg: Always lock pages before translation"). The vCPU then runs the old code until
-the memory is written again. Linux changes its own code at run time: first a breakpoint on the first byte,
-then the other bytes, then the first byte (arch/x86/kernel/alternative.c, text_poke_bp_batch). A vCPU with a
-stale breakpoint meets the breakpoint for ever: the kernel finds no breakpoint in memory and tries the
-instruction again (kprobe_int3_handler). The guest hangs, during its boot or years later. With QEMU 7.2 a
+QEMU before 8.1 sometimes misses the change, because QEMU reads the code before it locks the code's page
+(fixed by commit deba78709ae8, "accel/tcg: Always lock pages before translation"). The vCPU then runs the old
+code until the memory is written again. Linux changes its own code at run time: first a breakpoint on the
+first byte, then the other bytes, then the first byte (arch/x86/kernel/alternative.c, text_poke_bp_batch). A
+vCPU with a stale breakpoint meets the breakpoint for ever: the kernel finds no breakpoint in memory and tries
+the instruction again (kprobe_int3_handler). The guest hangs, during its boot or years later. With QEMU 7.2 a
 Debian on two vCPUs hung within seconds when it only switched one branch of its kernel.
 
-A vCPU counts as stuck if two looks in a row find the same: QEMU is busy, and each sample of the vCPU is
-either at one kernel address without a breakpoint, or elsewhere with interrupts off. QEMU then writes the
-bytes at the address once more, unchanged, and drops the stale translation. The write changes nothing in the
+A vCPU counts as stuck if two looks in a row find two signs. QEMU is busy. Each sample of the vCPU is either
+at one kernel address without a breakpoint, or elsewhere with interrupts off. QEMU then writes the bytes at
+the address once more, unchanged, and drops the stale translation. The write changes nothing in the
 guest, even if the vCPU was not stuck.
 """
 

@@ -1,7 +1,7 @@
 """DHCP for guests without bough's agent (RFC 2131).
 
-The address of a machine is fixed before it asks. So an answer never ends: a renewal would remove the address
-for a moment and break TCP connections, and there is no lease to be kept. No answer names a router.
+The address of a machine is fixed before the machine asks. So an answer never ends, and the switch keeps no
+leases. A renewal would remove the address for a moment and break TCP connections. No answer names a router.
 """
 
 from __future__ import annotations
