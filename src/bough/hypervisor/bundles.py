@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 
 from bough.bundle import Source
 from bough.hypervisor.fork_maker import ForkMaker, ForkOrder
@@ -98,15 +98,18 @@ class Bundles:
             BadBundle: nothing was made. NameTaken, BeyondHost, NotFound (its image), NoSpace
         """
         tree = self._keeper.tree
-        with self._half_made.working():
-            async with taken_up(
-                source, self._store, cold=cold, force=force, accelerator=accelerator, report=report
-            ) as arrival:
-                name = name or arrival.name
-                self._names.check_free(name)  # before the rest is read
-                made = await arrival.read()
-                tree.store.add(made, arrival.manifest)
-        with self._keeper.used_in_background(arrival.manifest):
+        with ExitStack() as used:
+            with self._half_made.working():
+                async with taken_up(
+                    source, self._store, cold=cold, force=force, accelerator=accelerator, report=report
+                ) as arrival:
+                    name = name or arrival.name
+                    self._names.check_free(name)  # before the rest is read
+                    made = await arrival.read()
+                    # Before the snapshot is added: until the machine is made no other file needs it, and the
+                    # end of any other operation removes unneeded snapshots.
+                    used.enter_context(self._keeper.used_in_background(arrival.manifest))
+                    tree.store.add(made, arrival.manifest)
             report(Progress("making the machine"))
             order = ForkOrder(arrival.manifest, arrival.saved, identity, name=name)
             machine = await self._maker.make(order)
