@@ -178,7 +178,10 @@ class Preparation:
             await self._exercise(machine, urgency)
             await machine.pause()
             await machine.resume()
-            await run_script(await machine.agent(), "true", timeout_s=_COMMAND_S)
+            # Not agent(): that is a user's request, and would end this background work.
+            channel = machine.channel()
+            assert isinstance(channel, AgentChannel)  # the image has ours
+            await run_script(channel, "true", timeout_s=_COMMAND_S)
             if not image.is_of_use:
                 raise MachineFailed("the fork could not start from the process image")
 
