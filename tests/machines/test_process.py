@@ -6,6 +6,7 @@ No bootable disk is needed: the firmware's message on the console is enough of a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pickle
 import select
@@ -25,7 +26,7 @@ from bough.qemu.jail import Jail
 from bough.qemu.pid import Pid
 from bough.qemu.plan import DiskPlan, NicPlan, Plan
 from bough.qemu.probe import find_qemu, probe_accelerators, probe_jail
-from bough.qemu.process import QemuProcess, find_process, read_exit, start_process
+from bough.qemu.process import QemuProcess, find_process, is_held, read_exit, start_process
 from bough.qemu.qmp import Qmp
 
 IS_ROOT = os.geteuid() == 0
@@ -137,6 +138,39 @@ async def test_found_although_its_wrapper_was_killed(
     assert found.pid == process.pid
     found.kill()
     assert "nobody saw it end" in (await found.wait()).text
+
+
+@pytest.mark.parametrize("delay_s", [0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03])
+async def test_killed_by_a_service_that_found_it_in_its_start(
+    plan: Plan, paths: MachinePaths, delay_s: float
+) -> None:
+    start = asyncio.create_task(start_process(plan, paths))
+    await asyncio.sleep(delay_s)
+    found = await find_process(paths)
+    if found is not None:
+        found.kill()
+        await found.wait()
+    with contextlib.suppress(MachineFailed):
+        started = await start
+        started.kill()
+        await started.wait()
+    assert not is_held(paths)
+
+
+async def test_a_kill_of_its_wrapper_leaves_nothing(
+    process: QemuProcess, plan: Plan, paths: MachinePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if plan.jail.bwrap is None:
+        pytest.skip("no wrapper")
+    monkeypatch.setattr("bough.qemu.process.KILL_TIMEOUT_S", 1.0)
+    waiter, monitor = (Pid.of(int(word)) for word in (paths.log / "process").read_text().split()[1::2])
+    assert waiter is not None
+    assert monitor is not None
+    wrapper = QemuProcess(monitor, waiter, paths)
+    wrapper.kill()
+    await wrapper.wait()
+    assert not process.is_alive()
+    assert not is_held(paths)
 
 
 @pytest.mark.parametrize("jailed", [True, False])

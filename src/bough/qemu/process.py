@@ -185,9 +185,12 @@ class QemuProcess:
     async def wait(self) -> ExitCause:
         """Wait until QEMU has ended and its end is written. Safe to cancel and to repeat."""
         await self._pid.wait()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(KILL_TIMEOUT_S):
-                await self._waiter.wait()
+        if not await _ends_within(self._waiter, KILL_TIMEOUT_S):
+            # A kill hit bubblewrap before the start of QEMU: the child of bubblewrap lives on.
+            for orphan in _orphans(self._paths, self._waiter):
+                orphan.innermost().kill()
+                orphan.kill()
+            await _ends_within(self._waiter, KILL_TIMEOUT_S)
         await self._reap()
         return read_exit(self._paths) or _unseen_end(self._paths)
 
@@ -270,14 +273,23 @@ async def start_process(
 
 
 async def find_process(paths: MachinePaths) -> QemuProcess | None:
-    """Return the machine's process from an earlier service; None: no process of the machine lives."""
+    """Return the machine's process from an earlier service; None: no process of the machine lives.
+
+    Wait for QEMU if the earlier service was killed in the middle of a start. Only a kill of QEMU itself ends
+    all processes of the machine: bubblewrap does not kill its child.
+    """
     deadline = time.monotonic() + 2
     while _is_locked(paths):
         found = _read_process_file(paths)
+        outermost = None
         if found is not None and found.monitor.is_alive():
-            return QemuProcess(found.monitor.innermost(), found.waiter, paths)
-        if found is not None and (orphans := _orphans(paths, found.waiter)):
-            return QemuProcess(orphans[0].innermost(), found.waiter, paths)
+            outermost = found.monitor
+        elif found is not None and (orphans := _orphans(paths, found.waiter)):
+            outermost = orphans[0]
+        if found is not None and outermost is not None:
+            inside = outermost.innermost()
+            if not _is_wrapper(inside) or time.monotonic() > deadline:
+                return QemuProcess(inside, found.waiter, paths)
         # Just started and not visible yet, or just ended and not written down yet.
         await asyncio.sleep(0.01)
         if time.monotonic() > deadline + KILL_TIMEOUT_S:
@@ -572,11 +584,17 @@ async def _end_all(plan: Plan, paths: MachinePaths, started: _Started) -> None:
 
 
 async def _end_in(pid: Pid, grace_s: float) -> None:
+    if not await _ends_within(pid, grace_s):
+        pid.kill()
+        await pid.wait()
+
+
+async def _ends_within(pid: Pid, timeout_s: float) -> bool:
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(grace_s):
+        async with asyncio.timeout(timeout_s):
             await pid.wait()
-    pid.kill()
-    await pid.wait()
+            return True
+    return False
 
 
 # -- finding again ----------------------------------------------------------------------------
@@ -630,6 +648,13 @@ def _orphans(paths: MachinePaths, waiter: Pid) -> list[Pid]:
                 pid = Pid.of(number)
                 found += [pid] if pid is not None and number != os.getpid() else []
     return found
+
+
+def _is_wrapper(pid: Pid) -> bool:
+    """Return whether the process is about to start QEMU."""
+    with contextlib.suppress(OSError):
+        return _read_name(Path(f"/proc/{pid.number}")) in ("sh", "bwrap")
+    return False
 
 
 def _read_name(process: Path) -> str:
