@@ -13,6 +13,7 @@ import bough
 from bough.errors import Conflict, NameTaken, NotFound
 from bough.machines.record import MachineRecord
 from bough.paths import Home
+from bough.progress import Progress
 from tests.acceptance.conftest import Cli
 from tests.conftest import MEMORY
 from tests.waiting import wait_until
@@ -215,6 +216,23 @@ def test_deleting_one_in_the_middle_breaks_no_other(
     for number in (0, 2):
         points[number].delete()
     assert forks[-1].exec("cat", "/root/number").stdout == "2"
+
+
+def test_deleting_its_base_while_it_is_written(origin: bough.Machine, forks: list[bough.Machine]) -> None:
+    """The memory of a snapshot is written as the difference from the machine's last snapshot."""
+    base = origin.snapshot()
+
+    def delete_base(progress: Progress) -> None:
+        if progress.step == "writing memory":
+            base.delete()
+
+    origin.write_file("/dev/shm/word", "after the base")
+    later = origin.snapshot(progress=delete_base)
+    with pytest.raises(NotFound):
+        base.info()
+    later.verify()
+    forks.append(later.fork())
+    assert forks[-1].read_text("/dev/shm/word") == "after the base"
 
 
 def test_after_the_service_was_killed(

@@ -31,9 +31,8 @@ class SnapshotKeeper:
         """Take a snapshot; see SnapshotTree.take. A failure leaves nothing behind."""
         try:
             return await self.tree.take(machine, **options)
-        except BaseException:
+        finally:  # a snapshot in use by this one may have been deleted meanwhile
             self._inventory.collect()
-            raise
 
     def drop(self, manifest: SnapshotManifest) -> None:
         """Delete a snapshot. Files with other users stay."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from bough.forks.fork_kind import ForkKind
 from bough.forks.loaded import LoadedForks
@@ -43,6 +44,12 @@ class Snapshots:
         self._standby = standby
         self._loaded = loaded
         self._events = events
+
+    async def verify(self, reference: str) -> dict[str, Any]:
+        """Read and check all files of a snapshot. Raises NotFound, Conflict, SnapshotDamaged."""
+        manifest = self.tree.store.resolve(reference)
+        with self._keeper.used_in_background(manifest):
+            return await self.tree.verify(manifest)
 
     async def take(
         self,

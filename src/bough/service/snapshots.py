@@ -53,8 +53,7 @@ async def delete_snapshot(hypervisor: Hypervisor, asked: contract.DeleteSnapshot
 
 
 async def verify_snapshot(hypervisor: Hypervisor, asked: contract.VerifySnapshot, _: Report) -> Any:
-    tree = hypervisor.snapshots.tree
-    return await tree.verify(tree.store.resolve(asked.reference))
+    return await hypervisor.snapshots.verify(asked.reference)
 
 
 async def restore_machine(

@@ -9,7 +9,7 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 from bough.errors import Conflict, SnapshotDamaged
@@ -169,12 +169,16 @@ class SnapshotTree:
             if not keep:
                 self.store.update(manifest)
                 return manifest
-            if memory is not None:
-                report(Progress("writing memory"))
-                kept = await asyncio.to_thread(self._write, manifest, memory, machine.record.accelerator)
-                manifest = manifest.model_copy(update={"memory": kept})
-            whole = manifest.model_copy(update={"state": "whole"})
-            self.store.update(whole)
+            base = self._base(manifest) if memory is not None else None
+            # Until the manifest names the base, a deletion of the base would remove its memory.
+            with self.using(base) if base is not None else nullcontext():
+                if memory is not None:
+                    report(Progress("writing memory"))
+                    accelerator = machine.record.accelerator
+                    kept = await asyncio.to_thread(self._write, manifest, memory, base, accelerator)
+                    manifest = manifest.model_copy(update={"memory": kept})
+                whole = manifest.model_copy(update={"state": "whole"})
+                self.store.update(whole)
         except BaseException:
             # The snapshot is not listed. The machine still needs the disk files.
             remove_memory(self.store.paths(manifest.id))
@@ -183,10 +187,15 @@ class SnapshotTree:
         self._passing.pop(manifest.id, None)
         return whole
 
-    def _write(self, manifest: SnapshotManifest, memory: Memory, accelerator: str | None) -> Any:
+    def _write(
+        self,
+        manifest: SnapshotManifest,
+        memory: Memory,
+        base: SnapshotManifest | None,
+        accelerator: str | None,
+    ) -> Any:
         paths = self.store.paths(manifest.id)
         everything = memory.template.extents()
-        base = self._base(manifest)
         if base is not None:
             old = self.templates.peek(base.id) or load_template(self.store, base)
             changed = _changes(memory.template, everything, old)
@@ -373,7 +382,7 @@ class SnapshotTree:
     # -- maintenance --------------------------------------------------------------------------------
 
     async def verify(self, manifest: SnapshotManifest) -> dict[str, Any]:
-        """Read and check all files of the snapshot. Raises SnapshotDamaged."""
+        """Read and check all files of the snapshot, in a block of `using`. Raises SnapshotDamaged."""
         jail = await probe_jail(find_qemu(manifest.hardware.arch), self._home)
         # After an interrupted snapshot, a file may still belong to the machine's user.
         confinement = Confinement(jail, manifest.hardware.uid)
