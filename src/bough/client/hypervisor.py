@@ -9,6 +9,7 @@ from bough.client.connection import Connection, report_progress
 from bough.client.image_store import ImageStore
 from bough.client.service import find_service
 from bough.contract import machines as contract
+from bough.contract.service import GetVersion
 from bough.errors import ServiceUnavailable
 from bough.paths import Home
 
@@ -32,8 +33,8 @@ def connect(home: str | os.PathLike[str] | None = None, *, start: bool = True) -
             end of the service's log.
     """
     place = Home.at(home) if home is not None else Home.from_environment()
-    connection, version = find_service(place, start=start)
-    return Hypervisor(place, connection, version)
+    connection, _ = find_service(place, start=start)
+    return Hypervisor(place, connection)
 
 
 class Hypervisor(ImageStore):
@@ -46,18 +47,20 @@ class Hypervisor(ImageStore):
         api: the connection, for the requests of bough.contract that have no method here.
     """
 
-    def __init__(self, home: Home, connection: Connection, version: dict[str, Any]) -> None:
+    def __init__(self, home: Home, connection: Connection) -> None:
         super().__init__(connection)
         self.home = home
         self.api = connection
-        self._version = version
 
     def __repr__(self) -> str:
         return f"<bough.Hypervisor {self.home.root}>"
 
     def version(self) -> dict[str, Any]:
-        """Return facts about the service: version, api, pid, home, started."""
-        return dict(self._version)
+        """Return facts about the running service: version, api, pid, home, started.
+
+        The service may be a later one than at `connect()`. Raises ServiceUnavailable: no service runs.
+        """
+        return dict(self.api.send(GetVersion()))
 
     # -- machines ---------------------------------------------------------------------------------
 
