@@ -147,7 +147,7 @@ def begun(home: Home, snapshot: str) -> list[str]:
     return [
         record["id"]
         for record in records(home)
-        if record["spare"] and record["snapshot"] == snapshot and record["state"] == "paused"
+        if record["standby"] and record["snapshot"] == snapshot and record["state"] == "paused"
     ]
 
 

@@ -136,7 +136,7 @@ def test_the_service_ends(
     records = {path.parent.name: path.read_bytes() for path in bough_home.machines.glob("*/machine.json")}
     running = qemus(bough_home).keys()
     cli.text("list")  # starts the next service
-    assert [name for name, record in records.items() if json.loads(record)["spare"]] == []
+    assert [name for name, record in records.items() if json.loads(record)["standby"]] == []
     assert running <= records.keys()
 
 
@@ -151,7 +151,9 @@ def test_the_service_is_killed_before_a_fork_has_its_state(
     record = json.loads(path.read_bytes())
     gone.append("ahead-half")
     path.write_text(
-        json.dumps({**record, "name": "ahead-half", "spare": False, "ephemeral": False, "state": "starting"})
+        json.dumps(
+            {**record, "name": "ahead-half", "standby": False, "ephemeral": False, "state": "starting"}
+        )
     )
     machine = cli.json("info", "ahead-half")
     assert machine["state"] == "failed"

@@ -27,7 +27,7 @@ def test_runs(hv: bough.Hypervisor, cli: Cli, debian: str) -> None:
     hv.keep_standby(debian, 1, memory=MEMORY)
     try:
         wait_for_standby(hv)
-        assert cli.names() == before, "a spare is nobody's yet"
+        assert cli.names() == before, "a standby machine is not listed"
         for _ in range(2):
             with hv.run(debian, memory=MEMORY) as vm:
                 assert vm.exec("hostname").stdout.strip() == vm.name
@@ -41,7 +41,7 @@ def test_runs(hv: bough.Hypervisor, cli: Cli, debian: str) -> None:
 
 def test_the_next_of_a_run_is_awake(hv: bough.Hypervisor, bough_home: Home, debian: str) -> None:
     def states() -> list[str]:
-        return sorted(r["state"] for r in records(bough_home) if r["spare"] and r["identity"] == "known")
+        return sorted(r["state"] for r in records(bough_home) if r["standby"] and r["identity"] == "known")
 
     def is_as_it_should() -> bool:
         return states() == ["paused", "running"] and hv.standby_machines()[0]["ready"] == 2
@@ -56,7 +56,7 @@ def test_the_next_of_a_run_is_awake(hv: bough.Hypervisor, bough_home: Home, debi
                 assert abs(float(vm.exec("date", "+%s.%N").stdout) - time.time()) < 0.5
         wait_until(is_as_it_should, timeout_s=180)
         # A running standby machine that ends is no loss.
-        (awake,) = [r["id"] for r in records(bough_home) if r["spare"] and r["state"] == "running"]
+        (awake,) = [r["id"] for r in records(bough_home) if r["standby"] and r["state"] == "running"]
         kill(qemus(bough_home)[awake])
         with hv.run(debian, memory=MEMORY) as vm:
             assert vm.id != awake

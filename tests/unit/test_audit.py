@@ -177,7 +177,7 @@ async def test_further_disks_of_what_only_stands_by_are_its_own(home: Home) -> N
     (machine(home).disks / "0-aaaaaaaa.qcow2").touch(0o600)
     assert kinds(await look(home)) == ["stray"]
     record = MachineRecord.read(machine(home))
-    record.model_copy(update={"spare": True}).write(machine(home))
+    record.model_copy(update={"standby": True}).write(machine(home))
     assert (await look(home))["clean"]
 
 

@@ -37,9 +37,9 @@ class Guest:
     """A machine and its agent's channel in one object."""
 
     def __init__(
-        self, *answers: str | AgentUnavailable, booted: str | None = None, spare: bool = False
+        self, *answers: str | AgentUnavailable, booted: str | None = None, standby: bool = False
     ) -> None:
-        self.record: Any = SimpleNamespace(booted_boot=booted, spare=spare)
+        self.record: Any = SimpleNamespace(booted_boot=booted, standby=standby)
         self.boot_id: str | None = BOOT
         self.answers = list(answers)
         self.go_on = asyncio.Event()
@@ -93,9 +93,9 @@ async def test_a_run_from_before_a_reboot_is_not_believed() -> None:
     assert guest.ran == 2
 
 
-@pytest.mark.parametrize(("booted", "spare"), [(BOOT, False), (None, True)])
-async def test_what_is_not_asked(booted: str | None, spare: bool) -> None:
-    guest = Guest(booted=booted, spare=spare)
+@pytest.mark.parametrize(("booted", "standby"), [(BOOT, False), (None, True)])
+async def test_what_is_not_asked(booted: str | None, standby: bool) -> None:
+    guest = Guest(booted=booted, standby=standby)
     await follow(guest)
     assert (guest.ran, guest.tasks) == (0, [])
 

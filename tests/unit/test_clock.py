@@ -23,7 +23,7 @@ T = TypeVar("T")
 class _Record:
     def __init__(self, setting: str = "utc") -> None:
         self.spec = parse_spec({"image": "debian:12", "clock": setting})
-        self.spare = False
+        self.standby = False
         self.identity = "known"
 
 
@@ -115,7 +115,7 @@ async def test_a_start_is_no_hold_and_one_that_stands_by_waits() -> None:
     machine = _Machine(_Channel())
     keeper = ClockKeeper(machine)
     keeper.vcpus_run(_event(time.time()))
-    machine.record.spare = True
+    machine.record.standby = True
     _hold(keeper, 3.0)
     assert not machine.tasks
 

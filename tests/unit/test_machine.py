@@ -226,13 +226,13 @@ async def test_ports_are_bound_while_the_machine_runs(scene: Scene) -> None:
 
 
 async def test_a_fork_loaded_in_advance_is_taken_by_a_user(scene: Scene) -> None:
-    scene.machine = machine = scene.make(_record(spare=True))
+    scene.machine = machine = scene.make(_record(standby=True))
     saved = SavedState(cast(Template, Memory()), b"", image=cast(ProcessImage, Image()))
     await machine.start(saved=saved, hold=True)
     assert (machine.state, machine.vm.image) == (State.PAUSED, saved.image)
     assert "cont" not in scene.qemu.executed
     await machine.go_on(saved, name="db", ephemeral=True)
-    assert (machine.state, machine.name, machine.record.spare) == (State.RUNNING, "db", False)
+    assert (machine.state, machine.name, machine.record.standby) == (State.RUNNING, "db", False)
     assert "cont" in scene.qemu.executed
 
 

@@ -127,7 +127,9 @@ def test_a_record_with_one_address_before_is_read(before: str | None, macs: list
         "hardware": {**OLD, "mac": MAC},
         "created": "2026-01-01T00:00:00.000+00:00",
         "mac_before": before,
+        "spare": True,
     }
     read = MachineRecord.model_validate(record)
     assert read.macs_before == macs
-    assert "mac_before" not in read.model_dump()
+    assert read.standby
+    assert not {"mac_before", "spare"} & read.model_dump().keys()

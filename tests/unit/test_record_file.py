@@ -22,7 +22,7 @@ class Record(BaseModel):
     id: str = "aaaaaaaaaaaa"
     name: str = "web"
     state: State = State.STOPPED
-    spare: bool = False
+    standby: bool = False
     failure: None = None
     full: bool = False
 
@@ -70,7 +70,7 @@ def test_a_fact_about_qemu_counts_although_the_disk_is_full(tmp_path: Path) -> N
 
 
 def test_nothing_is_told_of_a_standby_machine(tmp_path: Path) -> None:
-    file, told = make(tmp_path, spare=True)
+    file, told = make(tmp_path, standby=True)
     file.change(state=State.STARTING)
     file.tell("agent-answers")
     assert told.kinds == []

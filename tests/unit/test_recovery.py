@@ -100,8 +100,10 @@ class Record:
     ports = ()
     suspended = None
 
-    def __init__(self, state: State, *, identity: str, spare: bool, before: list[MachineDisk] | None) -> None:
-        self.state, self.identity, self.spare = state, identity, spare
+    def __init__(
+        self, state: State, *, identity: str, standby: bool, before: list[MachineDisk] | None
+    ) -> None:
+        self.state, self.identity, self.standby = state, identity, standby
         self.disks, self.disks_before = [OVERLAY], before
 
 
@@ -156,14 +158,14 @@ class Scene:
         state: State = State.RUNNING,
         *,
         identity: str = "known",
-        spare: bool = False,
+        standby: bool = False,
         before: list[MachineDisk] | None = None,
         writes_to: MachineDisk = OVERLAY,
         answers: bool = True,
     ) -> None:
         self.qmp = Qemu(status, writes_to.file)
         self.vm, self.end, self.ports = Vm(self.qmp, answers=answers), End(), Ports()
-        self.host = Host(Home.at(tmp_path), Record(state, identity=identity, spare=spare, before=before))
+        self.host = Host(Home.at(tmp_path), Record(state, identity=identity, standby=standby, before=before))
         self.recovery = Recovery(
             self.host,
             cast(RunningVm, self.vm),
@@ -206,7 +208,7 @@ async def test_a_stop_that_the_service_did_not_complete_goes_on(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("status", "state", "spare"),
+    ("status", "state", "standby"),
     [
         ("inmigrate", State.RUNNING, False),
         ("prelaunch", State.STARTING, False),
@@ -214,9 +216,9 @@ async def test_a_stop_that_the_service_did_not_complete_goes_on(tmp_path: Path) 
     ],
 )
 async def test_a_qemu_without_its_saved_state_is_ended(
-    tmp_path: Path, status: str, state: State, spare: bool
+    tmp_path: Path, status: str, state: State, standby: bool
 ) -> None:
-    scene = Scene(tmp_path, status, state, spare=spare)
+    scene = Scene(tmp_path, status, state, standby=standby)
     await scene.recovery.join()
     assert scene.vm.process.killed
     assert scene.end.given_up == "it was ended: the service ended before its saved state was loaded"

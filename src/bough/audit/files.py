@@ -207,7 +207,7 @@ def _audit_machine(record: MachineRecord, paths: MachinePaths, look: Look) -> It
     known = {*wanted, FIRMWARE_VARIABLES, *(disk.file for disk in record.disks_before or ())}
     for path in _entries(paths.disks):
         # The record of a fork does not name the overlays of a pre-warm yet. They are deleted with the fork.
-        if path.name not in known and path.suffix != ".iso" and not record.spare:
+        if path.name not in known and path.suffix != ".iso" and not record.standby:
             yield _stray(path, record.id)
         else:
             yield from _check_mode(path, 0o600)

@@ -98,8 +98,8 @@ def booted_key(
 
 def find_booted(store: SnapshotStore, key: str) -> SnapshotManifest | None:
     """Return the booted snapshot with this key, if any. Mark the snapshot as used."""
-    for manifest in store.ready():
-        if manifest.ready_key == key:
+    for manifest in store.booted():
+        if manifest.booted_key == key:
             os.utime(store.paths(manifest.id).manifest)
             return manifest
     return None
@@ -108,7 +108,7 @@ def find_booted(store: SnapshotStore, key: str) -> SnapshotManifest | None:
 def stale_booted(store: SnapshotStore, images: Iterable[str]) -> list[SnapshotManifest]:
     """Return the booted snapshots to remove: without an image, unused for long, or too many."""
     known = set(images)
-    kept = store.ready()
+    kept = store.booted()
     used = {m.id: store.paths(m.id).manifest.stat().st_mtime for m in kept}
     kept.sort(key=lambda m: used[m.id], reverse=True)
     rule = RULES[Level.BOOTED]

@@ -112,7 +112,7 @@ class BootedSnapshots:
                 with contextlib.suppress(DeadlineExceeded):  # forks start the services that are left
                     await wait_booted(machine, report=report)
                 await run_script(await machine.agent(), SETTLE_SCRIPT, timeout_s=SETTLE_TIMEOUT_S)
-                manifest = await self._keeper.take(machine, ready_key=key, report=report)
+                manifest = await self._keeper.take(machine, booted_key=key, report=report)
         finally:
             with contextlib.suppress(BoughError):
                 await asyncio.shield(self._lifetimes.delete(machine, force=True))

@@ -122,7 +122,7 @@ class ForkMaker:
             ephemeral=order.ephemeral,
             spec=order.spec,
         )
-        record.spare = order.standby
+        record.standby = order.standby
         if order.saved is not None and order.saved.prewarm is not None:
             record.ports = []  # a pre-warm is reachable by nobody
         return record

@@ -207,7 +207,9 @@ class Images:
         await self._lifetimes.wait_departed()
         await self._loaded.clear()
         manifest = self.store.resolve(reference)
-        self._keeper.drop_all(m for m in self._keeper.tree.store.ready() if m.image_digest == manifest.digest)
+        self._keeper.drop_all(
+            m for m in self._keeper.tree.store.booted() if m.image_digest == manifest.digest
+        )
         used_by = self.users().get(manifest.digest)
         if used_by:
             raise InUse(
@@ -222,7 +224,7 @@ class Images:
         await self._loaded.clear()
         sweep_downloads(self._home.downloads, older_than_s=0)
         labelled = {entry.manifest.digest for entry in self.store.entries() if entry.labels}
-        self._keeper.drop_all(m for m in self._keeper.tree.store.ready() if m.image_digest not in labelled)
+        self._keeper.drop_all(m for m in self._keeper.tree.store.booted() if m.image_digest not in labelled)
         deleted, freed_bytes = self.store.prune(used=set(self.users()))
         return {"deleted": deleted, "freed_bytes": freed_bytes}
 
@@ -234,7 +236,7 @@ class Images:
             if self._loaded.has(machine):
                 continue
             for digest in {machine.record.image_digest, *machine.record.media.digests}:
-                name = "(standby machines: bough standby)" if machine.record.spare else machine.name
+                name = "(standby machines: bough standby)" if machine.record.standby else machine.name
                 users.setdefault(digest, []).append(name)
         for digest, user in self._keeper.tree.store.images_in_use():
             users.setdefault(digest, []).append(user)

@@ -58,7 +58,7 @@ class Inventory:
         return sorted(self._listed(), key=lambda machine: machine.record.created)
 
     def _listed(self) -> list[Machine]:
-        return [machine for machine in self.present() if not machine.record.spare]
+        return [machine for machine in self.present() if not machine.record.standby]
 
     def find(self, reference: str) -> Machine:
         """Return the machine with the name, id, or unique prefix of an id (4 digits or more). A standby

@@ -106,7 +106,7 @@ class Lifetimes:
 
     def discard_unclaimed(self, machine: Machine) -> None:
         """Discard a standby machine, or a machine after a failed claim. The name is free at once."""
-        machine.record.spare = machine.record.ephemeral = True
+        machine.record.standby = machine.record.ephemeral = True
         self.unpin(machine)
         self.discard(machine)
 

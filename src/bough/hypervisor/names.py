@@ -35,7 +35,7 @@ class Names:
         """
         check_name(name)
         for machine in self._inventory.present():
-            if machine.name == name and machine.record.spare:
+            if machine.name == name and machine.record.standby:
                 self._give_way(machine)
         if name in self._reserved or any(m.name == name for m in self._inventory.present()):
             raise NameTaken(

@@ -110,7 +110,7 @@ class Networks:
             NotFound. InUse: a machine has a card on it.
         """
         record = self.store.find(reference)
-        users = [machine.name for machine in self._users(record) if not machine.record.spare]
+        users = [machine.name for machine in self._users(record) if not machine.record.standby]
         if not users and self._users(record):
             raise InUse(
                 f"the network '{record.name}' is in use by a standby machine",
@@ -152,7 +152,7 @@ class Networks:
                     "counters": found.get(card.port),
                 }
                 for machine in self._users(record)
-                if not machine.record.spare
+                if not machine.record.standby
                 for card in cards_on(record, machine.record)
             ],
         }

@@ -78,7 +78,7 @@ class Opening:
         for machine in self._inventory:
             if machine.record.ephemeral:
                 # Standby machines of the last service have no client any more.
-                grace_s = 0 if machine.record.spare else EPHEMERAL_GRACE_S
+                grace_s = 0 if machine.record.standby else EPHEMERAL_GRACE_S
                 self._lifetimes.expire_unless_held(machine.id, grace_s)
         self._tasks.begin(follow_host(self._clocks), "follow the host's clock")
         self._tasks.begin(start_machines(self._inventory.listed(), self._events), "autostart")
@@ -113,7 +113,7 @@ class Opening:
         await self._loaded.clear()
         await self._pool.close()
         for machine in self._inventory:
-            if machine.record.spare:
+            if machine.record.standby:
                 self._lifetimes.discard(machine)  # after a start under way has ended
         await self._lifetimes.wait_departed()
         await self._tasks.end()

@@ -52,7 +52,7 @@ class WaitingMachines:
             machine = self._standby.take(fits)
             if machine is None:
                 return None
-            machine.record.spare = False  # its name is not given away any more
+            machine.record.standby = False  # its name is not given away any more
             return await self._wake(machine, machine.standby.take(name=name, ephemeral=ephemeral), ephemeral)
 
     async def take_loaded(

@@ -85,7 +85,7 @@ class Boot:
 
     def follow(self, channel: AgentChannel) -> None:
         """Find out when the boot ends, in a task. The agent has just answered."""
-        if not self.has_ended and not self._machine.record.spare:
+        if not self.has_ended and not self._machine.record.standby:
             self._machine.own(self._follow(channel), "wait for the end of the boot")
 
     async def _follow(self, channel: AgentChannel) -> None:

@@ -110,7 +110,7 @@ class ClockKeeper:
     def set_soon(self) -> None:
         """Set the clock in a task. A standby machine gets the time when it is requested."""
         machine = self._machine
-        if machine.record.spare or machine.state not in (State.RUNNING, State.PAUSED):
+        if machine.record.standby or machine.state not in (State.RUNNING, State.PAUSED):
             self._late_s = 0.0
         elif self._setting is None or self._setting.done():
             self._setting = machine.own(self._set(), "set the guest's clock")

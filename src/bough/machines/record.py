@@ -184,7 +184,7 @@ class MachineRecord(_Kept):
     state: State = State.STOPPED
     ephemeral: bool = False
     #: A standby machine (see forks/standby.py), not requested by a user yet.
-    spare: bool = False
+    standby: bool = False
     accelerator: str | None = None
     #: Note for the user about the choice of the accelerator.
     accelerator_note: str | None = None
@@ -217,13 +217,17 @@ class MachineRecord(_Kept):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_one_card(cls, value: Any) -> Any:
-        """Read a record of earlier versions, whose machines had one card or none."""
-        if not isinstance(value, Mapping) or "mac_before" not in value:
+    def _read_old_names(cls, value: Any) -> Any:
+        """Read a record of an earlier version, with other names of fields."""
+        if not isinstance(value, Mapping):
             return value
-        rest = {name: one for name, one in value.items() if name != "mac_before"}
-        before = value["mac_before"]
-        return {**rest, "macs_before": [] if before is None else [before]}
+        current = dict(value)
+        if "mac_before" in current:
+            before = current.pop("mac_before")
+            current["macs_before"] = [] if before is None else [before]
+        if "spare" in current:
+            current["standby"] = current.pop("spare")
+        return current
 
     @property
     def hostname(self) -> str:

@@ -51,7 +51,7 @@ class RecordFile:
 
     def tell(self, kind: str, detail: str = "") -> None:
         """Emit an event about the machine; standby machines emit no events."""
-        if not self.record.spare:
+        if not self.record.standby:
             self._events.emit(kind, machine=self.record.id, name=self.record.name, detail=detail)
 
     def _changed(self, state: State | None, fields: dict[str, Any]) -> MachineRecord:

@@ -147,7 +147,7 @@ class Recovery:
         await self._finish_snapshot(qmp)
         # QEMU waits for a saved state, or continued from a process image. No caller is left to complete the
         # start.
-        begins = machine.record.spare or machine.state is State.STARTING
+        begins = machine.record.standby or machine.state is State.STARTING
         if status == "inmigrate" or (begins and status in ("prelaunch", "restore-vm")):
             await self._end_useless(process, "the service ended before its saved state was loaded")
             return None

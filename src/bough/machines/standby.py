@@ -76,7 +76,7 @@ class Standby:
             asked |= {"name": name, "identity": "new"}  # until the name is on the guest's disk
 
         def belong_to_the_user() -> None:
-            machine.change(event=True, state=State.RUNNING, spare=False, **asked)
+            machine.change(event=True, state=State.RUNNING, standby=False, **asked)
 
         async with machine.operation("starting", State.PAUSED, State.RUNNING):
             await self._wake(name, belong_to_the_user)

@@ -11,11 +11,11 @@ from __future__ import annotations
 import logging
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bough.errors import Conflict, NameTaken, NotFound
 from bough.machines.media import Media
@@ -77,8 +77,8 @@ class SnapshotManifest(_Kept):
             "crash": disks of a running machine whose file systems could not be quiesced.
         parent: the machine's previous snapshot: the last one taken of the machine, restored or forked.
         pause_ms: time in which the vCPUs did not run.
-        ready_key: set for a booted snapshot, which no user asked for (see ready.py); such a snapshot is not
-            listed.
+        booted_key: set for a booted snapshot, which no user asked for (see forks/booted.py). Such a snapshot
+            is not listed.
     """
 
     version: int = 1
@@ -102,7 +102,16 @@ class SnapshotManifest(_Kept):
     disks: tuple[SnapshotDisk, ...]
     memory: SnapshotMemory | None = None
     pause_ms: float | None = None
-    ready_key: str | None = None
+    booted_key: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_names(cls, value: Any) -> Any:
+        """Read a manifest of an earlier version, with another name of a field."""
+        if not isinstance(value, Mapping) or "ready_key" not in value:
+            return value
+        rest = {name: one for name, one in value.items() if name != "ready_key"}
+        return {**rest, "booted_key": value["ready_key"]}
 
 
 def new_snapshot_id() -> str:
@@ -141,12 +150,12 @@ class SnapshotStore:
 
     def all(self) -> list[SnapshotManifest]:
         """Return the usable snapshots that users took, the oldest first."""
-        whole = (m for m in self._manifests.values() if m.state == "whole" and m.ready_key is None)
+        whole = (m for m in self._manifests.values() if m.state == "whole" and m.booted_key is None)
         return sorted(whole, key=lambda manifest: manifest.created)
 
-    def ready(self) -> list[SnapshotManifest]:
+    def booted(self) -> list[SnapshotManifest]:
         """Return the booted snapshots."""
-        return [m for m in self._manifests.values() if m.state == "whole" and m.ready_key is not None]
+        return [m for m in self._manifests.values() if m.state == "whole" and m.booted_key is not None]
 
     def every(self) -> list[SnapshotManifest]:
         """Return all snapshots, also deleted ones with files that are still needed."""
@@ -264,7 +273,7 @@ class SnapshotStore:
     def images_in_use(self) -> Iterator[tuple[str, str]]:
         """Yield the digest of each image that a snapshot needs, and the name of the snapshot."""
         for manifest in self._manifests.values():
-            if manifest in self.ready():
+            if manifest in self.booted():
                 continue  # a booted snapshot does not keep its image
             for digest in {manifest.image_digest, *manifest.media.digests}:
                 yield digest, f"snapshot {manifest.label or manifest.id}"

@@ -84,7 +84,7 @@ class SnapshotTree:
         message: str = "",
         memory: bool = True,
         keep: bool = True,
-        ready_key: str | None = None,
+        booted_key: str | None = None,
         captured: Callable[[SnapshotManifest], None] = lambda _: None,
         report: Report,
     ) -> SnapshotManifest:
@@ -96,7 +96,7 @@ class SnapshotTree:
             memory: include the memory of a running machine; otherwise take the disks alone.
             keep: write the snapshot to disk. Otherwise it exists until `forget`, for forks that start at
                 once.
-            ready_key: makes a booted snapshot, with this key; each fork has its own first boot.
+            booted_key: makes a booted snapshot, with this key; each fork has its own first boot.
             captured: called when the machine runs again, before its memory is written: forks can start.
 
         Raises:
@@ -104,7 +104,7 @@ class SnapshotTree:
             MachineFailed: QEMU refused or ended.
         """
         self.store.check_label(label)
-        work = self._take(machine, label, message, memory, keep, ready_key, captured, report)
+        work = self._take(machine, label, message, memory, keep, booted_key, captured, report)
         return await asyncio.shield(machine.own(work, "take a snapshot"))
 
     async def _take(
@@ -114,7 +114,7 @@ class SnapshotTree:
         message: str,
         memory: bool,
         keep: bool,
-        ready_key: str | None,
+        booted_key: str | None,
         captured: Callable[[SnapshotManifest], None],
         report: Report,
     ) -> SnapshotManifest:
@@ -134,11 +134,11 @@ class SnapshotTree:
                 image_agent=record.image_agent,
                 hardware=record.hardware,
                 domain=record.domain,
-                first_boot=record.first_boot if ready_key is None else FirstBoot(),
+                first_boot=record.first_boot if booted_key is None else FirstBoot(),
                 booted_boot=record.booted_boot,
                 media=record.media,
                 disks=(),
-                ready_key=ready_key,
+                booted_key=booted_key,
             )
             with self.using(draft):  # nothing depends on the draft yet
                 found = await capture(machine, self.store, draft, memory=memory, report=report)

@@ -202,7 +202,7 @@ class Start:
             if process is None:
                 raise self._ending.error("while it was a standby machine")
             self._vm.stand_back(False)
-            user = {"spare": False, "name": name, "ephemeral": ephemeral}
+            user = {"standby": False, "name": name, "ephemeral": ephemeral}
             machine.change(event=True, state=State.STARTING, created=moment, started=moment, **user)
             machine.tell_name()
             try:
