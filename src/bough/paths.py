@@ -34,6 +34,7 @@ $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root
     log/{console.log,qemu.log,exit}
     suspended/{memory,extents,devices}   while the machine is suspended
   networks/<id>.json                     the record of a network
+  projects/<id>.json                     the record of a project
   host.json                              results of probes of this host, per boot
   lost+found/<time>/                     files that `bough doctor --store --repair` moved away
 
@@ -282,6 +283,10 @@ class Home:
         return self.root / "networks"
 
     @property
+    def projects(self) -> Path:
+        return self.root / "projects"
+
+    @property
     def host_facts(self) -> Path:
         return self.root / "host.json"
 
@@ -305,7 +310,7 @@ class Home:
     def names(self) -> frozenset[str]:
         """Return all names that may be in `root`; `bough doctor --store` reports other names as strays."""
         logs = [self.service_log, self.service_log.with_suffix(".log.1")]
-        nouns = [self.images, self.labels, self.machines, self.networks, self.snapshots]
+        nouns = [self.images, self.labels, self.machines, self.networks, self.projects, self.snapshots]
         rest = [
             self.lock,
             ending_mark(self.lock),
@@ -324,7 +329,7 @@ class Home:
             self.known_hosts,
             self.ssh,
         ]
-        return frozenset(path.name for path in logs + nouns + rest) | {"projects"}
+        return frozenset(path.name for path in logs + nouns + rest)
 
     @property
     def api_socket(self) -> Path:
@@ -350,6 +355,10 @@ class Home:
         runtime = self.runtime / self.networks.name / network_id
         return NetworkPaths(self.networks / f"{network_id}.json", runtime)
 
+    def project(self, project_id: str) -> Path:
+        """Return the file of a project's record."""
+        return self.projects / f"{project_id}.json"
+
     def snapshot(self, snapshot_id: str) -> SnapshotPaths:
         return SnapshotPaths(self.snapshots / snapshot_id)
 
@@ -359,7 +368,7 @@ class Home:
         Raises:
             HostLacks: see `make_private_directory`. OSError: a directory cannot be made.
         """
-        nouns = (self.images, self.machines, self.networks, self.snapshots)
+        nouns = (self.images, self.machines, self.networks, self.projects, self.snapshots)
         for path in (self.root, self.incoming, *nouns):
             make_directory(path, 0o711)
         if not self.runtime.is_symlink():  # a link of an earlier version: see service/sockets.py

@@ -44,14 +44,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "images": BOTTOM | {"guest", "networks", "qemu"},
     "machines": BOTTOM | {"guest", "networks", "qemu", "mounts", "images"},
     "snapshots": BOTTOM | {"guest", "networks", "qemu", "mounts", "images", "machines"},
+    "projects": BOTTOM | {"guest", "networks", "qemu", "mounts", "images", "machines"},
     "forks": BOTTOM | {"guest", "networks", "qemu", "mounts", "images", "machines", "snapshots"},
-    "audit": BOTTOM | {"guest", "networks", "qemu", "mounts", "images", "machines", "snapshots"},
+    "audit": BOTTOM | {"guest", "networks", "qemu", "mounts", "images", "machines", "snapshots", "projects"},
     "hypervisor": BOTTOM
-    | {"guest", "networks", "qemu", "mounts", "images", "machines", "snapshots", "forks", "audit"},
+    | {"guest", "networks", "qemu", "mounts", "images", "machines", "snapshots", "projects", "forks"}
+    | {"audit"},
     "contract": {"errors"},
     "service": BOTTOM
     | {"contract"}
-    | {"guest", "networks", "qemu", "mounts", "images", "machines", "snapshots", "forks", "hypervisor"},
+    | {"guest", "networks", "qemu", "mounts", "images", "machines", "snapshots", "projects", "forks"}
+    | {"hypervisor"},
     "client": BOTTOM | {"contract"},
     "cli": BOTTOM | {"client", "contract"},
     # `import bough` is the Python API.

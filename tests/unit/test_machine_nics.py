@@ -35,10 +35,10 @@ OLD = {
 class Networks:
     """Networks "back" and "front" whose ports are named after the machine."""
 
-    def names(self) -> tuple[str, ...]:
+    def names(self, project: str | None = None) -> tuple[str, ...]:
         return ("back", "front")
 
-    def port(self, network: str, machine_id: str, nic: str) -> SwitchPort:
+    def port(self, network: str, machine_id: str, nic: str, project: str | None = None) -> SwitchPort:
         return SwitchPort(f"/run/{network}/{machine_id}-{nic}")
 
 

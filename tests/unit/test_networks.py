@@ -18,6 +18,7 @@ from bough.machines.record import Hardware, MachineRecord
 from bough.machines.state import State
 from bough.networks.store import NetworkStore
 from bough.paths import Home
+from bough.projects.store import ProjectStore
 from bough.spec import parse_spec
 
 
@@ -46,7 +47,7 @@ class House:
 
     def __post_init__(self) -> None:
         self.store = NetworkStore(self.home)
-        self.networks = Networks(self.home, Events(), self.store, self.machines)
+        self.networks = Networks(self.home, Events(), self.store, self.machines, ProjectStore(self.home))
 
     def machine(self, name: str, *nics: Any, state: State = State.STOPPED) -> Stub:
         spec = parse_spec({"image": "debian:12", "nics": list(nics)})

@@ -204,8 +204,8 @@ def test_no_bytes_break_the_services(lan: Lan, payload: bytes, port: int) -> Non
 
 
 def test_names_of_a_machine() -> None:
-    assert names_of("db", "back", project="shop", aliases=["primary"]) == (
+    assert names_of("db", "back", domain="shop", aliases=["primary"]) == (
         "db", "db.back", "db.shop", "primary", "primary.back", "primary.shop",
     )  # fmt: skip
     assert names_of("db", "back") == ("db", "db.back")
-    assert domains_of("back", project="shop") == ("back", "shop")
+    assert domains_of("back", domain="shop") == ("back", "shop")

@@ -10,7 +10,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from bough.machines.plan import FIRMWARE_VARIABLES
 from bough.machines.record import MachineRecord
 from bough.networks.record import NetworkRecord
 from bough.paths import Home, MachinePaths
+from bough.projects.record import ProjectRecord
 from bough.qemu.jail import Jail
 from bough.qemu.process import is_held
 from bough.snapshots.store import SnapshotManifest
@@ -291,11 +292,25 @@ def _audit_snapshots(look: Look) -> Iterator[Finding]:
                 )
 
 
-# -- networks -----------------------------------------------------------------------------------
+# -- networks, projects -------------------------------------------------------------------------
 
 
 def _audit_networks(look: Look) -> Iterator[Finding]:
-    for path in _entries(look.home.networks):
+    def read(path: Path) -> None:
+        NetworkRecord.read(look.home.network(path.stem))
+
+    yield from _audit_records(look.home.networks, "network", read, "its machines cannot start")
+
+
+def _audit_projects(look: Look) -> Iterator[Finding]:
+    yield from _audit_records(look.home.projects, "project", ProjectRecord.read, "its machines run on")
+
+
+def _audit_records(
+    directory: Path, noun: str, read: Callable[[Path], object], effect: str
+) -> Iterator[Finding]:
+    """Check a directory with a record for each network or project."""
+    for path in _entries(directory):
         if is_unfinished_write(path.name):
             yield _unfinished(path)
         elif path.suffix != ".json" or not path.is_file():
@@ -303,13 +318,13 @@ def _audit_networks(look: Look) -> Iterator[Finding]:
         else:
             yield from _check_mode(path, 0o600)
             try:
-                NetworkRecord.read(look.home.network(path.stem))
+                read(path)
             except (OSError, ValueError) as error:
                 yield Finding(
-                    "network-unreadable",
+                    f"{noun}-unreadable",
                     path,
-                    f"the record of network {path.stem} cannot be read: {_first_line(error)}",
-                    "its machines cannot start: repair it by hand, or move it away (--repair does)",
+                    f"the record of {noun} {path.stem} cannot be read: {_first_line(error)}",
+                    f"{effect}: repair it by hand, or move it away (--repair does)",
                     Repair.SET_ASIDE,
                 )
 
@@ -380,6 +395,7 @@ AUDITS = (
     _audit_machines,
     _audit_snapshots,
     _audit_networks,
+    _audit_projects,
     _audit_root,
     _audit_incoming,
     _audit_runtime,

@@ -11,7 +11,8 @@ from bough.storage import is_unfinished_write
 def sweep_unfinished_writes(home: Home) -> None:
     """Remove unfinished writes. No unfinished write was acknowledged, and the old files are intact."""
     nouns = (home.images, home.machines, home.snapshots)
-    for directory in (home.root, home.networks, *(below for noun in nouns for below in _below(noun))):
+    below = (directory for noun in nouns for directory in _below(noun))
+    for directory in (home.root, home.networks, home.projects, *below):
         for path in directory.iterdir():
             if is_unfinished_write(path.name) and path.is_file() and not path.is_symlink():
                 path.unlink()

@@ -80,6 +80,7 @@ class MachineInfo(Answer):
         nics: the network cards, in order.
         uplink: of a running machine that has one: state ("connected", "offline", "broken"), detail,
             resolvers.
+        project: id of the machine's project. role: the machine's key in the project's file.
         identity_error: why a fork has a part of its parent's identity.
         snapshot: id of the snapshot that the disks continue from.
         vnc: path of the socket for a viewer.
@@ -116,6 +117,8 @@ class MachineInfo(Answer):
     pid: int | None = None
     uplink: dict[str, Any] | None = None
     ephemeral: bool = False
+    project: str | None = None
+    role: str | None = None
     hostname: str = ""
     identity_error: str | None = None
     suspended: dict[str, Any] | None = None
@@ -212,6 +215,7 @@ class NetworkInfo(Answer):
     """A network between machines.
 
     Attributes:
+        project: id of the network's project. domain: the project's name in its file, in DNS names.
         subnet, prefix6: the addresses of its machines.
         resolver: address of the switch, which answers DHCP and DNS.
         mtu: bytes of a frame's payload.
@@ -223,6 +227,7 @@ class NetworkInfo(Answer):
     id: str
     name: str
     project: str | None = None
+    domain: str | None = None
     subnet: str
     prefix6: str
     resolver: str

@@ -44,6 +44,8 @@ def describe(machine: Machine) -> dict[str, Any]:
         "hostname": record.hostname,
         "identity_error": record.identity_error,
         "ephemeral": record.ephemeral,
+        "project": record.project,
+        "role": record.role,
         "suspended": record.suspended.model_dump() if record.suspended else None,
         "snapshot": record.snapshot,
         "forked_from": record.forked_from,

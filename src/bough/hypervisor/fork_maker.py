@@ -32,6 +32,7 @@ class ForkOrder:
         spec: the spec given to `run`; None: the snapshot's spec.
         standby: no user has requested the fork yet.
         hold: QEMU loads the state, and the vCPUs wait (Machine.start).
+        project, role: of a machine of a project; None: the snapshot's project, without a role.
     """
 
     manifest: SnapshotManifest
@@ -42,6 +43,8 @@ class ForkOrder:
     spec: MachineSpec | None = None
     standby: bool = False
     hold: bool = False
+    project: str | None = None
+    role: str | None = None
 
     @property
     def stem(self) -> str:
@@ -123,6 +126,7 @@ class ForkMaker:
             spec=order.spec,
         )
         record.standby = order.standby
+        record.project, record.role = order.project or record.project, order.role
         if order.saved is not None and order.saved.prewarm is not None:
             record.ports = []  # a pre-warm is reachable by nobody
         return record

@@ -36,6 +36,7 @@ from bough.machines.events import Events
 from bough.machines.machine import Machine
 from bough.networks.store import NetworkStore
 from bough.paths import Home
+from bough.projects.store import ProjectStore
 from bough.snapshots.tree import SnapshotTree
 
 
@@ -60,10 +61,10 @@ class Hypervisor:
             ImageStore(home),
             Catalogues(home),
         )
-        networks = NetworkStore(home)
-        self.machines = machines = Inventory(home, events, tree, networks)
-        self.networks = Networks(home, events, networks, machines)
-        self.network_changes = NetworkChanges(networks)
+        networks, projects = NetworkStore(home), ProjectStore(home)
+        self.machines = machines = Inventory(home, events, tree, networks, projects)
+        self.networks = Networks(home, events, networks, machines, projects)
+        self.network_changes = NetworkChanges(networks, self.networks)
         machines.before_start.append(self.networks.join)
         machines.after_removal.append(self.networks.forget)
         self.lifetimes = lifetimes = Lifetimes(machines, half_made)
@@ -101,7 +102,7 @@ class Hypervisor:
         )
         self.auditing = Auditing(home, machines, lifetimes, half_made)
         self.opening = Opening(
-            home, events, machines, lifetimes, keeper, pool, standby, loaded, self.networks
+            home, events, machines, lifetimes, keeper, pool, standby, loaded, self.networks, projects
         )
 
     def _give_way(self, machine: Machine) -> None:

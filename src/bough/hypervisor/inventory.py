@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from difflib import get_close_matches
 
 from bough.errors import Conflict, NotFound
+from bough.hypervisor.references import machine_by_role
 from bough.machines.events import Events
 from bough.machines.machine import Machine
 from bough.machines.nics import Networks
@@ -13,6 +14,7 @@ from bough.machines.plan import resolve_plan
 from bough.machines.record import MachineRecord
 from bough.machines.state import State
 from bough.paths import Home, MachinePaths
+from bough.projects.store import ProjectStore
 from bough.qemu.plan import Plan
 from bough.snapshots.tree import SnapshotTree
 
@@ -29,7 +31,14 @@ class Inventory:
         unreadable: id -> error of each unreadable record.
     """
 
-    def __init__(self, home: Home, events: Events, snapshots: SnapshotTree, networks: Networks) -> None:
+    def __init__(
+        self,
+        home: Home,
+        events: Events,
+        snapshots: SnapshotTree,
+        networks: Networks,
+        projects: ProjectStore,
+    ) -> None:
         self.home = home
         self.leaving: set[str] = set()
         self.after_removal: list[Callable[[Machine], None]] = []
@@ -38,6 +47,7 @@ class Inventory:
         self._events = events
         self._snapshots = snapshots
         self._networks = networks
+        self._projects = projects
         self._machines: dict[str, Machine] = {}
 
     def __iter__(self) -> Iterator[Machine]:
@@ -60,20 +70,33 @@ class Inventory:
     def _listed(self) -> list[Machine]:
         return [machine for machine in self.present() if not machine.record.standby]
 
+    def machines_of(self, project_id: str) -> list[Machine]:
+        """Return the machines of a project, oldest first, with forks of its single machines."""
+        return [machine for machine in self.listed() if machine.record.project == project_id]
+
     def find(self, reference: str) -> Machine:
         """Return the machine with the name, id, or unique prefix of an id (4 digits or more). A standby
-        machine is found by the whole id alone.
+        machine is found by the whole id alone. A machine of a project is also "role.project", or the role
+        alone if only one project has the role.
 
         Raises:
             NotFound: no machine matches.
-            Conflict: the prefix is ambiguous, or the machine's record is damaged.
+            Conflict: the role or the prefix is ambiguous, or the machine's record is damaged.
         """
+        machine = self._find_exactly(reference)
+        return machine if machine is not None else self._find_prefix(reference)
+
+    def _find_exactly(self, reference: str) -> Machine | None:
         if reference in self._machines and reference not in self.leaving:
             return self._machines[reference]
         listed = self._listed()
         for machine in listed:
             if reference == machine.name:
                 return machine
+        return machine_by_role(reference, listed, self._projects)
+
+    def _find_prefix(self, reference: str) -> Machine:
+        listed = self._listed()
         if reference in self.unreadable:
             raise Conflict(
                 f"the record of machine {reference} cannot be read: {self.unreadable[reference][:300]}",
@@ -109,7 +132,7 @@ class Inventory:
         if not store.knows(reference):
             return machine
         manifest = store.resolve(reference)
-        is_whole = reference in (machine.name, machine.id)
+        is_whole = self._find_exactly(reference) is machine
         if is_whole == (reference in (manifest.label, manifest.id)):
             raise Conflict(
                 f"{reference!r} is ambiguous: machine '{machine.name}' and snapshot "

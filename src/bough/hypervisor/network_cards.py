@@ -45,7 +45,7 @@ class Card:
         """Set the addresses of the card. An IPv4 address of the network that was chosen before stays.
 
         Args:
-            machine: its name, from which the address derives.
+            machine: its name on the network, from which the address derives.
             taken: addresses of the network's other machines.
 
         Raises:
@@ -59,7 +59,7 @@ class Card:
             ipv6=IPv6Interface((self.ipv6, network.prefix6.prefixlen)),
             mtu=network.mtu,
             resolver=network.addresses.switch_ipv4,
-            domains=list(domains_of(network.name, project=network.project)),
+            domains=list(domains_of(network.name, domain=network.domain)),
         )
 
     def member(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def cards_on(network: NetworkRecord, machine: MachineRecord) -> list[Card]:
         Card(
             network,
             port_name(machine.id, f"nic{nic.place}"),
-            names_of(machine.name, network.name, project=network.project, aliases=card.aliases),
+            names_of(machine.network_name, network.name, domain=network.domain, aliases=card.aliases),
             nic,
             has_uplink,
         )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from bough.errors import Conflict, InvalidInput
 from bough.machines.mac_address import choose_mac_addresses
 from bough.machines.machine import Machine
 from bough.machines.record import Nic
 from bough.machines.state import State
+from bough.networks.record import NetworkRecord
 from bough.networks.store import NetworkStore
 from bough.spec import NicSpec, check_name
 from bough.spec.nic import MOST_ALIASES, MOST_NICS, UPLINK
@@ -16,11 +18,16 @@ from bough.spec.nic import MOST_ALIASES, MOST_NICS, UPLINK
 _AT_REST = (State.STOPPED, State.FAILED)
 
 
+class References(Protocol):
+    def find(self, reference: str) -> NetworkRecord: ...
+
+
 class NetworkChanges:
     """Changes the cards of machines. A remaining card keeps its place and its addresses."""
 
-    def __init__(self, store: NetworkStore) -> None:
+    def __init__(self, store: NetworkStore, references: References) -> None:
         self._store = store
+        self._references = references
 
     async def attach(self, machine: Machine, reference: str, *, aliases: Sequence[str] = ()) -> None:
         """Give a stopped machine a card on a network. The guest sees the card at its next boot.
@@ -29,9 +36,9 @@ class NetworkChanges:
             NotFound: no such network.
             InvalidInput: the machine has as many cards as it can have, or an alias is no name.
             WrongState: the machine is not stopped.
-            Conflict: the machine is on the network already.
+            Conflict: the machine is on the network already, or the network is another project's.
         """
-        network = self._store.find(reference)
+        network = self._find(reference, machine)
         for alias in aliases:
             check_name(alias)
         if len(aliases) > MOST_ALIASES:
@@ -57,13 +64,24 @@ class NetworkChanges:
             WrongState: the machine is not stopped.
             Conflict: the machine is not on the network.
         """
-        network = self._store.find(reference)
+        network = self._find(reference, machine)
         async with machine.operation("being disconnected from a network", *_AT_REST):
             pairs = zip(machine.record.spec.network_cards, machine.record.hardware.nics, strict=True)
             left = [(card, nic) for card, nic in pairs if card.network != network.name]
             if len(left) == len(machine.record.hardware.nics):
                 raise Conflict(f"machine '{machine.name}' is not on network '{network.name}'")
             self._change(machine, tuple(card for card, _ in left), [nic for _, nic in left])
+
+    def _find(self, reference: str, machine: Machine) -> NetworkRecord:
+        project = machine.record.project
+        network = self._store.look_up(reference, project) or self._references.find(reference)
+        seen = self._store.look_up(network.name, project)
+        if seen is None or seen.id != network.id:
+            raise Conflict(
+                f"machine '{machine.name}' cannot use the network '{reference}' of another project",
+                hint="bough network list shows the networks; machines share a network without a project",
+            )
+        return network
 
     def _change(self, machine: Machine, cards: tuple[NicSpec, ...], nics: list[Nic]) -> None:
         record = machine.record

@@ -8,9 +8,10 @@ import os
 from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
-from bough.errors import BoughError, Conflict, InUse, InvalidInput, NameTaken
+from bough.errors import BoughError, Conflict, InUse, InvalidInput, NameTaken, NotFound
 from bough.hypervisor.inventory import Inventory
 from bough.hypervisor.network_cards import Card, cards_on
+from bough.hypervisor.references import network_by_name
 from bough.hypervisor.switches import Switch
 from bough.machines.events import Events
 from bough.machines.machine import Machine
@@ -23,6 +24,8 @@ from bough.networks.store import NetworkStore
 from bough.networks.switch.settings import LEAST_MTU, MOST_MTU
 from bough.networks.switch_control import read_capture
 from bough.paths import Home
+from bough.projects.record import ProjectRecord
+from bough.projects.store import ProjectStore
 from bough.qemu.jail import machine_uid
 from bough.qemu.probe import find_qemu, probe_jail
 from bough.spec import check_name
@@ -38,8 +41,16 @@ _CHANGES = frozenset({"running", "paused", "stopped", "failed", "suspended", "re
 class Networks:
     """Networks, and the machines on them. A network's switch runs while a machine on the network runs."""
 
-    def __init__(self, home: Home, events: Events, store: NetworkStore, inventory: Inventory) -> None:
+    def __init__(
+        self,
+        home: Home,
+        events: Events,
+        store: NetworkStore,
+        inventory: Inventory,
+        projects: ProjectStore,
+    ) -> None:
         self.store = store
+        self._projects = projects
         self._home = home
         self._events = events
         self._inventory = inventory
@@ -67,21 +78,46 @@ class Networks:
 
     # -- use cases --------------------------------------------------------------------------------
 
-    def create(self, name: str, *, subnet: str | None = None, mtu: int | None = None) -> NetworkRecord:
+    def find(self, reference: str) -> NetworkRecord:
+        """Return the network with that name or id. A network of a project is also "network.project", or its
+        name alone if no other network has the name.
+
+        Raises:
+            NotFound: no network matches. Conflict: several projects have the network, or its record is
+                damaged.
+        """
+        try:
+            return self.store.find(reference)
+        except NotFound:
+            record = network_by_name(reference, self.store, self._projects)
+            if record is None:
+                raise
+            return record
+
+    def create(
+        self,
+        name: str,
+        *,
+        subnet: str | None = None,
+        mtu: int | None = None,
+        project: ProjectRecord | None = None,
+    ) -> NetworkRecord:
         """Create a network.
 
         Args:
-            subnet: an IPv4 network like "10.1.0.0/24"; None: derived from the name.
+            subnet: an IPv4 network like "10.1.0.0/24"; None: derived from the names of project and network.
             mtu: bytes of a frame's payload; None: 1500.
+            project: the network's project. Networks of other projects may have the name and the subnet.
 
         Raises:
             InvalidInput, NameTaken, NoSpace: nothing was made.
             Conflict: the subnet overlaps with another one.
         """
+        owner = project.id if project is not None else None
         check_name(name)
         if name in (UPLINK, ISOLATED):
             raise InvalidInput(f"'{name}' has a meaning of its own", hint="choose another name")
-        if name in self.store.names():
+        if any(record.name == name and record.project == owner for record in self.store):
             raise NameTaken(
                 f"a network named '{name}' exists already",
                 hint=f"choose another name, or delete it: bough network delete {name}",
@@ -90,10 +126,15 @@ class Networks:
         if mtu is not None and not LEAST_MTU <= mtu <= MOST_MTU:
             raise InvalidInput(f"an MTU is between {LEAST_MTU} and {MOST_MTU} bytes, not {mtu}")
         wanted = parse_subnet(subnet) if subnet is not None else None
-        chosen = choose_network(None, name, [record.subnet for record in self.store], subnet=wanted)
+        # A machine of a project may be on networks of the home, too.
+        peers = [record.subnet for record in self.store if record.project in (None, owner)]
+        domain = project.domain if project is not None else None
+        chosen = choose_network(domain, name, peers, subnet=wanted)
         record = NetworkRecord(
             id=new_network_id(),
             name=name,
+            project=owner,
+            domain=domain,
             subnet=chosen.subnet,
             prefix6=chosen.prefix6,
             switch_mac=chosen.switch_mac,
@@ -109,7 +150,7 @@ class Networks:
         Raises:
             NotFound. InUse: a machine has a card on it.
         """
-        record = self.store.find(reference)
+        record = self.find(reference)
         users = [machine.name for machine in self._users(record) if not machine.record.standby]
         if not users and self._users(record):
             raise InUse(
@@ -138,6 +179,7 @@ class Networks:
             "id": record.id,
             "name": record.name,
             "project": record.project,
+            "domain": record.domain,
             "subnet": str(record.subnet),
             "prefix6": str(record.prefix6),
             "resolver": str(record.addresses.switch_ipv4),
@@ -167,8 +209,9 @@ class Networks:
             NotFound: no such machine. Conflict: no machine on the network runs.
         """
         wanted = [self._inventory.find(name) for name in machines]
+        users = {machine.id for machine in self._users(record)}
         ports = [card.port for machine in wanted for card in cards_on(record, machine.record)]
-        if len(wanted) > len(ports):
+        if any(machine.id not in users for machine in wanted):
             raise Conflict(f"not all of these machines are on the network '{record.name}'")
         switch = self._switches.get(record.id)
         if switch is None or not switch.runs:
@@ -187,7 +230,7 @@ class Networks:
             NotFound, Conflict, HostLacks
         """
         for name in dict.fromkeys(machine.spec.networks):
-            record = self.store.find(name)
+            record = self.store.find(name, machine.project)
             self._choose_addresses(machine, record)
             switch = await self._switch_of(record)
             for card in cards_on(record, machine):
@@ -198,7 +241,7 @@ class Networks:
         """Keep the switches in step with the machines."""
         async for event in self._events.watch():
             machine = self._inventory.get(event.machine)
-            names = machine.record.spec.networks if machine is not None else self.store.names()
+            names = machine.record.spec.networks if machine is not None else [one.name for one in self.store]
             if event.kind not in _CHANGES or not names:
                 continue
             await self._settle(names)
@@ -222,7 +265,7 @@ class Networks:
         taken = [card.ipv4 for other in others for card in cards_on(record, other.record) if card.ipv4]
         for card in cards_on(record, machine):
             self._check_free(card, [other for other in others if other.state in LIVE])
-            card.link(machine.name, taken)
+            card.link(machine.network_name, taken)
             taken += [card.ipv4] if card.ipv4 else []
 
     def _check_free(self, card: Card, others: Sequence[Machine]) -> None:
@@ -254,7 +297,11 @@ class Networks:
         self.store.keep_ports(record, {card.port for one in live for card in cards_on(record, one.record)})
 
     def _users(self, record: NetworkRecord) -> list[Machine]:
-        return [machine for machine in self._inventory if record.name in machine.record.spec.networks]
+        return [machine for machine in self._inventory if self._uses(machine.record, record)]
+
+    def _uses(self, machine: MachineRecord, network: NetworkRecord) -> bool:
+        used = self.store.used_by(machine.spec.networks, machine.project)
+        return any(one.id == network.id for one in used)
 
     async def _switch_of(self, record: NetworkRecord) -> Switch:
         switch = self._switches.get(record.id)

@@ -23,6 +23,7 @@ from bough.machines.disks.creation import remove_strays
 from bough.machines.events import Events
 from bough.machines.record import MachineRecord
 from bough.paths import Home
+from bough.projects.store import ProjectStore
 from bough.snapshots.suspend import sweep_suspended
 from bough.storage import remove_tree
 from bough.tasks import Tasks
@@ -42,6 +43,7 @@ class Opening:
         standby: StandbyMachines,
         loaded: LoadedForks,
         networks: Networks,
+        projects: ProjectStore,
     ) -> None:
         self._home = home
         self._events = events
@@ -52,6 +54,7 @@ class Opening:
         self._standby = standby
         self._loaded = loaded
         self._networks = networks
+        self._projects = projects
         self._tasks = Tasks()
 
     async def open(self) -> None:
@@ -59,6 +62,7 @@ class Opening:
         self._home.create()
         self._keeper.tree.store.open()
         self._networks.store.open()
+        self._projects.open()
         for stray in self._home.incoming.iterdir():
             await asyncio.to_thread(remove_build if stray.is_dir() else remove_tree, stray)
         sweep_unfinished_writes(self._home)

@@ -207,7 +207,7 @@ class Switch:
             "address": f"{own.switch_ipv4}/{record.subnet.prefixlen}",
             "address6": f"{own.switch_ipv6}/{record.prefix6.prefixlen}",
             "mtu": record.mtu,
-            "domains": list(domains_of(record.name, project=record.project)),
+            "domains": list(domains_of(record.name, domain=record.domain)),
         }
 
     def _note(self, number: int) -> None:

@@ -20,10 +20,15 @@ from bough.spec.problems import Problem, did_you_mean, raise_if_any
 class Networks(Protocol):
     """The networks between machines of one home."""
 
-    def names(self) -> Collection[str]: ...
+    def names(self, project: str | None = None) -> Collection[str]:
+        """Return the names of the networks that a machine of the project may use."""
+        ...
 
-    def port(self, network: str, machine_id: str, nic: str) -> SwitchPort:
+    def port(self, network: str, machine_id: str, nic: str, project: str | None = None) -> SwitchPort:
         """Return where the port of a machine's card is. Creates nothing.
+
+        Args:
+            project: id of the machine's project, whose networks come before the home's.
 
         Raises:
             NotFound: no such network.
@@ -34,10 +39,10 @@ class Networks(Protocol):
 class NoNetworks:
     """Networks of a home that has none."""
 
-    def names(self) -> Collection[str]:
+    def names(self, project: str | None = None) -> Collection[str]:
         return ()
 
-    def port(self, network: str, machine_id: str, nic: str) -> SwitchPort:
+    def port(self, network: str, machine_id: str, nic: str, project: str | None = None) -> SwitchPort:
         raise NotFound(f"the machine has a network card on '{network}', and there is no such network")
 
 
@@ -64,9 +69,9 @@ def renew_mac_addresses(nics: Sequence[Nic], spec: MachineSpec | None) -> list[N
     ]
 
 
-def check_networks(spec: MachineSpec, networks: Networks) -> None:
-    """Raise InvalidSpec if a card is on a network that does not exist."""
-    known = networks.names()
+def check_networks(spec: MachineSpec, networks: Networks, project: str | None = None) -> None:
+    """Raise InvalidSpec if a card is on a network that a machine of the project may not use."""
+    known = networks.names(project)
     raise_if_any(
         [
             Problem(f"nics[{number}].network", f"no network '{card.network}'", _hint(card.network, known))
@@ -81,18 +86,25 @@ def _hint(name: str, known: Collection[str]) -> str | None:
 
 
 def plan_nics(
-    spec: MachineSpec, nics: Sequence[Nic], machine_id: str, networks: Networks
+    spec: MachineSpec,
+    nics: Sequence[Nic],
+    machine_id: str,
+    networks: Networks,
+    project: str | None = None,
 ) -> tuple[NicPlan, ...]:
     """Return the cards and backends of the next start.
+
+    Args:
+        project: id of the machine's project.
 
     Raises:
         NotFound: no such network.
     """
     cards = zip(spec.network_cards, nics, strict=True)
-    return tuple(_plan_nic(card.network, nic, machine_id, networks) for card, nic in cards)
+    return tuple(_plan_nic(card.network, nic, machine_id, networks, project) for card, nic in cards)
 
 
-def _plan_nic(network: str, nic: Nic, machine_id: str, networks: Networks) -> NicPlan:
+def _plan_nic(network: str, nic: Nic, machine_id: str, networks: Networks, project: str | None) -> NicPlan:
     backend: Literal["passt", "user", "isolated", "switch"] = "switch"
     if network == UPLINK:
         backend = uplink_backend()
@@ -108,7 +120,7 @@ def _plan_nic(network: str, nic: Nic, machine_id: str, networks: Networks) -> Ni
         network=network,
         model=nic.model,
         place=nic.place,
-        port=networks.port(network, machine_id, name) if backend == "switch" else None,
+        port=networks.port(network, machine_id, name, project) if backend == "switch" else None,
     )
 
 

@@ -189,7 +189,7 @@ async def resolve_plan(record: MachineRecord, paths: MachinePaths, home: Home, n
         media=plan_media(record.media, spec, home),
         display=record.media.display,
         boot_index=boot_index(spec, "disk"),
-        nics=plan_nics(spec, hardware.nics, record.id, networks),
+        nics=plan_nics(spec, hardware.nics, record.id, networks, record.project),
         firmware=_plan_firmware(hardware, paths, qemu.path),
         direct_boot=DirectBoot(spec.kernel, spec.initrd, spec.cmdline or "") if spec.kernel else None,
         clock=resolve_clock(spec.clock, spec.clock_offset_s),

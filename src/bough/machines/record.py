@@ -176,6 +176,11 @@ class MachineRecord(_Kept):
     spec: MachineSpec
     #: Suffix of the host name after the machine's name: the suffix of the machine's parent.
     domain: str | None = None
+    #: Id of the project whose networks the machine sees.
+    project: str | None = None
+    #: The machine's key in the project's file, and name on the project's networks. A fork of a single machine
+    #: of a project has none.
+    role: str | None = None
     image_digest: str
     image_agent: bool
     hardware: Hardware
@@ -231,7 +236,12 @@ class MachineRecord(_Kept):
 
     @property
     def hostname(self) -> str:
-        return self.spec.hostname or qualified(self.name, self.domain)
+        return self.spec.hostname or qualified(self.network_name, self.domain)
+
+    @property
+    def network_name(self) -> str:
+        """Return the machine's name on its networks."""
+        return self.role or self.name
 
     def write(self, paths: MachinePaths) -> None:
         # An ephemeral machine ends at a power loss, so the record needs no sync. A sync waits for the disk.

@@ -12,19 +12,19 @@ from collections.abc import Sequence
 
 
 def names_of(
-    machine: str, network: str, *, project: str | None = None, aliases: Sequence[str] = ()
+    machine: str, network: str, *, domain: str | None = None, aliases: Sequence[str] = ()
 ) -> tuple[str, ...]:
     """Return all names of a machine on a network; its own name is the first."""
-    domains = domains_of(network, project=project)
+    domains = domains_of(network, domain=domain)
     return tuple(
         dict.fromkeys(
             name
             for word in dict.fromkeys((machine.lower(), *map(str.lower, aliases)))
-            for name in (word, *(f"{word}.{domain}" for domain in domains))
+            for name in (word, *(f"{word}.{one}" for one in domains))
         )
     )
 
 
-def domains_of(network: str, *, project: str | None = None) -> tuple[str, ...]:
+def domains_of(network: str, *, domain: str | None = None) -> tuple[str, ...]:
     """Return the domains that the resolver of a network alone knows."""
-    return tuple(dict.fromkeys(name.lower() for name in (network, project) if name))
+    return tuple(dict.fromkeys(name.lower() for name in (network, domain) if name))

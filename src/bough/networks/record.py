@@ -17,7 +17,8 @@ DEFAULT_MTU = 1500
 
 class NetworkRecord(BaseModel):
     """Attributes:
-    project: the network's project, or None.
+    project: id of the network's project, or None.
+    domain: name that DNS names end with, beside the network's name: the project's name in its file.
     switch_mac: MAC address of the switch's own services.
     mtu: bytes of a frame's payload.
     """
@@ -29,6 +30,7 @@ class NetworkRecord(BaseModel):
     id: str
     name: str
     project: str | None = None
+    domain: str | None = None
     subnet: IPv4Network
     prefix6: IPv6Network
     switch_mac: str

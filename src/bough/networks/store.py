@@ -47,24 +47,35 @@ class NetworkStore:
     def __iter__(self) -> Iterator[NetworkRecord]:
         return iter(sorted(self._records.values(), key=lambda record: record.created))
 
-    def names(self) -> Collection[str]:
-        return [record.name for record in self]
+    def names(self, project: str | None = None) -> Collection[str]:
+        """Return the names of the networks that a machine of the project may use."""
+        return [record.name for record in self if record.project in (None, project)]
 
-    def find(self, reference: str) -> NetworkRecord:
+    def look_up(self, name: str, project: str | None) -> NetworkRecord | None:
+        """Return the network that a machine of the project means by a name: the project's own, else one
+        of the home.
+        """
+        found = {record.project: record for record in self if record.name == name}
+        return found.get(project) or found.get(None)
+
+    def find(self, reference: str, project: str | None = None) -> NetworkRecord:
         """Return the network with that name or id.
+
+        Args:
+            project: id of the project that the reference comes from.
 
         Raises:
             NotFound: no network matches. Conflict: the network's record is damaged.
         """
-        for record in self:
-            if reference in (record.name, record.id):
-                return record
+        record = self.look_up(reference, project) or self._records.get(reference)
+        if record is not None:
+            return record
         if reference in self.unreadable:
             raise Conflict(
                 f"the record of network {reference} cannot be read: {self.unreadable[reference][:300]}",
                 hint=f"repair it by hand, or move it away: {self._home.network(reference).record}",
             )
-        close = get_close_matches(reference, self.names(), n=1)
+        close = get_close_matches(reference, self.names(project), n=1)
         hint = f"did you mean '{close[0]}'?" if close else "bough network list shows all networks"
         raise NotFound(
             f"no network is called {reference[:80]!r}", hint=hint, kind="network", name=reference[:80]
@@ -85,9 +96,13 @@ class NetworkStore:
         with contextlib.suppress(OSError):  # another network has a switch
             paths.runtime.parent.rmdir()
 
-    def port(self, network: str, machine_id: str, nic: str) -> SwitchPort:
+    def used_by(self, names: Collection[str], project: str | None) -> list[NetworkRecord]:
+        """Return the networks that a machine of the project means by these names."""
+        return [record for name in names if (record := self.look_up(name, project)) is not None]
+
+    def port(self, network: str, machine_id: str, nic: str, project: str | None = None) -> SwitchPort:
         """Return where the port of a machine's card is. Raises NotFound."""
-        record = self.find(network)
+        record = self.find(network, project)
         return SwitchPort(str(self._home.network(record.id).port(port_name(machine_id, nic))))
 
     def make_port(self, record: NetworkRecord, port: str, gid: int | None) -> Path:

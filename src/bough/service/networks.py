@@ -34,7 +34,7 @@ async def create_network(hypervisor: Hypervisor, asked: contract.CreateNetwork) 
 
 async def get_network(hypervisor: Hypervisor, asked: contract.GetNetwork) -> dict[str, Any]:
     networks = hypervisor.networks
-    return await networks.describe(networks.store.find(asked.reference))
+    return await networks.describe(networks.find(asked.reference))
 
 
 async def delete_network(hypervisor: Hypervisor, asked: contract.DeleteNetwork) -> dict[str, bool]:
@@ -45,20 +45,20 @@ async def delete_network(hypervisor: Hypervisor, asked: contract.DeleteNetwork) 
 async def attach_machine(hypervisor: Hypervisor, asked: contract.AttachMachine) -> dict[str, Any]:
     machine = hypervisor.machines.find(asked.machine)
     await hypervisor.network_changes.attach(machine, asked.reference, aliases=asked.aliases)
-    return await hypervisor.networks.describe(hypervisor.networks.store.find(asked.reference))
+    return await hypervisor.networks.describe(hypervisor.networks.find(asked.reference))
 
 
 async def detach_machine(hypervisor: Hypervisor, asked: contract.DetachMachine) -> dict[str, Any]:
     machine = hypervisor.machines.find(asked.machine)
     await hypervisor.network_changes.detach(machine, asked.reference)
-    return await hypervisor.networks.describe(hypervisor.networks.store.find(asked.reference))
+    return await hypervisor.networks.describe(hypervisor.networks.find(asked.reference))
 
 
 async def capture_network(hypervisor: Hypervisor, asked: contract.CaptureNetwork, socket: WebSocket) -> None:
     async with answering(socket):
         networks = hypervisor.networks
         wanted = [name for name in asked.machines.split(",") if name]
-        frames = await networks.capture(networks.store.find(asked.reference), wanted)
+        frames = await networks.capture(networks.find(asked.reference), wanted)
         await socket.accept()
 
         async def outward() -> None:

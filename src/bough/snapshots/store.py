@@ -76,6 +76,7 @@ class SnapshotManifest(_Kept):
             "frozen": disks of a running machine, with quiesced file systems.
             "crash": disks of a running machine whose file systems could not be quiesced.
         parent: the machine's previous snapshot: the last one taken of the machine, restored or forked.
+        project: id of the machine's project, whose networks its forks see.
         pause_ms: time in which the vCPUs did not run.
         booted_key: set for a booted snapshot, which no user asked for (see forks/booted.py). Such a snapshot
             is not listed.
@@ -96,6 +97,7 @@ class SnapshotManifest(_Kept):
     image_agent: bool
     hardware: Hardware
     domain: str | None = None
+    project: str | None = None
     first_boot: FirstBoot
     booted_boot: str | None = None
     media: Media = Field(default_factory=Media)

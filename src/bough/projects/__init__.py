@@ -1,0 +1,1 @@
+"""Projects: machines and networks that one file describes. Records, and the health of their machines."""
