@@ -70,6 +70,7 @@ FRAGMENTS = {
     'network = hv.create_network("back")': "test_networks.py has each method of this page",
     'snapshot = vm.snapshot("ready")': "upgrades packages from the network; test_python.py forks",
     'with hv.run("debian:12", mounts=': "runs make on a source that is not here; test_mounts.py mounts",
+    'vm.succeed("systemctl start nginx")': "needs nginx; test_words.py has each word",
     'done = vm.exec("sort"': "test_python.py has each method of this page",
     'with vm.spawn("sh"': "as above",
     'vm.write_file("/etc/motd"': "as above",

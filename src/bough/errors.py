@@ -24,6 +24,7 @@
     ├── BootFailed              the machine runs, and signs show that its guest does not come up
     ├── GuestRefused            the guest refused a request (no such file, no such user)
     ├── CommandFailed           a command in a guest ended with a status other than 0
+    ├── CheckFailed             a guest is not as the caller requires
     ├── BuildFailed             an image could not be built; carries the end of the output
     ├── DownloadFailed          a server did not send the file, or sent another file
     ├── DeadlineExceeded        any other bounded wait that ran out
@@ -212,6 +213,16 @@ class CommandFailed(BoughError):
     """
 
     code = "command-failed"
+
+
+class CheckFailed(BoughError):
+    """A guest is not as the caller requires, and a longer wait cannot help.
+
+    Details: machine, output (of the check, its end).
+    """
+
+    code = "check-failed"
+    http_status = 422
 
 
 class BuildFailed(BoughError):

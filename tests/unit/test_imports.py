@@ -28,6 +28,7 @@ ROOT = {
     "progress_watch",
     "serving",
     "hangup",
+    "guest_checks",
 }
 BOTTOM = ROOT | {"spec"}
 

@@ -61,6 +61,18 @@ class RunningGuest:
             self._name = str(self._api.send(GetMachine(reference=self._reference))["name"])
         return self._name
 
+    def load(self) -> dict[str, Any]:
+        """Return memory and load, as the guest counts them."""
+        from bough.contract.machines import GetLoad
+
+        return dict(self._api.send(GetLoad(reference=self._reference)))
+
+    def ping(self) -> float:
+        """Return the seconds that the agent took to answer."""
+        from bough.contract.machines import PingMachine
+
+        return float(self._api.send(PingMachine(reference=self._reference))["rtt_s"])
+
     # -- commands ---------------------------------------------------------------------------------
 
     def spawn(
@@ -74,6 +86,7 @@ class RunningGuest:
         columns: int = 80,
         term: str = "xterm",
         timeout: float | None = None,
+        patience: float | None = None,
     ) -> Process:
         """Start a command, to read and write the command's streams during the run.
 
@@ -81,6 +94,8 @@ class RunningGuest:
             user: the user that runs the command; default: root.
             tty: with a terminal: one stream of output, and Ctrl-C is a character.
             timeout: seconds; then the command is killed and reading raises DeadlineExceeded.
+            patience: the same in seconds of the guest: while the guest works, only the processor time of its
+                QEMU counts. A busy host makes the wait longer, at most 30 times.
         """
         from bough.client.process import Process
         from bough.contract.commands import Command, ExecInMachine
@@ -95,6 +110,7 @@ class RunningGuest:
             columns=columns,
             term=term,
             timeout_s=timeout,
+            patience_s=patience,
         )
         return Process(self._api.open(ExecInMachine(reference=self._reference)), command)
 
@@ -155,7 +171,7 @@ class RunningGuest:
             status = process.wait()
         out, err = b"".join(found["stdout"]), b"".join(found["stderr"])
         if check and status.code != 0:
-            raise _command_failed(self.name, argv, status, out, err)
+            raise command_failed(self.name, argv, status, out, err)
         if not text:
             return Completed(status.code, status.signal, out, err)
         return Completed(
@@ -305,8 +321,8 @@ class RunningGuest:
         self._api.send(request, timeout=_MOUNT_TIMEOUT_S)
 
 
-def _command_failed(
-    machine: str, argv: tuple[str, ...], status: ExitStatus, out: bytes, err: bytes
+def command_failed(
+    machine: str, argv: Sequence[str], status: ExitStatus, out: bytes, err: bytes
 ) -> CommandFailed:
     code, signal = status
     how = f"was ended by signal {signal}" if signal else f"ended with {code}"

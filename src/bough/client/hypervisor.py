@@ -312,10 +312,11 @@ class Hypervisor(ImageStore):
         Raises:
             NotFound: no such source; InvalidInput: also if a machine and a snapshot have that name.
         """
-        from bough.client.machine import fork_each
+        from bough.client.forks import fork_each
 
         return fork_each(
             self.api,
+            self._machine,
             source,
             names=names,
             count=count,

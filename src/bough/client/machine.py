@@ -1,21 +1,27 @@
-"""The Python API's machine and snapshot. They share a file, because each makes the other."""
+"""The Python API's machine and snapshot. They share a file, because each makes the other.
+
+The classes below Machine: RunningGuest runs commands, VisibleGuest has a screen and a console, AwaitedGuest
+has the words of tests.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+import contextlib
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from bough.client.connection import QUICK_TIMEOUT_S, Connection
-from bough.client.guest import RunningGuest
+from bough.client.forks import ForkOf, fork
+from bough.client.snapshot import SnapshotOf
+from bough.client.waits import AwaitedGuest
 from bough.contract import machines as contract
-from bough.errors import BoughError, error_from_dict
+from bough.errors import AgentUnavailable, BoughError, CheckFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from os import PathLike
 
     from bough.client.hold import Hold
     from bough.client.websocket import WebSocket
-    from bough.contract.answers import MachineInfo, SnapshotInfo
+    from bough.contract.answers import MachineInfo
     from bough.contract.request import Request
     from bough.contract.snapshots import Identity
     from bough.progress import Report
@@ -25,10 +31,9 @@ _GRACE_S = 15.0
 #: Longest time for a guest's power-off if no deadline is given.
 _STOP_S = 180.0
 _DELETE_TIMEOUT_S = 2 * QUICK_TIMEOUT_S
-_KEYS_TIMEOUT_S = 600.0
 
 
-class Machine(RunningGuest):
+class Machine(AwaitedGuest):
     """A machine. Made by a Hypervisor. Usable from several threads at once. Refers to the machine by id, so
     renames do not matter.
 
@@ -67,49 +72,6 @@ class Machine(RunningGuest):
     def plan(self) -> dict[str, Any]:
         """Return the plan of the next start: {"plan": data, "argv": QEMU's command line}."""
         return dict(self._api.send(contract.GetPlan(reference=self._reference)))
-
-    def logs(self, source: Literal["console", "qemu"] = "console", *, tail_bytes: int = 64 * 1024) -> str:
-        """Return the end of the console, or of QEMU's standard error. Unfiltered guest output: unsafe for a
-        terminal.
-        """
-        request = contract.GetLogs(reference=self._reference, source=source, tail=tail_bytes)
-        return str(self._api.send(request))
-
-    def screenshot(self) -> bytes:
-        """Return the screen as PNG. Raises WrongState if the machine has no screen."""
-        from bough.contract.screen import GetScreenshot
-
-        return bytes(self._api.send(GetScreenshot(reference=self._reference)))
-
-    def screen_text(self) -> str:
-        """Return the text of a PC's screen in text mode. Raises InvalidInput if the screen shows graphics."""
-        from bough.contract.screen import GetScreenText
-
-        return str(self._api.send(GetScreenText(reference=self._reference)))
-
-    def type(self, text: str = "", *, keys: Sequence[str] = ()) -> None:
-        """Type `text` on the (US) keyboard, then press `keys`: "enter", "ctrl-alt-delete"."""
-        from bough.contract.screen import PressKeys
-
-        request = PressKeys(reference=self._reference, text=text, keys=keys)
-        self._api.send(request, timeout=_KEYS_TIMEOUT_S)
-
-    def console(self, *, backlog: bool = False) -> WebSocket:
-        """Connect to the serial console. With `backlog`, the end of earlier output comes first.
-
-        `receive` returns the guest's output, and `send` types. Other clients may be connected, too.
-        """
-        from bough.contract.screen import AttachConsole
-
-        return self._api.open(AttachConsole(reference=self._reference, backlog=backlog))
-
-    def load(self) -> dict[str, Any]:
-        """Return memory and load, as the guest counts them."""
-        return dict(self._api.send(contract.GetLoad(reference=self._reference)))
-
-    def ping(self) -> float:
-        """Return the seconds that the agent took to answer."""
-        return float(self._api.send(contract.PingMachine(reference=self._reference))["rtt_s"])
 
     # -- its life ---------------------------------------------------------------------------------
 
@@ -172,6 +134,28 @@ class Machine(RunningGuest):
         )
         limit = None if timeout is None else timeout + (deadline or _STOP_S)
         self._send_long(request, limit, progress)
+
+    def shutdown(self) -> None:
+        """Have the guest power off. Raises CheckFailed: bough had to cut the power."""
+        if self.stop() == "power":
+            raise CheckFailed(
+                f"machine '{self.name}' did not power off; bough cut its power", machine=self.name
+            )
+
+    def crash(self) -> None:
+        """Cut the power at once, without a word to the guest. `start` boots the machine again."""
+        self.stop(force=True)
+
+    def reboot(self, *, timeout: float | None = None) -> None:
+        """Have the guest reboot, and return when its next boot is complete. The QEMU process stays.
+
+        Raises:
+            AgentTimeout: see `wait`. CommandFailed: the guest refused.
+        """
+        before = self.info(look=True).boot_id
+        with contextlib.suppress(AgentUnavailable):  # the guest may end before its answer
+            self.succeed("systemctl reboot 2>/dev/null || reboot")
+        self.wait("rebooted", boot_id=before, timeout=timeout)
 
     def pause(self) -> bool:
         """Pause the machine: the vCPUs do not run, the memory stays. Return whether the machine was paused
@@ -385,7 +369,13 @@ class Machine(RunningGuest):
         Args:
             now: do not wait for the end of the guest's boot; the fork finishes the boot.
         """
-        return fork(self._api, self.id, name, count, identity, cold, ephemeral, timeout, progress, now)
+        given = {"identity": identity, "cold": cold, "ephemeral": ephemeral, "now": now}
+        return fork(
+            self._api, self._machine, self.id, name, count, timeout=timeout, progress=progress, **given
+        )
+
+    def _machine(self, reference: str, *, name: str | None = None, ephemeral: bool = False) -> Machine:
+        return Machine(self._api, reference, name=name, ephemeral=ephemeral)
 
     def _send_long(self, request: Request, timeout: float | None, progress: Report | None) -> dict[str, Any]:
         # The service enforces the timeout and reports details. Our own timeout is for a service that hangs.
@@ -393,173 +383,12 @@ class Machine(RunningGuest):
         return dict(self._api.send_long(request, timeout=limit, progress=progress))
 
 
-class Fork(NamedTuple):
-    """One of many forks: the machine, or the reason why there is none. `raw` is the service's answer."""
-
-    machine: Machine | None
-    error: BoughError | None
-    raw: dict[str, Any]
-
-
-class Snapshot:
+class Snapshot(SnapshotOf[Machine]):
     """An immutable snapshot. Made by a Hypervisor or a Machine. Usable from several threads at once."""
 
-    def __init__(self, api: Connection, snapshot_id: str, *, label: str | None = None) -> None:
-        self._api = api
-        self.id = snapshot_id
-        self.label = label
-
-    def __repr__(self) -> str:
-        return f"<bough.Snapshot {self.label or self.id}>"
-
-    def info(self) -> SnapshotInfo:
-        from bough.contract.answers import SnapshotInfo
-        from bough.contract.snapshots import GetSnapshot
-
-        return SnapshotInfo.from_dict(self._api.send(GetSnapshot(reference=self.id)))
-
-    def verify(self, *, timeout: float | None = None, progress: Report | None = None) -> None:
-        """Read the whole snapshot and compare checksums. Raises BoughError "snapshot-damaged"."""
-        from bough.contract.snapshots import VerifySnapshot
-
-        self._api.send_long(VerifySnapshot(reference=self.id), timeout=timeout, progress=progress)
-
-    def delete(self) -> None:
-        """Delete the snapshot. Forks and other snapshots keep their backing files."""
-        from bough.contract.snapshots import DeleteSnapshot
-
-        self._api.send(DeleteSnapshot(reference=self.id))
-
-    def keep_standby(self, count: int) -> None:
-        """Keep `count` paused standby machines, forks of this snapshot; 0 stops keeping them.
-
-        `fork` gets a standby machine within milliseconds, unless the fork keeps the parent's identity. bough
-        makes standby machines in the background, runs them for some seconds, and discards them while the
-        host is short of memory.
-
-        Raises:
-            InvalidInput: the snapshot has no memory, or its machine does not have bough's agent.
-        """
-        from bough.contract.host import KeepStandby
-
-        self._api.send(KeepStandby(snapshot=self.id, count=count))
-
-    @overload
-    def fork(
-        self,
-        name: str | None = None,
-        *,
-        count: None = None,
-        identity: Identity = "new",
-        cold: bool = False,
-        ephemeral: bool = False,
-        timeout: float | None = None,
-        progress: Report | None = None,
-    ) -> Machine: ...
-    @overload
-    def fork(
-        self,
-        name: str | None = None,
-        *,
-        count: int,
-        identity: Identity = "new",
-        cold: bool = False,
-        ephemeral: bool = False,
-        timeout: float | None = None,
-        progress: Report | None = None,
-    ) -> list[Machine]: ...
-    def fork(
-        self,
-        name: str | None = None,
-        *,
-        count: int | None = None,
-        identity: Identity = "new",
-        cold: bool = False,
-        ephemeral: bool = False,
-        timeout: float | None = None,
-        progress: Report | None = None,
-    ) -> Machine | list[Machine]:
-        """Make a new machine that continues from the snapshot. With `count`, make that many and return a
-        list.
-
-        Args:
-            name: with `count` name-1, name-2, ...; None: a generated name.
-            identity: "keep": the fork keeps its parent's identity (host name, keys, MAC address).
-            cold: fork the disks alone; the fork is stopped.
-            ephemeral: deleted when its `with` block or this program ends.
-
-        Raises:
-            BoughError: the error of the first fork that failed; the other forks stay (see `fork_each`).
-        """
-        return fork(self._api, self.id, name, count, identity, cold, ephemeral, timeout, progress)
+    def _machine(self, reference: str, *, name: str | None = None, ephemeral: bool = False) -> Machine:
+        return Machine(self._api, reference, name=name, ephemeral=ephemeral)
 
 
-def fork(
-    api: Connection,
-    source: str,
-    name: str | None,
-    count: int | None,
-    identity: Identity,
-    cold: bool,
-    ephemeral: bool,
-    timeout: float | None,
-    progress: Report | None,
-    now: bool = False,
-) -> Machine | list[Machine]:
-    made = fork_each(
-        api,
-        source,
-        names=[name] if name else [],
-        count=count or 1,
-        identity=identity,
-        cold=cold,
-        ephemeral=ephemeral,
-        timeout=timeout,
-        progress=progress,
-        now=now,
-    )
-    for one in made:
-        if one.error is not None:
-            raise one.error
-    machines = [one.machine for one in made if one.machine is not None]
-    return machines if count is not None else machines[0]
-
-
-def fork_each(
-    api: Connection,
-    source: str,
-    *,
-    names: Sequence[str] = (),
-    count: int | None = None,
-    identity: Identity = "new",
-    cold: bool = False,
-    ephemeral: bool = False,
-    timeout: float | None = None,
-    progress: Report | None = None,
-    now: bool = False,
-) -> list[Fork]:
-    """Make forks that succeed or fail independently. Raises only if the source cannot be forked."""
-    from bough.contract.snapshots import MakeForks
-
-    request = MakeForks(
-        source=source,
-        names=names,
-        count=count,
-        identity=identity,
-        cold=cold,
-        ephemeral=ephemeral,
-        timeout_s=timeout,
-        now=now,
-    )
-    limit = None if timeout is None else timeout + 4 * _GRACE_S
-    answer = api.send_long(request, timeout=limit, progress=progress)
-    return [_fork(api, one, ephemeral) for one in answer]
-
-
-def _fork(api: Connection, data: dict[str, Any], ephemeral: bool) -> Fork:
-    if "error" in data:
-        return Fork(None, error_from_dict(data["error"]), data)
-    machine = Machine(api, data["machine"]["id"], name=data["machine"]["name"], ephemeral=ephemeral)
-    if ephemeral:
-        machine.hold()
-    return Fork(machine, None, data)
+#: One of many forks: the machine, or the reason why there is none. `raw` is the service's answer.
+Fork: TypeAlias = ForkOf[Machine]

@@ -22,7 +22,8 @@ STDIN, STDOUT, STDERR, STATUS, RESIZE, SIGNAL, CLOSE = 0, 1, 2, 3, 4, 5, 255
 class Command(Message):
     """A command and its environment. Words may have bytes that are not UTF-8, as os.fsdecode gives them.
 
-    `login`: in a login session of `user`. `timeout_s`: the command is killed after this time.
+    `login`: in a login session of `user`. `timeout_s`: the command is killed after this time. `patience_s`:
+    the command is killed when the guest has had this time for itself; a busy host delays that end.
     """
 
     argv: Annotated[Sequence[Annotated[str, GuestWord()]], Length(least=1)]
@@ -35,6 +36,7 @@ class Command(Message):
     term: str = "xterm"
     login: bool = False
     timeout_s: Annotated[float | None, COMMAND_S] = None
+    patience_s: Annotated[float | None, COMMAND_S] = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON has them, with bytes that are not UTF-8 as {"base64": ...}.

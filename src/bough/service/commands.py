@@ -35,8 +35,10 @@ from bough.errors import BoughError, Conflict, DeadlineExceeded, InvalidInput
 from bough.guest.qga import QgaExec
 from bough.guest.session import ExecRequest, ExecSession
 from bough.hypervisor import Hypervisor
+from bough.machines.guest_watch import watch_guest
 from bough.machines.machine import Machine
 from bough.progress import Progress
+from bough.progress_watch import Stalled
 from bough.service.answers import as_bough_error
 from bough.service.disconnect import departure
 from bough.service.models import message_model, to_message
@@ -48,6 +50,9 @@ from bough.version import __version__
 FIRST_MESSAGE_TIMEOUT_S = 30.0
 #: Number of messages that wait while the command does not read. bough's client sends at most 256 KiB in each.
 _INBOX_MESSAGES = 16
+
+#: The fields of a Command that bound its time.
+_BOUNDS = ("timeout_s", "patience_s")
 
 Session: TypeAlias = ExecSession | QgaExec
 T = TypeVar("T")
@@ -71,7 +76,7 @@ async def exec_in_machine(hypervisor: Hypervisor, asked: ExecInMachine, socket: 
                 session: Session | None = await inbox.unless_gone(channel.exec(_request_of(command)))
                 if session is None:
                     return
-                status = await _carry(socket, session, machine, command.timeout_s, inbox)
+                status = await _carry(socket, session, machine, command, inbox)
             except BoughError as error:
                 status = _status(error=error)
             await _send_status(socket, status)
@@ -92,7 +97,7 @@ async def run_in_machine(hypervisor: Hypervisor, asked: RunInMachine, socket: We
 
 
 def _request_of(command: Command) -> ExecRequest:
-    given = {name: getattr(command, name) for name in command.fields if name != "timeout_s"}
+    given = {name: getattr(command, name) for name in command.fields if name not in _BOUNDS}
     return ExecRequest(**given)
 
 
@@ -212,14 +217,14 @@ async def _run_in(
     session: Session | None = await inbox.unless_gone(channel.exec(_request_of(command)))
     if session is None:
         return None
-    return await _carry(socket, session, machine, command.timeout_s, inbox)
+    return await _carry(socket, session, machine, command, inbox)
 
 
 async def _carry(
     socket: WebSocket,
     session: Session,
     machine: Machine,
-    timeout_s: float | None,
+    command: Command,
     inbox: _Inbox,
 ) -> dict[str, Any]:
     """Carry the streams until the command has ended, and return its status.
@@ -237,10 +242,15 @@ async def _carry(
             await socket.send_bytes(bytes([STDOUT if stream == "stdout" else STDERR]) + data)
 
     try:
-        async with asyncio.timeout(timeout_s):
-            await until_first(outward(), feed(), asyncio.shield(inbox.filling))
+        async with asyncio.timeout(command.timeout_s):
+            await _patiently(
+                machine, command.patience_s, until_first(outward(), feed(), asyncio.shield(inbox.filling))
+            )
+    except Stalled as stalled:
+        text = f"the command did not end {stalled}, and was killed"
+        failure = DeadlineExceeded(text, machine=machine.name)
     except TimeoutError:
-        text = f"the command did not end within {timeout_s:g} s and was killed"
+        text = f"the command did not end within {command.timeout_s:g} s and was killed"
         failure = DeadlineExceeded(text, machine=machine.name)
     except BoughError as error:
         failure = error
@@ -248,6 +258,17 @@ async def _carry(
         await session.abort()
     ended = session.exit
     return _status(code=ended.code, signal=ended.signal, error=failure or ended.error)
+
+
+async def _patiently(machine: Machine, patience_s: float | None, work: Awaitable[None]) -> None:
+    """Wait for `work` until the guest has had `patience_s` for itself. Raises Stalled.
+
+    No sign of the guest prolongs the wait: a command that repeats a check shows signs without end.
+    """
+    if patience_s is None:
+        await work
+    else:
+        await watch_guest(machine.pid, [], quiet_s=patience_s).run(work)
 
 
 def _status(
