@@ -23,8 +23,8 @@ test: setup ## all tests, with real virtual machines; ARGS="-k name" for some
 unit: setup ## the tests that need no virtual machine
 	@$(BIN)/python -m pytest tests/unit $(ARGS)
 
-test-long: setup ## what takes too long for each change: a kernel package installed in a guest, self-tests on an idle host
-	@BOUGH_TEST_LONG=1 $(BIN)/python -m pytest tests/acceptance/test_guest.py tests/machines/test_self_test.py -k "kernel_package or self_test" $(ARGS)
+test-long: setup ## the tests that take too long for each change, one after the other on an idle host; ARGS="-k name" for some
+	@BOUGH_TEST_LONG=1 $(BIN)/python -m pytest -m long $(ARGS)
 
 # Where KVM works the same tests run directly, and `make test` has them too.
 test-kvm: setup ## the tests of KVM; where there is none, inside an emulated machine: an hour; ARGS="-k fork" for some
@@ -51,7 +51,7 @@ format: setup ## put the code into shape
 
 torture: setup ## kill things at random moments for SECONDS=600, cut the power, make 200 forks: is anything lost, or there twice
 	@$(BIN)/python -m tests.torture --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
-	@BOUGH_POWERCUT_FILES=60 BOUGH_POWERCUT_CUTS=0 $(BIN)/python -m pytest -qs tests/machines/test_powercut.py
+	@BOUGH_TEST_LONG=1 BOUGH_POWERCUT_FILES=60 BOUGH_POWERCUT_CUTS=0 $(BIN)/python -m pytest -qs tests/machines/test_powercut.py
 	@BOUGH_STATEFUL_EXAMPLES=40 BOUGH_STATEFUL_STEPS=50 $(BIN)/python -m pytest -q tests/acceptance/test_two_at_once.py
 	@BOUGH_FORKS=200 $(BIN)/python -m pytest -qs tests/acceptance/test_snapshots.py -k nobody_meets --timeout 3600
 

@@ -3,6 +3,7 @@
 README.md beside this file explains how to run tests and how to write one. Environment variables:
     BOUGH_TEST_CACHE=/dir   keep the built image there, and use it while its recipe is the same
     BOUGH_TEST_KEEP=1       keep the BOUGH_HOMEs of the run, for inspection
+    BOUGH_TEST_LONG=1       run the tests marked as long, too (make test-long)
     BOUGH_TEST_DURATIONS=1  write the durations of the files to durations.json (durations.py)
 """
 
@@ -34,6 +35,7 @@ IMAGE = "debian:12"
 #: Enough for Debian; a host with 2 cores runs several such machines.
 MEMORY = "512MiB"
 RUN = pytest.StashKey[Run]()
+LONG = "BOUGH_TEST_LONG" in os.environ
 
 # A run below nohup ignores SIGHUP, and a run in a script's background SIGINT. The clients that tests end by
 # these signals would inherit that.
@@ -66,10 +68,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the files: quick ones first, then the longest, so that all workers end at about the same time.
-
-    One long file precedes all: it builds the image, while another worker runs the quick tests.
+    """Skip long tests, and order the files: quick ones first, then the longest. So all workers end at about
+    the same time. One long file precedes all: it builds the image, while another worker runs the quick tests.
     """
+    if not LONG:
+        skip = pytest.mark.skip(reason="takes too long for each change: make test-long")
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(skip)
     seconds = read_durations()
 
     def length(item: pytest.Item) -> float:

@@ -117,6 +117,7 @@ def test_a_cloud_image_end_to_end(
     cli.error("create", "debian:12", "--user-data", user_data, says="cloud-init", hint="--cloud-init")
 
 
+@pytest.mark.long
 def test_a_foreign_disk_with_qemu_guest_agent(
     cli: Cli, disk: Path, images: list[str], gone: list[str], tmp_path: Path
 ) -> None:

@@ -156,9 +156,7 @@ def test_waiting_until_it_is_up(cli: Cli, box: str) -> None:
 # -- its own kernel -----------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(
-    "BOUGH_TEST_LONG" not in os.environ, reason="takes an emulated guest seven minutes: make test-long"
-)
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_another_kernel_package_is_what_boots_next(cli: Cli, debian: str, gone: list[str]) -> None:
     gone.append("kernels")

@@ -20,6 +20,8 @@ COUNT = int(os.environ.get("BOUGH_POWERCUT_FILES", "16"))
 #: Checked moments for each of the two disks; all of them: BOUGH_POWERCUT_CUTS=0.
 MOST = int(os.environ.get("BOUGH_POWERCUT_CUTS", "16")) or None
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def recording(debian: str, bough_home: Home) -> Iterator[Recording]:

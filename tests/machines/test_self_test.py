@@ -25,7 +25,7 @@ from bough.snapshots.store import SnapshotManifest
 pytestmark = [
     pytest.mark.skipif(os.uname().machine != "x86_64", reason="process images exist on x86_64 alone"),
     # A self-test uses idle processor time only. Beside other tests there is none.
-    pytest.mark.skipif("BOUGH_TEST_LONG" not in os.environ, reason="needs an idle host: make test-long"),
+    pytest.mark.long,
 ]
 
 

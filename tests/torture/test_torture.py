@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from bough.paths import Home
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.long
 def test_nothing_is_lost(bough_home: Home, debian: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.torture", "--seconds", "30", "--seed", "20"],
