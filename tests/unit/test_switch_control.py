@@ -203,3 +203,47 @@ def test_the_process(here: Path) -> None:
         client.ask(do="end")
         client.close()
         assert process.wait(TIMEOUT_S) == 0
+
+
+def test_held_frames_are_carried_after_the_release(switch: Client) -> None:
+    web, db = Peer(2, "web"), Peer(3, "db")
+    for peer in (web, db):
+        switch.ask(do="attach", member=peer.to_dict())
+    assert switch.ask(do="hold", most_s=10) == {"ok": {}}
+    frames = [web.frame(db.mac, KIND, bytes(size)) for size in (1, 2, 3)]
+    for frame in frames:
+        web.send(frame)
+    late = Peer(4, "late")  # a machine that comes meanwhile
+    switch.ask(do="attach", member=late.to_dict())
+    late.send(late.frame(db.mac, KIND, b"late"))
+    assert switch.ask(do="hello")["ok"]["network"] == "back"
+    assert db.received() == []
+    assert switch.ask(do="release") == {"ok": {}}
+    switch.ask(do="hello")
+    got = [wait_frame(db)] if not (waiting := db.received()) else waiting
+    while len(got) < 4:
+        got += [wait_frame(db)]
+    assert sorted(got) == sorted([*frames, late.frame(db.mac, KIND, b"late")])
+
+
+def test_a_hold_ends_with_its_connection(switch: Client, here: Path) -> None:
+    web, db = Peer(2, "web"), Peer(3, "db")
+    for peer in (web, db):
+        switch.ask(do="attach", member=peer.to_dict())
+    service = Client(here / "control.sock")
+    service.ask(do="hold", most_s=20)
+    web.send(web.frame(db.mac, KIND, b"hello"))
+    assert select.select([db.socket], [], [], 0.05)[0] == []
+    service.close()
+    assert wait_frame(db) == web.frame(db.mac, KIND, b"hello")
+
+
+def test_a_hold_has_a_bound(switch: Client) -> None:
+    web, db = Peer(2, "web"), Peer(3, "db")
+    for peer in (web, db):
+        switch.ask(do="attach", member=peer.to_dict())
+    switch.ask(do="hold", most_s=0.05)
+    web.send(web.frame(db.mac, KIND, b"hello"))
+    assert wait_frame(db) == web.frame(db.mac, KIND, b"hello")
+    for most_s in (0, -1, 3600, "nan"):
+        assert "held for at most" in switch.ask(do="hold", most_s=most_s)["error"]

@@ -221,6 +221,16 @@ class Networks:
             )
         return await read_capture(self._home.network(record.id).control_socket, ports)
 
+    @contextlib.asynccontextmanager
+    async def holding(self, networks: Collection[str]) -> AsyncIterator[None]:
+        """Have the switches of networks, given by their ids, hold all frames in the block."""
+        async with contextlib.AsyncExitStack() as stack:
+            for network in networks:
+                switch = self._switches.get(network)
+                if switch is not None:
+                    await stack.enter_async_context(switch.holding())
+            yield
+
     # -- machines ---------------------------------------------------------------------------------
 
     async def join(self, machine: MachineRecord) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from bough.forks.booted import stale_booted
 from bough.hypervisor.inventory import Inventory
 from bough.images.store import ImageStore
 from bough.machines.machine import Machine
+from bough.snapshots.moment import HoldFrames, Meeting, capture_together
 from bough.snapshots.store import SnapshotManifest
 from bough.snapshots.tree import SnapshotTree
 
@@ -33,6 +35,37 @@ class SnapshotKeeper:
             return await self.tree.take(machine, **options)
         finally:  # a snapshot in use by this one may have been deleted meanwhile
             self._inventory.collect()
+
+    async def take_together(
+        self, machines: Sequence[Machine], hold: HoldFrames, *, keep: bool = True, **options: Any
+    ) -> list[SnapshotManifest]:
+        """Take a snapshot of each machine, all at the same moment; see SnapshotTree.take.
+
+        Args:
+            hold: holds the frames between the machines.
+
+        Raises the first error. Then no snapshot is left, and each machine is as before.
+        """
+        taken: list[SnapshotManifest] = []
+
+        async def take(machine: Machine, moment: Meeting) -> SnapshotManifest:
+            manifest = await self.tree.take(machine, keep=keep, moment=moment, **options)
+            taken.append(manifest)
+            return manifest
+
+        try:
+            return await capture_together([partial(take, machine) for machine in machines], hold)
+        except BaseException:
+            for manifest in taken:
+                (self.drop if keep else self.release)(manifest)
+            raise
+        finally:
+            self._inventory.collect()
+
+    def release(self, manifest: SnapshotManifest) -> None:
+        """Release a snapshot that was not written. Its forks have started."""
+        self._tell_drop(manifest)
+        self.tree.forget(manifest)
 
     def drop(self, manifest: SnapshotManifest) -> None:
         """Delete a snapshot. Files with other users stay."""
@@ -73,6 +106,5 @@ class SnapshotKeeper:
                 yield
         finally:
             if source is not None:
-                self._tell_drop(manifest)
-                self.tree.forget(manifest)
+                self.release(manifest)
             self._inventory.collect()

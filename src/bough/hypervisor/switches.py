@@ -16,11 +16,11 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bough.errors import HostLacks, SwitchLost
+from bough.errors import Conflict, HostLacks, SwitchLost
 from bough.networks.names import domains_of
 from bough.networks.record import NetworkRecord
 from bough.networks.store import make_switch_directory
@@ -43,6 +43,7 @@ _END_S = 5.0
 _FIRST_PAUSE_S = 0.1
 _MOST_PAUSE_S = 5.0
 _BACKLOG = 16
+_HOLD_MOST_S = 10.0
 #: Port -> the switch's settings for the machine at the port (see switch/settings.py).
 Members = Mapping[str, dict[str, Any]]
 
@@ -109,6 +110,24 @@ class Switch:
         with contextlib.suppress(SwitchLost):
             return list((await self._control.ask("counters"))["ports"])
         return []
+
+    @contextlib.asynccontextmanager
+    async def holding(self) -> AsyncIterator[None]:
+        """Have the switch hold all frames in the block, at most for 10 s. Frames wait in the sockets of the
+        machines. The end of the service releases the frames.
+
+        A switch that has ended holds nothing. Nor does a switch of an earlier version.
+        """
+        control = self._control
+        try:
+            if control is not None:
+                with contextlib.suppress(SwitchLost, Conflict):
+                    await control.ask("hold", most_s=_HOLD_MOST_S)
+            yield
+        finally:
+            if control is not None:
+                with contextlib.suppress(SwitchLost, Conflict):
+                    await control.ask("release")
 
     async def let_go(self) -> None:
         """Leave the switch to the next service."""

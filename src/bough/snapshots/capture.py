@@ -9,7 +9,7 @@ A crash between any two steps loses no acknowledged data:
        backing file. `disks_before` stays in the record until the switch is done, in case it never happens
     3. most of the memory is copied, while the guest runs
     4. pause: vCPUs stop; the device state is saved, QEMU switches to the overlays, changed memory is copied
-       again; vCPUs run
+       again; vCPUs run. Several machines share this moment: see moment.py
     5. memory and devices are written, and the manifest gets the state "whole"
 """
 
@@ -43,6 +43,7 @@ from bough.qemu.qmp import Qmp
 from bough.qemu.ram import GuestRam, Template
 from bough.snapshots.copying import Followed, Outside, copying
 from bough.snapshots.fork_overlays import install_overlays, remove_disks
+from bough.snapshots.moment import Alone, Meeting
 from bough.snapshots.store import SnapshotDisk, SnapshotManifest, SnapshotStore
 from bough.storage import copy_holes, no_space_is_told, sync_directory, sync_file
 
@@ -77,11 +78,15 @@ async def capture(
     manifest: SnapshotManifest,
     *,
     memory: bool,
+    moment: Meeting | None = None,
     report: Report,
 ) -> Captured:
     """Take a snapshot. `manifest` describes everything except the disks, the consistency and the pause.
 
     The caller holds the machine's operation, and shields this call from cancellation.
+
+    Args:
+        moment: shared with the captures of other machines; None: the machine is captured alone.
 
     Returns the complete manifest, and the memory.
 
@@ -108,8 +113,12 @@ async def capture(
             remove_disks(machine.paths, after)
             raise
         taken = None
+        moment = moment or Alone()
         if running:
-            manifest, taken = await _capture_running(machine, manifest, after, memory, report)
+            manifest, taken = await _capture_running(machine, manifest, after, memory, moment, report)
+        else:
+            await moment.begin()
+            await moment.end()
     except BaseException:
         await _undo(machine, store, manifest, before)
         raise
@@ -215,7 +224,12 @@ def copy_companions(source: Path, target: Path) -> None:
 
 
 async def _capture_running(
-    machine: Machine, manifest: SnapshotManifest, after: list[MachineDisk], memory: bool, report: Report
+    machine: Machine,
+    manifest: SnapshotManifest,
+    after: list[MachineDisk],
+    memory: bool,
+    moment: Meeting,
+    report: Report,
 ) -> tuple[SnapshotManifest, Memory | None]:
     qmp = machine.qmp()
     tops = await read_tops(qmp)
@@ -226,11 +240,11 @@ async def _capture_running(
     ]
     try:
         if memory:
-            taken, pause_ms = await _with_memory(machine, qmp, manifest, switch, report)
+            taken, pause_ms = await _with_memory(machine, qmp, manifest, switch, moment, report)
             found = {"consistency": "memory", "pause_ms": round(pause_ms, 2)}
         else:
             taken = None
-            found = {"consistency": await _disks_only(machine, qmp, switch)}
+            found = {"consistency": await _disks_only(machine, qmp, switch, moment)}
     except BoughError as error:
         for node in nodes:
             with contextlib.suppress(BoughError):
@@ -249,7 +263,7 @@ async def _add_overlay(qmp: Qmp, path: Path, name: str) -> str:
     return node.name
 
 
-async def _disks_only(machine: Machine, qmp: Qmp, switch: list[dict[str, Any]]) -> str:
+async def _disks_only(machine: Machine, qmp: Qmp, switch: list[dict[str, Any]], moment: Meeting) -> str:
     """Switch to the overlays, with quiesced file systems if the agent can quiesce them.
 
     Returns "frozen" if the file systems were quiesced until the switch was done, otherwise "crash".
@@ -261,7 +275,9 @@ async def _disks_only(machine: Machine, qmp: Qmp, switch: list[dict[str, Any]]) 
             await channel.call("freeze", {"timeout_s": _FREEZE_S}, timeout_s=_FREEZE_S, exact=True)
             frozen = True
     try:
+        await moment.begin()
         await qmp.execute("transaction", actions=switch)
+        await moment.end()
     finally:
         if frozen and channel is not None:
             with contextlib.suppress(BoughError):
@@ -270,7 +286,12 @@ async def _disks_only(machine: Machine, qmp: Qmp, switch: list[dict[str, Any]]) 
 
 
 async def _with_memory(
-    machine: Machine, qmp: Qmp, manifest: SnapshotManifest, switch: list[dict[str, Any]], report: Report
+    machine: Machine,
+    qmp: Qmp,
+    manifest: SnapshotManifest,
+    switch: list[dict[str, Any]],
+    moment: Meeting,
+    report: Report,
 ) -> tuple[Memory, float]:
     """Do steps 3 and 4. Return the memory, and the pause in ms."""
     channel = machine.channel()
@@ -288,18 +309,24 @@ async def _with_memory(
         device_state(qmp) as state,
         copying(qmp, ram, runs=machine.state is State.RUNNING, prepare=prepare) as copy,
     ):
-        drawn, pause_ms = await _stand_still(machine, qmp, switch, copy, state)
+        drawn, pause_ms = await _stand_still(machine, qmp, switch, copy, state, moment)
         devices = await asyncio.to_thread(join_devices, state.read(), drawn)
         template = await copy.seal()
     return Memory(template, devices), pause_ms
 
 
 async def _stand_still(
-    machine: Machine, qmp: Qmp, switch: list[dict[str, Any]], copy: Outside | Followed, state: DeviceState
+    machine: Machine,
+    qmp: Qmp,
+    switch: list[dict[str, Any]],
+    copy: Outside | Followed,
+    state: DeviceState,
+    moment: Meeting,
 ) -> tuple[Video | None, float]:
     """Do step 4. Return the content of the screen, if the machine has one, and the pause in ms."""
     was_running = machine.state is State.RUNNING
     video = await find_video(qmp, machine.pid) if machine.record.media.display else None
+    await moment.begin()
     started = time.monotonic()
     try:
         if was_running:
@@ -313,6 +340,7 @@ async def _stand_still(
             await asyncio.wait((copied, drawn))
         copied.result()
         await copy.last()
+        await moment.end()
     finally:
         if was_running:
             await qmp.execute("cont")

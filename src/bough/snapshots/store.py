@@ -80,6 +80,7 @@ class SnapshotManifest(_Kept):
         pause_ms: time in which the vCPUs did not run.
         booted_key: set for a booted snapshot, which no user asked for (see forks/booted.py). Such a snapshot
             is not listed.
+        part_of: id of the snapshot of a project that this snapshot is a part of; a part is not listed.
     """
 
     version: int = 1
@@ -105,6 +106,7 @@ class SnapshotManifest(_Kept):
     memory: SnapshotMemory | None = None
     pause_ms: float | None = None
     booted_key: str | None = None
+    part_of: str | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -114,6 +116,11 @@ class SnapshotManifest(_Kept):
             return value
         rest = {name: one for name, one in value.items() if name != "ready_key"}
         return {**rest, "booted_key": value["ready_key"]}
+
+    @property
+    def is_listed(self) -> bool:
+        """Return whether a user took the snapshot, and can use and delete it by itself."""
+        return self.state == "whole" and self.booted_key is None and self.part_of is None
 
 
 def new_snapshot_id() -> str:
@@ -152,12 +159,16 @@ class SnapshotStore:
 
     def all(self) -> list[SnapshotManifest]:
         """Return the usable snapshots that users took, the oldest first."""
-        whole = (m for m in self._manifests.values() if m.state == "whole" and m.booted_key is None)
-        return sorted(whole, key=lambda manifest: manifest.created)
+        listed = (manifest for manifest in self._manifests.values() if manifest.is_listed)
+        return sorted(listed, key=lambda manifest: manifest.created)
 
     def booted(self) -> list[SnapshotManifest]:
         """Return the booted snapshots."""
         return [m for m in self._manifests.values() if m.state == "whole" and m.booted_key is not None]
+
+    def parts(self) -> list[SnapshotManifest]:
+        """Return the usable parts of snapshots of projects."""
+        return [m for m in self._manifests.values() if m.state == "whole" and m.part_of is not None]
 
     def every(self) -> list[SnapshotManifest]:
         """Return all snapshots, also deleted ones with files that are still needed."""
@@ -184,7 +195,7 @@ class SnapshotStore:
 
         Raises:
             NotFound: with the nearest label.
-            Conflict: several ids start with `reference`.
+            Conflict: several ids start with `reference`; or the snapshot is a part of a project's snapshot.
         """
         found = [m for m in self.all() if reference in (m.label, m.id)] or [
             m for m in self.all() if len(reference) >= _LEAST_PREFIX and m.id.startswith(reference)
@@ -195,6 +206,13 @@ class SnapshotStore:
             raise Conflict(
                 f"{reference!r} is ambiguous: {len(found)} snapshot ids match", hint="use more characters"
             )
+        for part in self.parts():
+            if part.id == reference:
+                raise Conflict(
+                    f"snapshot {part.id} is a part of snapshot {part.part_of} of a project",
+                    hint=f"use the whole: bough fork {part.part_of}, bough snapshot delete {part.part_of}",
+                    snapshot=part.part_of,
+                )
         close = get_close_matches(reference, [m.label for m in self.all() if m.label], n=1)
         hint = f"did you mean '{close[0]}'?" if close else "list all snapshots: bough snapshot list"
         raise NotFound(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
@@ -52,6 +52,7 @@ from bough.snapshots.memory import (
     verify_memory,
     write_memory,
 )
+from bough.snapshots.moment import Meeting
 from bough.snapshots.store import SnapshotManifest, SnapshotStore, new_snapshot_id
 from bough.spec import MachineSpec
 from bough.spec.model import needs_set_up
@@ -86,6 +87,8 @@ class SnapshotTree:
         keep: bool = True,
         booted_key: str | None = None,
         captured: Callable[[SnapshotManifest], None] = lambda _: None,
+        part_of: str | None = None,
+        moment: Meeting | None = None,
         report: Report,
     ) -> SnapshotManifest:
         """Take a snapshot of a running or stopped machine.
@@ -98,24 +101,26 @@ class SnapshotTree:
                 once.
             booted_key: makes a booted snapshot, with this key; each fork has its own first boot.
             captured: called when the machine runs again, before its memory is written: forks can start.
+            part_of: id of a project's snapshot.
+            moment: shared with the snapshots of other machines.
 
         Raises:
             NameTaken, WrongState, Conflict, HostLacks, NoSpace: nothing was changed.
             MachineFailed: QEMU refused or ended.
         """
         self.store.check_label(label)
-        work = self._take(machine, label, message, memory, keep, booted_key, captured, report)
+        names = {"label": label, "message": message, "booted_key": booted_key, "part_of": part_of}
+        work = self._take(machine, names, memory, keep, captured, moment, report)
         return await asyncio.shield(machine.own(work, "take a snapshot"))
 
     async def _take(
         self,
         machine: Machine,
-        label: str | None,
-        message: str,
+        names: Mapping[str, Any],
         memory: bool,
         keep: bool,
-        booted_key: str | None,
         captured: Callable[[SnapshotManifest], None],
+        moment: Meeting | None,
         report: Report,
     ) -> SnapshotManifest:
         allowed = (State.RUNNING, State.PAUSED, State.STOPPED, State.FAILED)
@@ -124,8 +129,6 @@ class SnapshotTree:
             draft = SnapshotManifest(
                 id=new_snapshot_id(),
                 state="layers",
-                label=label,
-                message=message,
                 parent=record.snapshot,
                 machine=record.id,
                 machine_name=record.name,
@@ -135,14 +138,14 @@ class SnapshotTree:
                 hardware=record.hardware,
                 domain=record.domain,
                 project=record.project,
-                first_boot=record.first_boot if booted_key is None else FirstBoot(),
+                first_boot=record.first_boot if names["booted_key"] is None else FirstBoot(),
                 booted_boot=record.booted_boot,
                 media=record.media,
                 disks=(),
-                booted_key=booted_key,
+                **names,
             )
             with self.using(draft):  # nothing depends on the draft yet
-                found = await capture(machine, self.store, draft, memory=memory, report=report)
+                found = await capture(machine, self.store, draft, memory=memory, moment=moment, report=report)
                 if found.memory is not None:
                     self.templates.put(draft.id, found.memory.template)
                     self._passing[draft.id] = SavedState(

@@ -5,9 +5,12 @@
     {"do": "detach", "port": "..."}    {"ok": {"detached": true}}
     {"do": "counters"}                 {"ok": {"ports": [...]}}
     {"do": "capture", "ports": []}     {"ok": {}}, then pcapng until the connection closes
+    {"do": "hold", "most_s": 5}        {"ok": {}}; no frame is carried until "release", at most for 5 s
+    {"do": "release"}                  {"ok": {}}
     {"do": "end"}                      {"ok": {}}, then the switch ends
 
-An error is {"error": sentence}. The socket is in a directory of the service's user alone.
+A hold also ends with its connection. An error is {"error": sentence}. The socket is in a directory of the
+service's user alone.
 """
 
 from __future__ import annotations
@@ -89,6 +92,7 @@ class Connection:
         self._out = bytearray()
         self._capture: Capture | None = None
         self._ports: frozenset[str] = frozenset()
+        self._holds = False
         self._events = select.EPOLLIN
         self.number = sock.fileno()
         poll.register(sock, self._events)
@@ -117,6 +121,8 @@ class Connection:
         if self._capture is not None:
             self._fabric.watchers.remove(self)
             self._capture = None
+        if self._holds:  # the service has ended
+            self._fabric.release()
         self._poll.unregister(self._sock)
         self._sock.close()
 
@@ -154,9 +160,15 @@ class Connection:
             self._ports = frozenset(map(parse_port, request.get("ports", ())))
             self._capture = self._capture or Capture(fabric.settings)
             return {}
-        if what == "end":
-            return {}
-        raise ValueError(f"unknown request {str(what)[:40]!r}")
+        if what == "hold":
+            fabric.hold(float(request["most_s"]))
+            self._holds = True
+        elif what == "release":
+            fabric.release()
+            self._holds = False
+        elif what != "end":
+            raise ValueError(f"unknown request {str(what)[:40]!r}")
+        return {}
 
     def saw(self, port: Port | None, frame: bytes) -> None:
         """Write a frame of the network to the capture."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -16,6 +17,8 @@ from bough.networks.switch.table import Table
 #: Work for one port before the next port's turn: a frame, each copy of a frame, or an answer is about 1.
 _TURN = 32
 _ANSWER_COST = 8
+#: A service that hangs must not stop a network for longer.
+MOST_HOLD_S = 30.0
 #: Room for two tags above the MTU, and one byte more. A valid frame leaves this byte free.
 _OVERHEAD_BYTES = HEADER_BYTES + 2 * TAG_BYTES
 _RUNT = "runt"
@@ -53,6 +56,7 @@ class Fabric:
         self._guard = Guard(self._owners)
         self._services = Services(settings, self._guard.used)
         self._receive_bytes = settings.mtu + _OVERHEAD_BYTES + 1
+        self._held_until: float | None = None
         self._own_addresses()
 
     def attach(self, member: Member) -> None:
@@ -68,7 +72,7 @@ class Fabric:
             port = Port(member, self._poll, self.settings.queue_bytes)
             self._ports[port.name] = port
             self._receivers[port.receiver.fileno()] = partial(self.receive, port)
-            self._poll.register(port.receiver, select.EPOLLIN)
+            self._poll.register(port.receiver, self._receive_events)
         self._table.forget(port)
         self._table.set(member.mac, port)
         port.member, port.mac = member, member.mac
@@ -86,6 +90,33 @@ class Fabric:
         self._own_addresses()
         return True
 
+    def hold(self, most_s: float) -> None:
+        """Carry no frame until `release`, at most for `most_s`. Frames wait in the sockets of the machines.
+
+        Raises:
+            ValueError: the time is out of range.
+        """
+        if not 0 < most_s <= MOST_HOLD_S:
+            raise ValueError(f"frames are held for at most {MOST_HOLD_S:g} s, not {most_s:g} s")
+        self._held_until = time.monotonic() + most_s
+        self._follow_hold()
+
+    def release(self) -> None:
+        """Carry frames again."""
+        if self._held_until is not None:
+            self._held_until = None
+            self._follow_hold()
+
+    def release_if_due(self) -> float | None:
+        """Carry frames again after the longest hold. Return the rest of a hold in s; None: no hold."""
+        if self._held_until is None:
+            return None
+        left_s = self._held_until - time.monotonic()
+        if left_s > 0:
+            return left_s
+        self.release()
+        return None
+
     def ports(self) -> list[Port]:
         return list(self._ports.values())
 
@@ -102,6 +133,14 @@ class Fabric:
     def close(self) -> None:
         for name in list(self._ports):
             self.detach(name)
+
+    @property
+    def _receive_events(self) -> int:
+        return select.EPOLLIN if self._held_until is None else 0
+
+    def _follow_hold(self) -> None:
+        for port in self._ports.values():
+            self._poll.modify(port.receiver, self._receive_events)
 
     def receive(self, port: Port) -> None:
         """Carry frames from a port until no more wait, or its turn is over."""

@@ -2,8 +2,8 @@
 
     python -I -S -c RUN DIRECTORIES --control-fd N --settings JSON [--uid UID] DIRECTORY
 
-The process runs until the service ends the switch, without a timer: a network without traffic takes no
-processor time.
+The process runs until the service ends the switch, without a timer except during a hold: a network without
+traffic takes no processor time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def run(fabric: Fabric, control: Control, poll: select.epoll) -> None:
     """Carry frames and answer requests until the service ends the switch."""
     with contextlib.suppress(Ended):
         while True:
-            for number, events in poll.poll():
+            for number, events in poll.poll(fabric.release_if_due()):
                 # An earlier event may have closed the descriptor: then no part owns the descriptor.
                 act = fabric.owner_of(number) or control.owner_of(number, events)
                 if act is not None:
