@@ -270,7 +270,7 @@ class Agent:
     # The port, inwards
 
     def _announce(self) -> None:
-        """Make the host say hello again if this agent replaces another, for example after the
+        """Make the host say hello again if this agent replaces an earlier agent, for example after the
         guest's reboot.
         """
         try:
@@ -425,7 +425,7 @@ class Agent:
             if self._start_call is None:
                 from bough.guest.agent_calls import start
 
-                # even an import that does nothing executes a thousand blocks of code
+                # even a repeated import executes a thousand blocks of code
                 self._start_call = start
             request = wire.decode_map(whole)
             self._start_call(self, call, str(request.get("operation")), _map(request.get("arguments")))

@@ -1,8 +1,8 @@
 """Operations of a guest that continues from a snapshot: prepare, become, settle.
 
-become runs in the agent itself and starts no program, because every millisecond counts. It overwrites files
-in place: creating and renaming files uses kernel code that an emulated guest has to translate first. become
-does not wait for the disk; settle does. If the guest loses power before settle, its next boot gets the
+become runs in the agent itself and starts no program, because every millisecond counts. become overwrites
+files in place: in an emulated guest, the kernel code to create and rename files is not translated yet. become
+does not wait for the disk; settle does. If the guest loses power before settle, the next boot gets the
 identity again.
 """
 
@@ -57,8 +57,7 @@ _SHADOWS = "/run/bough-identity"
 
 
 class Ready:
-    """Results and open files for become, made by prepare before the snapshot, so that no fork spends that
-    time.
+    """Results and open files for become, made by prepare before the snapshot. A fork spends no time on them.
 
     Attributes:
         files: path -> descriptor and length of the present file.
@@ -113,8 +112,7 @@ def _forget_ready(agent: Agent) -> None:
 def _rehearse() -> None:
     """Run the code of become several times now, instead of in each fork.
 
-    Python 3.11 and later replace code that has run a few times by faster code. Every Python collects garbage
-    now and then.
+    Python 3.11 and later replace often-run code by faster code. Every Python collects garbage now and then.
     """
     asked = {"entropy": bytes(64), "hostname": "a", "host_keys": {"ed25519": ["a", "b"]}, "unix_ns": 1 << 60}
     call = wire.encode({"operation": "become", "arguments": asked})
@@ -134,7 +132,7 @@ def _rehearse() -> None:
 def _go_first() -> None:
     """Give the agent priority over all other processes for a while.
 
-    A fork's new name and time wake half of its services. For each, an emulated processor translates some
+    A fork's new name and time wake half of the services. For each, an emulated processor translates some
     thousand blocks of code.
     """
     try:
@@ -157,14 +155,14 @@ def become(agent: Agent, _call: int, arguments: Arguments) -> dict[str, object]:
     {"unix_ns", "entropy"}, and for a new identity {"hostname", "machine_id", "host_keys": {kind: [private,
     public]}, "macs": [[from, to]]} -> {"took_ns", "failed", "volatile"}.
 
-    The clock is set to unix_ns plus the time that this operation took. Each part is tried, even if others
-    fail. `failed` names the parts that could not be set, with the reasons. `volatile`: some parts last only
-    until the next boot, because their file system is read-only.
+    The clock is set to unix_ns plus the duration of this operation. Each part is tried, even if others fail.
+    `failed` names the parts that could not be set, with the reasons. `volatile`: some parts last only until
+    the next boot, because the file system is read-only.
     """
     began = time.monotonic_ns()
     ready = agent.ready
     parts = Parts()
-    # Randomness first: later steps may draw on it.
+    # Randomness first: later steps may use random numbers.
     entropy = arguments.get("entropy")
     if isinstance(entropy, bytes) and entropy:
         parts.set("randomness", stir, entropy, ready.random if ready else -1)
@@ -180,8 +178,8 @@ def become(agent: Agent, _call: int, arguments: Arguments) -> dict[str, object]:
     if isinstance(hostname, str):
         parts.set("host name on the disk", _write_hostname, hostname, ready)
         parts.set("host name in /etc/hosts", _write_hosts, hostname, ready)
-    # Each of the following steps wakes services, which slow the other steps. So these steps come last, the
-    # one with the longest time before it wakes a service first.
+    # Each of the following steps wakes services, and the services slow the other steps. So these steps come
+    # last, in the order of the time until a service wakes, the longest first.
     for mac_from, mac in _mac_changes(arguments):
         parts.set("MAC address", _set_mac, mac_from, mac, ready)
     if isinstance(hostname, str):
@@ -194,7 +192,7 @@ def become(agent: Agent, _call: int, arguments: Arguments) -> dict[str, object]:
 
 
 def _mac_changes(arguments: Arguments) -> list[tuple[str, str]]:
-    """Return the old and the new address of each network card that gets a new one."""
+    """Return the old and the new address of each network card with a new address."""
     macs = arguments.get("macs")
     return [
         (pair[0], pair[1])
@@ -226,7 +224,7 @@ class Parts:
 def settle(arguments: Arguments, _tell: Tell) -> dict[str, object]:
     """Wait until the new identity is on the disk, and make sshd and journalctl use it.
 
-    Takes {"macs": [[from, to]]} for network cards with a new address. A running sshd loads its new keys, and
+    Takes {"macs": [[from, to]]} for network cards with a new address. A running sshd loads the new keys, and
     journalctl finds the journal. The DHCP lease needs no renewal: each machine's uplink gives every client
     the same address.
     """
@@ -239,7 +237,7 @@ def settle(arguments: Arguments, _tell: Tell) -> dict[str, object]:
         try:
             _lead_to_journal(place)
         except OSError:
-            pass  # no journal there, or a read-only one
+            pass  # no journal, or a read-only directory
     changes = _mac_changes(arguments)
     if changes:
         from bough.guest import agent_nic
@@ -251,7 +249,7 @@ def settle(arguments: Arguments, _tell: Tell) -> dict[str, object]:
 
 def _lead_to_journal(place: str) -> None:
     """Link the new machine-id to the journal. journald still writes below the parent's machine-id; journalctl
-    looks below its own.
+    looks below the new machine-id.
     """
     with open("/etc/machine-id", "rb", buffering=0) as file:
         own = file.read(32).decode("ascii", "replace")
@@ -289,8 +287,8 @@ def _set_machine_id(machine_id: str, ready: Ready | None) -> None:
     except OSError as error:
         if error.errno not in (_EBUSY, _EROFS):
             raise
-        # In an unfinished first boot, systemd has mounted its own file there until it writes the file to the
-        # disk.
+        # In an unfinished first boot, a file of systemd is mounted over the path until systemd writes the
+        # file to the disk.
         _run_mount("/bin/umount", "-l", "/etc/machine-id")
         _write("/etc/machine-id", text, 0o444, None)
 
@@ -349,7 +347,7 @@ def _set_mac(mac_from: str, mac: str, ready: Ready | None) -> None:
     except OSError as error:
         if ready is None or error.errno != _ENODEV:
             raise
-        _set_mac(mac_from, mac, None)  # the card was renamed meanwhile, as happens when its guest boots
+        _set_mac(mac_from, mac, None)  # the card was renamed meanwhile, as happens during a boot
     finally:
         if not ready:
             sock.close()
@@ -365,7 +363,7 @@ def _find_nics() -> dict[str, bytes]:
 
 
 def _read(path: str) -> bytes:
-    """Return the file's content, or nothing if it cannot be read."""
+    """Return the file's content; empty if the file cannot be read."""
     try:
         with open(path, "rb", buffering=0) as file:
             return file.read(_MOST_READ)
@@ -374,9 +372,9 @@ def _read(path: str) -> bytes:
 
 
 def _write(path: str, text: str | bytes, mode: int, ready: Ready | None, *, shadow: bool = True) -> None:
-    """Overwrite a file in place. A link or a missing file is replaced by a file with that mode.
+    """Overwrite a file in place. A link or a missing file is replaced by a file with the given mode.
 
-    On a read-only file system, a file of /run is mounted over the path, unless `shadow` forbids that.
+    On a read-only file system, a file of /run is mounted over the path, unless `shadow` is false.
     """
     content = text.encode() if isinstance(text, str) else text
     try:
@@ -389,7 +387,7 @@ def _write(path: str, text: str | bytes, mode: int, ready: Ready | None, *, shad
 
 def _write_file(path: str, content: bytes, mode: int, ready: Ready | None) -> None:
     opened = ready.files.get(path) if ready else None
-    # A file that was replaced right before the snapshot has no name any more.
+    # A file replaced right before the snapshot has no name any more.
     if opened is not None and os.fstat(opened[0]).st_nlink:
         _overwrite(*opened, content)
         return

@@ -102,7 +102,7 @@ class Worker:
         self.answered = False
         self.on_end: list[Callable[[], None]] = []
         self._report, report = os.pipe()
-        # Only this process has the other end: the pipe ends with this process.
+        # Only the agent keeps the write end: the pipe ends with the agent.
         hold, self._hold = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
@@ -160,7 +160,7 @@ def worker_of(operation: str) -> Worker | None:
 
 
 def _work(operation: str, arguments: Arguments, report: int, hold: int) -> None:
-    """Run the child from its start to its end."""
+    """Run the child from start to end."""
     try:
         os.setsid()
         _signal.set_wakeup_fd(-1)

@@ -1,4 +1,4 @@
-"""Commands of the agent: programs that the host starts, with their streams."""
+"""Commands of the agent: programs started by the host, with streams."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         def on_exit(self, pid: int, action: Callable[[int], None]) -> None: ...
 
 
-# Time for an aborted command to end by itself.
+# Time for an aborted command to end without a kill.
 _GRACE_S = 2.0
 _LOOK_EACH_S = 1.0
 _NAMES = {wire.STDIN: "stdin", wire.STDOUT: "stdout", wire.STDERR: "stderr"}
@@ -48,8 +48,8 @@ class Command(Session):
     """A command, in its own session (setsid).
 
     Attributes:
-        slot: slot in the memory that the next agent reads (agent_kept.py); -1: the keeper does not keep it.
-        is_open: the command runs, and its streams are watched.
+        slot: slot in the memory that the next agent reads (agent_kept.py); -1: the command is not kept.
+        is_open: the command runs, and the streams are watched.
     """
 
     agent: Agent
@@ -58,7 +58,7 @@ class Command(Session):
     can_resume = True
     #: Streams of an adopted command whose count is unknown.
     _torn: frozenset[int] = frozenset()
-    #: The command was adopted, and no host has resumed it yet.
+    #: The command was adopted, and no host has resumed the command yet.
     _waits = False
     _early_status: int | None = None
 
@@ -68,8 +68,8 @@ class Command(Session):
         self._status: dict[str, object] | None = None
         self._window = first_credit(request)
         self._process = process = agent_spawn.start(request, apart=agent.carries)
-        # Kept open until the command's end: closing it would hang up a program that closes its streams before
-        # its exit.
+        # Kept open until the command's end: closing the terminal would hang up a program that has closed all
+        # streams before the exit.
         self._terminal = process.terminal
         self.pid = process.pid
         agent.on_exit(process.pid, self._exited)
@@ -125,7 +125,7 @@ class Command(Session):
 
     @classmethod
     def adopt(cls, agent: Agent, session_id: int, process: agent_spawn.Process, marks: list[Mark]) -> Command:
-        """Adopt a command of the previous agent. The command waits for a host that resumes it."""
+        """Adopt a command of the previous agent. The command waits until a host resumes it."""
         self = cls.__new__(cls)
         self.agent = agent
         self.id = session_id
@@ -228,7 +228,7 @@ class Command(Session):
     # -- its end --------------------------------------------------------------------------------------
 
     def _begun(self, _events: int) -> None:
-        """Report that a command in a separate child now runs, or why it cannot."""
+        """Report the start of a command in a separate child, or the error."""
         told = os.read(self._process.failure, 65536)
         self._close_failure()
         if not told:
@@ -251,8 +251,9 @@ class Command(Session):
     def _exited(self, wait_status: int) -> None:
         self._status = agent_spawn.describe_exit(wait_status)
         if self._process.failure >= 0:
-            self._begun(0)  # the child's end closed the other side, so this read does not block
-        # A child of the command may hold the pipes open for years. The command's own output is in them now.
+            self._begun(0)  # the child's end closed the other side, so the read does not block
+        # A child of the command may hold the pipes open for years. The command's own output is in the pipes
+        # now.
         for outlet in self._outlets:
             if self._terminal < 0:
                 outlet.drain_until_empty()
@@ -261,10 +262,10 @@ class Command(Session):
         self._finish_if_over()
 
     def _drain_terminal(self, outlet: Outlet) -> None:
-        # The end of a session's leader hangs up its terminal: reads give the rest, then an error. If another
-        # process reopened the terminal, reads would block instead, so look again later.
-        # The kernel passes output to this side in a work queue, which a busy system delays. A read waits for
-        # the queue; the number of bytes to read does not.
+        # The end of a session's leader hangs up the terminal: reads give the rest, then an error. If another
+        # process reopened the terminal, reads would block instead, so look again later. The kernel passes
+        # output to this side in a work queue, and a busy system delays the queue. A read waits for the queue;
+        # the number of bytes to read does not.
         def look() -> None:
             if outlet.fd >= 0:
                 outlet.readable(0)
@@ -295,7 +296,7 @@ class Command(Session):
             self._terminal = -1
 
     def _kill(self) -> None:
-        """Hang up, as the end of a login does. Kill what still runs after a grace period."""
+        """Hang up, as the end of a login does. After a grace period, kill all remaining processes."""
         from bough.guest.agent_signals import signal_session
 
         session = self.pid
@@ -303,7 +304,7 @@ class Command(Session):
             return
 
         def kill() -> None:
-            # Repeat until none is left: a process may fork during the search.
+            # Repeat until no process is left: a process may fork during the search.
             if signal_session(session, ("KILL",)):
                 self.agent.call_later(0.05, kill)
 

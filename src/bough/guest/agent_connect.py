@@ -2,8 +2,8 @@
 
     python3 -I -S agent_connect.py TAG ...arguments that sshfs has for ssh...
 
-Standard input is a socket of sshfs. The agent gets that very socket, so that no other process is between
-sshfs and the port.
+Standard input is a socket of sshfs. The agent gets the same socket, so no other process is between sshfs and
+the port.
 """
 
 from __future__ import annotations

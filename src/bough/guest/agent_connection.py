@@ -1,4 +1,4 @@
-"""Connections of the agent: TCP to a port that is reached from inside the guest."""
+"""Connections of the agent: TCP to a port reached from inside the guest."""
 
 # pathlib and contextlib cost an emulated guest 20 ms each to load.
 # ruff: noqa: SIM105
@@ -22,7 +22,7 @@ _LINGER_S = 60.0
 
 
 class Connection(Session):
-    """A TCP connection to a port that is reached from inside the guest."""
+    """A TCP connection to a port reached from inside the guest."""
 
     _places: Iterator[tuple[str, int, int]] = iter(())
     _error: OSError | None = None

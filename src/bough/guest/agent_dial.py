@@ -1,4 +1,4 @@
-"""TCP connections that the agent makes for the host, and the list of listening sockets."""
+"""TCP connections of the agent, made for the host, and the list of listening sockets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _IN_PROGRESS = 115
 _LISTEN = b"0A"
-#: Listening sockets come first in the kernel's tables. No guest has more than this.
+#: Listening sockets come first in the kernel's tables. No guest has more sockets.
 _MAX_LISTENERS = 10_000
 
 
@@ -37,7 +37,9 @@ def addresses(request: dict[str, object]) -> Iterator[tuple[str, int, int]]:
 
 
 def connect(places: Iterator[tuple[str, int, int]]) -> tuple[_socket.socket, bool]:
-    """Return a socket for the first place that accepts a connection, and whether it is still connecting."""
+    """Return a socket for the first place that accepts a connection, and whether the socket is still
+    connecting.
+    """
     first: OSError | None = None
     for place in places:
         try:
@@ -91,7 +93,7 @@ def _read_address(text: bytes) -> bytes:
 
 
 def _scope_of(address: bytes) -> int:
-    """Return the index of the interface that has a link-local address; 0 for all other addresses."""
+    """Return the index of the interface with a link-local address; 0 for all other addresses."""
     if len(address) != 16 or address[:2] != b"\xfe\x80":
         return 0
     with open("/proc/net/if_inet6", "rb") as table:  # noqa: PTH123

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from bough.guest.agent_calls import Arguments, Tell
 
 _SECTOR = 512
-# Less than this is alignment and the second partition table at the end of the disk.
+# A smaller rest is alignment and the second partition table at the end of the disk.
 _WORTHWHILE = 4 * 1024 * 1024
 
 
 def grow_root(_arguments: Arguments, tell: Tell) -> dict[str, object]:
-    """Grow the root partition and file system as far as they are not grown yet.
+    """Grow the root partition and file system to the end of the disk, if not grown yet.
 
     -> {"grown": bool, "size_bytes": of the root's partition}.
     """
@@ -55,7 +55,7 @@ def _root_device() -> tuple[str, str]:
 def _behind(source: str) -> str | None:
     """Return the number of the device named in the mount table.
 
-    btrfs itself reports a number that belongs to no device.
+    The number reported by btrfs belongs to no device.
     """
     try:
         number = os.stat(source).st_rdev
@@ -104,7 +104,7 @@ def _grow_partition(block: str, device: str) -> None:
 
 
 def _file_system_size(device: str, kind: str) -> int:
-    """Return the size in bytes; 0 if it is not easily seen, so that growing is tried."""
+    """Return the size in bytes; 0 if the size is not easily seen: growing is then tried."""
     if not kind.startswith("ext"):
         info = os.statvfs("/")
         return info.f_blocks * info.f_frsize if kind == "btrfs" else 0

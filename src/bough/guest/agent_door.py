@@ -1,7 +1,7 @@
-"""Streams of mounts: sshfs requests one at our socket, the host by DIAL. Whichever comes first waits.
+"""Streams of mounts: sshfs requests a stream at our socket, the host by DIAL. The first to come waits.
 
-A mount outlives its streams. A stream ends with the handshake (a fork, another service), and sshfs requests
-the next stream at its next access.
+A mount outlives its streams. A stream ends with the handshake (a fork, another service). At the next access,
+sshfs requests the next stream.
 """
 
 # pathlib and contextlib cost an emulated guest 20 ms each to load.
@@ -92,7 +92,7 @@ def _door(agent: Agent) -> Door:
 
 
 class MountStream(Connection):
-    """The bytes between one sshfs and the host. OPENED is sent when that sshfs requests them."""
+    """The bytes between an sshfs and the host. OPENED is sent when the sshfs requests the stream."""
 
     def __init__(self, agent: Agent, session_id: int, request: dict[str, object]) -> None:
         tag = request.get("mount")

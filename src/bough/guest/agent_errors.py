@@ -1,4 +1,4 @@
-"""Errors of the agent, as the host gets them."""
+"""Errors of the agent, as sent to the host."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ def describe_error(error: BaseException) -> dict[str, object]:
     filename = getattr(error, "filename", None)
     if isinstance(filename, (str, bytes)):
         text = f"{os.fsdecode(filename)}: {text}"
-    # Text for people: a name that is not UTF-8 is shown as well as possible.
+    # Text for people: a name outside of UTF-8 is shown as well as possible.
     shown = text[:4000].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return {"message": shown, "errno": name}

@@ -1,4 +1,4 @@
-"""Facts about the guest that answer a hello."""
+"""Facts about the guest for the answer to a hello."""
 
 # pathlib and contextlib cost an emulated guest 20 ms each to load.
 # ruff: noqa: PTH110, PTH123

@@ -1,7 +1,7 @@
-"""Operation first_boot: set a new machine up as its spec states.
+"""Operation first_boot: set a new machine up according to the spec.
 
 Each step is independent: a failed step is reported, and the other steps still run. A finished step leaves a
-mark on the disk, so that a later call does only the remaining steps.
+mark on the disk, so a later call does only the remaining steps.
 """
 
 # pathlib costs an emulated guest 20 ms to load.
@@ -41,9 +41,9 @@ def first_boot(arguments: Arguments, tell: Tell) -> dict[str, object]:
     {"instance", "hostname", "ssh_keys", "users", "environment", "files", "commands", "more"}
     -> {"instance", "outputs": [{"command", "output"}], "failures": [{"step", "message", "output"}]}.
 
-    With `more`, the call stops before the commands, and another call follows. An `instance` that differs from
-    the last call's means another machine on a copy of the disk: all steps are done for that machine.
-    `outputs` has the output of the commands that this call ran.
+    With `more`, the call stops before the commands, and another call follows. Another `instance` than in the
+    last call means another machine on a copy of the disk: all steps are done for that machine. `outputs` has
+    the output of the commands run by this call.
     """
     instance = str(arguments.get("instance") or "")
     outputs: list[dict[str, object]] = []
@@ -65,7 +65,7 @@ def first_boot(arguments: Arguments, tell: Tell) -> dict[str, object]:
 
 
 def _is_of(path: str, instance: str) -> bool:
-    """Return whether this file is of that instance. A missing or empty file fits every instance."""
+    """Return whether the file is of the instance. A missing or empty file fits every instance."""
     if not os.path.exists(path):
         return True
     with open(path, "rb", buffering=0) as file:
@@ -90,7 +90,7 @@ def _attempt(mark: str, what: str, action: Callable[[], None], failures: list[di
         return True
     try:
         action()
-        os.sync()  # the step's result must be on the disk before its mark
+        os.sync()  # the step's result must be on the disk before the mark
         write_file(path, b"")
     except Exception as error:  # any error: the host reports it to the user
         told = explain_error(error)
@@ -152,7 +152,7 @@ def _make_user(user: dict[str, object]) -> None:
 def _own_group(name: str) -> list[str]:
     """Return the group option of useradd for a user whose own group exists already.
 
-    useradd makes a group with the user's name, and ends with 9 if that group exists and is not given.
+    useradd makes a group with the user's name, and ends with 9 if the group exists and is not given.
     """
     import grp
 
@@ -206,11 +206,11 @@ def _owner(text: str) -> tuple[int, int]:
 
 
 def _wait_system_up() -> None:
-    """Wait until services and network are up, as commands expect. A service that hangs does not block them
-    forever.
+    """Wait until services and network are up, as commands expect. A hanging service does not block the
+    commands forever.
     """
     end = time.monotonic() + _LONGEST_START_S
-    # Without --wait, which needs the message bus: the bus may itself not be up.
+    # Without --wait: the option needs the message bus, and the bus may not be up.
     while run(["systemctl", "is-system-running"])[1].strip() in ("initializing", "starting", "offline"):
         if time.monotonic() > end:
             return

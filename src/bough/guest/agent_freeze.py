@@ -1,7 +1,7 @@
 """Freeze and thaw file systems.
 
-A child holds them frozen. The child thaws when told to, at its timeout, or when the agent dies, so a guest
-never stays frozen.
+A child holds the file systems frozen. The child thaws on request, at the timeout, or when the agent dies, so
+a guest never stays frozen.
 """
 
 # pathlib and contextlib cost an emulated guest 20 ms each to load.

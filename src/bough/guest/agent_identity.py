@@ -1,4 +1,4 @@
-"""Parts of a machine's identity that a first boot sets: host name, ssh host keys, authorized keys."""
+"""Parts of a machine's identity set by a first boot: host name, ssh host keys, authorized keys."""
 
 # pathlib costs an emulated guest 20 ms to load.
 # ruff: noqa: PTH103, PTH105, PTH110, PTH112, PTH120, PTH123
@@ -37,7 +37,7 @@ def set_hostname(name: str) -> None:
 
 
 def make_host_keys() -> None:
-    """Make the host keys that sshd lacks, except RSA, which takes an emulated guest half a minute."""
+    """Make the missing host keys of sshd, except RSA: an RSA key takes an emulated guest half a minute."""
     if not os.path.isdir("/etc/ssh"):
         return
     for kind in ("ed25519", "ecdsa"):

@@ -1,10 +1,10 @@
-"""Two small processes above the agent, which keep commands across a restart of the agent (docs/agent.md).
+"""Two small processes above the agent: they keep commands across a restart of the agent (docs/agent.md).
 
     front (the unit's main process) -> keeper -> agent -> commands
 
-The keeper is the subreaper of all commands. It holds copies of their streams while no agent runs, collects
-the exit status of commands whose agent has died, and starts the next agent. systemd stops and starts the
-front. A new front finds the old keeper at a socket.
+The keeper is the subreaper of all commands. While no agent runs, the keeper holds copies of the streams,
+collects the exit status of commands, and starts the next agent. systemd stops and starts the front. A new
+front finds the old keeper at a socket.
 """
 
 # pathlib and contextlib cost an emulated guest 20 ms each to load.
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 PLACE = "/run/bough/keeper.sock"
 CODE = "import sys; sys.path.insert(0, {!r}); from bough.guest.agent_keeper import main; sys.exit(main({!r}))"
 _START, _STOP, _ALIVE = b"start", b"stop", b"alive"
-#: Time for an ending agent to hand over its commands and send what it has read. Then it is killed.
+#: Time for an ending agent to hand over the commands and send all bytes read from them. Then the agent is
+#: killed.
 _LEAVE_S = 10.0
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.2, 5.0
 _LONG_LIFE_S = 10.0
@@ -44,7 +45,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def main(arguments: list[str]) -> int:
-    """Run the unit's main process. `["--agent", N]`: an agent that a keeper at descriptor N started.
+    """Run the unit's main process. `["--agent", N]`: an agent started by a keeper at descriptor N.
 
     `["--fd", N, "--place", PATH]`: a front for an open descriptor instead of the port, for tests.
     """
@@ -52,14 +53,14 @@ def main(arguments: list[str]) -> int:
         from bough.guest.agent import serve
 
         control = int(arguments[1])
-        os.set_inheritable(control, False)  # commands must not hold it open
+        os.set_inheritable(control, False)  # commands must not hold the port open
         return serve(arguments[2:], _socket.socket(fileno=control))
     place = arguments[3] if arguments[2:3] == ["--place"] else PLACE
     return _Front(place, arguments[:2]).run()
 
 
 class _Front:
-    """The process that systemd knows. It ends on a signal, or when its keeper has ended."""
+    """The process known to systemd. The front ends on a signal, or when the keeper has ended."""
 
     def __init__(self, place: str, port: list[str]) -> None:
         self._place = place
@@ -73,7 +74,7 @@ class _Front:
         self._keeper.send(_START)
 
     def run(self) -> int:
-        """Run the front. Return the exit status: 0 if it ended on a signal."""
+        """Run the front. Return the exit status: 0 after a signal."""
         while True:
             ready, _, _ = select.select([self._keeper.fileno(), self._wakeup], [], [])
             if self._wakeup in ready:
@@ -125,7 +126,7 @@ class _Front:
 
 
 class _Kept:
-    """A kept command: the record from its agent, and copies of its streams."""
+    """A kept command: the record from the agent, and copies of the streams."""
 
     def __init__(self, record: bytes, streams: dict[str, int]) -> None:
         self.record = record
@@ -182,7 +183,7 @@ class Keeper:
             self._check_deadlines()
 
     def _wait(self) -> set[int]:
-        """Return the descriptors that are ready; none at a deadline."""
+        """Return the ready descriptors; an empty list at a deadline."""
         poll = select.poll()
         for source in (self._listener, self._front, self._agent):
             if source is not None:
@@ -226,7 +227,7 @@ class Keeper:
             self._front = None
 
     def _agent_has_left(self) -> None:
-        """Tell the front, which ends. Without a command, the keeper has nothing left to do."""
+        """Tell the front to end. Without a command, the keeper has nothing left to do."""
         if not self._kept:
             os._exit(0)
         self._alone_until = time.monotonic() + _ALONE_S
@@ -283,9 +284,7 @@ class Keeper:
         send(agent, encode({"begin": True}), [])
 
     def _drain_agent(self) -> None:
-        """Read the last messages of an agent that has ended, without waiting: a child may hold the socket
-        open.
-        """
+        """Read the last messages of an ended agent, without waiting: a child may hold the socket open."""
         if self._agent is not None:
             self._agent.setblocking(False)
         while self._agent is not None:
@@ -392,7 +391,7 @@ def _accept(listener: Socket) -> Socket:
 
 
 def _become_subreaper() -> None:
-    """Become the parent of commands whose agent died (prctl(2)), to get their exit status."""
+    """Become the parent of commands whose agent died (prctl(2)), to get each exit status."""
     try:
         import _ctypes  # all of ctypes costs an emulated guest 50 ms
 
@@ -406,8 +405,8 @@ def _become_subreaper() -> None:
 
 
 def _end_commands_at_shutdown() -> None:
-    """End commands when the guest shuts down: they survive a restart of the unit, but would
-    delay a shutdown.
+    """End commands when the guest shuts down: commands survive a restart of the unit, but would delay a
+    shutdown.
     """
     others = _others()
     if not others or not _is_shutting_down():

@@ -1,7 +1,7 @@
 """Messages from an agent to its keeper, and the next agent's adoption of kept commands.
 
-Shared memory of all agents counts the bytes that each stream of a kept command has passed on. The next agent
-compares the counts with what the host has sent and received, so that every gap in a stream is noticed.
+Shared memory of all agents counts the bytes passed on by each stream of a kept command. The next agent
+compares the counts with the bytes sent and received by the host, so every gap in a stream is noticed.
 """
 
 # contextlib costs an emulated guest 20 ms to load.
@@ -52,7 +52,7 @@ class Keeping:
         agent.watch(self._control.fileno(), 1, lambda _: self._keeper_said(agent))
 
     def _take(self, agent: Agent) -> bool:
-        """Handle one message of those before `begin`. Return whether the message was `begin`."""
+        """Handle a message up to `begin`. Return whether the message was `begin`."""
         said, fds = agent_messages.receive(self._control)
         values = wire.decode_map(said)
         if "tally" in values:
@@ -104,7 +104,7 @@ class Keeping:
     # -- commands of this agent -----------------------------------------------------------------------
 
     def expect(self) -> None:
-        """Keep a newly started command if it runs for long."""
+        """Keep a newly started command if the command runs for long."""
         if not self._due and self._agent is not None:
             self._due = True
             self._agent.call_later(KEEP_AFTER_S, self.keep_all)
@@ -128,7 +128,7 @@ class Keeping:
         self._tell(values, list(streams.values()))
 
     def close(self, command: Command, stream: str) -> None:
-        """Tell the keeper to close its copy of a stream that the agent has closed."""
+        """Tell the keeper to close the copy of a stream after the agent has closed the stream."""
         self._tell({"pid": command.pid, "close": stream})
 
     def forget(self, command: Command) -> None:
@@ -141,4 +141,4 @@ class Keeping:
         try:
             agent_messages.send(self._control, wire.encode(values), fds or [])
         except OSError:
-            pass  # the keeper has ended, as its socket will report
+            pass  # the keeper has ended; the socket will report the end

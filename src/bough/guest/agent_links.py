@@ -1,6 +1,6 @@
 """Set addresses and names of network cards on networks between machines, through systemd-networkd.
 
-A guest without networkd asks the network's switch by DHCP, which gives the same addresses.
+A guest without networkd gets the same addresses by DHCP from the network's switch.
 """
 
 # pathlib costs an emulated guest 20 ms to load.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _DIRECTORY = "/run/systemd/network"
 #: Exists while networkd runs.
 _RUNS = "/run/systemd/netif"
-#: networkd returns from a reload before it has set the addresses.
+#: networkd returns from a reload before the addresses are set.
 _APPLIES_S = 3.0
 _LOOK_AGAIN_S = 0.02
 
@@ -59,7 +59,7 @@ def _set(link: dict[str, object]) -> bool:
 
 
 def _await_addresses(links: list[dict[str, object]]) -> None:
-    """Wait until a fork has lost its parent's addresses: the switch drops frames that carry these."""
+    """Wait until a fork has lost its parent's addresses: the switch drops frames with old addresses."""
     deadline = time.monotonic() + _APPLIES_S
     for link in links:
         for address in list_of_text(link.get("addresses")):
@@ -82,10 +82,10 @@ def _is_set(address: str) -> bool:
 
 
 def _render(link: dict[str, object]) -> str:
-    # With duplicate address detection, which shows the switch that the guest has the IPv6 address.
+    # With duplicate address detection: the probe shows the guest's IPv6 address to the switch.
     addresses = "".join(f"Address={address}\n" for address in list_of_text(link.get("addresses")))
     return (
-        # Kind: not a bridge or VLAN above the card, which has the card's MAC address.
+        # Kind: not a bridge or VLAN above the card, with the card's MAC address.
         f"[Match]\nMACAddress={link['mac']}\nKind=!*\n"
         f"[Link]\nMTUBytes={link['mtu']}\nRequiredForOnline=no\n"
         f"[Network]\n{addresses}DNS={link['resolver']}\n"

@@ -11,8 +11,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bough.guest.agent_session import Agent
 
-# The kernel reports no event for a new listener. Poll often at first, then as rarely as a program that waits
-# for a port.
+# The kernel reports no event for a new listener. Poll often at first, then as rarely as programs poll that
+# wait for a port.
 _FIRST_LOOK_S = 0.1
 _LAST_LOOK_S = 1.0
 _MAX_PORTS = 256
@@ -32,7 +32,7 @@ class Listeners(Session):
         self._told: list[int] | None = None
         self._interval_s = _FIRST_LOOK_S
         agent.send_values(wire.OPENED, session_id, {})
-        # The agent knows the session only after this has returned.
+        # The agent knows the session only after this method has returned.
         agent.call_later(0, self._look)
 
     def handle(self, kind: int, stream: int, payload: memoryview) -> None:

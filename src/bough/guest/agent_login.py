@@ -1,4 +1,4 @@
-"""The user of an agent's command, and the environment that a login would give the user."""
+"""The user of an agent's command, and the environment of the user's login."""
 
 # pathlib and contextlib cost an emulated guest 20 ms each to load.
 # ruff: noqa: PTH116, PTH123
@@ -59,8 +59,7 @@ class Identity:
             os.setresuid(self.uid, self.uid, self.uid)
 
     def lend(self) -> None:
-        """Give a child that resets its ids (posix_spawn can) this identity at its exec; the agent keeps its
-        own.
+        """Lend the identity to a child that resets ids at exec (as posix_spawn can). The agent keeps its own.
 
         The real ids are then the user's; the effective and saved ids stay the agent's.
         """
@@ -118,7 +117,7 @@ def _entry_of(uid: int) -> struct_passwd | None:
 
 
 def login_environment(identity: Identity) -> dict[str, str]:
-    """Return the variables that a login sets, with /etc/environment and the locale."""
+    """Return the variables of a login, with /etc/environment and the locale."""
     entry = identity.entry
     environment = {"PATH": _USER_PATH if identity.uid else _ROOT_PATH}
     for path in ("/etc/default/locale", "/etc/environment"):
@@ -138,8 +137,8 @@ def login_environment(identity: Identity) -> dict[str, str]:
 
 
 def _expand(value: str, environment: dict[str, str]) -> str:
-    """Replace names of variables by their values. With a literal `PATH=/opt/bin:$PATH` no command would be
-    found.
+    """Replace names of variables by values. With a literal `PATH=/opt/bin:$PATH` no command
+    would be found.
     """
     expanded, *parts = value.split("$")
     for part in parts:
@@ -167,7 +166,7 @@ def _owner(path: str) -> int:
 
 
 def _read_settings(path: str) -> dict[str, str]:
-    """Return KEY=value lines as pam_env parses them. The result is cached until the file changes."""
+    """Return KEY=value lines, parsed as pam_env does. The result is cached until the file changes."""
     try:
         changed = os.stat(path).st_mtime_ns
     except OSError:

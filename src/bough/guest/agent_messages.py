@@ -22,7 +22,7 @@ def send(sock: Socket, data: bytes, fds: list[int]) -> None:
 
 
 def receive(sock: Socket) -> tuple[bytes, list[int]]:
-    """Receive a message and its descriptors; nothing at the end."""
+    """Receive a message and the descriptors with it; empty at the end."""
     space = _socket.CMSG_SPACE(4 * _MAX_FDS)
     data, more, _, _ = sock.recvmsg(MESSAGE_BYTES, space, _socket.MSG_CMSG_CLOEXEC)
     fds = []

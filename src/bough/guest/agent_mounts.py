@@ -1,8 +1,8 @@
 """Operation set_mounts: mount exactly the given directories of the host, by sshfs.
 
-The host calls it at each boot, after each fork, and when the list changes. An existing mount is only checked
-for an answer; a mount whose sshfs has died is made again. A mount's name in the kernel's list ("bough:" and
-its tag) identifies all its settings: another tag is another mount.
+The host calls set_mounts at each boot, after each fork, and when the list changes. An existing mount is only
+checked for an answer; a mount with a dead sshfs is made again. A mount's name in the kernel's list ("bough:"
+and the tag) identifies all settings: another tag is another mount.
 """
 
 # pathlib costs an emulated guest 20 ms to load.
@@ -40,7 +40,7 @@ def set_mounts(arguments: Arguments, tell: Tell) -> dict[str, object]:
 
     {"mounts": [{"tag", "target", "writable", "owner", "host_uid", "host_gid", "cache_s"}], "lazy"}.
 
-    -> {"errors": {target: why it is not mounted}, "busy": targets that a process uses and that stay}.
+    -> {"errors": {target: reason}, "busy": targets in use by a process, still mounted}.
     """
     asked = arguments.get("mounts")
     wanted = [mount for mount in asked if isinstance(mount, dict)] if isinstance(asked, list) else []
@@ -64,7 +64,7 @@ def set_mounts(arguments: Arguments, tell: Tell) -> dict[str, object]:
 
 
 def _mounted() -> list[tuple[str, str]]:
-    """Return tag and target of our mounts, in the order in which they were made."""
+    """Return tag and target of our mounts, the oldest first."""
     with open("/proc/self/mountinfo", "rb", buffering=0) as file:
         lines = file.read(1 << 20).decode("utf-8", "surrogateescape").splitlines()
     found = []
@@ -88,11 +88,11 @@ def _establish(mount: Mount) -> None:
 
 
 def _answers(target: str) -> bool:
-    """Return whether the mount works, from here to the host and back; False if its sshfs has ended."""
+    """Return whether the mount works, to the host and back; False if the sshfs has ended."""
     end = time.monotonic() + _PATIENCE_S
     while True:
         try:
-            os.statvfs(target)  # a name that sshfs has not cached
+            os.statvfs(target)  # a name outside of sshfs's cache
             return True
         except OSError as error:
             if error.errno == _ENOTCONN:
@@ -141,7 +141,7 @@ def _python() -> str:
 
 
 def _identity_options(mount: Mount) -> list[str]:
-    """Map files of the user who shares them to `owner` in the guest, and back."""
+    """Map files of the sharing user to `owner` in the guest, and back."""
     import grp
 
     from bough.guest.agent_login import Identity
@@ -174,8 +174,8 @@ def _user_name(uid: int) -> str:
 
 
 def _link_options(program: str) -> list[str]:
-    """Let links lead out of the mount, which newer versions of sshfs prevent. The guest trusts the host's
-    links.
+    """Let links lead out of the mount. Newer versions of sshfs prevent such links. The guest trusts the
+    host's links.
     """
     return ["no_contain_symlinks"] if "no_contain_symlinks" in run([program, "-h"])[1] else []
 
@@ -183,7 +183,7 @@ def _link_options(program: str) -> list[str]:
 def _cache_options(cache_s: object) -> list[str]:
     """Return options for how long the guest may cache facts about a file, in total at most `cache_s`.
 
-    sshfs counts whole seconds, and 0 means "within this second of the clock". It caches content while a
+    sshfs counts whole seconds, and 0 means "within this second of the clock". sshfs caches content while a
     file's size and time stay the same. The time has a resolution of one second, so content is not cached for
     short values of `cache_s`.
     """

@@ -1,7 +1,7 @@
-"""Rename a fork's network cards in configurations that name the parent's hardware addresses.
+"""Replace the parent's hardware addresses in a fork's configuration files.
 
-cloud-init, netplan, networkd, NetworkManager and udev may identify a card by its address. The fork would
-otherwise have no network, at once or after its next boot.
+cloud-init, netplan, networkd, NetworkManager and udev may identify a card by the address. The fork would
+otherwise have no network, at once or after the next boot.
 """
 
 # pathlib costs an emulated guest 20 ms to load.
@@ -29,8 +29,8 @@ _MOST_BYTES = 64 * 1024
 
 
 def follow(changes: list[tuple[str, str]]) -> list[str]:
-    """Replace old by new addresses in all configurations. Return the changed files; programs that use them
-    are notified.
+    """Replace old by new addresses in all configurations. Return the changed files. Programs with changed
+    configurations are notified.
     """
     changed = [path for path in _files() if _replace(path, changes)]
     if any("/systemd/network/" in path for path in changed):
@@ -62,5 +62,5 @@ def _replace(path: str, changes: list[tuple[str, str]]) -> bool:
             return False
         write_file(path, changed, mode=info.st_mode & 0o7777, owner=(info.st_uid, info.st_gid))
     except OSError:
-        return False  # a read-only disk, which has the same content at the next boot
+        return False  # a read-only disk, with the same content at the next boot
     return True

@@ -12,9 +12,9 @@ _NETLINK_KOBJECT_UEVENT = 15
 
 
 def open_port(name: str) -> int:
-    """Open the virtio-serial port `name`; sleep until it exists.
+    """Open the virtio-serial port `name`; sleep until the port exists.
 
-    Looks in sysfs, since devtmpfs has the device long before udev makes its link.
+    Looks in sysfs, since devtmpfs has the device long before udev makes the link.
     """
     import _socket
 
@@ -72,10 +72,10 @@ def _load_driver() -> None:
             pid = os.posix_spawn("/sbin/modprobe", ["modprobe", "-q", "virtio_console"], os.environ)
             os.waitpid(pid, 0)
         except (OSError, AttributeError):
-            pass  # then udev loads it
+            pass  # then udev loads the module
 
 
 def prepare_process() -> None:
-    """Do what the unit cannot express for every version of systemd."""
+    """Apply settings that the unit cannot express for every version of systemd."""
     os.chdir("/")
     os.umask(0o022)

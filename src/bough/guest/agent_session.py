@@ -1,4 +1,4 @@
-"""Sessions of the agent, and their streams with credit.
+"""Sessions of the agent, and streams with credit.
 
 agent_command.py, agent_connection.py, agent_listeners.py and agent_door.py have the kinds of sessions.
 """
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
         def send_from(self, fd: int, limit: int, session: int, stream: int) -> int: ...
 
 
-# Bytes of a command's input that the host may send before the command reads them.
+# Bytes of a command's input that the host may send ahead of the command's reads.
 INPUT_WINDOW = 512 * 1024
 MAX_WINDOW = 64 * 1024 * 1024
-# Number of frames after which a stream lets the other streams continue.
+# Number of frames of a stream before the turn of the other streams.
 _BURST = 8
 
 EPOLLIN = select.EPOLLIN
@@ -55,23 +55,23 @@ class Session:
         raise NotImplementedError
 
     def abandon(self) -> None:
-        """Stop everything. No frame of this session may be sent any more."""
+        """Stop everything. No frame of the session may be sent any more."""
         raise NotImplementedError
 
     def output_ended(self, outlet: Outlet) -> None:
         raise NotImplementedError
 
     def input_ended(self) -> None:
-        """Handle the end of the input: the host closed it, or no process reads it."""
+        """Handle the end of the input: closed by the host, or without a reader."""
 
     def was_read(self) -> None:
-        """Handle bytes that were read from an output."""
+        """Handle bytes read from an output."""
 
     def closed(self, stream: int) -> None:
-        """Handle the closing of that stream's descriptor."""
+        """Handle the closing of the stream's descriptor."""
 
     def describe(self, state: dict[str, object]) -> dict[str, object]:
-        """Return facts for a host that resumes the session. `state` is that host's view of it."""
+        """Return facts for a host that resumes the session. `state` is the host's view of the session."""
         raise NotImplementedError
 
     def resume(self, state: dict[str, object]) -> None:
@@ -88,7 +88,7 @@ class Outlet:
     """A descriptor whose bytes go to the host, as far as the credit allows.
 
     Attributes:
-        last_bytes: bytes that still come before the stream counts as ended; None: not known yet.
+        last_bytes: number of bytes until the stream counts as ended; None: not known yet.
         passed: number of bytes read.
         mark: place of `passed` in memory for the next agent.
     """
@@ -122,7 +122,7 @@ class Outlet:
         self.resume()
 
     def drain_until_empty(self) -> None:
-        """End the stream after the bytes that are in the descriptor now."""
+        """End the stream after the bytes now in the descriptor."""
         if self.fd >= 0:
             self.last_bytes = agent_spawn.bytes_to_read(self.fd)
             if self.last_bytes == 0:
@@ -148,7 +148,7 @@ class Outlet:
             except BlockingIOError:
                 count = -1
             except OSError:
-                count = 0  # a terminal that no process has open any more, or a reset connection
+                count = 0  # a terminal closed by all processes, or a reset connection
             self.passed += max(count, 0)
             if self.mark is not None:
                 self.mark.set(self.passed)
@@ -179,7 +179,7 @@ class Outlet:
 
 
 class Inlet:
-    """A descriptor that gets bytes from the host. Written bytes return credit to the host.
+    """A descriptor for bytes from the host. Written bytes return credit to the host.
 
     Attributes:
         passed: number of bytes written.
@@ -205,7 +205,7 @@ class Inlet:
         self._ending = False
 
     def start_over(self) -> None:
-        """Drop unwritten bytes: the host sends them again."""
+        """Drop unwritten bytes: the host sends these bytes again."""
         if self._queue:
             self.session.agent.unwatch(self.fd)
         self._queue.clear()
@@ -214,7 +214,7 @@ class Inlet:
 
     @property
     def waiting(self) -> int:
-        """Return the bytes that are not written yet."""
+        """Return the bytes not written yet."""
         return sum(len(payload) for payload, _ in self._queue)
 
     def data(self, payload: memoryview) -> None:
@@ -291,6 +291,6 @@ class Inlet:
 
 
 def first_credit(request: dict[str, object]) -> int:
-    """Return the bytes that the agent may send on each stream of a new session."""
+    """Return the bytes allowed to the agent on each stream of a new session."""
     window = request.get("window")
     return min(window, MAX_WINDOW) if isinstance(window, int) else 64 * 1024

@@ -1,4 +1,4 @@
-"""Send signals to processes that the agent started."""
+"""Send signals to processes started by the agent."""
 
 # pathlib and contextlib cost an emulated guest 20 ms each to load.
 # ruff: noqa: PTH123, PTH208, SIM105
@@ -19,7 +19,7 @@ def signal_name(number: int) -> str:
 
 
 def signal_number(name: str) -> int:
-    """Return the number of "TERM", "SIGTERM" or "15". Raises OSError if there is no such signal."""
+    """Return the number of "TERM", "SIGTERM" or "15". Raises OSError for other names."""
     number = int(name) if name.isdigit() else getattr(_signal, "SIG" + name.upper().replace("SIG", "", 1), 0)
     if not isinstance(number, int) or not 0 < number <= _MAX_SIGNAL:
         raise OSError(22, f"the guest has no signal {name[:20]!r}")
@@ -27,7 +27,7 @@ def signal_number(name: str) -> int:
 
 
 def signal_group(pid: int, name: str) -> None:
-    """Signal the command's process group and, on a terminal, its foreground process group."""
+    """Signal the command's process group and, on a terminal, the foreground process group."""
     try:
         os.killpg(pid, signal_number(name))
     except ProcessLookupError:
@@ -35,9 +35,9 @@ def signal_group(pid: int, name: str) -> None:
 
 
 def signal_session(session: int, names: tuple[str, ...]) -> bool:
-    """Send signals to every process of a session. Return whether there was one.
+    """Send signals to every process of a session. Return whether a process was found.
 
-    A shell with job control gives each job its own group, so signals to groups do not suffice.
+    A shell with job control gives each job a separate group, so signals to groups do not suffice.
     """
     found = False
     for name in os.listdir("/proc"):

@@ -25,7 +25,7 @@ _ENOENT = 2
 _ENOEXEC = 8
 _ADDR_NO_RANDOMIZE = 0x0040000
 _SHELL = b"/bin/sh"
-# A command must ignore no signal of this list. Python ignores the first two, the agent's parent perhaps
+# A command must ignore none of these signals. Python ignores the first two, the agent's parent perhaps
 # others.
 _PERHAPS_IGNORED = (
     _signal.SIGPIPE,
@@ -60,8 +60,7 @@ class Process:
 def start(request: dict[str, object], *, apart: bool = False) -> Process:
     """Start the command of an EXEC frame. Raises OSError, with the command as file name, on failure.
 
-    With `apart`, only a child touches the files of the request: on a file system that this process serves,
-    this
+    With `apart`, only a child touches the files of the request: on a file system served by this process, the
     process would wait for itself. `apart` is slower, and `Process.failure` reports errors.
     """
     keep_addresses(request.get("same_addresses") is True)
@@ -163,7 +162,7 @@ def _start_on_terminal(request: dict[str, object], command: _Command | _Apart) -
 
 
 class _Command:
-    """A command with its user and directory."""
+    """A command with user and directory."""
 
     failure = -1
 
@@ -213,7 +212,7 @@ class _Command:
             os.fchmod(slave, 0o620)
 
     def launch(self, stdio: list[int], terminal: str | None) -> int:
-        """Start the command as the leader of its own session. Return its pid."""
+        """Start the command as the leader of a new session. Return the pid."""
         _oom_score.set(b"0")
         try:
             if hasattr(os, "posix_spawn"):
@@ -226,11 +225,11 @@ class _Command:
         if terminal is None:
             actions: list[Any] = [(os.POSIX_SPAWN_DUP2, fd, at) for at, fd in enumerate(stdio)]
         else:
-            # The first terminal that a session leader opens becomes its controlling one.
+            # The first terminal opened by a session leader becomes the controlling terminal.
             actions = [(os.POSIX_SPAWN_OPEN, 0, terminal, os.O_RDWR, 0)]
             actions += [(os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)]
-        # posix_spawn cannot set a working directory, so this process changes its own briefly: it has only one
-        # thread.
+        # posix_spawn cannot set a working directory, so the agent changes its own briefly: the agent has a
+        # single thread.
         try:
             self.identity.lend()
             self.identity.enter(self.directory)

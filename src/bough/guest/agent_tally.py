@@ -1,4 +1,4 @@
-"""The tally: memory that all agents of a guest share, with a count for each stream of a kept command."""
+"""The tally: shared memory of all agents of a guest, with a count for each stream of a kept command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mmap import mmap
 
-#: Commands that the tally has room for.
+#: Number of commands that the tally has room for.
 SLOTS = 256
 SLOT_BYTES = 32
 _NUMBER = Struct("<Q")
@@ -26,9 +26,7 @@ def create_tally() -> int:
 
 
 class Mark:
-    """Number of bytes that a stream has passed on. The number in memory is odd while a change is
-    under way.
-    """
+    """Number of bytes passed on by a stream. The number in memory is odd while a change is under way."""
 
     def __init__(self, memory: mmap, at: int) -> None:
         self._memory = memory

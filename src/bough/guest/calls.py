@@ -16,7 +16,7 @@ _MAX_PROGRESS = 10_000
 
 
 class Call:
-    """One call: its answer, which comes in parts, and its progress meanwhile.
+    """A call: the answer, in parts, and the progress meanwhile.
 
     Attributes:
         abandoned: the caller does not wait any more.
@@ -30,7 +30,7 @@ class Call:
         self._progress_count = 0
 
     def part(self, payload: memoryview, *, more: bool) -> bool:
-        """Add a part of the result. Return whether it was the last one."""
+        """Add a part of the result. Return whether the part was the last."""
         if len(self._parts) + len(payload) > MAX_RESULT or (more and not payload):
             raise ProtocolError("a result that is too long")
         self._parts += payload

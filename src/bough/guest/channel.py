@@ -34,17 +34,18 @@ MAX_SESSIONS = 256
 MAX_ARGUMENTS = 16 * 1024 * 1024
 _MAX_PINGS = 1000
 _MAX_INPUT_WINDOW = 4 * 1024 * 1024
-# Senders of data wait while more than this is queued ...
+# Senders of data wait while more bytes are queued ...
 _HIGH_WATER = 256 * 1024
-# ... and the queue for a guest that reads nothing is limited to this for everything else.
+# ... and the queue for a guest that reads nothing has this limit for all other frames.
 _MAX_QUEUED = 4 * 1024 * 1024
 _BUFFERS_PER_WRITE = 96
-# Number of frames of one guest before the turn of the other guests.
+# Number of frames of a guest before the turn of the other guests.
 _FRAMES_PER_TURN = 64
 _MAX_CALLS = 256
 _READY = wire.SYNC + wire.pack(wire.READY, 0)
 _FIRST_RETRY_S = 0.1
-#: Retry interval for an agent that ran before its guest was snapshotted. A second hello would only delay it.
+#: Retry interval for an agent that ran before its guest was snapshotted. A second hello would only delay the
+#: agent.
 _AWAKE_RETRY_S = 3.0
 _LAST_RETRY_S = 1.0
 
@@ -59,8 +60,8 @@ class AgentChannel:
         on_restart: called when another agent replaces a greeted agent. The caller then greets the new agent.
         same_addresses: load commands at the same addresses each time: less secure against attackers, but much
             faster if an older QEMU emulates the processor.
-        patience: makes the watch of a call from its `timeout_s`; by default the clock alone. A caller with a
-            measure of the guest's progress sets another watch.
+        patience: makes the watch of a call from the call's `timeout_s`; by default the clock alone. A caller
+            with a measure of the guest's progress sets a different watch.
         heard: number of bytes from the guest.
     """
 
@@ -331,7 +332,7 @@ class AgentChannel:
         self._queue(self._bulk, wire.pack(kind, self._nonce, session, payload, stream))
 
     async def close(self) -> None:
-        """Close the channel and end all its sessions. The guest ends the sessions, too, when it notices."""
+        """Close the channel and end all sessions. The guest ends the sessions, too, when it notices."""
         self._lose(
             AgentUnavailable(f"the channel to machine {self.machine!r} was closed", machine=self.machine)
         )
@@ -339,7 +340,7 @@ class AgentChannel:
     # Outwards
 
     def send(self, kind: int, session: int, payload: bytes = b"", stream: int = 0) -> None:
-        """Queue a small frame ahead of all data. Does nothing on a channel that is not established."""
+        """Queue a small frame ahead of all data. Without an established channel, do nothing."""
         if not self._established:
             return
         # ABORT and CREDIT are few: one ABORT for each session, and CREDIT only for data from the guest.
@@ -426,7 +427,7 @@ class AgentChannel:
     # The handshake
 
     def _ride_along(self, operation: str, arguments: Mapping[str, Any]) -> bytes:
-        """Return the frames of a call that is sent before the channel is established."""
+        """Return the frames of a call sent before the channel is established."""
         payload = wire.encode({"operation": operation, "arguments": dict(arguments)})
         call_id = self._new_id()
         self._first = self._calls[call_id] = Call(self._loop, ignore_progress)
@@ -435,8 +436,8 @@ class AgentChannel:
     async def _greet(self, welcome: asyncio.Future[AgentFacts], call: bytes | None) -> AgentFacts:
         """Send hellos until an answer comes.
 
-        QEMU holds a hello while the guest has not opened its port, and delivers the hello when the agent
-        starts.
+        QEMU holds a hello while the guest has not opened its port, and delivers the hello at the agent's
+        start.
         Further hellos would only be more to read. A delivered hello without an answer may have become part of
         an
         earlier unfinished frame. Padding ends such a frame.
@@ -675,7 +676,7 @@ class AgentChannel:
         self._established = False
         self._urgent.clear()
         self._bulk.clear()
-        # Send the rest of a partly sent frame, so that the guest stays in step.
+        # Send the rest of a partly sent frame, so the guest stays in step.
         self._queued_bytes = 0 if self._cut is None else len(self._cut)
         sessions, self._sessions = self._sessions, {}
         calls, self._calls = self._calls, {}

@@ -48,7 +48,7 @@ def check_command(request: ExecRequest, machine: str) -> None:
 
 
 def encode_command(values: dict[str, Any], *, joined: bool) -> bytes:
-    """Return the payload of EXEC. With `joined`, a command of many words has them as one value."""
+    """Return the payload of EXEC. With `joined`, a command of many words has all words in one value."""
     if not joined or len(values["argv"]) + 2 * len(values["env"]) <= _MOST_LISTED:
         return wire.encode(values)
     values |= {"words": _join(values["argv"]), "env": _join(f"{k}={v}" for k, v in values["env"].items())}

@@ -9,7 +9,7 @@ MAX_TEXT = 4000
 
 
 def clean_text(value: object, limit: int = MAX_TEXT) -> str:
-    """Remove everything from a guest's text that a terminal would interpret. Cut it to `limit` characters."""
+    """Remove all control characters of terminals from a guest's text. Cut the text to `limit` characters."""
     text = value if isinstance(value, str) else ""
     return "".join(
         char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text[:limit]

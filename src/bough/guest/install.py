@@ -1,6 +1,6 @@
-"""Files that an image needs for the agent.
+"""The agent's files in an image.
 
-Put the files at their paths, owned by root; `ENABLED_AS` is a symbolic link to `UNIT_PATH`. Compile the
+Put the files at the given paths, owned by root; `ENABLED_AS` is a symbolic link to `UNIT_PATH`. Compile the
 modules with the guest's own Python (`compile_command`), or the first start compiles them.
 """
 
@@ -35,7 +35,7 @@ class GuestFile:
 
 
 def agent_files() -> list[GuestFile]:
-    """Return the agent's modules and its systemd unit."""
+    """Return the agent's modules and systemd unit."""
     package = f"{LIBRARY}/bough"
     modules = sorted(path for path in _HERE.glob("agent*.py"))
     files = [GuestFile(f"{package}/__init__.py", b""), GuestFile(f"{package}/guest/__init__.py", b"")]

@@ -35,7 +35,7 @@ _POLL_S = (0.01, 0.02, 0.05, 0.1, 0.2)
 
 
 class QgaChannel:
-    """The supported part of AgentChannel. One request at a time; others wait.
+    """The supported part of AgentChannel. Requests run one at a time; others wait.
 
     Attributes:
         lost: set when the socket ended or was closed.
@@ -49,7 +49,7 @@ class QgaChannel:
         self._reader = reader
         self._writer = writer
         self._turn = asyncio.Lock()
-        #: An answer without a waiting caller may be on its way. The next request must not get this answer.
+        #: An answer without a waiting caller may be on its way. The next request must not get the old answer.
         self._is_owed = False
         self._commands: frozenset[str] = frozenset()
 

@@ -1,5 +1,5 @@
-"""Input that was sent to a command, kept until the guest has passed it on: another agent may
-need it again.
+"""Input sent to a command, kept until the guest has passed the input on: another agent may need the bytes
+again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from bough.guest import wire
 
 
 class SentInput:
-    """Sent input, bounded by the guest's credit. Credited input is passed on, and is dropped here."""
+    """Sent input, bounded by the guest's credit. Credited input was passed on, and is dropped."""
 
     def __init__(self) -> None:
         self._parts: deque[bytes] = deque()
@@ -30,10 +30,10 @@ class SentInput:
             self._before += len(part)
 
     def take_from(self, written: int) -> list[bytes]:
-        """Return the input to send again to an agent that has passed on `written` bytes.
+        """Return the input to send again to an agent, after `written` bytes that were passed on.
 
         Raises:
-            ProtocolError: `written` contradicts what was sent and credited.
+            ProtocolError: `written` contradicts the bytes sent and credited.
         """
         skip = written - self._before
         rest: list[bytes] = []

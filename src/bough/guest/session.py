@@ -1,7 +1,7 @@
 """The host's view of open sessions in a guest: commands and TCP connections.
 
-Both are streams with credit: the guest may send only a limited part of a stream until the host has read it.
-So the memory of one session is bounded, whatever its guest does.
+Both are streams with credit: the guest may send only a limited part of a stream until the host has read the
+part. So the memory of a session is bounded against every guest.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class ExitStatus:
 
 
 class Frames(Protocol):
-    """The parts of a channel that a session uses: sending frames, and the guest's abilities."""
+    """The parts of a channel for sessions: sending frames, and the guest's abilities."""
 
     input_window: int
     resumes: bool
@@ -70,9 +70,7 @@ class Frames(Protocol):
 
 
 class Session:
-    """A session of the channel. The channel makes it. The guest's EXIT or ERROR ends it, or the channel's
-    end.
-    """
+    """A session, made by the channel. The guest's EXIT or ERROR ends the session, or the channel's end."""
 
     outputs: tuple[int, ...] = (wire.STDOUT,)
     #: Sent input, if the session can continue with another agent.
@@ -201,7 +199,7 @@ class Session:
             await self._channel.send_data(wire.EOF, self.id, b"", wire.STDIN)
 
     async def abort(self) -> None:
-        """Have the guest end the session, and ignore its remaining frames. Returns at once."""
+        """Have the guest end the session, and ignore the remaining frames. Returns at once."""
         self._chunks.clear()
         self._input_open = False
         if not self._over and not self._aborted:
@@ -212,7 +210,7 @@ class Session:
 
 
 class ExecSession(Session):
-    """A command in a guest. Iterate over it for its output; then `exit` says how it ended."""
+    """A command in a guest. Iterate over the session for the output; then `exit` has the command's end."""
 
     outputs = (wire.STDOUT, wire.STDERR)
 
@@ -300,7 +298,7 @@ class ExecSession(Session):
             yield ("stdout" if chunk[0] == wire.STDOUT else "stderr"), chunk[1]
 
     async def write(self, data: bytes) -> None:
-        """Write to the command's stdin. Waits until the guest reads it. Input that no process reads is
+        """Write to the command's stdin. Waits until the guest reads the input. Input without a reader is
         dropped.
 
         Raises:
@@ -356,7 +354,7 @@ class Tunnel(Session):
 
 
 class PortWatch(Session):
-    """Reports of the guest's listening ports: one at once, then one for each change."""
+    """Reports of the guest's listening ports: the first at once, then a report for each change."""
 
     async def report(self) -> set[int]:
         """Return the next report. Raises AgentUnavailable if the channel broke, ProtocolError for a malformed

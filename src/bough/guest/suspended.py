@@ -1,4 +1,4 @@
-"""Commands of a guest whose agent disconnected: they end, or continue with the next agent."""
+"""Commands of a guest without an agent: each ends, or continues with the next agent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PATIENCE_S = 120.0
 
 
 class SuspendedCommands:
-    """Commands that wait for the next agent, at most PATIENCE_S. Then they end with an error."""
+    """Commands that wait for the next agent, at most PATIENCE_S. Then the commands end with an error."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, machine: str) -> None:
         self._loop = loop
@@ -25,7 +25,7 @@ class SuspendedCommands:
         return session_id in self._sessions
 
     def take(self, sessions: dict[int, Session]) -> None:
-        """Move the sessions that can continue out of `sessions`."""
+        """Move the resumable sessions out of `sessions`."""
         found = {id_: one for id_, one in sessions.items() if isinstance(one, ExecSession) and one.can_resume}
         for id_, session in found.items():
             session.suspend()
@@ -37,12 +37,12 @@ class SuspendedCommands:
             self._deadline = self._loop.call_later(PATIENCE_S, self.end, failure)
 
     def render(self) -> dict[str, object]:
-        """Return their part of a hello."""
+        """Return the commands' part of a hello."""
         going_on = {str(id_): one.render_state() for id_, one in self._sessions.items() if one.can_resume}
         return {"sessions": going_on} if going_on else {}
 
     def match(self, states: object) -> list[tuple[ExecSession, Mapping[str, object]]]:
-        """Return the commands that the agent continues, according to its welcome. The others end.
+        """Return the commands that the agent continues, according to the welcome. The others end.
 
         Raises:
             ProtocolError: the welcome is malformed.

@@ -5,8 +5,8 @@ time (json alone costs 0.1 s there). A frame is
 
     mark u16 | kind u8 | stream u8 | nonce u32 | session u32 | length u32 | payload | nonce u32
 
-little-endian. The final nonce distinguishes a whole frame from one that was cut off by the end of a service
-or by a fork. Structured payloads are CBOR (RFC 8949), definite lengths only.
+little-endian. The final nonce distinguishes a whole frame from a frame that was cut off by the end of a
+service or by a fork. Structured payloads are CBOR (RFC 8949), definite lengths only.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ VERSION = 1
 HEADER = Struct("<HBBIII")
 TRAILER = Struct("<I")
 MARK = 0xB06B
-# A virtio port accepts 32 KiB in one write. A frame of at most that size leaves completely or not at all.
+# A virtio port accepts 32 KiB in one write. A frame up to 32 KiB leaves completely or not at all.
 MAX_FRAME = 32 * 1024
 MAX_PAYLOAD = MAX_FRAME - HEADER.size - TRAILER.size
-# Precedes each frame of a handshake. A reader that lost its step searches for it. Its length is that of a
-# header, and its first bytes are no MARK.
+# Precedes each frame of a handshake. A reader out of step searches for SYNC. SYNC has the length of a header,
+# and does not begin with MARK.
 SYNC = b"\x00\xffbough\xfe\x1a sync\r\n"
 PADDING = bytes(MAX_FRAME)
 
