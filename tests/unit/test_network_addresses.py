@@ -7,7 +7,8 @@ from ipaddress import IPv4Network, IPv6Address
 import pytest
 
 from bough.errors import Conflict, InvalidInput
-from bough.networks.addresses import choose_ipv4, choose_mac, choose_network, ipv6_of, parse_subnet
+from bough.networks.addresses import choose_ipv4, choose_mac, choose_network, ipv6_of
+from bough.spec.subnet import parse_subnet
 
 
 def test_addresses_derive_from_names_alone() -> None:

@@ -57,7 +57,8 @@ def show_error(error: BoughError) -> None:
     if isinstance(problems, list) and len(problems) > 1:
         for problem in problems:
             more = f" ({problem['hint']})" if problem.get("hint") else ""
-            lines.append(f"  {clean(problem['place'])}: {clean(problem['message'])}{more}")
+            line = f"line {problem['line']}: " if problem.get("line") else ""
+            lines.append(f"  {line}{clean(problem['place'])}: {clean(problem['message'])}{more}")
     for key, label in _TAILS.items():
         text = clean(str(error.details.get(key) or "")).strip()
         lines += [f"  {label}: {line}" for line in text.split("\n")[-_TAIL_LINES:] if line.strip()]

@@ -18,7 +18,7 @@ from bough.machines.machine import Machine
 from bough.machines.plan import host_arch
 from bough.machines.record import MachineRecord, now
 from bough.machines.state import LIVE
-from bough.networks.addresses import choose_network, parse_subnet
+from bough.networks.addresses import choose_network
 from bough.networks.record import DEFAULT_MTU, NetworkRecord, new_network_id
 from bough.networks.store import NetworkStore
 from bough.networks.switch.settings import LEAST_MTU, MOST_MTU
@@ -30,6 +30,7 @@ from bough.qemu.jail import machine_uid
 from bough.qemu.probe import find_qemu, probe_jail
 from bough.spec import check_name
 from bough.spec.nic import ISOLATED, UPLINK
+from bough.spec.subnet import parse_subnet
 from bough.tasks import Tasks
 
 log = logging.getLogger("bough.hypervisor")

@@ -17,14 +17,11 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from bough.errors import Conflict, InvalidInput
+from bough.errors import Conflict
+from bough.spec.subnet import check_subnet
 
 _POOL = IPv4Network("10.160.0.0/11")
-_UPLINK = IPv4Network("10.0.2.0/24")
 _SUBNET_BITS = 24
-#: A subnet of a user has room for the switch, a machine, and the two addresses that no host has.
-_MOST_BITS = 30
-_LEAST_BITS = 8
 _MAC_PREFIX = bytes.fromhex("5254")
 _SEPARATOR = "\0"
 
@@ -68,35 +65,6 @@ def choose_network(
         prefix6=IPv6Network((b"\xfd" + _digest("prefix", *key)[:7] + bytes(8), 64)),
         switch_mac=choose_mac(project, network, "", ()),
     )
-
-
-def parse_subnet(text: str) -> IPv4Network:
-    """Raises InvalidInput: the text is no IPv4 network."""
-    try:
-        return IPv4Network(text)
-    except ValueError as error:
-        raise InvalidInput(
-            f"{text[:60]!r} is not a subnet: {error}",
-            hint="write an IPv4 network like 10.1.0.0/24",
-        ) from error
-
-
-def check_subnet(subnet: IPv4Network, others: Iterable[IPv4Network]) -> None:
-    """Raises InvalidInput, Conflict: see `choose_network`."""
-    if not _LEAST_BITS <= subnet.prefixlen <= _MOST_BITS:
-        raise InvalidInput(
-            f"a subnet has a prefix of /{_LEAST_BITS} to /{_MOST_BITS}, not /{subnet.prefixlen}"
-        )
-    if not subnet.is_private or subnet.is_loopback or subnet.is_link_local:
-        raise InvalidInput(
-            f"{subnet} is not a private subnet",
-            hint="use a part of 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16",
-        )
-    if subnet.overlaps(_UPLINK):
-        raise Conflict(f"{subnet} overlaps with {_UPLINK}, the addresses of each machine's uplink")
-    for other in others:
-        if subnet.overlaps(other):
-            raise Conflict(f"{subnet} overlaps with {other}, the subnet of another network")
 
 
 def choose_mac(project: str | None, network: str, machine: str, taken: Collection[str]) -> str:

@@ -12,8 +12,11 @@ MOST_TOML_BYTES = 4 * 1024 * 1024
 _LISTS = ("nics", "disks", "users", "ssh_keys", "files", "commands", "ports", "mounts")
 
 
-def load_toml(source: Path | str) -> dict[str, Any]:
+def load_toml(source: Path | str, where: str = "") -> dict[str, Any]:
     """Return the tables of a file (a Path) or of a text (a str).
+
+    Args:
+        where: name of the text, for messages.
 
     Raises:
         NotFound: no such file.
@@ -21,8 +24,8 @@ def load_toml(source: Path | str) -> dict[str, Any]:
     """
     import tomllib
 
-    where = str(source) if isinstance(source, Path) else "the text"
-    text = _read(source) if isinstance(source, Path) else source
+    where = where or (str(source) if isinstance(source, Path) else "the text")
+    text = read_text(source) if isinstance(source, Path) else source
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -63,7 +66,8 @@ def render_lock(lock: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Return the content of a TOML file. Raises NotFound, InvalidInput: see `load_toml`."""
     try:
         with path.open("rb") as file:
             content = file.read(MOST_TOML_BYTES + 1)

@@ -1,0 +1,95 @@
+"""The settings that a machine has only in a project, and the settings of a network.
+
+Pure, and quick to import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ProjectSetting:
+    """Attributes:
+    text: a sentence for users, without a full stop.
+    example: TOML of the value; for a table, its lines.
+    is_table: the example is the content of a table.
+    """
+
+    text: str
+    example: str
+    is_table: bool = False
+
+
+#: Settings of [machines.NAME], beside the settings of every machine (spec/settings.py).
+MACHINE_SETTINGS: Mapping[str, ProjectSetting] = {
+    "extends": ProjectSetting(
+        "shared parts or machines of this file, whose settings the machine takes over", '["base"]'
+    ),
+    "build": ProjectSetting(
+        "a recipe from which the image is built: a file, or a table of the recipe's settings", '"web.toml"'
+    ),
+    "networks": ProjectSetting(
+        "networks that the machine is on: a list of names, or a table of names with aliases, mac and model; "
+        "default: the network 'default'",
+        '["back"]',
+    ),
+    "depends_on": ProjectSetting(
+        "machines that start first: a list, or a table of names and conditions "
+        "('started', 'healthy', 'completed')",
+        '{ db = "healthy" }',
+    ),
+    "profiles": ProjectSetting(
+        "the machine runs only if one of these profiles is requested: `bough up --profile debug`", '["debug"]'
+    ),
+    "scale": ProjectSetting("number of equal machines: 2 gives web-1 and web-2", "2"),
+    "healthcheck": ProjectSetting(
+        "when the machine counts as healthy: one of test, port, http, unit, file and log",
+        'test = "pg_isready -q"\ninterval = "5s"\ntimeout = "30s"\nretries = 3\nstart_period = "2m"\n'
+        'start_interval = "500ms"',
+        is_table=True,
+    ),
+}
+
+#: Settings of [networks.NAME].
+NETWORK_SETTINGS: Mapping[str, ProjectSetting] = {
+    "subnet": ProjectSetting("an IPv4 network; default: a /24 that derives from the names", '"10.1.0.0/24"'),
+    "mtu": ProjectSetting("bytes of a frame's payload, 576 to 65520; default: 1500", "1500"),
+}
+
+#: Tables and settings at the top of the file.
+TOP_SETTINGS: Mapping[str, ProjectSetting] = {
+    "name": ProjectSetting("name of the project; default: the name of the file's directory", '"shop"'),
+    "machines": ProjectSetting("the machines, one table each", "", is_table=True),
+    "networks": ProjectSetting("the networks between machines, one table each", "", is_table=True),
+    "shared": ProjectSetting("settings that machines share by `extends`, one table each", "", is_table=True),
+}
+
+#: Words of other programs for settings of a machine in a project.
+OTHER_NAMES = {
+    "network": "networks",
+    "net": "networks",
+    "health_check": "healthcheck",
+    "health": "healthcheck",
+    "replicas": "scale",
+    "deploy": "scale",
+    "count": "scale",
+    "depends": "depends_on",
+    "requires": "depends_on",
+    "after": "depends_on",
+    "dockerfile": "build",
+    "recipe": "build",
+    "profile": "profiles",
+    "template": "extends",
+}
+
+#: Settings of other programs that have no setting here -> what to do instead.
+INSTEAD = {
+    "name": "the name of the table is the machine's name: [machines.NAME]",
+    "container_name": "the name of the table is the machine's name: [machines.NAME]",
+    "env_file": "write the values into .env beside the file, and ${NAME} in environment",
+    "volumes": "use disks for data of the machine, mounts for directories of the host",
+    "command": "use commands, which run once at the first boot",
+    "entrypoint": "use commands, which run once at the first boot",
+}
