@@ -1,4 +1,4 @@
-"""The configuration of apt: sources of packages, their keys, and pinned versions."""
+"""The configuration of apt: sources of packages, keys, and pinned versions."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ DEFAULT_MIRRORS = Mirrors()
 
 
 def parse_mirrors(main: str | None, security: str | None) -> Mirrors:
-    """Check the addresses of the mirrors and remove the slashes at their ends.
+    """Check the addresses of the mirrors and remove slashes at the end.
 
     Raises:
         InvalidInput: an address is not usable.
@@ -65,8 +65,7 @@ def render_source(source: Source, *, key_inside: bool) -> str:
     new_sources.awk later removes the stanzas that the guest already has.
 
     Args:
-        key_inside: put the key into the stanza, which needs apt >= 2.3.10. Otherwise the key has its own
-            file.
+        key_inside: put the key into the stanza; needs apt >= 2.3.10. Otherwise the key has its own file.
     """
     kinds = [(suite, type) for suite in source.suites for type in source.types]
     return "\n".join(_render_stanza(source, suite, type, key_inside) for suite, type in kinds)

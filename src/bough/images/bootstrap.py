@@ -1,4 +1,4 @@
-"""Run mmdebstrap and the scripts in debian/, in their own namespaces, and write to one directory.
+"""Run mmdebstrap and the scripts in debian/ in separate namespaces. They write to a single directory.
 
 The build mounts nothing on the host.
 """
@@ -40,7 +40,7 @@ def check_programs() -> None:
     Raises:
         HostLacks: names every missing program.
     """
-    # Some of the programs are in sbin, which is not in an ordinary user's PATH.
+    # Some of the programs are in sbin. An ordinary user's PATH lacks sbin.
     path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
     missing = [name for name in _PROGRAMS if shutil.which(name, path=path) is None]
     if missing:
@@ -52,7 +52,7 @@ def check_programs() -> None:
 
 
 def check_subordinate_ids() -> None:
-    """Check that an ordinary user has subordinate ids. The build uses them as its users.
+    """Check that an ordinary user has subordinate ids. The build uses these ids as users.
 
     Raises:
         HostLacks: the user has no range of ids, or newuidmap is missing.

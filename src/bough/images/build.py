@@ -28,7 +28,7 @@ from bough.storage import no_space_is_told
 from bough.tasks import finish
 from bough.units import GIB, format_size
 
-#: Space for the build's root file system, its copy on the disk, and unpacked packages.
+#: Space for the build's root file system, the copy on the disk, and unpacked packages.
 _NEEDED_BYTES = 5 * GIB // 2
 
 
@@ -59,10 +59,10 @@ async def build(
     """Return the image of `reference`; build the image if it does not exist.
 
     If the same image is built twice at once, the second call waits and returns the first call's image. After
-    an error or a cancelled build, any left-over file is below incoming/, which a sweep clears.
+    an error or a cancelled build, any left-over file is below incoming/ until a sweep.
 
     Raises:
-        NotFound: there is no such recipe.
+        NotFound: the recipe does not exist.
         HostLacks, NoSpace, BuildFailed
     """
     recipe = recipe_for(reference, arch)
@@ -83,7 +83,7 @@ async def build_recipe(
 ) -> ImageManifest:
     """Return the image of a recipe. See `build`.
 
-    An image without a label is found by its recipe until images are pruned.
+    An image without a label is found by the recipe until images are pruned.
 
     Args:
         lock: use exactly these versions of the packages. The result must be the image that the lock names.

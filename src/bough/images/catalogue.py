@@ -1,4 +1,4 @@
-"""The catalogue: images of other publishers, with their addresses, checksums and signatures, as data.
+"""The catalogue: images of other publishers, with addresses, checksums and signatures, as data.
 
 bough contains a catalogue.toml. A command downloads a newer catalogue into BOUGH_HOME. Both are treated as
 foreign data: bounded and validated. A catalogue names no file of the host.
@@ -37,7 +37,7 @@ class _Data(BaseModel):
 
 
 class Key(_Data):
-    """An OpenPGP key: either its address or the key itself.
+    """An OpenPGP key, or the key's address.
 
     Attributes:
         fingerprints: of primary keys. Only these keys count, wherever the key comes from.
@@ -131,7 +131,7 @@ class Catalogue(_Data):
         return self
 
     def find(self, reference: str, arch: str) -> tuple[CatalogueImage, ImageFile]:
-        """Return the image and its file for an architecture.
+        """Return the image and the file for an architecture.
 
         Raises:
             NotFound: the hint has the nearest name, or the architectures of the image.
@@ -152,7 +152,7 @@ class Catalogue(_Data):
         return any(reference in image.names for image in self.images)
 
     def search(self, words: str = "", arch: str | None = None) -> Iterator[CatalogueImage]:
-        """Yield the images that have all `words` in their names or titles."""
+        """Yield the images with all `words` in names or title."""
         for image in self.images:
             text = f"{' '.join(image.names)} {image.title}".lower()
             fits = arch is None or any(file.arch == arch for file in image.files)
@@ -227,7 +227,9 @@ class Catalogues:
         self._path.unlink(missing_ok=True)
 
     def _fetched(self) -> tuple[Catalogue, int | None] | None:
-        """Return the downloaded catalogue, and the serial of bough's own that it was forced over."""
+        """Return the downloaded catalogue, and, if the user forced an older catalogue, the serial of bough's
+        own.
+        """
         # If the downloaded catalogue is damaged, bough's own is used.
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             kept: dict[str, Any] = json.loads(self._path.read_bytes())

@@ -23,10 +23,10 @@ _LIMITED = 'ulimit -c 0; ulimit -v "$1"; shift; exec "$@"'
 
 @dataclass(frozen=True)
 class Confinement:
-    """The jail of one import. Under a root service, the import's programs run as a user of their own.
+    """The jail of one import. Under a root service, the import's programs run as a separate user.
 
     Attributes:
-        uid: that user's id; None unless the service is root.
+        uid: the user's id; None unless the service is root.
     """
 
     jail: Jail

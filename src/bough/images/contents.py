@@ -1,4 +1,4 @@
-"""Detect a disk's firmware and processor architectures from its partition table and boot loaders.
+"""Detect a disk's firmware and processor architectures from the partition table and boot loaders.
 
 bough reads the tables itself, with bounds. mtools lists the files of an EFI system partition, in the jail
 (esp.py).
@@ -109,8 +109,8 @@ async def inspect_contents(disk: Path, confinement: Confinement) -> Contents:
 def _firmware_of(has_boot_code: bool, partitions: list[Partition], has_loader: bool) -> list[str]:
     """Return the firmware types that can boot the disk.
 
-    A system that was installed by UEFI has an EFI system partition. Its first sector may contain code. On a
-    GPT this code needs the partition of a BIOS loader, and does nothing without that partition.
+    A system installed by UEFI has an EFI system partition. The first sector may contain code. On a GPT the
+    code needs the partition of a BIOS loader, and does nothing without the partition.
     """
     has_gpt_esp = any(partition.is_esp and partition.is_gpt for partition in partitions)
     for_bios = not has_gpt_esp or any(partition.boots_by_bios for partition in partitions)

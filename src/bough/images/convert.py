@@ -137,7 +137,7 @@ async def unpack(
     The program can open no file. It has only an open descriptor of `source` and a pipe.
 
     Raises:
-        BadImage: `source` is truncated or altered, or its content is larger than `most_bytes`.
+        BadImage: `source` is truncated or altered, or the content is larger than `most_bytes`.
         NoSpace, HostLacks
     """
     name, *options = COMPRESSIONS[compression]

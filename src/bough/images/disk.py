@@ -1,4 +1,4 @@
-"""The disk of an image: its layout, partition table, two boot loaders and digest.
+"""The disk of an image: layout, partition table, two boot loaders and digest.
 
     LBA 0        protective MBR, with GRUB's boot.img
     LBA 34       BIOS boot partition: GRUB's core.img, to 1 MiB
@@ -58,7 +58,9 @@ _ZEROS = bytes(_CHUNK)
 
 @dataclass(frozen=True)
 class DiskIdentity:
-    """GUIDs of the disks of a recipe. They depend on the recipe only, so a rebuild gives the same bytes."""
+    """GUIDs of the disks of a recipe. The GUIDs depend on the recipe only, so a rebuild gives
+    the same bytes.
+    """
 
     disk: uuid.UUID
     bios_boot: uuid.UUID
@@ -113,17 +115,17 @@ def patch_boot_image(boot: bytes, mbr: bytes) -> bytes:
     sector = bytearray(boot)
     struct.pack_into("<Q", sector, _BOOT_KERNEL_SECTOR, BIOS_BOOT_LBA)
     sector[_BOOT_DRIVE] = 0xFF  # boot from the drive that the BIOS names
-    # Remove a jump that only floppies need: it skips GRUB's workaround for BIOSes that name a wrong drive.
+    # Remove a jump for floppies only: the jump skips GRUB's workaround for BIOSes that name a wrong drive.
     sector[_BOOT_DRIVE_CHECK : _BOOT_DRIVE_CHECK + 2] = b"\x90\x90"
     sector[_MBR_CODE_END:] = mbr[_MBR_CODE_END:SECTOR]
     return bytes(sector)
 
 
 def patch_core_image(core: bytes) -> bytes:
-    """Return core.img with the place of its remaining sectors: one run after its first sector.
+    """Return core.img with the place of the remaining sectors: one run after the first sector.
 
     Raises:
-        ValueError: core.img does not fit into its partition.
+        ValueError: core.img does not fit into the partition.
     """
     room = ESP_OFFSET - BIOS_BOOT_LBA * SECTOR
     if not SECTOR < len(core) <= room:
@@ -202,7 +204,7 @@ def _run(argv: list[str], text: str, epoch_s: int) -> None:
 
 #: Fields of a manifest that the image's digest covers, in addition to the disk.
 _LASTING = ("os", "version", "arch", "firmware", "size_bytes", "root_partition", "agent")
-#: Fields that the digest covers only if they differ from their defaults.
+#: Fields that the digest covers only with other values than the defaults.
 _LASTING_TOO: dict[str, Any] = {"media": "disk", "cloud_init": False, "disks": [], "lived": False}
 
 
@@ -220,7 +222,7 @@ def digest_image(disk: Path, manifest: Mapping[str, Any]) -> str:
 def digest_disk(disk: Path, config: bytes) -> str:
     """Return the sha256 of `config` and of the content of `disk`, as 64 hexadecimal digits.
 
-    Chunks of 1 MiB that are all zeros are skipped; other chunks count with their offsets. So two copies with
+    Chunks of 1 MiB that are all zeros are skipped; other chunks count with the offset. So two copies with
     different holes have the same digest, and holes take no time.
     """
     digest = hashlib.sha256(struct.pack("<Q", len(config)) + config)

@@ -50,7 +50,7 @@ class Version:
 
     @property
     def validator(self) -> str | None:
-        """The value for If-Range, which accepts no weak ETag (RFC 9110, 13.1.5)."""
+        """The value for If-Range: no weak ETag (RFC 9110, 13.1.5)."""
         return self.etag or self.modified
 
     @classmethod
@@ -300,7 +300,9 @@ class _Transfer:
             write_json(self._notes, kept)
 
     def _recall(self) -> None:
-        """Load the notes of an earlier call. If they are missing or damaged, the download starts again."""
+        """Load the notes of an earlier call. If the notes are missing or damaged, the download
+        starts again.
+        """
         try:
             kept: dict[str, Any] = json.loads(self._notes.read_bytes())
             if kept["url"] != self.url:
@@ -327,7 +329,7 @@ def _length(headers: httpx.Headers, have: int) -> int | None:
 
 
 def _shown(url: str) -> str:
-    """Return the address without user, password and query, which may contain secrets."""
+    """Return the address without user, password and query: these may contain secrets."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     port = f":{parts.port}" if parts.port else ""

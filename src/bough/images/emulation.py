@@ -1,8 +1,8 @@
 """Emulation of foreign processors during the build of an image.
 
 bough finds out by running the smallest possible program at the place of the build. A 64-bit PC runs programs
-of a 32-bit PC by itself. The host may have a registered emulator. Otherwise bough registers an emulator in
-the build's own namespaces, which needs no root.
+of a 32-bit PC without an emulator. The host may have a registered emulator. Otherwise bough registers an
+emulator in the build's namespaces, without root.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ async def find_rule(arch: str, work: Path) -> str:
 
 
 async def _runs(work: Path, rule: str) -> str | None:
-    """Run the test program. Return None if it succeeds, otherwise the last line of its output."""
+    """Run the test program. Return None on success, otherwise the last line of the output."""
     process = await start_inside(work, ["chroot", "foreign", "/program"], {}, binfmt=rule)
     try:
         async with asyncio.timeout(_TIMEOUT_S):

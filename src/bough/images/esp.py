@@ -28,7 +28,7 @@ _FILE = re.compile(
     rb"::(/EFI/([A-Za-z0-9._+ -]{1,64})/(?:[A-Za-z0-9._+ -]{1,64}/)?([A-Za-z0-9._+~-]{1,64})\.efi)\s*$",
     re.IGNORECASE | re.MULTILINE,
 )
-#: Loaders of a vendor in order of preference: shim starts the GRUB in its directory.
+#: Loaders of a vendor in order of preference: shim starts the GRUB in the same directory.
 _PREFERRED = ("shim", "grub", "systemd-boot", "bootmgfw")
 #: Programs that other loaders start: fallback, MOK manager, firmware updates.
 _NO_LOADERS = re.compile(r"(fb|mm|fwup|memtest|bootmgr|memtest86)", re.IGNORECASE)
@@ -53,7 +53,7 @@ class EfiLoader(BaseModel):
 class EspFile:
     """A loader on the partition.
 
-    `arch` is None if the name does not contain it. `is_fallback`: every firmware finds the loader.
+    `arch` is None if the name contains no architecture. `is_fallback`: every firmware finds the loader.
     """
 
     path: str
@@ -62,7 +62,7 @@ class EspFile:
 
 
 async def list_loaders(disk: Path, first_sector: int, confinement: Confinement) -> list[EspFile]:
-    """List the loaders of a partition; an empty list if it has no FAT, or mtools is not installed."""
+    """List the loaders of a partition; an empty list without a FAT, or without mtools on the host."""
     try:
         mdir = find_program("mdir")
     except HostLacks:
@@ -112,7 +112,7 @@ def _arch_of(stem: str) -> str | None:
 def choose_loader(files: list[EspFile], arch: str) -> EspFile | None:
     """Return the vendor's loader for a boot entry.
 
-    None: the firmware finds a loader by itself, or the partition has no loader.
+    None: the firmware finds a loader without an entry, or the partition has no loader.
     """
     fitting = [file for file in files if file.arch in (arch, None)]
     if any(file.is_fallback for file in fitting):

@@ -1,7 +1,7 @@
 """Detect the format of a file and check its header, before any other program opens the file.
 
-The header is not trusted. A reference to another file is always refused, because it names a file of this
-host. Such references are a qcow2's backing file or data file, a vmdk's parent or extents, and the parents of
+The header is not trusted. A reference to another file is always refused, because the reference names a file
+of this host. Examples are a qcow2's backing file or data file, a vmdk's parent or extents, and the parents of
 vdi and vhdx. A size above the allowed limit is refused, too. bough reads some kilobytes at most, whatever the
 header says.
 
@@ -229,7 +229,7 @@ def _read_qcow2(stream: BinaryIO, size_bytes: int) -> Header:
 
 
 def _find_data_file(stream: BinaryIO, offset: int) -> bytes | None:
-    """Return the name in the header extension "DATA"; None if there is no such extension."""
+    """Return the name in the header extension "DATA"; None without the extension."""
     area = _read(stream, offset, 4096)
     place = 0
     while place + 8 <= len(area):

@@ -3,7 +3,7 @@
     file or http(s)  ->  sha256  ->  unpacked (gz, xz, zst, bz2)  ->  out of its OVA  ->  header checked
         ->  sparse raw file, by qemu-img in a jail  ->  firmware and architecture  ->  the store
 
-Each step works in one directory below incoming/, which is removed in every case.
+All steps work in one directory below incoming/. The directory is removed in every case.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class ImportRequest:
         source: an absolute path, or an http(s) address.
         checksum: "sha256:..." or "sha512:..." of the source file, or the 64 digits of a sha256 alone.
         disk: the name of a disk in an OVA, or ova.ALL_DISKS.
-        agent: the guest has bough's agent; None: use the note that `bough export` wrote, if there is one.
+        agent: the guest has bough's agent; None: use the note of `bough export`, if any.
     """
 
     source: str
@@ -241,7 +241,7 @@ def _teller(step: str, report: Report) -> Callable[[float], None]:
 
 @dataclass(frozen=True)
 class _Making:
-    """The steps of one import, from its file to the store."""
+    """The steps of an import, from the file to the store."""
 
     store: ImageStore
     request: ImportRequest
@@ -299,7 +299,7 @@ class _Making:
     ) -> ImageManifest:
         """Add a disk to the store as an image.
 
-        A further disk has no label. It is kept as long as the image of the first disk.
+        A further disk has no label. The image is kept as long as the image of the first disk.
         """
         with disk.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
@@ -347,7 +347,7 @@ async def _take_member(path: Path, member: ova.Member, target: Path, most_bytes:
 
 
 def _detect(stream: object, size: int, wanted: str) -> str:
-    """Return the format of a file. bough trusts `wanted` only for "raw", where a wrong value does no harm."""
+    """Return the format of a file. bough trusts `wanted` only for "raw": a wrong value does no harm."""
     from typing import BinaryIO, cast
 
     file = cast(BinaryIO, stream)
@@ -375,7 +375,7 @@ async def _private(path: Path, work: Path, confinement: Confinement, report: Rep
 
 
 def copy_sparse(source: Path, target: Path, check: Callable[[], None] = lambda: None) -> None:
-    """Copy a file and keep its holes. Blocking.
+    """Copy a file and keep the holes. Blocking.
 
     Args:
         check: called regularly; an exception from `check` ends the copy.

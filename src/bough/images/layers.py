@@ -32,7 +32,7 @@ from bough.storage import no_space_is_told
 from bough.tasks import finish
 
 #: Removes the machine's identity from the guest, and the agent's marks of the first boot. So each machine of
-#: the image has its own identity and its own first boot.
+#: the image gets an identity and a first boot of its own.
 CLEAN_SCRIPT = r"""
 set -u
 rm -rf /var/lib/bough /etc/ssh/ssh_host_* /var/lib/systemd/random-seed
@@ -51,7 +51,7 @@ exit 0
 
 
 def layer_key(base_digest: str, recipe: dict[str, object]) -> str:
-    """Return the key of a base and all changes to it. The same key means the same image."""
+    """Return the key of a base and all changes. The same key means the same image."""
     text = json.dumps([base_digest, recipe, CLEAN_SCRIPT], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -116,7 +116,7 @@ async def flatten(
     confinement: Confinement,
     report: Report,
 ) -> ImageManifest:
-    """Flatten `chain` to an image. The machine's own overlay is the first file, and its QEMU has ended.
+    """Flatten `chain` to an image. The machine's own overlay is the first file. The machine's QEMU has ended.
 
     Raises:
         BuildFailed, NoSpace

@@ -70,7 +70,7 @@ def check_lock(lock: PackageLock, recipe: Recipe) -> None:
 
 
 def has_versions(image: ImageManifest, lock: PackageLock) -> bool:
-    """Return whether all versions in `image` are those of the lock."""
+    """Return whether all versions in `image` equal the lock's versions."""
     installed = image.packages.items() <= lock.packages.items()
     return installed and (not image.boot_loader or image.boot_loader == lock.boot_loader)
 

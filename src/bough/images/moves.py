@@ -1,8 +1,8 @@
 """Root file systems other than ext4, and further partitions.
 
-A temporary machine lays out the partitions on a second, empty disk, and copies its own root there. So the
-host needs no tools for these file systems, and mounts nothing. The boot loader finds its files as before: the
-root is still partition 3, the last on the disk, with the same UUID.
+A temporary machine lays out the partitions on a second, empty disk, and copies its own root to the disk. So
+the host needs no tools for these file systems, and mounts nothing. The boot loader finds all files as before:
+the root is still partition 3, the last on the disk, with the same UUID.
 
     as in disk.py, to the EFI system partition; partitions 4, 5, ... in the recipe's order; 3, the root
 """
@@ -117,7 +117,7 @@ def _render_fstab(file_system: str, uuid: str, mount: str) -> str:
 
 
 #: Make the agent wait for all mounts. By default the agent starts before udev, but with partitions a machine
-#: is ready only when all of them are mounted.
+#: is ready only when all partitions are mounted.
 _LATE = """
 units=$new/etc/systemd/system/bough-agent.service.d
 rm -f $units/early.conf

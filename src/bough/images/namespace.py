@@ -1,9 +1,8 @@
-"""Namespaces for a build. Processes that need root are root only inside.
+"""Namespaces for a build. Processes that need root are root only inside the namespaces.
 
 mmdebstrap's helper makes the namespaces: for an ordinary user including a user namespace, for root only
-mounts and processes. Programs of a foreign processor need a binfmt_misc of their own. The kernel (6.7 and
-later) ties binfmt_misc to a user namespace. So root gets a user namespace, too, in which all ids stay the
-same.
+mounts and processes. Programs of a foreign processor need a separate binfmt_misc. The kernel (6.7 and later)
+ties binfmt_misc to a user namespace. So root gets a user namespace, too, with all ids the same.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ from bough.qemu.subprocesses import end_subprocess, start_subprocess
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ENTER = ("mmdebstrap", "--unshare-helper", "sh", "./enter.sh")
-#: Report that the user namespace exists, and wait for its ids. The shell exits if the caller exits.
+#: Report that the user namespace exists, and wait for the ids. The shell exits if the caller exits.
 _WAIT_FOR_IDS = 'echo @in; read -r _ && exec "$@"'
 
 
 async def start_inside(
     work: Path, command: Sequence[str], environment: Mapping[str, str], *, binfmt: str = ""
 ) -> asyncio.subprocess.Process:
-    """Start `command` in new namespaces. Its working directory is `work`, mounted at /mnt.
+    """Start `command` in new namespaces. The working directory is `work`, mounted at /mnt.
 
-    The process ends when its standard input is closed, and so at the latest with this process. Call
+    The process ends when the standard input is closed, and so at the latest with the caller's process. Call
     `end_subprocess` to end it earlier.
 
     Args:
@@ -53,7 +52,9 @@ async def start_inside(
 
 
 async def _give_ids(process: asyncio.subprocess.Process) -> None:
-    """Map every user and group to itself. If the process has ended already, its output has the reason."""
+    """Map every user and group to the same id. If the process has ended already, the output has
+    the reason.
+    """
     assert process.stdout is not None
     assert process.stdin is not None
     if (await process.stdout.readline()).strip() != b"@in":

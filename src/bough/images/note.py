@@ -1,8 +1,8 @@
-"""The note on a disk that bough exported: it lets an import recognize the guest's agent.
+"""The note on an exported disk: an import recognizes the guest's agent by the note.
 
-A qcow2 has the note in a header extension (QEMU docs/interop/qcow2.txt), which other programs ignore. An OVA
-has the note in a property of its description. The note is not trusted: anybody may have written it. The note
-names no file and no command. It says whether to wait for an agent, and what to show in lists.
+A qcow2 has the note in a header extension (QEMU docs/interop/qcow2.txt). Other programs ignore the extension.
+An OVA has the note in a property of the description. The note is not trusted: anybody may have written a
+note. The note names no file and no command. It says whether to wait for an agent, and what to show in lists.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class ExportNote(BaseModel):
 
 
 def parse_note(text: bytes | str | None) -> ExportNote | None:
-    """Return the note; None if it is missing, damaged, or of a newer bough. Such a disk counts as foreign."""
+    """Return the note; None if the note is missing, damaged, or of a newer bough. Such a disk counts as
+    foreign.
+    """
     if not text or len(text) > MOST_NOTE_BYTES:
         return None
     try:
@@ -90,7 +92,7 @@ def read_note(stream: BinaryIO) -> ExportNote | None:
 
 
 def _end_of_extensions(stream: BinaryIO) -> tuple[int | None, int]:
-    """Return the end of the header extensions, and the end of the space for them.
+    """Return the end of the header extensions, and the end of the space for extensions.
 
     The first cluster's end limits the space. The first value is None if the file has no version 3 header.
     """

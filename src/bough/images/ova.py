@@ -33,7 +33,7 @@ _DIGEST_LINE = re.compile(r"(SHA1|SHA256|SHA512)\s*\((.{1,255})\)\s*=\s*([0-9a-f
 
 @dataclass(frozen=True)
 class Member:
-    """A file in the tar: its place, its size, and its digest if the manifest has one."""
+    """A file in the tar: place, size, and the digest if the manifest names the file."""
 
     name: str
     offset_bytes: int
@@ -108,7 +108,7 @@ def _choose(names: list[str], wanted: str | None, note: ExportNote | None) -> li
 def extract(
     source: Path, member: Member, target: Path, most_bytes: int, tell: Callable[[float], None]
 ) -> None:
-    """Extract a file, and check its digest. Blocking.
+    """Extract a file, and check the digest. Blocking.
 
     Raises:
         BadImage: the content does not match the digest, or the OVA is truncated.

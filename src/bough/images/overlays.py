@@ -1,6 +1,6 @@
-"""Read qcow2 files that a guest's QEMU could write, without trusting their headers.
+"""Read qcow2 files that a guest's QEMU could write, without trust in the headers.
 
-A guest's QEMU is hostile and may write its machine's disks. A header can name any file of the host as backing
+A guest's QEMU is hostile and may write the machine's disks. A header can name any file of the host as backing
 file or data file, and qemu-img opens these files. So bough opens a disk as a chain of files from the record,
 each with its format, and in the jail. A file with external data, or a file that is not regular, is refused.
 """
@@ -32,10 +32,10 @@ def layer_format(path: str | Path) -> Literal["raw", "qcow2"]:
 
 
 def read_backing(path: Path) -> Path | None:
-    """Return the backing file that a qcow2's header names; None if there is none, or for a raw disk.
+    """Return the backing file that a qcow2's header names; None without a backing file, or for a raw disk.
 
     Raises:
-        OSError, ValueError: the file is not regular, is damaged, or has its data in another file.
+        OSError, ValueError: the file is not regular, is damaged, or has the data in another file.
     """
     # O_NONBLOCK: do not wait for a writer if the file is a FIFO.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -100,7 +100,7 @@ class Check:
 
 
 async def check_disk(path: Path, confinement: Confinement, *, repair: bool = False) -> Check:
-    """Check one file. Its backing file is not opened.
+    """Check a single file. The backing file is not opened.
 
     Args:
         repair: free leaked clusters.

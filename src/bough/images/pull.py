@@ -1,4 +1,4 @@
-"""Pull an image of the catalogue: check the signature of its checksums, then download and import the file.
+"""Pull an image of the catalogue: check the signature of the checksums, then download and import the file.
 
 list of checksums  ->  signature, by a key of known fingerprint  ->  checksum of this file  ->  import
 """
@@ -40,7 +40,7 @@ async def pull_image(
     label: str | None = None,
     signed: bool = True,
 ) -> ImageManifest:
-    """Return the image, stored under `label` or its name in the catalogue.
+    """Return the image, stored under `label` or the name in the catalogue.
 
     The file is downloaded only if the store lacks an image with this checksum under the label.
 
@@ -113,8 +113,8 @@ async def fetch_catalogue(address: str, home: Home, report: Report) -> bytes:
 def find_checksum(text: str, address: str) -> str:
     """Return the checksum of the file at `address` from a list: "sha256:..." or "sha512:...".
 
-    A list with one entry needs no matching name. Some publishers list the dated file for an address that ends
-    in "latest".
+    A list with a single entry needs no matching name. Some publishers list the dated file for an address that
+    ends in "latest".
 
     Raises:
         BadImage: the list does not contain the file.
@@ -136,7 +136,7 @@ def find_checksum(text: str, address: str) -> str:
 
 
 def _keep(found: dict[str, str], name: str, digits: str) -> None:
-    """Store a checksum. If a file has two, the longer one wins."""
+    """Store a checksum. If a file has two, the longer checksum wins."""
     name = name.rpartition("/")[2]
     if len(digits) > len(found.get(name, "")):
         found[name] = digits

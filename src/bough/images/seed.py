@@ -55,7 +55,9 @@ def render_meta_data(machine_id: str, hostname: str, ssh_keys: Sequence[str]) ->
 
 
 def render_network(mac_addresses: Sequence[str]) -> str:
-    """Return the network configuration: DHCP on each card. The first card is called "uplink" there."""
+    """Return the network configuration: DHCP on each card. The first card is called "uplink" in the
+    configuration.
+    """
     if not mac_addresses:
         return json.dumps({"version": 2, "ethernets": {}})
     cards = {

@@ -50,11 +50,11 @@ async def check_signature(
     """Return the signed part of `text`. One of `fingerprints` must have signed it.
 
     Args:
-        signature: a detached signature. None: `text` is clear-signed, and only its signed part counts.
+        signature: a detached signature. None: `text` is clear-signed, and only the signed part counts.
         work: a private directory for files that gpgv reads.
 
     Raises:
-        BadImage: there is no good signature of these keys, or one signature is bad.
+        BadImage: `text` has no good signature of these keys, or a bad signature.
         HostLacks: gpgv is not installed.
     """
     gpgv = find_program("gpgv")
@@ -95,7 +95,7 @@ async def check_signature(
 def read_status(status: bytes) -> tuple[set[str], bool]:
     """Return the primary keys with a good signature, and whether a signature is bad (GnuPG doc/DETAILS).
 
-    A key is named by its fingerprint.
+    A key is named by the fingerprint.
     """
     signers: set[str] = set()
     is_good = is_bad = False

@@ -102,7 +102,7 @@ class ImageStore:
         Args:
             arch: the required architecture, as in `LABEL@ARCH`. None: for a label, prefer this host's
                 architecture.
-                If the host's is missing, there must be only one.
+                If the host's is missing, only one image may match.
 
         Raises:
             NotFound: the hint has the nearest label, or the architectures of the image.
@@ -149,7 +149,7 @@ class ImageStore:
     def find_recipe(
         self, key: str, fits: Callable[[ImageManifest], bool] = lambda _: True
     ) -> ImageManifest | None:
-        """Return the newest image that was made by the recipe of this digest and that `fits`."""
+        """Return the newest image from the recipe with this digest that `fits` accepts."""
         found = [image for image in self._manifests() if key and image.recipe == key and fits(image)]
         return max(found, key=lambda manifest: manifest.created, default=None)
 
@@ -157,7 +157,7 @@ class ImageStore:
         """Move a label to an image. Another image of the same architecture loses the label."""
         label, _ = split_label(label)
         arch = {manifest.digest: manifest.arch for manifest in self._manifests()}
-        # A label of a deleted image counts as one of this architecture, and is removed.
+        # A label of a deleted image counts as a label of this architecture, and is removed.
         taken = {
             key: of
             for key, of in self._labels().items()
@@ -247,7 +247,7 @@ class ImageStore:
 def split_label(reference: str) -> tuple[str, str | None]:
     """Split a label: "debian:12@arm64" gives ("debian:12", "aarch64").
 
-    If no architecture follows the "@", it is part of the label.
+    An "@" without an architecture after it is part of the label.
     """
     label, at, arch = reference.rpartition("@")
     if at and label:

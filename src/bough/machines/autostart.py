@@ -18,7 +18,7 @@ from bough.qemu.pid import read_boot_id
 
 log = logging.getLogger("bough.machines")
 
-#: Number of parallel starts. A booting guest uses a core, so more starts would slow down all of them.
+#: Number of parallel starts. A booting guest uses a core, so more starts would slow down all guests.
 AT_ONCE = 2
 
 

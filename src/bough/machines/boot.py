@@ -1,4 +1,4 @@
-"""Know whether a guest has started all its services, without a request from a user.
+"""Know whether a guest has started all services, without a request from a user.
 
 An agent answers long before the boot has ended. A script in the guest waits for the end, once for each boot.
 The record keeps the result with the boot's id, so a fork knows the result from its parent.
@@ -21,9 +21,9 @@ from bough.progress_watch import ProgressWatch, Stalled
 
 #: Wait for the end of the boot. The last line of output is "booted" with the boot's id, "stopping" or
 #: "maintenance". In a guest without systemd the boot has ended when the agent answers. An empty answer of
-#: systemctl is ignored: a systemd that stops, or has just begun, gives such an answer. An inhibitor may delay
-#: a reboot that logind knows already. The wait for an address of a network card ends after 30 s: the network
-#: may have no address to give.
+#: systemctl is ignored: a stopping or just started systemd gives such an answer. An inhibitor may delay a
+#: reboot although logind has the request. The wait for an address of a network card ends after 30 s: the
+#: network may have no address to give.
 BOOTED_SCRIPT = """
 booted() {
   read -r boot < /proc/sys/kernel/random/boot_id
@@ -57,7 +57,7 @@ T = TypeVar("T")
 
 
 class Host(Protocol):
-    """The parts of a machine that a Boot uses."""
+    """The parts of a machine for a Boot."""
 
     @property
     def record(self) -> MachineRecord: ...
@@ -96,7 +96,7 @@ class Boot:
             except DeadlineExceeded:
                 continue
             except BoughError:
-                return  # the agent stopped answering; its next answer begins a new task
+                return  # the agent stopped answering; the next answer begins a new task
             await asyncio.sleep(LOOK_AGAIN_S)
 
     async def ask(
@@ -107,7 +107,8 @@ class Boot:
 
         Args:
             since: time.monotonic() of the caller's request. An earlier run may have looked for a shutdown
-                before the guest began one. So its "booted" is not believed, and the script runs again.
+                before the guest began to shut down. So the "booted" of that run is not believed, and the
+                script runs again.
 
         Raises:
             DeadlineExceeded: the wait ended first.
@@ -121,7 +122,7 @@ class Boot:
     async def _share(
         self, channel: AgentChannel | QgaChannel, watch: ProgressWatch | None
     ) -> tuple[str, float]:
-        """Return the output of the present run, or of a new one, and the time at which the run began."""
+        """Return the output of the present or a new run, and the time at which the run began."""
         if self._asking is None or self._asking.done():
             self._began = time.monotonic()
             script = run_script(channel, BOOTED_SCRIPT, timeout_s=_QUIET_S)
@@ -134,7 +135,7 @@ class Boot:
             raise DeadlineExceeded(f"the guest was not done {stalled}") from None
 
     def note(self, told: str) -> bool:
-        """Record the end of the boot if `told` reports it. Return whether it does."""
+        """Record the end of the boot if `told` reports the end. Return whether `told` does."""
         match = BOOTED.fullmatch(told.strip().rpartition("\n")[2])
         if match is None:
             return False

@@ -1,7 +1,7 @@
 """Signs of a guest's boot in the text on its console or screen, for guests without an agent.
 
-The text is hostile: the guest wrote it. Only its end is searched, control characters are removed, and quotes
-are short. A recognized sign is reported and has no other effect.
+The text is hostile: the guest wrote it. Only the text's end is searched, control characters are removed, and
+quotes are short. A recognized sign is reported and has no other effect.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-#: Length of the end of a text that is searched.
+#: Length of the searched end of a text.
 MOST_CHARACTERS = 8192
 _MOST_LINE = 160
 #: ECMA-48: sequences that place the cursor become a new line; the other sequences are removed.
@@ -143,7 +143,7 @@ def recognize(text: str) -> Sight | None:
 
 
 def last_line(text: str) -> str:
-    """Return the last line that is not empty."""
+    """Return the last non-empty line."""
     lines = [line for line in map(_one_line, clean(text).split("\n")) if line]
     return lines[-1] if lines else ""
 

@@ -1,4 +1,4 @@
-"""Wait until a guest has started all its services. Its agent answers long before."""
+"""Wait until a guest has started all services. The agent answers long before."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def wait_booted(
 ) -> None:
     """Wait until the guest's init has started all services and the network.
 
-    A guest that shuts down is not up: the wait goes on until its next boot has ended.
+    A guest that shuts down is not up: the wait goes on until the next boot has ended.
 
     Args:
         timeout_s: a user's bound, from this call; None: as long as the guest makes progress.

@@ -2,8 +2,8 @@
 
     asleep      QEMU reports that the guest suspended itself to memory (ACPI S3). Only `wake` ends the sleep.
     halted      Each vCPU waits with interrupts off. Only a reset or a power-off ends the halt.
-    panicked    QEMU reports the panic if the guest has loaded the driver of its pvpanic device. A guest
-                without that driver prints the panic on its console. The line is believed if the agent is
+    panicked    QEMU reports the panic if the guest has loaded the driver of the pvpanic device. A guest
+    without the driver prints the panic on the console. The line is believed if the agent is
                 silent and the vCPUs do what those of a panicked Linux do. The machine fails, unless the guest
                 reboots by itself.
     busy, hung  The agent answers no ping. The guest is busy if its vCPUs are at work or its console prints.
@@ -42,7 +42,7 @@ log = logging.getLogger("bough.machines")
 T = TypeVar("T")
 
 _LOOK_S = (1.0, 10.0)
-#: Number of looks in a row that must agree: by vCPUs that halted; by a hint of the console as well.
+#: Number of looks in a row that must agree: for halted vCPUs; for a hint of the console as well.
 _LOOKS = 2
 _LOOKS_BY_HINT = 5
 _SILENT_PING_S = 2.0
@@ -121,7 +121,7 @@ class Condition:
         self._words = ConsoleHints()
         self._wanted = asyncio.Event()
         self._woken = asyncio.Event()
-        #: Set while nothing is known to be wrong.
+        #: Set while the guest is healthy, as far as known.
         self._recovered = asyncio.Event()
         self._seen: tuple[Kind | None, int] = (None, 0)
         #: Number of connections to a QEMU so far: the tasks of an earlier connection end.
@@ -350,7 +350,7 @@ class Condition:
 
 
 def judge_vcpus(vcpus: list[Vcpu], words: ConsoleHints) -> Kind | None:
-    """Return what the vCPUs of a silent guest show.
+    """Return the condition that a silent guest's vCPUs show.
 
     Args:
         vcpus: empty for processors that QEMU describes otherwise; the console's hint decides then.
@@ -361,7 +361,7 @@ def judge_vcpus(vcpus: list[Vcpu], words: ConsoleHints) -> Kind | None:
     busy = [vcpu for vcpu in vcpus if vcpu.takes_interrupts or not vcpu.is_halted]
     if not busy:
         return hinted or Kind.HALTED
-    # A panicked Linux has halted the other vCPUs; the panicking vCPU turns in its kernel.
+    # A panicked Linux has halted the other vCPUs; the panicking vCPU loops in the kernel.
     if words.panic and len(busy) == 1 and busy[0].ring == 0:
         return Kind.PANICKED
     return None

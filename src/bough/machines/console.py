@@ -15,7 +15,7 @@ from bough.home import SocketAddress
 from bough.storage import read_tail
 from bough.tasks import end_tasks
 
-#: The log holds at least this much of the latest output and at most twice as much, in two files.
+#: The log holds at least this number of bytes of the latest output and at most twice as many, in two files.
 LOG_BYTES = 1024 * 1024
 READ_BYTES = 64 * 1024
 #: A client that does not read loses output beyond this many chunks; the guest never waits for a client.

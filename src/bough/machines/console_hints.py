@@ -1,5 +1,5 @@
 """Lines that Linux prints on the console at a panic or halt. Any program of the guest can print such a line,
-so each is a hint only.
+so a line is a hint only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from bough.guest.facts import clean_name
 _PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]{0,200})")
 _REBOOTS = re.compile(rb"Rebooting in (\d{1,6}) seconds")
 _HALTED = re.compile(rb"reboot: System halted")
-#: The end of what was read: a line may come in pieces.
+#: The end of the output so far: a line may come in pieces.
 _KEPT_BYTES = 512
 _MOST_S = 3600.0
 

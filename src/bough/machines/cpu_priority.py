@@ -1,4 +1,4 @@
-"""Priority of processor time: a fork that only settles leaves the host's processors to work for users."""
+"""Priority of processor time: a fork that only settles leaves the host's processors to requests of users."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from bough.qemu.process import QemuProcess
 
-#: How long a fork with low priority gets its normal share after a request; longer while commands run.
+#: Time for which a fork with low priority gets the normal share after a request; longer while commands run.
 _FORWARD_S = 0.3
 
 

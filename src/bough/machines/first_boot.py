@@ -1,4 +1,4 @@
-"""Set up a new machine at its agent's first answer: identity, users, files, commands of its spec."""
+"""Set up a new machine at the agent's first answer: identity, users, files, commands of the spec."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INSTALL_TIMEOUT_S = 600.0
 #: Enough for an emulated guest with a large disk on a busy host.
 GROW_TIMEOUT_S = 1800.0
 #: cloud-init's power_state reboots after cloud-init's last process has ended, by a process of the same name.
-#: The rest of the first boot follows after that reboot.
+#: The rest of the first boot follows after the reboot.
 _WAIT_CLOUD_INIT = r"""
 cloud-init status --wait --long
 status=$?
@@ -175,7 +175,7 @@ async def run_script(
     timeout_s: float = 300,
     watch: ProgressWatch | None = None,
 ) -> str:
-    """Return the output of a shell script in the guest: untrusted, its first MiB.
+    """Return the output of a shell script in the guest: untrusted, the first MiB.
 
     Args:
         timeout_s: guest time without a sign of progress.

@@ -1,4 +1,4 @@
-"""The ports of the host that a machine forwards: in its record, and open while it runs."""
+"""The forwarded ports of a machine: in the record, and open while the machine runs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Forwards:
         self._server = PortServer(self._machine.name, self._dial)
 
     async def bind_again(self, forwards: Iterable[PortForward]) -> None:
-        """Bind the ports of an adopted machine, except those that other programs use meanwhile."""
+        """Bind the ports of an adopted machine, except ports that other programs use meanwhile."""
         for forward in forwards:
             with contextlib.suppress(Conflict):
                 if self._server is not None:
@@ -65,7 +65,7 @@ class Forwards:
             await server.close()
 
     async def follow(self, channel: AgentChannel) -> None:
-        """Open each port while a program in the guest listens on it."""
+        """Open each port while a program in the guest listens on the port."""
         if self._server is not None:
             await self._server.follow(channel)
 

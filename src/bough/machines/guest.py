@@ -1,4 +1,4 @@
-"""A machine's view of its guest: the channel to the agent, and the agent's setup when it answers."""
+"""A machine's view of the guest: the channel to the agent, and the setup after the agent's answer."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ class Guest:
 
     Attributes:
         channel: None while no QEMU runs.
-        answers: the agent has said hello, and its port is open.
+        answers: the agent has said hello, and the port is open.
         ready: set when the agent has answered and the first boot's setup is done. Always set for a guest
             without bough's agent.
-        port_closed: set when QEMU has reported that the guest closed its end. QEMU reports at most once a
+        port_closed: set when QEMU has reported that the guest closed the port. QEMU reports at most once a
             second.
     """
 
@@ -141,7 +141,7 @@ class Guest:
         self._greeting = self._machine.own(self._greet(), "greet agent")
 
     def port_changed(self, is_open: bool) -> None:
-        """Note that the guest opened or closed its end of the port: a reboot, or a restart of the agent."""
+        """Note that the guest opened or closed the port: a reboot, or a restart of the agent."""
         if is_open:
             self.port_closed.clear()
         else:
@@ -207,7 +207,7 @@ class Guest:
             if isinstance(channel, AgentChannel):
                 machine.boot.follow(channel)
         except BoughError as error:
-            # The socket ended, or the guest's answers are malformed. The machine's state follows its process.
+            # The socket ended, or the guest's answers are malformed. The machine's state follows the process.
             self.answers = False
             machine.tell("agent-lost", error.message)
 
@@ -226,7 +226,7 @@ class Guest:
         return told_at
 
     def _forget_lost_identity(self, channel: AgentChannel) -> None:
-        """Send the identity again if the guest rebooted and its read-only disk could not keep
+        """Send the identity again if the guest rebooted and the read-only disk could not keep
         the identity.
         """
         record, boot = self._machine.record, _boot_of(channel)
@@ -234,7 +234,7 @@ class Guest:
             self._machine.change(identity="new", identity_boot=None)
 
     async def _tell_identity(self, channel: AgentChannel, told_at: float | None) -> None:
-        """Send the identity and the time. A fork is ready only when it has both."""
+        """Send the identity and the time. A fork is ready only with both."""
         machine = self._machine
         try:
             taken = await give_identity(channel, machine.record, told_at=told_at)
@@ -257,7 +257,7 @@ class Guest:
         """Set addresses and names of the cards on networks between machines."""
         links = render_links(self._machine.record)
         if links:
-            # An agent of an older bough does not know the operation: its guest asks by DHCP.
+            # An agent of an older bough does not know the operation: the guest asks by DHCP.
             with contextlib.suppress(GuestRefused):
                 await channel.call("set_links", {"links": links}, timeout_s=_SET_LINKS_S)
 
@@ -289,7 +289,7 @@ class Guest:
             self._machine.stand_back(False)
 
     async def _settle(self, channel: AgentChannel) -> None:
-        with contextlib.suppress(BoughError):  # a guest that dies first gets the identity at its next boot
+        with contextlib.suppress(BoughError):  # a guest that dies first gets the identity at the next boot
             await settle_identity(channel, self._machine.record)
             self._machine.change(identity="known", mac_before=None)
 

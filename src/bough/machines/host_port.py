@@ -12,10 +12,10 @@ _BACKLOG = 128
 
 
 class HostPort:
-    """A port that is bound when constructed, and refuses connections until `open`.
+    """A port, bound at construction. Connections are refused until `open`.
 
-    The kernel refuses connections to a port that is bound without a listener, and gives the port to no other
-    program. On Linux shutdown(2) ends the listening and keeps the binding.
+    The kernel refuses connections to a bound port without a listener, and gives the port to no other program.
+    On Linux shutdown(2) ends the listening and keeps the binding.
 
     Raises (the constructor): OSError, OverflowError.
     """
@@ -36,7 +36,7 @@ class HostPort:
     async def open(self, accept: Accept) -> None:
         """Listen. Raises OSError."""
         if self._server is None:
-            # For earlier connections that the kernel still remembers (TIME_WAIT).
+            # For earlier connections still remembered by the kernel (TIME_WAIT).
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._server = await asyncio.start_server(accept, sock=self._socket.dup(), backlog=_BACKLOG)
 
@@ -54,7 +54,7 @@ class HostPort:
         self._socket.close()
 
     def _refuse_others(self) -> None:
-        """Disallow reuse of the address, so that no other program can listen here."""
+        """Disallow reuse of the address, so no other program can listen on the port."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
 
 
@@ -75,7 +75,8 @@ def _bound(family: int, address: object) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Accepted connections inherit this. asyncio does it only for sockets made with IPPROTO_TCP.
+        # Accepted connections inherit the option. asyncio sets the option only for sockets made with
+        # IPPROTO_TCP.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

@@ -20,8 +20,7 @@ from bough.machines.record import MachineRecord
 _CALL_TIMEOUT_S = 60.0
 #: For the answer to the request that was sent with the hello, once the hello is answered.
 _ANSWER_TIMEOUT_S = 10.0
-#: The time in the request is late by the way to the guest. The clock is set again if the way there and back
-#: takes longer.
+#: The time in the request is late by the way to the guest. The clock is set again after a longer round trip.
 _CLOCK_ERROR_S = 0.08
 _MOST_FAILED = 16
 
@@ -53,7 +52,7 @@ def _render_mac_changes(record: MachineRecord) -> dict[str, Any]:
 
     "mac_from" and "mac" are the first card's, for agents in images of earlier versions.
     """
-    # put_back keeps the cards of the machine. Without old addresses the guest booted with its own.
+    # put_back keeps the cards of the machine. Without old addresses the guest booted with the machine's own.
     pairs = zip(record.macs_before, record.hardware.mac_addresses, strict=False)
     changes = [[before, now] for before, now in pairs if before != now]
     if not changes:

@@ -2,8 +2,8 @@
 
 QEMU 9.0 and later can write a migration to a file in which each page of RAM has a fixed place (capability
 mapped-ram; QEMU's docs/devel/migration/mapped-ram.rst). QEMU copies all pages, then again the pages written
-since, and so on, until few are left. Only these remain to be copied while the vCPUs are paused. The migration
-has no receiver: afterwards the machine continues in the same QEMU.
+since, and so on, until few are left. Only the last pages remain to be copied while the vCPUs are paused. The
+migration has no receiver: afterwards the machine continues in the same QEMU.
 
     follow      QEMU copies and tracks writes; the guest runs
     stop
@@ -46,7 +46,7 @@ _POLL_SOON_S = 0.002
 _POLL_PAUSED_S = 0.001
 _STALLED_S = 30.0
 _FINISH_S = 60.0
-#: The most that QEMU accepts: everything left now is copied in the pause.
+#: The highest value for QEMU: all remaining pages are copied in the pause.
 _MOST_DOWNTIME_MS = 2_000_000
 _UNTIL_CANCELLED_S = 30.0
 #: Speed until the places of the pages are known.
@@ -71,7 +71,7 @@ _ENDED = ("completed", "failed", "cancelled")
 
 
 class CannotFollow(Exception):
-    """This QEMU cannot make a live copy. The machine runs as before; its memory can be copied
+    """This QEMU cannot make a live copy. The machine runs as before; bough can copy the memory
     from outside.
     """
 
@@ -129,7 +129,7 @@ class LiveCopy:
         await self._until("pre-switchover")
 
     async def finish(self) -> None:
-        """Complete the migration after `catch_up`. QEMU releases its disks until `cont`.
+        """Complete the migration after `catch_up`. QEMU releases the disks until `cont`.
 
         Raises:
             MachineFailed: QEMU gave up.

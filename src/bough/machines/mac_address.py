@@ -1,6 +1,7 @@
 """Decide the MAC addresses of a machine's network cards.
 
-A new machine, and a fork with a new identity, gets a random address for each card, unless its spec names one.
+A new machine, and a fork with a new identity, gets a random address for each card without an address in the
+spec.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 
-#: QEMU's own prefix, which virtual machines of many programs have.
+#: QEMU's own prefix, in use by virtual machines of many programs.
 _PREFIX = "52:54:00"
 
 

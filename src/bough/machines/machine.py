@@ -1,4 +1,4 @@
-"""A machine in the service: the facade of its record, its QEMU, its guest and its operations.
+"""A machine in the service: the facade of record, QEMU, guest and operations.
 
 An *operation* (start, delete, ...) is exclusive: a second operation fails at once with `Conflict`, and the
 error names the running operation. A *claim* combines several operations into one. All other calls wait for
@@ -58,7 +58,7 @@ T = TypeVar("T")
 
 
 class Machine:
-    """One machine. `start`, `go_on` and `stop` run to their end even if their caller is cancelled.
+    """One machine. `start`, `go_on` and `stop` run to the end even if the caller is cancelled.
 
     Args:
         merged: called when some backing files are not needed any more.
@@ -133,7 +133,7 @@ class Machine:
 
     @property
     def booted(self) -> bool:
-        """Return whether the guest has started all its services, as far as known."""
+        """Return whether the guest has started all services, as far as known."""
         return self.guest.answers and self.boot.has_ended
 
     def console_tail(self) -> str:
@@ -207,7 +207,7 @@ class Machine:
         self._file.tell("renamed", f"from {old}")
 
     def renamed(self) -> None:
-        """Follow a new name: the guest has the name, but not yet on its disk."""
+        """Follow a new name: the guest has the name, but not yet on the disk."""
         self.tell_name()
         self.guest.settle_soon()
 
@@ -242,7 +242,7 @@ class Machine:
         await self.readiness.wait_ready(timeout_s, report)
 
     def ended_error(self, when: str) -> MachineFailed:
-        """Return the error of a caller that needs the machine, which has ended."""
+        """Return the error for a caller that needs the ended machine."""
         return self.ending.error(when)
 
     # -- the guest ----------------------------------------------------------------------------
@@ -286,7 +286,7 @@ class Machine:
 
     def note(self, **fields: Any) -> bool:
         """Record what has happened to QEMU, for callers that hold an operation. Return whether the record was
-        written: with a full disk it changes in memory alone.
+        written: with a full disk the record changes in memory alone.
         """
         return self._file.note(**fields)
 

@@ -1,4 +1,4 @@
-"""Parts of a machine beside its disks: CD, floppy, screen. Chosen once, when the machine is created."""
+"""Parts of a machine beside the disks: CD, floppy, screen. Chosen once, when the machine is created."""
 
 from __future__ import annotations
 

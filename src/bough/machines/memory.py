@@ -16,7 +16,7 @@ from bough.units import MIB
 MOST_VIDEO_BYTES = 64 * MIB
 #: Id of the display adapter; see qemu/arch.py.
 _VIDEO = "video"
-#: Address of the part of a PC's memory that does not fit below the devices.
+#: Address of the upper part of a PC's memory, above the devices.
 HIGH_START = 1 << 32
 
 
@@ -40,7 +40,7 @@ async def find_low_bytes(qmp: Qmp, ram: GuestRam) -> int:
 
 
 async def find_video(qmp: Qmp, pid: int | None) -> GuestRam | None:
-    """Return the memory of a PC's display adapter, which holds the guest's screen.
+    """Return the memory of a PC's display adapter, with the guest's screen.
 
     None without an adapter, or before firmware has assigned an address: the memory is empty then.
     """

@@ -17,7 +17,7 @@ _SSHFS_HINT = "install it there (Debian, Alpine: sshfs; Fedora: fuse-sshfs), or 
 
 
 class Host(Protocol):
-    """The parts of a machine that these functions use."""
+    """The parts of a machine for the functions of this module."""
 
     @property
     def record(self) -> MachineRecord: ...

@@ -1,4 +1,4 @@
-"""The network cards of a machine: chosen once from its spec, planned at each start."""
+"""The network cards of a machine: chosen once from the spec, planned at each start."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Networks(Protocol):
 
 
 class NoNetworks:
-    """Networks of a home that has none."""
+    """The networks of a home without networks."""
 
     def names(self, project: str | None = None) -> Collection[str]:
         return ()
@@ -130,7 +130,7 @@ def uplink_backend() -> Literal["passt", "user"]:
 
 def render_links(record: MachineRecord) -> list[dict[str, Any]]:
     """Return the settings of the cards on networks between machines, for the agent's `set_links`."""
-    # The resolver of the uplink knows all names but those of the networks.
+    # The resolver of the uplink knows all names except names of the networks.
     is_default = UPLINK not in (card.network for card in record.spec.network_cards)
     return [
         {

@@ -1,7 +1,7 @@
 """Exclusive operations of a machine, and claims that combine several operations.
 
-A second request fails at once with `Conflict`, which names the running operation. Nothing queues: after the
-wait, the machine might be in another state than the caller expects.
+A second request fails at once with `Conflict`. The error names the running operation. Nothing queues: after
+the wait, the machine might be in another state than the caller expects.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Protocol
 from bough.errors import Conflict, NotFound, WrongState
 from bough.machines.state import State
 
-#: Claims of the running task. Its child tasks inherit the claims. An ended claim permits nothing, because no
+#: Claims of the running task. Child tasks inherit the claims. An ended claim permits nothing, because no
 #: other claim is the same object.
 _held: ContextVar[tuple[object, ...]] = ContextVar("held", default=())
 
@@ -27,7 +27,7 @@ class Named(Protocol):
     def wrong_state(self, doing: str, *allowed: State) -> WrongState: ...
 
 
-#: What to type for a machine that is in the wrong state.
+#: The command to type for a machine in the wrong state.
 _HINTS = {
     State.STOPPED: "bough start {name}",
     State.FAILED: "see why with `bough info {name}`, then: bough start {name}",

@@ -57,7 +57,7 @@ def host_arch() -> str:
 
 
 def check_arch(arch: str) -> None:
-    """Raise HostLacks if this host has no QEMU for the architecture, or lacks its only firmware."""
+    """Raise HostLacks if this host has no QEMU for the architecture, or lacks the only firmware."""
     find_qemu(arch)
     row = architecture(arch)
     if not row.is_pc:

@@ -5,7 +5,7 @@ address, and can be added and removed while the machine runs.
 
 A host port refuses connections while no program listens in the guest. So a program that waits for the port
 waits for the service in the guest. The agent reports when a program listens; a connection refused in the
-guest shows that the program has ended.
+guest shows the program's end.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class PortServer:
         self._changed.set()
 
     async def follow(self, channel: AgentChannel) -> None:
-        """Open and shut ports as this agent reports. Return after its first report."""
+        """Open and shut ports as the agent reports. Return after the first report."""
         await self._unfollow()
         self._channel = channel
         self._following = asyncio.create_task(self._follow(channel), name=f"ports of {self.machine}")
@@ -101,7 +101,7 @@ class PortServer:
     # -- reports of the agent ---------------------------------------------------------------------
 
     async def _look_again(self) -> None:
-        """Have the agent check the shut ports, and wait for its report."""
+        """Have the agent check the shut ports, and wait for the report."""
         if self._following is None or self._following.done() or not self._shut_ports():
             return
         self._reported.clear()
@@ -154,7 +154,7 @@ class PortServer:
             await watch.abort()
 
     def _shut_ports(self) -> set[int]:
-        """Return the guest's ports that are shut."""
+        """Return the shut ports of the guest."""
         return {self._inside[number] for number, port in self._ports.items() if not port.is_open}
 
     async def _open(self, guest_ports: set[int]) -> None:
@@ -219,8 +219,8 @@ class PortServer:
 
 
 def _acknowledge(sock: socket.socket) -> None:
-    """Acknowledge at once. A client with Nagle's algorithm waits for that before it sends the next bytes,
-    40 ms by default.
+    """Acknowledge at once. A client with Nagle's algorithm waits for the acknowledgement before the next
+    bytes, 40 ms by default.
     """
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)

@@ -1,7 +1,7 @@
 """A machine that runs and cannot be reached. The machine keeps running, and the service tries again.
 
 A QEMU may hang for a while: the host has no memory left, a file system does not answer, SIGSTOP. Or the names
-of its sockets may be gone for good. Neither is a reason to end a machine.
+of the sockets may be gone for good. Neither is a reason to end a machine.
 """
 
 from __future__ import annotations

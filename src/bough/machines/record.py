@@ -91,7 +91,7 @@ class Hardware(_Kept):
     @model_validator(mode="before")
     @classmethod
     def _from_one_card(cls, value: Any) -> Any:
-        """Read a record of earlier versions, whose machines had one card or none."""
+        """Read a record of earlier versions, with one card or none."""
         if not isinstance(value, Mapping) or "mac" not in value or "nics" in value:
             return value
         rest = {name: one for name, one in value.items() if name not in ("mac", "announces")}
@@ -153,8 +153,8 @@ class FirstBoot(_Kept):
 
 
 class Suspended(_Kept):
-    """The saved memory of a suspended machine, below its suspended/. While the record has this field, memory
-    and disks match, even if a QEMU is loading the memory or fails.
+    """The saved memory of a suspended machine, below suspended/. While the record has this field, memory and
+    disks match, even if a QEMU is loading the memory or fails.
 
     Attributes:
         accelerator, qemu_version: of the process from which the memory was saved.
@@ -179,7 +179,7 @@ class MachineRecord(_Kept):
     #: Id of the project whose networks the machine sees.
     project: str | None = None
     #: The machine's key in the project's file, and name on the project's networks. A fork of a single machine
-    #: of a project has none.
+    #: of a project has no role.
     role: str | None = None
     image_digest: str
     image_agent: bool
@@ -240,7 +240,7 @@ class MachineRecord(_Kept):
 
     @property
     def network_name(self) -> str:
-        """Return the machine's name on its networks."""
+        """Return the machine's name on the networks."""
         return self.role or self.name
 
     def write(self, paths: MachinePaths) -> None:

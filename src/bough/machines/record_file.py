@@ -1,4 +1,4 @@
-"""The record of a machine, on disk and in memory, and the events that tell its changes."""
+"""The record of a machine, on disk and in memory, and events for changes of the record."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class RecordFile:
         self._events = events
 
     def change(self, *, event: bool = True, state: State | None = None, **fields: Any) -> None:
-        """Change the record on disk, then in memory, so that no event comes too early.
+        """Change the record on disk, then in memory, so no event comes too early.
 
         Args:
             event: emit an event if a state is given.

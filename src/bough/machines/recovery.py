@@ -1,4 +1,4 @@
-"""Adopt a machine that an earlier service left: connect to its QEMU, and complete what was interrupted."""
+"""Adopt a machine that an earlier service left: connect to QEMU, and complete interrupted work."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ class Recovery:
         self._restarter = restarter
 
     async def adopt(self) -> None:
-        """Find the machine's QEMU and connect to it, or record its end. A QEMU that does not answer runs on,
-        and is tried again.
+        """Find the machine's QEMU and connect, or record the end. A QEMU that does not answer runs on, and is
+        tried again.
         """
         try:
             process = await find_process(self._machine.paths)

@@ -29,7 +29,7 @@ class ProcessImage(Loader, Protocol):
 
 
 class Prewarm(Protocol):
-    """A start that no user gets: it makes a process image, or tries one out. Its guest has no network."""
+    """A start without a user: to make a process image, or to try an image out. The guest has no network."""
 
     @property
     def is_urgent(self) -> bool:
@@ -52,7 +52,7 @@ class SavedState:
     image: ProcessImage | None = None
     #: None: the start is for a user.
     prewarm: Prewarm | None = None
-    #: Of the QEMU that the memory is from, and continues on; None: unknown.
+    #: Accelerator of the QEMU that saved the memory, and of the next QEMU; None: unknown.
     accelerator: str | None = None
 
 

@@ -23,7 +23,7 @@ from bough.tasks import Tasks
 MOST_PICTURE_BYTES = 64 * 1024 * 1024
 MOST_TEXT = 4096
 MOST_KEYS = 16
-#: How long a key is held, and the pause after it. A BIOS reads the keyboard some 20 times a second.
+#: Time for which a key is held, and the pause afterwards. A BIOS reads the keyboard some 20 times a second.
 KEY_MS = 30
 _FD_SET = 1
 #: Sizes in pixels of a screen in VGA's text mode of 80x25 characters.
@@ -43,7 +43,7 @@ _NAMED = {
     **dict.fromkeys(("control",), "ctrl"),
     **dict.fromkeys(("escape",), "esc"),
 }
-#: Characters of a US keyboard without shift, and their counterparts with shift.
+#: Characters of a US keyboard without shift, and the same keys with shift.
 _PLAIN = {
     " ": "spc", "\n": "ret", "\t": "tab", "-": "minus", "=": "equal", "[": "bracket_left",
     "]": "bracket_right", ";": "semicolon", "'": "apostrophe", "`": "grave_accent", "\\": "backslash",
@@ -75,7 +75,7 @@ def parse_keys(combination: str) -> list[str]:
 
 
 def spell(text: str) -> list[list[str]]:
-    """Return the keys of a US keyboard that type `text`.
+    """Return the keys of a US keyboard for `text`.
 
     Raises:
         InvalidInput: the keyboard has no key for a character, or the text is too long.
@@ -137,7 +137,7 @@ async def take_picture(qmp: Qmp) -> bytes:
 
 
 def _size_of(picture: bytes) -> tuple[int, int] | None:
-    """Return width and height of a PNG (from its IHDR chunk), or None."""
+    """Return width and height of a PNG (from the IHDR chunk), or None."""
     if len(picture) < 24 or not picture.startswith(b"\x89PNG\r\n\x1a\n") or picture[12:16] != b"IHDR":
         return None
     width, height = struct.unpack_from(">II", picture, 16)
@@ -155,7 +155,7 @@ async def read_text(qmp: Qmp) -> str:
         raise InvalidInput(
             "the screen shows graphics, not text", hint="take a picture of it: bough screenshot NAME FILE.png"
         )
-    # 80x25 characters, each with its colour.
+    # 80x25 characters with colours.
     return parse_text(await qmp.monitor("xp/1000xw 0xb8000"))
 
 
@@ -169,8 +169,8 @@ def parse_text(dump: str) -> str:
 
 
 class VncDoor:
-    """A VNC socket of bough. Each client's connection is passed to QEMU's VNC server, which does not listen
-    by itself.
+    """A VNC socket of bough. Each client's connection is passed to QEMU's VNC server. QEMU opens no socket
+    for viewers.
     """
 
     def __init__(self, path: Path, qmp: Qmp) -> None:

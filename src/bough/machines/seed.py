@@ -1,4 +1,4 @@
-"""The seed disk of a machine, from which cloud-init reads its settings (NoCloud)."""
+"""The seed disk of a machine, with the settings for cloud-init (NoCloud)."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def create_seed(directory: Path, record: MachineRecord) -> None:
 
 
 def renew_seed(directory: Path, record: MachineRecord) -> None:
-    """Put the name and MAC addresses of a fork into its copy of the parent's seed. Blocks.
+    """Put the name and MAC addresses of a fork into the copy of the parent's seed. Blocks.
 
     The fork's memory contains the size of the seed's device. If the new seed has another size, the old seed
-    stays. The seed of a machine of an earlier bough stays, too: its instance is unknown.
+    stays. The seed of a machine of an earlier bough stays, too: the instance is unknown.
     """
     seed = directory / SEED
     if record.media.instance is None or not seed.is_file():

@@ -1,4 +1,4 @@
-"""A standby machine (forks/standby.py), paused or idle, until it is requested."""
+"""A standby machine (forks/standby.py), paused or idle, until a request."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Host(Protocol):
 class Standby:
     def __init__(self, machine: Host) -> None:
         self._machine = machine
-        #: Difference of the host's clock and its monotonic clock when the guest's clock was last right.
+        #: Difference of the host's clock and monotonic clock when the guest's clock was last right.
         self._ahead_s = 0.0
 
     async def exercise(self) -> None:
@@ -90,13 +90,13 @@ class Standby:
             raise AgentUnavailable(
                 f"the agent of machine '{machine.name}' does not answer", machine=machine.name
             )
-        # The request is in the agent's port before the vCPUs run, so that the guest reads the request first.
+        # The request is in the agent's port before the vCPUs run, so the guest reads the request first.
         answer = asyncio.create_task(self._ask(channel, name, runs))
         await asyncio.sleep(0)
         try:
             if not runs:
                 await machine.qmp().execute("cont")
-            meanwhile()  # while the guest prepares its answer
+            meanwhile()  # while the guest prepares the answer
             await answer
         finally:
             answer.cancel()

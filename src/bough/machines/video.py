@@ -56,7 +56,7 @@ def join_devices(state: bytes, video: Video | None) -> bytes:
 
 
 def split_devices(devices: bytes) -> tuple[bytes, Video | None]:
-    """Return QEMU's part, and the adapter's memory if there is any.
+    """Return QEMU's part, and the adapter's memory, if any.
 
     Raises:
         ValueError: the data after QEMU's part is not from `join_devices`.
@@ -99,7 +99,7 @@ async def put_back(qmp: Qmp, pid: int | None, video: Video) -> None:
     """Write the memory to an adapter after its state is loaded. The vCPUs must be paused.
 
     Raises:
-        MachineFailed: the adapter has less memory, or there is no adapter.
+        MachineFailed: the adapter has less memory, or is missing.
     """
     memory = await find_video(qmp, pid)
     if memory is None or sum(video.extents[-1]) > memory.size_bytes:

@@ -1,4 +1,4 @@
-"""Render answers: results, errors in the form of their class, and the progress of long calls."""
+"""Render answers: results, errors in the form of the error's class, and the progress of long calls."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def as_bough_error(error: BaseException) -> BoughError:
         kind = NotFound if error.status_code == 404 else InvalidInput
         return kind(str(error.detail))
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        # This can come from any step. Incomplete steps are undone.
+        # Any step may fail with this error. Incomplete steps are undone.
         where = f" for {error.filename}" if error.filename else ""
         return NoSpace(f"no space left on the host{where}", hint=NO_SPACE_HINT)
     log.error("a request failed with an unexpected error", exc_info=error)
@@ -63,9 +63,10 @@ async def answer_exception(_: Request, error: Exception) -> Response:
 
 
 async def long_call(request: Request, work: Work) -> Response:
-    """Return the result of `work`. If the client accepts NDJSON, first send the progress, one line each.
+    """Return the result of `work`. If the client accepts NDJSON, first send the progress, one line for each
+    report.
 
-    The work is cancelled when the client disconnects. Work that must not be interrupted shields itself.
+    The work is cancelled when the client disconnects. Uninterruptible work shields itself.
     """
     if NDJSON in request.headers.get("accept", ""):
         return StreamingResponse(_stream(work), media_type=NDJSON)

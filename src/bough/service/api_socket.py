@@ -1,4 +1,4 @@
-"""Bind the API's socket in BOUGH_HOME, and bind it again when its file is removed."""
+"""Bind the API's socket in BOUGH_HOME. Bind the socket again when the file is removed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ApiSocket:
         """Return a listening socket with this name.
 
         Raises:
-            HostLacks: the path cannot be bound, or its directory is open to others.
+            HostLacks: the path cannot be bound, or the directory is open to others.
         """
         make_private_directory(self._path.parent)
         self._path.unlink(missing_ok=True)  # left by a killed service
@@ -56,7 +56,7 @@ class ApiSocket:
         return listener
 
     def remove(self) -> None:
-        """Remove the socket's file, so that no client finds the service any more."""
+        """Remove the socket's file. No client finds the service any more."""
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
 
@@ -64,8 +64,8 @@ class ApiSocket:
 def replace_runtime_link(home: Home) -> None:
     """Turn BOUGH_HOME/run into a directory.
 
-    In earlier versions this path is a link to a directory in $XDG_RUNTIME_DIR, with the sockets of machines
-    that still run. The new directory holds a link for each of these machines.
+    In earlier versions the path is a link to a directory in $XDG_RUNTIME_DIR, with the sockets of running
+    machines. The new directory holds a link for each of these machines.
     """
     fresh = home.runtime.with_suffix(".new")
     if home.runtime.is_symlink():

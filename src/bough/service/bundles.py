@@ -1,7 +1,7 @@
 """/v1/export and /v1/import: a machine as a stream of bytes over WebSocket, with progress messages.
 
-Binary messages are the bytes. Text messages of the service are {"progress": ...}, and the last one {"result":
-...} or {"error": ...}. A client that imports ends its stream with an empty binary message.
+Binary messages are the bytes. Text messages of the service are {"progress": ...}, and at the end {"result":
+...} or {"error": ...}. An importing client ends the stream with an empty binary message.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class _Inflow:
                 continue
 
     def close(self) -> None:
-        """Drop further data, and end the stream for a reader that waits."""
+        """Drop further data, and end the stream for a waiting reader."""
         self._closed = True
 
     def read(self, size: int, /) -> bytes:

@@ -1,8 +1,8 @@
 """exec and run: a command in a machine, over WebSocket.
 
-The first byte of a binary message is its channel. stdin is 0, stdout 1, stderr 2, status 3, resize 4 and
+The first byte of a binary message is the channel. stdin is 0, stdout 1, stderr 2, status 3, resize 4 and
 close 255, as in Kubernetes' remote command protocol v5. Channel 5 sends a signal. The client's first message
-is text: the request as JSON. The service's last message is the status. `run` also sends its progress as text.
+is text: the request as JSON. The service's last message is the status. `run` also sends progress as text.
 """
 
 from __future__ import annotations
@@ -48,10 +48,11 @@ from bough.tasks import end_tasks
 from bough.version import __version__
 
 FIRST_MESSAGE_TIMEOUT_S = 30.0
-#: Number of messages that wait while the command does not read. bough's client sends at most 256 KiB in each.
+#: Number of waiting messages while the command does not read. bough's client sends at most 256 KiB in a
+#: message.
 _INBOX_MESSAGES = 16
 
-#: The fields of a Command that bound its time.
+#: The fields of a Command that limit the time.
 _BOUNDS = ("timeout_s", "patience_s")
 
 Session: TypeAlias = ExecSession | QgaExec
@@ -134,7 +135,7 @@ class _Inbox:
 @contextlib.asynccontextmanager
 async def _inbox_of(socket: WebSocket) -> AsyncIterator[_Inbox]:
     messages: asyncio.Queue[bytes] = asyncio.Queue(_INBOX_MESSAGES)
-    # The last messages of a disconnected client are dropped, because its command ends.
+    # The last messages of a disconnected client are dropped, because the command ends.
     filling = asyncio.create_task(
         until_first(for_each_message(socket, messages.put), _until(departure(socket)))
     )
@@ -263,7 +264,7 @@ async def _carry(
 async def _patiently(machine: Machine, patience_s: float | None, work: Awaitable[None]) -> None:
     """Wait for `work` until the guest has had `patience_s` for itself. Raises Stalled.
 
-    No sign of the guest prolongs the wait: a command that repeats a check shows signs without end.
+    No sign of the guest prolongs the wait: a repeated check shows signs without end.
     """
     if patience_s is None:
         await work

@@ -1,7 +1,7 @@
 """Tell the handler of a WebSocket when the client disconnects.
 
 uvicorn reads no more from a client while the handler has not taken the last message. In this state uvicorn
-does not notice that the client was killed. Without this module, a command that reads no input would continue
+does not notice the death of a client. Without this module, a command that reads no input would continue
 without a client.
 """
 

@@ -1,4 +1,4 @@
-"""/v1/version, /v1/shutdown and /v1/doctor: the service and its host."""
+"""/v1/version, /v1/shutdown and /v1/doctor: the service and the host."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bough.version import __version__
 
 
 class ServiceCalls:
-    """The calls about the service itself.
+    """The calls about the service.
 
     Args:
         requests: counts the requests under way.

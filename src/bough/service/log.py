@@ -1,8 +1,8 @@
-"""The service's log. Its size is bounded, because a service may run for years.
+"""The service's log, of bounded size, because a service may run for years.
 
 The process that starts the service passes service.log as standard output and error. So the file also has
-Python's own output at a crash. A file that has grown too large becomes service.log.1, and both streams
-continue in a new file.
+Python's own output at a crash. A file above the limit becomes service.log.1, and both streams continue in a
+new file.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-#: Limit for one file; there are two files.
+#: Limit for one of the two files.
 LOG_BYTES = 4 * 1024 * 1024
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 #: Reached by a traceback of a deep recursion, or by a message that quotes a large request.
@@ -49,7 +49,7 @@ class BoundedStream(logging.StreamHandler):  # type: ignore[type-arg]  # generic
             return
         there = self._path.stat()
         if (ours.st_dev, ours.st_ino) != (there.st_dev, there.st_ino):
-            return  # a terminal, a journal, or a file that is not the service's log
+            return  # a terminal, a journal, or another file than the service's log
         self._path.replace(self._path.with_suffix(".log.1"))
         fresh = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:

@@ -1,4 +1,6 @@
-"""Pydantic models of the contract's messages: they check what a client sends, and describe it in OpenAPI."""
+"""Pydantic models of the contract's messages: they check a client's messages, and describe the API in
+OpenAPI.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,7 @@ def fields_of(kind: type[Message]) -> dict[str, tuple[Any, Any]]:
 
 
 def body_model(kind: type[Request]) -> type[BaseModel]:
-    """Return the model of the body: every field that is not in the path. An unknown field is refused."""
+    """Return the model of the body: every field outside of the path. An unknown field is refused."""
     in_path = kind.route.in_path
     own = {name: field for name, field in fields_of(kind).items() if name not in in_path}
     return _model(kind.__name__, own, "forbid", kind.__doc__)
@@ -54,14 +56,14 @@ def message_model(kind: type[Message]) -> type[BaseModel]:
 
 
 def answer_type(kind: type[Request]) -> Any:
-    """Return the type of the answer for OpenAPI, or None if the request names none."""
+    """Return the type of the answer for OpenAPI, or None if the request has no answer type."""
     found = _hints(kind)["answer"]
     inner = get_args(found)[0] if get_origin(found) is ClassVar else found
     return None if inner is Any else _translate(inner)
 
 
 def to_message(kind: type[M], model: BaseModel) -> M:
-    """Return the message that a client sent, from its checked form."""
+    """Return the client's message, from the checked form."""
     return kind(**{name: getattr(model, name) for name in type(model).model_fields})
 
 

@@ -1,4 +1,4 @@
-"""/v1/networks: networks between machines, and their captures."""
+"""/v1/networks: networks between machines, and captures of frames."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Make the routes of the API from the requests of the contract. The handlers are plain functions.
 
-Each route has the request's method, path, fields and docstring. FastAPI sees them as the signature of the
-route's function, checks what a client sends, and writes the OpenAPI document.
+Each route has the request's method, path, fields and docstring. FastAPI sees the signature of the route's
+function, checks a client's request, and writes the OpenAPI document.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Routes:
     """The routes of one service.
 
     Attributes:
-        requests: the requests that have a route.
+        requests: the requests with a route.
     """
 
     def __init__(self, hypervisor: Hypervisor) -> None:
@@ -58,7 +58,7 @@ class Routes:
     def content(
         self, kind: type[R], handler: Callable[[Hypervisor, R], Awaitable[str | bytes]], media_type: str
     ) -> None:
-        """Add a call that answers with the content itself: a text, or bytes of `media_type`."""
+        """Add a call that answers with the plain content: a text, or bytes of `media_type`."""
         self._expect(kind, "text", "bytes")
 
         async def answer(**given: Any) -> Response:
@@ -106,7 +106,7 @@ def _split(name: str) -> str:
 
 
 def _request(kind: type[R], given: dict[str, Any]) -> R:
-    """Return the request from what FastAPI has found in path, query and body."""
+    """Return the request from FastAPI's values of path, query and body."""
     body = given.pop("body", None)
     if kind.route.body:
         given[kind.route.body] = body

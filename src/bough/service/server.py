@@ -1,6 +1,6 @@
 """Run the service of a BOUGH_HOME.
 
-A lock ensures that only one service runs. The service binds its socket before it adopts the machines. So an
+A lock ensures that only one service runs. The service binds the socket before it adopts the machines. So an
 early client waits instead of failing.
 """
 
@@ -47,8 +47,8 @@ def main(arguments: list[str] | None = None) -> None:
         "--listen", metavar="ADDRESS:PORT", help="also serve the API over TCP; clients need the token"
     )
     options = parser.parse_args(arguments)
-    # Set the umask: it differs between the commands that start the service. The code sets the modes of its
-    # files.
+    # Set the umask: the commands that start the service have different masks. The code sets the mode of each
+    # file.
     os.umask(0o022)
     home = Home.at(options.home) if options.home else Home.from_environment()
     bound_log(home.service_log)
@@ -107,7 +107,7 @@ async def serve(home: Home, listen: str | None = None) -> None:
 async def _close(hypervisor: Hypervisor) -> None:
     """Release the machines within CLOSE_TIMEOUT_S.
 
-    The next service waits for this service's lock, and clients wait for the next service.
+    The next service waits for the lock, and clients wait for the next service.
     """
     try:
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
@@ -120,8 +120,8 @@ async def _close(hypervisor: Hypervisor) -> None:
 class _Server(uvicorn.Server):
     """A uvicorn server that leaves signals to this module.
 
-    There may be two servers. And uvicorn would raise a caught signal again at its end, before this module has
-    cleaned up.
+    A service may have two servers. And uvicorn would raise a caught signal again at the end, before this
+    module has cleaned up.
     """
 
     @contextlib.contextmanager
@@ -162,7 +162,7 @@ def _configure(app: Any) -> uvicorn.Config:
 
 
 def _bind_beyond(home: Home, listen: str) -> tuple[socket.socket, str]:
-    """Return a TCP socket, and the token that its clients need."""
+    """Return a TCP socket, and the token for its clients."""
     return bind_tcp(listen), read_token(home.token)
 
 

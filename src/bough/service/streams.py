@@ -81,7 +81,7 @@ async def watch_events(hypervisor: Hypervisor, asked: WatchEvents, socket: WebSo
 async def _carry(socket: WebSocket, tunnel: Tunnel) -> None:
     """Carry bytes until the client disconnects.
 
-    A client closes when it has seen the end of the guest's data.
+    A client closes after the end of the guest's data.
     """
 
     async def outward() -> None:

@@ -1,7 +1,7 @@
-"""Serve the API over TCP: each request must carry the token of this BOUGH_HOME.
+"""Serve the API over TCP: each request must carry the token of the BOUGH_HOME.
 
-The Unix socket needs no token: its mode lets only its owner connect. TCP has no such mode. So a file that
-only its owner can read holds a secret, which clients send as `Authorization: Bearer <token>`. The traffic is
+The Unix socket needs no token: the mode lets only the owner connect. TCP has no such mode. So a file readable
+only by the owner holds a secret. Clients send the secret as `Authorization: Bearer <token>`. The traffic is
 not encrypted: outside of the host's loopback, use a tunnel (ssh -L) or a proxy with TLS.
 """
 
@@ -103,7 +103,7 @@ def bind_tcp(address: str) -> socket.socket:
     except OSError as error:
         raise Conflict(f"cannot listen at {address}: {error.strerror or error}") from error
     listener.setblocking(False)
-    # Accepted connections inherit this. asyncio does it only for sockets made with IPPROTO_TCP.
+    # Accepted connections inherit the option. asyncio sets the option only for sockets made with IPPROTO_TCP.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 

@@ -20,7 +20,7 @@ from bough.tasks import end_tasks
 
 #: Close codes 4000-4999 are for applications (RFC 6455, section 7.4.2).
 CLOSED_WITH_ERROR = 4000
-#: How long a guest may accept no data from a client that has disconnected.
+#: Longest time for which a guest may accept no data of a disconnected client.
 LINGER_S = 60.0
 
 
@@ -60,7 +60,7 @@ async def for_each_message(socket: WebSocket, handle: Callable[[bytes], Awaitabl
     Earlier messages are still handled afterwards, while the guest makes progress with them.
 
     Raises:
-        ConnectionAbortedError: the client disconnected, and its last messages were not handled for LINGER_S.
+        ConnectionAbortedError: the client disconnected, and the last messages were not handled for LINGER_S.
     """
     handled = 0
 

@@ -1,4 +1,4 @@
-"""Why QEMU ended, and the state that follows: `stopped`, `failed` or `suspended`."""
+"""Why QEMU ended, and the next state: `stopped`, `failed` or `suspended`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Host(Protocol):
 
 
 class Ending:
-    """The end of one machine's QEMU: what was asked and reported before, and what is recorded afterwards.
+    """The end of a machine's QEMU: requests and reports before the end, and the record afterwards.
 
     Attributes:
         stop_asked: a user asked for the end.
@@ -105,7 +105,7 @@ class Ending:
         self._restarter.after_failure()
 
     def error(self, when: str) -> MachineFailed:
-        """Return the error of a caller that needs the machine, which has ended."""
+        """Return the error for a caller that needs the ended machine."""
         machine = self._machine
         failure, console = machine.record.failure, machine.console_tail()
         cause = failure.cause if failure else "the guest powered off"

@@ -24,7 +24,7 @@ class Host(Protocol):
 
 
 class Pause:
-    """The pauses of one machine that a user asked for."""
+    """The pauses of a machine that a user asked for."""
 
     def __init__(self, machine: Host, guest: Guest, condition: Condition, clock: ClockKeeper) -> None:
         self._machine = machine
@@ -33,7 +33,7 @@ class Pause:
         self._clock = clock
 
     async def begin(self) -> None:
-        """Pause the vCPUs. Raises WrongState: the machine does not run, or its guest sleeps."""
+        """Pause the vCPUs. Raises WrongState: the machine does not run, or the guest sleeps."""
         machine = self._machine
         async with machine.operation("pausing", State.RUNNING):
             self._condition.check_awake("pausing")

@@ -1,4 +1,4 @@
-"""QEMU's events: vCPUs that stop and run, a shutdown, errors of disks, the agent's port."""
+"""QEMU's events: stops and starts of vCPUs, a shutdown, errors of disks, the agent's port."""
 
 from __future__ import annotations
 

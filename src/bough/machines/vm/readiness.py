@@ -123,7 +123,7 @@ class Readiness:
         )
 
     async def wait_settled(self, *, timeout_s: float = 120) -> None:
-        """Wait until the guest has written all of its new identity to disk.
+        """Wait until the guest has written the whole new identity to disk.
 
         Raises DeadlineExceeded, MachineFailed.
         """
@@ -150,7 +150,7 @@ class Readiness:
 
         Raises:
             WrongState: the machine does not run.
-            AgentUnavailable: the machine has no agent, or its agent is silent.
+            AgentUnavailable: the machine has no agent, or the agent is silent.
             QmpLost: the machine runs but cannot be reached.
         """
         machine = self._machine
@@ -166,7 +166,7 @@ class Readiness:
                 machine=machine.name,
             )
         if not self._guest.answers and self._vm.adopted:
-            # A new service has not said hello yet to a guest that may have been ready for long.
+            # A new service has not said hello yet. The guest may have been ready for long.
             await self._vm.watch(_ADOPTED_S).until(self._guest.ready, self._vm.ended)
         if self._guest.channel is None or not self._guest.answers:
             raise AgentUnavailable(

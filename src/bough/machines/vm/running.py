@@ -1,4 +1,4 @@
-"""QEMU of a machine, from its start or adoption to its end, and the service's connections to QEMU."""
+"""QEMU of a machine, from start or adoption to the end, and the service's connections to QEMU."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from bough.tasks import wait_first
 
 #: Signals caused by a fault of the process itself.
 _OWN_FAULTS = frozenset({"SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE", "SIGSYS", "SIGTRAP"})
-#: QEMU's own time to end, and the bound of that wait on a busy host.
+#: QEMU's own time to end, and the bound of the wait on a busy host.
 _QUIT_S = 5.0
 _QUIT_MOST_S = 60.0
 
@@ -175,7 +175,7 @@ class RunningVm:
     # -- from start to end --------------------------------------------------------------------
 
     def hold(self, process: QemuProcess) -> None:
-        """Watch a running QEMU, until its end."""
+        """Watch a running QEMU, until the end."""
         self.process = process
         self._priority = CpuPriority(process, lambda: self._guest.is_talked_to)
         self.adopted = False
@@ -194,7 +194,7 @@ class RunningVm:
         Raises BoughError, OSError; then `disconnect` closes open connections.
         """
         machine = self._machine
-        # The service answers no request before it has adopted all machines; a QEMU that hangs is tried again.
+        # The service answers no request before all machines are adopted; a hanging QEMU is tried again.
         bound = {"timeout_s": ADOPT_TIMEOUT_S} if adopted else {}
         self.qmp = await Qmp.connect(machine.paths.qmp_socket, **bound)
         machine.own(self._events.follow(self.qmp), "watch QMP")
@@ -233,7 +233,7 @@ class RunningVm:
     async def release_guest(self) -> asyncio.Event:
         """Close the connections to the agent and the console, for a capture of the process.
 
-        Return the event that is set when QEMU has reported that the guest closed the agent's port.
+        Return the event for QEMU's report that the guest closed the agent's port.
         """
         await self._guest.close()
         if self.console is not None:
@@ -241,7 +241,7 @@ class RunningVm:
         return self._guest.port_closed
 
     async def quit(self) -> None:
-        """Ask QEMU to end, which writes cached data to the disks; then send SIGKILL. Return when QEMU has
+        """Ask QEMU to end: QEMU writes cached data to the disks. Then send SIGKILL. Return when QEMU has
         ended.
         """
         if self.qmp is not None:

@@ -78,7 +78,7 @@ class Start:
         self._launch = launch
 
     async def run(self, report: Report, *, by_policy: bool, saved: SavedState | None, hold: bool) -> None:
-        """Start the machine. Return when its vCPUs run. The caller must not be cancelled.
+        """Start the machine. Return when the vCPUs run. The caller must not be cancelled.
 
         Args:
             by_policy: a restart after a failure; the count of restarts goes on.
@@ -103,7 +103,7 @@ class Start:
                 self._fail(error)
                 raise
             except BaseException:
-                # No QEMU is left. The machine returns to its state before, and the caller gets the error.
+                # No QEMU is left. The machine returns to the state before, and the caller gets the error.
                 await self._forwards.close()
                 machine.note(state=before.state, failure=before.failure, started=before.started)
                 raise
@@ -135,7 +135,7 @@ class Start:
         self._machine.change(event=True, state=State.STARTING, started=now(), **fields)
 
     async def _plan(self, saved: SavedState | None) -> Plan:
-        """Return the plan of a start. Saved memory continues on its accelerator, whatever this host has now.
+        """Return the plan of a start. Saved memory continues on the same accelerator only.
 
         Raises:
             HostLacks: the accelerator of the memory does not work here.
@@ -186,7 +186,7 @@ class Start:
         return await self._launch(plan, paths, memory=memory, back=back)
 
     async def _bring_up(self, process: QemuProcess, plan: Plan, saved: SavedState | None, hold: bool) -> None:
-        """Connect to QEMU, and continue from the saved state if there is one. Raises BoughError, OSError."""
+        """Connect to QEMU, and continue from the saved state, if any. Raises BoughError, OSError."""
         self._vm.hold(process)
         await self._vm.connect(plan.accelerator, greet=saved is None)
         if saved is not None:
@@ -231,7 +231,7 @@ class Start:
             # more.
             identity = "clock" if record.identity == "known" else record.identity
             self._machine.change(suspended=None, identity=identity)
-        self._guest.greet(awake=True)  # before `cont`, so that the guest finds the hello first
+        self._guest.greet(awake=True)  # before `cont`, so the guest finds the hello first
         await qmp.execute("cont")
 
     async def _give_up(self, process: QemuProcess, error: Exception, saved: SavedState | None) -> BoughError:

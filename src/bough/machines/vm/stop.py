@@ -172,7 +172,7 @@ class Stop:
         await self._vm.quit()
 
     async def give_up(self, why: str) -> None:
-        """End a QEMU with a useless guest. The machine becomes `failed`, with that cause.
+        """End a QEMU with a useless guest. The machine becomes `failed`, with the cause.
 
         Raises:
             Conflict, WrongState: another operation runs, or the machine does not run.

@@ -1,1 +1,1 @@
-"""Work-arounds for defects of QEMU and its firmware. Each file names the versions with the defect."""
+"""Work-arounds for defects of QEMU and of firmware. Each file names the versions with the defect."""

@@ -42,15 +42,15 @@ from bough.qemu.ram import PAGE_BYTES
 log = logging.getLogger("bough.machines")
 
 _LOOK_EVERY_S = 3.0
-#: Share of a processor. A QEMU that uses less, emulation included, has no stuck vCPU.
+#: Share of a processor. A QEMU below the share, emulation included, has no stuck vCPU.
 _LEAST_BUSY = 0.1
 _SAMPLES = 16
 _SAMPLE_S = (0.004, 0.012)
-#: Samples at the address itself. A stuck vCPU is there half of the time; a long loop is at no address so
-#: often.
+#: Samples at the address itself. A stuck vCPU is at the address half of the time; a long loop is at no
+#: address so often.
 _LEAST_THERE = _SAMPLES // 5
 _BREAKPOINT = 0xCC
-#: How long to ignore an address at which a vCPU stays after the write: the vCPU was not stuck.
+#: Time to ignore an address at which a vCPU stays after the write: the vCPU was not stuck.
 _INNOCENT_S = 600.0
 #: The first QEMU that does not miss a change.
 FIXED = (8, 1)

@@ -1,9 +1,8 @@
 """Wake a guest that sleeps (ACPI S3).
 
-QEMU resets the devices when it wakes a machine. SeaBIOS does not restore the registers of a Q35 board's
-chipset. Without these registers the ACPI timer stops, and the guest's time with it, and neither the power
-button nor a power-off works. So the registers are read while the guest sleeps, and written before its vCPUs
-run again.
+QEMU resets the devices at a wake-up. SeaBIOS does not restore the registers of a Q35 board's chipset. Without
+these registers the ACPI timer stops, and the guest's time with it, and neither the power button nor a
+power-off works. So the registers are read while the guest sleeps, and written before its vCPUs run again.
 """
 
 from __future__ import annotations
