@@ -9,7 +9,7 @@ with hv.run("debian:12", memory="512MiB") as vm:
 
 from bough.version import __version__ as __version__
 
-TYPE_CHECKING = False  # typing is half of the modules that `bough exec` would load
+TYPE_CHECKING = False  # typing is half of the modules loaded by `bough exec`
 if TYPE_CHECKING:
     from typing import Any
 

@@ -1,4 +1,4 @@
-"""The format of a bundle: a machine in one file or stream. Pure. Its parts: snapshots/bundle_manifest.py.
+"""The format of a bundle: a machine in one file or stream. Pure. The parts: snapshots/bundle_manifest.py.
 
     head      8 bytes, version u32, length u32, manifest (JSON), its SHA-256
     chunks    kind u8 = 1, part u8, extents u16, stored u32, size u32; then `stored` bytes: a zstd frame of
@@ -10,7 +10,7 @@ extents are zero. In an overlay such bytes are the image's. The extents of a par
 path.
 
 A bundle may be hostile. The reader holds one chunk at a time, of bounded size, and compares every number with
-its bounds before use.
+the bounds before use.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _DATA, _END = 1, 2
 
 
 class Source(Protocol):
-    """A stream from which a bundle is read."""
+    """The stream of a bundle to read."""
 
     def read(self, size: int, /) -> bytes: ...
 
 
 class Piece(NamedTuple):
-    """Bytes of a part, and their offset."""
+    """Bytes of a part, and the offset of the first byte."""
 
     part: int
     offset: int
@@ -91,7 +91,8 @@ def _chunks(content: Iterable[tuple[int, bytes]]) -> Iterator[list[tuple[int, by
 
 
 def read_manifest(source: Source) -> tuple[dict[str, Any], Any]:
-    """Read the head. Return the manifest, of which only the form has been checked, and the digest so far.
+    """Read the head. Return the manifest and the digest so far. Only the form of the manifest has been
+    checked.
 
     Raises:
         BadBundle: the file is no bundle, is truncated, was altered, or has a newer version.
@@ -129,7 +130,7 @@ def _instead(head: bytes) -> str | None:
 
 
 def read_pieces(source: Source, digest: Any, sizes: Sequence[int]) -> Iterator[Piece]:
-    """Yield the content of the parts, which have `sizes`. The iteration ends if all was valid.
+    """Yield the content of the parts, of the given `sizes`. The iteration ends if all was valid.
 
     Raises:
         BadBundle: the bundle is truncated, was altered, or contradicts itself. Discard the pieces before.
@@ -155,7 +156,7 @@ def read_pieces(source: Source, digest: Any, sizes: Sequence[int]) -> Iterator[P
         payload = _read(source, stored)
         digest.update(head + payload)
         try:
-            # zstandard allocates the size that the frame states.
+            # zstandard allocates the size in the frame.
             if zstandard.frame_content_size(payload) != size:
                 raise BadBundle("the bundle was altered: the size of a chunk does not match its header")
             raw = decompressor.decompress(payload, max_output_size=size)

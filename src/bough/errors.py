@@ -1,4 +1,4 @@
-"""All errors that bough raises on purpose, in one tree.
+"""All errors raised on purpose, in one tree.
 
     BoughError
     ├── InvalidInput            the request makes no sense
@@ -92,7 +92,7 @@ class BeyondHost(InvalidInput):
 class BadImage(InvalidInput):
     """A disk image is unusable. No part was kept.
 
-    Details: output (the end of the output of a program that checked the image, if any).
+    Details: output (the end of a checking program's output, if any).
     """
 
     code = "bad-image"
@@ -200,16 +200,16 @@ class BootFailed(BoughError):
 
 
 class GuestRefused(BoughError):
-    """The guest answered with an error. Details: machine, errno (its name, if the error had one)."""
+    """The guest answered with an error. Details: machine, errno (the name, if known)."""
 
     code = "guest-refused"
     http_status = 422
 
 
 class CommandFailed(BoughError):
-    """A command that was run with `check` failed.
+    """A command with `check` failed.
 
-    Details: argv, exit_code or signal, stdout, stderr (their ends, as text).
+    Details: argv, exit_code or signal, stdout, stderr (the ends, as text).
     """
 
     code = "command-failed"
@@ -261,7 +261,9 @@ def _tree(cls: type[BoughError]) -> dict[str, type[BoughError]]:
 
 
 def error_from_dict(data: dict[str, Any]) -> BoughError:
-    """Return the error that `to_dict()` described; a code of a newer version becomes a plain BoughError."""
+    """Return the error that `to_dict()` described; an unknown code, of a newer version, becomes a plain
+    BoughError.
+    """
     cls = _tree(BoughError).get(str(data.get("code")), BoughError)
     error = cls(str(data.get("message", "unknown error")), hint=data.get("hint"))
     error.details = dict(data.get("details") or {})

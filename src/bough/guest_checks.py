@@ -1,9 +1,9 @@
-"""Checks of a guest, and the command that repeats a check inside its guest until the check passes.
+"""Checks of a guest, and the command that repeats a check inside the guest until the check passes.
 
 The guest repeats the check, so a wait costs one request and no traffic per attempt. The command needs a POSIX
-shell, and systemctl for a unit. It writes to standard error: before each attempt the byte ATTEMPT, then the
-attempt's standard error, and standard output if the attempt failed. On success it writes the output of the
-last attempt to standard output.
+shell, and systemctl for a unit. The command writes to standard error: before each attempt the byte ATTEMPT,
+then the attempt's standard error, and standard output if the attempt failed. On success, standard output has
+the output of the last attempt.
 
     exit status    0   the check passed
                    1   `most` attempts failed
@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 EVERY_S = 0.25
 GAVE_UP = 113
 ATTEMPT = b"\x1e"
-#: Number of attempts that a unit without a job gets: the job may be queued shortly.
+#: Number of attempts for a unit without a job: the job may be queued shortly.
 UNIT_GRACE_ATTEMPTS = 40
 
 _REPEAT = r"""
@@ -116,7 +116,7 @@ exit 1
 
 
 class Check(NamedTuple):
-    """A command that tells by its status whether a guest is as required.
+    """A command with a status that tells whether a guest is as required.
 
     Attributes:
         what: the required state, as the end of the sentence "waited until ...".
@@ -139,7 +139,7 @@ def script_fails(script: str) -> Check:
 
 
 def unit_is_active(unit: str, *, of_user: bool = False, grace_attempts: int = UNIT_GRACE_ATTEMPTS) -> Check:
-    """Return the check that a systemd unit is active. A one-shot unit that succeeded passes, too.
+    """Return the check that a systemd unit is active. A successful one-shot unit passes, too.
 
     The check gives up when the unit has failed, or is inactive without a job in attempt `grace_attempts`.
     """
@@ -166,7 +166,7 @@ def file_exists(path: str) -> Check:
 
 
 def render_wait(check: Check, *, every_s: float = EVERY_S, most: int = 0) -> list[str]:
-    """Return the command that repeats `check` until it passes.
+    """Return the command that repeats `check` until the check passes.
 
     Args:
         most: number of attempts; 0: any number, until the command is ended.
@@ -175,7 +175,7 @@ def render_wait(check: Check, *, every_s: float = EVERY_S, most: int = 0) -> lis
 
 
 class Attempts:
-    """The attempts of a wait, as its standard error tells them. Keeps the end of the output alone."""
+    """The attempts of a wait, read from the command's standard error. Keeps the end of the output only."""
 
     _KEPT_BYTES = 64 * 1024
 
@@ -184,14 +184,14 @@ class Attempts:
         self._told = bytearray()
 
     def feed(self, stderr: bytes) -> None:
-        """Add standard error of the wait, as it comes."""
+        """Add the next bytes of the wait's standard error."""
         self.count += stderr.count(ATTEMPT)
         self._told += stderr
         del self._told[: -self._KEPT_BYTES]
 
     @property
     def output(self) -> str:
-        """Return the output of the last failed attempt that told anything. Unsafe for a terminal."""
+        """Return the output of the last failed attempt with output. Unsafe for a terminal."""
         told = [part.strip() for part in bytes(self._told).split(ATTEMPT)]
         return next((part for part in reversed(told) if part), b"").decode(errors="replace")
 

@@ -1,7 +1,7 @@
-"""Notice that the peer of a connection has gone, even while no task reads the connection.
+"""Notice that the peer of a connection has left, even while no task reads the connection.
 
 asyncio reports the end of a stream only to a reader. A reader pauses if, for example, a command takes no
-input, and then never learns that the client was killed.
+input, and then misses the death of the client.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Hangup:
     """A watch on one connected socket. Needs a running event loop.
 
     Attributes:
-        seen: set when the peer has gone. Data that the peer sent before may still be unread.
+        seen: set when the peer has gone. Earlier data of the peer may still be unread.
     """
 
     def __init__(self, sock: socket.socket, *, reset_only: bool = False) -> None:
@@ -28,7 +28,7 @@ class Hangup:
         self.seen = asyncio.Event()
         self._reset_only = reset_only
         self._loop = asyncio.get_running_loop()
-        # A separate epoll descriptor: asyncio watches the socket itself, and stops when its reader pauses.
+        # A separate epoll descriptor: asyncio watches the socket, too, and stops when the reader pauses.
         self._epoll = select.epoll()
         self._epoll.register(sock.fileno(), select.EPOLLONESHOT | (0 if reset_only else select.EPOLLRDHUP))
         self._loop.add_reader(self._epoll, self._ready)

@@ -1,4 +1,4 @@
-"""Find BOUGH_HOME and the socket of its service.
+"""Find BOUGH_HOME and the socket of the service.
 
 Every command imports this module first, so the module must load fast.
 """
@@ -30,7 +30,7 @@ class SocketAddress:
     """A context in which bind() and connect() accept a `path` of any length.
 
     The kernel bounds an address to 107 bytes (unix(7), sun_path). A longer path is reached through a
-    descriptor of its directory, which the context holds open.
+    descriptor of the directory. The context holds the descriptor open.
 
     Args:
         inherit: the address is for a program that replaces this process (exec).

@@ -1,7 +1,7 @@
 """A time-out that follows progress: a slow guest on a busy host is not a guest that hangs.
 
-A `ProgressWatch` counts the time that a guest could use since its last sign of life. A sign is any change
-that an observer reports: bytes on the console, messages of the agent. The time between two looks counts as
+A `ProgressWatch` counts the time available to a guest since the last sign of life. A sign is any change that
+an observer reports: bytes on the console, messages of the agent. The time between two looks counts as
 follows:
 
     idle guest     all of the time: nothing held the guest back

@@ -57,7 +57,7 @@ class ServiceLock:
         return cls(path, descriptor)
 
     def tell_ending(self) -> None:
-        """Announce that this service ends, for `read_owner`."""
+        """Announce the end of the service, for `read_owner`."""
         with contextlib.suppress(OSError):
             ending_mark(self._path).touch(mode=0o600)
 
@@ -68,12 +68,12 @@ class ServiceLock:
 
 
 def ending_mark(lock: Path) -> Path:
-    """Return the file that exists while the service ends, and longer if the service is killed then."""
+    """Return the file that marks an ending service. The file stays if the service is killed meanwhile."""
     return lock.with_name("ending")
 
 
 def read_owner(path: Path) -> Owner | None:
-    """Return the owner of the lock. None: the lock is free, or this user may not read it."""
+    """Return the owner of the lock. None: the lock is free, or unreadable for the user."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

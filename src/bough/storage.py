@@ -15,7 +15,7 @@ from typing import Any
 
 from bough.errors import NoSpace
 
-#: Names that tempfile.mkstemp makes from the prefix in `write_atomically`.
+#: Names made by tempfile.mkstemp from the prefix in `write_atomically`.
 _UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}")
 
 
@@ -24,7 +24,7 @@ NO_SPACE_HINT = "free some space there (`bough image prune` may help), or set BO
 
 @contextmanager
 def no_space_is_told(what: str, where: Path) -> Iterator[None]:
-    """Turn ENOSPC and EDQUOT into NoSpace, which names the file system."""
+    """Turn ENOSPC and EDQUOT into NoSpace with the name of the file system."""
     try:
         yield
     except OSError as error:

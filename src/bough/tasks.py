@@ -18,13 +18,13 @@ _AGAIN_S = 3
 
 
 class Stopped(Exception):
-    """Raised in a thread of `run_stoppable` that is to stop."""
+    """Raised in a thread of `run_stoppable` to stop the thread."""
 
 
 async def finish(work: Awaitable[T]) -> T:
-    """Await `work` to its end, even if this task is cancelled. CancelledError is raised afterwards.
+    """Await `work` to the end, even if the calling task is cancelled. CancelledError is raised afterwards.
 
-    Use `finish` to remove files, and for a thread whose files are removed when the task is cancelled.
+    Use `finish` to remove files, and for a thread when cancellation removes the thread's files.
     """
     working, cancelled = asyncio.ensure_future(work), False
     while not working.done():
@@ -43,8 +43,8 @@ async def finish(work: Awaitable[T]) -> T:
 async def run_stoppable(function: Callable[[Callable[[], None]], T]) -> T:
     """Run `function(check)` in a thread.
 
-    When this task is cancelled, the next `check()` raises Stopped. The thread has ended when CancelledError
-    is raised.
+    When the calling task is cancelled, the next `check()` raises Stopped. The thread has ended when
+    CancelledError is raised.
     """
     stop = threading.Event()
 
@@ -79,7 +79,7 @@ class Tasks:
 
 
 async def wait_first(timeout_s: float | None, *events: asyncio.Event) -> bool:
-    """Wait for the events. Return whether one of them is set within the time."""
+    """Wait for the events. Return whether an event is set within the time."""
     waits = [asyncio.create_task(event.wait()) for event in events]
     try:
         done, _ = await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
@@ -90,10 +90,10 @@ async def wait_first(timeout_s: float | None, *events: asyncio.Event) -> bool:
 
 
 async def end_tasks(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel tasks until all have ended; their exceptions are dropped.
+    """Cancel tasks until all have ended; exceptions of the tasks are dropped.
 
-    A cancellation may be lost. `asyncio.wait_for` loses one until Python 3.12, if the awaited result arrives
-    in the same moment. A TaskGroup loses one until 3.13, if one of its tasks fails then.
+    A cancellation may get lost: until Python 3.12 in `asyncio.wait_for`, if the awaited result arrives in the
+    same moment; until 3.13 in a TaskGroup, if a task of the group fails then.
     """
     left = set(tasks)
     while left:

@@ -1,8 +1,8 @@
-"""Sizes and times as people write them.
+"""Sizes and times in texts for people.
 
-A size is an int of bytes. Accepted are "512MiB", "2G", "1.5 GiB" and plain "1048576". K, M, G and T without
-"iB" are binary units, too, as in QEMU and qemu-img. A time is a float of seconds: "90", "90s", "2m", "1h30m",
-"1d".
+A size is an int of bytes, in a text such as "1.5 GiB" or "1048576". Units without "iB" (2G) are binary units
+like in QEMU and qemu-img. A time is a float of seconds, in a text such as "90" or "1h30m". Units of a time go
+from ms to d.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_size(text: str | int) -> int:
-    """Return bytes. Raises ValueError, whose message says what was expected."""
+    """Return bytes. Raises ValueError; the message names the expected form."""
     if isinstance(text, bool) or not isinstance(text, str | int):
         raise ValueError(f"expected a size like '512MiB', got {text!r}")
     if isinstance(text, int):
@@ -45,7 +45,7 @@ def format_size(size_bytes: int) -> str:
 
 
 def parse_duration(text: str | float) -> float:
-    """Return seconds. Raises ValueError, whose message says what was expected."""
+    """Return seconds. Raises ValueError; the message names the expected form."""
     if isinstance(text, int | float) and not isinstance(text, bool):
         seconds = float(text)
     elif isinstance(text, str) and re.fullmatch(r"\d+(\.\d+)?", text.strip()):
@@ -60,7 +60,7 @@ def parse_duration(text: str | float) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """Return a time for people: 340 ms, 7.2 s, 3 min 5 s, 2 h 10 min, 4 days."""
+    """Return a time for people: 340 ms, 3 min 5 s, 4 days."""
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 60:

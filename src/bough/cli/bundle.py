@@ -31,7 +31,7 @@ def export(source: str, file: str, disks_only: bool, without_image: bool) -> Non
     """Write a machine or a snapshot to FILE; `-` is standard output.
 
     FILE.bough is a bundle: `bough import` continues the machine on another host. A running machine is
-    exported with its memory, and runs on here. FILE.qcow2 and FILE.ova hold the disks for other hypervisors.
+    exported with its memory, and runs on. FILE.qcow2 and FILE.ova hold the disks for other hypervisors.
     """
     from bough.client.bundle import export_file, export_stream
 
@@ -86,8 +86,8 @@ def import_bundle(
     timeout: float | None,
     as_json: bool,
 ) -> None:
-    """Create a machine from FILE, a bundle; `-` is standard input. A machine that was exported with its
-    memory continues where it was.
+    """Create a machine from FILE, a bundle; `-` is standard input. A machine exported with memory continues
+    where it was.
     """
     from bough.client.bundle import import_stream
 

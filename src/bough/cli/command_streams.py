@@ -1,4 +1,4 @@
-"""Carry the streams of a command between its WebSocket and this process. Imports next to nothing."""
+"""Carry the streams of a command between the WebSocket and this process. Imports few modules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bough.client.websocket import WebSocket
 
 _STDIN, _STDERR, _STATUS, _CLOSE = 0, 2, 3, 255
-#: A machine that is up within this time shows no progress.
+#: For a machine that is up within this time, no progress is shown.
 _PATIENCE_S = 1.0
 _ENDED_WELL = (b'{"exit_code": ', b', "signal": null, "error": null}')
 
@@ -46,7 +46,7 @@ def carry(socket: WebSocket, command: str, *, stdin: bool) -> int:
 
 
 def await_machine(socket: WebSocket) -> None:
-    """Wait until the machine of a run is there. A long wait shows its progress on stderr.
+    """Wait until the machine of a run is up. A long wait shows progress on stderr.
 
     Raises:
         BoughError: the machine did not come up.
@@ -117,11 +117,11 @@ def _send_end(socket: WebSocket) -> None:
     try:
         socket.send(bytes((_CLOSE, _STDIN)))
     except BoughError:
-        pass  # the command has ended: its status follows
+        pass  # the command has ended: the status follows
 
 
 def _read_status(content: bytes, command: str) -> int:
-    # Most commands end in this way, and loading json takes as long as loading all of this module.
+    # Most commands end with such a status, and json takes as long to load as this module.
     begin, end = _ENDED_WELL
     if content.startswith(begin) and content.endswith(end):
         code = content[len(begin) : -len(end)]
@@ -133,7 +133,7 @@ def _read_status(content: bytes, command: str) -> int:
     try:
         return read_status(content).shell_code
     except GuestRefused as error:
-        # A shell's status, if the command itself is missing (and not the user or the directory).
+        # A shell's status, if the command is missing (and not the user or the directory).
         shown = os.fsencode(command).decode(errors="replace")
         if not error.message.startswith(f"{shown[:200]}: ") or not error.details.get("errno"):
             raise

@@ -1,4 +1,4 @@
-"""Parse the words of `exec` and `run`, which end in a command of the guest."""
+"""Parse the words of `exec` and `run`. The last words are a command of the guest."""
 
 from __future__ import annotations
 

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 def cp(sources: tuple[str, ...], destination: str, owner: bool) -> None:
     """Copy files and trees to and from a machine; one side is NAME:PATH.
 
-    Works like `cp -r`, in both directions: a file or a tree becomes DESTINATION, or goes into DESTINATION if
-    that is a directory. SOURCE/. means the content of SOURCE. Several sources need a directory. - is standard
-    input or output, for one file.
+    Works like `cp -r`, in both directions: a file or a tree becomes DESTINATION, or goes into an existing
+    directory DESTINATION. SOURCE/. means the content of SOURCE. Several sources need a directory. - is
+    standard input or output, for one file.
 
     Kept: modes, times, links, hard links, holes, ACLs, user.* attributes. Owners (by number), set-id bits and
     capabilities need --owner. Pipes, sockets and devices are left out. Standard error names each loss.
@@ -99,8 +99,8 @@ def _tell(sentences: Iterable[str]) -> None:
 
 
 def _split(text: str) -> tuple[str, str] | None:
-    """Split NAME:PATH; return None for a path of this host. As for scp, a path of this host has a slash
-    before its first colon.
+    """Split NAME:PATH; return None for a path of this host. A path of this host has a slash before the first
+    colon, as for scp.
     """
     name, colon, path = text.partition(":")
     if not colon or "/" in name or not name:

@@ -1,4 +1,4 @@
-"""The entry point of `bough`. Errors become messages and exit statuses here."""
+"""The entry point of `bough`. Errors become messages and exit statuses."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def open_standard_streams() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number
     sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)

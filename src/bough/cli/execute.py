@@ -62,9 +62,9 @@ def exec_command(
 
     COMMAND is killed when this client ends for any reason.
 
-    COMMAND reads this command's standard input to its end: use -n in a loop that reads lines.
+    COMMAND reads this command's standard input to the end: use -n in a loop that reads lines.
 
-    With --as-user COMMAND gets that user's environment, without a login session. A login session, with limits
+    With --as-user COMMAND gets the user's environment, without a login session. A login session, with limits
     and a user manager: bough exec NAME -- su -l USER -c COMMAND
     """
     if command[0] == "--":
@@ -102,7 +102,7 @@ def shell(name: str, user: str | None) -> int:
     """Open the user's login shell in a machine, on a terminal.
 
     With --as-user the shell is in a login session like ssh's (`su -l`: limits, XDG_RUNTIME_DIR, a user
-    manager), if the guest has PAM. A TERM that the guest does not know becomes xterm-256color.
+    manager), if the guest has PAM. A TERM unknown to the guest becomes xterm-256color.
     """
     request = Command(
         argv=LOGIN_SHELL,

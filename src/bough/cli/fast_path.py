@@ -1,8 +1,8 @@
-"""The fast path of `exec` and `run` without options, which are the most frequent calls.
+"""The fast path of `exec` and `run` without options, the most frequent calls.
 
 Loading libraries for options, HTTP and JSON takes an interpreter several times as long as the command. In any
-other case (an option, no service, another version, a refusal) the ordinary code starts over and reports what
-is wrong.
+other case (an option, no service, another version, a refusal) the ordinary code starts over and reports the
+problem.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def attempt(words: list[str]) -> int | None:
     """Run a command and return its exit status. None: nothing ran; use the ordinary code.
 
     Raises:
-        BoughError: the command was started, and its end is not known.
+        BoughError: the command was started, and the end is unknown.
     """
     if len(words) < 3 or words[0] not in ("exec", "run") or words[1].startswith("-"):
         return None

@@ -97,7 +97,7 @@ _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567
     help="Also serve TCP, for clients that send the token in BOUGH_HOME/token.",
 )
 def serve(unit: bool, stop: bool, listen: str | None) -> None:
-    """Run the service of this BOUGH_HOME in the foreground. Other commands start the service when needed."""
+    """Run the service of BOUGH_HOME in the foreground. Other commands start the service when needed."""
     from bough.paths import Home
 
     home = Home.from_environment()

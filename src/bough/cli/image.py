@@ -59,7 +59,7 @@ def list_images(as_json: bool) -> None:
 def build(label: str, arch: str | None, lock: str | None, as_json: bool, **options: Any) -> None:
     """Build an image from packages: debian:11, debian:12, debian:13, debian:testing, debian:sid.
 
-    A recipe, a file like ./web.toml, names a base image and what to add to it.
+    A recipe, a file like ./web.toml, names a base image and additions.
     """
     if lock is not None:
         options["lock"] = _load_lock(lock)
@@ -150,8 +150,8 @@ def _recipe(file: str) -> dict[str, Any]:
 def import_image(source: str, max_size: str | None, as_json: bool, **given: Any) -> None:
     """Import a disk image: raw, qcow2, vmdk, vdi, vhdx, OVA or ISO, also compressed by gz, xz, zst or bz2.
 
-    The same command resumes a download that broke off. The file's sha256 is kept with the image, except for a
-    file with large holes.
+    The same command resumes a broken download. The file's sha256 is kept with the image, except for a file
+    with large holes.
     """
     from bough.errors import InvalidInput
     from bough.units import parse_size
@@ -171,8 +171,7 @@ def import_image(source: str, max_size: str | None, as_json: bool, **given: Any)
 @click.option("--arch", help="Only images for this processor architecture.")
 @json_option
 def search(words: tuple[str, ...], arch: str | None, as_json: bool) -> None:
-    """List the images that can be built or pulled. WORDS: only images with all of these words in name or
-    title.
+    """List the images that can be built or pulled. WORDS: only images with all words in name or title.
 
     CHECKED says how bough verifies a download: by the publisher's signature of the checksums, or by checksums
     alone. Checksums alone are as trustworthy as the connection to the server.
@@ -213,8 +212,8 @@ def _checked(files: list[dict[str, Any]]) -> str:
 def pull(name: str, arch: str | None, label: str | None, no_signature: bool, as_json: bool) -> None:
     """Download an image of the catalogue, like fedora:44; `bough image search` lists them.
 
-    bough verifies the checksum, and the publisher's signature if there is one. `bough run` and `create` pull
-    an image that is not on this host.
+    bough verifies the checksum, and the publisher's signature, if any. `bough run` and `create` pull a
+    missing image.
     """
     hypervisor = connect()
     with progress() as report:
@@ -244,7 +243,7 @@ def update_catalogue(source: str | None, force: bool, as_json: bool) -> None:
 @catalogue.command("reset")
 @json_option
 def reset_catalogue(as_json: bool) -> None:
-    """Go back to the catalogue that comes with bough."""
+    """Go back to bough's own catalogue."""
     _show_catalogue(connect().reset_catalogue(), as_json)
 
 

@@ -39,7 +39,7 @@ _deadline = click.option(
 def create(
     image: str | None, name: str | None, start: bool, force: bool, as_json: bool, **given: Any
 ) -> None:
-    """Create a machine from IMAGE (debian:12), stopped. An image that is missing is built or pulled first.
+    """Create a machine from IMAGE (debian:12), stopped. A missing image is built or pulled first.
 
     The public keys in ~/.ssh may log in as root, unless --ssh-key or the spec names keys. Every flag has a
     setting in a TOML spec.
@@ -70,7 +70,7 @@ def start(name: str, no_wait: bool, until: Until, timeout: float | None, cold: b
 
 
 def _say_already(already: bool, machine: Machine, how: str) -> None:
-    """Say on stderr that the machine had that state already. The exit status stays 0, for scripts."""
+    """Say on stderr that the machine had the state already. The exit status stays 0, for scripts."""
     if already:
         click.echo(f"{machine.name} {how} already", err=True)
 

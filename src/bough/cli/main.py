@@ -1,4 +1,4 @@
-"""The table of commands. Each command is imported when it is called.
+"""The table of commands. Each command is imported when called.
 
 Every call pays for start-up, so this module imports only click and small modules.
 """
@@ -59,7 +59,7 @@ COMMANDS = {
 
 
 class Commands(click.Group):
-    """A group that imports a command when it is called."""
+    """A group that imports a command when called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

@@ -1,4 +1,4 @@
-"""The commands mount and umount: directories of this host in a machine."""
+"""The commands mount and umount: directories of the host in a machine."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def network() -> None:
     """Connect machines by private networks.
 
-    A network is an Ethernet segment between machines of this BOUGH_HOME. Its switch gives each machine an
-    address (DHCP) and answers for its name (DNS). No frame leaves the network.
+    A network is an Ethernet segment between machines of one BOUGH_HOME. A switch gives each machine an
+    address (DHCP) and a name (DNS). No frame leaves the network.
     """
 
 
@@ -32,7 +32,7 @@ def network() -> None:
 @click.option("--mtu", type=int, help="Bytes of a frame's payload, 576 to 65520. Default: 1500.")
 @json_option
 def create_network(name: str, subnet: str | None, mtu: int | None, as_json: bool) -> None:
-    """Create a network. `bough create --nic uplink --nic NAME` puts a machine on it."""
+    """Create a network. `bough create --nic uplink --nic NAME` puts a machine on the network."""
     made = connect().create_network(name, subnet=subnet, mtu=mtu)
     show_json(made.info().raw) if as_json else print(made.name)
 
@@ -86,7 +86,7 @@ def network_info(name: str, as_json: bool) -> None:
 def _row(one: dict[str, Any]) -> list[str]:
     counters = one["counters"] or {}
     dropped = counters.get("dropped", {})
-    # The switch receives what the machine sends.
+    # The switch receives the frames sent by the machine.
     traffic = [format_size(counters[key]) if counters else "-" for key in ("received_bytes", "sent_bytes")]
     told = " ".join(f"{why}={count}" for why, count in sorted(dropped.items())) or "-"
     return [one["machine"], one["state"], one["ipv4"] or "-", one["ipv6"], one["mac"], *traffic, told]

@@ -84,7 +84,7 @@ def info(name: str, plan: bool, as_json: bool) -> None:
 
 
 def _rows(machine: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the lines about the machine itself: label and value."""
+    """Return the lines about the machine: label and value."""
     hardware = machine["hardware"]
     rows = [
         ("name", machine["name"]),
@@ -235,7 +235,7 @@ def logs(name: str, follow: bool, tail_bytes: int, qemu: bool, raw: bool) -> Non
 def wait(name: str, until: Until, boot_id: str | None, timeout: float | None) -> None:
     """Wait until a machine answers, is up, has rebooted, or has stopped.
 
-    A guest that is shutting down counts as down: `wait` waits for its next boot.
+    A guest that is shutting down counts as down: `wait` waits for the next boot.
     """
     if boot_id and until != "rebooted":
         raise click.UsageError("--boot-id needs --until rebooted")

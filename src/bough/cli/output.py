@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bough.errors import BoughError
     from bough.progress import Progress, Report
 
-#: Details of an error that hold the end of a log; shown indented below the error.
+#: Details of an error with the end of a log; shown indented below the error.
 _TAILS = {"qemu_stderr": "qemu", "console": "console", "output": "output", "log": "log"}
 _TAIL_LINES = 15
 
@@ -23,7 +23,7 @@ def show_json(value: Any) -> None:
 
 
 def show_table(rows: Sequence[Sequence[str]], head: Sequence[str]) -> None:
-    """Print columns as wide as their content, with spaces between, readable in every program."""
+    """Print columns as wide as the content, with spaces between, readable in every program."""
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     for row in [head, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -36,7 +36,7 @@ def clean(text: str) -> str:
     """
     import re
 
-    # No character is scanned twice: a guest can print megabytes of sequences that never end.
+    # No character is scanned twice: a guest can print megabytes of endless sequences.
     text = re.sub(
         r"\x1b(?:\[[0-?]*[ -/]*[@-~]?|[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[ -/]*[0-~]?)", "", text
     )
@@ -46,7 +46,7 @@ def clean(text: str) -> str:
     )
 
 
-#: Characters that reorder or hide the text around them.
+#: Characters that reorder or hide the neighbouring text.
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f")
 
 

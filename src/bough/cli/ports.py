@@ -1,4 +1,4 @@
-"""The commands port and proxy: connections of other programs to a machine, through its agent."""
+"""The commands port and proxy: connections of other programs to a machine, through the agent."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def list_ports(name: str, as_json: bool) -> None:
 @click.argument("forward", metavar="[ADDRESS:]HOST:GUEST")
 @json_option
 def add_port(name: str, forward: str, as_json: bool) -> None:
-    """Forward a TCP port of this host to one of the machine; 0:80 picks a free port and prints it.
+    """Forward a TCP port of this host to a port of the machine; 0:80 picks and prints a free port.
 
     The port listens on ADDRESS (default: 127.0.0.1) while the machine runs. The forward persists over
     restarts. The port refuses connections while no program listens on the guest's port, on any address.
@@ -107,7 +107,7 @@ def proxy(name: str, guest_port: int, wait_s: float, authorize: str | None) -> N
                 while view:
                     view = view[os.write(1, view) :]
         except (ConnectionResetError, BrokenPipeError) as error:
-            if unread.is_set():  # ssh has ended, and this end has closed the tunnel
+            if unread.is_set():  # ssh has ended, and this side has closed the tunnel
                 return
             if isinstance(error, BrokenPipeError):
                 raise
@@ -131,16 +131,14 @@ def _tunnel(machine: Machine, guest_port: int, wait_s: float) -> Tunnel:
         try:
             return machine.tunnel(guest_port)
         except GuestRefused:
-            # A machine that has just started answers before its sshd listens.
+            # A just started machine answers before sshd listens.
             if time.monotonic() > deadline:
                 raise
         time.sleep(0.2)
 
 
 def _authorize(machine: Machine, user: str) -> None:
-    """Authorize bough's key. A failure is a warning only: ssh may have another key that the
-    machine accepts.
-    """
+    """Authorize bough's key. A failure is a warning only: the machine may accept another key of ssh."""
     from bough.client import ssh
     from bough.paths import Home
 

@@ -1,4 +1,4 @@
-"""Render the reference of the command line as Markdown, from the commands themselves."""
+"""Render the reference of the command line as Markdown, from the commands' code."""
 
 from __future__ import annotations
 

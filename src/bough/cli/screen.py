@@ -13,7 +13,7 @@ from bough.cli.service import NAME, machine_named
 from bough.errors import HostLacks, InvalidInput
 from bough.home import SocketAddress
 
-#: Viewers that accept the path of a socket -> form of the argument.
+#: Viewers with support for the path of a socket -> form of the argument.
 _VIEWERS = {"vncviewer": "{}", "xtigervncviewer": "{}", "remote-viewer": "vnc+unix://{}"}
 
 
@@ -58,7 +58,8 @@ def type_text(name: str, text: str, keys: tuple[str, ...]) -> None:
 )
 @click.option("--print", "only_print", is_flag=True, help="Only print the path of the VNC socket.")
 def screen(name: str, listen: int | None, only_print: bool) -> None:
-    """Show a machine's screen in a viewer (TigerVNC, virt-viewer), or offer it to one by --listen.
+    """Show a machine's screen in a viewer (TigerVNC, virt-viewer), or offer the screen to a viewer by
+    --listen.
 
     Any user of this host can connect to a TCP port; only you can connect to the socket.
     """
@@ -95,7 +96,8 @@ def _offer(path: str, port: int) -> None:
     import socket
 
     with socket.create_server(("127.0.0.1", port)) as server:
-        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted connections inherit this
+        # accepted connections inherit the option
+        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         print(f"vnc://127.0.0.1:{server.getsockname()[1]}", flush=True)
         while True:
             viewer, _ = server.accept()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def connect(*, start: bool = True) -> Hypervisor:
-    """Return the hypervisor of this BOUGH_HOME; start its service if none runs."""
+    """Return the hypervisor of BOUGH_HOME; start the service if no service runs."""
     import warnings
 
     from bough.client.hypervisor import connect
@@ -31,7 +31,7 @@ def _show_warning(message: Warning | str, *_: Any) -> None:
 
 
 class MachineName(click.ParamType):  # type: ignore[type-arg]  # generic from 8.2 on
-    """A machine's name, id, or the beginning of its id."""
+    """A machine's name, id, or the beginning of the id."""
 
     name = "name"
 

@@ -34,7 +34,9 @@ def spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _names(setting: str, flag: Flag) -> list[str]:
-    """Return the option's spellings and the parameter's name: the setting's, but a switch has its own."""
+    """Return the option's spellings and the parameter's name: the setting's name; a switch has a separate
+    name.
+    """
     parameter = [] if flag.kind == "switch" else [setting]
     return [flag.name, *([flag.short] if flag.short else []), *parameter]
 
@@ -119,7 +121,7 @@ def _cards(data: dict[str, Any], given: dict[str, Any]) -> list[str]:
     """Return the cards for --network. They add to the uplink if no card is listed."""
     if not given["networks"] or given["nics"] or data.get("nics"):
         return list(given["networks"])
-    uplink = data.pop("uplink", True)  # it is for machines without a list of cards
+    uplink = data.pop("uplink", True)  # the setting is for machines without a list of cards
     first = {True: ["uplink"], "isolated": ["isolated"]}.get(uplink, [])
     return [*first, *given["networks"]]
 

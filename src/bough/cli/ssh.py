@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 def ssh_config(name: str | None) -> None:
     """Print Host entries for all machines or one: bough ssh-config >> ~/.ssh/config
 
-    With these entries ssh, scp, rsync and Ansible reach each machine by its name, through its agent. No
-    address, port of this host or network in the machine is needed. An entry also fits a new machine of the
-    same name.
+    With these entries ssh, scp, rsync and Ansible reach each machine by name, through the agent. No address,
+    port of the host or network in the machine is needed. An entry also fits a new machine of the same name.
     """
     from bough.client.ssh import own_key
     from bough.paths import Home
@@ -85,7 +84,7 @@ def render_entry(home: Home, host: str, user: str) -> str:
         *([] if host == "*" else [f"    HostName {host}"]),
         f"    User {user}",
         f"    ProxyCommand {command}",
-        # An agent with many keys would offer its keys first, and sshd disconnects after six.
+        # An agent with many keys would offer its own keys first, and sshd disconnects after six.
         f"    IdentityFile {_quote_for_config(str(home.ssh_key))}",
         "    IdentitiesOnly yes",
         "    StrictHostKeyChecking no",
@@ -111,7 +110,7 @@ def _program() -> list[str]:
 
 
 def _quote_for_command(word: str) -> str:
-    """Quote a word for the shell that runs after ssh has replaced its % tokens."""
+    """Quote a word for the shell that runs after ssh has replaced % tokens."""
     return shlex.quote(_checked(word)).replace("%", "%%")
 
 

@@ -23,8 +23,8 @@ def standby(
     """Keep standby machines for the next `bough run` of IMAGE, or the next `bough fork` of a snapshot.
 
     A run gets a standby machine if the hardware is the same and the run sets no users, files or commands. A
-    fork gets one unless it keeps its parent's identity. Standby machines are made in the background, and
-    deleted while memory is short. Without IMAGE or --snapshot: list them.
+    fork gets a standby machine unless the fork keeps the parent's identity. Standby machines are made in the
+    background, and deleted while memory is short. Without IMAGE or --snapshot: list them.
     """
     spec = spec_of(image, given) if image is not None else {}
     if snapshot is not None and (image is not None or any(given.values())):

@@ -1,4 +1,4 @@
-"""Check that this host can provide what a spec requests."""
+"""Check that the host can provide a spec's requests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bough.units import format_size
 
 
 class Limits(Protocol):
-    """The host's processors, its total memory, and the free space of the disks' file system."""
+    """The host's processors, total memory, and the free space of the disks' file system."""
 
     @property
     def vcpus(self) -> int: ...

@@ -128,7 +128,7 @@ class UserSpec(Table):
 class FileSpec(Table):
     """A file, written in the guest at first boot, before the commands run.
 
-    Clients also accept `source`, a path on their side, and send the content of that file instead.
+    Clients also accept `source`, a path on the client's side, and send the content of the file instead.
     """
 
     path: GuestPath
@@ -200,7 +200,7 @@ class NicSpec(Table):
 
 
 class LimitsSpec(Table):
-    """Bounds on the host's resources that a machine may use."""
+    """Bounds on a machine's use of the host's resources."""
 
     memory: ProcessMemory | None = Field(
         default=None,
@@ -267,7 +267,7 @@ class MachineSpec(Table):
 
     @property
     def network_cards(self) -> tuple[NicSpec, ...]:
-        """Return the cards of the machine: `nics`, or the one card that `uplink` stands for."""
+        """Return the cards of the machine: `nics`, or the single card of `uplink`."""
         if self.nics or self.uplink is False:
             return self.nics
         return (NicSpec(network=nic.UPLINK if self.uplink is True else nic.ISOLATED),)
@@ -287,12 +287,12 @@ class MachineSpec(Table):
         return -seconds if self.clock.startswith("-") else seconds
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-able dict; `parse_spec` makes the same spec from it."""
+        """Return a JSON-able dict; `parse_spec` makes the same spec from the dict."""
         return self.model_dump(mode="json")
 
 
 def used_settings(spec: MachineSpec) -> frozenset[str]:
-    """Return the names of the settings in use: neither at their default, nor None, nor False."""
+    """Return the names of the settings in use: neither at the default, nor None, nor False."""
 
     def is_used(name: str) -> bool:
         default = MachineSpec.model_fields[name].get_default(call_default_factory=True)

@@ -1,4 +1,4 @@
-"""Directories that a machine shares with its host: permitted paths, and the form "SOURCE:TARGET:rw".
+"""Directories shared by host and machine: permitted paths, and the form "SOURCE:TARGET:rw".
 
 `split_mount` imports no pydantic: clients make paths absolute before a spec is validated.
 """
@@ -11,7 +11,7 @@ from typing import Any
 MOST_CACHE_S = 3600
 #: The guest's own directories. No mount may be at or below them.
 _NOT_BELOW = ("/proc", "/sys", "/dev", "/run/bough", "/usr/lib/bough", "/var/lib/bough")
-#: A mount at these directories would hide files that the guest needs.
+#: A mount at one of these directories would hide files that the guest needs.
 _NOT_AT = (
     *("/", "/bin", "/boot", "/etc", "/lib", "/lib32", "/lib64", "/run", "/sbin", "/usr", "/usr/bin"),
     *("/usr/lib", "/usr/sbin", "/var", "/var/lib"),

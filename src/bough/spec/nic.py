@@ -70,7 +70,7 @@ def network_of(value: Any) -> Any:
 
 
 def with_uplink(value: Any) -> Any:
-    """Return settings whose `uplink` says whether one of the `nics` is on it."""
+    """Return settings with an `uplink` that tells whether one of the `nics` is on the uplink."""
     given = value.get("nics") if isinstance(value, Mapping) else None
     if not isinstance(given, list | tuple) or not given or "uplink" in value:
         return value

@@ -14,7 +14,7 @@ from bough.units import MIB, format_size
 
 
 def parse_spec(data: Mapping[str, Any], place: str = "") -> MachineSpec:
-    """Return the spec that `data` describes.
+    """Return the spec in `data`.
 
     Args:
         place: position of `data` in a larger document, for messages: "machines.web".
@@ -42,7 +42,7 @@ def parse_spec(data: Mapping[str, Any], place: str = "") -> MachineSpec:
 
 
 def parse_mount(data: Mapping[str, Any]) -> MountSpec:
-    """Validate a mount by itself. Raises InvalidSpec, with every problem."""
+    """Validate a single mount. Raises InvalidSpec, with every problem."""
     try:
         return MountSpec.model_validate(data)
     except ValidationError as error:
@@ -109,7 +109,7 @@ def _find_contradictions(data: Mapping[str, Any]) -> Iterator[Contradiction]:
 
 
 def _find_too_little(spec: MachineSpec, place: str) -> Iterator[Problem]:
-    """Find a memory limit that leaves too little for QEMU, which needs memory beside the guest's."""
+    """Find a memory limit that leaves too little for QEMU. QEMU needs memory beside the guest's."""
     limit, least = spec.limits.memory, spec.memory + 256 * MIB
     if limit is not None and limit < least:
         what = (
@@ -144,7 +144,7 @@ def _find_repeated(
                 continue
             earlier = first.setdefault(key, index)
         except (AttributeError, TypeError, KeyError, ValueError):
-            continue  # wrong type, which is reported elsewhere
+            continue  # wrong type, reported elsewhere
         if earlier != index:
             yield (name, index), f"{what} is already used by {name}[{earlier}]", None
 
@@ -189,7 +189,7 @@ def _tables(data: Mapping[str, Any], name: str) -> list[Any]:
 
 
 def _without_sources(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop `source`, which `_find_content_problems` reports, so that it is not reported twice."""
+    """Drop `source`: only `_find_content_problems` reports the setting."""
     copy = dict(data)
     if isinstance(copy.get("files"), list | tuple):
         copy["files"] = [

@@ -86,7 +86,7 @@ class Problem:
 
 
 def told(message: str, hint: str | None = None) -> PydanticCustomError:
-    """Return an error for a field's validator to raise; the user sees its text unchanged."""
+    """Return an error for a field's validator to raise; the user sees the text unchanged."""
     return PydanticCustomError("told", "{message}", {"message": message, "hint": hint})
 
 
@@ -171,7 +171,7 @@ def translate(error: ErrorDetails, model: type[BaseModel], prefix: str = "") -> 
 
 
 def raise_if_any(problems: list[Problem]) -> None:
-    """Raise InvalidSpec with all problems, in the given order; do nothing if there are none."""
+    """Raise InvalidSpec with all problems, in the given order; do nothing without problems."""
     if not problems:
         return
     shown = problems[:MOST_PROBLEMS]

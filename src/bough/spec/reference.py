@@ -33,7 +33,7 @@ the API.
 | setting | meaning | options | change | bundle | boot | process image |
 |---|---|---|---|---|---|---|
 """
-#: Settings that TOML writes as tables, which follow all plain keys.
+#: Settings that TOML writes as tables, after all plain keys.
 _TABLES = {"limits": "[limits]", "environment": "[environment]"}
 _LISTS = {"nics": "[[nics]]", "disks": "[[disks]]", "users": "[[users]]", "files": "[[files]]"}
 

@@ -1,6 +1,6 @@
 """The table of a machine's settings.
 
-Every setting of `MachineSpec` has one entry here. The table answers all questions that depend on a setting:
+Every setting of `MachineSpec` has one entry. The table answers all questions about a setting:
 
     text, example   descriptions in the API, docs/spec.md and examples/machine.toml
     flag            the option of the command line
@@ -58,7 +58,7 @@ class Setting:
 
     Attributes:
         text: a sentence for users, without a full stop.
-        example: TOML of the value; for a table or a list of tables, its lines.
+        example: TOML of the value; for a table or a list of tables, the lines.
     """
 
     text: str
@@ -70,14 +70,14 @@ class Setting:
     process_image: bool = False
 
 
-#: The entry of a setting that is not in the table: forbidden everywhere.
+#: The entry of a setting outside of the table: forbidden everywhere.
 FORBIDDEN = Setting("unknown", "", change="never", bundle="refused", boot="always", process_image=False)
 
 SETTINGS: Mapping[str, Setting] = {
     "image": Setting(
         "label, digest, or unique prefix of a digest; `bough image list` shows them",
         '"debian:12"',
-        boot="host",  # the key holds its digest
+        boot="host",  # the key holds the image's digest
         process_image=True,
     ),
     "arch": Setting(
@@ -126,7 +126,7 @@ SETTINGS: Mapping[str, Setting] = {
         "'auto' uses KVM if a probe guest has run on it, and emulation ('tcg') otherwise",
         '"auto"',
         (Flag("--accelerator", "KVM, or emulation of the processor.", "auto|kvm|tcg"),),
-        boot="host",  # the key holds the accelerator that was chosen
+        boot="host",  # the key holds the chosen accelerator
         process_image=True,
     ),
     "restart": Setting(
@@ -334,12 +334,12 @@ SETTINGS: Mapping[str, Setting] = {
 
 
 def entry_of(name: str) -> Setting:
-    """Return the entry of a setting; FORBIDDEN for a setting without one."""
+    """Return the entry of a setting; FORBIDDEN for a setting without an entry."""
     return SETTINGS.get(name, FORBIDDEN)
 
 
 def flags() -> Iterator[tuple[str, Flag]]:
-    """Yield every option with the setting that it changes, in the table's order."""
+    """Yield every option with its setting, in the table's order."""
     for name, setting in SETTINGS.items():
         for flag in setting.flags:
             yield name, flag

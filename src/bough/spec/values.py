@@ -1,8 +1,8 @@
 """Validators of single values. Each function takes a raw value and returns the value of the spec.
 
-The functions raise pydantic errors made by `told`; the user sees their text unchanged. No function looks at
-the host. Some texts later become part of a QEMU argument, a file in the guest or a path. The form of such a
-text excludes every character with a special meaning there.
+The functions raise pydantic errors made by `told`; the user sees the text unchanged. No function looks at the
+host. Some texts later become part of a QEMU argument, a file in the guest or a path. The form of such a text
+excludes every character with a special meaning there.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def disk_size(value: Any) -> int:
 
 
 def _bounded_size(value: Any, least: int, most: int, unit: str) -> int:
-    """Return bytes, rounded up to whole MiB, which suit both QEMU's memory and disk sectors."""
+    """Return bytes, rounded up to whole MiB: whole MiB suit both QEMU's memory and disk sectors."""
     try:
         size = parse_size(value)
     except ValueError as error:
@@ -176,7 +176,7 @@ def machine_type(value: Any) -> str:
 
 
 def guest_path(value: Any) -> str:
-    """Check the absolute path of a file in the guest: no '.' or '..', and not the root itself."""
+    """Check the absolute path of a file in the guest: no '.' or '..', and not the root."""
     _printable(value, "an absolute path")
     if not value.startswith("/") or value.endswith("/"):
         raise told(f"expected the absolute path of a file like '/etc/motd', got {quote(value)}")
