@@ -309,6 +309,7 @@ def test_the_key_of_equal_machines_names_all_of_them() -> None:
         ({"unit": "docker.socket"}, "unit", "unit docker.socket"),
         ({"file": "/run/ready"}, "file", "file /run/ready"),
         ({"log": "ready to accept"}, "log", "log 'ready to accept'"),
+        ({"log": "[[:digit:]]+ ready"}, "log", "log '[[:digit:]]+ ready'"),
         ({"log": {"pattern": "x", "unit": "db"}}, "log", "log 'x' in db.service"),
     ],
 )

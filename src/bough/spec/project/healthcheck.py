@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -67,7 +68,9 @@ def _pattern(value: Any) -> str:
     if not isinstance(value, str) or not value or len(value) > _MOST_PATTERN:
         raise told(f"expected a regular expression of 1 to {_MOST_PATTERN} characters, got {quote(value)}")
     try:
-        re.compile(value)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # [[:digit:]] has another meaning in a later Python
+            re.compile(value)
     except (re.error, RecursionError, OverflowError) as error:
         raise told(f"{quote(value)} is not a regular expression: {error}") from None
     return value
@@ -114,7 +117,7 @@ class LogCheck(Table):
     """A line of a log: a table, or a pattern alone, which is looked for in the journal.
 
     Attributes:
-        pattern: a regular expression of Python, found anywhere in a line.
+        pattern: an extended regular expression of grep, found anywhere in a line.
         unit: only lines of this unit in the journal.
         file: the lines of this file, instead of the journal.
     """
@@ -151,7 +154,8 @@ class HealthCheckSpec(Table):
     )
     file: GuestPath | None = Field(default=None, description="a file or directory that exists")
     log: LogCheck | None = Field(
-        default=None, description="a regular expression that a line of the journal, or of a `file`, matches"
+        default=None,
+        description="an extended regular expression that a line of the journal, or of a `file`, matches",
     )
     interval: Pause = Field(default=5.0, description="pause between two checks")
     timeout: Pause = Field(default=30.0, description="longest time of one check")
