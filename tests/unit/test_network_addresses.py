@@ -7,7 +7,7 @@ from ipaddress import IPv4Network, IPv6Address
 import pytest
 
 from bough.errors import Conflict, InvalidInput
-from bough.networks.addresses import choose_ipv4, choose_mac, choose_network, ipv6_of
+from bough.networks.addresses import check_ipv4, choose_ipv4, choose_mac, choose_network, ipv6_of
 from bough.spec.subnet import parse_subnet
 
 
@@ -72,3 +72,14 @@ def test_ipv6_addresses_are_those_that_guests_derive() -> None:
     address = ipv6_of(network.prefix6, "52:54:00:12:34:56")
     assert address in network.prefix6
     assert IPv6Address(int(address) & (1 << 64) - 1) == IPv6Address("::5054:ff:fe12:3456")
+
+
+def test_a_wanted_address_is_free_and_of_the_subnet() -> None:
+    subnet = IPv4Network("10.1.0.0/24")
+    check_ipv4(subnet[5], subnet, [subnet[6]])
+    with pytest.raises(Conflict, match=r"another machine of the network has the address 10\.1\.0\.5"):
+        check_ipv4(subnet[5], subnet, [subnet[5]])
+    for address in (subnet[0], subnet[1], subnet[-1], IPv4Network("10.2.0.0/24")[5]):
+        with pytest.raises(InvalidInput) as error:
+            check_ipv4(address, subnet, [])
+        assert error.value.hint == "the subnet has 10.1.0.2 to 10.1.0.254 for machines"

@@ -158,6 +158,30 @@ def test_two_machines_cannot_share_a_port_of_the_host_or_a_mac() -> None:
     }
 
 
+def test_two_machines_cannot_share_an_address() -> None:
+    def on_back(address: str) -> dict[str, Any]:
+        return {**IMAGE, "networks": {"back": {"ipv4": address}}}
+
+    machines = {
+        "a": on_back("10.1.0.5"),
+        "b": on_back("10.1.0.5"),
+        "c": on_back("10.2.0.5"),
+        "d": on_back("10.1.0.1"),
+        "e": on_back("8.8.8.8"),
+        "f": {**on_back("10.1.0.6"), "scale": 2},
+    }
+    found = problems({"networks": {"back": {"subnet": "10.1.0.0/24"}}, "machines": machines})
+    assert found == {
+        "machines.b.networks.back.ipv4": "the address 10.1.0.5 is already used by machines.a",
+        "machines.c.networks.back.ipv4": "the address 10.2.0.5 is not in the subnet 10.1.0.0/24",
+        "machines.d.networks.back.ipv4": "10.1.0.1 is the address of the network's switch",
+        "machines.e.networks.back.ipv4": "8.8.8.8 is not a private address",
+        "machines.f.networks.back.ipv4": "2 machines cannot share an address",
+    }
+    found = problems({"networks": {"back": {}}, "machines": {"a": on_back("10.1.0.5")}})
+    assert found == {"machines.a.networks.back.ipv4": "the network 'back' has no subnet of its own"}
+
+
 def test_ports_without_an_address_are_published_on_the_projects_address() -> None:
     machine = project(db={**IMAGE, "ports": ["5432:5432", "127.0.0.1:80:80"]}).machines["db"]
     assert [port.host for port in machine.published_on("127.9.8.7").ports] == ["127.9.8.7", "127.0.0.1"]

@@ -165,6 +165,14 @@ def test_one_problem_is_the_message_itself() -> None:
         ),
         ({"nics": ["a,model=ne2k"]}, "nics[0].model", "expected one of 'virtio', 'e1000'", None),
         ({"nics": ["a,mac=52:54"]}, "nics[0].mac", "a MAC address like '52:54:00:12:34:56'", None),
+        ({"nics": ["a,ipv4=10.1.0"]}, "nics[0].ipv4", "expected an IPv4 address like '10.1.0.5'", None),
+        ({"nics": [{"ipv4": "10.1.0.5"}]}, "nics[0].ipv4", "has an effect only on a network", "remove"),
+        (
+            {"nics": ["a,ipv4=10.1.0.5", "b,ipv4=10.1.0.5"]},
+            "nics[1]",
+            "this address is already used by nics[0]",
+            None,
+        ),
         ({"nics": ["a,mac=53:54:00:12:34:56"]}, "nics[0].mac", "is a group address", "'52:54:00:12:34:56'"),
         (
             {"nics": ["a,mac=52:54:00:12:34:56", {"network": "b", "mac": "52-54-00-12-34-56"}]},

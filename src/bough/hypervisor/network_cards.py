@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 from typing import Any
 
 from bough.machines.record import MachineRecord, Nic, NicLink
-from bough.networks.addresses import choose_ipv4, ipv6_of
+from bough.networks.addresses import check_ipv4, choose_ipv4, ipv6_of
 from bough.networks.names import domains_of, names_of
 from bough.networks.record import NetworkRecord
 from bough.networks.store import port_name
@@ -23,6 +23,7 @@ class Card:
         port: name of its port at the switch.
         names: DNS names on the network, the machine's own name first.
         nic: the card in the machine's record.
+        wanted: the address that a user wants, or None.
         has_uplink: another card of the machine is on the uplink.
     """
 
@@ -31,6 +32,7 @@ class Card:
     names: tuple[str, ...]
     nic: Nic
     has_uplink: bool
+    wanted: IPv4Address | None = None
 
     @property
     def ipv4(self) -> IPv4Address | None:
@@ -49,9 +51,12 @@ class Card:
             taken: addresses of the network's other machines.
 
         Raises:
-            Conflict: the subnet is full.
+            Conflict: the subnet is full, or another machine has the wanted address.
+            InvalidInput: the wanted address is not one of the subnet's.
         """
-        network, ipv4 = self.network, self.ipv4
+        network, ipv4 = self.network, self.wanted or self.ipv4
+        if self.wanted is not None:
+            check_ipv4(self.wanted, network.subnet, taken)
         if ipv4 is None or ipv4 not in network.subnet:
             ipv4 = choose_ipv4(network.subnet, machine, taken)
         self.nic.link = NicLink(
@@ -93,6 +98,7 @@ def cards_on(network: NetworkRecord, machine: MachineRecord) -> list[Card]:
             names_of(machine.network_name, network.name, domain=network.domain, aliases=card.aliases),
             nic,
             has_uplink,
+            IPv4Address(card.ipv4) if card.ipv4 is not None else None,
         )
         for card, nic in zip(wanted, machine.hardware.nics, strict=True)
         if card.network == network.name

@@ -17,8 +17,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from bough.errors import Conflict
-from bough.spec.subnet import check_subnet
+from bough.errors import Conflict, InvalidInput
+from bough.spec.subnet import check_subnet, unusable_address
 
 _POOL = IPv4Network("10.160.0.0/11")
 _SUBNET_BITS = 24
@@ -98,6 +98,19 @@ def choose_ipv4(subnet: IPv4Network, machine: str, taken: Collection[IPv4Address
         f"the subnet {subnet} is full: it has room for {room} machines",
         hint="create a network with a larger --subnet",
     )
+
+
+def check_ipv4(address: IPv4Address, subnet: IPv4Network, taken: Collection[IPv4Address]) -> None:
+    """Check an address that a user wants for a machine.
+
+    Raises:
+        InvalidInput: no machine of the subnet can have the address.
+        Conflict: another machine has the address.
+    """
+    if (problem := unusable_address(address, subnet)) is not None:
+        raise InvalidInput(problem, hint=f"the subnet has {subnet[2]} to {subnet[-2]} for machines")
+    if address in taken:
+        raise Conflict(f"another machine of the network has the address {address}")
 
 
 def ipv6_of(prefix6: IPv6Network, mac: str) -> IPv6Address:

@@ -484,5 +484,5 @@ def _spec_of_fork(manifest: SnapshotManifest, identity: Identity) -> MachineSpec
     spec = manifest.spec.model_copy(update={"hostname": None})
     if identity == "keep":
         return spec
-    nics = tuple(card.model_copy(update={"mac": None, "aliases": ()}) for card in spec.nics)
+    nics = tuple(card.model_copy(update={"mac": None, "ipv4": None, "aliases": ()}) for card in spec.nics)
     return spec.model_copy(update={"nics": nics})

@@ -80,6 +80,7 @@ Uplink = Annotated[
 ]
 Network = Annotated[str, BeforeValidator(nic.network), _TEXT]
 MacAddress = Annotated[str, BeforeValidator(nic.mac_address), _TEXT]
+Ipv4Address = Annotated[str, BeforeValidator(nic.ipv4), _TEXT]
 ProcessMemory = Annotated[int, BeforeValidator(values.process_memory), _SIZE_SCHEMA]
 CpuPercent = Annotated[
     int,
@@ -186,6 +187,10 @@ class NicSpec(Table):
         default=nic.UPLINK, description="'uplink', 'isolated' (leads nowhere), or the name of a network"
     )
     mac: MacAddress | None = Field(default=None, description="MAC address; default: a random address")
+    ipv4: Ipv4Address | None = Field(
+        default=None,
+        description="address on a network between machines; default: derives from the machine's name",
+    )
     model: nic.Model = Field(
         default="virtio", description="of the card; others are for guests without virtio"
     )

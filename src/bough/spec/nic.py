@@ -16,11 +16,11 @@ MOST_ALIASES = 16
 Model = Literal["virtio", "e1000", "e1000e", "rtl8139"]
 
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
-_KEYS = ("mac", "model")
+_KEYS = ("mac", "model", "ipv4")
 
 
 def card(value: Any) -> Any:
-    """Read a card from "back", "back,model=e1000e" or "back,mac=52:54:00:12:34:56", or a table."""
+    """Read a card from "back", "back,model=e1000e" or "back,ipv4=10.1.0.5", or a table."""
     from bough.spec.problems import did_you_mean, quote, told
 
     if not isinstance(value, str):
@@ -48,6 +48,23 @@ def mac_address(value: Any) -> str:
         hint = f"for example '52{text[2:]}'"
         raise told(f"{quote(value)} is a group address: a card needs an even first byte", hint)
     return text
+
+
+def ipv4(value: Any) -> str:
+    """Check an address of a machine on a network between machines."""
+    from ipaddress import IPv4Address
+
+    from bough.spec.problems import quote, told
+
+    try:
+        if not isinstance(value, str):
+            raise ValueError
+        address = IPv4Address(value)
+    except ValueError:
+        raise told(f"expected an IPv4 address like '10.1.0.5', got {quote(value)}") from None
+    if not address.is_private or address.is_loopback or address.is_link_local:
+        raise told(f"{address} is not a private address", "use an address of the network's subnet")
+    return str(address)
 
 
 def network(value: Any) -> str:

@@ -151,7 +151,12 @@ def _find_repeated(
 
 def _find_nic_problems(data: Mapping[str, Any]) -> Iterator[Contradiction]:
     yield from _find_repeated(data, "nics", _mac_of, "this MAC address")
+    yield from _find_repeated(data, "nics", _ipv4_of, "this address")
     networks = [nic.network_of(card) for card in _tables(data, "nics")]
+    for number, card in enumerate(_tables(data, "nics")):
+        if isinstance(card, Mapping) and card.get("ipv4") and networks[number] in (nic.UPLINK, nic.ISOLATED):
+            what = "has an effect only on a network between machines"
+            yield ("nics", number, "ipv4"), what, "remove this setting"
     on_uplink = [number for number, name in enumerate(networks) if name == nic.UPLINK]
     for number in on_uplink[1:]:
         yield ("nics", number, "network"), f"the uplink already has the card nics[{on_uplink[0]}]", None
@@ -163,6 +168,11 @@ def _find_nic_problems(data: Mapping[str, Any]) -> Iterator[Contradiction]:
 def _mac_of(card: Any) -> Any:
     mac = nic.card(card).get("mac")
     return None if mac is None else nic.mac_address(mac)
+
+
+def _ipv4_of(card: Any) -> Any:
+    address = nic.card(card).get("ipv4")
+    return None if address is None else nic.ipv4(address)
 
 
 def _serial_of(disk: Any) -> Any:

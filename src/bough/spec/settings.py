@@ -210,7 +210,7 @@ SETTINGS: Mapping[str, Setting] = {
         (
             Flag(
                 "--nic",
-                "A network card on the uplink or on a network, as NETWORK[,mac=MAC][,model=MODEL].",
+                "A network card on the uplink or a network, as NETWORK[,mac=MAC][,ipv4=IP][,model=MODEL].",
                 "NETWORK",
                 many=True,
             ),

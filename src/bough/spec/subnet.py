@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 from bough.errors import Conflict, InvalidInput
 
@@ -26,6 +26,17 @@ def parse_subnet(text: str) -> IPv4Network:
             f"{text[:60]!r} is not a subnet: {error}",
             hint="write an IPv4 network like 10.1.0.0/24",
         ) from error
+
+
+def unusable_address(address: IPv4Address, subnet: IPv4Network) -> str | None:
+    """Return why no machine of the subnet can have the address; None: a machine can."""
+    if address not in subnet:
+        return f"the address {address} is not in the subnet {subnet}"
+    if address in (subnet[0], subnet[-1]):
+        return f"{address} is the first or the last address of {subnet}, which no machine has"
+    if address == subnet[1]:
+        return f"{address} is the address of the network's switch"
+    return None
 
 
 def check_subnet(subnet: IPv4Network, others: Iterable[IPv4Network]) -> None:

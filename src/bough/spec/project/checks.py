@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 from bough.spec.problems import Problem, render_place
 from bough.spec.project.machine_table import MachineTable
 from bough.spec.project.model import ProjectNetwork
 from bough.spec.project.order import find_cycles
+from bough.spec.subnet import unusable_address
 
 
 def find_contradictions(
@@ -19,6 +20,7 @@ def find_contradictions(
     yield from _find_inactive_dependencies(tables)
     yield from _find_shared_ports(tables)
     yield from _find_shared_macs(tables)
+    yield from _find_address_problems(tables, networks)
     yield from _find_overlaps(networks)
 
 
@@ -77,6 +79,26 @@ def _find_shared_macs(tables: Sequence[MachineTable]) -> Iterator[Problem]:
             if owner != table.key:
                 place = render_place(("machines", table.key, "networks", card.network, "mac"))
                 yield Problem(place, f"the MAC address {card.mac} is already used by machines.{owner}")
+
+
+def _find_address_problems(
+    tables: Sequence[MachineTable], networks: Mapping[str, ProjectNetwork]
+) -> Iterator[Problem]:
+    first: dict[tuple[str, str], str] = {}
+    for table in tables:
+        for card in table.spec.nics if table.spec is not None else ():
+            if card.ipv4 is None or card.network not in networks:
+                continue
+            place = render_place(("machines", table.key, "networks", card.network, "ipv4"))
+            owner = first.setdefault((card.network, card.ipv4), table.key)
+            if owner != table.key:
+                yield Problem(place, f"the address {card.ipv4} is already used by machines.{owner}")
+            subnet = networks[card.network].subnet
+            if subnet is None:
+                hint = f'write subnet = "..." below [networks.{card.network}]'
+                yield Problem(place, f"the network {card.network!r} has no subnet of its own", hint)
+            elif problem := unusable_address(IPv4Address(card.ipv4), IPv4Network(subnet)):
+                yield Problem(place, problem)
 
 
 def _find_overlaps(networks: Mapping[str, ProjectNetwork]) -> Iterator[Problem]:

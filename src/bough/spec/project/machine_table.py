@@ -36,7 +36,7 @@ _COMPOSE_CONDITIONS = {
     "service_healthy": "healthy",
     "service_completed_successfully": "completed",
 }
-_CARD_SETTINGS = ("aliases", "mac", "model")
+_CARD_SETTINGS = ("aliases", "ipv4", "mac", "model")
 
 Value = TypeVar("Value")
 
@@ -314,9 +314,10 @@ def _find_unscalable(spec: MachineSpec, place: str, scale: int) -> Iterator[Prob
             at = render_place(("ports", index), place)
             yield Problem(at, f"{scale} machines cannot share the host's port {port.host_port}", hint)
     for card in spec.nics:
-        if card.mac is not None:
-            at = render_place(("networks", card.network, "mac"), place)
-            yield Problem(at, f"{scale} machines cannot share a MAC address", "remove mac")
+        for name, what in (("mac", "a MAC address"), ("ipv4", "an address")):
+            if getattr(card, name) is not None:
+                at = render_place(("networks", card.network, name), place)
+                yield Problem(at, f"{scale} machines cannot share {what}", f"remove {name}")
     if spec.hostname is not None:
         at = render_place(("hostname",), place)
         yield Problem(at, f"{scale} machines cannot share a host name", "remove hostname")

@@ -31,8 +31,8 @@ MACHINE_SETTINGS: Mapping[str, ProjectSetting] = {
         "a recipe from which the image is built: a file, or a table of the recipe's settings", '"web.toml"'
     ),
     "networks": ProjectSetting(
-        "networks that the machine is on: a list of names, or a table of names with aliases, mac and model; "
-        "default: the network 'default'",
+        "networks that the machine is on: a list of names, or a table of names with aliases, ipv4, mac and "
+        "model; default: the network 'default'",
         '["back"]',
     ),
     "depends_on": ProjectSetting(
