@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
+import tomllib
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from bough.errors import InvalidInput, InvalidSpec
 from bough.networks.switch import settings as switch_settings
+from bough.spec.project.changes import compare_projects
 from bough.spec.project.order import choose_roles, find_cycles, start_order, stop_order
 from bough.spec.project.parse import parse_project
 from bough.spec.project.render import render_config, to_data
@@ -483,10 +486,38 @@ def test_the_resolved_project_gives_the_same_project() -> None:
     assert parse_project(to_data(spec)) == spec
 
 
-def test_the_resolved_project_is_toml_and_json() -> None:
-    import json
-    import tomllib
+NAMES = ("db", "web", "app", "cache")
+MACHINE = st.fixed_dictionaries(
+    {"image": st.sampled_from(["debian:12", "debian:13"])},
+    optional={
+        "memory": st.sampled_from(["512MiB", "1GiB", 1 << 29]),
+        "scale": st.integers(1, 3),
+        "networks": st.lists(st.sampled_from(["back", "front"]), unique=True)
+        | st.fixed_dictionaries({"back": st.fixed_dictionaries({}, optional={"aliases": st.just(["one"])})}),
+        "uplink": st.sampled_from([True, False, "isolated"]),
+        "depends_on": st.lists(st.sampled_from(NAMES), unique=True, max_size=2),
+        "healthcheck": st.sampled_from([{"port": 80}, {"test": "true", "interval": "90s"}, {"log": "x"}]),
+        "ports": st.lists(st.sampled_from(["80", "127.0.0.1::443", "[::1]::22"]), unique=True),
+        "extends": st.just("base"),
+        "environment": st.dictionaries(st.sampled_from(["A", "B"]), st.text("a$ {}", max_size=5)),
+    },
+)
 
+
+@given(st.dictionaries(st.sampled_from(NAMES), MACHINE, min_size=1))
+def test_every_resolved_project_gives_the_same_project(machines: dict[str, Any]) -> None:
+    networks: dict[str, Any] = {"back": {}, "front": {"mtu": 9000}}
+    shared = {"base": {"vcpus": 3, "environment": {"A": "shared"}, "ports": ["5432"]}}
+    try:
+        spec = parse_project({"name": "shop", "machines": machines, "networks": networks, "shared": shared})
+    except InvalidSpec:
+        return  # a cycle, or a machine that is not there
+    assert parse_project(to_data(spec)) == spec
+    assert parse_project(json.loads(render_config(spec, "json"))) == spec
+    assert compare_projects(spec, parse_project(to_data(spec))).is_empty
+
+
+def test_the_resolved_project_is_toml_and_json() -> None:
     pytest.importorskip("tomli_w")
     spec = parse_project(FULL)
     assert parse_project(tomllib.loads(render_config(spec))) == spec

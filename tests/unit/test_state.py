@@ -59,8 +59,9 @@ def _places(pattern: str) -> list[str]:
 
 
 def test_only_one_place_replaces_the_record_of_a_machine() -> None:
-    # __init__, and the place behind `enter_state`
-    assert _places(r"\.record = ") == ["machines/record_file.py"] * 2
+    # __init__, and the place behind `enter_state`. In paths.py `record` is the path of a file.
+    places = [file for file in _places(r"\.record = ") if file != "paths.py"]
+    assert places == ["machines/record_file.py"] * 2
 
 
 def test_only_this_file_changes_the_state_of_a_record() -> None:

@@ -224,7 +224,7 @@ def _located(error: InvalidSpec, file: Path, text: str, data: Mapping[str, Any])
 
     places = Places(text, data)
     problems = _sorted([{**one, "line": places.line(one["place"])} for one in error.problems])
-    message = f"the project has {len(problems)} problems"
+    message = f"{file.name} has {len(problems)} problems"
     if len(problems) == 1:
         only = problems[0]
         message = ": ".join(

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from bough.spec import values
 from bough.spec.model import GuestPath, GuestPort, Table
 from bough.spec.problems import quote, told
+from bough.spec.project.settings import HEALTH_SETTINGS
 from bough.units import parse_duration
 
 #: The kinds of a check. A check has exactly one.
@@ -113,6 +114,11 @@ Pause = Annotated[float, BeforeValidator(_positive_seconds), _TIME_SCHEMA]
 Retries = Annotated[int, BeforeValidator(_retries), WithJsonSchema({"type": "integer", "minimum": 1})]
 
 
+def _setting(name: str, default: Any) -> Any:
+    """Return a field with the description of the table of settings."""
+    return Field(default=default, description=HEALTH_SETTINGS[name].text)
+
+
 class LogCheck(Table):
     """A line of a log: a table, or a pattern alone, which is looked for in the journal.
 
@@ -140,30 +146,17 @@ class HealthCheckSpec(Table):
         start_interval: pause between two checks in this time.
     """
 
-    test: Test | None = Field(
-        default=None, description="a command that succeeds: a text for the shell, or a list of words"
-    )
-    port: GuestPort | None = Field(
-        default=None, description="a TCP port of the guest that accepts connections"
-    )
-    http: HttpAddress | None = Field(
-        default=None, description="an address that the guest reads with a status from 200 to 399"
-    )
-    unit: Unit | None = Field(
-        default=None, description="a unit of systemd that is active, or a one-shot that succeeded"
-    )
-    file: GuestPath | None = Field(default=None, description="a file or directory that exists")
-    log: LogCheck | None = Field(
-        default=None,
-        description="an extended regular expression that a line of the journal, or of a `file`, matches",
-    )
-    interval: Pause = Field(default=5.0, description="pause between two checks")
-    timeout: Pause = Field(default=30.0, description="longest time of one check")
-    retries: Retries = Field(default=3, description="failures in a row that make the machine unhealthy")
-    start_period: Wait = Field(
-        default=120.0, description="time after the start in which failures do not count"
-    )
-    start_interval: Pause = Field(default=0.5, description="pause between two checks in the start period")
+    test: Test | None = _setting("test", None)
+    port: GuestPort | None = _setting("port", None)
+    http: HttpAddress | None = _setting("http", None)
+    unit: Unit | None = _setting("unit", None)
+    file: GuestPath | None = _setting("file", None)
+    log: LogCheck | None = _setting("log", None)
+    interval: Pause = _setting("interval", 5.0)
+    timeout: Pause = _setting("timeout", 30.0)
+    retries: Retries = _setting("retries", 3)
+    start_period: Wait = _setting("start_period", 120.0)
+    start_interval: Pause = _setting("start_interval", 0.5)
 
     @property
     def kind(self) -> Kind:

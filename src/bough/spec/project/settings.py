@@ -41,14 +41,39 @@ MACHINE_SETTINGS: Mapping[str, ProjectSetting] = {
         '{ db = "healthy" }',
     ),
     "profiles": ProjectSetting(
-        "the machine runs only if one of these profiles is requested: `bough up --profile debug`", '["debug"]'
+        "the machine runs only if one of these profiles is requested: `--profile debug`", '["debug"]'
     ),
     "scale": ProjectSetting("number of equal machines: 2 gives web-1 and web-2", "2"),
     "healthcheck": ProjectSetting(
-        "when the machine counts as healthy: one of test, port, http, unit, file and log",
-        'test = "pg_isready -q"\ninterval = "5s"\ntimeout = "30s"\nretries = 3\nstart_period = "2m"\n'
-        'start_interval = "500ms"',
-        is_table=True,
+        "when the machine counts as healthy: one of test, port, http, unit, file and log", "", is_table=True
+    ),
+}
+
+#: Settings of [machines.NAME.healthcheck]. The first six are the kinds.
+HEALTH_SETTINGS: Mapping[str, ProjectSetting] = {
+    "port": ProjectSetting("a TCP port at which a program of the guest listens", "5432"),
+    "test": ProjectSetting(
+        "a command that succeeds: a text for the shell, or a list of words", '"pg_isready -q"'
+    ),
+    "http": ProjectSetting(
+        "an address that answers the guest with a status from 200 to 399", '"http://localhost:8080/health"'
+    ),
+    "unit": ProjectSetting(
+        "a unit of systemd that is active, or a one-shot that has succeeded", '"postgresql.service"'
+    ),
+    "file": ProjectSetting("a file or directory that exists", '"/run/ready"'),
+    "log": ProjectSetting(
+        "an extended regular expression that a line of the journal matches; a table may name unit or file",
+        '{ pattern = "ready to accept", unit = "postgresql" }',
+    ),
+    "interval": ProjectSetting("pause between two checks; default: 5s", '"5s"'),
+    "timeout": ProjectSetting("longest time of one check, in whole seconds; default: 30s", '"30s"'),
+    "retries": ProjectSetting("failures in a row that make the machine unhealthy; default: 3", "3"),
+    "start_period": ProjectSetting(
+        "time from the machine's first answer in which failures do not count; default: 2m", '"2m"'
+    ),
+    "start_interval": ProjectSetting(
+        "pause between two checks in the start period; default: 500ms", '"500ms"'
     ),
 }
 
