@@ -62,11 +62,13 @@ NOT_RUN = {
         "bough type rescue": "as the line above",
         "bough screen rescue": "as the line above",
     },
+    "docs/projects.md": {"bough ": "each line boots machines; test_projects.py runs each"},
     "docs/concepts.md": {"systemctl --user": "no systemd of a user in a test; test_upgrade.py has the unit"},
 }
 
 #: Blocks of Python that do not run alone -> reason, by one line of the block.
 FRAGMENTS = {
+    'project = hv.project("bough.toml")': "test_projects.py has each method of this page",
     'network = hv.create_network("back")': "test_networks.py has each method of this page",
     'snapshot = vm.snapshot("ready")': "upgrades packages from the network; test_python.py forks",
     'with hv.run("debian:12", mounts=': "runs make on a source that is not here; test_mounts.py mounts",

@@ -16,6 +16,7 @@
     ├── NoSpace                 a file system of the host is full
     ├── MachineFailed           QEMU ended, or never came up; carries stderr and console
     │   └── SnapshotDamaged     the content of a snapshot differs from its checksums
+    ├── ProjectFailed           machines of a project are not up; carries the failure of each
     ├── QmpRefused              QEMU understood a command and refused it
     ├── QmpLost                 the connection to QEMU broke
     ├── SwitchLost              the connection to the switch of a network broke
@@ -154,6 +155,17 @@ class SnapshotDamaged(MachineFailed):
     """The content of a snapshot differs from its checksums. Details: snapshot."""
 
     code = "snapshot-damaged"
+
+
+class ProjectFailed(BoughError):
+    """Machines of a project did not come up. What was made stays.
+
+    Details: project, problems (place: the role), failures (role -> error), blocked (role -> the machine that
+    it waits for), and output and console of the first failure.
+    """
+
+    code = "project-failed"
+    http_status = 422
 
 
 class QmpRefused(BoughError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -15,12 +15,14 @@ class Progress:
         fraction: done part of this step, 0 to 1; None if unknown.
         detail: more about the step: a package, a size, a rate.
         notice: `step` is not a step but a sentence that stays on the terminal, such as a costly fallback.
+        subject: the machine whose step it is, in a call about several machines.
     """
 
     step: str
     fraction: float | None = None
     detail: str = ""
     notice: bool = False
+    subject: str = ""
 
 
 def notice(text: str) -> Progress:
@@ -29,6 +31,11 @@ def notice(text: str) -> Progress:
 
 
 Report = Callable[[Progress], None]
+
+
+def about(subject: str, report: Report) -> Report:
+    """Return a report of the steps of one machine of several."""
+    return lambda step: report(replace(step, subject=subject))
 
 
 def ignore_progress(_: Progress) -> None:

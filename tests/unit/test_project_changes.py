@@ -22,15 +22,15 @@ def project(**db: Any) -> ProjectSpec:
     [
         ({}, {}, "same", ()),
         ({}, {"memory": "1GiB"}, "same", ()),
-        ({}, {"memory": "2GiB"}, "new", ("memory",)),
+        ({}, {"memory": "2GiB"}, "stopped", ("memory",)),
         ({}, {"ports": ["80"]}, "running", ("ports",)),
         ({"ports": ["80"]}, {"mounts": ["/a:/srv/a"]}, "running", ("ports", "mounts")),
         ({}, {"mounts": ["/a:/srv/a"], "commands": ["true"]}, "new", ("commands", "mounts")),
         ({}, {"healthcheck": {"port": 80}}, "running", ("healthcheck",)),
         ({}, {"profiles": ["a"]}, "running", ("profiles",)),
-        ({}, {"uplink": False}, "new", ("nics",)),
-        ({}, {"networks": {"back": {"aliases": ["x"]}}}, "new", ("nics",)),
-        ({}, {"networks": []}, "new", ("nics",)),
+        ({}, {"uplink": False}, "stopped", ("nics",)),
+        ({}, {"networks": {"back": {"aliases": ["x"]}}}, "stopped", ("nics",)),
+        ({}, {"networks": []}, "stopped", ("nics",)),
         ({}, {"build": {"base": "debian:12"}}, "new", ("build",)),
     ],
 )
@@ -69,5 +69,5 @@ def test_a_disk_that_became_smaller_is_refused() -> None:
 
 def test_a_change_is_told_in_words() -> None:
     change = compare_projects(project(), project(memory="2GiB", ports=["80"]))
-    assert change.machines["db"].describe() == "new machine: memory, ports"
+    assert change.machines["db"].describe() == "change, with a restart: memory, ports"
     assert compare_projects(project(), project()).machines["db"].describe() == "unchanged"

@@ -166,7 +166,7 @@ async def test_a_machine_uses_the_network_of_its_own_project(house: House) -> No
     ours = house.networks.create("home")
     db = house.machine("shop-db", "uplink", "back", "home")
     db.record.project, db.record.role = shop.id, "db"
-    users = [[one.name for one in house.networks._users(network)] for network in (mine, theirs, ours)]
+    users = [[one.name for one in house.networks.users(network)] for network in (mine, theirs, ours)]
     assert users == [["shop-db"], [], ["shop-db"]]
     house.networks._choose_addresses(db.record, mine)
     link = db.record.hardware.nics[1].link

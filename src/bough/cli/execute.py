@@ -14,7 +14,7 @@ import click
 
 from bough.cli.command_streams import carry, write
 from bough.cli.command_words import CommandAfterName
-from bough.cli.service import DURATION, NAME, connect, machine_named
+from bough.cli.service import DURATION, NAME, connect, machine_here, machine_named, project_option
 from bough.contract.commands import RESIZE, Command, ExecInMachine
 from bough.errors import ServiceUnavailable
 
@@ -45,6 +45,7 @@ LOGIN_SHELL = ("/bin/sh", "-c", 'cd; exec "${SHELL:-/bin/sh}" -l')
 @click.option("-w", "--workdir", help="Working directory in the guest.")
 @click.option("-u", "--as-user", "user", metavar="USER", help="Run as this user of the guest; default: root.")
 @click.option("--timeout", type=DURATION, help="Kill the command after this time; the exit status is 124.")
+@project_option
 @click.argument("name", type=NAME)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def exec_command(
@@ -57,6 +58,7 @@ def exec_command(
     workdir: str | None,
     user: str | None,
     timeout: float | None,
+    project: str | None,
 ) -> int:
     """Run COMMAND in a machine with this command's standard streams. The exit status is COMMAND's.
 
@@ -79,7 +81,7 @@ def exec_command(
         timeout_s=timeout,
         **(on_terminal() if tty else {}),
     )
-    return run_in(connect().api, name, request, interactive=interactive)
+    return run_in(connect().api, machine_here(name, project), request, interactive=interactive)
 
 
 def _variables(texts: tuple[str, ...]) -> dict[str, str]:
@@ -110,7 +112,7 @@ def shell(name: str, user: str | None) -> int:
         login=user is not None,
         **(on_terminal() if os.isatty(0) else {}),
     )
-    return run_in(connect().api, name, request, interactive=True)
+    return run_in(connect().api, machine_here(name), request, interactive=True)
 
 
 def run_in(api: Connection, name: str, command: Command, *, interactive: bool = False) -> int:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from bough.cli.output import progress, show_json
+from bough.cli.project_choice import existing, project_options
+from bough.cli.project_progress import machines_progress
 from bough.cli.service import DURATION, IMAGE, NAME, TIMEOUT_HELP, connect, json_option, machine_named
 from bough.cli.spec import spec_of, spec_options
 
@@ -105,14 +107,31 @@ def _why_cut(was: dict[str, Any] | None, deadline: float | None) -> str:
 
 
 @click.command()
-@click.argument("name", type=NAME)
+@click.argument("names", type=NAME, nargs=-1)
 @_deadline
 @_until
 @click.option("--timeout", type=DURATION, help=TIMEOUT_HELP)
-def restart(name: str, deadline: float | None, until: Until, timeout: float | None) -> None:
-    """Stop a machine and start it again."""
-    with progress() as report:
-        machine_named(name).restart(deadline=deadline, until=until, timeout=timeout, progress=report)
+@project_options
+def restart(
+    names: tuple[str, ...],
+    deadline: float | None,
+    until: Until,
+    timeout: float | None,
+    file: str | None,
+    project: str | None,
+) -> None:
+    """Stop machines and start them again. Without NAMES: all machines of the project, in their order.
+
+    Machines of a project that are named with --file or --project, and a whole project, are healthy again
+    when `restart` returns.
+    """
+    if names and file is None and project is None:
+        with progress() as report:
+            for name in names:
+                machine_named(name).restart(deadline=deadline, until=until, timeout=timeout, progress=report)
+        return
+    with machines_progress() as report:
+        existing(file, project).restart(names, deadline=deadline, progress=report)
 
 
 @click.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any, Literal
 
 import click
@@ -200,26 +199,6 @@ def _show_trouble(machine: dict[str, Any]) -> None:
             lines = [line for line in clean(failure[key]).split("\n") if line.strip()]
             for line in lines[-10:]:
                 print(f"  {'qemu' if key == 'qemu_stderr' else key}: {line}")
-
-
-@click.command()
-@click.argument("name", type=NAME)
-@click.option("-f", "--follow", is_flag=True, help="Keep printing new output.")
-@click.option("-n", "--tail", "tail_bytes", type=int, default=65536, help="Bytes to print, from the end.")
-@click.option("--qemu", is_flag=True, help="Print QEMU's standard error instead.")
-@click.option("--raw", is_flag=True, help="Keep the guest's escape sequences, also harmful ones.")
-def logs(name: str, follow: bool, tail_bytes: int, qemu: bool, raw: bool) -> None:
-    """Print the output of a machine's console."""
-    machine = machine_named(name)
-    text = machine.logs("qemu" if qemu else "console", tail_bytes=tail_bytes)
-    sys.stdout.write(text if raw else clean(text))
-    sys.stdout.flush()
-    if follow and not qemu:
-        with machine.console() as socket:
-            while isinstance(data := socket.receive(), bytes):
-                text = data.decode(errors="replace")
-                sys.stdout.write(text if raw else clean(text))
-                sys.stdout.flush()
 
 
 @click.command()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bough.cli.output import show_json, show_table
-from bough.cli.service import DURATION, NAME, json_option, machine_named
-from bough.errors import BoughError, GuestRefused, InvalidInput, ServiceUnavailable
+from bough.cli.project_choice import existing, project_options
+from bough.cli.service import DURATION, NAME, connect, json_option, machine_here, machine_named
+from bough.errors import BoughError, Conflict, GuestRefused, InvalidInput, ServiceUnavailable
 
 if TYPE_CHECKING:
     from bough.client.machine import Machine
+    from bough.client.project import Project
     from bough.client.tunnel import Tunnel
 
 
@@ -68,8 +71,14 @@ def _parse(text: str) -> dict[str, Any]:
 
 
 @click.command()
-@click.argument("name", type=NAME)
-@click.argument("guest_port", type=click.IntRange(1, 65535))
+@click.argument("name", type=NAME, required=False)
+@click.argument("guest_port", type=click.IntRange(1, 65535), required=False)
+@click.option(
+    "--socks",
+    metavar="[ADDRESS:]PORT",
+    help="Serve SOCKS5 for a project instead. ADDRESS: default: the project's own; PORT 0: a free one.",
+)
+@project_options
 @click.option(
     "--wait",
     "wait_s",
@@ -78,11 +87,53 @@ def _parse(text: str) -> dict[str, Any]:
     help="How long to wait until a program listens on the port.",
 )
 @click.option("--authorize", metavar="USER", help="Let bough's own ssh key log in as USER first.")
-def proxy(name: str, guest_port: int, wait_s: float, authorize: str | None) -> None:
-    """Connect standard input and output to a TCP port of a machine, for ssh's ProxyCommand."""
+def proxy(
+    name: str | None,
+    guest_port: int | None,
+    socks: str | None,
+    file: str | None,
+    project: str | None,
+    wait_s: float,
+    authorize: str | None,
+) -> None:
+    """Connect standard input and output to a TCP port of a machine, for ssh's ProxyCommand.
+
+    With --socks, serve SOCKS5 until Ctrl-C: programs of this host reach all machines of a project by name.
+    For example, curl --proxy socks5h://127.44.1.9:1080 http://web.shop/
+    """
+    if socks is not None:
+        if name is not None:
+            raise click.UsageError("--socks is for a whole project: use it without NAME and GUEST_PORT")
+        _serve_socks(existing(file, project), socks)
+        return
+    if name is None or guest_port is None:
+        raise click.UsageError("expected NAME and GUEST_PORT, or --socks [ADDRESS:]PORT")
+    _connect_streams(machine_here(name, project), guest_port, wait_s, authorize)
+
+
+def _serve_socks(project: Project, where: str) -> None:
+    """Serve until Ctrl-C. The address goes to standard output."""
+    from bough.client.socks import SocksServer
+
+    host, _, port = where.rpartition(":")
+    if not port.isdecimal() or int(port) > 65535:
+        raise InvalidInput(f"--socks expects [ADDRESS:]PORT, like 1080, got {where!r}")
+    host = host.strip("[]") or project.info().loopback
+    try:
+        server = SocksServer(project, host, int(port))
+    except OSError as error:
+        raise Conflict(
+            f"cannot listen on {host}:{port}: {error.strerror}", hint="choose another port"
+        ) from error
+    print("socks5h://{}:{}".format(*server.address), flush=True)
+    with contextlib.suppress(KeyboardInterrupt):  # the usual end
+        server.serve()
+
+
+def _connect_streams(name: str, guest_port: int, wait_s: float, authorize: str | None) -> None:
     import threading
 
-    machine = machine_named(name)
+    machine = connect().machine_at(name)
     with _tunnel(machine, guest_port, wait_s) as tunnel:
         if authorize is not None:
             _authorize(machine, authorize)

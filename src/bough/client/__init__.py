@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bough.client.network import Network as Network
     from bough.client.process import ExitStatus as ExitStatus
     from bough.client.process import Process as Process
+    from bough.client.project import Project as Project
     from bough.client.tunnel import Tunnel as Tunnel
     from bough.contract.answers import Event as Event
     from bough.contract.answers import Failure as Failure
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from bough.contract.answers import NetworkInfo as NetworkInfo
     from bough.contract.answers import Nic as Nic
     from bough.contract.answers import Port as Port
+    from bough.contract.answers import ProjectInfo as ProjectInfo
 
 # Names are loaded at first use: each command of the command line needs only a few.
 _HOME_OF = {
@@ -47,6 +49,8 @@ _HOME_OF = {
     "Nic": "bough.contract.answers",
     "Port": "bough.contract.answers",
     "Process": "bough.client.process",
+    "Project": "bough.client.project",
+    "ProjectInfo": "bough.contract.answers",
     "Snapshot": "bough.client.machine",
     "SnapshotInfo": "bough.contract.answers",
     "Tunnel": "bough.client.tunnel",

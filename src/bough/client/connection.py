@@ -322,6 +322,7 @@ def report_progress(progress: Report, message: Mapping[str, Any]) -> None:
             message.get("fraction"),
             str(message.get("detail") or ""),
             notice=message.get("notice") is True,
+            subject=str(message.get("subject") or ""),
         )
     )
 

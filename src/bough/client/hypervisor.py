@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from bough.client.machine import Fork, Machine, Snapshot
     from bough.client.network import Network
-    from bough.contract.answers import Event, MachineInfo, NetworkInfo, SnapshotInfo
+    from bough.client.project import Project
+    from bough.contract.answers import Event, MachineInfo, NetworkInfo, ProjectInfo, SnapshotInfo
     from bough.contract.snapshots import Identity
     from bough.progress import Report
 
@@ -406,6 +407,35 @@ class Hypervisor(ImageStore):
 
         data = self.api.send(CreateNetwork(name=name, subnet=subnet, mtu=mtu))
         return Network(self.api, data["id"], name=data["name"])
+
+    # -- projects ---------------------------------------------------------------------------------
+
+    def project(self, reference: str | os.PathLike[str], *, name: str | None = None) -> Project:
+        """Return the project of a file ("bough.toml", or its directory), or the project with that name or id.
+
+        Args:
+            name: name in this home of a file's project; default: the name in the file.
+
+        Raises:
+            NotFound: no such file, and no such project.
+            InvalidSpec: files that the file names cannot be read, or variables are not set.
+        """
+        from bough.client.project import open_project
+
+        return open_project(self.api, os.fspath(reference), name)
+
+    def projects(self) -> list[Project]:
+        """Return all projects, the oldest first."""
+        from bough.client.project import Project
+
+        return [Project(self.api, info.name) for info in self.list_projects()]
+
+    def list_projects(self) -> list[ProjectInfo]:
+        """Return the descriptions of all projects, the oldest first."""
+        from bough.contract.answers import ProjectInfo
+        from bough.contract.projects import ListProjects
+
+        return [ProjectInfo.from_dict(data) for data in self.api.send(ListProjects())]
 
     # -- the rest ---------------------------------------------------------------------------------
 

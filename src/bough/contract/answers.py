@@ -237,6 +237,50 @@ class NetworkInfo(Answer):
     machines: list[dict[str, Any]] = []  # noqa: RUF012 (nothing changes an answer)
 
 
+class ProjectInfo(Answer):
+    """A project at one moment.
+
+    Attributes:
+        name: in this home. domain: the name in the project's file, with which DNS names end.
+        file: path of the file on the host of the last `up`.
+        loopback: address on which the project's ports are published.
+        state: "running"; "partly running"; or, if no machine runs, "stopped", "suspended" or "failed".
+        machines: for each machine its description, as of GET /machines/{reference}, with its "role". With
+            `look` also "health" ("healthy", "unhealthy", "starting" while `up` waits, or "unknown" if it does
+            not run or answer) and "health_error".
+        networks: "id", "name" and "subnet" of each.
+        snapshot: id of the project's snapshot that the project was forked from.
+    """
+
+    id: str
+    name: str
+    domain: str
+    file: str | None = None
+    loopback: str
+    state: str
+    machines: list[dict[str, Any]] = []  # noqa: RUF012 (nothing changes an answer)
+    networks: list[dict[str, Any]] = []  # noqa: RUF012
+    snapshot: str | None = None
+    ephemeral: bool = False
+    created: str
+
+
+class ProjectPlan(Answer):
+    """The steps of `up`.
+
+    Attributes:
+        project: name of the project. exists: `up` was called before.
+        steps: for each network and machine: "noun" ("network" or "machine"), "name", "action" and the names
+            of the changed "settings". The action of a machine is "create", "recreate" (its disks are
+            deleted), "change", "restart" (a change while it is off), "start", "keep", "leave" (the file does
+            not name it any more) or "delete".
+    """
+
+    project: str
+    exists: bool = False
+    steps: list[dict[str, Any]] = []  # noqa: RUF012
+
+
 class Event(Answer):
     """An event of a machine: `kind` names the event ("started"), `time` is ISO 8601."""
 

@@ -18,7 +18,7 @@ from bough.machines.machine import Machine
 from bough.machines.media import resolve_media, with_image_disks
 from bough.machines.nics import Networks, check_networks
 from bough.machines.plan import check_arch, install_firmware_variables, resolve_hardware
-from bough.machines.record import FirstBoot, MachineRecord, PortForward, new_machine_id, now
+from bough.machines.record import FirstBoot, MachineRecord, Membership, PortForward, new_machine_id, now
 from bough.machines.seed import create_seed
 from bough.mounts.source import resolve_mounts
 from bough.paths import Home, MachinePaths
@@ -61,23 +61,31 @@ class Creation:
         name: str | None = None,
         force: bool = False,
         ephemeral: bool = False,
+        member: Membership | None = None,
         report: Report = ignore_progress,
     ) -> Machine:
         """Create a stopped machine. A missing image is built or pulled first.
 
+        Args:
+            member: the machine's place in a project.
+
         Raises:
             InvalidSpec, BeyondHost, NameTaken, NotFound (the image), BuildFailed, NoSpace, HostLacks
         """
-        spec = await self.check(data, force=force)
+        spec = await self.check(data, force=force, member=member)
         with self._names.reserve(name or self._names.free_name(spec.image)) as reserved:
             image = await self._source.find(spec.image, spec.arch, report)
-            machine = await self.create_from(spec, reserved, image, ephemeral=ephemeral, report=report)
+            machine = await self.create_from(
+                spec, reserved, image, ephemeral=ephemeral, member=member, report=report
+            )
         self._events.emit("created", machine=machine.id, name=machine.name)
         if ephemeral:
             self._lifetimes.expire_unless_held(machine.id)
         return machine
 
-    async def check(self, data: dict[str, Any], *, force: bool) -> MachineSpec:
+    async def check(
+        self, data: dict[str, Any], *, force: bool, member: Membership | None = None
+    ) -> MachineSpec:
         """Return the spec that a user wrote. The check comes before an image is built for minutes.
 
         Raises:
@@ -85,14 +93,21 @@ class Creation:
                 asks for more than the host has.
         """
         spec = resolve_mounts(parse_spec(data), self._home.hidden)
-        check_networks(spec, self._networks)
+        check_networks(spec, self._networks, member.project if member else None)
         facts = await read_host_facts(self._home)
         check_against_host(spec, facts, force=force)
         check_arch(spec.arch or split_label(spec.image)[1] or facts.arch)
         return spec
 
     async def create_from(
-        self, spec: MachineSpec, name: str, image: ImageManifest, *, ephemeral: bool, report: Report
+        self,
+        spec: MachineSpec,
+        name: str,
+        image: ImageManifest,
+        *,
+        ephemeral: bool,
+        report: Report,
+        member: Membership | None = None,
     ) -> Machine:
         """Create a machine whose name is reserved, without an event."""
         if spec.mounts and not (image.agent or image.cloud_init):
@@ -104,6 +119,8 @@ class Creation:
         report(Progress("creating the machine"))
         with self._half_made.working(), self._source.using(image.digest):
             record = await self._new_record(spec, name, image, ephemeral)
+            if member is not None:
+                record.project, record.role = member
             made = MachinePaths(self._home.incoming / record.id, self._home.runtime / record.id)
             try:
                 await self._write_files(made, record, image)

@@ -12,7 +12,7 @@ from bough.hypervisor.lifetimes import Lifetimes
 from bough.hypervisor.names import Names
 from bough.machines.events import Events
 from bough.machines.machine import Machine
-from bough.machines.record import MachineRecord, new_machine_id
+from bough.machines.record import MachineRecord, Membership, new_machine_id
 from bough.machines.saved_state import SavedState
 from bough.paths import Home, MachinePaths
 from bough.snapshots.store import SnapshotManifest
@@ -32,7 +32,7 @@ class ForkOrder:
         spec: the spec given to `run`; None: the snapshot's spec.
         standby: no user has requested the fork yet.
         hold: QEMU loads the state, and the vCPUs wait (Machine.start).
-        project, role: of a machine of a project; None: the snapshot's project, without a role.
+        member: the fork's place in a project; None: the snapshot's project, without a role.
     """
 
     manifest: SnapshotManifest
@@ -43,8 +43,7 @@ class ForkOrder:
     spec: MachineSpec | None = None
     standby: bool = False
     hold: bool = False
-    project: str | None = None
-    role: str | None = None
+    member: Membership | None = None
 
     @property
     def stem(self) -> str:
@@ -126,7 +125,8 @@ class ForkMaker:
             spec=order.spec,
         )
         record.standby = order.standby
-        record.project, record.role = order.project or record.project, order.role
+        if order.member is not None:
+            record.project, record.role = order.member
         if order.saved is not None and order.saved.prewarm is not None:
             record.ports = []  # a pre-warm is reachable by nobody
         return record

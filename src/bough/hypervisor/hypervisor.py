@@ -25,6 +25,16 @@ from bough.hypervisor.network_changes import NetworkChanges
 from bough.hypervisor.networks import Networks
 from bough.hypervisor.opening import Opening
 from bough.hypervisor.preparation import Preparation
+from bough.hypervisor.project_changes import MachineChanges
+from bough.hypervisor.project_down import ProjectDown
+from bough.hypervisor.project_health import ProjectHealth
+from bough.hypervisor.project_images import ProjectImages
+from bough.hypervisor.project_machines import ProjectMachines
+from bough.hypervisor.project_networks import ProjectNetworks
+from bough.hypervisor.project_operations import ProjectOperations
+from bough.hypervisor.project_plan import ProjectPlanner
+from bough.hypervisor.project_up import ProjectUp
+from bough.hypervisor.projects import Projects
 from bough.hypervisor.running import Running
 from bough.hypervisor.snapshot_keeper import SnapshotKeeper
 from bough.hypervisor.snapshots import Snapshots
@@ -36,6 +46,7 @@ from bough.machines.events import Events
 from bough.machines.machine import Machine
 from bough.networks.store import NetworkStore
 from bough.paths import Home
+from bough.projects.health import HealthChecks
 from bough.projects.store import ProjectStore
 from bough.snapshots.tree import SnapshotTree
 
@@ -48,6 +59,8 @@ class Hypervisor:
         machines: look machines up. lifetimes: delete, hold and discard machines.
         creation, lifecycle, running, forking, snapshots, bundles, images, auditing: the use cases.
         networks: the networks between machines. network_changes: connect machines, and disconnect them.
+        projects: look projects up. project_up, project_down, project_health: their use cases.
+        project_operations: one operation at a time for each project.
         process_images: whether they may be used.
         standby: the standby machines that users asked for.
     """
@@ -61,9 +74,10 @@ class Hypervisor:
             ImageStore(home),
             Catalogues(home),
         )
-        networks, projects = NetworkStore(home), ProjectStore(home)
-        self.machines = machines = Inventory(home, events, tree, networks, projects)
-        self.networks = Networks(home, events, networks, machines, projects)
+        networks, project_store = NetworkStore(home), ProjectStore(home)
+        self.machines = machines = Inventory(home, events, tree, networks, project_store)
+        self.networks = Networks(home, events, networks, machines, project_store)
+        self.projects = projects = Projects(project_store, machines, networks)
         self.network_changes = NetworkChanges(networks, self.networks)
         machines.before_start.append(self.networks.join)
         machines.after_removal.append(self.networks.forget)
@@ -104,6 +118,32 @@ class Hypervisor:
         self.opening = Opening(
             home, events, machines, lifetimes, keeper, pool, standby, loaded, self.networks, projects
         )
+        self._connect_projects(source)
+
+    def _connect_projects(self, source: ImageSource) -> None:
+        """Make the use cases of projects, which use most of the others."""
+        projects, lifecycle = self.projects, self.lifecycle
+        self.project_operations = operations = ProjectOperations()
+        networks, checks = ProjectNetworks(projects, self.networks), HealthChecks()
+        self.project_health = ProjectHealth(projects, checks)
+        machines = ProjectMachines(
+            projects,
+            self.running,
+            lifecycle,
+            self.lifetimes,
+            MachineChanges(self.home, lifecycle),
+            checks,
+        )
+        self.project_up = ProjectUp(
+            projects,
+            ProjectPlanner(projects, networks, self.machines),
+            ProjectImages(self.images, source),
+            networks,
+            machines,
+            operations,
+            self.events,
+        )
+        self.project_down = ProjectDown(projects, networks, machines, lifecycle, operations, self.events)
 
     def _give_way(self, machine: Machine) -> None:
         """Discard a standby machine whose name a user asks for."""

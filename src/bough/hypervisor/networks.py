@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncIterator, Collection, Sequence
+from ipaddress import IPv4Network
 from typing import Any
 
 from bough.errors import BoughError, Conflict, InUse, InvalidInput, NameTaken, NotFound
@@ -30,7 +31,7 @@ from bough.qemu.jail import machine_uid
 from bough.qemu.probe import find_qemu, probe_jail
 from bough.spec import check_name
 from bough.spec.nic import ISOLATED, UPLINK
-from bough.spec.subnet import parse_subnet
+from bough.spec.subnet import check_subnet, parse_subnet
 from bough.tasks import Tasks
 
 log = logging.getLogger("bough.hypervisor")
@@ -124,11 +125,9 @@ class Networks:
                 hint=f"choose another name, or delete it: bough network delete {name}",
                 name=name,
             )
-        if mtu is not None and not LEAST_MTU <= mtu <= MOST_MTU:
-            raise InvalidInput(f"an MTU is between {LEAST_MTU} and {MOST_MTU} bytes, not {mtu}")
+        _check_mtu(mtu)
         wanted = parse_subnet(subnet) if subnet is not None else None
-        # A machine of a project may be on networks of the home, too.
-        peers = [record.subnet for record in self.store if record.project in (None, owner)]
+        peers = self._peers(owner)
         domain = project.domain if project is not None else None
         chosen = choose_network(domain, name, peers, subnet=wanted)
         record = NetworkRecord(
@@ -145,6 +144,37 @@ class Networks:
         self.store.add(record)
         return record
 
+    async def change(self, record: NetworkRecord, *, subnet: str | None, mtu: int | None) -> NetworkRecord:
+        """Change a network that no running machine uses. Its machines' next start chooses fitting addresses.
+
+        Args:
+            subnet, mtu: None: as before.
+
+        Raises:
+            InvalidInput, NoSpace. Conflict: a machine runs, or the subnet overlaps with another one.
+        """
+        if any(machine.state in LIVE for machine in self.users(record)):
+            raise Conflict(f"a machine on network '{record.name}' runs", hint="stop it first")
+        _check_mtu(mtu)
+        wanted = parse_subnet(subnet) if subnet is not None else record.subnet
+        if wanted != record.subnet:
+            check_subnet(wanted, self._peers(record.project, other_than=record))
+        await self._end_switch(record)
+        changed = record.model_copy(update={"subnet": wanted, "mtu": mtu or record.mtu})
+        self.store.add(changed)
+        return changed
+
+    def _peers(self, project: str | None, *, other_than: NetworkRecord | None = None) -> list[IPv4Network]:
+        """Return the subnets that a machine of the project may see: of the project, and of the home."""
+        peers = [record for record in self.store if record.project in (None, project)]
+        return [record.subnet for record in peers if other_than is None or record.id != other_than.id]
+
+    async def _end_switch(self, record: NetworkRecord) -> None:
+        switch = self._switches.pop(record.id, None)
+        if switch is not None:
+            await switch.sync()
+            await switch.let_go()
+
     async def delete(self, reference: str) -> None:
         """Delete a network.
 
@@ -152,8 +182,8 @@ class Networks:
             NotFound. InUse: a machine has a card on it.
         """
         record = self.find(reference)
-        users = [machine.name for machine in self._users(record) if not machine.record.standby]
-        if not users and self._users(record):
+        users = [machine.name for machine in self.users(record) if not machine.record.standby]
+        if not users and self.users(record):
             raise InUse(
                 f"the network '{record.name}' is in use by a standby machine",
                 hint="delete the snapshot of a machine on this network first: bough snapshot list",
@@ -165,10 +195,7 @@ class Networks:
                 hint=f"stop and detach each of them: bough network detach {record.name} {users[0]}",
                 machines=users,
             )
-        switch = self._switches.pop(record.id, None)
-        if switch is not None:
-            await switch.sync()
-            await switch.let_go()
+        await self._end_switch(record)
         self.store.remove(record)
 
     async def describe(self, record: NetworkRecord) -> dict[str, Any]:
@@ -194,7 +221,7 @@ class Networks:
                     **card.describe(),
                     "counters": found.get(card.port),
                 }
-                for machine in self._users(record)
+                for machine in self.users(record)
                 if not machine.record.standby
                 for card in cards_on(record, machine.record)
             ],
@@ -210,7 +237,7 @@ class Networks:
             NotFound: no such machine. Conflict: no machine on the network runs.
         """
         wanted = [self._inventory.find(name) for name in machines]
-        users = {machine.id for machine in self._users(record)}
+        users = {machine.id for machine in self.users(record)}
         ports = [card.port for machine in wanted for card in cards_on(record, machine.record)]
         if any(machine.id not in users for machine in wanted):
             raise Conflict(f"not all of these machines are on the network '{record.name}'")
@@ -272,7 +299,7 @@ class Networks:
                 log.error("the switch of network %s is not in step: %s", record.name, error)
 
     def _choose_addresses(self, machine: MachineRecord, record: NetworkRecord) -> None:
-        others = [one for one in self._users(record) if one.id != machine.id]
+        others = [one for one in self.users(record) if one.id != machine.id]
         taken = [card.ipv4 for other in others for card in cards_on(record, other.record) if card.ipv4]
         for card in cards_on(record, machine):
             self._check_free(card, [other for other in others if other.state in LIVE])
@@ -296,7 +323,7 @@ class Networks:
         """Return the switch's members: the running machines."""
         return {
             card.port: card.member()
-            for machine in self._users(record)
+            for machine in self.users(record)
             if machine.state in LIVE
             for card in cards_on(record, machine.record)
             if card.ipv4 is not None
@@ -304,10 +331,10 @@ class Networks:
 
     def _remove_ports(self, record: NetworkRecord) -> None:
         """Remove the ports of machines that do not run."""
-        live = [machine for machine in self._users(record) if machine.state in LIVE]
+        live = [machine for machine in self.users(record) if machine.state in LIVE]
         self.store.keep_ports(record, {card.port for one in live for card in cards_on(record, one.record)})
 
-    def _users(self, record: NetworkRecord) -> list[Machine]:
+    def users(self, record: NetworkRecord) -> list[Machine]:
         return [machine for machine in self._inventory if self._uses(machine.record, record)]
 
     def _uses(self, machine: MachineRecord, network: NetworkRecord) -> bool:
@@ -323,3 +350,8 @@ class Networks:
             switch = Switch(record, paths, jail, uid, lambda: self._members(record))
             switch = self._switches.setdefault(record.id, switch)
         return switch
+
+
+def _check_mtu(mtu: int | None) -> None:
+    if mtu is not None and not LEAST_MTU <= mtu <= MOST_MTU:
+        raise InvalidInput(f"an MTU is between {LEAST_MTU} and {MOST_MTU} bytes, not {mtu}")

@@ -15,6 +15,7 @@ from bough.forks.standby import StandbyMachines
 from bough.hypervisor.inventory import Inventory
 from bough.hypervisor.lifetimes import EPHEMERAL_GRACE_S, Lifetimes
 from bough.hypervisor.networks import Networks
+from bough.hypervisor.projects import Projects
 from bough.hypervisor.snapshot_keeper import SnapshotKeeper
 from bough.images.bootstrap import remove_build
 from bough.machines.autostart import start_machines
@@ -23,7 +24,6 @@ from bough.machines.disks.creation import remove_strays
 from bough.machines.events import Events
 from bough.machines.record import MachineRecord
 from bough.paths import Home
-from bough.projects.store import ProjectStore
 from bough.snapshots.suspend import sweep_suspended
 from bough.storage import remove_tree
 from bough.tasks import Tasks
@@ -43,7 +43,7 @@ class Opening:
         standby: StandbyMachines,
         loaded: LoadedForks,
         networks: Networks,
-        projects: ProjectStore,
+        projects: Projects,
     ) -> None:
         self._home = home
         self._events = events
@@ -62,13 +62,14 @@ class Opening:
         self._home.create()
         self._keeper.tree.store.open()
         self._networks.store.open()
-        self._projects.open()
+        self._projects.store.open()
         for stray in self._home.incoming.iterdir():
             await asyncio.to_thread(remove_build if stray.is_dir() else remove_tree, stray)
         sweep_unfinished_writes(self._home)
         sweep_runtime(self._home)
         for root in sorted(self._home.machines.iterdir()):
             await self._read(root)
+        self._projects.open()
         async with asyncio.TaskGroup() as group:
             for machine in self._inventory:
                 group.create_task(machine.recovery.adopt())

@@ -21,6 +21,7 @@ from bough.hypervisor.snapshot_keeper import SnapshotKeeper
 from bough.hypervisor.waiting_machines import WaitingMachines
 from bough.images.store import ImageStore
 from bough.machines.machine import Machine
+from bough.machines.record import Membership
 from bough.machines.state import State
 from bough.progress import Progress, Report, ignore_progress, notice
 from bough.snapshots.store import SnapshotManifest
@@ -65,33 +66,35 @@ class Running:
         ephemeral: bool = False,
         cold: bool = False,
         timeout_s: float | None = None,
+        member: Membership | None = None,
         report: Report = ignore_progress,
     ) -> Machine:
         """Return a new machine that has answered.
 
         Args:
+            member: the machine's place in a project.
             cold: boot it, also if a booted snapshot would serve.
 
         Raises:
             As `create`: nothing was made. MachineFailed, AgentTimeout, GuestRefused: the machine did not
             become ready; it is kept unless it is ephemeral.
         """
-        spec = await self._creation.check(data, force=force)
+        spec = await self._creation.check(data, force=force, member=member)
         if name is not None:
             self._names.check_free(name)
         machine = None
         if name is None and not cold and is_neutral(spec):
             machine = await self._waiting.take_standby(self._serves(spec), name=None, ephemeral=ephemeral)
         manifest = None if cold or machine is not None else await self._booted.find(spec, report, timeout_s)
-        if manifest is not None and is_neutral(spec):
+        if manifest is not None and member is None and is_neutral(spec):
             self._loaded.expect(ForkKind(manifest, "new", spec))
         try:
             with self._loaded.forking():
                 if manifest is not None:
-                    machine = await self._fork_booted(manifest, spec, name, ephemeral, report)
+                    machine = await self._fork_booted(manifest, spec, name, ephemeral, member, report)
                 if machine is None:
                     machine = await self._creation.create(
-                        data, name=name, force=force, ephemeral=ephemeral, report=report
+                        data, name=name, force=force, ephemeral=ephemeral, member=member, report=report
                     )
                 with self._lifetimes.hold(machine, grace_s=EPHEMERAL_GRACE_S):
                     if machine.state is State.STOPPED:
@@ -109,6 +112,7 @@ class Running:
         spec: MachineSpec,
         name: str | None,
         ephemeral: bool,
+        member: Membership | None,
         report: Report,
     ) -> Machine | None:
         """Return a fork of the booted snapshot; None: a damaged snapshot was deleted, and the
@@ -119,9 +123,11 @@ class Running:
         try:
             with tree.using(manifest):
                 saved = await self._states.get(manifest)
-                order = ForkOrder(manifest, saved, name=name, ephemeral=ephemeral, spec=spec)
+                order = ForkOrder(manifest, saved, name=name, ephemeral=ephemeral, spec=spec, member=member)
                 kind = ForkKind(manifest, "new", spec)
-                machine = await self._waiting.take_loaded(kind, name, order.stem, ephemeral=ephemeral)
+                machine = None
+                if member is None:  # a fork loaded in advance belongs to no project
+                    machine = await self._waiting.take_loaded(kind, name, order.stem, ephemeral=ephemeral)
                 return machine or await self._maker.make(order)
         except MachineFailed as error:
             log.warning("the booted snapshot %s cannot be used: %s", manifest.id, error)

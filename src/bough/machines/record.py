@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -167,6 +167,13 @@ class Suspended(_Kept):
     sha256: str
     accelerator: str | None = None
     qemu_version: str | None = None
+
+
+class Membership(NamedTuple):
+    """A machine's place in a project: the id of the project, and the machine's role."""
+
+    project: str
+    role: str
 
 
 class MachineRecord(_Kept):

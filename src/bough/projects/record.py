@@ -17,6 +17,7 @@ class ProjectRecord(BaseModel):
     domain: the project's name in its file. DNS names end so, also in a fork of the project.
     file: path of the file on the client's host, for display; None: the project came without a file.
     spec: the content of the file with variables and defaults filled in, as JSON.
+    applied: role -> the machine's settings in the file from which the machine was made, or changed last.
     machines: role -> machine id. networks: name -> network id.
     loopback: address of the host, like "127.5.6.7", on which the project's ports are published.
     snapshot: id of the project's snapshot that the project was forked from.
@@ -31,6 +32,7 @@ class ProjectRecord(BaseModel):
     domain: str
     file: str | None = None
     spec: dict[str, Any]
+    applied: dict[str, dict[str, Any]] = Field(default_factory=dict)
     machines: dict[str, str] = Field(default_factory=dict)
     networks: dict[str, str] = Field(default_factory=dict)
     loopback: str

@@ -83,6 +83,7 @@ async def rename_machine(hypervisor: Hypervisor, asked: contract.RenameMachine) 
 
 async def delete_machine(hypervisor: Hypervisor, asked: contract.DeleteMachine) -> dict[str, bool]:
     machine = hypervisor.machines.find(asked.reference)
+    hypervisor.projects.check_deletable(machine)
     if asked.wait:
         await hypervisor.lifetimes.delete(machine, force=asked.force)
     else:

@@ -4,7 +4,7 @@ Every setting of `MachineSpec` has one entry. The table answers all questions ab
 
     text, example   descriptions in the API, docs/spec.md and examples/machine.toml
     flag            the option of the command line
-    change          may the setting of an existing machine change?
+    change          may the setting of an existing machine change? (`bough up` after a change of the file)
     bundle          may a bundle bring it to another host?
     boot            does a booted image depend on it?
     process_image   may a machine that sets it be captured as a process image?
@@ -90,12 +90,14 @@ SETTINGS: Mapping[str, Setting] = {
         "number of virtual processors",
         "2",
         (Flag("--vcpus", "Number of virtual processors.", kind="number"),),
+        change="stopped",
         process_image=True,
     ),
     "memory": Setting(
         "memory; a size is bytes, or a number with KiB, MiB, GiB or TiB",
         '"1GiB"',
         (Flag("--memory", "Memory, like 512MiB.", "SIZE", short="-m"),),
+        change="stopped",
         process_image=True,
     ),
     "disk": Setting(
@@ -126,6 +128,7 @@ SETTINGS: Mapping[str, Setting] = {
         "'auto' uses KVM if a probe guest has run on it, and emulation ('tcg') otherwise",
         '"auto"',
         (Flag("--accelerator", "KVM, or emulation of the processor.", "auto|kvm|tcg"),),
+        change="stopped",
         boot="host",  # the key holds the chosen accelerator
         process_image=True,
     ),
@@ -133,6 +136,7 @@ SETTINGS: Mapping[str, Setting] = {
         "'on-failure' starts the machine again when QEMU has ended unexpectedly; default: 'no'",
         '"on-failure"',
         (Flag("--restart", "Start the machine again after a failure.", "no|on-failure"),),
+        change="running",
         boot="host",
         process_image=True,
     ),
@@ -140,6 +144,7 @@ SETTINGS: Mapping[str, Setting] = {
         "start the machine when the service starts",
         "true",
         (Flag("--autostart", "Start the machine when the service starts.", kind="switch"),),
+        change="running",
         bundle="dropped",
         boot="host",
         process_image=True,
@@ -202,6 +207,7 @@ SETTINGS: Mapping[str, Setting] = {
             Flag("--no-uplink", "No outbound network.", kind="switch", value=False),
             Flag("--isolated", "A network card that leads nowhere.", kind="switch", value="isolated"),
         ),
+        change="stopped",
         process_image=True,
     ),
     "nics": Setting(
@@ -215,6 +221,7 @@ SETTINGS: Mapping[str, Setting] = {
                 many=True,
             ),
         ),
+        change="stopped",
         process_image=True,
     ),
     "ports": Setting(
@@ -286,6 +293,7 @@ SETTINGS: Mapping[str, Setting] = {
         "refuse to start if the host lacks a part of the jail (docs/security.md)",
         "true",
         (Flag("--require-jail", "Refuse to start if the host lacks a part of the jail.", kind="switch"),),
+        change="stopped",
         boot="host",
         process_image=True,
     ),
@@ -300,6 +308,7 @@ SETTINGS: Mapping[str, Setting] = {
                 many=True,
             ),
         ),
+        change="stopped",
         boot="host",
         process_image=True,
     ),

@@ -1,0 +1,244 @@
+"""The Python API's project: machines and networks that one file describes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from bough.contract import projects as contract
+from bough.errors import InvalidInput, InvalidSpec, NotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from bough.client.connection import Connection
+    from bough.client.machine import Machine
+    from bough.client.network import Network
+    from bough.client.project_file import ProjectFile
+    from bough.contract.answers import ProjectInfo, ProjectPlan
+    from bough.progress import Report
+
+T = TypeVar("T")
+
+
+class Project:
+    """A project of one home. Made by `Hypervisor.project`. Usable from several threads at once.
+
+        with_file = hv.project("bough.toml")
+        with_file.up()
+        with_file["db"].exec("psql", "-c", "select 1")
+        with_file.down(volumes=True)
+
+    Every call raises NotFound if the project does not exist: `up` was not called, or it was deleted.
+    """
+
+    def __init__(self, api: Connection, name: str, file: ProjectFile | None = None) -> None:
+        self._api = api
+        self._file = file
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<bough.Project {self.name}>"
+
+    # -- up and down ------------------------------------------------------------------------------
+
+    def plan(
+        self,
+        machines: Sequence[str] = (),
+        *,
+        profiles: Sequence[str] = (),
+        recreate: bool = False,
+        remove_orphans: bool = False,
+    ) -> ProjectPlan:
+        """Return what `up` would do. Nothing is changed. Raises as `up`."""
+        from bough.contract.answers import ProjectPlan
+
+        request = contract.PlanProject(
+            spec=self._spec(),
+            name=self.name,
+            machines=list(machines),
+            profiles=list(profiles),
+            recreate=recreate,
+            remove_orphans=remove_orphans,
+        )
+        return ProjectPlan.from_dict(self.located(lambda: self._api.send(request)))
+
+    def up(
+        self,
+        machines: Sequence[str] = (),
+        *,
+        profiles: Sequence[str] = (),
+        recreate: bool = False,
+        remove_orphans: bool = False,
+        cold: bool = False,
+        force: bool = False,
+        timeout: float | None = None,
+        progress: Report | None = None,
+    ) -> ProjectInfo:
+        """Bring the project up. Return when all machines have answered and are healthy. A repeated call
+        changes only what differs from the file.
+
+        Args:
+            machines: roles to start, with all machines that they depend on; none: all without a profile, and
+                those of `profiles`.
+            recreate: delete machines, with their disks, that cannot change as the file has.
+            remove_orphans: delete machines that the file does not name any more.
+            cold: boot new machines instead of forking booted snapshots.
+            force: allow more memory, disk or vCPUs than the host has.
+            timeout: seconds; None: as long as each guest makes progress.
+
+        Raises:
+            InvalidSpec: the file makes no sense, or `up` would lose data; nothing was changed.
+            ProjectFailed: machines did not come up; `failures` has the error of each. What was made stays.
+            Conflict: another call changes the project just now, or a changed network is in use.
+        """
+        from bough.contract.answers import ProjectInfo
+
+        request = contract.UpProject(
+            spec=self._spec(),
+            name=self.name,
+            file=str(self._file.path) if self._file is not None else None,
+            machines=list(machines),
+            profiles=list(profiles),
+            recreate=recreate,
+            remove_orphans=remove_orphans,
+            cold=cold,
+            force=force,
+            timeout_s=timeout,
+        )
+        return ProjectInfo.from_dict(self.located(lambda: self._api.send_long(request, progress=progress)))
+
+    def down(
+        self,
+        *,
+        volumes: bool = False,
+        force: bool = False,
+        deadline: float | None = None,
+        progress: Report | None = None,
+    ) -> None:
+        """Stop the machines, each after the machines that depend on it. Suspended machines stay as they are.
+
+        Args:
+            volumes: delete the machines with their disks, the networks and the project.
+            force: cut the power.
+            deadline: seconds after which the power is cut; None: see Machine.stop.
+
+        Raises:
+            InUse: a fork of a machine uses the project's networks; nothing was changed.
+        """
+        request = contract.DownProject(reference=self.name, volumes=volumes, force=force, deadline_s=deadline)
+        self._api.send_long(request, progress=progress)
+
+    def restart(
+        self,
+        machines: Sequence[str] = (),
+        *,
+        deadline: float | None = None,
+        progress: Report | None = None,
+    ) -> None:
+        """Restart machines in the order of their dependence; none: all. Raises ProjectFailed."""
+        request = contract.RestartProject(reference=self.name, machines=list(machines), deadline_s=deadline)
+        self._api.send_long(request, progress=progress)
+
+    # -- what there is ----------------------------------------------------------------------------
+
+    def info(self, *, look: bool = False) -> ProjectInfo:
+        """Return the project's description. With `look`, run each health check once."""
+        from bough.contract.answers import ProjectInfo
+
+        return ProjectInfo.from_dict(self._api.send(contract.GetProject(reference=self.name, look=look)))
+
+    def ps(self) -> list[dict[str, Any]]:
+        """Return a description of each machine, as `info` has it, with the result of its health check."""
+        return self.info(look=True).machines
+
+    def config(self) -> dict[str, Any]:
+        """Return the content of the file: as it is now, or of the last `up` for a project without a file."""
+        return self._spec()
+
+    @property
+    def machines(self) -> dict[str, Machine]:
+        """Return role -> machine."""
+        from bough.client.machine import Machine
+
+        found = self.info().machines
+        return {one["role"]: Machine(self._api, one["id"], name=one["name"]) for one in found}
+
+    def __getitem__(self, role: str) -> Machine:
+        """Return the machine of a role. Raises NotFound."""
+        machines = self.machines
+        if role not in machines:
+            known = ", ".join(machines) or "none"
+            raise NotFound(
+                f"project '{self.name}' has no machine '{role}'", hint=f"its machines: {known}", name=role
+            )
+        return machines[role]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.machines)
+
+    def network(self, name: str) -> Network:
+        """Return a network of the project. Raises NotFound."""
+        from bough.client.network import Network
+
+        for one in self.info().networks:
+            if one["name"] == name:
+                return Network(self._api, one["id"], name=name)
+        raise NotFound(f"project '{self.name}' has no network '{name}'", name=name)
+
+    def logs(self, machines: Sequence[str] = (), *, tail_bytes: int = 64 * 1024) -> dict[str, str]:
+        """Return role -> the end of the console; none: of all machines. Unsafe for a terminal."""
+        found = self.machines
+        chosen = {role: self[role] for role in machines} if machines else found
+        return {role: machine.logs(tail_bytes=tail_bytes) for role, machine in chosen.items()}
+
+    def _spec(self) -> dict[str, Any]:
+        if self._file is not None:
+            return self._file.data
+        return dict(self._api.send(contract.GetProjectSpec(reference=self.name)))
+
+    def located(self, call: Callable[[], T]) -> T:
+        """Make a call. An error about the project's file gets the lines of the file."""
+        try:
+            return call()
+        except InvalidSpec as error:
+            if self._file is None:
+                raise
+            raise self._file.locate(error) from None
+
+
+def read_name(path: Path) -> str:
+    """Return the name of the project that a file describes. Its variables need not be set.
+
+    Raises:
+        NotFound: no such file. InvalidInput: the file is not TOML.
+    """
+    from bough.spec.project.document import project_name
+    from bough.spec.toml import load_toml
+
+    given = load_toml(path).get("name")
+    return str(given or project_name(path.absolute().parent.name) or "project")
+
+
+def open_project(api: Connection, reference: str, name: str | None) -> Project:
+    """Return the project of a file, of a directory with a bough.toml, or of a name in the home.
+
+    Raises:
+        NotFound: no such file, and no such project. InvalidInput, InvalidSpec: the file cannot be read.
+    """
+    from pathlib import Path
+
+    path = Path(reference).expanduser()
+    if path.suffix == ".toml" or "/" in reference or path.is_dir():
+        from bough.client.project_file import load_project
+
+        file = load_project(path)
+        return Project(api, name or file.name, file)
+    if name is not None:
+        raise InvalidInput("a name is for a project's file", hint='hv.project("bough.toml", name="shop-2")')
+    return find_project(api, reference)
+
+
+def find_project(api: Connection, reference: str) -> Project:
+    """Return the project with that name or id. Raises NotFound."""
+    return Project(api, api.send(contract.GetProject(reference=reference))["name"])

@@ -1,0 +1,127 @@
+"""Change an existing machine of a project as the file has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from bough.hypervisor.lifecycle import Lifecycle
+from bough.machines.mac_address import choose_mac_addresses
+from bough.machines.machine import Machine
+from bough.machines.mounts import add_mount, remove_mount
+from bough.machines.record import Nic, PortForward
+from bough.machines.state import LIVE, State
+from bough.mounts.source import resolve_mounts
+from bough.paths import Home
+from bough.progress import Progress, Report
+from bough.spec import MachineSpec, NicSpec
+from bough.spec.nic import MOST_NICS
+
+_AT_REST = (State.STOPPED, State.FAILED)
+#: These change by their own operations.
+_APART = frozenset({"ports", "mounts", "nics", "uplink"})
+
+
+class MachineChanges:
+    """Changes machines. A change that is interrupted is made again by the next `up`."""
+
+    def __init__(self, home: Home, lifecycle: Lifecycle) -> None:
+        self._home = home
+        self._lifecycle = lifecycle
+
+    async def change_stopped(
+        self, machine: Machine, settings: Collection[str], wanted: MachineSpec, report: Report
+    ) -> None:
+        """Stop a machine and change its settings. Its disks stay.
+
+        Raises:
+            WrongState, Conflict: another operation is under way.
+        """
+        wanted = resolve_mounts(wanted, self._home.hidden)
+        if machine.state is State.SUSPENDED:  # a stop would lose its memory unsaved
+            await self._lifecycle.resume(machine, report=report)
+        if machine.state in LIVE:
+            report(Progress("stopping"))
+            await self._lifecycle.stop(machine, report=report)
+        async with machine.operation("being changed", *_AT_REST):
+            spec = machine.record.spec
+            fields: dict[str, Any] = _plain(settings, wanted)
+            fields |= {name: getattr(wanted, name) for name in ("ports", "mounts") if name in settings}
+            if {"nics", "uplink"} & set(settings):
+                fields |= {"nics": wanted.nics, "uplink": wanted.uplink}
+                nics = _match_cards(spec.network_cards, machine.record.hardware.nics, wanted.network_cards)
+                machine.change(
+                    spec=spec.model_copy(update=fields),
+                    hardware=machine.record.hardware.model_copy(update={"nics": nics}),
+                )
+            else:
+                machine.change(spec=spec.model_copy(update=fields))
+            if "ports" in settings:
+                machine.change(ports=[PortForward(**port.model_dump()) for port in wanted.ports])
+
+    async def change_running(self, machine: Machine, settings: Collection[str], wanted: MachineSpec) -> None:
+        """Change settings of a machine while it runs, or is off."""
+        wanted = resolve_mounts(wanted, self._home.hidden)
+        if "ports" in settings:
+            await _change_ports(machine, wanted)
+        if "mounts" in settings:
+            await _change_mounts(machine, wanted)
+        plain = _plain(settings, wanted)
+        if plain:
+            machine.change(spec=machine.record.spec.model_copy(update=plain))
+
+
+def _plain(settings: Collection[str], wanted: MachineSpec) -> dict[str, Any]:
+    names = [name for name in settings if name in MachineSpec.model_fields and name not in _APART]
+    return {name: getattr(wanted, name) for name in names}
+
+
+async def _change_ports(machine: Machine, wanted: MachineSpec) -> None:
+    before = machine.record.spec.ports
+    for port in before:
+        if port not in wanted.ports:
+            for forward in machine.record.ports:
+                same = (forward.host, forward.guest_port) == (port.host, port.guest_port)
+                if same and port.host_port in (0, forward.host_port):
+                    await machine.forwards.remove(forward.host_port)
+                    break
+    added = [PortForward(**port.model_dump()) for port in wanted.ports if port not in before]
+    if machine.state in LIVE:
+        for forward in added:
+            await machine.forwards.add(forward)
+    else:
+        machine.change(ports=[*machine.record.ports, *added])
+    machine.change(spec=machine.record.spec.model_copy(update={"ports": wanted.ports}))
+
+
+async def _change_mounts(machine: Machine, wanted: MachineSpec) -> None:
+    for mount in machine.record.spec.mounts:
+        if mount not in wanted.mounts:
+            await remove_mount(machine, mount.target)
+    for mount in wanted.mounts:
+        if mount not in machine.record.spec.mounts:
+            await add_mount(machine, mount)
+
+
+def _match_cards(before: Sequence[NicSpec], nics: Sequence[Nic], wanted: Sequence[NicSpec]) -> list[Nic]:
+    """Return a card of the hardware for each wanted card. A card that stays keeps its place and addresses."""
+    left = list(zip(before, nics, strict=True))
+    matched: list[Nic | None] = []
+    for card in wanted:
+        index = next(
+            (
+                number
+                for number, (old, nic) in enumerate(left)
+                if (old.network, nic.model) == (card.network, card.model) and card.mac in (None, nic.mac)
+            ),
+            None,
+        )
+        matched.append(None if index is None else left.pop(index)[1])
+    places = iter(sorted(set(range(MOST_NICS)) - {nic.place for nic in matched if nic is not None}))
+    macs = choose_mac_addresses(
+        nic.mac if nic is not None else card.mac for nic, card in zip(matched, wanted, strict=True)
+    )
+    return [
+        nic or Nic(mac=mac, model=card.model, place=next(places))
+        for nic, card, mac in zip(matched, wanted, macs, strict=True)
+    ]
