@@ -110,8 +110,9 @@ def count_markdown(path: Path, count: Count) -> None:
 
 
 def _plain(text: str) -> str:
-    """Return a docstring without indented blocks, drawings and tables."""
-    return "\n".join(line for line in text.splitlines() if not re.match(r"\s{4,}\S|\s*[|├└│>]", line))
+    """Return a docstring without indented blocks, drawings, tables and lists in two columns."""
+    table = re.compile(r"\s{4,}\S|\s*[|├└│>]|\s*\S+\s{3,}\S")
+    return "\n".join(line for line in text.splitlines() if not table.match(line))
 
 
 def files_of(paths: Iterable[Path]) -> Iterator[Path]:

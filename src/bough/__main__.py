@@ -1,4 +1,4 @@
-"""Run the command `bough` as `python -m bough`, even if the script is not on PATH."""
+"""Run the command `bough` by `python -m bough`. The script need not be on PATH."""
 
 from bough.cli.entry import main
 

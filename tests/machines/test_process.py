@@ -137,7 +137,7 @@ async def test_found_although_its_wrapper_was_killed(
     assert found is not None
     assert found.pid == process.pid
     found.kill()
-    assert "nobody saw it end" in (await found.wait()).text
+    assert "its exit status is unknown" in (await found.wait()).text
 
 
 @pytest.mark.parametrize("delay_s", [0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03])

@@ -11,7 +11,7 @@ from bough.snapshots.memory_fit import accelerator_bar, cpu_bar, render_instead
 
 TCG = Accelerator("tcg", True, "ran", "EPYC,vendor=GenuineIntel")
 KVM = Accelerator("kvm", True, "ran", "EPYC-Rome", ("EPYC", "EPYC-Rome", "host"))
-NO_KVM = Accelerator("kvm", False, "/dev/kvm is not there", "")
+NO_KVM = Accelerator("kvm", False, "/dev/kvm is missing", "")
 WITH = {"kvm": KVM, "tcg": TCG}
 WITHOUT = {"kvm": NO_KVM, "tcg": TCG}
 

@@ -38,7 +38,7 @@ FACTS = QemuFacts(
 )
 TCG = Accelerator("tcg", True, "ran", "Nehalem")
 KVM = Accelerator("kvm", True, "ran", "EPYC")
-NO_KVM = Accelerator("kvm", False, "/dev/kvm is not there", "")
+NO_KVM = Accelerator("kvm", False, "/dev/kvm is missing", "")
 DOUBTFUL_KVM = Accelerator("kvm", False, "a probe guest did not finish", "EPYC", tried=True, lasts_s=600)
 CLOSED_KVM = Accelerator("kvm", False, "/dev/kvm may not be opened", "", refused=True)
 
@@ -83,7 +83,7 @@ def test_cpu_models() -> None:
 def test_accelerators() -> None:
     assert choose_accelerator("auto", {"kvm": KVM, "tcg": TCG}) is KVM
     assert choose_accelerator("auto", {"kvm": NO_KVM, "tcg": TCG}) is TCG
-    with pytest.raises(HostLacks, match="not there"):
+    with pytest.raises(HostLacks, match="is missing"):
         choose_accelerator("kvm", {"kvm": NO_KVM, "tcg": TCG})
     with pytest.raises(HostLacks):
         choose_accelerator("auto", {"kvm": NO_KVM})

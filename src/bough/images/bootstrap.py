@@ -46,7 +46,7 @@ def check_programs() -> None:
     if missing:
         packages = " ".join(sorted({_PROGRAMS[name] for name in missing}))
         raise HostLacks(
-            f"images are built with {', '.join(missing)}, which this host lacks",
+            f"this host lacks {', '.join(missing)}, needed to build images",
             hint=f"sudo apt install {packages} (on other distributions: bough doctor)",
         )
 
@@ -63,13 +63,11 @@ def check_subordinate_ids() -> None:
     lacking = [file for file in ("/etc/subuid", "/etc/subgid") if not has_range(Path(file), user)]
     if lacking:
         raise HostLacks(
-            f"images are built with subordinate ids, and {user} has none in {' and '.join(lacking)}",
+            f"{user} has no subordinate ids in {' and '.join(lacking)}, needed to build images",
             hint=f"sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}",
         )
     if shutil.which("newuidmap") is None:
-        raise HostLacks(
-            "images are built with newuidmap, which this host lacks", hint="sudo apt install uidmap"
-        )
+        raise HostLacks("this host lacks newuidmap, needed to build images", hint="sudo apt install uidmap")
 
 
 def prepare(work: Path, recipe: Recipe, lock: PackageLock | None = None) -> None:

@@ -18,7 +18,7 @@ def lock_image(store: ImageStore, image: ImageManifest) -> PackageLock:
     """
     if not image.packages:
         raise InvalidInput(
-            f"it is not known which packages are in {image.label}",
+            f"bough has no list of the packages in {image.label}",
             hint="only images that bough built from Debian's packages have a lock",
         )
     below: dict[str, Any] = image.origin or {}

@@ -145,7 +145,7 @@ def parse_version(text: str) -> tuple[int, ...]:
     """Return the version in "QEMU emulator version 7.2.22 (Debian ...)". Raises HostLacks for other text."""
     match = re.search(r"version (\d+)\.(\d+)(?:\.(\d+))?", text)
     if match is None:
-        raise HostLacks(f"this is no QEMU: {text.strip()[:80]!r}", hint="look at what is on PATH")
+        raise HostLacks(f"not a QEMU: it printed {text.strip()[:80]!r}", hint="bough doctor")
     return tuple(int(number) for number in match.groups(default="0"))
 
 
@@ -211,7 +211,7 @@ def _kvm_missing(qemu: QemuBinary, jail: Jail) -> str | None:
     if host not in architecture(qemu.arch).hosts:
         return f"this host is {host}, not {qemu.arch}"
     if not Path(_KVM).exists():
-        return f"{_KVM} is not there: {_why_no_device()}"
+        return f"{_KVM} is missing: {_why_no_device()}"
     if not _may_open_kvm(jail):
         return f"{_KVM} may not be opened by the user that QEMU runs as"
     return None
@@ -296,7 +296,7 @@ def _judge(name: str, cpu: str, arch: str, done: Done, took_s: float) -> Acceler
 def _too_slow(name: str, time: str) -> str:
     why = f"a probe guest did not finish in {time}"
     if name == "kvm" and kvm_module() is None:
-        why += f": {_KVM} is there, but the processor has no hardware virtualization (vmx, svm) below it"
+        why += f": {_KVM} exists, but the processor has no hardware virtualization (vmx, svm)"
     return why
 
 

@@ -322,7 +322,7 @@ def read_exit(paths: MachinePaths) -> ExitCause | None:
 
 
 def _unseen_end(paths: MachinePaths) -> ExitCause:
-    return ExitCause(None, None, _read_stderr(paths), "QEMU is gone, and nobody saw it end")
+    return ExitCause(None, None, _read_stderr(paths), "QEMU has ended, and its exit status is unknown")
 
 
 def _read_stderr(paths: MachinePaths) -> str:

@@ -150,14 +150,14 @@ class Qmp:
         """Run a command that returns an object. Raises as `execute`, and QmpLost for another answer."""
         answer = await self.execute(command, **arguments)
         if not isinstance(answer, dict):
-            raise QmpLost(f"QEMU's answer to {command} is not what it should be")
+            raise QmpLost(f"QEMU's answer to {command} is malformed")
         return answer
 
     async def query_list(self, command: str, /, **arguments: Any) -> list[dict[str, Any]]:
         """Run a command with a list as result; return the list's objects, MAX_LISTED at most."""
         answer = await self.execute(command, **arguments)
         if not isinstance(answer, list):
-            raise QmpLost(f"QEMU's answer to {command} is not what it should be")
+            raise QmpLost(f"QEMU's answer to {command} is malformed")
         return [item for item in answer[:MAX_LISTED] if isinstance(item, dict)]
 
     async def send_fd(self, name: str, descriptor: int) -> None:
@@ -261,7 +261,7 @@ class _BoundedListener(EventListener):
 
     async def put(self, event: Message) -> None:
         if self._queue.qsize() >= MAX_EVENTS:
-            raise ValueError(f"more than {MAX_EVENTS} events that nobody fetched")
+            raise ValueError(f"more than {MAX_EVENTS} unread events")
         if not isinstance(event["event"], str) or not isinstance(event.get("data", {}), dict):
             raise ValueError("a malformed event")
         await self._queue.put(event)

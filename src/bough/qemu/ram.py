@@ -402,5 +402,5 @@ def _unreadable(errno: int) -> MachineFailed | HostLacks:
             "this host does not let bough read the memory of its own QEMU process",
             hint="kernel.yama.ptrace_scope is 3 or a security module forbids it; set it to 1",
         )
-    why = os.strerror(errno) if errno else "its memory is not where it said"
+    why = os.strerror(errno) if errno else "it is not at the reported address"
     return MachineFailed(f"the memory of QEMU's process could not be read: {why}")
