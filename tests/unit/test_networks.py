@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bough.errors import Conflict, InUse, NotFound
+from bough.errors import Conflict, InUse, InvalidInput, NotFound
 from bough.hypervisor.network_cards import cards_on
 from bough.hypervisor.networks import Networks
 from bough.machines.events import Events
@@ -122,6 +122,23 @@ def test_addresses_stay_and_differ(house: House) -> None:
         house.link(house.machine("late", "back"), "back")
     del house.machines[0], house.machines[-1]
     assert house.addresses("back") == before[1:]
+
+
+def test_a_wanted_address_is_kept_for_its_machine(house: House) -> None:
+    house.networks.create("back", subnet="10.1.0.0/29")
+    others = [house.machine(f"m{number}", "back") for number in range(4)]
+    wanted = house.machine("db", {"network": "back", "ipv4": "10.1.0.4"})
+    for machine in others:
+        house.link(machine, "back")
+    house.link(wanted, "back")
+    assert [str(nic.link.ipv4) for nic in wanted.record.hardware.nics if nic.link] == ["10.1.0.4/29"]
+    found = {str(nic.link.ipv4.ip) for one in others for nic in one.record.hardware.nics if nic.link}
+    assert found == {"10.1.0.2", "10.1.0.3", "10.1.0.5", "10.1.0.6"}
+    house.link(wanted, "back")
+    with pytest.raises(Conflict, match=r"another machine of the network has the address 10\.1\.0\.4"):
+        house.link(house.machine("second", {"network": "back", "ipv4": "10.1.0.4"}), "back")
+    with pytest.raises(InvalidInput, match=r"10\.2\.0\.4 is not in the subnet"):
+        house.link(house.machine("third", {"network": "back", "ipv4": "10.2.0.4"}), "back")
 
 
 def test_a_machine_of_another_subnet_gets_a_new_address(house: House) -> None:

@@ -40,6 +40,11 @@ class Card:
         return None if self.nic.link is None else self.nic.link.ipv4.ip
 
     @property
+    def reserved(self) -> set[IPv4Address]:
+        """Return the addresses that no other machine gets: the chosen one, and the wanted one."""
+        return {address for address in (self.ipv4, self.wanted) if address is not None}
+
+    @property
     def ipv6(self) -> str:
         return str(ipv6_of(self.network.prefix6, self.nic.mac))
 
@@ -55,7 +60,7 @@ class Card:
             InvalidInput: the wanted address is not one of the subnet's.
         """
         network, ipv4 = self.network, self.wanted or self.ipv4
-        if self.wanted is not None:
+        if self.wanted is not None and self.wanted != self.ipv4:
             check_ipv4(self.wanted, network.subnet, taken)
         if ipv4 is None or ipv4 not in network.subnet:
             ipv4 = choose_ipv4(network.subnet, machine, taken)

@@ -300,11 +300,11 @@ class Networks:
 
     def _choose_addresses(self, machine: MachineRecord, record: NetworkRecord) -> None:
         others = [one for one in self.users(record) if one.id != machine.id]
-        taken = [card.ipv4 for other in others for card in cards_on(record, other.record) if card.ipv4]
+        taken = {one for other in others for card in cards_on(record, other.record) for one in card.reserved}
         for card in cards_on(record, machine):
             self._check_free(card, [other for other in others if other.state in LIVE])
             card.link(machine.network_name, taken)
-            taken += [card.ipv4] if card.ipv4 else []
+            taken |= card.reserved
 
     def _check_free(self, card: Card, others: Sequence[Machine]) -> None:
         """Raise Conflict if a running machine has an address of the card, like the parent of a fork with a
