@@ -258,6 +258,9 @@ def test_problems_that_the_service_finds_get_their_line(tmp_path: Path) -> None:
     with pytest.raises(InvalidSpec) as error:
         parse_project(file.data)
     assert lines_of(file.locate(error.value)) == {"machines.db.memory": 3}
+    text = 'name = "db"\nimage = "debian:12"\nmemory = "${NONE}"\n'
+    with pytest.raises(InvalidSpec, match=r"bough.toml, line 3: machines\.db\.memory: the variable NONE"):
+        load_project(write(tmp_path, text), {})
 
 
 def test_lines_of_every_form_of_toml() -> None:

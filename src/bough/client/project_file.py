@@ -92,10 +92,9 @@ class _Reader:
         self._from_file: Mapping[str, str | None] | None = None
 
     def read(self) -> dict[str, Any]:
-        data = self._replace_variables()
         from bough.spec.project.document import as_project, project_name
 
-        data = as_project(data)
+        data = self._replace_variables(as_project(self._data))
         for top in ("machines", "shared"):
             tables = data.get(top)
             if isinstance(tables, Mapping):
@@ -105,10 +104,10 @@ class _Reader:
 
     # Variables
 
-    def _replace_variables(self) -> dict[str, Any]:
+    def _replace_variables(self, data: Mapping[str, Any]) -> dict[str, Any]:
         from bough.spec.project.variables import replace_variables
 
-        replaced = replace_variables(self._data, self._look_up)
+        replaced = replace_variables(data, self._look_up)
         for place, message, hint in replaced.problems:
             self._tell(place, message, hint)
         return dict(replaced.data)
