@@ -13,7 +13,7 @@ from bough.machines.guest_watch import watch_guest
 from bough.machines.state import LIVE, State
 from bough.progress import Progress, Report, ignore_progress
 from bough.progress_watch import Stalled
-from bough.projects.health_command import longest_s, render_health_wait, render_look
+from bough.projects.health_command import longest_s, render_look, render_start, render_wait
 from bough.spec.project.healthcheck import HealthCheckSpec
 
 #: starting: a wait is going on. unknown: the machine does not run, or its agent does not answer.
@@ -82,15 +82,11 @@ class HealthChecks:
             AgentTimeout, GuestRefused, AgentUnavailable, BootFailed: as `wait_ready` of the machine.
         """
         attempts = Attempts()
-        if check is None:
-            await machine.wait_ready(report=report)
-            return
         self._waiting[machine.id] = attempts
         try:
-            watch = watch_guest(machine.pid, [], quiet_s=longest_s(check) + _SLACK_S)
-            await watch.run(self._wait(machine, check, attempts, report))
-        except Stalled as stalled:
-            raise _unhealthy(machine, check, attempts, f"the check did not end {stalled}") from None
+            await machine.wait_ready(report=report)
+            if check is not None and not await _in_start_period(machine, check, attempts, report):
+                await _after_start_period(machine, check, attempts, report)
         finally:
             if self._waiting.get(machine.id) is attempts:
                 del self._waiting[machine.id]
@@ -116,26 +112,52 @@ class HealthChecks:
         except BoughError as error:
             return Health("unknown", error.message)
 
-    async def _wait(
-        self, machine: CheckedMachine, check: HealthCheckSpec, attempts: Attempts, report: Report
-    ) -> None:
-        refusals = 0
-        while True:
-            await machine.wait_ready(report=report)
-            report(Progress(f"waiting until healthy: {check.describe()}"))
-            try:
-                status = await _run(machine, render_health_wait(check), attempts, report)
-            except (AgentUnavailable, WrongState):
-                refusals += 1
-                if refusals >= _MOST_REFUSALS and not attempts.count:
-                    raise  # the machine has no agent, or is paused
-                await _until_answering(machine)
-                continue
-            if status.code == 0:
-                return
-            if status.error is None:
-                raise _unhealthy(machine, check, attempts, _reason(status, check))
+
+async def _in_start_period(
+    machine: CheckedMachine, check: HealthCheckSpec, attempts: Attempts, report: Report
+) -> bool:
+    """Return whether the check passed within the start period. A busy host prolongs the period."""
+    if not check.start_period:
+        return False
+    watch = watch_guest(machine.pid, [], quiet_s=check.start_period)
+    try:
+        await watch.run(_repeat(machine, check, render_start(check), attempts, report))
+    except Stalled:
+        return False
+    return True
+
+
+async def _after_start_period(
+    machine: CheckedMachine, check: HealthCheckSpec, attempts: Attempts, report: Report
+) -> None:
+    watch = watch_guest(machine.pid, [], quiet_s=longest_s(check) + _SLACK_S)
+    try:
+        await watch.run(_repeat(machine, check, render_wait(check), attempts, report))
+    except Stalled as stalled:
+        raise _unhealthy(machine, check, attempts, f"the check did not end {stalled}") from None
+
+
+async def _repeat(
+    machine: CheckedMachine, check: HealthCheckSpec, argv: list[str], attempts: Attempts, report: Report
+) -> None:
+    """Return when the check has passed. A guest that reboots begins again. Raises as `wait_healthy`."""
+    refusals = 0
+    while True:
+        await machine.wait_ready(report=report)
+        report(Progress(f"waiting until healthy: {check.describe()}"))
+        try:
+            status = await _run(machine, argv, attempts, report)
+        except (AgentUnavailable, WrongState):
+            refusals += 1
+            if refusals >= _MOST_REFUSALS and not attempts.count:
+                raise  # the machine has no agent, or is paused
             await _until_answering(machine)
+            continue
+        if status.code == 0:
+            return
+        if status.error is None:
+            raise _unhealthy(machine, check, attempts, _reason(status, check))
+        await _until_answering(machine)
 
 
 async def _look(machine: CheckedMachine, check: HealthCheckSpec | None) -> Health:

@@ -3,7 +3,7 @@
 The command needs a POSIX shell. Like the waits of `guest_checks`, the command writes the byte ATTEMPT and the
 end of the check's output to standard error for each attempt. The semantics are Compose's:
 
-    start period    failures do not count; the pause is `start_interval`
+    start period    failures do not count; the pause is `start_interval`. The host ends the period
     afterwards      `retries` failures in a row end the wait; the pause is `interval`
     success         ends the wait at once
 
@@ -20,14 +20,14 @@ from bough.spec.project.healthcheck import HealthCheckSpec, LogCheck
 
 #: How long a unit of systemd may have neither a job nor a start.
 _UNIT_GRACE_S = 10.0
+#: Time from the signal that ends a check to the signal that kills the check, in seconds.
+_KILL_S = 5
 
 _WAIT = r"""
-interval=$1 start_interval=$2 start_period=$3 retries=$4 timeout=$5 wanted=$6; shift 6
-uptime() { read -r now _ </proc/uptime; now=${now%.*}; }
+pause=$1 retries=$2 timeout=$3 wanted=$4; shift 4
 limit=''
 timeout -k 1 1 true 2>/dev/null && limit="timeout -k 5 $timeout"
-uptime
-began=$now attempt=0 failures=0
+attempt=0
 while :; do
   attempt=$((attempt + 1))
   printf '\036' >&2
@@ -39,12 +39,7 @@ while :; do
     settle:113) exit 113 ;;
     *:124 | *:137) [ -n "$limit" ] && echo "the check took longer than $timeout s" >&2 ;;
   esac
-  uptime
-  pause=$start_interval
-  if [ $((now - began)) -ge "$start_period" ]; then
-    failures=$((failures + 1)) pause=$interval
-    [ "$failures" -ge "$retries" ] && exit 1
-  fi
+  [ "$attempt" = "$retries" ] && exit 1
   sleep "$pause" 2>/dev/null || sleep 1
 done
 """
@@ -127,30 +122,29 @@ def check_of(spec: HealthCheckSpec) -> Check:
             return Check(argv, what, "settle")
 
 
-def render_health_wait(spec: HealthCheckSpec) -> list[str]:
-    """Return the command that repeats the check until the guest is healthy or unhealthy."""
-    return _render(spec, start_period_s=spec.start_period, retries=spec.retries)
+def render_start(spec: HealthCheckSpec) -> list[str]:
+    """Return the command that repeats the check in the start period: until the check passes."""
+    return _render(spec, spec.start_interval, 0)
+
+
+def render_wait(spec: HealthCheckSpec) -> list[str]:
+    """Return the command that repeats the check until the check passes, or `retries` attempts have failed."""
+    return _render(spec, spec.interval, spec.retries)
 
 
 def render_look(spec: HealthCheckSpec) -> list[str]:
     """Return the command that makes one attempt."""
-    return _render(spec, start_period_s=0, retries=1)
+    return _render(spec, spec.interval, 1)
 
 
 def longest_s(spec: HealthCheckSpec) -> float:
-    """Return the longest time in which the wait ends, in seconds of the guest."""
-    return spec.start_period + spec.timeout + spec.retries * (spec.interval + spec.timeout + 5)
+    """Return the longest time in which `render_wait`'s command ends, in seconds of the guest."""
+    return spec.retries * (spec.interval + spec.timeout + _KILL_S)
 
 
-def _render(spec: HealthCheckSpec, *, start_period_s: float, retries: int) -> list[str]:
+def _render(spec: HealthCheckSpec, pause_s: float, retries: int) -> list[str]:
     check = check_of(spec)
-    times = (
-        f"{spec.interval:g}",
-        f"{spec.start_interval:g}",
-        str(math.ceil(start_period_s)),
-        str(retries),
-        str(math.ceil(spec.timeout)),
-    )
+    times = (f"{pause_s:g}", str(retries), str(math.ceil(spec.timeout)))
     return ["sh", "-c", _WAIT, "bough-health", *times, check.wanted, *check.argv]
 
 
