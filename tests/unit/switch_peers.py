@@ -85,7 +85,8 @@ class Segment:
 
     def __init__(self, settings: Settings = SETTINGS) -> None:
         self.poll = select.epoll()
-        self.fabric = Fabric(settings, self.poll)
+        self.now_ns = 10**12
+        self.fabric = Fabric(settings, self.poll, lambda: self.now_ns)
 
     def join(self, *peers: Peer) -> None:
         for peer in peers:
@@ -98,6 +99,11 @@ class Segment:
                 act = self.fabric.owner_of(number)
                 if act is not None:
                     act()
+
+    def wait(self, time_s: float) -> None:
+        """Let time pass, and deliver the late frames that are due then."""
+        self.now_ns += round(time_s * 1e9)
+        self.fabric.deliver()
 
     def dropped(self, peer: Peer) -> dict[str, int]:
         return next(port.dropped for port in self.fabric.ports() if port.name == peer.port)

@@ -12,6 +12,7 @@ the switch: a new switch binds the same names, and frames in between are lost.
     fabric.py     ports, forwarding, and what happens to each frame
     port.py       one port: its sockets, its bounded queue, its counters
     table.py      MAC address -> port
+    faults.py     frames that are lost, late, doubled, damaged or held back; link_fault.py has the data
     guard.py      the frames that a machine may not send: addresses and answers of others
     services.py   the switch's own address: ARP, DHCP, DNS
     control.py    the service's requests, one JSON object a line

@@ -3,6 +3,7 @@
     {"do": "hello"}                    {"ok": {"protocol": 1, "pid": ..., "network": ...}}
     {"do": "attach", "member": {...}}  {"ok": {}}
     {"do": "detach", "port": "..."}    {"ok": {"detached": true}}
+    {"do": "faults", "set": [{...}]}   {"ok": {"faults": [...]}}; without "set", only tells their counts
     {"do": "counters"}                 {"ok": {"ports": [...]}}
     {"do": "capture", "ports": []}     {"ok": {}}, then pcapng until the connection closes
     {"do": "hold", "most_s": 5}        {"ok": {}}; no frame is carried until "release", at most for 5 s
@@ -26,6 +27,7 @@ from typing import Any
 
 from bough.networks.switch.capture import Capture
 from bough.networks.switch.fabric import Fabric
+from bough.networks.switch.link_fault import LinkFault
 from bough.networks.switch.port import Port
 from bough.networks.switch.settings import Member, parse_port
 
@@ -149,18 +151,20 @@ class Connection:
         what, fabric = request["do"], self._fabric
         if what == "hello":
             return {"protocol": PROTOCOL, "pid": os.getpid(), "network": fabric.settings.network}
-        if what == "attach":
-            fabric.attach(Member.from_dict(request["member"]))
-            return {}
         if what == "detach":
             return {"detached": fabric.detach(parse_port(request["port"]))}
         if what == "counters":
             return {"ports": fabric.describe()}
-        if what == "capture":
+        if what == "faults":
+            if "set" in request:
+                fabric.set_faults([LinkFault.from_dict(one) for one in request["set"]])
+            return {"faults": fabric.describe_faults()}
+        if what == "attach":
+            fabric.attach(Member.from_dict(request["member"]))
+        elif what == "capture":
             self._ports = frozenset(map(parse_port, request.get("ports", ())))
             self._capture = self._capture or Capture(fabric.settings)
-            return {}
-        if what == "hold":
+        elif what == "hold":
             fabric.hold(float(request["most_s"]))
             self._holds = True
         elif what == "release":

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
+from bough.networks.switch.faults import Faults
 from bough.networks.switch.guard import HEADER_BYTES, TAG_BYTES, TAGS, Guard, skip_tags
+from bough.networks.switch.link_fault import LinkFault
 from bough.networks.switch.port import TOO_LARGE, Port
 from bough.networks.switch.services import Services
 from bough.networks.switch.settings import Member, Settings
@@ -43,12 +45,20 @@ class Fabric:
 
     Attributes:
         watchers: the captures.
+
+    Args:
+        now_ns: the clock of late frames.
     """
 
-    def __init__(self, settings: Settings, poll: select.epoll) -> None:
+    def __init__(
+        self, settings: Settings, poll: select.epoll, now_ns: Callable[[], int] = time.monotonic_ns
+    ) -> None:
         self.settings = settings
         self.watchers: list[Watcher] = []
         self._poll = poll
+        self._now_ns = now_ns
+        #: None while no link has a fault.
+        self._faults: Faults | None = None
         self._ports: dict[str, Port] = {}
         self._receivers: dict[int, Callable[[], None]] = {}
         self._table: Table[Port] = Table()
@@ -86,6 +96,8 @@ class Fabric:
         self._poll.unregister(port.receiver)
         del self._receivers[port.receiver.fileno()]
         self._table.forget(port)
+        if self._faults is not None:
+            self._faults.forget(port)
         port.close()
         self._own_addresses()
         return True
@@ -122,6 +134,27 @@ class Fabric:
 
     def describe(self) -> list[dict[str, Any]]:
         return [port.describe() for port in self._ports.values()]
+
+    def set_faults(self, faults: Sequence[LinkFault]) -> None:
+        """Replace the faults of the links. Frames that an ended fault kept are delivered now."""
+        self._faults = self._faults or Faults(self._now_ns)
+        self._faults.replace(faults)
+        if not faults:
+            self._faults = None
+
+    def describe_faults(self) -> list[dict[str, Any]]:
+        return [] if self._faults is None else self._faults.describe()
+
+    def wait_s(self) -> float | None:
+        """Return the time until a hold ends or a late frame is due, in s; None: neither."""
+        if self._held_until is not None and (left_s := self.release_if_due()) is not None:
+            return left_s
+        return None if self._faults is None else self._faults.wait_s()
+
+    def deliver(self) -> None:
+        """Deliver late frames that are due, except during a hold."""
+        if self._faults is not None and self._held_until is None:
+            self._faults.deliver()
 
     def owner_of(self, number: int) -> Callable[[], None] | None:
         """Return the handler of a ready descriptor; None: the descriptor belongs to no port."""
@@ -165,7 +198,10 @@ class Fabric:
         target = self._table.find(frame[:6])
         if target is not None:
             if target is not port:
-                target.send(frame)
+                if self._faults is None:
+                    target.send(frame)
+                else:
+                    self._faults.send(frame, port, target)
             return 1
         answers = self._services.answer(frame, port.member)
         if answers is None:
@@ -191,9 +227,13 @@ class Fabric:
 
     def _flood(self, frame: bytes, source: Port) -> int:
         """Send a frame to all other ports. Return their number."""
+        faults = self._faults
         for port in self._ports.values():
             if port is not source:
-                port.send(frame)
+                if faults is None:
+                    port.send(frame)
+                else:
+                    faults.send(frame, source, port)
         return len(self._ports) - 1
 
     def _check_free(self, member: Member) -> None:

@@ -7,8 +7,10 @@ import os
 import select
 import socket
 import stat
+import sys
 import time
 from collections import Counter, deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from bough.networks.switch.settings import Member, format_mac
 from bough.networks.switch_port import NIC_SOCKET, SWITCH_SOCKET
 
 #: Added to the size of each waiting frame, so that small frames count with their memory use.
-_FRAME_COST_BYTES = 128
+FRAME_COST_BYTES = 128
 #: How long a port without a QEMU is left alone before the next frame looks for one.
 _LOOK_AGAIN_S = 0.05
 #: Room for some frames of 64 KiB in the kernel, before a queue here is used.
@@ -76,6 +78,13 @@ class Port:
             self.sent_frames += 1
             self.sent_bytes += len(frame)
 
+    def send_all(self, frames: Iterable[bytes]) -> None:
+        """Send frames that have waited elsewhere. All of them may wait here once more: no bound applies."""
+        most, self._most_bytes = self._most_bytes, sys.maxsize
+        for frame in frames:
+            self.send(frame)
+        self._most_bytes = most
+
     def drain(self) -> None:
         """Send what waits, until QEMU does not read any more."""
         sender, queue = self._sender, self._queue
@@ -88,7 +97,7 @@ class Port:
                 self.disconnect()
                 return
             frame = queue.popleft()
-            self._queued_bytes -= len(frame) + _FRAME_COST_BYTES
+            self._queued_bytes -= len(frame) + FRAME_COST_BYTES
             self.sent_frames += 1
             self.sent_bytes += len(frame)
         if sender is not None:
@@ -125,7 +134,7 @@ class Port:
         }
 
     def _enqueue(self, frame: bytes) -> None:
-        cost = len(frame) + _FRAME_COST_BYTES
+        cost = len(frame) + FRAME_COST_BYTES
         if self._queued_bytes + cost > self._most_bytes:
             self.dropped[QUEUE_FULL] += 1
             return

@@ -2,8 +2,8 @@
 
     python -I -S -c RUN DIRECTORIES --control-fd N --settings JSON [--uid UID] DIRECTORY
 
-The process runs until the service ends the switch, without a timer except during a hold: a network without
-traffic takes no processor time.
+The process runs until the service ends the switch. The only timers are the end of a hold and frames that a
+fault makes late: a network without traffic takes no processor time.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ def run(fabric: Fabric, control: Control, poll: select.epoll) -> None:
     """Carry frames and answer requests until the service ends the switch."""
     with contextlib.suppress(Ended):
         while True:
-            for number, events in poll.poll(fabric.release_if_due()):
+            for number, events in poll.poll(fabric.wait_s()):
                 # An earlier event may have closed the descriptor: then no part owns the descriptor.
                 act = fabric.owner_of(number) or control.owner_of(number, events)
                 if act is not None:
                     act()
+            fabric.deliver()
     control.close()
     fabric.close()
 
