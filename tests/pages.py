@@ -31,6 +31,7 @@ PAGES = {
     "docs/snapshots.md": Page(web=True),
     "docs/mounts.md": Page(before="mkdir -p src more ~/data"),
     "docs/networks.md": Page(),
+    "docs/faults.md": Page(),
     "docs/concepts.md": Page(before="mkdir -p ~/.config/systemd/user"),
 }
 
@@ -69,6 +70,7 @@ NOT_RUN = {
 #: Blocks of Python that do not run alone -> reason, by one line of the block.
 FRAGMENTS = {
     'project = hv.project("bough.toml")': "test_projects.py has each method of this page",
+    'with network.partition([["db"], ["app"]]):': "test_faults.py has each method of this page",
     'network = hv.create_network("back")': "test_networks.py has each method of this page",
     'snapshot = vm.snapshot("ready")': "upgrades packages from the network; test_python.py forks",
     'with hv.run("debian:12", mounts=': "runs make on a source that is not here; test_mounts.py mounts",

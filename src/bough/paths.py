@@ -21,6 +21,7 @@ $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root
   known_hosts                            of earlier versions of bough; unused
   settings.toml                          written by a user: see forks/process_image/switch.py
   self-tests.json                        results of self-tests of process images, per build of QEMU
+  faults.json                            the present faults of links and machines
   standby.json                           the standby machines that users requested
   catalogue.json                         a fetched catalogue, if newer than the one in bough
   snapshots/<id>/
@@ -298,6 +299,10 @@ class Home(_Place):
         return self.root / "projects"
 
     @property
+    def faults(self) -> Path:
+        return self.root / "faults.json"
+
+    @property
     def host_facts(self) -> Path:
         return self.root / "host.json"
 
@@ -335,6 +340,7 @@ class Home(_Place):
             self.settings,
             self.self_tests,
             self.standby,
+            self.faults,
             self.spares,
             self.catalogue,
             self.known_hosts,

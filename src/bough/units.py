@@ -15,6 +15,8 @@ GIB = 1024 * MIB
 TIB = 1024 * GIB
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?B)?\s*", re.IGNORECASE)
+_RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmg]?)(?:bit)?\s*", re.IGNORECASE)
+_BITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 _FACTOR = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
 _TIME_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -32,6 +34,16 @@ def parse_size(text: str | int) -> int:
     if match is None or len(text) > 32:
         raise ValueError(f"expected a size like '512MiB' or '10GiB', got {text[:40]!r}")
     return int(float(match[1]) * _FACTOR[match[2].upper()])
+
+
+def parse_rate(text: str | int) -> int:
+    """Return bits per second of "1mbit", "64kbit", "1.5gbit" or 64000. Raises ValueError."""
+    if isinstance(text, int) and not isinstance(text, bool):
+        return text
+    match = _RATE.fullmatch(text) if isinstance(text, str) else None
+    if match is None or len(str(text)) > 32:
+        raise ValueError(f"expected a rate like '1mbit' or '64kbit', got {str(text)[:40]!r}")
+    return round(float(match[1]) * _BITS[match[2].lower()])
 
 
 def format_size(size_bytes: int) -> str:

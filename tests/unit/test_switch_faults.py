@@ -282,6 +282,20 @@ def test_held_frames_may_exceed_the_queue_of_a_slow_machine() -> None:
     assert segment.dropped(db) == {QUEUE_FULL: 1}
 
 
+def test_no_late_frame_comes_during_a_hold(segment: Segment) -> None:
+    web, db, _ = three(segment)
+    segment.fabric.set_faults([fault(web, db, delay=0.1)])
+    send(segment, web, db, b"late")
+    segment.fabric.hold(5)
+    segment.wait(0.1)
+    assert bodies(db) == []
+    assert 4 < (segment.fabric.wait_s() or 0) <= 5
+    segment.fabric.release()
+    assert segment.fabric.wait_s() == 0
+    segment.fabric.deliver()
+    assert bodies(db) == [b"late"]
+
+
 def test_a_detached_machine_leaves_no_frames(segment: Segment) -> None:
     web, db, cache = three(segment)
     segment.fabric.set_faults([fault(None, None, delay=1)])

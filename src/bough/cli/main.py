@@ -49,6 +49,7 @@ COMMANDS = {
     "screen": ("screen", "screen", "Show a machine's screen in a viewer."),
     "cp": ("copy", "cp", "Copy files and trees to and from a machine."),
     "network": ("network", "network", "Connect machines by private networks."),
+    "fault": ("fault", "fault", "Break links and machines on purpose, and heal them."),
     "port": ("ports", "port", "Forward ports of this host to a machine."),
     "mount": ("mounts", "mount", "Share a directory of this host with a machine."),
     "umount": ("mounts", "umount", "Stop sharing a directory with a machine."),

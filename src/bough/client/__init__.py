@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from bough.client.copy import CopyResult as CopyResult
+    from bough.client.fault import Fault as Fault
     from bough.client.guest import Completed as Completed
     from bough.client.hypervisor import Hypervisor as Hypervisor
     from bough.client.hypervisor import connect as connect
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from bough.client.tunnel import Tunnel as Tunnel
     from bough.contract.answers import Event as Event
     from bough.contract.answers import Failure as Failure
+    from bough.contract.answers import FaultInfo as FaultInfo
     from bough.contract.answers import ImageInfo as ImageInfo
     from bough.contract.answers import MachineInfo as MachineInfo
     from bough.contract.answers import NetworkInfo as NetworkInfo
@@ -39,6 +41,8 @@ _HOME_OF = {
     "Event": "bough.contract.answers",
     "ExitStatus": "bough.client.process",
     "Failure": "bough.contract.answers",
+    "Fault": "bough.client.fault",
+    "FaultInfo": "bough.contract.answers",
     "Fork": "bough.client.machine",
     "Hypervisor": "bough.client.hypervisor",
     "ImageInfo": "bough.contract.answers",

@@ -1,4 +1,4 @@
-"""Keep an ephemeral machine alive: the service deletes the machine when no client holds it."""
+"""Keep an ephemeral machine alive, or a fault: the service ends both when no client holds them."""
 
 from __future__ import annotations
 
@@ -6,26 +6,28 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING
 
-from bough.contract.host import HoldMachine
 from bough.errors import BoughError, NotFound, ServiceUnavailable
 
 if TYPE_CHECKING:
     from bough.client.connection import Connection
     from bough.client.websocket import WebSocket
+    from bough.contract.request import Request
 
 
 class Hold:
-    """Hold a machine until `release`, or until this program ends in any way.
+    """Hold a machine or a fault until `release`, or until this program ends in any way.
 
-    The hold begins shortly after construction. Until then, the service keeps the machine for at most 30 s.
+    The hold begins shortly after construction. Until then, the service waits for at most 30 s.
     """
 
-    def __init__(self, connection: Connection, machine_id: str, socket: WebSocket | None = None) -> None:
+    def __init__(
+        self, connection: Connection, request: Request, name: str, socket: WebSocket | None = None
+    ) -> None:
         self._connection = connection
-        self._request = HoldMachine(reference=machine_id)
+        self._request = request
         self._released = threading.Event()
         self._socket = socket
-        threading.Thread(target=self._stay, name=f"hold {machine_id}", daemon=True).start()
+        threading.Thread(target=self._stay, name=name, daemon=True).start()
 
     def _stay(self) -> None:
         while not self._released.is_set():
@@ -40,7 +42,7 @@ class Hold:
             self._released.wait(0.2)
 
     def _hold(self) -> bool:
-        """Connect. Return False if the machine does not exist any more."""
+        """Connect. Return False if there is nothing to hold any more."""
         try:
             socket = self._connection.open(self._request)
         except NotFound:

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from bough.client.machine import Fork, Machine, Snapshot
     from bough.client.network import Network
     from bough.client.project import Project
-    from bough.contract.answers import Event, MachineInfo, NetworkInfo, ProjectInfo, SnapshotInfo
+    from bough.contract.answers import (
+        Event,
+        FaultInfo,
+        MachineInfo,
+        NetworkInfo,
+        ProjectInfo,
+        SnapshotInfo,
+    )
     from bough.contract.snapshots import Identity
     from bough.progress import Report
 
@@ -436,6 +443,21 @@ class Hypervisor(ImageStore):
         from bough.contract.projects import ListProjects
 
         return [ProjectInfo.from_dict(data) for data in self.api.send(ListProjects())]
+
+    # -- faults -----------------------------------------------------------------------------------
+
+    def faults(self) -> list[FaultInfo]:
+        """Return the present faults of all links and machines, the oldest first."""
+        from bough.client.fault import list_faults
+
+        return list_faults(self.api)
+
+    def heal(self, *faults: str) -> list[FaultInfo]:
+        """End the faults with these ids; without ids, all faults. Return them. Raises NotFound."""
+        from bough.client.fault import read_faults
+        from bough.contract.faults import HealFaults
+
+        return read_faults(self.api.send(HealFaults(faults=faults)))
 
     # -- the rest ---------------------------------------------------------------------------------
 

@@ -247,8 +247,10 @@ class Machine(AwaitedGuest):
             socket: a connection that already holds the machine.
         """
         from bough.client.hold import Hold
+        from bough.contract.host import HoldMachine
 
-        self._hold = self._hold or Hold(self._api, self.id, socket)
+        request = HoldMachine(reference=self.id)
+        self._hold = self._hold or Hold(self._api, request, f"hold {self.id}", socket)
 
     def _let_go(self) -> None:
         hold, self._hold = self._hold, None

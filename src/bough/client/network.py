@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from bough.client.link_faults import LinkFaults
 from bough.contract.networks import (
     AttachMachine,
     CaptureNetwork,
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
     from bough.contract.answers import NetworkInfo
 
 
-class Network:
+class Network(LinkFaults):
     """A network of one home. Made by a Hypervisor. Usable from several threads at once."""
 
     def __init__(self, api: Connection, network_id: str, *, name: str) -> None:
-        self._api = api
+        super().__init__(api, network_id)
         self.id = network_id
         self.name = name
 

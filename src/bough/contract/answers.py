@@ -281,6 +281,28 @@ class ProjectPlan(Answer):
     steps: list[dict[str, Any]] = []  # noqa: RUF012
 
 
+class FaultInfo(Answer):
+    """A present fault.
+
+    Attributes:
+        kind: link, partition, cable, disk, clock, pressure, armed.
+        summary: what the fault does, in words.
+        seed: of a random fault; the same seed repeats the same fates.
+        held: ends when its client disconnects.
+        ends: ISO 8601; None: lasts until healed.
+    """
+
+    id: str
+    kind: str
+    summary: str
+    network: str | None = None
+    machines: tuple[str, ...] = ()
+    seed: int | None = None
+    held: bool = False
+    ends: str | None = None
+    created: str
+
+
 class Event(Answer):
     """An event of a machine: `kind` names the event ("started"), `time` is ISO 8601."""
 

@@ -12,6 +12,7 @@ from bough.hypervisor.auditing import Auditing
 from bough.hypervisor.booted_snapshots import BootedSnapshots
 from bough.hypervisor.bundles import Bundles
 from bough.hypervisor.creation import Creation
+from bough.hypervisor.faults import Faults
 from bough.hypervisor.fork_maker import ForkMaker
 from bough.hypervisor.forking import Forking
 from bough.hypervisor.half_made import HalfMade
@@ -20,6 +21,7 @@ from bough.hypervisor.images import Images
 from bough.hypervisor.inventory import Inventory
 from bough.hypervisor.lifecycle import Lifecycle
 from bough.hypervisor.lifetimes import Lifetimes
+from bough.hypervisor.link_faults import LinkFaults
 from bough.hypervisor.names import Names
 from bough.hypervisor.network_changes import NetworkChanges
 from bough.hypervisor.networks import Networks
@@ -61,6 +63,7 @@ class Hypervisor:
         networks: the networks between machines. network_changes: connect machines, and disconnect them.
         projects: look projects up. project_up, project_down, project_health: their use cases.
         project_operations: one operation at a time for each project.
+        faults, link_faults: what is broken on purpose, and how links are broken.
         process_images: whether they may be used.
         standby: the standby machines that users asked for.
     """
@@ -79,6 +82,10 @@ class Hypervisor:
         self.networks = Networks(home, events, networks, machines, project_store)
         self.projects = projects = Projects(project_store, machines, networks)
         self.network_changes = NetworkChanges(networks, self.networks)
+        self.faults = Faults(home.faults, events, machines, networks)
+        self.link_faults = LinkFaults(self.faults, self.networks, machines)
+        self.networks.faults_of = self.link_faults.rules_of
+        self.networks.after_delete.append(lambda network: self.faults.forget_network(network.id))
         machines.before_start.append(self.networks.join)
         machines.after_removal.append(self.networks.forget)
         self.lifetimes = lifetimes = Lifetimes(machines, half_made)
@@ -116,7 +123,17 @@ class Hypervisor:
         )
         self.auditing = Auditing(home, machines, lifetimes, half_made)
         self.opening = Opening(
-            home, events, machines, lifetimes, keeper, pool, standby, loaded, self.networks, projects
+            home,
+            events,
+            machines,
+            lifetimes,
+            keeper,
+            pool,
+            standby,
+            loaded,
+            self.networks,
+            projects,
+            self.faults,
         )
         self._connect_projects(source)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from functools import partial
 from ipaddress import IPv4Network
 from typing import Any
 
@@ -41,7 +42,12 @@ _CHANGES = frozenset({"running", "paused", "stopped", "failed", "suspended", "re
 
 
 class Networks:
-    """Networks, and the machines on them. A network's switch runs while a machine on the network runs."""
+    """Networks, and the machines on them. A network's switch runs while a machine on the network runs.
+
+    Attributes:
+        faults_of: returns the faults of a network's links (see switch/link_fault.py).
+        after_delete: called with a deleted network.
+    """
 
     def __init__(
         self,
@@ -58,6 +64,8 @@ class Networks:
         self._inventory = inventory
         self._switches: dict[str, Switch] = {}
         self._tasks = Tasks()
+        self.faults_of: Callable[[NetworkRecord], list[dict[str, Any]]] = lambda _: []
+        self.after_delete: list[Callable[[NetworkRecord], Awaitable[None]]] = []
 
     async def open(self) -> None:
         """Adopt the switches of an earlier service. Call after the machines were adopted."""
@@ -197,6 +205,8 @@ class Networks:
             )
         await self._end_switch(record)
         self.store.remove(record)
+        for forget in self.after_delete:
+            await forget(record)
 
     async def describe(self, record: NetworkRecord) -> dict[str, Any]:
         """Return what the API says about a network."""
@@ -259,7 +269,19 @@ class Networks:
                     await stack.enter_async_context(switch.holding())
             yield
 
+    async def tell_faults(self, record: NetworkRecord) -> None:
+        """Pass the present faults of a network's links on to its switch. Raises SwitchLost, HostLacks."""
+        await (await self._switch_of(record)).sync()
+
     # -- machines ---------------------------------------------------------------------------------
+
+    def users(self, record: NetworkRecord) -> list[Machine]:
+        """Return the machines with a card on the network."""
+        return self._users(record)
+
+    def ports_of(self, record: NetworkRecord, machine: Machine) -> list[str]:
+        """Return the names of the ports of a machine on the network."""
+        return [card.port for card in cards_on(record, machine.record)]
 
     async def join(self, machine: MachineRecord) -> None:
         """Let a starting machine onto the machine's networks. Choose missing addresses.
@@ -347,7 +369,8 @@ class Networks:
             jail = await probe_jail(find_qemu(host_arch()), self._home)
             uid = machine_uid(record.id, self._inventory.taken_uids()) if os.geteuid() == 0 else None
             paths = self._home.network(record.id)
-            switch = Switch(record, paths, jail, uid, lambda: self._members(record))
+            members, faults = partial(self._members, record), partial(self.faults_of, record)
+            switch = Switch(record, paths, jail, uid, members, faults)
             switch = self._switches.setdefault(record.id, switch)
         return switch
 

@@ -12,6 +12,7 @@ from bough.audit.sweep import sweep_runtime, sweep_unfinished_writes
 from bough.forks.loaded import LoadedForks
 from bough.forks.pool import Pool
 from bough.forks.standby import StandbyMachines
+from bough.hypervisor.faults import Faults
 from bough.hypervisor.inventory import Inventory
 from bough.hypervisor.lifetimes import EPHEMERAL_GRACE_S, Lifetimes
 from bough.hypervisor.networks import Networks
@@ -44,6 +45,7 @@ class Opening:
         loaded: LoadedForks,
         networks: Networks,
         projects: Projects,
+        faults: Faults,
     ) -> None:
         self._home = home
         self._events = events
@@ -54,6 +56,7 @@ class Opening:
         self._standby = standby
         self._loaded = loaded
         self._networks = networks
+        self._faults = faults
         self._projects = projects
         self._tasks = Tasks()
 
@@ -73,7 +76,9 @@ class Opening:
         async with asyncio.TaskGroup() as group:
             for machine in self._inventory:
                 group.create_task(machine.recovery.adopt())
+        self._faults.read()
         await self._networks.open()
+        await self._faults.open()
         for machine in self._inventory:
             remove_strays(machine.paths, machine.record)
             sweep_suspended(machine.paths, machine.record)
@@ -124,5 +129,6 @@ class Opening:
         await self._tasks.end()
         await self._lifetimes.end()
         await self._keeper.tree.close()
+        await self._faults.close()
         await self._networks.close()
         await asyncio.gather(*(machine.let_go() for machine in self._inventory))

@@ -56,6 +56,7 @@ class Switch:
 
     Args:
         members: returns the machines that belong on it now.
+        faults: returns the present faults of its links (see switch/link_fault.py).
     """
 
     def __init__(
@@ -65,12 +66,16 @@ class Switch:
         jail: Jail,
         uid: int | None,
         members: Callable[[], Members],
+        faults: Callable[[], list[dict[str, Any]]] = list,
     ) -> None:
         self._record = record
         self._paths = paths
         self._jail = jail
         self.uid = uid
         self._members = members
+        self._faults = faults
+        #: The faults that the switch knows; None: set by an earlier service.
+        self._told_faults: list[dict[str, Any]] | None = None
         self._control: SwitchControl | None = None
         self._process: subprocess.Popen[bytes] | None = None
         #: The settings sent to the switch for each port; None: sent by an earlier service.
@@ -148,6 +153,7 @@ class Switch:
         try:
             present = (await control.ask("counters"))["ports"]
             self._told = {one["port"]: None for one in present}
+            self._told_faults = None
             await self._tell(control)
         except BaseException:
             await control.close()
@@ -167,6 +173,18 @@ class Switch:
             if told.get(port) != member:
                 await control.ask("attach", member=member)
                 told[port] = member
+        await self._tell_faults(control)
+
+    async def _tell_faults(self, control: SwitchControl) -> None:
+        faults = self._faults()
+        if faults == self._told_faults:
+            return
+        try:
+            await control.ask("faults", set=faults)
+        except Conflict:  # the switch of an earlier version, which knows no faults
+            if faults:
+                raise
+        self._told_faults = faults
 
     async def _start(self) -> SwitchControl:
         try:

@@ -24,6 +24,7 @@ from bough.machines.condition import Condition
 from bough.machines.console import Console, read_console
 from bough.machines.disks.merging import Chains
 from bough.machines.events import Events
+from bough.machines.faults.present import PresentFaults
 from bough.machines.forwards import Forwards
 from bough.machines.guest import Guest
 from bough.machines.guest_watch import BOOT_QUIET_S
@@ -84,6 +85,7 @@ class Machine:
         self.boot = Boot(self)
         self.boot_sight = BootSight(self)
         self.clock = ClockKeeper(self)
+        self.faults = PresentFaults(self)
         self.condition = condition = Condition(self)
         self.reach = reach = Reach(self, self._join)
         self.guest = guest = Guest(self)

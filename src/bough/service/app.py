@@ -13,6 +13,7 @@ from bough.hypervisor import Hypervisor
 from bough.service import (
     bundles,
     commands,
+    faults,
     images,
     machines,
     mounts,
@@ -56,6 +57,7 @@ def create_routes(hypervisor: Hypervisor, service: ServiceCalls) -> Routes:
         mounts,
         networks,
         projects,
+        faults,
         images,
         screen,
         snapshots,

@@ -79,7 +79,7 @@ async def serve(home: Home, listen: str | None = None) -> None:
         listener = api_socket.bind()
 
         def leave(number: int = signal.SIGTERM) -> None:
-            hypervisor.lifetimes.closing = True
+            hypervisor.lifetimes.closing = hypervisor.faults.closing = True
             lock.tell_ending()
             server.handle_exit(number, None)
 

@@ -95,6 +95,7 @@ async def capture(
         NoSpace, HostLacks, WrongState: nothing was changed.
     """
     running = machine.state in (State.RUNNING, State.PAUSED)
+    machine.faults.check_none("a snapshot")
     if running and memory:
         machine.condition.check_awake("a snapshot with its memory")
     report(Progress("preparing the snapshot"))

@@ -57,6 +57,7 @@ async def _suspend(machine: Machine, home: Home, report: Report) -> None:
     async with machine.operation("being suspended", State.RUNNING, State.PAUSED):
         machine.condition.check_awake("suspending")
         report(Progress("writing memory to disk"))
+        machine.faults.check_none("its memory on disk")
         qmp = machine.qmp()
         await machine.chains.give_way()
         await _prepare(machine)

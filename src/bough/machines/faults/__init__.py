@@ -1,0 +1,1 @@
+"""Faults of machines: their records, and how each is made and undone."""
