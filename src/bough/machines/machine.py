@@ -287,9 +287,7 @@ class Machine:
         self._file.change(event=event, **fields)
 
     def note(self, **fields: Any) -> bool:
-        """Record what has happened to QEMU, for callers that hold an operation. Return whether the record was
-        written: with a full disk the record changes in memory alone.
-        """
+        """Record what QEMU did, for callers that hold an operation; see RecordFile.note."""
         return self._file.note(**fields)
 
     def tell(self, kind: str, detail: str = "") -> None:
