@@ -275,10 +275,6 @@ class Networks:
 
     # -- machines ---------------------------------------------------------------------------------
 
-    def users(self, record: NetworkRecord) -> list[Machine]:
-        """Return the machines with a card on the network."""
-        return self._users(record)
-
     def ports_of(self, record: NetworkRecord, machine: Machine) -> list[str]:
         """Return the names of the ports of a machine on the network."""
         return [card.port for card in cards_on(record, machine.record)]
