@@ -1,6 +1,6 @@
 """The service's answers about machines, images and the host, as frozen data.
 
-`raw` of each is the whole answer, with fields that a newer service may have added.
+`raw` is the whole answer, with further fields of a newer service.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ class MachineInfo(Answer):
         layers: number of backing files of the disk with the longest chain: image, snapshots.
         hardware: the virtual computer: arch, machine_type, cpu_model, firmware, ...
         created, started: times in ISO 8601; started is None while the machine does not run.
-        boot_id: changes with each boot of the guest's kernel; the value that the agent reported last.
+        boot_id: changes with each boot of the guest's kernel; the value in the agent's last report.
         nics: the network cards, in order.
         uplink: of a running machine that has one: state ("connected", "offline", "broken"), detail,
             resolvers.
         project: id of the machine's project. role: the machine's key in the project's file.
-        identity_error: why a fork has a part of its parent's identity.
+        identity_error: why a fork has a part of the parent's identity.
         snapshot: id of the snapshot that the disks continue from.
         vnc: path of the socket for a viewer.
     """
@@ -138,7 +138,7 @@ class MachineInfo(Answer):
 
 
 class ChangedMachine(MachineInfo):
-    """A machine after a call that changes its state. `already`: the machine had that state before."""
+    """A machine after a change of state. `already`: the machine had the state before."""
 
     already: bool = False
 
@@ -205,7 +205,7 @@ class SnapshotInfo(Answer):
 
 
 class Forked(Answer):
-    """One of the requested forks: its description, or the reason why there is none."""
+    """A requested fork: the description, or the reason of the failure."""
 
     machine: MachineInfo | None = None
     error: dict[str, Any] | None = None

@@ -8,7 +8,7 @@ from bough.contract.request import Request, stream
 
 
 class ExportMachine(Request):
-    """Send a machine or a snapshot in a format. Text messages are progress, the last one is the result."""
+    """Send a machine or a snapshot in a format. Text messages are progress, and at the end the result."""
 
     route = stream("/export")
     source: str

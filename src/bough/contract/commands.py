@@ -1,8 +1,8 @@
 """Requests to run a command in a machine, over a WebSocket.
 
-The first byte of a binary message is its channel, numbered as in Kubernetes' remote command protocol v5. The
+The first byte of a binary message is the channel, numbered as in Kubernetes' remote command protocol v5. The
 client's first message is text, a `Command` or a `RunCommand`. The service's last message is the status: JSON
-with exit_code, signal and error. A run also sends its progress as text, and then the machine.
+with exit_code, signal and error. A run also sends progress as text, and then the machine.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ STDIN, STDOUT, STDERR, STATUS, RESIZE, SIGNAL, CLOSE = 0, 1, 2, 3, 4, 5, 255
 class Command(Message):
     """A command and its environment. Words may have bytes that are not UTF-8, as os.fsdecode gives them.
 
-    `login`: in a login session of `user`. `timeout_s`: the command is killed after this time. `patience_s`:
-    the command is killed when the guest has had this time for itself; a busy host delays that end.
+    `login`: in a login session of `user`. `timeout_s`: the command is killed after the time. `patience_s`:
+    the command is killed when the guest has had the time for itself; a busy host delays the end.
     """
 
     argv: Annotated[Sequence[Annotated[str, GuestWord()]], Length(least=1)]

@@ -22,7 +22,7 @@ class CheckHost(Request):
 
 
 class AuditStore(Request):
-    """Check everything on disk; with `repair`, make the repairs that are safe."""
+    """Check everything on disk; with `repair`, make the safe repairs."""
 
     route = Route("POST", "/doctor/store", "long")
     repair: bool = False

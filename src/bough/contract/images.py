@@ -35,7 +35,7 @@ class BuildImage(Request):
 
 
 class BuildRecipe(Request):
-    """Build the image that a recipe describes; `label` is for a recipe without a label.
+    """Build the image of a recipe; `label` is for a recipe without a label.
 
     `lock` is an answer of GET /images/{reference}/lock.
     """
@@ -105,7 +105,7 @@ class PruneImages(Request):
 
 
 class SearchCatalogue(Request):
-    """List published images, and images that are built from packages."""
+    """List published images, and images built from packages."""
 
     route = Route("GET", "/catalogue")
     words: str = ""
@@ -121,6 +121,6 @@ class UpdateCatalogue(Request):
 
 
 class ResetCatalogue(Request):
-    """Return to the catalogue that is part of bough."""
+    """Return to bough's own catalogue."""
 
     route = Route("DELETE", "/catalogue")

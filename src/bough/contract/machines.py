@@ -49,7 +49,7 @@ class RunMachine(Request):
 class GetMachine(Request):
     """Return the description of a machine.
 
-    With `look`, ask the agent first: "condition" says why it does not answer.
+    With `look`, ask the agent first: "condition" is the reason if the agent does not answer.
     """
 
     route = Route("GET", "/machines/{reference}")
@@ -126,7 +126,7 @@ class PauseMachine(Request):
 
 
 class SuspendMachine(Request):
-    """Write the machine's memory to disk, and end its process."""
+    """Write the machine's memory to disk, and end QEMU."""
 
     route = Route("POST", "/machines/{reference}/suspend", "long")
     answer: ClassVar[ChangedMachine]
@@ -174,7 +174,7 @@ class WaitMachine(Request):
 
 
 class PingMachine(Request):
-    """Return the seconds that the agent took to answer."""
+    """Return the seconds until the agent's answer."""
 
     route = Route("POST", "/machines/{reference}/ping")
     reference: str

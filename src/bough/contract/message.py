@@ -13,12 +13,12 @@ _NO_DEFAULT = object()
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Message:
-    """Base of all messages. A subclass declares its fields as annotations, with a default or without one.
+    """Base of all messages. A subclass declares fields as annotations, with or without a default.
 
     Fields are given by keyword, and do not change. The service checks the values; the client does not.
 
     Raises (the constructor):
-        TypeError: a field without a default is missing, or there is no such field.
+        TypeError: a field without a default is missing, or a field is unknown.
     """
 
     #: Names of the fields, those of the base class first.
@@ -63,7 +63,7 @@ class Message:
 
 
 class Answer(Message):
-    """Base of the answers. `raw` is the whole answer, with fields that a newer service may have added."""
+    """Base of the answers. `raw` is the whole answer, with further fields of a newer service."""
 
     raw: dict[str, Any]
 

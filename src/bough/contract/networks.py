@@ -1,4 +1,4 @@
-"""Requests about networks between machines, and their captures."""
+"""Requests about networks between machines, and about captures."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class ListNetworks(Request):
 class CreateNetwork(Request):
     """Create a network: a private Ethernet segment, with addresses and names for its machines.
 
-    `subnet`: an IPv4 network like "10.1.0.0/24"; without one, bough chooses. `mtu`: bytes of a frame's
-    payload; default: 1500.
+    `subnet`: an IPv4 network like "10.1.0.0/24"; by default bough chooses. `mtu`: bytes of a frame's payload;
+    default: 1500.
     """
 
     route = Route("POST", "/networks")
@@ -41,7 +41,7 @@ class GetNetwork(Request):
 
 
 class DeleteNetwork(Request):
-    """Delete a network. Refused while a machine has a card on it."""
+    """Delete a network. Refused while a machine has a card on the network."""
 
     route = Route("DELETE", "/networks/{reference}")
     reference: str

@@ -50,7 +50,7 @@ def stream(path: str, first_message: type[Message] | None = None) -> Route:
 
 
 class Request(Message):
-    """Base of all requests. A subclass names its route, and its docstring describes the call.
+    """Base of all requests. A subclass names the route. The docstring describes the call.
 
     Attributes:
         answer: type of the answer, for the OpenAPI document and the reader. No value.
@@ -77,7 +77,7 @@ class Request(Message):
         return self._rest() if set(self.fields) - set(route.in_path) else None
 
     def _rest(self) -> dict[str, Any]:
-        """Return the fields that are not in the path."""
+        """Return the fields outside of the path."""
         in_path = self.route.in_path
         return {name: value for name, value in self.to_dict().items() if name not in in_path}
 

@@ -1,4 +1,4 @@
-"""Requests about the service itself: its version and its end."""
+"""Requests about the service: the version and the end."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class DeleteSnapshot(Request):
 
 
 class VerifySnapshot(Request):
-    """Read a whole snapshot, and compare its checksums."""
+    """Read a whole snapshot, and compare the checksums."""
 
     route = Route("POST", "/snapshots/{reference}/verify", "long")
     reference: str
