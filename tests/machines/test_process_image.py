@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -18,6 +19,7 @@ from bough.forks.process_image.capture_fork import capture_process
 from bough.forks.process_image.captured import CapturedProcess
 from bough.forks.process_image.identifiers import fit_of, identifiers_of
 from bough.forks.process_image.image import ProcessImage
+from bough.networks.switch_port import SwitchPort
 from bough.paths import Home, MachinePaths
 from bough.qemu.jail import machine_uid
 from bough.qemu.plan import NicPlan, Plan
@@ -37,9 +39,14 @@ ALIKE = ("Seccomp", "Seccomp_filters", "NoNewPrivs", "Threads", "Name")
 @pytest.fixture
 def plan(plan: Plan, paths: MachinePaths) -> Plan:
     """Return the plan of a machine that can be captured as a process image."""
-    nic = NicPlan("52:54:00:ab:cd:ef", "isolated")
+    nics = (NicPlan("52:54:00:ab:cd:ef", "isolated"), at_switch("52:54:01:ab:cd:ef", paths))
     disk = replace(plan.disks[0], path=str(Path(plan.disks[0].path).rename(paths.disks / DISK)))
-    return replace(plan, cpu_model="Nehalem,rdrand=off,rdseed=off", nics=(nic,), vcpus=2, disks=(disk,))
+    return replace(plan, cpu_model="Nehalem,rdrand=off,rdseed=off", nics=nics, vcpus=2, disks=(disk,))
+
+
+def at_switch(mac: str, paths: MachinePaths) -> NicPlan:
+    """Return a card at a switch that does not run."""
+    return NicPlan(mac, "switch", id="nic1", place=1, port=SwitchPort(str(paths.root / "nic1")))
 
 
 @pytest.fixture
@@ -65,6 +72,7 @@ async def another(
     paths = home.machine(f"{number:0{len(plan.machine_id)}x}")
     for directory in (paths.root, paths.disks):
         directory.mkdir(mode=0o711)
+    end = ":".join(f"{byte:02x}" for byte in number.to_bytes(3))
     disk = replace(plan.disks[0], path=str(paths.disks / DISK))
     shutil.copy(plan.disks[0].path, disk.path)
     its = replace(
@@ -73,7 +81,7 @@ async def another(
         name="other",
         uuid=f"22222222-3333-4444-8555-{number:012x}",
         vmgenid=f"77777777-8888-4999-8aaa-{number:012x}",
-        nics=(NicPlan("52:54:00:" + ":".join(f"{byte:02x}" for byte in number.to_bytes(3)), "isolated"),),
+        nics=(NicPlan(f"52:54:00:{end}", "isolated"), at_switch(f"52:54:01:{end}", paths)),
         disks=(disk,),
         uid=machine_uid(paths.root.name) if IS_ROOT else None,
     )
@@ -105,6 +113,21 @@ async def test_it_goes_on_as_another_machine(captured: CapturedProcess, plan: Pl
         assert (await qmp.query("query-status"))["status"] == "running"
         await qmp.close()
         assert process.is_alive()
+
+
+async def test_its_card_has_the_socket_of_its_own_port(
+    captured: CapturedProcess, plan: Plan, home: Home
+) -> None:
+    async with another(captured, plan, home) as (its, process):
+        port = its.nics[1].port
+        assert port is not None
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as switch:
+            switch.connect(port.nic_socket)
+        sockets = [line.split() for line in Path(f"/proc/{process.pid}/net/unix").read_text().splitlines()]
+        (inode,) = [words[6] for words in sockets if words[-1] == "/run/bough-ports/nic1/nic.sock"]
+        assert f"socket:[{inode}]" in {
+            str(link.readlink()) for link in Path(f"/proc/{process.pid}/fd").iterdir()
+        }
 
 
 async def test_its_jail_is_as_tight(

@@ -157,6 +157,20 @@ def test_plans_that_are_alike() -> None:
     assert fit_of(other) == fit_of(PLAN_TO_CAPTURE) is not None
     assert fit_of(replace(other, vcpus=7)) != fit_of(other)
     assert fit_of(replace(other, nics=())) != fit_of(other)
+    jail = replace(PLAN_TO_CAPTURE.jail, bwrap="/usr/bin/bwrap")
+    at_switch = [
+        replace(
+            one,
+            jail=jail,
+            nics=(*one.nics, NicPlan(mac, "switch", id="nic1", place=1, port=SwitchPort(port))),
+        )
+        for one, mac, port in (
+            (other, "52:54:00:00:00:01", "/p1"),
+            (PLAN_TO_CAPTURE, "52:54:00:00:00:02", "/p2"),
+        )
+    ]
+    assert fit_of(at_switch[0]) == fit_of(at_switch[1]) is not None
+    assert fit_of(at_switch[0]) != fit_of(other)
     backing = (Layer("/layer", "qcow2"), *other.disks[0].backing)
     assert fit_of(replace(other, disks=(replace(other.disks[0], backing=backing),))) != fit_of(other)
 

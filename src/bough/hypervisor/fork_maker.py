@@ -128,5 +128,5 @@ class ForkMaker:
         if order.member is not None:
             record.project, record.role = order.member
         if order.saved is not None and order.saved.prewarm is not None:
-            record.ports = []  # a pre-warm is reachable by nobody
+            record.ports, record.throw_away = [], True  # a pre-warm is reachable by nobody
         return record

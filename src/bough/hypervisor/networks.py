@@ -285,6 +285,8 @@ class Networks:
         Raises:
             NotFound, Conflict, HostLacks
         """
+        if machine.throw_away:
+            return
         for name in dict.fromkeys(machine.spec.networks):
             record = self.store.find(name, machine.project)
             self._choose_addresses(machine, record)
@@ -357,7 +359,7 @@ class Networks:
 
     def _uses(self, machine: MachineRecord, network: NetworkRecord) -> bool:
         used = self.store.used_by(machine.spec.networks, machine.project)
-        return any(one.id == network.id for one in used)
+        return not machine.throw_away and any(one.id == network.id for one in used)
 
     async def _switch_of(self, record: NetworkRecord) -> Switch:
         switch = self._switches.get(record.id)

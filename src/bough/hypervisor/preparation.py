@@ -226,6 +226,7 @@ class Preparation:
             ephemeral=True,
             spec=kind.spec,
         )
+        record.throw_away = True
         record.disks = [
             MachineDisk(file=f"{number}.qcow2", size_bytes=disk.size_bytes, layers=list(disk.layers))
             for number, disk in enumerate(manifest.disks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Sequence
 from ipaddress import IPv4Network
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from bough.errors import NotFound
@@ -44,6 +45,22 @@ class NoNetworks:
 
     def port(self, network: str, machine_id: str, nic: str, project: str | None = None) -> SwitchPort:
         raise NotFound(f"the machine has a network card on '{network}', and there is no such network")
+
+
+class NowhereNetworks:
+    """Networks of a throw-away machine: each port is a directory of the machine, without a switch.
+
+    QEMU drops all frames, because no socket has the switch's name.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def names(self, project: str | None = None) -> Collection[str]:
+        return ()
+
+    def port(self, network: str, machine_id: str, nic: str, project: str | None = None) -> SwitchPort:
+        return SwitchPort(str(self._root / nic))
 
 
 def resolve_nics(spec: MachineSpec) -> list[Nic]:

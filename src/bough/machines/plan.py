@@ -17,7 +17,7 @@ from bough.images.esp import EfiLoader
 from bough.images.overlays import layer_format
 from bough.images.store import ImageManifest
 from bough.machines.media import boot_index, plan_media
-from bough.machines.nics import Networks, plan_nics, resolve_nics, uplink_backend
+from bough.machines.nics import Networks, NowhereNetworks, plan_nics, resolve_nics, uplink_backend
 from bough.machines.record import Hardware, MachineRecord, new_uuid
 from bough.machines.seed import plan_seed
 from bough.paths import Home, MachinePaths
@@ -189,7 +189,13 @@ async def resolve_plan(record: MachineRecord, paths: MachinePaths, home: Home, n
         media=plan_media(record.media, spec, home),
         display=record.media.display,
         boot_index=boot_index(spec, "disk"),
-        nics=plan_nics(spec, hardware.nics, record.id, networks, record.project),
+        nics=plan_nics(
+            spec,
+            hardware.nics,
+            record.id,
+            NowhereNetworks(paths.root) if record.throw_away else networks,
+            record.project,
+        ),
         firmware=_plan_firmware(hardware, paths, qemu.path),
         direct_boot=DirectBoot(spec.kernel, spec.initrd, spec.cmdline or "") if spec.kernel else None,
         clock=resolve_clock(spec.clock, spec.clock_offset_s),

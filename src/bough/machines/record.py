@@ -217,6 +217,8 @@ class MachineRecord(_Kept):
     #: The latest snapshot of the machine's history: taken of it, restored, or forked from.
     snapshot: str | None = None
     forked_from: str | None = None
+    #: A pre-warm or a self-test, which no user gets: its cards on networks lead nowhere.
+    throw_away: bool = False
     #: What the guest still needs: a whole identity ("new"), the time ("clock"), nothing ("known").
     identity: Literal["known", "clock", "new"] = "known"
     #: Addresses of the cards in the guest's memory, in the order of the cards.

@@ -52,6 +52,13 @@ def port_directory(nic: NicPlan, *, jailed: bool) -> str:
     return f"{_PORTS}/{nic.id}" if jailed else nic.port.directory
 
 
+def is_card_socket(path: str) -> bool:
+    """Return whether a socket of a jailed QEMU belongs to a card at a switch, by the path in the jail."""
+    directory, _, name = path.rpartition("/")
+    parent, _, card = directory.rpartition("/")
+    return (parent, name) == (_PORTS, NIC_SOCKET) and card != ""
+
+
 def _pci_ports(count: int, *, is_express: bool) -> list[str]:
     """Return the ports of places 1 to `count`. A guest finds a function only if there is function 0."""
     if not count:

@@ -47,7 +47,7 @@ from bough.qemu.pid import Pid, Wrapped, read_boot_id
 from bough.qemu.plan import Plan
 from bough.qemu.qmp import Qmp
 from bough.qemu.sockets import clear, hold, listen, name_again, remove, socket_paths
-from bough.qemu.switch_ports import make_ports, open_ports, seen_ports
+from bough.qemu.switch_ports import clear_ports, make_ports, open_ports, seen_ports
 from bough.qemu.syscalls import open_filter
 from bough.storage import read_tail
 
@@ -257,6 +257,8 @@ async def start_process(
         if plan.uid is not None:
             _give_disks(paths, plan.uid)
         make_ports(plan.nics, plan.uid)
+        if loader is not None:
+            clear_ports(plan.nics)
         with contextlib.ExitStack() as sockets:
             started = await _spawn(plan, paths, lock, memory, loader, back, sockets)
     try:

@@ -33,6 +33,16 @@ def make_ports(nics: Sequence[NicPlan], uid: int | None) -> None:
             directory.chmod(0o770)  # for any umask
 
 
+def clear_ports(nics: Sequence[NicPlan]) -> None:
+    """Remove the sockets of an ended QEMU. A new QEMU replaces a socket itself; a captured process does not.
+
+    Raises:
+        OSError: another kind of file is there.
+    """
+    for port in _ports(nics):
+        Path(port.nic_socket).unlink(missing_ok=True)
+
+
 def open_ports(nics: Sequence[NicPlan], uid: int | None) -> None:
     """Allow the switches, which run as other users under a root service, to send frames to QEMU's sockets.
 

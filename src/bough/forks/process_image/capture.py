@@ -20,6 +20,7 @@ from bough.errors import HostLacks, MachineFailed
 from bough.forks.process_image.captured import IMAGE, Area, CapturedProcess, Descriptor
 from bough.forks.process_image.identifiers import Identifiers
 from bough.forks.process_image.trace import Stopped, Thread, stopped
+from bough.qemu.nic import is_card_socket
 from bough.qemu.process import MEMORY
 from bough.qemu.ram import PAGE_BYTES, Template, private_pages
 
@@ -37,6 +38,8 @@ _MOST_THREADS = 320
 _SHORTEST_FORM_BYTES = 6
 #: The loader's own descriptors, up to END_SLOT: the most that a process of bough may have (process.py).
 FIRST_SLOT, END_SLOT = 900, 1024
+#: Words of a line of /proc/PID/net/unix.
+_INODE_WORD, _PATH_WORD = 6, 7
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 _libc = ctypes.CDLL(None)
@@ -204,6 +207,7 @@ def _copy(process: Stopped, area: Area, descriptor: int) -> None:
 def _read_descriptors(pid: int, names: dict[int, str]) -> Iterator[Descriptor]:
     folder = Path(f"/proc/{pid}/fd")
     numbers = sorted(int(path.name) for path in folder.iterdir())
+    bound = _read_card_sockets(pid)
     if numbers[-1] >= FIRST_SLOT:
         raise MachineFailed(f"QEMU has an open file of the number {numbers[-1]}")
     for number in numbers:
@@ -214,6 +218,8 @@ def _read_descriptors(pid: int, names: dict[int, str]) -> Iterator[Descriptor]:
         flags = int(_told(told, r"^flags:\s*([0-7]+)$"), 8)
         if number in names and names[number] != MEMORY:
             yield Descriptor(number, "given", flags, names[number])
+        elif link in bound:
+            yield Descriptor(number, "bound", flags, bound[link])
         elif link.startswith("/memfd:bough-memory"):
             yield Descriptor(number, MEMORY, flags)
         elif link == "anon_inode:[eventfd]":
@@ -233,6 +239,17 @@ def _read_descriptors(pid: int, names: dict[int, str]) -> Iterator[Descriptor]:
             yield Descriptor(number, "file", flags, link, locks=tuple(_locks(told)))
         else:
             raise MachineFailed(f"QEMU has open what cannot be kept: {link[:100]!r}")
+
+
+def _read_card_sockets(pid: int) -> dict[str, str]:
+    """Return link in /proc/PID/fd -> path in the jail, of the sockets that QEMU has bound at switches."""
+    found = {}
+    for line in Path(f"/proc/{pid}/net/unix").read_text(errors="surrogateescape").splitlines()[1:]:
+        # Num: RefCount Protocol Flags Type St Inode Path; most sockets have no path.
+        words = line.split(None, _PATH_WORD)
+        if len(words) > _PATH_WORD and is_card_socket(words[_PATH_WORD]):
+            found[f"socket:[{words[_INODE_WORD]}]"] = words[_PATH_WORD]
+    return found
 
 
 def _locks(told: str) -> Iterator[tuple[bool, int, int]]:

@@ -31,9 +31,10 @@ class Area:
 @dataclass(frozen=True)
 class Descriptor:
     """Attributes:
-    kind: "given" (passed by bough, by its name), "memory", "eventfd", "signalfd", "epoll" or "file".
+    kind: "given" (passed by bough, by its name), "memory", "eventfd", "signalfd", "epoll", "file" or "bound"
+        (a card's datagram socket, bound in the directory of the card's port).
     flags: flags of fcntl(2), with O_CLOEXEC.
-    detail: the name, the signal mask, or the path.
+    detail: the name, the signal mask, or the path in the jail.
     locks: (exclusive, start, length) of the open file (fcntl(2), F_OFD_SETLK).
     watched: for an epoll: (descriptor, events, data).
     """

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from bough.errors import MachineFailed
 from bough.qemu.argv import render_argv
+from bough.qemu.jail import Jail
 from bough.qemu.plan import NicPlan, Plan
 
 
@@ -98,13 +99,17 @@ def _can_be_captured(plan: Plan) -> bool:
         and not plan.media
         and plan.firmware.variables is None
         and plan.direct_boot is None
-        and all(_may_be_captured(nic) for nic in plan.nics)
+        and all(_may_be_captured(nic, plan.jail) for nic in plan.nics)
         and all(disk.backing and not disk.read_only for disk in plan.disks)
         and "rdrand=off" in plan.cpu_model.split(",")
         and "rdseed=off" in plan.cpu_model.split(",")
     )
 
 
-def _may_be_captured(nic: NicPlan) -> bool:
-    """Return whether the loader can make the backend again, and the card keeps no state beside its own."""
-    return nic.backend in ("passt", "isolated") and nic.model == "virtio"
+def _may_be_captured(nic: NicPlan, jail: Jail) -> bool:
+    """Return whether the loader can make the backend again, and the card keeps no state beside its own.
+
+    QEMU has the path of a switch's socket in its memory. Only in the jail is the path equal for all machines.
+    """
+    backends = ("passt", "isolated", "switch") if jail.bwrap is not None else ("passt", "isolated")
+    return nic.backend in backends and nic.model == "virtio"

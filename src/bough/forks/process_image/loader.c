@@ -47,6 +47,7 @@ enum {
     KERNEL_ASIDE,  /* distance from the vdso, length, distance in ASIDE */
     KERNEL_BACK,   /* distance in ASIDE, length, address */
     CLEAR,         /* unmap all that is not ours, but for the arguments */
+    BOUND,         /* number, struct sockaddr_un, size, flags */
 };
 
 struct step {
@@ -181,6 +182,11 @@ static i64 carry_out(struct program *p, u64 kind, u64 *a, u64 vdso)
         return exactly(call(__NR_mremap, vdso + a[0], a[1], a[1], 3, ASIDE + a[2], 0), ASIDE + a[2]);
     case KERNEL_BACK:
         return exactly(call(__NR_mremap, ASIDE + a[0], a[1], a[1], 3, a[2], 0), a[2]);
+    case BOUND: {
+        i64 made = call(__NR_socket, 1, 2 | a[3], 0, 0, 0, 0); /* AF_UNIX, SOCK_DGRAM */
+        i64 result = made < 0 ? made : call(__NR_bind, made, base + a[1], a[2], 0, 0, 0);
+        return result < 0 ? result : put(made, a[0], a[3]);
+    }
     case CLEAR: {
         i64 result = call(__NR_munmap, LOWEST, BASE - LOWEST, 0, 0, 0, 0);
         if (result >= 0)

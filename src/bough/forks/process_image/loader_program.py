@@ -6,6 +6,7 @@ A program has a header, steps, threads and their data, in words of 64 bits; see 
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import Mapping
 
@@ -19,13 +20,15 @@ from bough.qemu.syscalls import render_sandbox
 
 (
     _MAP, _COPY, _CLOSE, _OPEN, _EVENTFD, _SIGNALFD, _EPOLL, _WATCH, _STATUS, _LOCK, _ACTION, _WRITE, _FILTER,
-    _KERNEL_ASIDE, _KERNEL_BACK, _CLEAR,
-) = range(1, 17)  # fmt: skip
+    _KERNEL_ASIDE, _KERNEL_BACK, _CLEAR, _BOUND,
+) = range(1, 18)  # fmt: skip
 
 _MAGIC = 0x3177616874
 _HEADER = struct.Struct("=5Q16x")
 _STEP = struct.Struct("=7Q")
 _THREAD = struct.Struct(f"=8Q16s{len(REGISTERS)}Q")
+#: struct sockaddr_un.
+_ADDRESS = struct.Struct("=H108s")
 _WORD = (1 << 64) - 1
 
 _MAP_FIXED = 0x10
@@ -157,6 +160,9 @@ def _open(steps: _Steps, descriptor: Descriptor, slots: dict[str, int], path: st
             steps.add(_EVENTFD, number, flags & _MADE_FLAGS)
         case "signalfd":
             steps.add(_SIGNALFD, number, int(descriptor.detail, 16), flags & _MADE_FLAGS)
+        case "bound":
+            address = _Data(_ADDRESS.pack(socket.AF_UNIX, path.encode(errors="surrogateescape")))
+            steps.add(_BOUND, number, address, len(address), flags & _MADE_FLAGS)
         case "epoll":
             steps.add(_EPOLL, number, flags & _O_CLOEXEC)
         case _:
