@@ -122,7 +122,7 @@ def what_they_hold(bench: Bench, forks: list[Machine]) -> None:
         used = sorted((_cpu_s(pid) - was) / 10 for pid, was in zip(pids, before, strict=True))
         if sum(used) < AT_REST * len(forks):
             break
-    held = sorted(_private_mib(pid) for pid in pids)
+    held = sorted(private_mib(pid) for pid in pids)
     middle = len(forks) // 2
     bench.note(f"{len(forks)} forks, each in memory: {held[middle]:.0f} MiB, at most {held[-1]:.0f}")
     bench.note(f"processor share of each, idle: {used[middle]:.1%}, at most {used[-1]:.1%}")
@@ -163,7 +163,7 @@ def that_stand_by(bench: Bench, hypervisor: Hypervisor, snapshot: Snapshot) -> N
         fork.discard()
 
 
-def _private_mib(pid: int | None) -> float:
+def private_mib(pid: int | None) -> float:
     """Return the memory that no other process shares. "Anonymous" in proc(5) is written memory: the guest's
     pages and QEMU's translations. "Private" also counts a page of the template that only one fork has read
     so far.

@@ -36,6 +36,7 @@ $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root
     suspended/{memory,extents,devices}   while the machine is suspended
   networks/<id>.json                     the record of a network
   projects/<id>.json                     the record of a project
+  project-snapshots/<id>.json            the record of a project's snapshot; written after all parts
   host.json                              results of probes of this host, per boot
   lost+found/<time>/                     files that `bough doctor --store --repair` moved away
 
@@ -303,6 +304,10 @@ class Home(_Place):
         return self.root / "faults.json"
 
     @property
+    def project_snapshots(self) -> Path:
+        return self.root / "project-snapshots"
+
+    @property
     def host_facts(self) -> Path:
         return self.root / "host.json"
 
@@ -328,6 +333,7 @@ class Home(_Place):
         logs = [self.service_log, self.service_log.with_suffix(".log.1")]
         nouns = [self.images, self.labels, self.machines, self.networks, self.projects, self.snapshots]
         rest = [
+            self.project_snapshots,
             self.lock,
             ending_mark(self.lock),
             self.start_lock,
@@ -376,6 +382,10 @@ class Home(_Place):
         """Return the file of a project's record."""
         return self.projects / f"{project_id}.json"
 
+    def project_snapshot(self, snapshot_id: str) -> Path:
+        """Return the file of the record of a project's snapshot."""
+        return self.project_snapshots / f"{snapshot_id}.json"
+
     def snapshot(self, snapshot_id: str) -> SnapshotPaths:
         return SnapshotPaths(self.snapshots / snapshot_id)
 
@@ -386,7 +396,7 @@ class Home(_Place):
             HostLacks: see `make_private_directory`. OSError: a directory cannot be made.
         """
         nouns = (self.images, self.machines, self.networks, self.projects, self.snapshots)
-        for path in (self.root, self.incoming, *nouns):
+        for path in (self.root, self.incoming, self.project_snapshots, *nouns):
             make_directory(path, 0o711)
         if not self.runtime.is_symlink():  # a link of an earlier version: see service/sockets.py
             make_private_directory(self.runtime)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -38,6 +38,15 @@ async def finish(work: Awaitable[T]) -> T:
         working.exception()  # retrieved, else asyncio logs a forgotten exception
         raise asyncio.CancelledError
     return working.result()
+
+
+async def all_or_first_error(works: Iterable[Awaitable[T]]) -> list[T]:
+    """Return all results, in order, or raise the first error. All works have ended by then."""
+    done = await asyncio.gather(*works, return_exceptions=True)
+    for result in done:
+        if isinstance(result, BaseException):
+            raise result
+    return [result for result in done if not isinstance(result, BaseException)]
 
 
 async def run_stoppable(function: Callable[[Callable[[], None]], T]) -> T:

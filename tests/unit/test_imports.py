@@ -24,6 +24,7 @@ ROOT = {
     "progress",
     "storage",
     "bundle",
+    "project_bundle",
     "tasks",
     "progress_watch",
     "serving",

@@ -145,3 +145,15 @@ async def test_while_memory_is_short_nothing_is_kept(pool: Pool, host: Host) -> 
     await asyncio.sleep(0.1)
     assert pool.items(*Level) == []
     assert host.discarded == ["machine"]
+
+
+async def test_the_parts_of_a_project_count_as_one(rules: dict[Level, Rule]) -> None:
+    rules[Level.PREWARMED] = Rule(most=2, kept_s=None)
+    pool = Pool(lambda: False)
+    for snapshot, group in (("a", "shop"), ("b", "shop"), ("c", "shop"), ("d", None)):
+        pool.put(Item(Level.PREWARMED, snapshot, None, group=group))
+    assert [item.snapshot_id for item in pool.items(Level.PREWARMED)] == ["a", "b", "c", "d"]
+    pool.items(Level.PREWARMED)[0].use()
+    pool.put(Item(Level.PREWARMED, "e", None))
+    assert [item.snapshot_id for item in pool.items(Level.PREWARMED)] == ["a", "b", "c", "e"]
+    await pool.close()

@@ -19,8 +19,8 @@ from bough.forks.urgency import Urgency
 from bough.machines.demand import Demand
 
 
-def kind(name: str = "one") -> Any:
-    return SimpleNamespace(manifest=SimpleNamespace(id=name))
+def kind(name: str = "one", part_of: str | None = None) -> Any:
+    return SimpleNamespace(manifest=SimpleNamespace(id=name, part_of=part_of))
 
 
 class Maker:
@@ -265,3 +265,12 @@ async def test_it_can_be_switched_off(warming: Prewarming, make: Maker) -> None:
     await warming.wait_for_many(kind(), 20)
     await asyncio.sleep(0.1)
     assert make.begun == []
+
+
+async def test_all_parts_of_a_project_are_pre_warmed(warming: Prewarming, make: Maker) -> None:
+    warming.offer(kind("old"))
+    for name in "abcd":
+        warming.offer(kind(name, part_of="shop"))
+    warming.offer(kind("new"))
+    await until(lambda: all(has(warming, name) for name in (*"abcd", "new")))
+    assert not has(warming, "old")

@@ -23,6 +23,7 @@ from bough.forks.process_image.identifiers import Identifiers, fit_of, identifie
 from bough.forks.process_image.loader_program import render_program
 from bough.forks.process_image.vcpu_words import find_words, put_words
 from bough.networks.switch_port import SwitchPort
+from bough.qemu.nic import is_card_socket
 from bough.qemu.plan import DiskPlan, Firmware, Layer, NicPlan
 from bough.qemu.ram import MemoryFile, Template
 from bough.qemu.syscalls import _MACHINES, SANDBOXED, render_sandbox
@@ -241,6 +242,25 @@ def test_what_is_given_waits_where_nothing_else_is(numbers: tuple[int, int]) -> 
     assert copies[2] == (slots[0], 9)
     with pytest.raises(MachineFailed, match="qmp"):
         render_program(captured, identifiers, {"image": 5}, sandboxed=False)
+
+
+def test_the_socket_of_a_card_is_bound_anew() -> None:
+    path = "/run/bough-ports/nic1/nic.sock"
+    assert is_card_socket(path)
+    assert not any(
+        map(is_card_socket, ("", "/nic.sock", "/run/bough-ports/nic.sock", f"{path}.new", f"/x{path}"))
+    )
+    identifiers = identifiers_of(PLAN_TO_CAPTURE)
+    with MemoryFile(4096) as file:
+        captured = captured_nothing(identifiers, file.seal())
+    socket = Descriptor(20, "bound", 0o2004002, path)
+    captured = replace(captured, descriptors=(*captured.descriptors, socket))
+    program = render_program(captured, identifiers, {"qmp": 5, "image": 6}, sandboxed=False)
+    _, first, count, *_ = struct.unpack_from("=5Q", program)
+    steps = [struct.unpack_from("=7Q", program, first + 56 * at) for at in range(count)]
+    ((_, number, at, size, flags, *_),) = [step for step in steps if step[0] == 17]
+    assert (number, size, flags) == (20, 110, 0o2004000)
+    assert program[at : at + size] == b"\x01\0" + path.encode().ljust(108, b"\0")
 
 
 def test_the_loader_is_that_of_its_source() -> None:

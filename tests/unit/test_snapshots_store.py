@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bough.errors import Conflict, NotFound
 from bough.machines.record import FirstBoot, Hardware
 from bough.paths import Home, SnapshotPaths
 from bough.snapshots.store import SnapshotDisk, SnapshotManifest, SnapshotStore
@@ -68,3 +69,19 @@ def test_one_that_is_just_being_taken_stays(store: SnapshotStore) -> None:
     with tree.using(manifest):
         assert tree.collect([]) == []
     assert tree.collect([]) == ["aaaaaaaaaaaa"]
+
+
+def test_a_part_of_a_project_is_not_a_snapshot_by_itself(store: SnapshotStore) -> None:
+    whole = store.get("aaaaaaaaaaaa").model_copy(update={"state": "whole", "part_of": "dddddddddddd"})
+    store.update(whole)
+    assert store.all() == []
+    assert store.parts() == [whole]
+    assert store.collect([]) == []
+    with pytest.raises(Conflict, match="is a part of snapshot dddddddddddd of a project") as told:
+        store.resolve("aaaaaaaaaaaa")
+    assert "bough fork dddddddddddd" in (told.value.hint or "")
+    with pytest.raises(NotFound):
+        store.resolve("aaaaaa")
+    store.retire("aaaaaaaaaaaa")
+    assert store.parts() == []
+    assert store.collect([]) == ["aaaaaaaaaaaa"]

@@ -159,7 +159,7 @@ async def test_none_is_made_while_memory_is_short(
 
 class Kind:
     def __init__(self, name: str = "s1") -> None:
-        self.manifest = SimpleNamespace(id=name)
+        self.manifest = SimpleNamespace(id=name, part_of=None)
 
     def is_like(self, other: Kind) -> bool:
         return self.manifest.id == other.manifest.id

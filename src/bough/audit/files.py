@@ -21,6 +21,7 @@ from bough.machines.record import MachineRecord
 from bough.networks.record import NetworkRecord
 from bough.paths import Home, MachinePaths
 from bough.projects.record import ProjectRecord
+from bough.projects.snapshot import read_project_snapshot
 from bough.qemu.jail import Jail
 from bough.qemu.process import is_held
 from bough.snapshots.store import SnapshotManifest
@@ -306,6 +307,12 @@ def _audit_projects(look: Look) -> Iterator[Finding]:
     yield from _audit_records(look.home.projects, "project", ProjectRecord.read, "its machines run on")
 
 
+def _audit_project_snapshots(look: Look) -> Iterator[Finding]:
+    effect = "the snapshot cannot be forked"
+    read = read_project_snapshot
+    yield from _audit_records(look.home.project_snapshots, "project-snapshot", read, effect)
+
+
 def _audit_records(
     directory: Path, noun: str, read: Callable[[Path], object], effect: str
 ) -> Iterator[Finding]:
@@ -396,6 +403,7 @@ AUDITS = (
     _audit_snapshots,
     _audit_networks,
     _audit_projects,
+    _audit_project_snapshots,
     _audit_root,
     _audit_incoming,
     _audit_runtime,

@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     help="Omit the content of the machine's image; the importing host must have the image.",
 )
 def export(source: str, file: str, disks_only: bool, without_image: bool) -> None:
-    """Write a machine or a snapshot to FILE; `-` is standard output.
+    """Write a machine, a project or a snapshot to FILE; `-` is standard output.
 
     FILE.bough is a bundle: `bough import` continues the machine on another host. A running machine is
     exported with its memory, and runs on. FILE.qcow2 and FILE.ova hold the disks for other hypervisors.
+    A project becomes one bundle with all its machines.
     """
     from bough.client.bundle import export_file, export_stream
 
@@ -86,8 +87,8 @@ def import_bundle(
     timeout: float | None,
     as_json: bool,
 ) -> None:
-    """Create a machine from FILE, a bundle; `-` is standard input. A machine exported with memory continues
-    where it was.
+    """Create a machine or a project from FILE, a bundle; `-` is standard input. A machine exported with
+    memory continues where it was.
     """
     from bough.client.bundle import import_stream
 
@@ -124,6 +125,11 @@ def bundle() -> None:
 def bundle_info(file: str) -> None:
     """Print the manifest of a bundle as JSON. The disks and the memory are not read."""
     from bough.bundle import read_manifest
+    from bough.project_bundle import MAGIC, Peeked, read_magic, read_project_manifest
 
     stream = sys.stdin.buffer if file == "-" else _open(file)
-    show_json(read_manifest(stream)[0])
+    magic = read_magic(stream)
+    if magic == MAGIC:
+        show_json(read_project_manifest(stream))
+    else:
+        show_json(read_manifest(Peeked(magic, stream))[0])

@@ -8,9 +8,11 @@ import click
 
 from bough.cli.output import progress, show_json
 from bough.cli.project_choice import existing, project_options
+from bough.cli.project_instead import project_instead
 from bough.cli.project_progress import machines_progress
 from bough.cli.service import DURATION, IMAGE, NAME, TIMEOUT_HELP, connect, json_option, machine_named
 from bough.cli.spec import spec_of, spec_options
+from bough.errors import NotFound
 
 if TYPE_CHECKING:
     from bough.client.machine import Machine
@@ -145,15 +147,18 @@ def pause(name: str) -> None:
 @click.command()
 @click.argument("names", type=NAME, nargs=-1, required=True)
 def suspend(names: tuple[str, ...]) -> None:
-    """Write a machine's memory to disk and end its process.
+    """Write the memory of a machine, or of all machines of a project, to disk and end the processes.
 
-    `bough resume` continues the machine where it was, also after a reboot of the host.
+    `bough resume` continues the machines where they were, also after a reboot of the host.
     """
     hypervisor = connect()
     with progress() as report:
         for name in names:
             machine = hypervisor.machine_at(name)
-            _say_already(machine.suspend(progress=report), machine, "is suspended")
+            try:
+                _say_already(machine.suspend(progress=report), machine, "is suspended")
+            except NotFound as error:
+                project_instead(name, error).suspend(progress=report)
 
 
 @click.command()
@@ -161,10 +166,14 @@ def suspend(names: tuple[str, ...]) -> None:
 @click.option("--no-wait", is_flag=True, help="Do not wait until the guest answers.")
 @click.option("--timeout", type=DURATION, help=TIMEOUT_HELP)
 def resume(name: str, no_wait: bool, timeout: float | None) -> None:
-    """Resume a paused or suspended machine, or wake a sleeping guest."""
+    """Resume a paused or suspended machine, or a project, or wake a sleeping guest."""
     machine = machine_named(name)
     with progress() as report:
-        already = machine.resume(wait=not no_wait, timeout=timeout, progress=report)
+        try:
+            already = machine.resume(wait=not no_wait, timeout=timeout, progress=report)
+        except NotFound as error:
+            project_instead(name, error).resume(progress=report)
+            return
     _say_already(already, machine, "is running")
 
 

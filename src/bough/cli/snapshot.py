@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bough.cli.output import progress, show_error, show_json, show_table
+from bough.cli.project_instead import project_instead, project_snapshot_instead
 from bough.cli.service import DURATION, NAME, TIMEOUT_HELP, connect, json_option, machine_named
+from bough.errors import NotFound
 from bough.units import format_size
 
 if TYPE_CHECKING:
     from bough.client.hypervisor import Hypervisor
-    from bough.contract.answers import MachineInfo, SnapshotInfo
+    from bough.contract.answers import MachineInfo, ProjectSnapshotInfo, SnapshotInfo
     from bough.contract.snapshots import Identity
 
 _now = click.option("--now", is_flag=True, help="Do not wait until the guest has booted.")
@@ -20,7 +22,7 @@ _now = click.option("--now", is_flag=True, help="Do not wait until the guest has
 
 @click.group()
 def snapshot() -> None:
-    """Take, list and delete snapshots of machines."""
+    """Take, list and delete snapshots of machines and projects."""
 
 
 @snapshot.command("create")
@@ -33,12 +35,19 @@ def snapshot() -> None:
 def create_snapshot(
     name: str, label: str | None, message: str, disks_only: bool, now: bool, as_json: bool
 ) -> None:
-    """Take a snapshot of a machine. A running machine is paused for some ms and runs on."""
-    machine = machine_named(name)
-    with progress() as report:
-        taken = machine.snapshot(
-            label, message=message, memory=not disks_only, now=now, progress=report
-        ).info()
+    """Take a snapshot of a machine, or of all machines of a project at one moment.
+
+    Running machines are paused for some ms and run on.
+    """
+    given: dict[str, Any] = {"message": message, "memory": not disks_only, "now": now}
+    try:
+        with progress() as report:
+            taken = machine_named(name).snapshot(label, progress=report, **given).info()
+    except NotFound as error:
+        project = project_instead(name, error)
+        with progress() as report:
+            _show_project_snapshot(project.snapshot(label, progress=report, **given).info(), as_json=as_json)
+        return
     if as_json:
         show_json(taken.raw)
         return
@@ -51,14 +60,24 @@ def create_snapshot(
         click.echo(f"{name} was paused for {taken.pause_ms:.0f} ms", err=True)
 
 
+def _show_project_snapshot(taken: ProjectSnapshotInfo, *, as_json: bool) -> None:
+    if as_json:
+        show_json(taken.raw)
+        return
+    print(taken.label or taken.id)
+    if taken.pause_ms is not None:
+        click.echo(f"each machine was paused for at most {taken.pause_ms:.0f} ms", err=True)
+
+
 @snapshot.command("list")
 @click.argument("name", type=NAME, required=False)
 @json_option
 def list_snapshots(name: str | None, as_json: bool) -> None:
     """List all snapshots, or the snapshots of machine NAME."""
     found = _snapshots(connect(), name)
+    projects = connect().list_project_snapshots() if name is None else []
     if as_json:
-        show_json([one.raw for one in found])
+        show_json([one.raw for one in [*found, *projects]])
         return
     rows = [
         [
@@ -71,6 +90,18 @@ def list_snapshots(name: str | None, as_json: bool) -> None:
             one.message.partition("\n")[0][:40],
         ]
         for one in found
+    ]
+    rows += [
+        [
+            one.id,
+            one.label or "",
+            f"{one.project_name} ({len(one.machines)} machines)",
+            one.created[:19].replace("T", " "),
+            "memory" if one.memory else "disks",
+            format_size(one.disk_bytes),
+            one.message.partition("\n")[0][:40],
+        ]
+        for one in projects
     ]
     show_table(rows, ["ID", "LABEL", "MACHINE", "CREATED", "STATE", "SIZE", "MESSAGE"])
 
@@ -119,7 +150,10 @@ def _snapshots(hypervisor: Hypervisor, name: str | None) -> list[SnapshotInfo]:
 @click.argument("reference")
 def snapshot_info(reference: str) -> None:
     """Show a snapshot's manifest as JSON."""
-    show_json(connect().snapshot_at(reference).info().raw)
+    try:
+        show_json(connect().snapshot_at(reference).info().raw)
+    except NotFound as error:
+        show_json(project_snapshot_instead(reference, error).info().raw)
 
 
 @snapshot.command("verify")
@@ -138,7 +172,10 @@ def delete_snapshot(references: tuple[str, ...]) -> None:
     """Delete snapshots. Machines and other snapshots keep the disks that they need."""
     hypervisor = connect()
     for reference in references:
-        hypervisor.snapshot_at(reference).delete()
+        try:
+            hypervisor.snapshot_at(reference).delete()
+        except NotFound as error:
+            project_snapshot_instead(reference, error).delete()
 
 
 @click.command()
@@ -170,18 +207,24 @@ def fork(
     """Create machines that continue from SOURCE: a machine, running or stopped, or a snapshot.
 
     A SOURCE that is both the name of a machine and the label of a snapshot is refused: give an id.
+
+    If SOURCE is a project, or a snapshot of a project, NAMES are new projects: all machines, on networks of
+    their own, with the same addresses, names and keys. Connections between the machines go on.
     """
-    with progress() as report:
-        made = connect().fork_each(
-            source,
-            names=names,
-            count=count,
-            identity=identity,
-            cold=cold,
-            now=now,
-            timeout=timeout,
-            progress=report,
-        )
+    try:
+        with progress() as report:
+            made = connect().fork_each(
+                source,
+                names=names,
+                count=count,
+                identity=identity,
+                cold=cold,
+                now=now,
+                timeout=timeout,
+                progress=report,
+            )
+    except NotFound as error:
+        return _fork_project(source, error, names, count, now=now, timeout=timeout, as_json=as_json)
     if as_json:
         show_json([one.raw for one in made])
     for one in made:
@@ -192,11 +235,48 @@ def fork(
     return 1 if any(one.error for one in made) else 0
 
 
+def _fork_project(
+    source: str,
+    error: NotFound,
+    names: tuple[str, ...],
+    count: int | None,
+    *,
+    now: bool,
+    timeout: float | None,
+    as_json: bool,
+) -> int:
+    from bough.client.project import fork_each
+
+    hypervisor = connect()
+    if source not in {project.name for project in hypervisor.projects()}:
+        source = project_snapshot_instead(source, error).id
+    with progress() as report:
+        made = fork_each(
+            hypervisor.api, source, names=names, count=count, now=now, timeout=timeout, progress=report
+        )
+    if as_json:
+        show_json([one.raw for one in made])
+    for one in made:
+        if one.error is not None:
+            show_error(one.error)
+        elif one.project is not None and not as_json:
+            print(one.project.name)
+    return 1 if any(one.error for one in made) else 0
+
+
 @click.command()
 @click.argument("name", type=NAME)
 @click.argument("snapshot")
 @click.option("--keep", is_flag=True, help="Take a snapshot of the present state first.")
 def restore(name: str, snapshot: str, keep: bool) -> None:
-    """Rewind a machine to a snapshot. Its present disks and memory are lost unless --keep."""
-    with progress() as report:
-        machine_named(name).restore(snapshot, keep=keep, progress=report)
+    """Rewind a machine, or all machines of a project, to a snapshot.
+
+    The present disks and memory are lost unless --keep.
+    """
+    try:
+        with progress() as report:
+            machine_named(name).restore(snapshot, keep=keep, progress=report)
+    except NotFound as error:
+        project = project_instead(name, error)
+        with progress() as report:
+            project.restore(snapshot, keep=keep, progress=report)

@@ -1,4 +1,4 @@
-"""Keep an ephemeral machine alive, or a fault: the service ends both when no client holds them."""
+"""Keep an ephemeral machine or project, or a fault: the service ends all three when no client holds them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Hold:
-    """Hold a machine or a fault until `release`, or until this program ends in any way.
+    """Hold a machine, a project or a fault until `release`, or until this program ends in any way.
 
     The hold begins shortly after construction. Until then, the service waits for at most 30 s.
     """

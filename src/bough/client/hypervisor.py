@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
     from bough.client.machine import Fork, Machine, Snapshot
     from bough.client.network import Network
-    from bough.client.project import Project
+    from bough.client.project import Project, ProjectSnapshot
     from bough.contract.answers import (
         Event,
         FaultInfo,
         MachineInfo,
         NetworkInfo,
         ProjectInfo,
+        ProjectSnapshotInfo,
         SnapshotInfo,
     )
     from bough.contract.snapshots import Identity
@@ -436,6 +437,49 @@ class Hypervisor(ImageStore):
         from bough.client.project import Project
 
         return [Project(self.api, info.name) for info in self.list_projects()]
+
+    def import_project(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        force: bool = False,
+        timeout: float | None = None,
+        progress: Report | None = None,
+    ) -> Project:
+        """Create the project of a bundle. Its machines continue where they were, with their connections.
+
+        Raises:
+            BadBundle, BeyondHost, NoSpace, NameTaken: nothing was made.
+        """
+        from bough.client.bundle import import_stream
+
+        with open(path, "rb") as stream:  # noqa: PTH123 (a str stays one)
+            data = import_stream(self.api, stream, name=name, force=force, timeout=timeout, progress=progress)
+        return self.project_at(data["name"])
+
+    def project_at(self, name: str) -> Project:
+        """Return the project as `project` does, without a request. Its calls raise NotFound."""
+        from bough.client.project import Project
+
+        return Project(self.api, name)
+
+    def project_snapshot(self, reference: str) -> ProjectSnapshot:
+        """Return a project's snapshot by label, id, or unique beginning (4 or more digits) of an id.
+        Raises NotFound.
+        """
+        from bough.client.project import project_snapshot
+        from bough.contract.project_branches import GetProjectSnapshot
+
+        data = self.api.send(GetProjectSnapshot(reference=reference))
+        return project_snapshot(self.api, data["id"], data["label"])
+
+    def list_project_snapshots(self) -> list[ProjectSnapshotInfo]:
+        """Return the descriptions of all snapshots of projects, the oldest first."""
+        from bough.contract.answers import ProjectSnapshotInfo
+        from bough.contract.project_branches import ListProjectSnapshots
+
+        return [ProjectSnapshotInfo.from_dict(data) for data in self.api.send(ListProjectSnapshots())]
 
     def list_projects(self) -> list[ProjectInfo]:
         """Return the descriptions of all projects, the oldest first."""

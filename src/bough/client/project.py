@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+import contextlib
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
+from bough.client.project_snapshot import ProjectFork, ProjectSnapshotOf, all_made, fork_projects
+from bough.contract import project_branches as branches
 from bough.contract import projects as contract
 from bough.errors import InvalidInput, InvalidSpec, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from os import PathLike
     from pathlib import Path
 
     from bough.client.connection import Connection
+    from bough.client.hold import Hold
     from bough.client.machine import Machine
     from bough.client.network import Network
     from bough.client.project_file import ProjectFile
@@ -32,10 +37,14 @@ class Project:
     Every call raises NotFound if the project does not exist: `up` was not called, or it was deleted.
     """
 
-    def __init__(self, api: Connection, name: str, file: ProjectFile | None = None) -> None:
+    def __init__(
+        self, api: Connection, name: str, file: ProjectFile | None = None, *, ephemeral: bool = False
+    ) -> None:
         self._api = api
         self._file = file
+        self._hold: Hold | None = None
         self.name = name
+        self.ephemeral = ephemeral
 
     def __repr__(self) -> str:
         return f"<bough.Project {self.name}>"
@@ -140,6 +149,149 @@ class Project:
         request = contract.RestartProject(reference=self.name, machines=list(machines), deadline_s=deadline)
         self._api.send_long(request, progress=progress)
 
+    # -- snapshots and forks ----------------------------------------------------------------------
+
+    def snapshot(
+        self,
+        label: str | None = None,
+        *,
+        message: str = "",
+        memory: bool = True,
+        now: bool = False,
+        progress: Report | None = None,
+    ) -> ProjectSnapshot:
+        """Take a snapshot of all machines at one moment. The machines run on, after a pause of some ms.
+
+        Args:
+            memory: include the memory of the machines that run.
+            now: do not wait for the end of the guests' boots.
+
+        Raises:
+            NameTaken, Conflict, WrongState, HostLacks, NoSpace, MachineFailed: there is no snapshot, and each
+                machine is as before.
+        """
+        request = branches.TakeProjectSnapshot(
+            reference=self.name, label=label, message=message, memory=memory, now=now
+        )
+        data = self._api.send_long(request, progress=progress)
+        return project_snapshot(self._api, data["id"], data["label"])
+
+    @overload
+    def fork(
+        self,
+        name: str | None = None,
+        *,
+        count: None = None,
+        ephemeral: bool = False,
+        now: bool = False,
+        timeout: float | None = None,
+        progress: Report | None = None,
+    ) -> Project: ...
+    @overload
+    def fork(
+        self,
+        name: str | None = None,
+        *,
+        count: int,
+        ephemeral: bool = False,
+        now: bool = False,
+        timeout: float | None = None,
+        progress: Report | None = None,
+    ) -> list[Project]: ...
+    def fork(
+        self,
+        name: str | None = None,
+        *,
+        count: int | None = None,
+        ephemeral: bool = False,
+        now: bool = False,
+        timeout: float | None = None,
+        progress: Report | None = None,
+    ) -> Project | list[Project]:
+        """Make a project whose machines continue from the present state. This project runs on.
+
+        The machines have the same addresses, names and keys, on networks of their own. Connections between
+        them go on. Connections to other hosts end. The ports are published on another loopback address.
+
+        As a context manager, an `ephemeral` fork is deleted with its machines, disks and networks at the end
+        of the block. Such a fork is also deleted when this program ends in any way.
+
+        Args:
+            count: return a list of forks of one moment: NAME-1, NAME-2, ...
+
+        Raises: as `snapshot`. NameTaken
+        """
+        given: dict[str, Any] = {"ephemeral": ephemeral, "now": now, "timeout": timeout}
+        names = [name] if name else []
+        made = fork_projects(
+            self._api, self._project, self.name, names=names, count=count, progress=progress, **given
+        )
+        return all_made(made) if count is not None else all_made(made)[0]
+
+    def restore(
+        self, snapshot: ProjectSnapshot | str, *, keep: bool = False, progress: Report | None = None
+    ) -> None:
+        """Rewind all machines to a snapshot of this project.
+
+        Args:
+            keep: take a snapshot of the present state first. Otherwise the present state is lost.
+
+        Raises:
+            NotFound. Conflict: the snapshot is another project's, or has other machines.
+        """
+        reference = snapshot if isinstance(snapshot, str) else snapshot.id
+        request = branches.RestoreProject(reference=self.name, snapshot=reference, keep=keep)
+        self._api.send_long(request, progress=progress)
+
+    def export(
+        self, path: str | PathLike[str], *, without_image: bool = False, progress: Report | None = None
+    ) -> None:
+        """Export all machines of one moment to one bundle, a file *.bough. `Hypervisor.import_project`
+        continues the project on another host. The project runs on.
+
+        Args:
+            without_image: leave out the content of the images, which the other host must have.
+        """
+        from bough.client.bundle import export_file
+
+        export_file(self._api, self.name, path, without_image=without_image, progress=progress)
+
+    def suspend(self, *, progress: Report | None = None) -> None:
+        """Write the memory of all running machines to disk, and end their processes."""
+        self._api.send_long(branches.SuspendProject(reference=self.name), progress=progress)
+
+    def resume(self, *, progress: Report | None = None) -> None:
+        """Let all suspended and paused machines run again. Return when they have answered."""
+        self._api.send_long(branches.ResumeProject(reference=self.name), progress=progress)
+
+    def hold(self) -> None:
+        """Keep an ephemeral project alive until `delete`, or until this program ends."""
+        if self._hold is None:
+            from bough.client.hold import Hold
+
+            self._hold = Hold(self._api, branches.HoldProject(reference=self.name), f"hold {self.name}")
+
+    def delete(self) -> None:
+        """Delete the project with its machines, disks and networks."""
+        if self.ephemeral:
+            with contextlib.suppress(NotFound):
+                self._api.send(branches.RemoveProject(reference=self.name))
+        else:
+            self.down(volumes=True, force=True)
+        if self._hold is not None:
+            self._hold.release()
+            self._hold = None
+
+    def __enter__(self) -> Project:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.ephemeral:
+            self.delete()
+
+    def _project(self, name: str, *, ephemeral: bool) -> Project:
+        return Project(self._api, name, ephemeral=ephemeral)
+
     # -- what there is ----------------------------------------------------------------------------
 
     def info(self, *, look: bool = False) -> ProjectInfo:
@@ -205,6 +357,28 @@ class Project:
             if self._file is None:
                 raise
             raise self._file.locate(error) from None
+
+
+#: A snapshot of a project.
+ProjectSnapshot: TypeAlias = ProjectSnapshotOf[Project]
+
+
+def fork_each(api: Connection, source: str, **options: Any) -> list[ProjectFork[Project]]:
+    """Fork a project or a project's snapshot. The forks succeed or fail independently; see fork_projects."""
+
+    def make(name: str, *, ephemeral: bool) -> Project:
+        return Project(api, name, ephemeral=ephemeral)
+
+    return fork_projects(api, make, source, **options)
+
+
+def project_snapshot(api: Connection, snapshot_id: str, label: str | None) -> ProjectSnapshot:
+    """Return the snapshot of a project, without a request."""
+
+    def make(name: str, *, ephemeral: bool) -> Project:
+        return Project(api, name, ephemeral=ephemeral)
+
+    return ProjectSnapshotOf(api, snapshot_id, make, label=label)
 
 
 def read_name(path: Path) -> str:

@@ -303,6 +303,30 @@ class FaultInfo(Answer):
     created: str
 
 
+class ProjectSnapshotInfo(Answer):
+    """A snapshot of a project.
+
+    Attributes:
+        project, project_name: of the project at that moment.
+        machines: role -> id of the machine's snapshot.
+        memory: the machines that ran are included with their memory.
+        pause_ms: the longest pause of a machine, as QEMU's control protocol shows it.
+        disk_bytes: space that the snapshot uses on the host.
+    """
+
+    id: str
+    label: str | None = None
+    message: str = ""
+    created: str
+    project: str
+    project_name: str
+    machines: dict[str, str] = {}  # noqa: RUF012 (nothing changes an answer)
+    networks: list[str] = []  # noqa: RUF012
+    memory: bool = True
+    pause_ms: float | None = None
+    disk_bytes: int = 0
+
+
 class Event(Answer):
     """An event of a machine: `kind` names the event ("started"), `time` is ISO 8601."""
 

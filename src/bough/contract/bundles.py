@@ -8,7 +8,9 @@ from bough.contract.request import Request, stream
 
 
 class ExportMachine(Request):
-    """Send a machine or a snapshot in a format. Text messages are progress, and at the end the result."""
+    """Send a machine, a project or a snapshot in a format. Text messages are progress, and at the end the
+    result.
+    """
 
     route = stream("/export")
     source: str
@@ -18,7 +20,9 @@ class ExportMachine(Request):
 
 
 class ImportMachine(Request):
-    """Create a machine from the client's messages, a bundle; an empty message is the end of the bundle."""
+    """Create a machine or a project from the client's messages, a bundle; an empty message is the end of the
+    bundle.
+    """
 
     route = stream("/import")
     name: str | None = None

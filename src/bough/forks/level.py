@@ -30,7 +30,8 @@ class Rule:
     """Limits for the things kept at one level.
 
     Attributes:
-        most: this number of snapshots, standby machines: per request; those used last stay.
+        most: this number of snapshots, standby machines: per request; those used last stay. The parts of a
+            project's snapshot count as one.
         kept_s: time after the last use; None: until the host is short of memory.
         kept_unused_s: time after the creation, without a use; None: as `kept_s`.
     """

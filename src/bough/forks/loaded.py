@@ -99,8 +99,7 @@ class LoadedForks:
     def expect(self, kind: ForkKind) -> None:
         """Load the next fork soon: a fork of this kind was made."""
         self._last = kind
-        if not self._pool.has(Level.PREWARMED, kind.manifest.id):
-            self._prewarming.forked(kind)
+        self._prewarming.forked(kind)
 
     def foresee(self, kind: ForkKind) -> None:
         """Load a first fork of a snapshot while the snapshot is still being written."""
@@ -141,6 +140,8 @@ class LoadedForks:
 
     async def _keep_loaded(self, kind: ForkKind) -> None:
         """Load a fork of this kind unless a fork waits already, and restart the waiting time."""
+        if kind.manifest.part_of is not None:
+            return  # a fork of a project needs networks of its own first
         item = self._find(kind)
         if item is not None:
             item.used = time.monotonic()

@@ -32,6 +32,7 @@ class Item:
         request: the request for standby machines; None: not a standby machine.
         used: time of the last use, or of the creation (time.monotonic).
         uses: number of uses.
+        group: items of one group are kept and evicted together; None: the item is alone.
     """
 
     level: Level
@@ -41,6 +42,12 @@ class Item:
     request: str | None = None
     used: float = field(default_factory=time.monotonic)
     uses: int = 0
+    group: str | None = None
+
+    @property
+    def owner(self) -> object:
+        """Return a value that is equal for the items of one group."""
+        return self.group or self
 
     def use(self) -> None:
         self.used = time.monotonic()
@@ -80,12 +87,20 @@ class Pool:
         first, then the least recently used.
         """
         self._items.append(item)
-        others = [one for one in self.items(item.level) if one is not item and one.request == item.request]
-        others.sort(key=lambda one: (one.uses > 0, one.used))
-        for surplus in others[: max(0, len(others) + 1 - RULES[item.level].most)]:
+        for surplus in self._surplus(item):
             self.drop(surplus)
         if self._looking is None or self._looking.done():
             self._looking = self._tasks.begin(self._look(), "evict what is kept for forks")
+
+    def _surplus(self, new: Item) -> list[Item]:
+        others = [
+            one for one in self.items(new.level) if one.request == new.request and one.owner != new.owner
+        ]
+        others.sort(key=lambda one: (one.uses > 0, one.used))
+        # A group is as new as its newest item.
+        owners = list(reversed(dict.fromkeys(one.owner for one in reversed(others))))
+        doomed = owners[: max(0, len(owners) + 1 - RULES[new.level].most)]
+        return [one for one in others if one.owner in doomed]
 
     def take(self, item: Item) -> None:
         """Remove an item. The caller owns its content from now on."""

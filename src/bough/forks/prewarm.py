@@ -37,7 +37,8 @@ _PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 #: This number of forks without a process image costs as much extra time as a pre-warm.
 _FORKS_THAT_PAY = 12
-#: Snapshots waiting for a pre-warm, the most recently taken or forked.
+#: Snapshots waiting for a pre-warm, the most recently taken or forked. The parts of a project's snapshot
+#: count as one.
 _MOST_WAITING = 2
 _AGAIN_AFTER_S = 10.0
 _LONGEST_AGAIN_S = 600.0
@@ -127,13 +128,21 @@ class Prewarming:
         if name in self._waiting:
             self._waiting.remove(name)
         self._waiting.append(name)
-        for dropped in self._waiting[:-_MOST_WAITING]:
-            self._waiting.remove(dropped)
+        self._waiting = self._latest()
         if self._loop is None or self._loop.done():
             self._loop = self._tasks.begin(self._work(), "pre-warm snapshots")
 
+    def _latest(self) -> list[str]:
+        """Return the waiting snapshots without the oldest above the limit."""
+        wanted = {name: self._wanted.get(name) for name in self._waiting}
+        owners = {name: (one and one.kind.manifest.part_of) or name for name, one in wanted.items()}
+        latest = list(dict.fromkeys(reversed(owners.values())))[:_MOST_WAITING]
+        return [name for name in self._waiting if owners[name] in latest]
+
     def forked(self, kind: ForkKind) -> None:
-        """Count a fork of a snapshot that has no process image."""
+        """Count a fork of a snapshot, unless the snapshot has a process image."""
+        if self.pool.has(Level.PREWARMED, kind.manifest.id):
+            return
         self._wanted.setdefault(kind.manifest.id, _Wanted(kind)).forks += 1
         self.offer(kind)
 
@@ -160,8 +169,8 @@ class Prewarming:
         Args:
             forked: the snapshot was forked before: its image may replace any other.
         """
-        used = sum(item.uses > 0 for item in self.pool.items(Level.PREWARMED))
-        has_room = forked or used < RULES[Level.PREWARMED].most
+        used = {item.owner for item in self.pool.items(Level.PREWARMED) if item.uses > 0}
+        has_room = forked or len(used) < RULES[Level.PREWARMED].most
         is_new = snapshot_id not in self.refused and not self.pool.has(Level.PREWARMED, snapshot_id)
         return has_room and is_new and not self.pool.is_short()
 
@@ -252,7 +261,7 @@ class Prewarming:
             return
         if name in self._wanted:
             image.on_distrust = lambda: self._refuse(name)
-            self.pool.put(Item(Level.PREWARMED, name, image))
+            self.pool.put(Item(Level.PREWARMED, name, image, group=wanted.kind.manifest.part_of))
             self._wanted.pop(name)
             if self.made is not None:
                 await self.made(wanted.kind)

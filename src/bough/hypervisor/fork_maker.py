@@ -12,7 +12,7 @@ from bough.hypervisor.lifetimes import Lifetimes
 from bough.hypervisor.names import Names
 from bough.machines.events import Events
 from bough.machines.machine import Machine
-from bough.machines.record import MachineRecord, Membership, new_machine_id
+from bough.machines.record import MachineRecord, Membership, PortForward, new_machine_id
 from bough.machines.saved_state import SavedState
 from bough.paths import Home, MachinePaths
 from bough.snapshots.store import SnapshotManifest
@@ -33,6 +33,8 @@ class ForkOrder:
         standby: no user has requested the fork yet.
         hold: QEMU loads the state, and the vCPUs wait (Machine.start).
         member: the fork's place in a project; None: the snapshot's project, without a role.
+        loopback: address of a project on which the fork publishes the ports of its spec. Other forks publish
+            on any free ports.
     """
 
     manifest: SnapshotManifest
@@ -44,6 +46,7 @@ class ForkOrder:
     standby: bool = False
     hold: bool = False
     member: Membership | None = None
+    loopback: str | None = None
 
     @property
     def stem(self) -> str:
@@ -127,6 +130,15 @@ class ForkMaker:
         record.standby = order.standby
         if order.member is not None:
             record.project, record.role = order.member
+        if order.loopback is not None:
+            _publish_on(record, order.manifest.spec, order.loopback)
         if order.saved is not None and order.saved.prewarm is not None:
             record.ports, record.throw_away = [], True  # a pre-warm is reachable by nobody
         return record
+
+
+def _publish_on(record: MachineRecord, source: MachineSpec, loopback: str) -> None:
+    """Give the fork of a project the host name of its source, and the ports on another address."""
+    ports = tuple(port.model_copy(update={"host": loopback}) for port in source.ports)
+    record.spec = record.spec.model_copy(update={"hostname": source.hostname, "ports": ports})
+    record.ports = [PortForward(**port.model_dump()) for port in ports]

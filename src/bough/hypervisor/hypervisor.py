@@ -27,14 +27,19 @@ from bough.hypervisor.network_changes import NetworkChanges
 from bough.hypervisor.networks import Networks
 from bough.hypervisor.opening import Opening
 from bough.hypervisor.preparation import Preparation
+from bough.hypervisor.project_branches import ProjectBranches
+from bough.hypervisor.project_bundles import ProjectBundles
 from bough.hypervisor.project_changes import MachineChanges
 from bough.hypervisor.project_down import ProjectDown
+from bough.hypervisor.project_forks import ProjectForks
 from bough.hypervisor.project_health import ProjectHealth
 from bough.hypervisor.project_images import ProjectImages
 from bough.hypervisor.project_machines import ProjectMachines
 from bough.hypervisor.project_networks import ProjectNetworks
 from bough.hypervisor.project_operations import ProjectOperations
 from bough.hypervisor.project_plan import ProjectPlanner
+from bough.hypervisor.project_removal import ProjectRemoval
+from bough.hypervisor.project_snapshots import ProjectSnapshots
 from bough.hypervisor.project_up import ProjectUp
 from bough.hypervisor.projects import Projects
 from bough.hypervisor.running import Running
@@ -49,6 +54,7 @@ from bough.machines.machine import Machine
 from bough.networks.store import NetworkStore
 from bough.paths import Home
 from bough.projects.health import HealthChecks
+from bough.projects.snapshot import ProjectSnapshotStore
 from bough.projects.store import ProjectStore
 from bough.snapshots.tree import SnapshotTree
 
@@ -122,6 +128,37 @@ class Hypervisor:
             home, source, store, catalogues, self.creation, machines, lifetimes, keeper, loaded, half_made
         )
         self.auditing = Auditing(home, machines, lifetimes, half_made)
+        self.project_operations = operations = ProjectOperations()
+        self.project_removal = ProjectRemoval(self.projects, operations, machines, lifetimes, self.networks)
+        machines.after_removal.append(self.project_removal.follow)
+        self.project_snapshots = ProjectSnapshots(
+            ProjectSnapshotStore(home), projects, operations, self.networks, keeper, events
+        )
+        self.project_forks = ProjectForks(
+            self.projects,
+            self.project_snapshots,
+            networks,
+            self.project_removal,
+            states,
+            maker,
+            names,
+            lifetimes,
+            prewarming,
+            events,
+        )
+        self.project_snapshots.on_taken.append(self.project_forks.offer)
+        self.project_branches = ProjectBranches(
+            self.projects,
+            self.project_snapshots,
+            operations,
+            self.lifecycle,
+            tree,
+            states,
+            machines.collect,
+        )
+        self.project_bundles = ProjectBundles(
+            self.projects, self.project_snapshots, self.project_forks, keeper, store, half_made
+        )
         self.opening = Opening(
             home,
             events,
@@ -134,13 +171,16 @@ class Hypervisor:
             self.networks,
             projects,
             self.faults,
+            self.project_snapshots,
+            self.project_branches,
+            self.project_removal,
         )
         self._connect_projects(source)
 
     def _connect_projects(self, source: ImageSource) -> None:
         """Make the use cases of projects, which use most of the others."""
         projects, lifecycle = self.projects, self.lifecycle
-        self.project_operations = operations = ProjectOperations()
+        operations = self.project_operations
         networks, checks = ProjectNetworks(projects, self.networks), HealthChecks()
         self.project_health = ProjectHealth(projects, checks)
         machines = ProjectMachines(

@@ -16,6 +16,9 @@ from bough.hypervisor.faults import Faults
 from bough.hypervisor.inventory import Inventory
 from bough.hypervisor.lifetimes import EPHEMERAL_GRACE_S, Lifetimes
 from bough.hypervisor.networks import Networks
+from bough.hypervisor.project_branches import ProjectBranches
+from bough.hypervisor.project_removal import ProjectRemoval
+from bough.hypervisor.project_snapshots import ProjectSnapshots
 from bough.hypervisor.projects import Projects
 from bough.hypervisor.snapshot_keeper import SnapshotKeeper
 from bough.images.bootstrap import remove_build
@@ -46,6 +49,9 @@ class Opening:
         networks: Networks,
         projects: Projects,
         faults: Faults,
+        project_snapshots: ProjectSnapshots,
+        project_branches: ProjectBranches,
+        project_removal: ProjectRemoval,
     ) -> None:
         self._home = home
         self._events = events
@@ -58,6 +64,9 @@ class Opening:
         self._networks = networks
         self._faults = faults
         self._projects = projects
+        self._project_snapshots = project_snapshots
+        self._project_branches = project_branches
+        self._project_removal = project_removal
         self._tasks = Tasks()
 
     async def open(self) -> None:
@@ -83,8 +92,10 @@ class Opening:
             remove_strays(machine.paths, machine.record)
             sweep_suspended(machine.paths, machine.record)
         self._keeper.tree.settle()
+        self._project_snapshots.open()
         self._keeper.drop_stale_booted()
         self._inventory.collect()
+        await self._project_removal.open()
         for machine in self._inventory:
             if machine.record.ephemeral:
                 # Standby machines of the last service have no client any more.
@@ -119,6 +130,9 @@ class Opening:
         """Leave the machines to the next service; QEMU runs on. Standby and discarded machines
         are deleted.
         """
+        await self._project_snapshots.close()
+        await self._project_branches.close()
+        await self._project_removal.close()
         await self._standby.close()
         await self._loaded.clear()
         await self._pool.close()

@@ -34,6 +34,7 @@ from bough.machines.saved_state import SavedState
 from bough.progress import ignore_progress
 from bough.qemu.plan import Plan
 from bough.snapshots.store import SnapshotManifest
+from bough.snapshots.tree import Identity
 from bough.spec import parse_spec
 from bough.spec.model import used_settings
 from bough.spec.settings import barring_process_image
@@ -189,7 +190,11 @@ class Preparation:
     async def _throw_away(self, kind: ForkKind, start: SavedState, stem: str) -> AsyncIterator[Machine]:
         """Yield a fork for the time of the block. No user sees the fork."""
         name = f"{stem}-{new_machine_id()}"
-        order = ForkOrder(kind.manifest, start, name=name, ephemeral=True, spec=kind.spec, standby=True)
+        # The forks of a project keep their identities. Other snapshots are also forked with new ones.
+        identity: Identity = kind.identity if kind.manifest.part_of is not None else "new"
+        order = ForkOrder(
+            kind.manifest, start, identity, name=name, ephemeral=True, spec=kind.spec, standby=True
+        )
         machine = await self._maker.make(order)
         try:
             yield machine

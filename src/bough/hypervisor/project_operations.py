@@ -14,6 +14,10 @@ class ProjectOperations:
     def __init__(self) -> None:
         self._doing: dict[str, str] = {}
 
+    def is_busy(self, name: str) -> bool:
+        """Return whether an operation on the project of that name is under way."""
+        return name in self._doing
+
     @contextmanager
     def run(self, name: str, doing: str) -> Iterator[None]:
         """Run an operation on the project of that name, which need not exist yet.

@@ -21,6 +21,8 @@ class ProjectRecord(BaseModel):
     machines: role -> machine id. networks: name -> network id.
     loopback: address of the host, like "127.5.6.7", on which the project's ports are published.
     snapshot: id of the project's snapshot that the project was forked from.
+    made: false while a fork is being made, or a project removed. Such a project is removed whole when the
+        service starts.
     """
 
     # A record of a newer bough may have more fields; a rewrite keeps them.
@@ -38,6 +40,7 @@ class ProjectRecord(BaseModel):
     loopback: str
     snapshot: str | None = None
     ephemeral: bool = False
+    made: bool = True
     created: str
 
     def write(self, path: Path) -> None:

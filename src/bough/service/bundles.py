@@ -9,15 +9,18 @@ from __future__ import annotations
 import asyncio
 import json
 import queue
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import WebSocket, WebSocketDisconnect
 
 from bough.contract.bundles import ExportMachine, ImportMachine
+from bough.errors import InvalidInput, NotFound
 from bough.hypervisor import Hypervisor
 from bough.hypervisor.description import describe
 from bough.progress import Progress, Report
+from bough.project_bundle import MAGIC, Peeked, read_magic
 from bough.service.answers import as_bough_error
 from bough.service.routes import Routes
 from bough.tasks import end_tasks
@@ -32,7 +35,22 @@ def add_routes(routes: Routes) -> None:
 
 
 async def export_machine(hypervisor: Hypervisor, asked: ExportMachine, socket: WebSocket) -> None:
+    async def send(pieces: Iterator[bytes]) -> int:
+        count = 0
+        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+            for at in range(0, len(piece), _MESSAGE_BYTES):
+                await socket.send_bytes(piece[at : at + _MESSAGE_BYTES])
+            count += len(piece)
+        return count
+
     async def work(report: Report) -> dict[str, int]:
+        if _is_project(hypervisor, asked.source):
+            _check_project(asked)
+            exporting = hypervisor.project_bundles.export(
+                asked.source, thin=asked.without_image, report=report
+            )
+            async with aclosing(exporting) as members:
+                return {"bytes": sum([await send(pieces) async for pieces in members])}
         async with hypervisor.bundles.export(
             asked.source,
             format=asked.format,
@@ -40,14 +58,27 @@ async def export_machine(hypervisor: Hypervisor, asked: ExportMachine, socket: W
             thin=asked.without_image,
             report=report,
         ) as pieces:
-            count = 0
-            while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
-                for at in range(0, len(piece), _MESSAGE_BYTES):
-                    await socket.send_bytes(piece[at : at + _MESSAGE_BYTES])
-                count += len(piece)
-            return {"bytes": count}
+            return {"bytes": await send(pieces)}
 
     await _answer(socket, work)
+
+
+def _is_project(hypervisor: Hypervisor, reference: str) -> bool:
+    """Return whether the name means a project. A machine or a snapshot of that name comes first."""
+    try:
+        hypervisor.machines.find_source(reference)
+    except NotFound:
+        return hypervisor.project_bundles.knows(reference)
+    return False
+
+
+def _check_project(asked: ExportMachine) -> None:
+    """Raise InvalidInput if a project cannot be exported so."""
+    if asked.format != "bough" or asked.disks_only:
+        raise InvalidInput(
+            "a project is exported as a bundle, with the memory of its machines",
+            hint=f"bough export {asked.source} {asked.source}.bough",
+        )
 
 
 async def import_machine(hypervisor: Hypervisor, asked: ImportMachine, socket: WebSocket) -> None:
@@ -66,8 +97,11 @@ async def import_machine(hypervisor: Hypervisor, asked: ImportMachine, socket: W
 async def _import(
     hypervisor: Hypervisor, asked: ImportMachine, inflow: _Inflow, report: Report
 ) -> dict[str, Any]:
+    magic = await asyncio.to_thread(read_magic, inflow)
+    if magic == MAGIC:
+        return await _import_project(hypervisor, asked, inflow, report)
     machine = await hypervisor.bundles.import_bundle(
-        inflow,
+        Peeked(magic, inflow),
         name=asked.name,
         identity=asked.identity,
         cold=asked.cold,
@@ -78,6 +112,26 @@ async def _import(
     if asked.wait and machine.state == "running":
         await machine.wait_ready(timeout_s=asked.timeout_s, report=report)
     return describe(machine)
+
+
+async def _import_project(
+    hypervisor: Hypervisor, asked: ImportMachine, inflow: _Inflow, report: Report
+) -> dict[str, Any]:
+    if asked.identity == "new":
+        raise InvalidInput(
+            "the machines of a project keep their identities, because they know each other",
+            hint="import the bundle without --identity new",
+        )
+    record = await hypervisor.project_bundles.import_bundle(
+        inflow,
+        name=asked.name,
+        cold=asked.cold,
+        force=asked.force,
+        accelerator=asked.accelerator,
+        timeout_s=asked.timeout_s,
+        report=report,
+    )
+    return hypervisor.projects.describe(record)
 
 
 async def _feed(socket: WebSocket, inflow: _Inflow) -> None:

@@ -269,14 +269,13 @@ class SnapshotTree:
             identity: "new", or "keep": the fork has the parent's identity.
             spec: the user's request, if `run` makes the machine: the user does not see a fork.
         """
-        hardware = manifest.hardware.model_copy(
-            update={"uid": machine_uid(machine_id, taken_uids) if os.geteuid() == 0 else None}
-        )
+        # A new vmgenid, whatever the identity: no two machines may continue with the same random numbers.
+        uid = machine_uid(machine_id, taken_uids) if os.geteuid() == 0 else None
+        hardware = manifest.hardware.model_copy(update={"uid": uid, "vmgenid": new_uuid()})
         if identity == "new":
             hardware = hardware.model_copy(
                 update={
                     "uuid": new_uuid(),
-                    "vmgenid": new_uuid(),
                     "nics": renew_mac_addresses(hardware.nics, spec),
                 }
             )
@@ -367,7 +366,8 @@ class SnapshotTree:
                 machine.paths,
                 record.hardware.uid,
             )
-            is_own = manifest.machine == machine.id
+            # A machine of a forked project has the identity of the snapshot.
+            is_own = manifest.machine == machine.id or manifest.part_of is not None
             machine.change(
                 disks=disks,
                 snapshot=manifest.id,

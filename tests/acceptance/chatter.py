@@ -1,0 +1,73 @@
+"""Two programs of guests that talk over TCP: a server that echoes lines, and a client with connections.
+
+    chatter.py serve                 echo all lines on port 9000
+    chatter.py talk HOST             one connection sends numbered lines without end; 20 are idle
+
+The client writes below /run/chatter: `count`, the lines echoed so far; `error`, why a connection has ended;
+and `idle`, the idle connections that still echo, each time after `check` is made.
+"""
+
+from __future__ import annotations
+
+import socket
+import socketserver
+import sys
+import time
+from pathlib import Path
+
+PORT = 9000
+IDLE = 20
+TALK = Path("/run/chatter")
+
+
+class Echo(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        for line in self.rfile:
+            self.wfile.write(line)
+
+
+class Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = daemon_threads = True
+    request_queue_size = 64
+
+
+def echoed(connection: socket.socket, line: bytes) -> bool:
+    connection.sendall(line)
+    got = b""
+    while not got.endswith(b"\n"):
+        data = connection.recv(100)
+        if not data:
+            raise ConnectionError("the server has closed the connection")
+        got += data
+    return got == line
+
+
+def write(name: str, text: str) -> None:
+    new = TALK / f"{name}.new"
+    new.write_text(text)
+    new.rename(TALK / name)
+
+
+def talk(host: str) -> None:
+    TALK.mkdir(exist_ok=True)
+    idle = [socket.create_connection((host, PORT)) for _ in range(IDLE)]
+    stream, count = socket.create_connection((host, PORT)), 0
+    while True:
+        if not echoed(stream, b"%d\n" % count):
+            raise ConnectionError(f"line {count} was echoed wrong")
+        count += 1
+        write("count", str(count))
+        if (TALK / "check").exists():
+            (TALK / "check").unlink()
+            write("idle", str(sum(echoed(one, b"idle\n") for one in idle)))
+        time.sleep(0.02)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "serve":
+        with Server(("", PORT), Echo) as server:
+            server.serve_forever()
+    try:
+        talk(sys.argv[2])
+    except OSError as error:
+        write("error", repr(error))
