@@ -387,10 +387,10 @@ def read_name(path: Path) -> str:
     Raises:
         NotFound: no such file. InvalidInput: the file is not TOML.
     """
-    from bough.spec.project.document import project_name
+    from bough.spec.project.document import as_project, project_name
     from bough.spec.toml import load_toml
 
-    given = load_toml(path).get("name")
+    given = as_project(load_toml(path)).get("name")
     return str(given or project_name(path.absolute().parent.name) or "project")
 
 

@@ -16,9 +16,9 @@ from bough.spec.project.settings import (
 _PAGE_HEAD = """\
 # The file of a project
 
-Generated from the code by `make docs`. A file `bough.toml` describes the machines and networks of a project.
-[examples/project.toml](../examples/project.toml) shows each setting. The words are Compose's where Compose
-has a word. All problems of a file are told at once, with their lines.
+Generated from the code by `make docs`. The file `bough.toml` describes the machines and networks of a
+[project](projects.md). [examples/project.toml](../examples/project.toml) shows each setting. The words are
+Compose's where Compose has a word. All problems of a file are told at once, with their lines.
 """
 _FILE = """\
 A file with `image` at the top describes one machine. Such a file is a project of one machine, whose role
