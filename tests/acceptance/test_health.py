@@ -57,9 +57,12 @@ def test_an_address(fork: bough.Machine) -> None:
 def test_a_unit(fork: bough.Machine) -> None:
     assert health(fork, unit="systemd-journald")[0] == 0
     for name, text in (("once", "/bin/true"), ("broken", "sh -c 'echo no database; exit 3'")):
-        unit = f"[Service]\nType=oneshot\nExecStart={text}\n"
+        # systemd forgets the result of a unit that no other unit wants.
+        unit = f"[Service]\nType=oneshot\nExecStart={text}\n[Install]\nWantedBy=multi-user.target\n"
         fork.write_file(f"/etc/systemd/system/{name}.service", unit)
-    fork.succeed("systemctl daemon-reload; systemctl start --no-block once; systemctl start broken || true")
+    fork.succeed(
+        "systemctl enable once broken; systemctl start --no-block once; systemctl start broken || true"
+    )
     assert health(fork, unit="once", start=True)[0] == 0
     status, attempts = health(fork, unit="broken", start=True)
     assert status == GAVE_UP
