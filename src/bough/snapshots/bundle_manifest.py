@@ -79,7 +79,7 @@ class BundleManifest(_Told):
 
 
 def parse_manifest(data: dict[str, Any]) -> BundleManifest:
-    """Parse the manifest of a bundle, and make all checks that do not depend on the host.
+    """Parse the manifest of a bundle, and make all checks independent of the host.
 
     The table of settings says which settings a bundle may bring. Autostart and mounts stay behind. Ports
     listen on the loopback. A setting that names a file of the exporting host is refused.
@@ -104,7 +104,7 @@ def parse_manifest(data: dict[str, Any]) -> BundleManifest:
 
 
 def _travelled(spec: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a bundle's spec that may be imported. Raises BadBundle."""
+    """Return the importable settings of a bundle's spec. Raises BadBundle."""
     arrived: dict[str, Any] = {}
     for name, value in spec.items():
         kind = entry_of(name).bundle
@@ -141,7 +141,7 @@ def _check_hardware(hardware: Hardware) -> None:
 
 
 def _are_cards(nics: list[Nic]) -> bool:
-    """Return whether the cards have distinct addresses and places, and models that bough knows."""
+    """Return whether the cards have distinct addresses and places, and known models."""
     places = [nic.place for nic in nics]
     return (
         all(_MAC.fullmatch(nic.mac) and nic.model in get_args(Model) for nic in nics)

@@ -1,6 +1,7 @@
-"""Read the parts of a bundle, and make a snapshot of them. bough/bundle.py defines the format of the file.
+"""Read the parts of a bundle, and make a snapshot of the parts. bough/bundle.py defines the format of the
+file.
 
-Disks arrive as bytes, never as qcow2. Only a QEMU in its jail reads the memory and devices.
+Disks arrive as bytes, never as qcow2. Only a jailed QEMU reads the memory and devices.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from bough.units import MIB
 
 @dataclass
 class Taken:
-    """The parts that were read from a bundle.
+    """The parts of a bundle, as read.
 
     Attributes:
         disks: raw files.

@@ -188,15 +188,14 @@ def _data_of(path: Path) -> Iterator[tuple[int, bytes]]:
 def read_difference(path: Path, image: Path) -> Iterator[tuple[int, bytes]]:
     """Yield the blocks and offsets where the disk differs from the image.
 
-    This includes blocks that are empty on the disk but not in the image.
+    Blocks that are empty on the disk but not in the image are included.
     """
     with path.open("rb") as ours, image.open("rb") as theirs:
         size, base = os.fstat(ours.fileno()).st_size, os.fstat(theirs.fileno()).st_size
         for start in range(0, size, MOST_CHUNK_BYTES):
             length = min(MOST_CHUNK_BYTES, size - start)
             if _is_hole(ours.fileno(), start, length) and _is_hole(theirs.fileno(), start, length):
-                # Skip holes, most of a disk: for each page that is read from a hole, the kernel allocates
-                # one.
+                # Skip holes, most of a disk: for each page read from a hole, the kernel allocates a page.
                 continue
             new = os.pread(ours.fileno(), length, start)
             old = os.pread(theirs.fileno(), length, start) if start < base else b""

@@ -53,7 +53,7 @@ _FREEZE_S = 20.0
 
 @dataclass(frozen=True)
 class Memory:
-    """The memory and device state of a machine at the moment of its snapshot."""
+    """The memory and device state of a machine at the moment of the snapshot."""
 
     template: Template
     devices: bytes
@@ -83,7 +83,7 @@ async def capture(
 ) -> Captured:
     """Take a snapshot. `manifest` describes everything except the disks, the consistency and the pause.
 
-    The caller holds the machine's operation, and shields this call from cancellation.
+    The caller holds the machine's operation, and shields the call from cancellation.
 
     Args:
         moment: shared with the captures of other machines; None: the machine is captured alone.
@@ -149,7 +149,7 @@ async def _make_layers(
         directory.mkdir(mode=0o711)
     disks = []
     for number, disk in enumerate(machine.record.disks):
-        # In the jail of an ordinary user, QEMU can replace its disk by any file.
+        # In the jail of an ordinary user, QEMU can replace the disk by any file.
         os.link(machine.paths.disks / disk.file, made.disk(number), follow_symlinks=False)
         if not stat.S_ISREG(made.disk(number).lstat().st_mode):
             raise MachineFailed(
@@ -186,7 +186,7 @@ async def _undo(
         _take_over(machine, store, manifest, before)
     elif written:
         remove_disks(machine.paths, kept)
-    # Otherwise the record on disk still names the overlays, which read through to the previous disks.
+    # Otherwise the record on disk still names the overlays. The overlays read through to the previous disks.
 
 
 def _take_over(
@@ -265,7 +265,7 @@ async def _add_overlay(qmp: Qmp, path: Path, name: str) -> str:
 
 
 async def _disks_only(machine: Machine, qmp: Qmp, switch: list[dict[str, Any]], moment: Meeting) -> str:
-    """Switch to the overlays, with quiesced file systems if the agent can quiesce them.
+    """Switch to the overlays, with quiesced file systems if the agent can quiesce.
 
     Returns "frozen" if the file systems were quiesced until the switch was done, otherwise "crash".
     """
@@ -303,7 +303,7 @@ async def _with_memory(
 
     async def prepare() -> None:
         if channel is not None:
-            with contextlib.suppress(BoughError):  # an older agent: each fork prepares by itself
+            with contextlib.suppress(BoughError):  # an older agent: each fork then prepares itself
                 await prepare_guest(channel)
 
     async with (
@@ -361,7 +361,7 @@ class DeviceState:
         self._descriptor = descriptor
 
     async def save(self) -> None:
-        """Have QEMU write the state of its devices. The vCPUs are stopped."""
+        """Have QEMU write the state of the devices. The vCPUs are stopped."""
         await self._qmp.execute("xen-save-devices-state", filename=f"/dev/fdset/{_FD_SET}", live=False)
 
     def read(self) -> bytes:
@@ -374,7 +374,7 @@ class DeviceState:
 
 @contextlib.asynccontextmanager
 async def device_state(qmp: Qmp) -> AsyncIterator[DeviceState]:
-    """Provide a memory file that QEMU can write. Enter the block before the vCPUs are stopped."""
+    """Provide a memory file writable by QEMU. Enter the block before the vCPUs are stopped."""
     state = os.memfd_create("bough-devices", os.MFD_CLOEXEC)
     try:
         # QEMU uses a passed descriptor for a file name only if the access modes are the same.
@@ -393,5 +393,5 @@ async def device_state(qmp: Qmp) -> AsyncIterator[DeviceState]:
 
 
 def _named(**arguments: Any) -> dict[str, Any]:
-    """Return the arguments with QMP's names, which have dashes."""
+    """Return the arguments with QMP's names: with dashes."""
     return {name.replace("_", "-"): value for name, value in arguments.items()}

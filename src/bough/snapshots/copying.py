@@ -1,6 +1,6 @@
 """Copy the memory of a guest into a template, with a short pause.
 
-Most of the memory is copied while the guest runs, so that the pause is short. There are two methods:
+Most of the memory is copied while the guest runs, so the pause is short. Two methods exist:
 
     Outside     from outside QEMU: a first copy allocates the pages. In the pause, all written memory is
                 copied a second time. The pause grows with the amount of written memory.
@@ -20,7 +20,8 @@ from bough.qemu.qmp import Qmp
 from bough.qemu.ram import Extent, GuestRam, MemoryFile, Template, size_of, subtract, union
 from bough.units import MIB
 
-#: QEMU's method copies all memory. From this amount of written memory on, its pause is shorter all the same.
+#: QEMU's method copies all memory. From the following amount of written memory on, the pause is still
+#: shorter.
 _FOLLOW_FROM_BYTES = 64 * MIB
 
 _log = logging.getLogger(__name__)
@@ -34,11 +35,11 @@ class Outside:
         self._file = file
 
     async def beside(self) -> None:
-        """Do the part that can run concurrently with other work. The vCPUs are stopped."""
+        """Do the part that runs concurrently with other work. The vCPUs are stopped."""
         await asyncio.to_thread(self._copy_again)
 
     async def last(self) -> None:
-        """Do the rest, after that other work. The vCPUs are stopped."""
+        """Do the rest, after the other work. The vCPUs are stopped."""
 
     async def seal(self) -> Template:
         """Return the copied memory. The vCPUs may run again."""
@@ -113,7 +114,7 @@ def _worth_following(ram: GuestRam) -> list[Extent]:
 
 
 def _copy_once(ram: GuestRam) -> MemoryFile:
-    """Copy all written memory once. The copy allocates the pages, so that the second copy is fast."""
+    """Copy all written memory once. The copy allocates the pages, so the second copy is fast."""
     file = MemoryFile(ram.size_bytes)
     try:
         extents = ram.private_extents()

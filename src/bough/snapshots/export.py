@@ -44,7 +44,7 @@ def snapshot_subject(
 
 
 async def suspended_subject(machine: Machine, home: Home, *, disks_only: bool) -> Subject:
-    """Return the subject for the export of a machine that does not run.
+    """Return the subject for the export of a suspended machine.
 
     The caller holds the machine's operation.
 
@@ -52,7 +52,7 @@ async def suspended_subject(machine: Machine, home: Home, *, disks_only: bool) -
         disks_only: leave out the memory of a suspended machine.
 
     Raises:
-        WrongState, MachineFailed: the machine is not suspended, or its memory cannot be read.
+        WrongState, MachineFailed: the machine is not suspended, or the memory cannot be read.
     """
     record = machine.record
     saved = None if disks_only else await load_suspended(record, machine.paths)

@@ -1,6 +1,6 @@
-"""Create the overlays of a fork: copies of the empty overlays that its snapshot keeps.
+"""Create the overlays of a fork: copies of the snapshot's empty overlays.
 
-A machine that is restored, and a machine that continues after its snapshot, get their overlays here, too. The
+A restored machine, and a machine that continues after a snapshot, get overlays in the same way. The
 snapshot's empty overlays are made by machines/disks/creation.py.
 """
 

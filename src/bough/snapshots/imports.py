@@ -66,10 +66,10 @@ class Arrival:
         check_space(self._work)
 
     def _find_image(self) -> Path | None:
-        """Return the disk of the image that a disk of the bundle differs from, if any.
+        """Return the disk of the image below a disk of the bundle, if any.
 
         Raises:
-            NotFound: this image, or the image of a CD or floppy, is not here.
+            NotFound: the image, or the image of a CD or floppy, is missing on this host.
         """
         images, bundle = self._images, self._bundle
         wanted = {part.image for part in bundle.parts if part.image} | set(bundle.media.digests)
@@ -120,7 +120,7 @@ async def taken_up(
 ) -> AsyncIterator[Arrival]:
     """Check a bundle, and provide the arrival for the block.
 
-    Afterwards remove the bundle's files, except those that the block moved into the store.
+    Afterwards remove the bundle's files, except files that the block moved into the store.
 
     Args:
         cold: leave out the memory; the machine boots.

@@ -5,7 +5,7 @@
     devices    the state of the devices, and the content of the screen (see machines/video.py)
 
 A snapshot with a `base` (another snapshot) stores the pages that differ from the base. Any other snapshot
-stores all pages that have content. A reader applies the base's pages first, then the snapshot's own.
+stores all pages with content. A reader applies the base's pages first, then the snapshot's own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CHUNK_BYTES = 4 << 20
 def write_memory(
     paths: SnapshotPaths, template: Template, extents: list[Extent], devices: bytes, **told: str | None
 ) -> SnapshotMemory:
-    """Write the memory of a template, as `write_pages` does, and return its description.
+    """Write the memory of a template, as `write_pages` does, and return the description.
 
     Args:
         told: further fields of SnapshotMemory.
@@ -51,7 +51,7 @@ def write_pages(
     """Write the three files, synced and read-only. Return their sha256.
 
     Args:
-        pages: content of the extents, in their order.
+        pages: content of the extents, in order.
 
     Raises:
         NoSpace: partial files are left; the caller removes the directory.
@@ -96,7 +96,7 @@ def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
 
 
 def verify_memory(store: SnapshotStore, manifest: SnapshotManifest) -> None:
-    """Compare the files with their checksum. Raises SnapshotDamaged."""
+    """Compare the files with the checksum. Raises SnapshotDamaged."""
     assert manifest.memory is not None
     paths, digest = store.paths(manifest.id), hashlib.sha256()
     try:
@@ -145,7 +145,7 @@ def _lay_over(paths: SnapshotPaths, manifest: SnapshotManifest, file: MemoryFile
 
 
 def lay_over(paths: SnapshotPaths, file: MemoryFile) -> None:
-    """Read the pages that `write_pages` wrote into `file`.
+    """Read the pages written by `write_pages` into `file`.
 
     Raises:
         OSError
@@ -174,7 +174,7 @@ def _damaged(manifest: SnapshotManifest, why: str) -> SnapshotDamaged:
 class Templates:
     """Templates of snapshots, kept for the next fork.
 
-    Beyond the size limit, the template that was not used for the longest time is dropped first.
+    Beyond the size limit, the least recently used template is dropped first.
     """
 
     def __init__(self, store: SnapshotStore, limit_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""Whether this host can continue from a memory that was saved elsewhere: its accelerator and its CPU."""
+"""Checks whether this host can continue from a memory of another host: accelerator and CPU."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def cpu_bar(its: str, cpu: str, accelerators: Mapping[str, Accelerator]) -> str 
     model, _, changes = cpu.partition(",")
     if model in ("host", "max"):
         return f"its processor is that of the exporting host ({model}), and may differ from this one"
-    # With other changes a user may have switched off what this host lacks.
+    # With other changes a user may have switched off the features that this host lacks.
     if changes in _OWN_CHANGES and model not in complete:
         return f"this host's processor lacks features of its processor {model}"
     return None

@@ -1,11 +1,11 @@
-"""One moment at which several machines are captured.
+"""The common moment of the captures of several machines.
 
     each machine    its memory is copied ─ begin ─ stop, save devices, switch disks ─ end ─ run again
     the moment      all are ready: frames are held             all are saved: frames are released
 
-No machine runs again before all machines are saved. So no machine has received a frame that its sender has
-not sent yet in the snapshot, and open connections between the machines go on in the forks. Frames are held
-to spare the machines a loss: a stopped machine reads no frame.
+No machine runs again before all machines are saved. So in the snapshot no machine has received a frame before
+the sender has sent the frame. Open connections between the machines go on in the forks. Held frames are not
+lost: a stopped machine reads no frame.
 
 A failure of one machine ends the moment for all machines: `begin` or `end` raises in each of the others.
 """
@@ -27,7 +27,7 @@ HoldFrames = Callable[[], AbstractAsyncContextManager[object]]
 
 
 class Meeting(Protocol):
-    """The moment of a capture, as seen by the capture of one machine."""
+    """The moment of a capture, as seen by the capture of a single machine."""
 
     async def begin(self) -> None:
         """Return when the machine is to stop. Raises MachineFailed: another machine cannot be captured."""
@@ -75,7 +75,7 @@ class Moment:
 
     def __init__(self, parties: int, hold: HoldFrames) -> None:
         self._hold = hold
-        # The moment itself is one more party at each gate.
+        # The moment is a further party at each gate.
         self._gates = [_Gate(parties + 1) for _ in range(3)]
         self._ready, self._held, self._saved = self._gates
 
@@ -94,7 +94,7 @@ class Moment:
             await self._saved.wait()
 
     async def joined(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do the work of a party. Its failure ends the moment for all."""
+        """Do the work of a party. A failure ends the moment for all parties."""
         try:
             return await work
         except BaseException:
@@ -112,8 +112,8 @@ async def capture_together(
 ) -> list[T]:
     """Run captures that share one moment. Return their results, in order.
 
-    A failure or a cancellation of this call ends the moment for all machines. Then this call waits for the
-    end of all captures: a capture after its moment is completed, and the caller undoes such a capture.
+    A failure or a cancellation of the call ends the moment for all machines. Then the call waits for the end
+    of all captures: a capture after its moment is completed, and the caller undoes such a capture.
 
     Args:
         captures: each calls `begin` and `end` of its argument once, or fails.

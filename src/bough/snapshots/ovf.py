@@ -82,7 +82,7 @@ def render_ovf(manifest: SnapshotManifest, sizes: list[int], note: ExportNote) -
         for n in range(len(sizes))
     ]
     items += [
-        # Another hypervisor has none of our networks: each card gets its NAT.
+        # Another hypervisor has none of our networks: each card gets NAT.
         _item(
             4 + len(sizes) + n,
             10,
@@ -110,7 +110,7 @@ def render_ovf(manifest: SnapshotManifest, sizes: list[int], note: ExportNote) -
 
 def _item(number: int, kind: int, name: str, **values: str) -> str:
     told = {"ElementName": name, "InstanceID": str(number), "ResourceType": str(kind), **values}
-    # The schema requires the elements of an item in the order of their names.
+    # The schema requires the elements of an item in the order of names.
     inner = "".join(f"<rasd:{key}>{escape(value)}</rasd:{key}>" for key, value in sorted(told.items()))
     return f"   <Item>{inner}</Item>"
 

@@ -1,6 +1,6 @@
-"""The snapshots on disk: a directory for each, with a manifest that is written last.
+"""The snapshots on disk: a directory for each, with the manifest written last.
 
-The overlays of a snapshot need backing files: those of earlier snapshots, and an image. Its memory may be
+The overlays of a snapshot need backing files: overlays of earlier snapshots, and an image. The memory may be
 stored as the difference from another snapshot. So a deleted snapshot stays, in the state "layers", while
 other files depend on it. A deleted snapshot is not listed and cannot be forked. `collect` removes unneeded
 snapshots.
@@ -119,7 +119,7 @@ class SnapshotManifest(_Kept):
 
     @property
     def is_listed(self) -> bool:
-        """Return whether a user took the snapshot, and can use and delete it by itself."""
+        """Return whether a user took the snapshot, and can use and delete the snapshot singly."""
         return self.state == "whole" and self.booted_key is None and self.part_of is None
 
 
@@ -128,13 +128,13 @@ def new_snapshot_id() -> str:
 
 
 class SnapshotStore:
-    """All manifests, in memory and on disk. Only the service writes them."""
+    """All manifests, in memory and on disk. Only the service writes manifests."""
 
     def __init__(self, home: Home) -> None:
         self.home = home
         self._manifests: dict[str, SnapshotManifest] = {}
-        #: Damaged manifests and records. Their dependencies are unknown, so nothing is removed while this set
-        #: is not empty.
+        #: Damaged manifests and records. The dependencies of damaged objects are unknown, so nothing is
+        #: removed while the set is not empty.
         self._unreadable: set[str] = set()
 
     def open(self) -> None:
@@ -158,7 +158,7 @@ class SnapshotStore:
         return self.home.snapshot(snapshot_id)
 
     def all(self) -> list[SnapshotManifest]:
-        """Return the usable snapshots that users took, the oldest first."""
+        """Return the usable snapshots taken by users, the oldest first."""
         listed = (manifest for manifest in self._manifests.values() if manifest.is_listed)
         return sorted(listed, key=lambda manifest: manifest.created)
 
@@ -171,11 +171,11 @@ class SnapshotStore:
         return [m for m in self._manifests.values() if m.state == "whole" and m.part_of is not None]
 
     def every(self) -> list[SnapshotManifest]:
-        """Return all snapshots, also deleted ones with files that are still needed."""
+        """Return all snapshots, also deleted snapshots with files that are still needed."""
         return list(self._manifests.values())
 
     def get(self, snapshot_id: str) -> SnapshotManifest:
-        """Return a snapshot by its full id, also a deleted one with files that are still needed."""
+        """Return a snapshot by the full id, also a deleted snapshot with needed files."""
         return self._manifests[snapshot_id]
 
     def has(self, snapshot_id: str) -> bool:
@@ -191,7 +191,7 @@ class SnapshotStore:
         ]
 
     def resolve(self, reference: str) -> SnapshotManifest:
-        """Find a snapshot by label, id, or an unambiguous start of its id (4 digits or more).
+        """Find a snapshot by label, id, or an unambiguous start of the id (4 digits or more).
 
         Raises:
             NotFound: with the nearest label.
@@ -227,7 +227,7 @@ class SnapshotStore:
         return True
 
     def check_label(self, label: str | None) -> None:
-        """Check that no snapshot has this label. Raises NameTaken."""
+        """Check that no snapshot has the label. Raises NameTaken."""
         if label is not None and any(label in (m.label, m.id) for m in self.all()):
             raise NameTaken(
                 f"a snapshot labelled '{label}' exists already",
@@ -294,7 +294,7 @@ class SnapshotStore:
         """Yield the digest of each image that a snapshot needs, and the name of the snapshot."""
         for manifest in self._manifests.values():
             if manifest in self.booted():
-                continue  # a booted snapshot does not keep its image
+                continue  # a booted snapshot does not keep the image
             for digest in {manifest.image_digest, *manifest.media.digests}:
                 yield digest, f"snapshot {manifest.label or manifest.id}"
 

@@ -1,4 +1,4 @@
-"""Suspend a machine to disk and end its process; resume a suspended machine.
+"""Suspend a machine to disk and end QEMU; resume a suspended machine.
 
 After a crash between any two steps, the machine either runs or is suspended:
 
@@ -84,9 +84,9 @@ async def _suspend(machine: Machine, home: Home, report: Report) -> None:
 
 
 async def _prepare(machine: Machine) -> None:
-    """Have the guest prepare for a quick resume, and write a new identity to its disk.
+    """Have the guest prepare for a quick resume, and write a new identity to the disk.
 
-    Both are optional. With an older agent or a slow disk, the guest gets its identity again after the resume.
+    Both are optional. With an older agent or a slow disk, the guest gets the identity again after the resume.
     """
     channel = machine.channel()
     if channel is None:
@@ -137,7 +137,7 @@ def _write_ram(ram: GuestRam, video: GuestRam | None, devices: bytes, made: Snap
 
 
 async def resume(machine: Machine, report: Report) -> None:
-    """Resume a suspended machine: its vCPUs run. The operation continues if the caller is cancelled.
+    """Resume a suspended machine: the vCPUs run. The operation continues if the caller is cancelled.
 
     Raises:
         WrongState: the machine is not suspended.
@@ -200,7 +200,7 @@ async def _being_loaded(record: MachineRecord, paths: MachinePaths) -> AsyncIter
         finally:
             await asyncio.wait({loading})  # the thread cannot be cancelled
             if not loading.cancelled():
-                loading.exception()  # a caller that waited for `loading` has got the error
+                loading.exception()  # the caller that waited for `loading` has the error
 
 
 @contextlib.contextmanager

@@ -174,7 +174,7 @@ class SnapshotTree:
                 self.store.update(manifest)
                 return manifest
             base = self._base(manifest) if memory is not None else None
-            # Until the manifest names the base, a deletion of the base would remove its memory.
+            # Until the manifest names the base, a deletion of the base would remove the base's memory.
             with self.using(base) if base is not None else nullcontext():
                 if memory is not None:
                     report(Progress("writing memory"))
@@ -211,7 +211,7 @@ class SnapshotTree:
     def _base(self, manifest: SnapshotManifest) -> SnapshotManifest | None:
         """Return the nearest ancestor with memory of the same size.
 
-        None if there is no such ancestor, or if the chain of bases is too long.
+        None without such an ancestor, or if the chain of bases is too long.
         """
         parent = manifest.parent
         while parent is not None and self.store.has(parent):
@@ -248,7 +248,7 @@ class SnapshotTree:
             self._used[manifest.id] -= 1
 
     def forget(self, manifest: SnapshotManifest) -> None:
-        """Release the state of a snapshot that was not written: its forks have started."""
+        """Release the state of an unwritten snapshot: the forks have started."""
         self._passing.pop(manifest.id, None)
         self.templates.drop(manifest.id)
 
@@ -288,7 +288,7 @@ class SnapshotTree:
                 "domain": None,
             }
             asked["first_boot"] = FirstBoot(done=not needs_set_up(spec), instance=machine_id)
-        # The parent keeps the ports that its spec names; the fork gets any free ports.
+        # The parent keeps the ports of the spec; the fork gets any free ports.
         ports = [PortForward(host=p.host, host_port=0, guest_port=p.guest_port) for p in manifest.spec.ports]
         return MachineRecord(
             id=machine_id,
@@ -334,7 +334,7 @@ class SnapshotTree:
         return install_overlays(source, manifest, fork.paths, uid, durable=False)
 
     def check_own(self, machine: Machine, manifest: SnapshotManifest) -> None:
-        """Check that the machine can be restored to this snapshot. Raises Conflict."""
+        """Check that the machine can be restored to the snapshot. Raises Conflict."""
         if manifest.machine != machine.id and machine.record.forked_from != manifest.id:
             raise Conflict(
                 f"snapshot {manifest.label or manifest.id} belongs to machine '{manifest.machine_name}', "
@@ -350,7 +350,7 @@ class SnapshotTree:
             )
 
     async def put_back(self, machine: Machine, manifest: SnapshotManifest) -> None:
-        """Restore the disks and settings of a stopped machine. Its present disks are deleted.
+        """Restore the disks and settings of a stopped machine. The present disks are deleted.
 
         Raises:
             WrongState: the machine runs.
@@ -408,8 +408,8 @@ class SnapshotTree:
     def settle(self) -> None:
         """Complete interrupted snapshots, when the service starts.
 
-        Make their disk files read-only, and remove partial memory. Stray files of machines were removed
-        before, so no machine can write to a disk file with only one name.
+        Make the disk files read-only, and remove partial memory. Stray files of machines were removed before,
+        so no machine can write to a disk file with only one name.
         """
         for manifest in self.store.every():
             paths = self.store.paths(manifest.id)
@@ -480,7 +480,7 @@ def _cards(hardware: Hardware) -> list[tuple[int, str]]:
 
 
 def _spec_of_fork(manifest: SnapshotManifest, identity: Identity) -> MachineSpec:
-    """Return the parent's spec without the names that belong to the parent alone."""
+    """Return the parent's spec without the parent's own names."""
     spec = manifest.spec.model_copy(update={"hostname": None})
     if identity == "keep":
         return spec
