@@ -27,7 +27,9 @@ Trio = tuple[bough.Machine, bough.Machine, bough.Machine]
 def trio(hv: bough.Hypervisor, debian: str) -> Iterator[Trio]:
     """Yield three machines on a network: one boots, the others fork its booted snapshot."""
     network = hv.create_network(NAME)
-    machines = tuple(hv.run(debian, name=name, memory=MEMORY, nics=[NAME]) for name in ("fa", "fb", "fc"))
+    machines = tuple(
+        hv.run(debian, name=name, memory=MEMORY, nics=[NAME], disks=["64MiB"]) for name in ("fa", "fb", "fc")
+    )
     for machine in machines:
         wait_until(lambda machine=machine: NAME in machine.exec("cat", "/etc/resolv.conf").stdout)  # type: ignore[misc]
     yield machines  # type: ignore[misc]
@@ -253,3 +255,203 @@ def test_a_stopped_machine_gets_no_fault(hv: bough.Hypervisor, debian: str, netw
     hv.create(debian, name="idle", nics=[NAME])
     with pytest.raises(WrongState, match="machine 'idle' is stopped"):
         network.isolate("idle")
+
+
+# -- machines ---------------------------------------------------------------------------------------
+
+PLACE = "/var/lib/faulty"
+
+
+@pytest.fixture
+def prey(trio: Trio, hv: bough.Hypervisor) -> Iterator[bough.Machine]:
+    """Yield a fork to be broken."""
+    machine = trio[2].fork("prey")
+    yield machine
+    machine.delete(force=True)
+    assert hv.faults() == []
+
+
+def test_a_pulled_cable(network: Any, trio: Trio, cli: Cli) -> None:
+    a, b, _ = trio
+    carrier = "cat /sys/class/net/e*/carrier"
+    assert a.succeed(carrier).strip() == "1"
+    made = cli.json("fault", "unplug", "fa", "--network", NAME, "--for", "1h")
+    assert a.succeed(carrier).strip() == "0"
+    with pytest.raises(Conflict, match="the cable is pulled already"):
+        a.unplug()
+    with pytest.raises(Conflict, match="a snapshot would contain the fault"):
+        a.snapshot()
+    cli("fault", "heal", made["id"])
+    wait_until(lambda: a.succeed(carrier).strip() == "1")
+    wait_reaches(network, a, b)
+    with a.unplug():
+        assert a.succeed(carrier).strip() == "0"
+
+
+def test_disks_that_fail(trio: Trio, prey: bough.Machine, cli: Cli) -> None:
+    write = f"dd if=/dev/zero of={PLACE} bs=4096 count=4 oflag=direct conv=notrunc"
+    read = f"dd if={PLACE} of=/dev/null bs=4096 iflag=direct"
+    prey.succeed(f"dd if=/dev/zero of={PLACE} bs=1M count=4 && sync")
+    with prey.disk_fault("read", once=True):
+        assert "Input/output error" in prey.fail(read)
+        prey.succeed(read)
+        with pytest.raises(Conflict, match="the disk has a fault already"):
+            prey.disk_throttle(iops=100)
+        with pytest.raises(Conflict, match="fails with EIO\\); a snapshot would contain"):
+            prey.snapshot()
+    made = cli.json("fault", "disk", "prey", "read", "--rate", "100%", "--range", "0", "1MiB", "--disk", "0",
+                    "--seed", "3", "--for", "1h", "--error", "EIO")  # fmt: skip
+    assert made["seed"] == 3
+    prey.succeed(read)
+    prey.fail("dd if=/dev/vda of=/dev/null bs=4096 count=1 iflag=direct")
+    assert cli.text("fault", "heal", "--machine", "prey") == f"healed {made['id']}: {made['summary']}"
+    prey.succeed("dd if=/dev/vda of=/dev/null bs=4096 count=1 iflag=direct")
+    # A full disk of the host pauses the machine; the write goes on when there is space.
+    full = prey.disk_fault("write", error="ENOSPC")
+    with prey.spawn("sh", "-c", write) as process:
+        wait_until(lambda: prey.state == "paused")
+        full.heal()
+        process.wait()
+    assert prey.state == "running"
+    prey.snapshot().delete()
+    cli("fault", "disk", "prey", "write", "--once")
+    assert "Input/output error" in prey.fail(write)
+    cli("fault", "heal", "--all")
+
+
+def test_a_slow_disk(trio: Trio, prey: bough.Machine, cli: Cli) -> None:
+    prey.succeed(f"dd if=/dev/zero of={PLACE} bs=1M count=4 && sync")
+    read = f"dd if={PLACE} of=/dev/null bs=64k count=8 iflag=direct"
+    cli.json("fault", "throttle", "prey", "--disk", "0", "--rate", "128KiB", "--iops", "1000", "--for", "1h")
+    begun = time.monotonic()
+    prey.succeed(read)
+    assert time.monotonic() - begun > 2
+    cli("fault", "heal", "--machine", "prey")
+    with prey.disk_throttle(iops=2):
+        begun = time.monotonic()
+        prey.succeed(read)
+        assert time.monotonic() - begun > 2
+
+
+def test_a_wrong_clock(trio: Trio, prey: bough.Machine, cli: Cli) -> None:
+    def ahead_s() -> float:
+        return float(prey.succeed("date +%s.%N")) - time.time()
+
+    cli.json("fault", "clock", "prey", "--jump", "-7d", "--for", "1h")
+    assert ahead_s() == pytest.approx(-7 * 86400, abs=5)
+    prey.pause()
+    time.sleep(1)  # longer than bough leaves a clock alone
+    prey.resume()
+    assert ahead_s() == pytest.approx(-7 * 86400, abs=5)
+    with pytest.raises(Conflict, match="the clock is wrong already"):
+        prey.clock_fault(jump=3)
+    cli("fault", "heal", "--machine", "prey")
+    wait_until(lambda: abs(ahead_s()) < 2)
+    cli("fault", "clock", "prey", "--set", "2040-01-01T12:00Z")
+    assert prey.succeed("date -u +%Y").strip() == "2040"
+    cli("fault", "heal", "--all")
+    made = cli.json("fault", "clock", "prey", "--drift", "100000")
+    assert made["summary"] == "clock of prey 100000 ppm too fast"
+    before, begun = ahead_s(), time.monotonic()
+    wait_until(lambda: ahead_s() - before > 0.5, what="the clock runs ahead")
+    assert time.monotonic() - begun > 3
+    cli("fault", "heal", "--all")
+    wait_until(lambda: abs(ahead_s()) < 2)
+
+
+def test_pressure(trio: Trio, prey: bough.Machine, cli: Cli) -> None:
+    loops = "cat /run/bough-fault-*/[0-9]* 2>/dev/null | wc -l"
+    cli.json("fault", "cpu", "prey", "--loops", "2", "--for", "1h")
+    wait_until(lambda: prey.succeed(loops).strip() == "2")
+    cli("fault", "heal", "--all")
+    assert prey.succeed(loops).strip() == "0"
+    with prey.cpu_pressure():
+        wait_until(lambda: prey.succeed(loops).strip() != "0")
+    before = prey.load()["memory_available_bytes"]
+    cli.json("fault", "memory", "prey", "100MiB", "--for", "1h")
+    assert prey.load()["memory_available_bytes"] < before - (80 << 20)
+    cli("fault", "heal", "--all")
+    assert prey.load()["memory_available_bytes"] > before - (40 << 20)
+    cli.error("fault", "memory", "prey", "1TiB", says="the guest has only", hint=None)
+    made = cli.json("fault", "full", "prey", "/run", "--for", "1h")
+    assert made["summary"] == "the file system of /run of prey full"
+    assert "No space left" in prey.fail("head -c 100000 /dev/zero > /run/more")
+    cli("fault", "heal", "--all")
+    prey.succeed("head -c 100000 /dev/zero > /run/more")
+    cli.error("fault", "full", "prey", "/nowhere", says="/nowhere is no directory")
+
+
+def test_services_are_killed(trio: Trio, prey: bough.Machine, cli: Cli) -> None:
+    prey.succeed("systemd-run --unit victim sleep 1000")
+    cli("fault", "kill", "prey", "victim", "--signal", "KILL")
+    prey.wait_until_fails("systemctl is-active victim")
+    with prey.spawn("sleep", "1000") as process:
+        cli("fault", "kill", "prey", "--process", "sleep")
+        assert process.wait().signal == "KILL"
+    cli.error("fault", "kill", "prey", "nothing.service", says="no unit nothing.service")
+    cli.error("fault", "kill", "prey", "--process", "nothing", says="no process nothing")
+
+
+def test_a_paused_machine(trio: Trio, prey: bough.Machine, cli: Cli) -> None:
+    cli.json("fault", "pause", "prey", "--for", "1h")
+    assert prey.state == "paused"
+    cli("fault", "heal", "--machine", "prey")
+    assert prey.state == "running"
+    with prey.paused():
+        assert prey.state == "paused"
+    prey.succeed("true")
+
+
+def test_a_panic_a_crash_a_reset(trio: Trio, prey: bough.Machine, cli: Cli, hv: bough.Hypervisor) -> None:
+    with prey.disk_throttle(iops=1000):
+        cli("fault", "crash", "prey")
+        assert prey.state == "failed"
+        # A fault ends with its QEMU.
+        wait_until(lambda: hv.faults() == [])
+    prey.start()
+    boot = prey.info(look=True).boot_id
+    cli("fault", "reset", "prey")
+    prey.wait("rebooted", boot_id=boot)
+    cli("fault", "panic", "prey")
+    wait_until(lambda: prey.state == "failed")
+    failure = prey.info().failure
+    assert failure is not None
+    assert "panic" in failure.cause
+
+
+def test_a_power_cut_loses_what_was_not_flushed(
+    trio: Trio, prey: bough.Machine, cli: Cli, hv: bough.Hypervisor
+) -> None:
+    cli.error("fault", "power-cut", "prey", "--lose-unsynced", says="is not armed", hint="fault power-arm")
+    made = cli.json("fault", "power-arm", "prey", "--for", "1h")
+    assert made["kind"] == "armed"
+    snapshots = len(hv.snapshots())
+    # A disk without a file system, which would flush now and then.
+    write = "head -c 8192 /dev/zero | tr '\\0' {} | dd of=/dev/vdb bs=4096 seek={} oflag=direct"
+    prey.succeed(write.format("k", 0), "sync /dev/vdb", "echo kept > /var/lib/kept", "sync /var/lib/kept")
+    prey.succeed(write.format("l", 1))
+    assert told(prey) == "kl"
+    cli("fault", "power-cut", "prey", "--lose-unsynced")
+    assert prey.state == "stopped"
+    assert hv.faults() == []
+    assert len(hv.snapshots()) == snapshots
+    prey.start()
+    assert prey.succeed("cat /var/lib/kept").strip() == "kept"
+    assert told(prey) == "kk"
+    with prey.power_arm():
+        prey.succeed(write.format("m", 0))
+    prey.power_arm()
+    cli("fault", "power-cut", "prey", "--lose-unsynced", "--seed", "4")
+    cli("start", "prey")
+    assert told(prey) == "mm"
+    cli("fault", "power-cut", "prey")
+    assert prey.state == "stopped"
+    assert hv.doctor_store()["clean"]
+
+
+def told(machine: bough.Machine) -> str:
+    """Return the first letter of the first two blocks of the second disk."""
+    read = (
+        "for n in 0 1; do dd if=/dev/vdb bs=4096 count=1 skip=$n iflag=direct 2>/dev/null | head -c 1; done"
+    )
+    return machine.succeed(read)

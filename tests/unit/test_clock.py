@@ -25,6 +25,7 @@ class _Record:
         self.spec = parse_spec({"image": "debian:12", "clock": setting})
         self.standby = False
         self.identity = "known"
+        self.clock_fault = None
 
 
 class _Channel:

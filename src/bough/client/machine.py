@@ -1,7 +1,7 @@
 """The Python API's machine and snapshot. They share a file, because each makes the other.
 
-The classes below Machine: RunningGuest runs commands, VisibleGuest has a screen and a console, AwaitedGuest
-has the words of tests.
+The classes below Machine: RunningGuest runs commands, VisibleGuest has a screen and a console, BreakableGuest
+has faults, AwaitedGuest has the words of tests.
 """
 
 from __future__ import annotations

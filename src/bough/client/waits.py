@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from bough.client.guest import command_failed
-from bough.client.screen import VisibleGuest
+from bough.client.machine_faults import BreakableGuest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,7 @@ _CONSOLE_BYTES = 256 * 1024
 _CONSOLE_MOST_TIMES = 30
 
 
-class AwaitedGuest(VisibleGuest):
+class AwaitedGuest(BreakableGuest):
     """A machine, as a test has it.
 
     Every wait can raise these errors of bough.errors:

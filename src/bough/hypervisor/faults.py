@@ -39,12 +39,15 @@ class Faults:
     """The table of faults.
 
     Attributes:
-        undo: kind -> how a fault of this kind is undone. Undoing twice is harmless.
+        undo: kind -> how a fault of this kind is undone. Undoing twice is harmless, and after the end of the
+            fault's process.
+        go_on: kind -> called for a new fault, and for a present fault by a new service.
         closing: the service is ending. Clients lose their connections, and faults stay.
     """
 
     def __init__(self, path: Path, events: Events, inventory: Inventory, networks: NetworkStore) -> None:
         self.undo: dict[str, Undo] = {}
+        self.go_on: dict[str, Callable[[FaultRecord], None]] = {}
         self.closing = False
         self._path = path
         self._events = events
@@ -145,6 +148,7 @@ class Faults:
                     await self._undo(fault)
                 raise
             self._note(fault)
+            self.write()
         self._tell("fault", fault, fault.summary)
         self._schedule(fault)
 
@@ -166,13 +170,12 @@ class Faults:
         del self._faults[fault.id]
         self._note(fault, is_present=False)
         try:
-            if not self._is_over(fault):
-                await self.undo[fault.kind](fault)
+            await self.undo[fault.kind](fault)
         except BaseException:
             self._faults[fault.id] = fault
             self._note(fault)
             raise
-        self._write()
+        self.write()
 
     async def heal_all(self, faults: Collection[FaultRecord]) -> list[FaultRecord]:
         """Undo all of these faults, the newest first. Raises the first error, after all were tried."""
@@ -207,6 +210,8 @@ class Faults:
     # -- in the background --------------------------------------------------------------------------
 
     def _schedule(self, fault: FaultRecord) -> None:
+        if fault.kind in self.go_on:
+            self.go_on[fault.kind](fault)
         if fault.held:
             self._tasks.begin(self._end(fault, HOLD_GRACE_S), f"end fault {fault.id}")
         if fault.ends is not None:
@@ -258,12 +263,13 @@ class Faults:
     def _keep(self, fault: FaultRecord) -> None:
         self._faults[fault.id] = fault
         try:
-            self._write()
+            self.write()
         except BaseException:
             del self._faults[fault.id]
             raise
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write all faults to disk, also after a change of a fault's settings. Raises NoSpace, OSError."""
         write_faults(self._path, list(self._faults.values()))
 
     def _note(self, fault: FaultRecord, *, is_present: bool = True) -> None:

@@ -22,10 +22,12 @@ from bough.hypervisor.inventory import Inventory
 from bough.hypervisor.lifecycle import Lifecycle
 from bough.hypervisor.lifetimes import Lifetimes
 from bough.hypervisor.link_faults import LinkFaults
+from bough.hypervisor.machine_faults import MachineFaults
 from bough.hypervisor.names import Names
 from bough.hypervisor.network_changes import NetworkChanges
 from bough.hypervisor.networks import Networks
 from bough.hypervisor.opening import Opening
+from bough.hypervisor.power_loss import PowerLoss
 from bough.hypervisor.preparation import Preparation
 from bough.hypervisor.project_branches import ProjectBranches
 from bough.hypervisor.project_bundles import ProjectBundles
@@ -69,7 +71,7 @@ class Hypervisor:
         networks: the networks between machines. network_changes: connect machines, and disconnect them.
         projects: look projects up. project_up, project_down, project_health: their use cases.
         project_operations: one operation at a time for each project.
-        faults, link_faults: what is broken on purpose, and how links are broken.
+        faults: what is broken on purpose. link_faults, machine_faults, power_loss: how it is broken.
         process_images: whether they may be used.
         standby: the standby machines that users asked for.
     """
@@ -90,6 +92,7 @@ class Hypervisor:
         self.network_changes = NetworkChanges(networks, self.networks)
         self.faults = Faults(home.faults, events, machines, networks)
         self.link_faults = LinkFaults(self.faults, self.networks, machines)
+        self.machine_faults = MachineFaults(self.faults, machines)
         self.networks.faults_of = self.link_faults.rules_of
         self.networks.after_delete.append(lambda network: self.faults.forget_network(network.id))
         machines.before_start.append(self.networks.join)
@@ -123,6 +126,7 @@ class Hypervisor:
             machines, lifetimes, keeper, states, maker, waiting, standby, loaded, prewarming
         )
         self.snapshots = Snapshots(machines, keeper, states, standby, loaded, events)
+        self.power_loss = PowerLoss(home, self.faults, machines, self.snapshots)
         self.bundles = Bundles(home, events, store, machines, names, keeper, maker, half_made)
         self.images = Images(
             home, source, store, catalogues, self.creation, machines, lifetimes, keeper, loaded, half_made

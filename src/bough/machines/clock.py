@@ -51,7 +51,9 @@ class Host(Protocol):
 
 def offset_ns(record: MachineRecord) -> int:
     """Return by how much the guest's clock has to be ahead of the host's."""
-    return round((record.spec.clock_offset_s or 0) * 1e9)
+    wrong = record.clock_fault
+    ahead_s = wrong.ahead_s(time.time()) if wrong is not None else 0.0
+    return round(((record.spec.clock_offset_s or 0) + ahead_s) * 1e9)
 
 
 def guest_time_ns(record: MachineRecord) -> int:

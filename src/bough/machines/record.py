@@ -176,6 +176,22 @@ class Membership(NamedTuple):
     role: str
 
 
+class ClockFault(_Kept):
+    """A clock that is wrong on purpose, since the host's time `since`.
+
+    Attributes:
+        jump_s: seconds ahead at that time.
+        drift_ppm: parts per million by which the clock is too fast.
+    """
+
+    jump_s: float = 0.0
+    drift_ppm: float = 0.0
+    since: float
+
+    def ahead_s(self, host_time: float) -> float:
+        return self.jump_s + (host_time - self.since) * self.drift_ppm / 1e6
+
+
 class MachineRecord(_Kept):
     version: int = 1
     id: str
@@ -228,6 +244,8 @@ class MachineRecord(_Kept):
     #: The guest's boot until whose end the identity lasts, because the guest's disk is read-only.
     identity_boot: str | None = None
     suspended: Suspended | None = None
+    #: Of the running QEMU process.
+    clock_fault: ClockFault | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -132,6 +132,7 @@ class Start:
             restarts = Restarts(cause=record.failure.cause if record.failure else None)
         again = {} if saved is not None else tried_again(record)
         fields = {"failure": None, "restarts": restarts, "stopped_in_boot": None, **again}
+        fields["clock_fault"] = None
         self._machine.change(event=True, state=State.STARTING, started=now(), **fields)
 
     async def _plan(self, saved: SavedState | None) -> Plan:
