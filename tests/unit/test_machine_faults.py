@@ -59,7 +59,7 @@ def test_rules_of_failures() -> None:
         ({"rate": 120}, "above 0 and at most 100"),
         ({"area": (0, 65 * MIB)}, "lies within the disk"),
         ({"area": (9, 9)}, "lies within the disk"),
-        ({"size_bytes": 1 << 40, "rate": 10}, "the most is 32768"),
+        ({"size_bytes": 1 << 40, "rate": 10}, "the most is 2048"),
     ],
 )
 def test_senseless_failures(given: dict[str, Any], problem: str) -> None:
