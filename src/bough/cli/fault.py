@@ -69,7 +69,7 @@ def heal(
     if all_faults and (faults or network or machine):
         raise click.UsageError("--all needs no other words")
     request = HealFaults(faults=faults, network=network, machine=machine)
-    healed = read_faults(connect().api.send(request))
+    healed = read_faults(connect().api.send_long(request))
     if as_json:
         show_json([one.raw for one in healed])
         return

@@ -57,7 +57,7 @@ class Fault:
     def heal(self) -> None:
         """End the fault. Does nothing if the fault has ended."""
         try:
-            self._api.send(HealFaults(faults=[self.id]))
+            self._api.send_long(HealFaults(faults=[self.id]))
         except NotFound:
             pass
         finally:

@@ -501,7 +501,7 @@ class Hypervisor(ImageStore):
         from bough.client.fault import read_faults
         from bough.contract.faults import HealFaults
 
-        return read_faults(self.api.send(HealFaults(faults=faults)))
+        return read_faults(self.api.send_long(HealFaults(faults=faults)))
 
     # -- the rest ---------------------------------------------------------------------------------
 

@@ -157,7 +157,7 @@ class LinkFaults:
 
     def heal(self) -> list[FaultInfo]:
         """End all faults of the network's links. Return them."""
-        return read_faults(self._api.send(HealFaults(network=self._network)))
+        return read_faults(self._api.send_long(HealFaults(network=self._network)))
 
 
 def _name(machine: Named) -> str:

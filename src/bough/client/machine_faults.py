@@ -236,4 +236,4 @@ class BreakableGuest(VisibleGuest):
         from bough.client.fault import read_faults
         from bough.contract.faults import HealFaults
 
-        return read_faults(self._api.send(HealFaults(machine=self._reference)))
+        return read_faults(self._api.send_long(HealFaults(machine=self._reference)))

@@ -211,7 +211,7 @@ class HealFaults(Request):
     `faults`: by id. `network`, `machine`: all faults there. Without any of the three, all faults.
     """
 
-    route = Route("POST", "/faults/heal")
+    route = Route("POST", "/faults/heal", "long")
     answer: ClassVar[list[FaultInfo]]
     faults: Sequence[str] = ()
     network: str | None = None

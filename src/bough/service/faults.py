@@ -30,7 +30,7 @@ def add_routes(routes: Routes) -> None:
     routes.long(contract.ArmPowerCut, arm_power_cut)
     routes.long(contract.StrikeMachine, strike_machine)
     routes.long(contract.KillInGuest, kill_in_guest)
-    routes.quick(contract.HealFaults, heal_faults)
+    routes.long(contract.HealFaults, heal_faults)
     routes.stream(contract.HoldFault, hold_fault)
 
 
@@ -156,7 +156,7 @@ async def kill_in_guest(hypervisor: Hypervisor, asked: contract.KillInGuest, _: 
     return {"killed": True}
 
 
-async def heal_faults(hypervisor: Hypervisor, asked: contract.HealFaults) -> list[dict[str, Any]]:
+async def heal_faults(hypervisor: Hypervisor, asked: contract.HealFaults, _: Report) -> list[dict[str, Any]]:
     faults = hypervisor.faults
     found = [faults.find(one) for one in asked.faults]
     if asked.network is not None:
