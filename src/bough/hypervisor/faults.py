@@ -55,7 +55,7 @@ class Faults:
         self._networks = networks
         self._faults: dict[str, FaultRecord] = {}
         self._holders: dict[str, int] = {}
-        self._changing = asyncio.Lock()
+        self._turns: dict[str, asyncio.Lock] = {}
         self._tasks = Tasks()
 
     def read(self) -> None:
@@ -135,12 +135,12 @@ class Faults:
             raise Conflict(f"there are {_MOST_FAULTS} faults", hint="bough fault heal --all")
         if for_s is not None:
             fault.ends = time.time() + for_s
+        self._keep(fault)  # at once: a check for contradictions just before sees all faults
         await finish(self._begin(fault, make))
         return fault
 
     async def _begin(self, fault: FaultRecord, make: Callable[[], Awaitable[None]]) -> None:
-        async with self._changing:
-            self._keep(fault)
+        async with self._turn(fault):
             try:
                 await make()
             except BaseException:
@@ -157,8 +157,9 @@ class Faults:
         await finish(self._heal(fault, why))
 
     async def _heal(self, fault: FaultRecord, why: str) -> None:
-        async with self._changing:
+        async with self._turn(fault):
             if fault.id not in self._faults:
+                self._turns.pop(fault.id, None)
                 return
             if self._is_over(fault):
                 why = "its machine has ended"
@@ -168,14 +169,18 @@ class Faults:
     async def _undo(self, fault: FaultRecord) -> None:
         """Take the fault out of the table, undo it, and write the table."""
         del self._faults[fault.id]
-        self._note(fault, is_present=False)
         try:
             await self.undo[fault.kind](fault)
         except BaseException:
             self._faults[fault.id] = fault
-            self._note(fault)
             raise
+        self._note(fault, is_present=False)
+        self._turns.pop(fault.id, None)
         self.write()
+
+    def _turn(self, fault: FaultRecord) -> asyncio.Lock:
+        """Return the lock of one fault: a fault is not healed while it is being made."""
+        return self._turns.setdefault(fault.id, asyncio.Lock())
 
     async def heal_all(self, faults: Collection[FaultRecord]) -> list[FaultRecord]:
         """Undo all of these faults, the newest first. Raises the first error, after all were tried."""

@@ -169,10 +169,10 @@ class MachineFaults:
         put: Callable[[str], Awaitable[str]],
         for_s: float | None,
     ) -> FaultRecord:
+        top = await disk.present_node(machine.qmp(), name)
         for other in self._faults.of_machine(machine):
             if other.settings.get("disk") == name:
                 raise _taken(other, "the disk has a fault already")
-        top = await disk.present_node(machine.qmp(), name)
         node = f"fault-{fault.id}"
         fault.settings = {"disk": name, "node": node, "top": top}
 
