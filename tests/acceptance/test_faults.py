@@ -186,6 +186,7 @@ def test_faults_survive_the_switch_and_the_service(
     wait_reaches(network, a, trio[2])
     assert not reaches(network, a, b)
     hv.shutdown()
+    cli("list")  # starts the service
     assert not reaches(network, a, b)
     assert len(hv.heal()) == 1
     wait_reaches(network, a, b)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from bough.contract.faults import AddPartition
 from bough.errors import BoughError, Conflict, InvalidInput, NotFound, WrongState
 from bough.hypervisor import faults as module
 from bough.hypervisor.faults import Faults
@@ -19,8 +20,7 @@ from bough.machines.faults.present import PresentFaults
 from bough.machines.faults.record import FaultRecord, new_fault_id, read_faults
 from bough.machines.state import State
 from bough.networks.switch.link_fault import LinkFault
-
-pytestmark = pytest.mark.asyncio
+from bough.service.models import message_model, to_message
 
 
 @dataclass
@@ -183,6 +183,13 @@ async def test_patterns(house: House) -> None:
     assert await cut("majorities-ring", (), (), seed=1) == ring
     others = [await cut("majorities-ring", (), (), seed=seed) for seed in range(2, 6)]
     assert any(other != ring for other in others)
+
+
+def test_each_pattern_is_a_request() -> None:
+    for pattern in ("groups", "isolate", "bridge", "majorities-ring"):
+        given = {"pattern": pattern, "machines": ["a"], "network": "back", "mode": "hold", "seed": 1}
+        asked = to_message(AddPartition, message_model(AddPartition).model_validate(given))
+        assert asked.pattern == pattern
 
 
 async def test_modes(house: House) -> None:

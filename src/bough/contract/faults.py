@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Direction = Literal["to", "from", "both"]
 Mode = Literal["drop", "slow", "hold"]
-Pattern = Literal["groups", "isolate", "bridge", "majorities-ring"]
+CutPattern = Literal["groups", "isolate", "bridge", "majorities-ring"]
 
 
 class ListFaults(Request):
@@ -66,7 +66,7 @@ class AddPartition(Request):
 
     route = Route("POST", "/faults/partition")
     answer: ClassVar[FaultInfo]
-    pattern: Pattern = "groups"
+    pattern: CutPattern = "groups"
     groups: Sequence[Sequence[str]] = ()
     machines: Sequence[str] = ()
     network: str | None = None
