@@ -38,5 +38,18 @@ def about(subject: str, report: Report) -> Report:
     return lambda step: report(replace(step, subject=subject))
 
 
+def without_repeats(report: Report) -> Report:
+    """Return a Report that passes on each notice once: a call may start several machines."""
+    told: set[str] = set()
+
+    def pass_on(progress: Progress) -> None:
+        if not (progress.notice and progress.step in told):
+            report(progress)
+        if progress.notice:
+            told.add(progress.step)
+
+    return pass_on
+
+
 def ignore_progress(_: Progress) -> None:
     """Drop a report of progress."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _STDIN, _STDERR, _STATUS, _CLOSE = 0, 2, 3, 255
 #: For a machine that is up within this time, no progress is shown.
 _PATIENCE_S = 1.0
+_PLAIN_NOTICE = ('{"progress": {"step": "', '", "fraction": null, "detail": "", "notice": true}}')
 _ENDED_WELL = (b'{"exit_code": ', b', "signal": null, "error": null}')
 
 
@@ -82,12 +83,8 @@ def await_machine(socket: WebSocket) -> None:
     finally:
         if told is not None:
             told.__exit__(None, None, None)
-        if notices:
-            from bough.cli.output import progress
-
-            with progress() as report:
-                for message in notices:
-                    _report(report, message)
+        for message in notices:
+            _show_notice(message)
 
 
 def _report(report: Any, message: str) -> None:
@@ -96,6 +93,19 @@ def _report(report: Any, message: str) -> None:
     from bough.client.connection import report_progress
 
     report_progress(report, json.loads(message).get("progress", {}))
+
+
+def _show_notice(message: str) -> None:
+    """Print a notice. Plain text needs no JSON, whose import takes longer than a fork."""
+    begin, end = _PLAIN_NOTICE
+    text = message[len(begin) : -len(end)]
+    if message.startswith(begin) and message.endswith(end) and "\\" not in text:
+        write(2, f"note: {text}\n".encode())
+        return
+    from bough.cli.output import progress
+
+    with progress() as report:
+        _report(report, message)
 
 
 def write(descriptor: int, data: bytes) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
 
 from bough.bundle import Source
+from bough.hypervisor.description import report_emulation
 from bough.hypervisor.fork_maker import ForkMaker, ForkOrder
 from bough.hypervisor.half_made import HalfMade
 from bough.hypervisor.inventory import Inventory
@@ -113,5 +114,6 @@ class Bundles:
             report(Progress("making the machine"))
             order = ForkOrder(arrival.manifest, arrival.saved, identity, name=name)
             machine = await self._maker.make(order)
+        report_emulation([machine], report)
         self._events.emit("imported", machine=machine.id, name=machine.name)
         return machine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 from bough.machines.disks.creation import read_disk_usage
@@ -11,6 +12,7 @@ from bough.machines.mounts import describe_mounts
 from bough.machines.record import MachineRecord
 from bough.machines.state import LIVE
 from bough.networks.uplink_state import describe_uplink
+from bough.progress import Report, notice
 
 
 def describe(machine: Machine) -> dict[str, Any]:
@@ -56,6 +58,13 @@ def describe(machine: Machine) -> dict[str, Any]:
         "vnc": str(machine.paths.vnc_socket) if machine.pid and record.media.display else None,
         "spec": record.spec.model_dump(mode="json"),
     }
+
+
+def report_emulation(machines: Iterable[Machine], report: Report) -> None:
+    """Report why machines are emulated on a host with /dev/kvm. Each reason is one notice."""
+    for note in dict.fromkeys(machine.record.accelerator_note for machine in machines):
+        if note is not None:
+            report(notice(note))
 
 
 def _describe_nics(record: MachineRecord) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from bough.forks.loaded import LoadedForks
 from bough.forks.prewarm import Prewarming
 from bough.forks.saved_states import SavedStates
 from bough.forks.standby import StandbyMachines
+from bough.hypervisor.description import report_emulation
 from bough.hypervisor.fork_maker import ForkMaker, ForkOrder
 from bough.hypervisor.inventory import Inventory
 from bough.hypervisor.lifetimes import EPHEMERAL_GRACE_S, Lifetimes
@@ -116,7 +117,9 @@ class Forking:
             call = _Call(order, kind, names, wait, timeout_s, holds)
             await self._prewarm_for_many(call, report)
             holds.enter_context(self._loaded.forking())
-            return await self._make_all(call)
+            made = await self._make_all(call)
+        report_emulation((one for one in made if isinstance(one, Machine)), report)
+        return made
 
     async def _prewarm_for_many(self, call: _Call, report: Report) -> None:
         ready = self._standby.count(_is_fork_of(call.order.manifest)) if call.takes_standby else 0

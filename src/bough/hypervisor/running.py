@@ -14,6 +14,7 @@ from bough.forks.saved_states import SavedStates
 from bough.forks.standby import StandbyMachines
 from bough.hypervisor.booted_snapshots import BootedSnapshots
 from bough.hypervisor.creation import Creation
+from bough.hypervisor.description import report_emulation
 from bough.hypervisor.fork_maker import ForkMaker, ForkOrder
 from bough.hypervisor.lifetimes import EPHEMERAL_GRACE_S, Lifetimes
 from bough.hypervisor.names import Names
@@ -23,7 +24,7 @@ from bough.images.store import ImageStore
 from bough.machines.machine import Machine
 from bough.machines.record import Membership
 from bough.machines.state import State
-from bough.progress import Progress, Report, ignore_progress, notice
+from bough.progress import Progress, Report, ignore_progress, notice, without_repeats
 from bough.snapshots.store import SnapshotManifest
 from bough.spec import MachineSpec, parse_spec
 
@@ -79,6 +80,7 @@ class Running:
             As `create`: nothing was made. MachineFailed, AgentTimeout, GuestRefused: the machine did not
             become ready; it is kept unless it is ephemeral.
         """
+        report = without_repeats(report)
         spec = await self._creation.check(data, force=force, member=member)
         if name is not None:
             self._names.check_free(name)
@@ -99,6 +101,7 @@ class Running:
                 with self._lifetimes.hold(machine, grace_s=EPHEMERAL_GRACE_S):
                     if machine.state is State.STOPPED:
                         await machine.start(report)
+                    report_emulation([machine], report)
                     await machine.wait_ready(timeout_s=timeout_s, report=report)
             return machine
         except BaseException:

@@ -188,15 +188,15 @@ async def _make_machine(
     hypervisor: Hypervisor, socket: WebSocket, message: RunCommand, inbox: _Inbox
 ) -> Machine | None:
     """Return the new machine, and send the progress meanwhile. None: the client has disconnected."""
-    steps: asyncio.Queue[Progress] = asyncio.Queue()
+    steps: asyncio.Queue[Progress | None] = asyncio.Queue()
 
     async def tell() -> None:
-        while True:
-            await socket.send_text(json.dumps({"progress": (await steps.get()).__dict__}))
+        while (step := await steps.get()) is not None:
+            await socket.send_text(json.dumps({"progress": step.__dict__}))
 
     telling = asyncio.create_task(tell())
     try:
-        return await inbox.unless_gone(
+        machine = await inbox.unless_gone(
             hypervisor.running.run(
                 message.spec,
                 force=message.force,
@@ -206,6 +206,10 @@ async def _make_machine(
                 report=steps.put_nowait,
             )
         )
+        steps.put_nowait(None)
+        # A notice stays on the terminal, so the client gets it before the machine.
+        await asyncio.wait({telling, inbox.filling}, return_when=asyncio.FIRST_COMPLETED)
+        return machine
     finally:
         await end_tasks(telling)
 

@@ -166,11 +166,11 @@ class Start:
         self, plan: Plan, saved: SavedState | None, hold: bool, report: Report
     ) -> QemuProcess:
         """Start QEMU. Raises as `start_process`."""
+        if plan.accelerator_note:
+            report(notice(plan.accelerator_note))
         if saved is not None:
             return await self._start_saved(plan, saved, hold)
         self._machine.boot_sight.new_boot()
-        if plan.accelerator_note:
-            report(notice(plan.accelerator_note))
         return await self._launch(plan, self._machine.paths)
 
     async def _start_saved(self, plan: Plan, saved: SavedState, hold: bool) -> QemuProcess:
