@@ -23,10 +23,11 @@ from bough.progress import Progress, Report
 from bough.project_bundle import MAGIC, Peeked, read_magic
 from bough.service.answers import as_bough_error
 from bough.service.routes import Routes
-from bough.tasks import end_tasks
 
 _MESSAGE_BYTES = 256 * 1024
 _MESSAGES_HELD = 32
+#: Further progress is dropped while the client does not read.
+_STEPS_HELD = 1000
 
 
 def add_routes(routes: Routes) -> None:
@@ -177,15 +178,14 @@ class _Inflow:
 
 async def _answer(socket: WebSocket, work: Callable[[Report], Awaitable[Any]]) -> None:
     await socket.accept()
-    told: asyncio.Queue[Progress] = asyncio.Queue(1000)
+    told: asyncio.Queue[Progress | None] = asyncio.Queue()
 
     def report(progress: Progress) -> None:
-        if not told.full():
+        if told.qsize() < _STEPS_HELD:
             told.put_nowait(progress)
 
     async def tell() -> None:
-        while True:
-            progress = await told.get()
+        while (progress := await told.get()) is not None:
             await socket.send_text(json.dumps({"progress": progress.__dict__}))
 
     telling = asyncio.create_task(tell())
@@ -198,7 +198,8 @@ async def _answer(socket: WebSocket, work: Callable[[Report], Awaitable[Any]]) -
             return  # the client disconnected
         except Exception as error:
             message = {"error": as_bough_error(error).to_dict()}
-        await end_tasks(telling)
+        told.put_nowait(None)
+        await telling  # the last notices go before the result
         await socket.send_text(json.dumps(message))
         await socket.close()
     except (WebSocketDisconnect, RuntimeError, OSError):
