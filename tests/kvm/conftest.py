@@ -1,7 +1,8 @@
 """The tests of KVM, and where they run.
 
-Where /dev/kvm works they run directly. Elsewhere `make test-kvm` runs each of them in a fork of the outer
-machine, an emulated machine with KVM inside (outer.py). Otherwise they are skipped. BOUGH_TEST_KVM:
+Where /dev/kvm works they run directly. Elsewhere `make test-kvm` runs them in forks of the outer
+machine, an emulated machine with KVM inside (outer.py, nested.py). Otherwise they are skipped.
+BOUGH_TEST_KVM:
     nested    in forks of the outer machine
     auto      directly if KVM works here, otherwise in forks of the outer machine
     inside    set by outer.py: this process runs in such a fork
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,16 +24,15 @@ from bough.errors import BoughError, NotFound
 from bough.paths import Home
 from bough.qemu.probe import Accelerator, find_qemu, probe_accelerators, probe_jail
 from tests.conftest import RUN
+from tests.kvm.nested import OUTER, NestedTest, nested
 from tests.kvm.outer import IMAGE, Outer, is_possible, outer_home
 from tests.kvm.patience import connect
-from tests.kvm.prepare import BOOTED, MEMORY, SMALL, boot_small, import_small
+from tests.kvm.prepare import BOOTED, FILES, MEMORY, SMALL, boot_small, import_small, small_files
 from tests.kvm.small_guest import SmallGuest, build_small_guest
 
 HERE = Path(__file__).parent
 MODE = os.environ.get("BOUGH_TEST_KVM", "")
 IS_INSIDE = MODE == "inside"
-OUTER = pytest.StashKey[Outer]()
-_NESTED_S = 3600
 
 
 # -- in forks of the outer machine ----------------------------------------------------------------------
@@ -48,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not is_nested() or not any(is_ours(item) for item in items):
         return
-    items[:] = [made for item in items for made in (_nested(item) if is_ours(item) else [item])]
+    items[:] = [made for item in items for made in (nested(item) if is_ours(item) else [item])]
     reason = is_possible()
     if reason is None:
         run = config.stash[RUN]
@@ -94,47 +93,6 @@ async def _probe(home: Home) -> Accelerator:
         return Accelerator("kvm", False, error.message, "")
 
 
-class NestedFailure(Exception):
-    """A test failed in a fork of the outer machine; the text is pytest's output there."""
-
-
-class NestedTest(pytest.Item):
-    """A test that runs in a fork of the outer machine."""
-
-    def __init__(self, *, test: str, user: str, **more: Any) -> None:
-        super().__init__(**more)
-        self._test, self._user = test, user
-        self.add_marker(pytest.mark.timeout(_NESTED_S))
-
-    def runtest(self) -> None:
-        done = self.config.stash[OUTER].run(self._test, user=self._user)
-        self.add_report_section("call", "inside", done.output)
-        print(done.output)
-        if done.exit_code != 0:
-            raise NestedFailure(done.output)
-        skipped = re.findall(r"^SKIPPED \[\d+\] \S+: (.*)$", done.output, re.MULTILINE)
-        if re.search(r"^=+ 1 skipped in", done.output, re.MULTILINE):
-            pytest.skip(skipped[-1])
-
-    def repr_failure(self, excinfo: Any, style: Any = None) -> Any:
-        if isinstance(excinfo.value, NestedFailure):
-            return f"failed in a fork of the outer machine, as {self._user}:\n{excinfo.value}"
-        return super().repr_failure(excinfo, style)
-
-    def reportinfo(self) -> Any:
-        return self.path, None, self.name
-
-
-def _nested(item: pytest.Item) -> list[pytest.Item]:
-    marker = item.get_closest_marker("users")
-    users = marker.args if marker is not None else ("dev",)
-    assert item.parent is not None
-    return [
-        NestedTest.from_parent(item.parent, name=f"{item.name}-{user}", test=item.nodeid, user=user)
-        for user in users
-    ]
-
-
 # -- where KVM works ------------------------------------------------------------------------------------
 
 
@@ -157,18 +115,22 @@ def hv(bough_home: Home) -> Iterator[bough.Hypervisor]:
 
 
 @pytest.fixture(scope="session")
-def small(
+def files(
     hv: bough.Hypervisor, debian: str, bough_home: Home, tmp_path_factory: pytest.TempPathFactory
-) -> str:
+) -> SmallGuest:
+    """Return the files of the small guest: the outer machine has them already."""
+    if IS_INSIDE:
+        return small_files(FILES)
+    digest = next(image.digest for image in hv.images() if IMAGE in image.labels)
+    return build_small_guest(bough_home.image(digest).disk, tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
+def small(hv: bough.Hypervisor, files: SmallGuest) -> str:
     """Return the image of the small guest."""
     if not any(SMALL in image.labels for image in hv.images()):
-        import_small(hv, small_files(hv, bough_home, tmp_path_factory))
+        import_small(hv, files)
     return SMALL
-
-
-def small_files(hv: bough.Hypervisor, home: Home, factory: pytest.TempPathFactory) -> SmallGuest:
-    digest = next(image.digest for image in hv.images() if IMAGE in image.labels)
-    return build_small_guest(home.image(digest).disk, factory.mktemp("small"))
 
 
 @pytest.fixture(scope="session")

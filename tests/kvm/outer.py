@@ -1,12 +1,13 @@
 """The outer machine: an emulated machine whose CPU has SVM, so that KVM works inside it.
 
-TCG emulates AMD's SVM with nested paging. The outer machine boots once and is snapshotted. Each test runs in
-a fork of that snapshot. Two snapshots are kept in one home, so that a change of bough does not cost a boot:
+TCG emulates AMD's SVM with nested paging. The outer machine boots once and is snapshotted. Tests run in
+forks of that snapshot. Two snapshots are kept in one home, so that a change of bough does not cost a boot:
 
-    base-<key>     booted, with Debian's image and the packages of bough and its tests
-    ready-<key>    with bough's wheel, two homes (user dev, root), a probed host and a booted small guest
+    base-12-<key>     booted, with Debian's image and the packages of bough and its tests
+    ready-12-<key>    with bough's wheel, two homes (user dev, root), a probed host and a booted small guest
 
 A key is a digest of what the snapshot was made from. BOUGH_TEST_CACHE keeps the home for the next run.
+BOUGH_TEST_KVM_BASE=debian:13 makes the outer machine a Debian 13, with QEMU 10.0.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import bough
-from bough.errors import NotFound
+from bough.client.process import Process
+from bough.errors import BoughError, NotFound
 from bough.paths import Home
 from tests.kvm.small_guest import build_small_guest
 from tests.run import Images
@@ -37,11 +39,19 @@ PLACE = "/var/lib/nest"
 USERS = ("dev", "root")
 _RECIPE = HERE / "outer.toml"
 _HARDWARE: dict[str, Any] = {"cpu": "EPYC", "vcpus": 2, "memory": "6GiB", "ssh_keys": []}
+_BASE = os.environ.get("BOUGH_TEST_KVM_BASE", IMAGE)
+_VERSION = _BASE.partition(":")[2]
+_PYTHON = {"12": "3.11", "13": "3.13"}[_VERSION]
 #: Each wheel runs on Debian 12.
 _PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_28_x86_64", "manylinux_2_34_x86_64")
 _TEST_PACKAGES = ("pytest>=8", "pytest-asyncio>=0.23", "pytest-timeout>=2")
 #: Everything inside is emulated twice: a guest's boot takes minutes.
 _STEP_S = 1800.0
+_REPORT = "/tmp/report.xml"
+_PYTEST = (
+    *("python3", "-m", "pytest", "-p", "no:cacheprovider", "-v", "-s", "--timeout", "1500"),
+    *("--junitxml", _REPORT),
+)
 _COMMAND = """#!/usr/bin/python3
 import sys
 from bough.cli.entry import main
@@ -51,10 +61,10 @@ sys.exit(main())
 
 @dataclass(frozen=True)
 class Finished:
-    """The end of a test that ran in a fork of the outer machine."""
+    """The end of tests in a fork of the outer machine. `report`: None if pytest wrote none."""
 
-    exit_code: int
     output: str
+    report: bytes | None
 
 
 class Outer:
@@ -72,31 +82,28 @@ class Outer:
         self._say = say
         self._ready: bough.Snapshot | None = None
 
-    def run(self, test: str, *, user: str) -> Finished:
-        """Run one test in a fork of its own, as `user`. The fork is deleted afterwards."""
+    def run(self, tests: Sequence[str], *, user: str) -> Finished:
+        """Run tests in one fork, as `user`. The fork is deleted afterwards."""
         with self.fork() as machine:
             self.push_tests(machine)
-            environment = environment_of(user) | {"BOUGH_TEST_KVM": "inside"}
-            argv = [
-                "python3",
-                "-m",
-                "pytest",
-                "-p",
-                "no:cacheprovider",
-                "-rs",
-                "-s",
-                "--timeout",
-                "1500",
-                test,
-            ]
-            options: dict[str, Any] = {
-                "user": user,
-                "cwd": f"{PLACE}/{user}/checkout",
-                "env": environment,
-                "timeout": _STEP_S,
-            }
-            done = machine.exec(*argv, **options)
-            return Finished(done.exit_code, done.stdout + done.stderr)
+            environment = environment_of(user) | {"BOUGH_TEST_KVM": "inside", "PYTHONUNBUFFERED": "1"}
+            with machine.spawn(
+                *_PYTEST, *tests, user=user, cwd=f"{PLACE}/{user}/checkout", env=environment
+            ) as process:
+                output = self._follow(process)
+            try:
+                report: bytes | None = machine.read_file(_REPORT)
+            except BoughError:
+                report = None
+            return Finished(output, report)
+
+    def _follow(self, process: Process) -> str:
+        """Return the output, and print it as it comes. A pause of the output for too long is an error."""
+        output = b""
+        while (read := process.read(_STEP_S)) is not None:
+            output += read[1]
+            print(read[1].decode(errors="replace"), end="", flush=True)
+        return output.decode(errors="replace")
 
     @contextmanager
     def fork(self) -> Iterator[bough.Machine]:
@@ -132,7 +139,7 @@ class Outer:
             self._home.root.parent.mkdir(parents=True, exist_ok=True)
             self._home.create()
             hv = bough.connect(self._home.root)
-            self._ready = self._kept(hv, "ready", _key_of_ready(), lambda: self._make_ready(hv))
+            self._ready = self._kept(hv, f"ready-{_VERSION}", _key_of_ready(), lambda: self._make_ready(hv))
         return self._ready
 
     def close(self) -> None:
@@ -161,7 +168,7 @@ class Outer:
         return taken
 
     def _make_ready(self, hv: bough.Hypervisor) -> bough.Machine:
-        base = self._kept(hv, "base", _key_of_base(), lambda: self._make_base(hv))
+        base = self._kept(hv, f"base-{_VERSION}", _key_of_base(), lambda: self._make_base(hv))
         machine = base.fork("ready")
         try:
             with tempfile.TemporaryDirectory(prefix="bough-kvm-") as work:
@@ -193,7 +200,7 @@ class Outer:
         with self._images.alone():
             self._images.give(self._home, IMAGE)
         hv.build_image(IMAGE)
-        recipe = tomllib.loads(_RECIPE.read_text())
+        recipe = tomllib.loads(_RECIPE.read_text()) | {"base": _BASE, "label": f"kvm-outer-{_VERSION}"}
         hv.build_recipe(recipe, label=recipe["label"])
         self._say("booting the outer machine")
         machine = hv.create(recipe["label"], name="outer", **_HARDWARE)
@@ -261,7 +268,7 @@ def _install(target: Path, words: list[str]) -> None:
 
 def _platform_options() -> list[str]:
     named = [word for name in _PLATFORMS for word in ("--platform", name)]
-    return ["--python-version", "3.11", "--implementation", "cp", *named]
+    return ["--python-version", _PYTHON, "--implementation", "cp", *named]
 
 
 def _requirements() -> list[str]:
@@ -271,7 +278,7 @@ def _requirements() -> list[str]:
 
 def _key_of_base() -> str:
     return _digest_of(
-        [_RECIPE.read_bytes(), str((_HARDWARE, _requirements(), _MAKE_HOME, _SHARE_IMAGE)).encode()]
+        [_RECIPE.read_bytes(), str((_BASE, _HARDWARE, _requirements(), _MAKE_HOME, _SHARE_IMAGE)).encode()]
     )
 
 

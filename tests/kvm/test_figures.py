@@ -1,12 +1,18 @@
-"""Figures of forks on KVM, beside plain QEMU in the same run. Printed only: nested times mean little."""
+"""Figures of boots and forks on KVM, beside plain QEMU in the same run.
+
+The figures are printed only: nested times mean little.
+"""
 
 from __future__ import annotations
 
+import re
 import shutil
+import signal
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +20,14 @@ import pytest
 
 import bough
 from bough.paths import Home
+from tests.kvm.plain_qemu import PlainQemu
+from tests.kvm.small_guest import SmallGuest
 from tests.torture.processes import qemus, service_pid
+from tests.waiting import wait_until
 
 _ROUNDS = 3
 _COUNTERS = Path("/sys/kernel/debug/kvm")
-_PLAIN = (
-    "-nodefaults",
-    "-display",
-    "none",
-    "-machine",
-    "q35,accel=kvm",
-    "-m",
-    "256",
-    "-smp",
-    "1",
-    "-serial",
-    "stdio",
-)
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -39,43 +36,73 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.monotonic() - began
 
 
-def told(what: str, times: list[float]) -> None:
-    print(f"{what}: median {statistics.median(times):.2f} s of {[round(each, 2) for each in times]}")
+def told(what: str, times: list[float]) -> float:
+    print(
+        f"{what}: median {statistics.median(times):.2f} s of {[round(each, 2) for each in times]}", flush=True
+    )
+    return statistics.median(times)
 
 
 @pytest.mark.users("root")
 def test_boot_beside_plain_qemu(
-    hv: bough.Hypervisor, small: str, hardware: dict[str, Any], bough_home: Home, gone: list[bough.Machine]
+    hv: bough.Hypervisor,
+    small: str,
+    files: SmallGuest,
+    hardware: dict[str, Any],
+    gone: list[bough.Machine],
+    tmp_path: Path,
 ) -> None:
-    """A cold boot by bough, to the agent's answer, and by plain QEMU, to the line that the guest prints."""
-    disk = next(bough_home.image(image.digest).disk for image in hv.images() if small in image.labels)
+    """A cold boot by bough, to the agent's answer, and by plain QEMU, to the line that the guest prints. Both
+    boot from the disk.
+    """
     ours, plain = [], []
     for number in range(_ROUNDS):
         machine = hv.create(small, name=f"boot-{number}", **hardware)
         gone.append(machine)
         ours.append(seconds(machine.start))
         model = machine.info().hardware["cpu_model"]
-        pid = qemus(bough_home)[machine.id]
-        print(f"memory of a first boot: {_memory(pid, machine.info().memory_bytes)}")
         machine.delete(force=True)
         gone.clear()
-        plain.append(seconds(lambda cpu=model: _boot_plain(disk, cpu)))
-    told("cold boot, bough", ours)
-    told("cold boot, plain QEMU", plain)
-    print(f"ratio {statistics.median(ours) / statistics.median(plain):.2f}")
+        with PlainQemu(tmp_path, model, disk=files.disk) as peer:
+            plain.append(peer.wait(b"small guest is up"))
+    ratio = told("cold boot, bough", ours) / told("cold boot, plain QEMU", plain)
+    print(f"ratio {ratio:.2f}")
 
 
-def _boot_plain(disk: Path, cpu: str) -> None:
-    qemu = shutil.which("qemu-system-x86_64") or "qemu-system-x86_64"
-    drive = ["-drive", f"file={disk},format=raw,if=virtio,snapshot=on", "-cpu", cpu]
-    with subprocess.Popen(
-        [qemu, *_PLAIN, *drive], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if b"small guest is up" in line:
-                break
-        process.kill()
+@pytest.mark.users("root")
+def test_fork_beside_loadvm_and_a_cold_boot(
+    booted: bough.Snapshot,
+    files: SmallGuest,
+    hv: bough.Hypervisor,
+    small: str,
+    hardware: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    """A fork and a run until they answer; plain QEMU's loadvm and its boot by kernel and initrd, until the
+    guest prints.
+    """
+    first_s = seconds(lambda: hv.run(small, **hardware).discard())
+    print(f"first run, with a boot and a snapshot: {first_s:.1f} s")
+    child = booted.fork()
+    model = child.info().hardware["cpu_model"]
+    child.discard()
+    cold, loaded, forks, runs = [], [], [], []
+    for number in range(_ROUNDS):
+        with PlainQemu(tmp_path, model, direct=files) as plain:
+            cold.append(plain.wait(b"tick"))
+            if number == 0:
+                plain.monitor("savevm booted")
+    for _ in range(_ROUNDS):
+        with PlainQemu(tmp_path, model, direct=files, load="booted") as plain:
+            loaded.append(plain.wait(b"tick"))
+        began = time.monotonic()
+        machine = booted.fork()
+        forks.append(time.monotonic() - began)
+        machine.discard()
+        runs.append(seconds(lambda: hv.run(small, **hardware).discard()))
+    ours, peer, boot = told("fork", forks), told("loadvm", loaded), told("cold boot, plain QEMU", cold)
+    run_s = told("later run, with its deletion", runs)
+    print(f"fork {ours / peer:.2f} of loadvm, {ours / boot:.2f} of a cold boot; run {run_s / boot:.2f}")
 
 
 @pytest.mark.users("root")
@@ -90,19 +117,13 @@ def test_what_a_fork_costs(hv: bough.Hypervisor, booted: bough.Snapshot, bough_h
         after = _counters()
         first.append(seconds(lambda one=machine: one.exec("true", check=True)))
         wanted = (
-            "processes",
-            "exits",
-            "pf_taken",
-            "pf_fixed",
-            "halt_exits",
-            "io_exits",
-            "mmio_exits",
+            *("processes", "exits", "pf_taken", "pf_fixed", "halt_exits", "io_exits", "mmio_exits"),
             "irq_injections",
         )
         print({name: after.get(name, 0) - before.get(name, 0) for name in wanted})
         pid = qemus(bough_home)[machine.id]
         print(f"pages: {_memory(pid, machine.info().memory_bytes)}; service pid {service_pid(bough_home)}")
-        print(f"snapshot of a fork: pause {machine.snapshot().info().pause_ms} ms")
+        print(f"snapshot of a fork: pause {machine.snapshot().info().pause_ms} ms", flush=True)
         machine.discard()
     told("fork, to its answer", times)
     told("first command in a fork", first)
@@ -110,6 +131,100 @@ def test_what_a_fork_costs(hv: bough.Hypervisor, booted: bough.Snapshot, bough_h
     again = [seconds(lambda: machine.exec("true", check=True)) for _ in range(5)]
     told("later commands", again)
     machine.discard()
+
+
+@pytest.mark.users("root")
+def test_system_calls_of_a_fork(booted: bough.Snapshot, bough_home: Home, tmp_path: Path) -> None:
+    """strace -c of the service and of all that it starts, while a fork is made. The time of a traced system
+    call says nothing.
+    """
+    if shutil.which("strace") is None:
+        pytest.skip("no strace on this host")
+    booted.fork().discard()  # what only the first fork does
+    summary = tmp_path / "calls"
+    with _traced(service_pid(bough_home), summary):
+        machine = booted.fork()
+    machine.discard()
+    lines = summary.read_text().splitlines()
+    print("\n".join([*lines[:22], lines[-1]]))
+    assert "total" in lines[-1]
+
+
+@contextmanager
+def _traced(pid: int, summary: Path) -> Iterator[None]:
+    argv = ["strace", "-f", "-c", "-S", "calls", "-o", summary, "-p", str(pid)]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE) as tracer:
+        assert tracer.stderr is not None
+        attached = tracer.stderr.readline()
+        assert b"attached" in attached, attached
+        try:
+            yield
+        finally:
+            tracer.send_signal(signal.SIGINT)
+            tracer.communicate(timeout=300)
+
+
+@pytest.mark.users("root")
+def test_exits_of_a_fork(booted: bough.Snapshot, tmp_path: Path) -> None:
+    """perf kvm stat while a fork is made: exits by reason."""
+    if shutil.which("perf") is None:
+        pytest.skip("no perf on this host")
+    booted.fork().discard()
+    data = tmp_path / "exits"
+    record = ["perf", "kvm", "stat", "record", "-a", "-o", data]
+    with subprocess.Popen(record, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as recorder:
+        wait_until(data.exists, what="perf records", every_s=0.5)
+        machine = booted.fork()
+        recorder.send_signal(signal.SIGINT)
+        output, _ = recorder.communicate(timeout=300)
+    machine.discard()
+    argv = ["perf", "kvm", "-i", data, "stat", "report"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+    print(done.stdout[:3000])
+    assert re.search(r"^Total Samples:\s*[1-9]", done.stdout, re.MULTILINE), (output, done.stderr)
+
+
+@pytest.mark.users("root")
+@pytest.mark.parametrize("mode", ["always", "never"])
+def test_huge_pages_of_a_first_boot(
+    hv: bough.Hypervisor,
+    small: str,
+    hardware: dict[str, Any],
+    bough_home: Home,
+    gone: list[bough.Machine],
+    mode: str,
+) -> None:
+    """Huge pages of the host below a first boot, and what they do to its snapshot and forks."""
+    with _huge_pages(mode):
+        machine = hv.create(small, name=f"huge-{mode}", **hardware)
+        gone.append(machine)
+        boot_s = seconds(machine.start)
+        pages = _memory(qemus(bough_home)[machine.id], machine.info().memory_bytes)
+        snapshot = machine.snapshot()
+        info = snapshot.info()
+        stored_mib = (info.memory or {})["stored_bytes"] >> 20
+        print(f"{mode}: boot {boot_s:.1f} s, {pages}, pause {info.pause_ms} ms, {stored_mib} MiB stored")
+        times = []
+        for _ in range(_ROUNDS):
+            began = time.monotonic()
+            child = snapshot.fork()
+            times.append(time.monotonic() - began)
+            pages = _memory(qemus(bough_home)[child.id], machine.info().memory_bytes)
+            child.discard()
+        told(f"{mode}: fork ({pages})", times)
+        snapshot.delete()
+
+
+@contextmanager
+def _huge_pages(mode: str) -> Iterator[None]:
+    before = re.search(r"\[(\w+)\]", _HUGE_PAGES.read_text()) if _HUGE_PAGES.exists() else None
+    if before is None:
+        pytest.skip("this kernel has no transparent huge pages")
+    _HUGE_PAGES.write_text(mode)
+    try:
+        yield
+    finally:
+        _HUGE_PAGES.write_text(before[1])
 
 
 def _counters() -> dict[str, int]:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import shutil
 import socket
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +17,9 @@ import pytest
 
 import bough
 from bough.errors import BoughError
-from bough.paths import Home
-from tests.kvm.conftest import IS_INSIDE, small_files
-from tests.kvm.prepare import FILES
-from tests.kvm.prepare import small_files as given_files
-from tests.kvm.small_guest import CMDLINE
+from tests.kvm.conftest import IS_INSIDE
+from tests.kvm.patience import connect
+from tests.kvm.small_guest import CMDLINE, SmallGuest
 from tests.waiting import wait_until
 
 _MIB = 1 << 20
@@ -32,6 +35,42 @@ def test_doctor_finds_it(hv: bough.Hypervisor) -> None:
     assert next(check for check in found["checks"] if check["name"] == "KVM")["ok"]
     lacking = [part["name"] for part in found["jail"] if not part["had"]]
     assert set(lacking) <= {"resources"}, "an ordinary user may have no control group of its own"
+
+
+@pytest.mark.users("root")
+def test_what_is_missing_is_told_with_its_command(hv: bough.Hypervisor) -> None:
+    """A user outside the group kvm, and a kernel without the module."""
+    if not IS_INSIDE:
+        pytest.skip("removes a module, so it runs only in the outer machine")
+    check = _check_as_stranger("dev")
+    assert not check["ok"]
+    assert check["fixes"]["any"] == "sudo usermod --append --groups kvm dev, then log in again"
+    hv.shutdown()  # with forks that were begun in advance, and use the module
+    subprocess.run(["/usr/sbin/modprobe", "-r", "kvm_amd"], check=True)
+    check = _check_of(connect().doctor())
+    print(check)
+    assert check["fixes"]["any"] == "modprobe kvm_amd"
+    subprocess.run(check["fixes"]["any"].split(), check=True)
+    assert _check_of(connect().doctor())["ok"]
+
+
+def _check_of(found: dict[str, Any]) -> dict[str, Any]:
+    return dict(next(check for check in found["checks"] if check["name"] == "KVM"))
+
+
+def _check_as_stranger(user: str) -> dict[str, Any]:
+    """Return what doctor says of KVM to a user without the group kvm."""
+    with tempfile.TemporaryDirectory(prefix="stranger-", dir="/var/tmp") as place:
+        shutil.chown(place, user, user)
+        argv = [sys.executable, "-m", "bough"]
+        environment = os.environ | {"BOUGH_HOME": f"{place}/home", "XDG_RUNTIME_DIR": place, "HOME": place}
+        apart = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups"]
+        options: dict[str, Any] = {"env": environment, "cwd": place, "capture_output": True}
+        done = subprocess.run([*apart, *argv, "doctor", "--json"], **options, check=False)
+        subprocess.run([*apart, *argv, "serve", "--stop"], **options, check=True)
+    check = _check_of(json.loads(done.stdout))
+    print(check)
+    return check
 
 
 def test_cold_boot(
@@ -62,11 +101,9 @@ def test_direct_boot(
     small: str,
     hardware: dict[str, Any],
     gone: list[bough.Machine],
-    bough_home: Home,
-    tmp_path_factory: pytest.TempPathFactory,
+    files: SmallGuest,
 ) -> None:
     """Kernel and initrd of the host."""
-    files = given_files(FILES) if IS_INSIDE else small_files(hv, bough_home, tmp_path_factory)
     boot = {"kernel": str(files.kernel), "initrd": str(files.initrd), "cmdline": f"{CMDLINE} from.the.host"}
     machine = hv.create(small, name="direct", **hardware, **boot)
     gone.append(machine)
@@ -86,6 +123,11 @@ def test_commands_files_console(fork: bough.Machine, tmp_path: Path) -> None:
     assert (tmp_path / "back").read_bytes() == data
     fork.shell("echo said on the console > /dev/ttyS0", check=True)
     wait_until(lambda: "said on the console" in fork.logs(), what="the console is logged")
+    with fork.console() as console:
+        console.send(b"typed")
+        echoed = b""
+        while b"typed" not in echoed:
+            echoed += bytes(console.receive(600) or b"")
 
 
 _SERVER = """

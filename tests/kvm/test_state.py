@@ -81,6 +81,89 @@ def test_snapshot_restore_fork(fork: bough.Machine, gone: list[bough.Machine]) -
     snapshot.delete()
 
 
+#: Holds known values in the vector registers and a float in the x87 stack, until another process writes to
+#: /run/go. Yields the processor meanwhile. Then compares.
+_REGISTERS = """
+import ctypes, math, mmap, os, struct
+def move(opcode, register, base):  # movdqu between xmm and [base + 16 * register]
+    rex = b"\\x44" if register > 7 else b""
+    modrm = 0x80 | (register & 7) << 3 | base
+    return b"\\xf3" + rex + bytes([0x0F, opcode, modrm]) + struct.pack("<i", 16 * register)
+load = b"".join(move(0x6F, register, 7) for register in range(16))  # from rdi
+store = b"".join(move(0x7F, register, 2) for register in range(16))  # to rdx
+fldpi, fstp, ret = b"\\xd9\\xeb", b"\\xdd\\x9a" + struct.pack("<i", 256), b"\\xc3"
+yield_until_go = bytes.fromhex("b8180000000f05833e0074f4")  # sched_yield until [rsi] is not 0
+machine_code = load + fldpi + yield_until_go + store + fstp + ret
+code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+code.write(machine_code)
+with open("/run/go", "w+b") as file:
+    file.truncate(4)
+    go = mmap.mmap(file.fileno(), 4)
+given, found = (ctypes.c_char * 256).from_buffer_copy(os.urandom(256)), (ctypes.c_char * 264)()
+call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(
+    ctypes.addressof(ctypes.c_char.from_buffer(code)))
+open("/run/held", "w").close()
+call(ctypes.addressof(given), ctypes.addressof(ctypes.c_char.from_buffer(go)), ctypes.addressof(found))
+same = found.raw == given.raw + struct.pack("<d", math.pi)
+with open("/run/registers", "w") as file:
+    file.write("same" if same else "lost")
+"""
+
+
+def test_registers_of_a_process(fork: bough.Machine, gone: list[bough.Machine]) -> None:
+    """Vector and floating-point registers (XSAVE) in a fork, after a restore, and after a resume."""
+    fork.exec("sh", "-c", "cat > /run/registers.py", input=_REGISTERS, check=True)
+    fork.shell("setsid python3 /run/registers.py < /dev/null > /run/out 2>&1 &", check=True)
+    holds = "test -e /run/held || cat /run/out"
+    wait_until(lambda: not fork.shell(holds).stdout, timeout_s=300, what="the registers are held", every_s=1)
+    snapshot = fork.snapshot()
+    child = snapshot.fork()
+    gone.append(child)
+    assert _registers(child) == "same"
+    fork.restore(snapshot.id)
+    fork.suspend()
+    fork.resume()
+    assert _registers(fork) == "same"
+    snapshot.delete()
+
+
+def _registers(machine: bough.Machine) -> str:
+    machine.shell(r"printf '\1' | dd of=/run/go conv=notrunc 2>/dev/null", check=True)
+    told = "cat /run/registers /run/out 2>/dev/null"
+    wait_until(lambda: bool(machine.shell(told).stdout), timeout_s=300, what="they are compared", every_s=1)
+    return machine.shell(told).stdout
+
+
+_ON_EACH = """
+import os, time
+for cpu in sorted(os.sched_getaffinity(0)):
+    os.sched_setaffinity(0, [cpu])
+    before = time.monotonic()
+    time.sleep(0.05)
+    assert time.monotonic() > before
+    print(cpu, end=" ")
+"""
+
+
+def test_two_vcpus(
+    hv: bough.Hypervisor, small: str, hardware: dict[str, Any], gone: list[bough.Machine]
+) -> None:
+    """Both vCPUs, their timers and their clock go on in a fork and after a restore."""
+    machine = hv.create(small, name="two", **hardware | {"vcpus": 2})
+    gone.append(machine)
+    machine.start()
+    begin_to_count(machine)
+    snapshot = machine.snapshot()
+    child = snapshot.fork("two-child")
+    gone.append(child)
+    machine.restore(snapshot.id)
+    for each in (child, machine):
+        assert each.exec("python3", "-c", _ON_EACH, check=True).stdout == "0 1 "
+        wait_goes_on(each, count(each))
+        wait_right(each)
+    snapshot.delete()
+
+
 def test_suspend_and_resume(fork: bough.Machine) -> None:
     begin_to_count(fork)
     content = fill(fork, "first", 8)
