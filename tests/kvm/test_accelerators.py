@@ -126,6 +126,26 @@ def test_memory_of_an_emulated_machine_is_refused(
 
 
 @pytest.mark.users("root")
+def test_a_machine_made_without_kvm_boots_on_kvm(
+    hv: bough.Hypervisor, small: str, gone: list[bough.Machine]
+) -> None:
+    """With a CPU for KVM: the guest of an emulated CPU leaves out workarounds that a real one needs."""
+    if not _MAY_CLOSE:
+        pytest.skip("changes /dev/kvm, so it runs only as root in the outer machine")
+    with closed_kvm():
+        machine = hv.create(small, name="later", vcpus=1, memory=MEMORY)
+        gone.append(machine)
+        assert "emulated" in machine.info().hardware["cpu_model"]
+    machine.start()
+    info = machine.info()
+    assert (info.accelerator, info.accelerator_note) == ("kvm", None)
+    assert "emulated" not in info.hardware["cpu_model"]
+    child = machine.fork()
+    gone.append(child)
+    assert child.exec("true").ok
+
+
+@pytest.mark.users("root")
 def test_memory_of_a_cpu_with_more_features_is_refused(
     hv: bough.Hypervisor,
     small: str,

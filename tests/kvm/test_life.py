@@ -202,4 +202,4 @@ def test_host_on_request(
     with pytest.raises(BoughError, match="host") as raised:
         hv.import_bundle(tmp_path / "own.bough")
     assert "--cold" in (raised.value.hint or "")
-    assert [each.name for each in hv.machines()] == []
+    assert "own" not in [each.name for each in hv.machines()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,8 +32,12 @@ class TcgPlan:
 
     accelerator: str = "tcg"
     accelerator_note: str | None = None
+    cpu_model: str = "max"
     from_template: bool = False
     prewarm: bool = False
+
+    def for_boot(self) -> TcgPlan:
+        return replace(self, cpu_model="boots-with-this")
 
 
 class Memory:
@@ -130,6 +134,16 @@ async def test_a_start_and_a_stop_of_the_guest(scene: Scene) -> None:
     assert MachineRecord.read(scene.paths).state is State.STOPPED
     with pytest.raises(WrongState, match="is stopped; this needs it running"):
         machine.qmp()
+
+
+async def test_a_boot_keeps_its_cpu_and_saved_memory_the_old_one(scene: Scene) -> None:
+    await scene.machine.start(
+        saved=SavedState(cast(Template, Memory()), b"", image=cast(ProcessImage, Image()))
+    )
+    assert scene.machine.record.hardware.cpu_model == "max"
+    await scene.machine.stop(force=True)
+    await scene.machine.start()
+    assert MachineRecord.read(scene.paths).hardware.cpu_model == "boots-with-this"
 
 
 async def test_a_forced_stop_and_a_second_start(scene: Scene) -> None:

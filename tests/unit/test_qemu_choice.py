@@ -15,6 +15,7 @@ from bough.qemu.arch import ARCHITECTURES, architecture, version_key
 from bough.qemu.choice import (
     accelerator_note,
     choose_accelerator,
+    choose_boot_cpu,
     choose_cpu_model,
     choose_machine_type,
     parse_firmware,
@@ -78,6 +79,27 @@ def test_cpu_models() -> None:
     with pytest.raises(InvalidSpec) as caught:
         choose_cpu_model("hasvell", FACTS, TCG)
     assert "'Haswell'" in caught.value.problems[0]["hint"]
+
+
+EMULATED = architecture("x86_64").tcg_cpu
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kept", "accelerator", "chosen"),
+    [
+        pytest.param("auto", EMULATED, KVM, "EPYC", id="emulated before, on KVM now"),
+        pytest.param("auto", "EPYC,model=9,model-id=emulated", KVM, "EPYC", id="of an earlier bough"),
+        pytest.param("auto", "EPYC-Rome,svm=off", TCG, "Nehalem", id="on KVM before, emulated now"),
+        pytest.param("auto", EMULATED, TCG, None, id="emulated as before"),
+        pytest.param("auto", "EPYC-Rome,svm=off", KVM, None, id="on KVM as before"),
+        pytest.param("auto", "Opteron_G1", KVM, None, id="not a choice of auto"),
+        pytest.param(EMULATED, EMULATED, KVM, None, id="asked for"),
+    ],
+)
+def test_the_cpu_of_auto_belongs_to_its_accelerator(
+    wanted: str, kept: str, accelerator: Accelerator, chosen: str | None
+) -> None:
+    assert choose_boot_cpu(wanted, kept, "x86_64", accelerator) == chosen
 
 
 def test_accelerators() -> None:

@@ -25,6 +25,7 @@ from bough.qemu.arch import architecture
 from bough.qemu.choice import (
     accelerator_note,
     choose_accelerator,
+    choose_boot_cpu,
     choose_cpu_model,
     choose_machine_type,
     find_bios,
@@ -176,6 +177,7 @@ async def resolve_plan(record: MachineRecord, paths: MachinePaths, home: Home, n
         qemu=qemu.path,
         accelerator="kvm" if accelerator.name == "kvm" else "tcg",
         accelerator_note=accelerator_note(kept or spec.accelerator, accelerator, accelerators),
+        boot_cpu_model=choose_boot_cpu(spec.cpu, hardware.cpu_model, hardware.arch, accelerator),
         machine_type=hardware.machine_type,
         cpu_model=hardware.cpu_model,
         vcpus=spec.vcpus,

@@ -62,7 +62,8 @@ class Nic(_Kept):
 
 class Hardware(_Kept):
     """The hardware, chosen when the machine is created and constant for its whole life. An upgrade of QEMU
-    must not change the guest's computer.
+    must not change the guest's computer. Only the CPU model of "auto" changes, at a boot on the other
+    accelerator.
     """
 
     arch: str

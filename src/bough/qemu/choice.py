@@ -18,6 +18,9 @@ from bough.qemu.arch import Architecture, architecture, version_key
 from bough.qemu.packages import render_fix
 from bough.qemu.probe import Accelerator, QemuFacts
 
+#: Part of each emulated CPU of a PC, also in records of earlier versions of bough.
+_EMULATED_MARK = "model-id=emulated"
+
 
 def choose_accelerator(wanted: str, accelerators: Mapping[str, Accelerator]) -> Accelerator:
     """Return the fastest working accelerator for "auto", or the requested accelerator. A requested
@@ -92,6 +95,21 @@ def choose_cpu_model(wanted: str, facts: QemuFacts, accelerator: Accelerator) ->
     if model not in facts.cpu_models:
         raise _unknown("cpu", f"this QEMU knows no CPU model {model!r}", model, facts.cpu_models)
     return wanted
+
+
+def choose_boot_cpu(wanted: str, kept: str, arch: str, accelerator: Accelerator) -> str | None:
+    """Return the CPU model for a boot, if "auto" chose the kept model for the other accelerator; None: boot
+    with the kept model.
+
+    An emulated CPU reports in-order execution, so that Linux leaves out workarounds (docs/decisions/0011). A
+    real processor needs these workarounds.
+    """
+    row = architecture(arch)
+    if wanted != "auto":
+        return None
+    is_emulated = kept == row.tcg_cpu or _EMULATED_MARK in kept
+    is_other = is_emulated if accelerator.name == "kvm" else kept in row.kvm_cpus
+    return accelerator.cpu_model if is_other else None
 
 
 def _unknown(place: str, message: str, wanted: str, known: Iterable[str]) -> InvalidSpec:

@@ -121,6 +121,7 @@ class Plan:
     serial_ports, disk_queues: see Hardware.
     agent_port: name, in the guest, of the port opened by the agent.
     accelerator_note: warning for the user about the accelerator.
+    boot_cpu_model: CPU model for a boot, if that of the record belongs to the other accelerator.
     vmgenid: changes only when the machine is cloned or restored.
     """
 
@@ -149,9 +150,14 @@ class Plan:
     disk_queues: int | None = None
     agent_port: str = AGENT_PORT
     accelerator_note: str | None = None
+    boot_cpu_model: str | None = None
     from_template: bool = False
     prewarm: bool = False
     jail: Jail = field(default_factory=Jail)
+
+    def for_boot(self) -> Plan:
+        """Return the plan of a boot. Saved memory continues with the CPU of the record instead."""
+        return dataclasses.replace(self, cpu_model=self.boot_cpu_model or self.cpu_model)
 
     @property
     def has_passt(self) -> bool:

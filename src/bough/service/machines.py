@@ -146,6 +146,8 @@ async def resume_machine(
 async def get_plan(hypervisor: Hypervisor, asked: contract.GetPlan) -> dict[str, Any]:
     machine = hypervisor.machines.find(asked.reference)
     plan = await hypervisor.machines.plan_of(machine.record, machine.paths)
+    if machine.record.suspended is None:
+        plan = plan.for_boot()
     return {"plan": plan.to_dict(), "argv": render_argv(plan)}
 
 

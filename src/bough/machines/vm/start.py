@@ -170,8 +170,18 @@ class Start:
             report(notice(plan.accelerator_note))
         if saved is not None:
             return await self._start_saved(plan, saved, hold)
+        plan = self._keep_boot_cpu(plan)
         self._machine.boot_sight.new_boot()
         return await self._launch(plan, self._machine.paths)
+
+    def _keep_boot_cpu(self, plan: Plan) -> Plan:
+        """Return the plan of a boot. The record keeps its CPU, which snapshots must find again."""
+        plan = plan.for_boot()
+        hardware = self._machine.record.hardware
+        if plan.cpu_model != hardware.cpu_model:
+            hardware = hardware.model_copy(update={"cpu_model": plan.cpu_model})
+            self._machine.change(hardware=hardware)
+        return plan
 
     async def _start_saved(self, plan: Plan, saved: SavedState, hold: bool) -> QemuProcess:
         """Start QEMU from a saved state. Raises as `start_process`."""
