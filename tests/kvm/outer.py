@@ -98,11 +98,14 @@ class Outer:
             return Finished(output, report)
 
     def _follow(self, process: Process) -> str:
-        """Return the output, and print it as it comes. A pause of the output for too long is an error."""
+        """Return the output, and print it as it comes. Ends after too long a pause of the output."""
         output = b""
-        while (read := process.read(_STEP_S)) is not None:
-            output += read[1]
-            print(read[1].decode(errors="replace"), end="", flush=True)
+        try:
+            while (read := process.read(_STEP_S)) is not None:
+                output += read[1]
+                print(read[1].decode(errors="replace"), end="", flush=True)
+        except (TimeoutError, BoughError) as error:
+            output += f"\nthe output ended: {error!r}\n".encode()
         return output.decode(errors="replace")
 
     @contextmanager

@@ -11,6 +11,7 @@ import pytest
 
 from bough.hypervisor import bundles
 from bough.hypervisor.half_made import HalfMade
+from bough.progress import Progress, notice
 
 ARRIVED: Any = SimpleNamespace(id="arrived")
 
@@ -50,7 +51,8 @@ async def test_the_end_of_another_operation_keeps_the_snapshot(monkeypatch: pyte
     async def make(order: Any) -> Any:
         keeper.collect()
         assert order.manifest.id in keeper.present
-        return SimpleNamespace(id="new", name=order.name)
+        record = SimpleNamespace(accelerator_note="emulated")
+        return SimpleNamespace(id="new", name=order.name, record=record)
 
     monkeypatch.setattr(bundles, "taken_up", taken_up)
     parts: Any = SimpleNamespace(
@@ -58,6 +60,8 @@ async def test_the_end_of_another_operation_keeps_the_snapshot(monkeypatch: pyte
     )
     made = bundles.Bundles(parts, parts, parts, parts, parts, keeper, parts, HalfMade())  # type: ignore[arg-type]
     source: Any = None
-    machine = await made.import_bundle(source, name=None, identity="new", cold=False, report=lambda _: None)
+    told: list[Progress] = []
+    machine = await made.import_bundle(source, name=None, identity="new", cold=False, report=told.append)
     assert machine.name == "web"
+    assert told[-1] == notice("emulated")
     assert keeper.used == set()
