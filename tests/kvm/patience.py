@@ -5,12 +5,12 @@ from __future__ import annotations
 import bough
 from bough.errors import DeadlineExceeded, ServiceUnavailable
 
-_TRIES = 6
+TRIES = 6
 
 
 def connect() -> bough.Hypervisor:
     """Return a client. Starts the service again if its start has taken too long for the client."""
-    for _ in range(_TRIES - 1):
+    for _ in range(TRIES - 1):
         try:
             return bough.connect()
         except (DeadlineExceeded, ServiceUnavailable):
