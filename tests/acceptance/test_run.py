@@ -34,6 +34,21 @@ def test_output_status_and_nothing_afterwards(cli: Cli, debian: str) -> None:
     assert cli.names() == before
 
 
+def test_a_run_says_why_it_is_emulated(cli: Cli, debian: str, gone: list[str]) -> None:
+    """Each run does, also one that forks the booted snapshot or takes a standby machine."""
+    done = cli("run", "--memory", MEMORY, debian, "--", "true")
+    gone.append("kept-two")
+    kept = cli("run", "--name", "kept-two", "--memory", MEMORY, debian, "--", "true")
+    note = cli.json("info", "kept-two")["accelerator_note"]
+    gone.append("kept-three")
+    forked = cli("fork", "kept-two", "kept-three")
+    for each in (done, kept, forked):
+        told = [line for line in each.stderr.decode().splitlines() if line.startswith("note: ")]
+        assert told == ([f"note: {note}"] if note else [])
+    asked = cli("run", "--memory", MEMORY, "--accelerator", "tcg", debian, "--", "true")
+    assert b"note: " not in asked.stderr
+
+
 def test_keep_and_name(cli: Cli, debian: str, gone: list[str]) -> None:
     gone.append("kept-one")
     cli("run", "--name", "kept-one", "--memory", MEMORY, debian, "--", "touch", "/root/here")
