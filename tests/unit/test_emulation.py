@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from bough.cli.command_streams import await_machine
+from bough.cli.command_streams import _PLAIN_NOTICE, await_machine
 from bough.client.websocket import WebSocket
 from bough.hypervisor.description import report_emulation
 from bough.machines.machine import Machine
@@ -48,6 +48,11 @@ def test_a_short_run_prints_its_notices(text: str, capfd: pytest.CaptureFixture[
     messages = [{"progress": notice(text).__dict__}, {"machine": {"id": "a", "name": "b"}}]
     await_machine(_socket(messages))
     assert capfd.readouterr().err == f"note: {text.replace(chr(27) + '[31m', '')}\n"
+
+
+def test_a_plain_notice_needs_no_json() -> None:
+    begin, end = _PLAIN_NOTICE
+    assert json.dumps({"progress": notice("text").__dict__}) == f"{begin}text{end}"
 
 
 def _socket(messages: list[dict[str, Any]]) -> WebSocket:

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 _STDIN, _STDERR, _STATUS, _CLOSE = 0, 2, 3, 255
 #: For a machine that is up within this time, no progress is shown.
 _PATIENCE_S = 1.0
-_PLAIN_NOTICE = ('{"progress": {"step": "', '", "fraction": null, "detail": "", "notice": true}}')
+_PLAIN_NOTICE = (
+    '{"progress": {"step": "',
+    '", "fraction": null, "detail": "", "notice": true, "subject": ""}}',
+)
 _ENDED_WELL = (b'{"exit_code": ', b', "signal": null, "error": null}')
 
 
