@@ -75,6 +75,8 @@ FRAGMENTS = {
     'network = hv.create_network("back")': "test_networks.py has each method of this page",
     'snapshot = vm.snapshot("ready")': "upgrades packages from the network; test_python.py forks",
     'with hv.run("debian:12", mounts=': "runs make on a source that is not here; test_mounts.py mounts",
+    "def install(machine):": "of an app that is not here; test_pytest_plugin.py runs examples/pytest",
+    "def test_survives_a_power_cut": "as above",
     'vm.succeed("systemctl start nginx")': "needs nginx; test_words.py has each word",
     'done = vm.exec("sort"': "test_python.py has each method of this page",
     'with vm.spawn("sh"': "as above",

@@ -12,7 +12,10 @@ the output of the last attempt.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: Seconds between two attempts.
 EVERY_S = 0.25
@@ -21,6 +24,8 @@ ATTEMPT = b"\x1e"
 #: Number of attempts for a unit without a job: the job may be queued shortly.
 UNIT_GRACE_ATTEMPTS = 40
 
+#: Begin of the wait's name in the guest's list of processes.
+_WAIT_NAME = "bough: wait until "
 _REPEAT = r"""
 every=$1 most=$2 wanted=$3; shift 3
 attempt=0
@@ -171,7 +176,14 @@ def render_wait(check: Check, *, every_s: float = EVERY_S, most: int = 0) -> lis
     Args:
         most: number of attempts; 0: any number, until the command is ended.
     """
-    return ["sh", "-c", _REPEAT, "bough-wait", f"{every_s:g}", str(most), check.wanted, *check.argv]
+    name = f"{_WAIT_NAME}{check.what}"
+    return ["sh", "-c", _REPEAT, name, f"{every_s:g}", str(most), check.wanted, *check.argv]
+
+
+def describe_wait(argv: Sequence[str]) -> str | None:
+    """Return "wait until ..." for a command of `render_wait`, None for any other command."""
+    is_wait = len(argv) > 3 and argv[2] == _REPEAT and argv[3].startswith(_WAIT_NAME)
+    return argv[3].removeprefix("bough: ") if is_wait else None
 
 
 class Attempts:

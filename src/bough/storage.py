@@ -53,6 +53,16 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_tree(root: Path) -> None:
+    """Sync all files and directories below `root`. Links are not followed: a guest may have made them."""
+    for directory, _, names in os.walk(root):
+        for name in names:
+            path = Path(directory, name)
+            if path.is_file() and not path.is_symlink():
+                sync_file(path)
+        sync_directory(Path(directory))
+
+
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
     """Replace `path` as a whole: temporary file, fsync, rename, fsync of the directory.
 

@@ -59,6 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"hypervisor"},
     "client": BOTTOM | {"contract"},
     "cli": BOTTOM | {"client", "contract"},
+    "pytest_plugin": BOTTOM | {"client", "contract"},
     # `import bough` is the Python API.
     "__init__": BOTTOM | {"client"},
     "__main__": {"cli"},

@@ -53,8 +53,6 @@ class Machine(AwaitedGuest):
     def __repr__(self) -> str:
         return f"<bough.Machine {self._name or self._reference}>"
 
-    # -- state ------------------------------------------------------------------------------------
-
     @property
     def state(self) -> str:
         """Return the present state: stopped, starting, running, paused, suspended, stopping or failed."""
@@ -239,6 +237,12 @@ class Machine(AwaitedGuest):
             pass  # already deleted, or the service is down: the service deletes machines without a holder
         finally:
             self._let_go()
+
+    def keep(self) -> None:
+        """Keep an ephemeral machine when this program ends, or its `with` block."""
+        self._api.send(contract.KeepMachine(reference=self._reference))
+        self._ephemeral = False
+        self._let_go()
 
     def hold(self, socket: WebSocket | None = None) -> None:
         """Keep an ephemeral machine alive for as long as this program runs.

@@ -67,6 +67,14 @@ class RenameMachine(Request):
     name: str
 
 
+class KeepMachine(Request):
+    """Keep an ephemeral machine: the machine is not deleted when its client disconnects."""
+
+    route = Route("POST", "/machines/{reference}/keep")
+    answer: ClassVar[MachineInfo]
+    reference: str
+
+
 class DeleteMachine(Request):
     """Delete a machine.
 

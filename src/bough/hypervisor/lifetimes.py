@@ -14,7 +14,7 @@ from bough.hypervisor.half_made import HalfMade
 from bough.hypervisor.inventory import Inventory
 from bough.machines.machine import Machine
 from bough.machines.state import LIVE, State
-from bough.storage import remove_tree, sync_directory
+from bough.storage import remove_tree, sync_directory, sync_tree
 from bough.tasks import Tasks, finish
 
 log = logging.getLogger("bough.hypervisor")
@@ -64,6 +64,17 @@ class Lifetimes:
 
     def unpin(self, machine: Machine) -> None:
         self._holders.pop(machine.id, None)
+
+    async def keep(self, machine: Machine) -> None:
+        """Make an ephemeral machine a kept one, which survives its client, and a power loss of the host.
+
+        Raises:
+            NoSpace, OSError: the machine is still ephemeral.
+        """
+        if machine.record.ephemeral:
+            await finish(asyncio.to_thread(sync_tree, machine.paths.root))
+            machine.change(ephemeral=False)
+            sync_directory(self._inventory.home.machines)
 
     async def delete(self, machine: Machine, *, force: bool = False) -> None:
         """Delete a machine with its disks.

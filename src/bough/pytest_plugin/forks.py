@@ -1,0 +1,82 @@
+"""Forks for tests: made of a prepared snapshot, bounded by slots, kept or deleted at the end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from bough.errors import BoughError, NotFound
+
+if TYPE_CHECKING:
+    from bough.client.hypervisor import Hypervisor
+    from bough.client.machine import Machine
+    from bough.client.network import Network
+    from bough.pytest_plugin.locks import Slots
+    from bough.pytest_plugin.options import Source
+    from bough.pytest_plugin.preparation import Prepare, PreparedMachines
+    from bough.pytest_plugin.recording import Recorder
+
+
+@dataclass
+class LiveFork:
+    """A fork that a fixture has made, and that lives.
+
+    Attributes:
+        fixture: name of the fixture.
+        subject: the value of the fixture: a machine or a project.
+        machines: role -> machine; a fork of one machine has the role "".
+        networks: the networks of a fork of a project.
+        kept: the fork stays after its fixture's end.
+    """
+
+    fixture: str
+    subject: Any
+    machines: Mapping[str, Machine]
+    networks: list[Network] = field(default_factory=list)
+    kept: bool = False
+
+
+class MachineForks:
+    """Makes forks of machines."""
+
+    def __init__(
+        self, hv: Hypervisor, prepared: PreparedMachines, slots: Slots, recorder: Recorder, most: int | None
+    ) -> None:
+        self._hv = hv
+        self._prepared = prepared
+        self._slots = slots
+        self._recorder = recorder
+        self._most = most
+
+    @contextlib.contextmanager
+    def fork(self, fixture: str, source: Source, prepare: Prepare | None) -> Iterator[LiveFork]:
+        """Yield a fork, which is deleted at the end of the block unless it is kept."""
+        from bough.pytest_plugin.locks import forks_of_host
+
+        snapshot = self._prepared.find(source, prepare)
+        most = self._most or forks_of_host(_memory_of(snapshot.info().memory))
+        with self._slots.take(1, most) as waited_s:
+            with self._recorder.step("fork", f"fork {source.name}") as step:
+                try:
+                    machine = snapshot.fork(ephemeral=True)
+                except NotFound:  # another run has deleted the snapshot meanwhile
+                    self._prepared.forget(snapshot)
+                    machine = self._prepared.find(source, prepare).fork(ephemeral=True)
+                self._recorder.name(machine.id, machine.name)
+                step.machine = machine.name
+                step.status = f"waited {waited_s:.1f} s for a slot" if waited_s > 1 else ""
+            fork = LiveFork(fixture, machine, {"": machine})
+            try:
+                yield fork
+            finally:
+                if fork.kept:
+                    with contextlib.suppress(BoughError):
+                        machine.keep()
+                else:
+                    machine.discard()
+
+
+def _memory_of(memory: dict[str, Any] | None) -> int:
+    return int((memory or {}).get("size_bytes") or 1 << 30)

@@ -1,0 +1,249 @@
+"""The pytest plugin without a guest: options, keys of snapshots, slots, the record of steps, the page."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bough.errors import DeadlineExceeded
+from bough.pytest_plugin.evidence import command_for, directory_name, render_steps
+from bough.pytest_plugin.locks import Slots, alone, forks_of_host, lock_directory
+from bough.pytest_plugin.options import Source
+from bough.pytest_plugin.preparation import digest_of, read_spec, suite_of
+from bough.pytest_plugin.recording import MOST_STEPS, Recorder, Step, plain_text
+from bough.pytest_plugin.report import render_page
+from bough.pytest_plugin.source_text import source_of
+
+pytest_plugins = "pytester"
+
+#: A checkout that was installed before the plugin existed has no entry point.
+PLUGIN = [] if entry_points(group="pytest11", name="bough") else ["-p", "bough.pytest_plugin"]
+
+
+# -- pytest ---------------------------------------------------------------------------------------------
+
+
+def test_a_run_without_machines_is_not_disturbed(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_nothing(): pass")
+    done = pytester.runpytest_subprocess(*PLUGIN, "--strict-markers")
+    done.assert_outcomes(passed=1)
+    assert "bough: report" not in done.stdout.str()
+    assert not (pytester.path / "bough-artifacts").exists()
+
+
+def test_the_plugin_imports_little() -> None:
+    code = (
+        "import sys, pytest; before = set(sys.modules)\n"
+        "import bough.pytest_plugin, bough.pytest_plugin.run, bough.pytest_plugin.report\n"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "assert not new & {'h11', 'pydantic', 'httpx', 'rich', 'click', 'cryptography'}, new\n"
+        "assert 'bough.client' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_options_are_told(pytester: pytest.Pytester) -> None:
+    told = pytester.runpytest_subprocess(*PLUGIN, "--help").stdout.str()
+    for option in ("--bough-keep", "--bough-bundle", "--bough-artifacts", "--bough-report", "--bough-fresh"):
+        assert option in told
+    assert "bough(machine, project=" in pytester.runpytest_subprocess(*PLUGIN, "--markers").stdout.str()
+
+
+def test_a_missing_source_is_one_sentence(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_one(bough_machine): pass")
+    done = pytester.runpytest_subprocess(*PLUGIN)
+    done.assert_outcomes(errors=1)
+    done.stdout.fnmatch_lines(["bough_machine needs an image or a spec file", "hint: set `bough_machine = *"])
+    assert "Traceback" not in done.stdout.str()
+
+
+@pytest.mark.parametrize(
+    ("ini", "says"),
+    [
+        ("bough_scope = test", "bough_scope is 'test', and has to be one of function, class"),
+        ("", "1 or more"),
+    ],
+)
+def test_wrong_settings(pytester: pytest.Pytester, ini: str, says: str) -> None:
+    pytester.makeini(f"[pytest]\n{ini}\n")
+    pytester.makepyfile("def test_one(bough_machine): pass")
+    done = pytester.runpytest_subprocess(*PLUGIN, *([] if ini else ["--bough-forks=0"]))
+    assert done.ret != 0
+    assert says in done.stdout.str() + done.stderr.str()
+
+
+# -- keys of prepared snapshots ---------------------------------------------------------------------------
+
+VERSION = "1.0"
+
+
+def write_config(vm: Any) -> None:
+    vm.write_file("/etc/app", VERSION)
+
+
+def prepare(vm: Any) -> None:
+    write_config(vm)
+
+
+def test_the_source_of_a_preparation_has_what_it_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = source_of(prepare)
+    assert "write_config(vm)" in before
+    assert "/etc/app" in before
+    assert "VERSION='1.0'" in before
+    monkeypatch.setattr(sys.modules[__name__], "VERSION", "2.0")
+    assert source_of(prepare) != before
+    assert source_of(None) == ""
+
+
+def test_the_source_has_what_a_closure_holds() -> None:
+    def make(package: str) -> Any:
+        return lambda vm: vm.succeed(f"apt-get install {package}")
+
+    assert source_of(make("nginx")) != source_of(make("apache2"))
+    assert source_of(make("nginx")) == source_of(make("nginx"))
+
+
+def test_a_function_that_calls_itself_has_a_source() -> None:
+    def again(vm: Any) -> None:
+        again(vm)
+
+    assert "again(vm)" in source_of(again)
+
+
+def test_the_spec_has_the_content_of_its_files(tmp_path: Path) -> None:
+    (tmp_path / "motd").write_text("one")
+    (tmp_path / "web.toml").write_text(
+        'name = "web"\nimage = "debian:12"\nmemory = "1GiB"\n[[files]]\npath = "/etc/motd"\nsource = "motd"\n'
+    )
+    source = Source("web.toml", tmp_path, {"memory": "512MiB"})
+    before = read_spec(source)
+    assert (before["memory"], before["image"], "name" in before) == ("512MiB", "debian:12", False)
+    (tmp_path / "motd").write_text("two")
+    assert digest_of(read_spec(source)) != digest_of(before)
+    assert suite_of(source, prepare) == suite_of(Source("web.toml", tmp_path, {}), prepare)
+    assert suite_of(source, prepare) != suite_of(source, None)
+
+
+# -- slots ------------------------------------------------------------------------------------------------
+
+
+def hold(directory: str, ready: Any, end: Any) -> None:
+    with Slots(Path(directory)).take(1, 1):
+        ready.set()
+        end.wait()
+
+
+def test_a_slot_of_another_process_is_waited_for_and_freed_when_that_is_killed(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ready, end = context.Event(), context.Event()
+    holder = context.Process(target=hold, args=(str(tmp_path), ready, end))
+    holder.start()
+    assert ready.wait(20)
+    with pytest.raises(DeadlineExceeded, match="1 machines live") as caught:
+        with Slots(tmp_path, wait_s=0).take(1, 1):
+            pass
+    assert str(holder.pid) in str(caught.value.hint)
+    threading.Timer(0.05, holder.kill).start()
+    with Slots(tmp_path, wait_s=20).take(1, 1) as waited_s:
+        assert waited_s > 0
+    holder.join()
+
+
+def test_a_process_with_a_slot_does_not_wait_for_a_second(tmp_path: Path) -> None:
+    slots = Slots(tmp_path, wait_s=0)
+    with slots.take(1, 1), slots.take(3, 1) as waited_s:
+        assert waited_s < 1
+    with slots.take(5, 2):
+        pass  # more than there are: all of them
+
+
+def test_locks_are_of_this_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    directory = lock_directory()
+    assert directory.stat().st_mode & 0o777 == 0o700
+    with alone(directory / "one.lock"):
+        assert (directory / "one.lock").read_text() == str(os.getpid())
+    directory.chmod(0o777)
+    with pytest.raises(Exception, match="others may write there"):
+        lock_directory()
+
+
+def test_forks_follow_the_host() -> None:
+    assert forks_of_host(1 << 60) == 1
+    assert forks_of_host(1) == 2 * len(os.sched_getaffinity(0))
+
+
+# -- the record -------------------------------------------------------------------------------------------
+
+
+def test_steps_are_bounded_and_have_errors() -> None:
+    recorder = Recorder()
+    recorder.name("m1", "web")
+    with pytest.raises(ValueError, match="oh"), recorder.step("subtest", "one"):
+        raise ValueError("oh\nno")
+    (step,) = recorder.steps
+    assert (step.failed, step.status, step.ended is not None) == (True, "ValueError: oh", True)
+    for _ in range(MOST_STEPS):
+        recorder.add(Step("call", "x"))
+    assert (len(recorder.steps), recorder.left_out) == (MOST_STEPS, 1)
+    recorder.start_over()
+    assert (recorder.steps, recorder.left_out) == ([], 0)
+
+
+def test_steps_as_text() -> None:
+    steps = [
+        Step("command", "ls /", "web", began=0.5, ended=0.75, status="0", output="bin\nboot\n"),
+        Step("wait", "wait until x", "web", began=1, ended=None),
+    ]
+    text = render_steps(steps, 3)
+    assert re.search(r"\.500 +0\.250 s  web +\$ ls /  \[0\]\n    bin\n    boot\n", text)
+    assert "wait: wait until x  [still running]" in text
+    assert text.endswith("3 more steps\n")
+
+
+def test_output_of_a_guest_is_text() -> None:
+    told = plain_text(b"\x1b[31mred\x1b[0m\x1b]0;title\x07 a\r\nb\x00\xff\tc\n")
+    assert "\x1b" not in told
+    assert "red" in told
+    assert told.endswith("a\nb\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}\tc\n")
+
+
+def test_names_and_commands() -> None:
+    assert directory_name("tests/a/test_x.py::Test::test_y[a b/c]") == "tests-a-test_x.py.Test.test_y-a-b-c"
+    assert directory_name("../../etc") == "etc"
+    usual = Path("/var/lib/bough")
+    assert command_for(usual, usual, "shell", "web") == "bough shell web"
+    assert command_for(Path("/a b"), usual, "shell", "web") == "BOUGH_HOME='/a b' bough shell web"
+
+
+# -- the page ---------------------------------------------------------------------------------------------
+
+
+def test_the_page_is_one_file_that_no_guest_can_leave(tmp_path: Path) -> None:
+    evil = "</script><script>alert(1)</script><!-- @script@"
+    data = {"title": evil, "began": 0, "ended": 1, "tests": [{"id": evil, "phases": []}]}
+    page = render_page(data)
+    assert evil not in page
+    assert page.count("<script") == 2
+    assert not re.findall(r"""(?:src|href)=["']?(?!data:)\w""", page.replace("href: [", ""))
+    assert "default-src 'none'" in page
+    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert json.loads(text) == data
+    assert "@style@" not in page
+
+
+def test_a_page_waits_for_no_other_time() -> None:
+    began = time.monotonic()
+    render_page({"tests": [{"id": str(n), "phases": [], "steps": []} for n in range(2000)]})
+    assert time.monotonic() - began < 5
