@@ -2,33 +2,50 @@
 
 from __future__ import annotations
 
+import _socket
 import json
 import multiprocessing
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bough.errors import DeadlineExceeded
+from bough.client.process import Process
+from bough.contract.commands import Command
+from bough.contract.machines import GetMachine, PauseMachine, StartMachine
+from bough.errors import DeadlineExceeded, NotFound
+from bough.guest_checks import describe_wait, file_exists, render_wait
 from bough.pytest_plugin.evidence import command_for, directory_name, render_steps
 from bough.pytest_plugin.locks import Slots, alone, forks_of_host, lock_directory
 from bough.pytest_plugin.options import Source
 from bough.pytest_plugin.preparation import digest_of, read_spec, suite_of
-from bough.pytest_plugin.recording import MOST_STEPS, Recorder, Step, plain_text
+from bough.pytest_plugin.recording import (
+    MOST_STEPS,
+    RecordedCommand,
+    Recorder,
+    RecordingConnection,
+    Step,
+    plain_text,
+)
 from bough.pytest_plugin.report import render_page
 from bough.pytest_plugin.source_text import source_of
+from tests.unit.api_peer import Answer, ApiPeer, SocketPeer
 
 pytest_plugins = "pytester"
 
 #: A checkout that was installed before the plugin existed has no entry point.
-PLUGIN = [] if entry_points(group="pytest11", name="bough") else ["-p", "bough.pytest_plugin"]
+PLUGIN = ["-p", "no:asyncio"]
+if not entry_points(group="pytest11", name="bough"):
+    PLUGIN += ["-p", "bough.pytest_plugin"]
 
 
 # -- pytest ---------------------------------------------------------------------------------------------
@@ -36,7 +53,7 @@ PLUGIN = [] if entry_points(group="pytest11", name="bough") else ["-p", "bough.p
 
 def test_a_run_without_machines_is_not_disturbed(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_nothing(): pass")
-    done = pytester.runpytest_subprocess(*PLUGIN, "--strict-markers")
+    done = pytester.runpytest_inprocess(*PLUGIN, "--strict-markers")
     done.assert_outcomes(passed=1)
     assert "bough: report" not in done.stdout.str()
     assert not (pytester.path / "bough-artifacts").exists()
@@ -54,15 +71,15 @@ def test_the_plugin_imports_little() -> None:
 
 
 def test_the_options_are_told(pytester: pytest.Pytester) -> None:
-    told = pytester.runpytest_subprocess(*PLUGIN, "--help").stdout.str()
+    told = pytester.runpytest_inprocess(*PLUGIN, "--help").stdout.str()
     for option in ("--bough-keep", "--bough-bundle", "--bough-artifacts", "--bough-report", "--bough-fresh"):
         assert option in told
-    assert "bough(machine, project=" in pytester.runpytest_subprocess(*PLUGIN, "--markers").stdout.str()
+    assert "bough(machine, project=" in pytester.runpytest_inprocess(*PLUGIN, "--markers").stdout.str()
 
 
 def test_a_missing_source_is_one_sentence(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_one(bough_machine): pass")
-    done = pytester.runpytest_subprocess(*PLUGIN)
+    done = pytester.runpytest_inprocess(*PLUGIN)
     done.assert_outcomes(errors=1)
     done.stdout.fnmatch_lines(["bough_machine needs an image or a spec file", "hint: set `bough_machine = *"])
     assert "Traceback" not in done.stdout.str()
@@ -78,7 +95,7 @@ def test_a_missing_source_is_one_sentence(pytester: pytest.Pytester) -> None:
 def test_wrong_settings(pytester: pytest.Pytester, ini: str, says: str) -> None:
     pytester.makeini(f"[pytest]\n{ini}\n")
     pytester.makepyfile("def test_one(bough_machine): pass")
-    done = pytester.runpytest_subprocess(*PLUGIN, *([] if ini else ["--bough-forks=0"]))
+    done = pytester.runpytest_inprocess(*PLUGIN, *([] if ini else ["--bough-forks=0"]))
     assert done.ret != 0
     assert says in done.stdout.str() + done.stderr.str()
 
@@ -131,6 +148,8 @@ def test_the_spec_has_the_content_of_its_files(tmp_path: Path) -> None:
     assert (before["memory"], before["image"], "name" in before) == ("512MiB", "debian:12", False)
     (tmp_path / "motd").write_text("two")
     assert digest_of(read_spec(source)) != digest_of(before)
+    ports = read_spec(Source("a", tmp_path, {"ports": ["8080:80", "22", {"guest_port": 1, "host_port": 2}]}))
+    assert ports["ports"] == ["0:80", "0:22", {"guest_port": 1, "host_port": 0}]
     assert suite_of(source, prepare) == suite_of(Source("web.toml", tmp_path, {}), prepare)
     assert suite_of(source, prepare) != suite_of(source, None)
 
@@ -247,3 +266,62 @@ def test_a_page_waits_for_no_other_time() -> None:
     began = time.monotonic()
     render_page({"tests": [{"id": str(n), "phases": [], "steps": []} for n in range(2000)]})
     assert time.monotonic() - began < 5
+
+
+# -- the recording connection -----------------------------------------------------------------------------
+
+
+def test_calls_are_recorded_and_looks_are_not(tmp_path: Path) -> None:
+    def answer(method: str, path: str, body: bytes) -> Answer:
+        if path.endswith("/start"):
+            error = {"code": "not-found", "message": "no machine 'x'"}
+            return 404, "application/json", [json.dumps({"error": error}).encode()]
+        return 200, "application/json", [b"{}"]
+
+    peer = ApiPeer(tmp_path / "api.sock", answer)
+    recorder = Recorder()
+    recorder.name("abcd", "web")
+    with closing(RecordingConnection(peer.path, recorder)) as connection:
+        connection.send(GetMachine(reference="abcd"))
+        connection.send(PauseMachine(reference="abcd"))
+        with pytest.raises(NotFound), connection.section("a section"):
+            connection.send_long(StartMachine(reference="abcd", cold=True))
+    peer.close()
+    told = [(step.kind, step.title, step.machine, step.failed) for step in recorder.steps]
+    assert told == [
+        ("call", "pause machine", "web", False),
+        ("subtest", "a section", "", True),
+        ("call", "start machine (cold=true)", "web", True),
+    ]
+    assert all(step.ended is not None for step in recorder.steps)
+
+
+def test_a_command_is_recorded_with_its_output_and_end() -> None:
+    ours, theirs = socket.socketpair()
+    recorder = Recorder()
+
+    def serve() -> None:
+        peer = SocketPeer(theirs)
+        peer.accept()
+        peer.next()
+        peer.send_bytes(b"\x01out\n")
+        peer.send_bytes(b"\x02err\n")
+        peer.send_bytes(b'\x03{"exit_code": 3, "signal": null, "error": null}')
+
+    threading.Thread(target=serve, daemon=True).start()
+    stream = ours.detach()
+    socket_of = _socket.socket(fileno=stream)
+    command = RecordedCommand(socket_of, "/x", lambda title, kind: recorder.add(Step(kind, title, "web")))
+    with Process(command, Command(argv=["sh", "-c", "do it"])) as process:
+        assert process.wait().code == 3
+    (step,) = recorder.steps
+    assert (step.kind, step.title, step.status, step.failed) == ("command", "do it", "exit 3", True)
+    assert step.output == "out\nerr\n"
+    assert step.ended is not None
+
+
+def test_a_wait_is_recorded_by_its_name() -> None:
+    argv = render_wait(file_exists("/a"))
+    assert describe_wait(argv) == "wait until /a exists"
+    assert describe_wait(["sh", "-c", "x", "bough: wait until"]) is None
+    assert describe_wait([]) is None

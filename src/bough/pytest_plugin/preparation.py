@@ -99,12 +99,19 @@ class PreparedMachines:
 
 
 def read_spec(source: Source) -> dict[str, Any]:
-    """Return the whole spec of a machine, with the content of its files. Raises InvalidSpec, NotFound."""
+    """Return the whole spec of a machine, with the content of its files.
+
+    Published ports get any free port of the host: the user may run such a machine beside the tests.
+
+    Raises:
+        InvalidSpec, NotFound
+    """
     from bough.client.spec_files import resolve_sources
     from bough.spec import load_toml, merge
 
     if not source.is_file:
-        return resolve_sources({"image": source.name, **source.settings}, source.base)
+        spec = {"image": source.name, **source.settings}
+        return _with_free_ports(resolve_sources(spec, source.base))
     spec = merge(load_toml(source.file), source.settings)
     if "image" not in spec:
         raise InvalidSpec(
@@ -112,7 +119,21 @@ def read_spec(source: Source) -> dict[str, Any]:
             hint="bough_machine needs the spec of one machine; for several use bough_project",
         )
     spec.pop("name", None)  # each fork has a name of its own
-    return resolve_sources(spec, source.file.parent)
+    return _with_free_ports(resolve_sources(spec, source.file.parent))
+
+
+def _with_free_ports(spec: dict[str, Any]) -> dict[str, Any]:
+    ports = spec.get("ports")
+    if not isinstance(ports, list | tuple):
+        return spec
+    return {**spec, "ports": [_free(port) for port in ports]}
+
+
+def _free(port: Any) -> Any:
+    """Return the port with any port of the host: "0:80" for "8080:80". What is no port stays as it is."""
+    if isinstance(port, dict):
+        return {**port, "host_port": 0}
+    return f"0:{port.rpartition(':')[2]}" if isinstance(port, str) else port
 
 
 def digest_of(*parts: object) -> str:
