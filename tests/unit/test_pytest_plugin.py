@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from contextlib import closing
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,9 @@ from bough.errors import DeadlineExceeded, NotFound
 from bough.guest_checks import describe_wait, file_exists, render_wait
 from bough.pytest_plugin.evidence import command_for, directory_name, render_steps
 from bough.pytest_plugin.locks import Slots, alone, forks_of_host, lock_directory
+from bough.pytest_plugin.machine_snapshots import read_spec
 from bough.pytest_plugin.options import Source
-from bough.pytest_plugin.preparation import digest_of, read_spec, suite_of
+from bough.pytest_plugin.preparation import KeptSnapshot, Prepared, digest_of, suite_of
 from bough.pytest_plugin.recording import (
     MOST_STEPS,
     RecordedCommand,
@@ -152,6 +154,79 @@ def test_the_spec_has_the_content_of_its_files(tmp_path: Path) -> None:
     assert ports["ports"] == ["0:80", "0:22", {"guest_port": 1, "host_port": 0}]
     assert suite_of(source, prepare) == suite_of(Source("web.toml", tmp_path, {}), prepare)
     assert suite_of(source, prepare) != suite_of(source, None)
+
+
+@dataclass
+class FakeSnapshot:
+    id: str
+    label: str
+    message: str
+    all: list[FakeSnapshot]
+
+    def info(self) -> FakeSnapshot:
+        return self
+
+    def delete(self) -> None:
+        self.all.remove(self)
+
+
+class FakeSnapshots:
+    """Snapshots in memory, with the contract of preparation.Snapshots."""
+
+    def __init__(self) -> None:
+        self.all: list[FakeSnapshot] = []
+        self.made = 0
+        self.image = "one"
+
+    def describe(self, source: Source) -> object:
+        return {"name": source.name, "image": self.image}
+
+    def find(self, reference: str) -> FakeSnapshot:
+        for one in self.all:
+            if reference in (one.id, one.label):
+                return one
+        raise NotFound("no such snapshot")
+
+    def make(self, source: Source, prepare: Any, label: str, message: str) -> FakeSnapshot:
+        self.made += 1
+        self.all.append(FakeSnapshot(f"{self.made:04}", label, message, self.all))
+        return self.all[-1]
+
+    def list(self) -> list[KeptSnapshot]:
+        return [KeptSnapshot(one.id, one.id, one.message) for one in self.all]
+
+
+def test_a_snapshot_is_made_once_and_found_again(tmp_path: Path) -> None:
+    store, source = FakeSnapshots(), Source("web", tmp_path, {})
+
+    def prepared(run: str, *, fresh: bool = False) -> Prepared[FakeSnapshot]:
+        return Prepared(store, tmp_path, tmp_path, run=run, fresh=fresh)
+
+    worker, other = prepared("1"), prepared("1")
+    snapshot = worker.find(source, None)
+    assert snapshot.label.startswith("pytest-")
+    assert worker.find(source, None) is snapshot
+    assert other.find(source, None) is snapshot
+    assert prepared("2").find(source, None) is snapshot
+    assert worker.find(source, prepare) is not snapshot
+    assert store.made == 2
+
+    fresh = prepared("3", fresh=True).find(source, None)
+    assert fresh is not snapshot
+    assert prepared("3", fresh=True).find(source, None) is fresh, "another worker of the run"
+
+    fresh.delete()
+    worker.forget(snapshot)
+    assert worker.find(source, None).id == "0004"
+
+
+def test_the_oldest_snapshots_of_a_suite_are_deleted(tmp_path: Path) -> None:
+    store, source = FakeSnapshots(), Source("web", tmp_path, {})
+    prepared = Prepared(store, tmp_path, tmp_path, run="1", fresh=False)
+    other = prepared.find(Source("db", tmp_path, {}), None)
+    for store.image in "abcdef":
+        prepared.find(source, None)
+    assert [one.id for one in store.all] == [other.id, "0005", "0006", "0007"]
 
 
 # -- slots ------------------------------------------------------------------------------------------------

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from bough.errors import BoughError, NotFound
+from bough.pytest_plugin.locks import forks_of_host
 
 if TYPE_CHECKING:
-    from bough.client.hypervisor import Hypervisor
-    from bough.client.machine import Machine
+    from bough.client.machine import Machine, Snapshot
     from bough.client.network import Network
     from bough.pytest_plugin.locks import Slots
     from bough.pytest_plugin.options import Source
-    from bough.pytest_plugin.preparation import Prepare, PreparedMachines
+    from bough.pytest_plugin.preparation import Prepare, Prepared
     from bough.pytest_plugin.recording import Recorder
 
 
@@ -26,7 +26,7 @@ class LiveFork:
     Attributes:
         fixture: name of the fixture.
         subject: the value of the fixture: a machine or a project.
-        machines: role -> machine; a fork of one machine has the role "".
+        machines: role -> machine; the role of a single machine is "".
         networks: the networks of a fork of a project.
         kept: the fork stays after its fixture's end.
     """
@@ -39,12 +39,15 @@ class LiveFork:
 
 
 class MachineForks:
-    """Makes forks of machines."""
+    """Makes forks of machines.
+
+    Args:
+        most: machines that live at once on this host; None: by the host.
+    """
 
     def __init__(
-        self, hv: Hypervisor, prepared: PreparedMachines, slots: Slots, recorder: Recorder, most: int | None
+        self, prepared: Prepared[Snapshot], slots: Slots, recorder: Recorder, most: int | None
     ) -> None:
-        self._hv = hv
         self._prepared = prepared
         self._slots = slots
         self._recorder = recorder
@@ -53,10 +56,8 @@ class MachineForks:
     @contextlib.contextmanager
     def fork(self, fixture: str, source: Source, prepare: Prepare | None) -> Iterator[LiveFork]:
         """Yield a fork, which is deleted at the end of the block unless it is kept."""
-        from bough.pytest_plugin.locks import forks_of_host
-
         snapshot = self._prepared.find(source, prepare)
-        most = self._most or forks_of_host(_memory_of(snapshot.info().memory))
+        most = self._most or forks_of_host(_memory_of(snapshot))
         with self._slots.take(1, most) as waited_s:
             with self._recorder.step("fork", f"fork {source.name}") as step:
                 try:
@@ -78,5 +79,5 @@ class MachineForks:
                     machine.discard()
 
 
-def _memory_of(memory: dict[str, Any] | None) -> int:
-    return int((memory or {}).get("size_bytes") or 1 << 30)
+def _memory_of(snapshot: Snapshot) -> int:
+    return int((snapshot.info().memory or {}).get("size_bytes") or 1 << 30)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from bough.client.connection import Connection
     from bough.client.hypervisor import Hypervisor
     from bough.pytest_plugin.forks import LiveFork, MachineForks
-    from bough.pytest_plugin.preparation import Prepare
+    from bough.pytest_plugin.locks import Slots
+    from bough.pytest_plugin.preparation import Prepare, Prepared, S, Snapshots
     from bough.pytest_plugin.recording import Recorder
 
 #: The end of a step's output on the page of the run.
@@ -79,12 +80,23 @@ class BoughRun:
     @cached_property
     def machines(self) -> MachineForks:
         from bough.pytest_plugin.forks import MachineForks
-        from bough.pytest_plugin.locks import Slots, lock_directory
-        from bough.pytest_plugin.preparation import PreparedMachines
+        from bough.pytest_plugin.machine_snapshots import MachineSnapshots
 
-        locks = lock_directory()
-        prepared = PreparedMachines(self.hv, self.recorder, locks, run=self._run_id, fresh=self.options.fresh)
-        return MachineForks(self.hv, prepared, Slots(locks), self.recorder, self.options.forks)
+        prepared = self._prepared(MachineSnapshots(self.hv, self.recorder))
+        return MachineForks(prepared, self._slots, self.recorder, self.options.forks)
+
+    def _prepared(self, snapshots: Snapshots[S]) -> Prepared[S]:
+        from bough.pytest_plugin.locks import lock_directory
+        from bough.pytest_plugin.preparation import Prepared
+
+        home, fresh = self.hv.home.root, self.options.fresh
+        return Prepared(snapshots, home, lock_directory(), run=self._run_id, fresh=fresh)
+
+    @cached_property
+    def _slots(self) -> Slots:
+        from bough.pytest_plugin.locks import Slots, lock_directory
+
+        return Slots(lock_directory())
 
     # -- tests ------------------------------------------------------------------------------------
 
