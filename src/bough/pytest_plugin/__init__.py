@@ -119,4 +119,5 @@ def pytest_enter_pdb(config: pytest.Config) -> None:
     """Tell how to enter the machines of the test, which live until the debugger ends."""
     terminal = config.pluginmanager.getplugin("terminalreporter")
     for command in config.stash[_RUN].how_to_enter():
-        terminal.write_line(f"bough: this machine is held: {command}")
+        if terminal is not None:
+            terminal.write_line(f"bough: this machine is held: {command}")

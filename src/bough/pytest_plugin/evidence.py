@@ -49,15 +49,18 @@ class Evidence:
         """Write what the machines of a fork tell. What cannot be had is told by `problems`."""
         for role, machine in fork.machines.items():
             self._collect_machine(role, self._unrecorded(machine))
+        for capture in fork.captures:
+            with self.trying(f"capture of network {capture.name}"):
+                capture.save(self.directory / f"network-{capture.name}.pcapng")
         for network in fork.networks:
-            with self._trying(f"network {network.name}"):
+            with self.trying(f"network {network.name}"):
                 self.write(f"network-{network.name}.json", _json(network.info().raw))
 
     def bundle(self, fork: LiveFork) -> None:
         """Export the machines as they run."""
         for role, machine in fork.machines.items():
             name = f"{role or machine.name}.bough"
-            with self._trying(f"bundle of {role or machine.name}"):
+            with self.trying(f"bundle of {role or machine.name}"):
                 self._unrecorded(machine).export(self.directory / name)
 
     def files(self) -> list[str]:
@@ -77,7 +80,7 @@ class Evidence:
             "qemu.txt": lambda: plain_text(machine.logs("qemu").encode()),
         }
         running = False
-        with self._trying(f"{name}: state"):
+        with self.trying(f"{name}: state"):
             running = machine.state == "running"
         if running:
             parts["screen.png"] = machine.screenshot
@@ -85,7 +88,7 @@ class Evidence:
         else:
             self.problems.append(f"{name}: no journal and no screen: the machine does not run")
         for file, read in parts.items():
-            with self._trying(f"{name}: {file}"):
+            with self.trying(f"{name}: {file}"):
                 if content := read():
                     self.write(f"{name}/{file}", content)
 
@@ -95,7 +98,8 @@ class Evidence:
         return type(machine)(self._api, machine.id, name=machine.name)
 
     @contextlib.contextmanager
-    def _trying(self, what: str) -> Iterator[None]:
+    def trying(self, what: str) -> Iterator[None]:
+        """Run the block. An error of bough or of the disk becomes one of `problems`."""
         try:
             yield
         except (BoughError, OSError) as error:

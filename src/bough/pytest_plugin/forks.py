@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bough.errors import BoughError, NotFound
+from bough.errors import NotFound
 from bough.pytest_plugin.locks import forks_of_host
 
 if TYPE_CHECKING:
     from bough.client.machine import Machine, Snapshot
     from bough.client.network import Network
+    from bough.pytest_plugin.captures import NetworkCapture
     from bough.pytest_plugin.locks import Slots
     from bough.pytest_plugin.options import Source
     from bough.pytest_plugin.preparation import Prepare, Prepared
@@ -27,15 +28,16 @@ class LiveFork:
         fixture: name of the fixture.
         subject: the value of the fixture: a machine or a project.
         machines: role -> machine; the role of a single machine is "".
-        networks: the networks of a fork of a project.
-        kept: the fork stays after its fixture's end.
+        networks, captures: of a fork of a project.
+        keep: makes the machines stay after the fixture's end, as they are now. Returns their names.
     """
 
     fixture: str
     subject: Any
     machines: Mapping[str, Machine]
-    networks: list[Network] = field(default_factory=list)
-    kept: bool = False
+    networks: Sequence[Network] = ()
+    captures: Sequence[NetworkCapture] = ()
+    keep: Callable[[], list[str]] = list
 
 
 class MachineForks:
@@ -68,15 +70,13 @@ class MachineForks:
                 self._recorder.name(machine.id, machine.name)
                 step.machine = machine.name
                 step.status = f"waited {waited_s:.1f} s for a slot" if waited_s > 1 else ""
-            fork = LiveFork(fixture, machine, {"": machine})
-            try:
-                yield fork
-            finally:
-                if fork.kept:
-                    with contextlib.suppress(BoughError):
-                        machine.keep()
-                else:
-                    machine.discard()
+            with machine:  # a kept machine survives the block
+                yield LiveFork(fixture, machine, {"": machine}, keep=lambda: _keep(machine))
+
+
+def _keep(machine: Machine) -> list[str]:
+    machine.keep()
+    return [machine.name]
 
 
 def _memory_of(snapshot: Snapshot) -> int:

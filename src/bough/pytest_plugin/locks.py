@@ -51,6 +51,18 @@ def alone(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def is_locked(path: Path) -> bool:
+    """Return whether a process runs a block with this path."""
+    descriptor = _open(path)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def forks_of_host(machine_bytes: int) -> int:
     """Return how many machines of that memory this host runs well at once: at least one."""
     processors = len(os.sched_getaffinity(0))

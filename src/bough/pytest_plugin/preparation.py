@@ -86,7 +86,7 @@ class Prepared(Generic[S]):
         """
         key = digest_of(self._snapshots.describe(source), source_of(prepare))
         if key not in self._found:
-            with alone(self._locks / f"{digest_of(str(self._home), key)}.lock"):
+            with alone(lock_of(self._locks, self._home, key)):
                 self._found[key] = self._find(source, prepare, LABEL + key)
         return self._found[key]
 
@@ -113,6 +113,11 @@ class Prepared(Generic[S]):
             if old.id != newest.id:
                 with contextlib.suppress(BoughError):
                     self._snapshots.find(old.id).delete()
+
+
+def lock_of(locks: Path, home: Path, key: str) -> Path:
+    """Return the lock that a process holds while it makes the snapshot of that key."""
+    return locks / f"{digest_of(str(home), key)}.lock"
 
 
 def digest_of(*parts: object) -> str:

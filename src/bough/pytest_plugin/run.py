@@ -54,12 +54,14 @@ class BoughRun:
 
     @contextlib.contextmanager
     def _listed(self, fork: LiveFork) -> Iterator[None]:
-        fork.kept = self.options.keep == "always"
         self._live.append(fork)
         try:
             yield
         finally:
             self._live.remove(fork)
+            if self.options.keep == "always":
+                with contextlib.suppress(BoughError):
+                    fork.keep()
 
     @cached_property
     def recorder(self) -> Recorder:
@@ -136,14 +138,15 @@ class BoughRun:
         evidence = Evidence(directory, self._plain_api)
         evidence.write("failure.txt", report.longreprtext + "\n")
         evidence.write("steps.txt", render_steps(self.recorder.steps, self.recorder.left_out))
+        kept = []
         for fork in self.forks_of(item):
             evidence.collect(fork)
             if self.options.bundle == "failed":
                 evidence.bundle(fork)
             if self.options.keep == "failed":
-                fork.kept = True
+                with evidence.trying("the fork is not kept"):
+                    kept += fork.keep()
         evidence.close()
-        kept = [name for fork in self.forks_of(item) if fork.kept for name in _names(fork)]
         self._told[item.nodeid] = {
             "directory": os.path.relpath(directory, self.options.report.parent),
             "files": evidence.files(),
