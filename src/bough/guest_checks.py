@@ -64,7 +64,14 @@ done <<FACTS
 $facts
 FACTS
 [ "$active" = active ] && exit 0
-[ "$active:$type:$result:${job:-0}" = inactive:oneshot:success:0 ] && [ "${ended:-0}" != 0 ] && exit 0
+if [ "$active:$type:$result:${job:-0}" = inactive:oneshot:success:0 ]; then
+  [ "${ended:-0}" != 0 ] && exit 0
+  # systemd forgets a unit that has ended and that no other unit names. The journal does not.
+  field=UNIT
+  [ $# = 0 ] || field=USER_UNIT
+  case $unit in *.*) full=$unit ;; *) full=$unit.service ;; esac
+  [ -n "$(journalctl -q -b -n 1 -o cat "$field=$full" JOB_TYPE=start JOB_RESULT=done 2>/dev/null)" ] && exit 0
+fi
 if [ "$active" = failed ]; then
   echo "unit $unit has failed ($result)"
 elif [ "$active" = inactive ] && [ "${job:-0}" = 0 ] && [ "$BOUGH_ATTEMPT" -ge "$grace" ]; then

@@ -119,6 +119,7 @@ def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         """
     )
     program.chmod(0o755)
+    (tmp_path / "journalctl").symlink_to("/bin/true")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     return tmp_path
 
@@ -148,6 +149,18 @@ def test_a_unit(systemctl: Path, facts: list[str], status: int, count: int, says
     done = wait(unit_is_active("web.service", grace_attempts=4), most=20)
     assert (done[0], done[2].count) == (status, count), done[2].output
     assert says in done[2].output
+
+
+def test_a_one_shot_unit_that_systemd_has_forgotten(systemctl: Path) -> None:
+    states(systemctl, ONE_SHOT + "ExecMainExitTimestampMonotonic=0\n")
+    journal = systemctl / "journalctl"
+    journal.unlink()
+    journal.write_text(
+        '#!/bin/sh\ncase "$*" in *" UNIT=once.service JOB_TYPE=start"*) echo Finished ;; esac\n'
+    )
+    journal.chmod(0o755)
+    assert wait(unit_is_active("once", grace_attempts=4), most=9)[0] == 0
+    assert wait(unit_is_active("other", grace_attempts=4), most=9)[0] == GAVE_UP
 
 
 # -- the words ----------------------------------------------------------------------------------------

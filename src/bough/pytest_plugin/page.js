@@ -127,7 +127,8 @@ function showTest(test) {
     make("p", { class: "facts" }, make("b", {}, test.outcome), ` in ${time(ended(test) - began(test))} (`,
       ["setup", "call", "teardown"].map((when) => phase(test, when)).filter(Boolean).join(", "), `) · worker ${test.worker} · ${test.file}`));
   const steps = test.steps || [];
-  if (steps.length) showSteps(page, test, steps);
+  const rows = steps.map((step) => stepRow(step, beginOf(test, steps)));
+  if (steps.length) showChart(page, test, steps, rows);
   if (test.failure) page.append(make("h3", {}, "Failure"), failureText(test.failure));
   if (test.kept && test.kept.length) page.append(make("h3", {}, "Kept machines"),
     ...test.kept.map((command) => make("p", {}, make("code", {}, command))));
@@ -139,6 +140,8 @@ function showTest(test) {
       index ? encodeURIComponent(part) : part.split("/").map(encodeURIComponent).join("/")).join("/") }, file)))));
   if (test.missing && test.missing.length) page.append(make("p", { class: "facts" }, `Not there: ${test.missing.join("; ")}`));
   for (const [name, text] of test.sections || []) page.append(make("h3", {}, name), make("pre", {}, text));
+  if (steps.length) page.append(make("h3", {}, "Steps"), make("table", {}, make("tbody", {}, ...rows)));
+  if (test.left_out) page.append(make("p", { class: "facts" }, `${test.left_out} more steps are not shown; steps.txt has them.`));
   if (!steps.length) page.append(make("p", { class: "facts" }, "This test did nothing with a machine."));
 }
 
@@ -148,10 +151,11 @@ function failureText(text) {
   return pre;
 }
 
-function showSteps(page, test, steps) {
-  const from = Math.min(began(test), ...steps.map((step) => step.began));
+const beginOf = (test, steps) => Math.min(began(test), ...steps.map((step) => step.began));
+
+function showChart(page, test, steps, rows) {
+  const from = beginOf(test, steps);
   const to = Math.max(ended(test), ...steps.map((step) => step.ended));
-  const rows = steps.map((step) => stepRow(step, from));
   const names = [...new Set(steps.map((step) => step.machine || ""))].sort((a, b) => (a !== "") - (b !== ""));
   const lanes = names.map((name) => [name || "test", steps.filter((step) => (step.machine || "") === name)
     .sort((a, b) => (b.kind === "subtest") - (a.kind === "subtest"))
@@ -163,8 +167,6 @@ function showSteps(page, test, steps) {
   chart(place, lanes, from, to);
   const kinds = [...new Set(steps.map((step) => step.kind))];
   page.append(make("div", { class: "legend" }, ...kinds.map((kind) => make("span", {}, make("span", { class: `dot ${kind}` }), kind))));
-  page.append(make("h3", {}, "Steps"), make("table", {}, make("tbody", {}, ...rows)));
-  if (test.left_out) page.append(make("p", { class: "facts" }, `${test.left_out} more steps are not shown; steps.txt has them.`));
 }
 
 function stepRow(step, from) {
