@@ -22,7 +22,7 @@ EVERY_S = 0.25
 GAVE_UP = 113
 ATTEMPT = b"\x1e"
 #: Number of attempts for a unit without a job: the job may be queued shortly.
-UNIT_GRACE_ATTEMPTS = 40
+UNIT_GRACE_ATTEMPTS = 20
 
 #: Begin of the wait's name in the guest's list of processes.
 _WAIT_NAME = "bough: wait until "
@@ -70,7 +70,10 @@ if [ "$active:$type:$result:${job:-0}" = inactive:oneshot:success:0 ]; then
   field=UNIT
   [ $# = 0 ] || field=USER_UNIT
   case $unit in *.*) full=$unit ;; *) full=$unit.service ;; esac
-  [ -n "$(journalctl -q -b -n 1 -o cat "$field=$full" JOB_TYPE=start JOB_RESULT=done 2>/dev/null)" ] && exit 0
+  # All journals: a fork has another machine-id than the journal that it continues.
+  boot=_BOOT_ID=$(tr -d - </proc/sys/kernel/random/boot_id)
+  ended=$(journalctl -q -m -n 1 -o cat "$boot" "$field=$full" JOB_TYPE=start JOB_RESULT=done 2>/dev/null)
+  [ -n "$ended" ] && exit 0
 fi
 if [ "$active" = failed ]; then
   echo "unit $unit has failed ($result)"
@@ -121,8 +124,9 @@ _FILE = r"""
 [ -e "$1" ] && exit 0
 directory=$1
 while [ ! -d "$directory" ]; do directory=$(dirname -- "$directory"); done
-echo "there is no $1; $directory has:"
+echo "$directory has:"
 ls -A -- "$directory" | head -n 50
+echo "there is no $1"
 exit 1
 """
 

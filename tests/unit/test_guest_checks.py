@@ -74,7 +74,7 @@ def test_a_file(tmp_path: Path) -> None:
     assert wait(file_exists(str(tmp_path / "other")))[0] == 0
     status, _, attempts = wait(file_exists(str(tmp_path / "a b" / "c")))
     assert status == 1
-    assert attempts.output == f"there is no {tmp_path}/a b/c; {tmp_path} has:\nother"
+    assert attempts.output == f"{tmp_path} has:\nother\nthere is no {tmp_path}/a b/c"
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])

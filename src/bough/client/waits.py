@@ -14,8 +14,10 @@ from bough.client.guest import command_failed
 from bough.client.machine_faults import BreakableGuest
 
 if TYPE_CHECKING:
+    import re
     from collections.abc import Iterator
 
+    from bough.client.websocket import WebSocket
     from bough.errors import CheckFailed, DeadlineExceeded
     from bough.guest_checks import Attempts, Check
 
@@ -26,6 +28,8 @@ _OUTPUT_CHARS = 64 * 1024
 #: The end of the console in which a text is searched.
 _CONSOLE_BYTES = 256 * 1024
 _CONSOLE_MOST_TIMES = 30
+#: Longest wait for the rest of a line that matches already.
+_REST_OF_LINE_S = 0.5
 
 
 class AwaitedGuest(BreakableGuest):
@@ -93,7 +97,7 @@ class AwaitedGuest(BreakableGuest):
             user: the user whose systemd has the unit; default: the system's.
 
         Raises:
-            CheckFailed: the unit failed, does not exist, or is inactive and got no job within 10 s.
+            CheckFailed: the unit failed, does not exist, or is inactive and has no job in the 20th attempt.
         """
         from bough.guest_checks import unit_is_active
 
@@ -145,7 +149,7 @@ class AwaitedGuest(BreakableGuest):
                     break
                 seen = (seen + data)[-_CONSOLE_BYTES:]
                 if found := regex.search(_plain(seen)):
-                    return found.group()
+                    return _longest_match(found, stream, seen)
         shown = _plain(seen)
         raise DeadlineExceeded(
             f"machine '{self.name}': the console shows no text like {pattern!r}, and printed nothing for "
@@ -208,6 +212,23 @@ class AwaitedGuest(BreakableGuest):
         first = attempts.output.partition("\n")[0]
         text = f"machine '{self.name}': waited until {what}: {first}"
         return CheckFailed(text, machine=self.name, output=attempts.output)
+
+
+def _longest_match(found: re.Match[str], stream: WebSocket, seen: bytes) -> str:
+    """Return the match, when its line has come: the console may have sent a part of a number."""
+    while found.end() == len(found.string):
+        try:
+            data = stream.receive(_REST_OF_LINE_S)
+        except TimeoutError:
+            break
+        if not isinstance(data, bytes):
+            break
+        seen += data
+        again = found.re.search(_plain(seen))
+        if again is None:
+            break
+        found = again
+    return found.group()
 
 
 def _last_line(output: str) -> str:

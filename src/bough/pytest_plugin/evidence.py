@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 #: Bound of each question to a guest that perhaps hangs.
 _GUEST_S = 30.0
 _CONSOLE_BYTES = 2 * 1024 * 1024
-_JOURNAL = ("journalctl", "--no-pager", "--boot", "--output=short-iso-precise", "--lines=20000")
+#: All journals, of this boot: a fork has another machine-id than the journal that it continues.
+_JOURNAL = (
+    "journalctl --sync; journalctl --no-pager --merge --output=short-iso-precise --lines=20000 "
+    "_BOOT_ID=$(tr -d - </proc/sys/kernel/random/boot_id)"
+)
 
 
 class Evidence:
@@ -84,7 +88,7 @@ class Evidence:
             running = machine.state == "running"
         if running:
             parts["screen.png"] = machine.screenshot
-            parts["journal.txt"] = lambda: machine.exec(*_JOURNAL, timeout=_GUEST_S).stdout
+            parts["journal.txt"] = lambda: machine.shell(_JOURNAL, timeout=_GUEST_S).stdout
         else:
             self.problems.append(f"{name}: no journal and no screen: the machine does not run")
         for file, read in parts.items():
