@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from functools import partial
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import dpkt
@@ -128,7 +129,9 @@ def pair(cli: Cli, hv: bough.Hypervisor, debian: str) -> Iterator[Pair]:
     web = hv.machine("web")
     assert [card["network"] for card in web.info().raw["nics"]] == ["uplink", NAME]
     web.start()
-    db = hv.run(debian, name="db", memory=MEMORY, nics=[NAME])
+    wanted = str(IPv4Network(hv.network(NAME).info().subnet)[77])
+    db = hv.run(debian, name="db", memory=MEMORY, nics=[{"network": NAME, "ipv4": wanted}])
+    assert addresses(cli)["db"] == wanted
     yield web, db
     for machine in (web, db):
         machine.delete(force=True)

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from bough.errors import BadBundle
-from bough.forks.booted import can_fork_booted, is_neutral, neutral
+from bough.forks.booted import booted_key, can_fork_booted, is_neutral, neutral
 from bough.images.store import ImageManifest
+from bough.machines.record import Hardware
 from bough.snapshots.bundle_manifest import parse_manifest
 from bough.spec import MachineSpec, parse_spec
 from bough.spec.model import used_settings
@@ -70,6 +71,7 @@ def test_what_always_boots(setting: str, value: Any) -> None:
         {"limits": {"cpu": 50}},
         {"restart": "on-failure"},
         {"environment": {"A": "1"}},
+        {"nics": ["uplink", "back,ipv4=10.1.0.5"]},
     ],
 )
 def test_a_booted_machine_is_told_it_later(asked: dict[str, Any]) -> None:
@@ -77,6 +79,17 @@ def test_a_booted_machine_is_told_it_later(asked: dict[str, Any]) -> None:
     assert not is_neutral(spec)
     assert is_neutral(neutral(spec, IMAGE))
     assert neutral(spec, IMAGE).vcpus == 3
+
+
+def test_machines_that_differ_in_their_addresses_share_a_boot() -> None:
+    hardware = Hardware.model_construct()
+    keys = {
+        booted_key(parse_spec({"image": "debian:12", "nics": cards}), IMAGE, hardware, "tcg", (7, 2, 0))
+        for cards in (["back"], ["back,ipv4=10.1.0.5"], ["front,ipv4=10.2.0.5,mac=52:54:00:00:00:02"])
+    }
+    assert len(keys) == 1
+    other = parse_spec({"image": "debian:12", "nics": ["back", "front"]})
+    assert booted_key(other, IMAGE, hardware, "tcg", (7, 2, 0)) not in keys
 
 
 def test_only_what_the_table_allows_gets_a_process_image() -> None:

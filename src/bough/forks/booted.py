@@ -66,12 +66,19 @@ def _neutral_nics(spec: MachineSpec) -> tuple[NicSpec, ...]:
         card.model_copy(
             update={
                 "mac": None,
+                "ipv4": None,
                 "aliases": (),
                 "network": ISOLATED if card.network in spec.networks else card.network,
             }
         )
         for card in spec.nics
     )
+
+
+def _left_out() -> dict[str, Any]:
+    """Return the settings on which the key does not depend. Snapshots of earlier versions know no `ipv4`."""
+    names = dict.fromkeys(settings_by_boot("setup", "name", "host"), True)
+    return {**names, "nics": {"__all__": {"ipv4"}}}
 
 
 def _default(name: str) -> Any:
@@ -85,7 +92,7 @@ def booted_key(
     told = {
         "generation": _GENERATION,
         "image": image.digest,
-        "spec": spec.model_dump(mode="json", exclude=set(settings_by_boot("setup", "name", "host"))),
+        "spec": spec.model_dump(mode="json", exclude=_left_out()),
         "hardware": hardware.model_dump(
             mode="json",
             exclude={"uuid": True, "vmgenid": True, "uid": True, "nics": {"__all__": {"mac", "link"}}},
