@@ -1,10 +1,11 @@
 """Two programs of guests that talk over TCP: a server that echoes lines, and a client with connections.
 
-    chatter.py serve                 echo all lines on port 9000
+    chatter.py serve                 echo all lines on port 9000, and answer "whose" with /run/whose
     chatter.py talk HOST             one connection sends numbered lines without end; 20 are idle
 
 The client writes below /run/chatter: `count`, the lines echoed so far; `error`, why a connection has ended;
-and `idle`, the idle connections that still echo, each time after `check` is made.
+and `idle`, the number of idle connections that still echo, and the content of the server's /run/whose, each
+time after `check` is made.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ TALK = Path("/run/chatter")
 class Echo(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         for line in self.rfile:
-            self.wfile.write(line)
+            self.wfile.write(Path("/run/whose").read_bytes() if line == b"whose\n" else line)
 
 
 class Server(socketserver.ThreadingTCPServer):
@@ -31,7 +32,7 @@ class Server(socketserver.ThreadingTCPServer):
     request_queue_size = 64
 
 
-def echoed(connection: socket.socket, line: bytes) -> bool:
+def ask(connection: socket.socket, line: bytes) -> bytes:
     connection.sendall(line)
     got = b""
     while not got.endswith(b"\n"):
@@ -39,7 +40,7 @@ def echoed(connection: socket.socket, line: bytes) -> bool:
         if not data:
             raise ConnectionError("the server has closed the connection")
         got += data
-    return got == line
+    return got
 
 
 def write(name: str, text: str) -> None:
@@ -53,13 +54,14 @@ def talk(host: str) -> None:
     idle = [socket.create_connection((host, PORT)) for _ in range(IDLE)]
     stream, count = socket.create_connection((host, PORT)), 0
     while True:
-        if not echoed(stream, b"%d\n" % count):
+        if ask(stream, b"%d\n" % count) != b"%d\n" % count:
             raise ConnectionError(f"line {count} was echoed wrong")
         count += 1
         write("count", str(count))
         if (TALK / "check").exists():
             (TALK / "check").unlink()
-            write("idle", str(sum(echoed(one, b"idle\n") for one in idle)))
+            echoed = sum(ask(one, b"idle\n") == b"idle\n" for one in idle)
+            write("idle", f"{echoed} {ask(idle[0], b'whose' + bytes((10,))).decode()}")
         time.sleep(0.02)
 
 
