@@ -242,18 +242,17 @@ def test_one_machine_that_cannot_be_captured_undoes_all(trio: Project, hv: bough
 def test_a_second_operation_is_refused(trio: Project, cli: Cli) -> None:
     taking = cli.popen("snapshot", "create", "trio", "--name", "first")
     try:
-        wait_until(lambda: _is_refused(trio), what="the second snapshot is refused", every_s=0)
+        wait_until(lambda: "being snapshotted" in refused(trio), what="the project is busy", every_s=0)
     finally:
         assert taking.wait(120) == 0
     cli("snapshot", "delete", "first")
 
 
-def _is_refused(project: Project) -> bool:
-    try:
-        project.snapshot().delete()
-    except Conflict:
-        return True
-    return False
+def refused(project: Project) -> str:
+    """Return why a running project cannot be resumed: it runs, or another operation is under way."""
+    with pytest.raises(Conflict) as told:
+        project.resume()
+    return told.value.message
 
 
 # -- a killed service -----------------------------------------------------------------------------
@@ -271,6 +270,7 @@ def test_a_service_killed_during_a_snapshot_leaves_nothing(
     )
     kill(service_pid(bough_home))
     taking.wait(60)
+    cli("list")  # starts a service
     for one in hv.list_project_snapshots():  # completed in the last moment
         hv.project_snapshot(one.id).delete()
     assert hv.list_snapshots() == []
@@ -287,5 +287,6 @@ def test_a_service_killed_during_a_fork_leaves_nothing(
     wait_until(lambda: len([*bough_home.machines.iterdir()]) > 4, what="a machine is made", every_s=0.001)
     kill(service_pid(bough_home))
     forking.wait(60)
+    cli("list")  # starts a service
     wait_until(lambda: only_the_parent(hv, trio), what="the half fork is gone")
     check_connections(trio)
