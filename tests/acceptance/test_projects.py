@@ -24,7 +24,7 @@ from tests.conftest import MEMORY
 from tests.torture.processes import service_pid
 from tests.waiting import wait_until
 
-SHOP = """
+SHOP = '''
 name = "shop"
 
 [shared.base]
@@ -34,10 +34,22 @@ networks = ["back"]
 
 [networks.back]
 
-[machines.db]
+[shared.server]
 extends = "base"
-commands = ["systemd-run --unit=listener python3 -m http.server 8000 --directory /etc"]
+commands = ["systemctl enable --now listener"]
 healthcheck = { port = 8000, start_interval = "200ms" }
+
+[[shared.server.files]]
+path = "/etc/systemd/system/listener.service"
+content = """
+[Service]
+ExecStart=python3 -m http.server 8000 --directory /etc
+[Install]
+WantedBy=multi-user.target
+"""
+
+[machines.db]
+extends = "server"
 
 [machines.app]
 extends = "base"
@@ -45,16 +57,15 @@ networks = { back = { aliases = ["api"] } }
 depends_on = ["db"]
 
 [machines.web]
-extends = "base"
+extends = "server"
 depends_on = { app = "started" }
 ports = ["8080:8000"]
-commands = ["systemd-run --unit=listener python3 -m http.server 8000 --directory /etc"]
 %(web)s
 
 [machines.debug]
 extends = "base"
 profiles = ["debug"]
-"""
+'''
 ONE = """
 name = "%(name)s"
 

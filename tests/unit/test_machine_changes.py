@@ -1,0 +1,41 @@
+"""The network cards of a machine whose file has changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bough.hypervisor.project_changes import _match_cards
+from bough.machines.record import Nic
+from bough.spec import MachineSpec, parse_spec
+
+
+def spec(*nics: Any) -> MachineSpec:
+    return parse_spec({"image": "debian:12", "nics": list(nics)})
+
+
+BEFORE = spec("uplink", "back", "front")
+NICS = [Nic(mac=f"52:54:00:00:00:0{place}", place=place) for place in range(3)]
+
+
+def match(*nics: Any) -> list[tuple[str, int]]:
+    found = _match_cards(BEFORE.network_cards, NICS, spec(*nics).network_cards)
+    return [(nic.mac, nic.place) for nic in found]
+
+
+def test_a_card_that_stays_keeps_its_place_and_address() -> None:
+    assert match("uplink", "front") == [(NICS[0].mac, 0), (NICS[2].mac, 2)]
+    assert match("uplink", "front", "back") == [(NICS[0].mac, 0), (NICS[2].mac, 2), (NICS[1].mac, 1)]
+
+
+def test_a_new_card_gets_a_free_place() -> None:
+    (first, new, last) = match("uplink", "other", "front")
+    assert (first, last) == ((NICS[0].mac, 0), (NICS[2].mac, 2))
+    assert new[1] == 1
+    assert new[0] not in [nic.mac for nic in NICS]
+
+
+def test_a_card_with_another_model_or_address_is_another_card() -> None:
+    (card,) = match("back,model=e1000e")
+    assert card[1] == 0
+    (card,) = match("back,mac=52:54:00:aa:bb:cc")
+    assert card == ("52:54:00:aa:bb:cc", 0)
