@@ -206,7 +206,6 @@ def test_a_project_is_named_without_its_file(shop: File, cli: Cli) -> None:
     assert [one["role"] for one in cli.json("ps", "--project", "shop")["machines"]] == ["db", "app", "web"]
     assert set(cli.json("top", "--project", "shop")) == {"db", "app", "web"}
     assert 'name = "shop"' in cli.text("config", "--project", "shop")
-    cli("restart", "--project", "shop", "app", timeout_s=BOOT_S)
     assert cli.text(
         "proxy", "--project", "shop", "db", "8000", stdin=b"GET /hostname HTTP/1.0\r\n\r\n"
     ).endswith("db")
@@ -319,13 +318,6 @@ def test_what_would_lose_data_is_refused(shop: File, cli: Cli) -> None:
     assert json.loads(cli("config", "--file", shop.path, "--json").stdout)["name"] == "shop"
 
 
-def test_one_machine_is_restarted(cli: Cli, shop: File) -> None:
-    before = shop.machines()
-    cli("restart", "--file", shop.path, "app", timeout_s=BOOT_S)
-    after = shop.machines()
-    assert {role for role in after if after[role]["pid"] != before[role]["pid"]} == {"app"}
-
-
 # -- projects of one machine -----------------------------------------------------------------------------
 
 
@@ -365,6 +357,9 @@ def test_down_keeps_disks_and_down_with_volumes_keeps_nothing(
     assert cli.json("ps", "--file", file.path)["state"] == "stopped"
     cli("up", "--file", file.path, timeout_s=BOOT_S)
     assert cli.text("exec", "main.kept", "--", "cat", "/root/data") == "data"
+    pid = file.machines()["main"]["pid"]
+    cli("restart", "--file", file.path, "--project", "kept", "main", "--deadline", "60s", timeout_s=BOOT_S)
+    assert file.machines()["main"]["pid"] != pid
     project = cli.json("ps", "--file", file.path)["id"]
     cli("down", "--file", file.path, "--volumes")
     assert not bough_home.project(project).exists()
@@ -375,7 +370,7 @@ def test_down_keeps_disks_and_down_with_volumes_keeps_nothing(
 def test_a_disk_does_not_shrink_and_a_machine_is_made_anew(one: Callable[..., File], cli: Cli) -> None:
     file = one("disk", 'disk = "4GiB"')
     cli("up", "--file", file.path, "--cold", "--force", timeout_s=BOOT_S)
-    before = file.machines()["main"]["id"]
+    before = file.processes()
     file.write(more='disk = "3GiB"')
     cli.error(
         "up",
@@ -384,10 +379,12 @@ def test_a_disk_does_not_shrink_and_a_machine_is_made_anew(one: Callable[..., Fi
         says="the disk would shrink from 4 GiB to 3 GiB",
         hint="bough down --volumes",
     )
-    assert file.machines()["main"]["id"] == before
-    file.write(more='disk = "5GiB"')
+    assert file.processes() == before
+    file.write(more='commands = ["touch /root/anew"]')
+    cli.error("up", "--file", file.path, says="its disks would be lost", hint="bough up --recreate main")
     cli("up", "--file", file.path, "--recreate", timeout_s=BOOT_S)
-    assert file.machines()["main"]["id"] != before
+    assert file.processes()["main"][0] != before["main"][0]
+    assert cli.text("exec", "main.disk", "--", "ls", "/root/anew") == "/root/anew"
 
 
 def test_a_taken_port_is_told_before_anything_is_made(cli: Cli, one: Callable[..., File], shop: File) -> None:
