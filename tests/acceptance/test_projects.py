@@ -326,7 +326,7 @@ def test_a_failed_check_names_the_machine_and_its_output(
 ) -> None:
     file = one(
         "sick",
-        'healthcheck = { test = "echo no rows; false", interval = "100ms", retries = 2 }',
+        'healthcheck = { test = "echo no rows; false", interval = "100ms", retries = 2, start_period = 1 }',
     )
     done = cli("up", "--file", file.path, check=False, timeout_s=BOOT_S)
     told = done.stderr.decode()
@@ -368,15 +368,15 @@ def test_down_keeps_disks_and_down_with_volumes_keeps_nothing(
 
 
 def test_a_disk_does_not_shrink_and_a_machine_is_made_anew(one: Callable[..., File], cli: Cli) -> None:
-    file = one("disk", 'disk = "4GiB"')
+    file = one("disk", 'disk = "10GiB"')
     cli("up", "--file", file.path, "--cold", "--force", timeout_s=BOOT_S)
     before = file.processes()
-    file.write(more='disk = "3GiB"')
+    file.write(more='disk = "9GiB"')
     cli.error(
         "up",
         "--file",
         file.path,
-        says="the disk would shrink from 4 GiB to 3 GiB",
+        says="the disk would shrink from 10 GiB to 9 GiB",
         hint="bough down --volumes",
     )
     assert file.processes() == before

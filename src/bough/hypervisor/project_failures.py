@@ -31,13 +31,18 @@ def project_failed(
     tails = {name: first.details.get(name) for name in ("output", "console", "qemu_stderr")}
     return ProjectFailed(
         f"project '{record.name}' is not {what}: {first.message}{others}",
-        hint=first.hint or f"look at its console: bough logs {role}.{record.name}",
+        hint=first.hint or _console_hint(first, role, record),
         project=record.name,
         problems=problems,
         failures={name: error.to_dict() for name, error in failures.items()},
         blocked=dict(blocked or {}),
         **{name: str(value) for name, value in tails.items() if value},
     )
+
+
+def _console_hint(error: BoughError, role: str, record: ProjectRecord) -> str | None:
+    """Return what to look at; None: the error is about no machine, so perhaps there is none."""
+    return f"look at its console: bough logs {role}.{record.name}" if error.details.get("machine") else None
 
 
 def _problem(role: str, message: str, hint: str | None = None) -> dict[str, Any]:
