@@ -153,6 +153,12 @@ def test_they_find_each_other_by_name(cli: Cli, pair: Pair) -> None:
         machine.exec("ping", "-c", "2", "-W", "5", f"{other}.{NAME}", check=True)
 
 
+def test_services_that_need_the_network_start_at_once(pair: Pair) -> None:
+    """A machine without an uplink is online by the network alone."""
+    for machine in pair:
+        machine.exec("systemctl", "restart", "systemd-networkd-wait-online", check=True, timeout=60)
+
+
 def test_they_talk_tcp_by_name(cli: Cli, pair: Pair) -> None:
     web, db = pair
     server = (

@@ -87,7 +87,7 @@ def _render(link: dict[str, object]) -> str:
     return (
         # Kind: not a bridge or VLAN above the card, with the card's MAC address.
         f"[Match]\nMACAddress={link['mac']}\nKind=!*\n"
-        f"[Link]\nMTUBytes={link['mtu']}\nRequiredForOnline=no\n"
+        f"[Link]\nMTUBytes={link['mtu']}\n"
         f"[Network]\n{addresses}DNS={link['resolver']}\n"
         f"Domains={' '.join(list_of_text(link.get('domains')))}\n"
         f"DNSDefaultRoute={'yes' if link.get('default') else 'no'}\n"
