@@ -208,7 +208,8 @@ class LinkFaults:
     def _find(self, network: NetworkRecord, name: str) -> Machine:
         users = self._networks.users(network)
         # In a fork of a project, a role means the machine of the same fork.
-        own = [one for one in users if name in (one.record.network_name, one.name, one.id)]
+        named = [one for one in users if name in (one.record.network_name, one.name, one.id)]
+        own = [one for one in named if not one.record.standby]
         machine = own[0] if len(own) == 1 else self._inventory.find(name)
         if machine not in users:
             raise Conflict(

@@ -58,6 +58,7 @@ class MachineFaults:
             "panic": strikes.panic,
             "power-cut": strikes.cut_power,
         }
+        self._check(machine, *_ANY)
         machine.tell("fault", how)
         await actions[how](machine)
 

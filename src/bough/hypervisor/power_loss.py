@@ -126,6 +126,7 @@ class PowerLoss:
                 machine=machine.name,
             )
         (fault,) = armed
+        machine.tell("fault", "power-cut, unsynced writes are lost")
         work = self._cut(machine, fault, seed)
         await asyncio.shield(machine.own(work, "lose unsynced writes"))
 
