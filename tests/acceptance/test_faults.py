@@ -260,8 +260,6 @@ def test_a_stopped_machine_gets_no_fault(hv: bough.Hypervisor, debian: str, netw
 
 # -- machines ---------------------------------------------------------------------------------------
 
-PLACE = "/var/lib/faulty"
-
 
 @pytest.fixture
 def prey(trio: Trio, hv: bough.Hypervisor) -> Iterator[bough.Machine]:
@@ -290,45 +288,47 @@ def test_a_pulled_cable(network: Any, trio: Trio, cli: Cli) -> None:
 
 
 def test_disks_that_fail(trio: Trio, prey: bough.Machine, cli: Cli) -> None:
-    write = f"dd if=/dev/zero of={PLACE} bs=4096 count=4 oflag=direct conv=notrunc"
-    read = f"dd if={PLACE} of=/dev/null bs=4096 iflag=direct"
-    prey.succeed(f"dd if=/dev/zero of={PLACE} bs=1M count=4 && sync")
-    with prey.disk_fault("read", once=True):
-        assert "Input/output error" in prey.fail(read)
-        prey.succeed(read)
+    # The second disk: nothing else in the guest reads or writes there.
+    read = "dd if=/dev/vdb of=/dev/null bs=4096 count=1 iflag=direct"
+    write = "dd if=/dev/zero of=/dev/vdb bs=4096 count=1 oflag=direct"
+    with prey.disk_fault("read", disk=1, once=True):
+        assert "Input/output error" in prey.fail(f"{read} 2>&1")
+        prey.succeed(read, write)
         with pytest.raises(Conflict, match="the disk has a fault already"):
-            prey.disk_throttle(iops=100)
+            prey.disk_throttle(disk=1, iops=100)
         with pytest.raises(Conflict, match="fails with EIO\\); a snapshot would contain"):
             prey.snapshot()
-    made = cli.json("fault", "disk", "prey", "read", "--rate", "100%", "--range", "0", "1MiB", "--disk", "0",
+    made = cli.json("fault", "disk", "prey", "read", "--rate", "100%", "--range", "0", "1MiB", "--disk", "1",
                     "--seed", "3", "--for", "1h", "--error", "EIO")  # fmt: skip
     assert made["seed"] == 3
-    prey.succeed(read)
-    prey.fail("dd if=/dev/vda of=/dev/null bs=4096 count=1 iflag=direct")
+    prey.fail(read)
+    prey.succeed(f"{read} skip=256")
     assert cli.text("fault", "heal", "--machine", "prey") == f"healed {made['id']}: {made['summary']}"
-    prey.succeed("dd if=/dev/vda of=/dev/null bs=4096 count=1 iflag=direct")
+    prey.succeed(read)
     # A full disk of the host pauses the machine; the write goes on when there is space.
-    full = prey.disk_fault("write", error="ENOSPC")
+    full = prey.disk_fault("write", disk=1, error="ENOSPC")
     with prey.spawn("sh", "-c", write) as process:
         wait_until(lambda: prey.state == "paused")
         full.heal()
-        process.wait()
+        assert process.wait().code == 0
     assert prey.state == "running"
     prey.snapshot().delete()
-    cli("fault", "disk", "prey", "write", "--once")
-    assert "Input/output error" in prey.fail(write)
+    cli("fault", "disk", "prey", "write", "--disk", "1", "--once")
+    prey.fail(write)
     cli("fault", "heal", "--all")
+    with prey.disk_fault("flush", disk=1):
+        prey.fail(f"{write} conv=fsync")
+    prey.succeed(f"{write} conv=fsync")
 
 
 def test_a_slow_disk(trio: Trio, prey: bough.Machine, cli: Cli) -> None:
-    prey.succeed(f"dd if=/dev/zero of={PLACE} bs=1M count=4 && sync")
-    read = f"dd if={PLACE} of=/dev/null bs=64k count=8 iflag=direct"
-    cli.json("fault", "throttle", "prey", "--disk", "0", "--rate", "128KiB", "--iops", "1000", "--for", "1h")
+    read = "dd if=/dev/vdb of=/dev/null bs=64k count=8 iflag=direct"
+    cli.json("fault", "throttle", "prey", "--disk", "1", "--rate", "128KiB", "--iops", "1000", "--for", "1h")
     begun = time.monotonic()
     prey.succeed(read)
     assert time.monotonic() - begun > 2
     cli("fault", "heal", "--machine", "prey")
-    with prey.disk_throttle(iops=2):
+    with prey.disk_throttle(disk=1, iops=2):
         begun = time.monotonic()
         prey.succeed(read)
         assert time.monotonic() - begun > 2
