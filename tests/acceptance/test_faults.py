@@ -376,7 +376,7 @@ def test_pressure(trio: Trio, prey: bough.Machine, cli: Cli) -> None:
     cli.error("fault", "memory", "prey", "1TiB", says="the guest has only", hint=None)
     made = cli.json("fault", "full", "prey", "/run", "--for", "1h")
     assert made["summary"] == "the file system of /run of prey full"
-    assert "No space left" in prey.fail("head -c 100000 /dev/zero > /run/more")
+    assert "No space left" in prey.fail("(head -c 100000 /dev/zero > /run/more) 2>&1")
     cli("fault", "heal", "--all")
     prey.succeed("head -c 100000 /dev/zero > /run/more")
     cli.error("fault", "full", "prey", "/nowhere", says="/nowhere is no directory")
@@ -388,7 +388,7 @@ def test_services_are_killed(trio: Trio, prey: bough.Machine, cli: Cli) -> None:
     prey.wait_until_fails("systemctl is-active victim")
     with prey.spawn("sleep", "1000") as process:
         cli("fault", "kill", "prey", "--process", "sleep")
-        assert process.wait().signal == "KILL"
+        assert (process.wait().signal or "").endswith("KILL")
     cli.error("fault", "kill", "prey", "nothing.service", says="no unit nothing.service")
     cli.error("fault", "kill", "prey", "--process", "nothing", says="no process nothing")
 
