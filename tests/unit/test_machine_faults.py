@@ -250,6 +250,17 @@ def test_cut_off_and_hostile_logs(tmp_path: Path) -> None:
         list(read_synced(log))
 
 
+def test_a_hole_of_a_log_hides_no_later_flush(tmp_path: Path) -> None:
+    log = tmp_path / "w.log"
+    Recorded(log, MIB, 20)
+    whole = list(read_synced(log))
+    content = log.read_bytes()
+    entry = struct.pack("<QQQQ", 5, 1, 0, 0).ljust(512, b"\0") + b"\1" * 512
+    flush = struct.pack("<QQQQ", 0, 0, 1, 0).ljust(512, b"\0")
+    log.write_bytes(content + bytes(4608) + entry + flush)
+    assert [(write.offset, write.length) for write in list(read_synced(log))[len(whole) :]] == [(2560, 512)]
+
+
 def test_a_write_beyond_the_disk_is_left_out(tmp_path: Path) -> None:
     log, overlay = tmp_path / "w.log", tmp_path / "w.qcow2"
     Recorded(log, MIB, 20)

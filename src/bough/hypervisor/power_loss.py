@@ -2,8 +2,8 @@
 
 QEMU's end alone loses nothing: the host's page cache has each write. So a machine is *armed* before:
 
-    arm      a snapshot of the disks freezes their content, and a node of QEMU writes each later write and
-             flush to a log (blklogwrites)
+    arm      while the vCPUs are paused, a snapshot of the disks freezes their content, and a node of QEMU is
+             put in front, which writes each later write and flush to a log (blklogwrites)
     cut      QEMU is killed. Each disk gets a new overlay on the frozen content, with the logged writes up to
              the last flush. The record names the new overlays last: a crash before loses nothing
     disarm   the logs are removed
@@ -81,6 +81,18 @@ class PowerLoss:
         return await self._faults.begin(fault, lambda: self._begin(machine, fault), for_s=for_s)
 
     async def _begin(self, machine: Machine, fault: FaultRecord) -> None:
+        with machine.claim("being armed"):
+            # No write may come between the snapshot and the log.
+            was_running = machine.state is State.RUNNING
+            if was_running:
+                await machine.pause()
+            try:
+                await self._freeze_and_log(machine, fault)
+            finally:
+                if was_running and machine.state is State.PAUSED:
+                    await machine.resume()
+
+    async def _freeze_and_log(self, machine: Machine, fault: FaultRecord) -> None:
         taken = await self._snapshots.take(machine, message="armed for a power cut", memory=False)
         self._snapshots.delete(taken.id)  # its files stay: the machine's disks continue from them
         async with machine.operation("being armed", *_ANY):

@@ -271,7 +271,7 @@ async def _disks_only(machine: Machine, qmp: Qmp, switch: list[dict[str, Any]], 
     """
     channel = machine.channel()
     frozen = False
-    if channel is not None:
+    if channel is not None and machine.state is State.RUNNING:
         with contextlib.suppress(BoughError):
             await channel.call("freeze", {"timeout_s": _FREEZE_S}, timeout_s=_FREEZE_S, exact=True)
             frozen = True

@@ -15,13 +15,15 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from bough.errors import MachineFailed
 
 SECTOR_BYTES = 512
 _MAGIC = 0x6A736677736872
 _FLUSH, _FUA, _DISCARD, _MARK = 1, 2, 4, 8
+#: Flags of the entries that QEMU writes.
+_KINDS = (0, _FLUSH, _FUA, _FLUSH | _FUA, _DISCARD)
 _HEAD = struct.Struct("<QQQI")
 _ENTRY = struct.Struct("<QQQQ")
 
@@ -63,6 +65,18 @@ def _end_of_last_flush(log: Path) -> int:
     return synced
 
 
+def _skip_hole(file: BinaryIO, place: int, size: int) -> int | None:
+    """Return the place of the first entry behind a hole of the log, or None."""
+    for at in range(place, size - SECTOR_BYTES + 1, SECTOR_BYTES):
+        file.seek(at)
+        sector = file.read(SECTOR_BYTES)
+        _, count, flags, mark = _ENTRY.unpack(sector[: _ENTRY.size])
+        fits = at + SECTOR_BYTES + (0 if flags & _DISCARD else count * SECTOR_BYTES) <= size
+        if (count or flags) and flags in _KINDS and not mark and not any(sector[_ENTRY.size :]) and fits:
+            return at
+    return None
+
+
 def _entries(log: Path) -> Iterator[tuple[int, int, Write]]:
     """Yield end, flags and write of each whole entry."""
     with log.open("rb") as file:
@@ -78,7 +92,12 @@ def _entries(log: Path) -> Iterator[tuple[int, int, Write]]:
             file.seek(place)
             start, count, flags, mark = _ENTRY.unpack(file.read(_ENTRY.size))
             if not (count or flags):
-                return  # QEMU ended before it wrote the entry
+                # QEMU ended before it wrote this entry. Later entries may be there.
+                found = _skip_hole(file, place, size)
+                if found is None:
+                    return
+                place = found
+                continue
             if flags & ~(_FLUSH | _FUA | _DISCARD | _MARK) or mark:
                 raise MachineFailed(f"an entry of {log.name} is malformed")
             data = place + sector
