@@ -402,6 +402,7 @@ def test_a_paused_machine(trio: Trio, prey: bough.Machine, cli: Cli) -> None:
     prey.succeed("true")
 
 
+@pytest.mark.long  # boots twice
 def test_a_panic_a_crash_a_reset(trio: Trio, prey: bough.Machine, cli: Cli, hv: bough.Hypervisor) -> None:
     with prey.disk_throttle(iops=1000):
         cli("fault", "crash", "prey")
