@@ -77,6 +77,7 @@ FRAGMENTS = {
     'with hv.run("debian:12", mounts=': "runs make on a source that is not here; test_mounts.py mounts",
     "def install(machine):": "of an app that is not here; test_pytest_plugin.py runs examples/pytest",
     "def test_survives_a_power_cut": "as above",
+    "def test_app_waits_for_its_database": "as above; test_pytest_projects.py has a project",
     'vm.succeed("systemctl start nginx")': "needs nginx; test_words.py has each word",
     'done = vm.exec("sort"': "test_python.py has each method of this page",
     'with vm.spawn("sh"': "as above",

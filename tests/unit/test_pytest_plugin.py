@@ -16,16 +16,18 @@ from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from bough.client.process import Process
+from bough.contract.answers import MachineInfo
 from bough.contract.commands import Command
 from bough.contract.machines import GetMachine, PauseMachine, StartMachine
-from bough.errors import DeadlineExceeded, NotFound
+from bough.errors import AgentUnavailable, DeadlineExceeded, NotFound
 from bough.guest_checks import describe_wait, file_exists, render_wait
-from bough.pytest_plugin.evidence import command_for, directory_name, render_steps
+from bough.pytest_plugin.evidence import Evidence, command_for, directory_name, render_steps
+from bough.pytest_plugin.forks import LiveFork
 from bough.pytest_plugin.locks import Slots, alone, forks_of_host, lock_directory
 from bough.pytest_plugin.machine_snapshots import read_spec
 from bough.pytest_plugin.options import Source
@@ -400,3 +402,54 @@ def test_a_wait_is_recorded_by_its_name() -> None:
     assert describe_wait(argv) == "wait until /a exists"
     assert describe_wait(["sh", "-c", "x", "bough: wait until"]) is None
     assert describe_wait([]) is None
+
+
+# -- evidence ---------------------------------------------------------------------------------------------
+
+
+class FakeMachine:
+    """A machine for Evidence. The journal cannot be read."""
+
+    def __init__(self, api: Any, machine_id: str, *, name: str) -> None:
+        self.id = machine_id
+        self.name = name
+
+    def info(self, *, look: bool = False) -> MachineInfo:
+        data = {"id": self.id, "name": self.name, "state": "running", "vnc": "/run/vnc.sock"}
+        rest = {
+            "created": "",
+            "vcpus": 1,
+            "memory_bytes": 1,
+            "image": "",
+            "image_digest": "",
+            "hardware": {},
+            "spec": {},
+        }
+        return MachineInfo.from_dict(data | rest)
+
+    def logs(self, source: str = "console", *, tail_bytes: int = 0) -> str:
+        return "\x1b[1mbooted\x1b[0m\r\n" if source == "console" else ""
+
+    def screenshot(self) -> bytes:
+        return b"\x89PNG picture"
+
+    def shell(self, script: str, *, timeout: float) -> Any:
+        raise AgentUnavailable("no agent answers")
+
+    def export(self, path: Path) -> None:
+        path.write_text("bundle")
+
+
+def test_evidence_of_a_machine(tmp_path: Path) -> None:
+    machine: Any = FakeMachine(None, "m1", name="web")
+    fork = LiveFork("bough_machine", machine, {"": machine})
+    (tmp_path / "test_a").mkdir()
+    (tmp_path / "test_a" / "of an earlier run").touch()
+    evidence = Evidence(tmp_path / "test_a", cast(Any, object()))
+    evidence.collect(fork)
+    evidence.bundle(fork)
+    evidence.close()
+    names = ["missing.txt", "web.bough", "web/console.txt", "web/machine.json", "web/screen.png"]
+    assert evidence.files() == names
+    assert (tmp_path / "test_a/web/console.txt").read_text() == "booted\n"
+    assert (tmp_path / "test_a/missing.txt").read_text() == "web: journal.txt: no agent answers\n"

@@ -159,6 +159,43 @@ class AwaitedGuest(BreakableGuest):
             output=shown[-_OUTPUT_CHARS:],
         )
 
+    def block(self) -> None:
+        """Cut all links between this machine and others, until `unblock` or the end of this program. Frames
+        are lost.
+
+        Raises:
+            Conflict: the machine is on no network. WrongState: the machine does not run.
+        """
+        from bough.client.fault import Fault
+        from bough.contract.faults import AddPartition
+        from bough.contract.networks import ListNetworks
+        from bough.errors import Conflict
+
+        networks = [
+            network["id"]
+            for network in self._api.send(ListNetworks())
+            if any(one["machine"] == self.name for one in network["machines"])
+        ]
+        if not networks:
+            raise Conflict(f"machine '{self.name}' is on no network", machine=self.name)
+        for network in networks:
+            request = AddPartition(pattern="isolate", machines=[self._reference], network=network, held=True)
+            Fault(self._api, self._api.send(request))
+
+    def unblock(self) -> None:
+        """End what `block` does, and all other partitions that name this machine alone."""
+        from bough.client.fault import list_faults
+        from bough.contract.faults import HealFaults
+
+        names = (self._reference, self.name)
+        ours = [
+            one.id
+            for one in list_faults(self._api)
+            if one.kind == "partition" and len(one.machines) == 1 and one.machines[0] in names
+        ]
+        if ours:
+            self._api.send(HealFaults(faults=ours))
+
     @contextlib.contextmanager
     def subtest(self, name: str) -> Iterator[None]:
         """Name the steps of the block. An error in the block and the report of the test have the name."""

@@ -13,13 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bough.pytest_plugin.options import MARKER, Source, add_options, machine_source, scope_of
+from bough.pytest_plugin.options import (
+    MARKER,
+    Source,
+    add_options,
+    ini_directory,
+    machine_source,
+    project_source,
+    scope_of,
+)
 
 if TYPE_CHECKING:
     from bough.client.machine import Machine
+    from bough.client.project import Project
     from bough.pytest_plugin.run import BoughRun
 
-__all__ = ["bough_machine", "bough_prepare", "machine_fixture"]
+__all__ = ["bough_machine", "bough_prepare", "bough_project", "machine_fixture", "project_fixture"]
 
 _RUN: pytest.StashKey[BoughRun] = pytest.StashKey()
 
@@ -67,6 +76,16 @@ def bough_machine(
         yield fork.subject
 
 
+@pytest.fixture(scope=scope_of)
+def bough_project(
+    request: pytest.FixtureRequest, bough_prepare: Callable[[Any], object] | None
+) -> Iterator[Project]:
+    """Yield a running project for one test: a fork of the prepared snapshot, deleted afterwards."""
+    run = request.config.stash[_RUN]
+    with run.project("bough_project", project_source(request), bough_prepare) as fork:
+        yield fork.subject
+
+
 def machine_fixture(
     machine: str,
     *,
@@ -89,9 +108,30 @@ def machine_fixture(
 
     @pytest.fixture(scope=scope, name=name)
     def fork(request: pytest.FixtureRequest) -> Iterator[Machine]:
-        base = request.config.inipath.parent if request.config.inipath else request.config.rootpath
-        run = request.config.stash[_RUN]
-        with run.machine(request.fixturename or "", Source(machine, base, settings), prepare) as made:
+        source = Source(machine, ini_directory(request.config), settings)
+        with request.config.stash[_RUN].machine(request.fixturename or "", source, prepare) as made:
+            yield made.subject
+
+    return fork
+
+
+def project_fixture(
+    project: str,
+    *,
+    prepare: Callable[[Any], object] | None = None,
+    scope: Any = "function",
+    name: str | None = None,
+) -> Any:
+    """Return a fixture like `bough_project`; see `machine_fixture`.
+
+    Args:
+        project: the project's file, relative to the ini file.
+    """
+
+    @pytest.fixture(scope=scope, name=name)
+    def fork(request: pytest.FixtureRequest) -> Iterator[Project]:
+        source = Source(project, ini_directory(request.config), {})
+        with request.config.stash[_RUN].project(request.fixturename or "", source, prepare) as made:
             yield made.subject
 
     return fork

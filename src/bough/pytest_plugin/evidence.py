@@ -61,11 +61,21 @@ class Evidence:
                 self.write(f"network-{network.name}.json", _json(network.info().raw))
 
     def bundle(self, fork: LiveFork) -> None:
-        """Export the machines as they run."""
-        for role, machine in fork.machines.items():
-            name = f"{role or machine.name}.bough"
-            with self.trying(f"bundle of {role or machine.name}"):
-                self._unrecorded(machine).export(self.directory / name)
+        """Export the machine or the project as it runs, to one file."""
+        name = fork.subject.name
+        with self.trying(f"bundle of {name}"):
+            fork.subject.export(self.directory / f"{name}.bough")
+
+    def faults(self, forks: list[LiveFork]) -> None:
+        """Write the faults that are on."""
+        from bough.client.fault import list_faults
+
+        ours = {word for fork in forks for one in fork.machines.values() for word in (one.id, one.name)}
+        with self.trying("faults"):
+            found = list_faults(self._api) if self._api is not None else []
+            present = [one.raw for one in found if ours.intersection(one.machines)]
+            if present:
+                self.write("faults.json", _json(present))
 
     def files(self) -> list[str]:
         """Return the names of all files, relative to the directory."""
@@ -85,9 +95,11 @@ class Evidence:
         }
         running = False
         with self.trying(f"{name}: state"):
-            running = machine.state == "running"
+            info = machine.info()
+            running = info.state == "running"
+            if running and info.vnc is not None:
+                parts["screen.png"] = machine.screenshot
         if running:
-            parts["screen.png"] = machine.screenshot
             parts["journal.txt"] = lambda: machine.shell(_JOURNAL, timeout=_GUEST_S).stdout
         else:
             self.problems.append(f"{name}: no journal and no screen: the machine does not run")

@@ -130,7 +130,7 @@ def machine_source(request: pytest.FixtureRequest) -> Source:
             "@pytest.mark.bough('debian:12', memory='512MiB')",
             pytrace=False,
         )
-    return Source(ini, _ini_directory(request.config), given)
+    return Source(ini, ini_directory(request.config), given)
 
 
 def project_source(request: pytest.FixtureRequest) -> Source:
@@ -139,15 +139,16 @@ def project_source(request: pytest.FixtureRequest) -> Source:
     named = marker.kwargs.get("project") if marker is not None else None
     if named is not None:
         return Source(str(named), _directory_of(request), {})
-    return Source(request.config.getini("bough_project"), _ini_directory(request.config), {})
+    return Source(request.config.getini("bough_project"), ini_directory(request.config), {})
 
 
 def _directory_of(request: pytest.FixtureRequest) -> Path:
     """Return the directory of the test's file; of the ini file for a fixture of the whole session."""
     if request.scope in ("function", "class", "module"):
         return request.path.parent
-    return _ini_directory(request.config)
+    return ini_directory(request.config)
 
 
-def _ini_directory(config: pytest.Config) -> Path:
+def ini_directory(config: pytest.Config) -> Path:
+    """Return the directory of the ini file, or the root of the tests."""
     return config.inipath.parent if config.inipath is not None else config.rootpath

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bough.pytest_plugin.forks import LiveFork, MachineForks
     from bough.pytest_plugin.locks import Slots
     from bough.pytest_plugin.preparation import Prepare, Prepared, S, Snapshots
+    from bough.pytest_plugin.project_forks import ProjectForks
     from bough.pytest_plugin.recording import Recorder
 
 #: The end of a step's output on the page of the run.
@@ -50,6 +51,13 @@ class BoughRun:
         """Yield a fork of a prepared machine, for a fixture."""
         self._fixtures.add(fixture)
         with self.machines.fork(fixture, source, prepare) as fork, self._listed(fork):
+            yield fork
+
+    @contextlib.contextmanager
+    def project(self, fixture: str, source: Source, prepare: Prepare | None) -> Iterator[LiveFork]:
+        """Yield a fork of a prepared project, for a fixture."""
+        self._fixtures.add(fixture)
+        with self.projects.fork(fixture, source, prepare) as fork, self._listed(fork):
             yield fork
 
     @contextlib.contextmanager
@@ -86,6 +94,15 @@ class BoughRun:
 
         prepared = self._prepared(MachineSnapshots(self.hv, self.recorder))
         return MachineForks(prepared, self._slots, self.recorder, self.options.forks)
+
+    @cached_property
+    def projects(self) -> ProjectForks:
+        from bough.pytest_plugin.locks import lock_directory
+        from bough.pytest_plugin.project_forks import ProjectForks
+        from bough.pytest_plugin.project_snapshots import ProjectSnapshots
+
+        prepared = self._prepared(ProjectSnapshots(self.hv, self.recorder, lock_directory()))
+        return ProjectForks(prepared, self._slots, self.recorder, self.options.forks)
 
     def _prepared(self, snapshots: Snapshots[S]) -> Prepared[S]:
         from bough.pytest_plugin.locks import lock_directory
@@ -139,6 +156,7 @@ class BoughRun:
         evidence.write("failure.txt", report.longreprtext + "\n")
         evidence.write("steps.txt", render_steps(self.recorder.steps, self.recorder.left_out))
         kept = []
+        evidence.faults(self.forks_of(item))
         for fork in self.forks_of(item):
             evidence.collect(fork)
             if self.options.bundle == "failed":

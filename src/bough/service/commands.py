@@ -251,8 +251,8 @@ async def _carry(
             await _patiently(
                 machine, command.patience_s, until_first(outward(), feed(), asyncio.shield(inbox.filling))
             )
-    except Stalled as stalled:
-        text = f"the command did not end {stalled}, and was killed"
+    except Stalled:
+        text = f"the command did not end within {command.patience_s:g} s of the guest and was killed"
         failure = DeadlineExceeded(text, machine=machine.name)
     except TimeoutError:
         text = f"the command did not end within {command.timeout_s:g} s and was killed"
