@@ -17,7 +17,7 @@ name = "shop"
 
 [networks.back]
 
-[templates.base]
+[shared.base]
 image = "%s"
 memory = "512MiB"
 networks = ["back"]

@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bough.errors import BoughError, NotFound
+from bough.errors import BoughError, InvalidSpec, NotFound
 from bough.pytest_plugin.locks import is_locked
 from bough.pytest_plugin.machine_snapshots import image_digest
 from bough.pytest_plugin.options import Source
@@ -34,7 +34,10 @@ class ProjectSnapshots:
         from bough.spec.project.parse import parse_project
 
         file = load_project(source.file)
-        machines = parse_project(file.data, name=file.name).machines.values()
+        try:
+            machines = parse_project(file.data, name=file.name).machines.values()
+        except InvalidSpec as error:
+            raise file.locate(error) from None
         # The recipe of an image that the project builds is in the file's data.
         images = sorted({(one.spec.image, one.spec.arch or "") for one in machines if one.build is None})
         return {"project": file.data, "images": [self._digest(image, arch) for image, arch in images]}
