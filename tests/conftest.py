@@ -237,4 +237,4 @@ def _end_service(home: Home) -> None:
     if not home.api_socket.exists():
         return
     code = "import bough.client as c; c.connect(start=False).shutdown()"
-    subprocess.run([sys.executable, "-c", code], check=False, timeout=30, capture_output=True)
+    subprocess.run([sys.executable, "-c", code], check=False, timeout=300, capture_output=True)

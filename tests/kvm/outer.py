@@ -146,9 +146,11 @@ class Outer:
         return self._ready
 
     def close(self) -> None:
-        """End the service of the outer machine's home."""
+        """End the service of the outer machine's home, unless another run uses it."""
         if self._home.api_socket.exists():
-            bough.connect(self._home.root).shutdown()
+            hv = bough.connect(self._home.root)
+            if not hv.machines():
+                hv.shutdown()
 
     def _kept(
         self, hv: bough.Hypervisor, stem: str, key: str, make: Callable[[], bough.Machine]
