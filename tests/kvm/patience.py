@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import time
+from pathlib import Path
+
 import bough
+from bough.client.service import command_of
 from bough.errors import DeadlineExceeded, ServiceUnavailable
+from bough.home import find_home
+from bough.paths import Home
 
 TRIES = 6
+#: A client waits a minute for a service to start. A service inside the outer machine may need several.
+_START_S = 1200.0
 
 
 def connect() -> bough.Hypervisor:
-    """Return a client. Starts the service again if its start has taken too long for the client."""
-    for _ in range(TRIES - 1):
+    """Return a client. Starts the service, if none runs, and waits as long as the service lives."""
+    home = Home.at(Path(find_home()))
+    deadline = time.monotonic() + _START_S
+    starting: subprocess.Popen[bytes] | None = None
+    while True:
         try:
-            return bough.connect()
+            return bough.connect(start=False)
         except (DeadlineExceeded, ServiceUnavailable):
-            continue
-    return bough.connect()
+            if time.monotonic() > deadline:
+                raise
+        if starting is None or starting.poll() is not None:
+            with home.service_log.open("ab") as log:
+                starting = subprocess.Popen(
+                    command_of(home), stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/",
+                    start_new_session=True, env=dict(os.environ),
+                )  # fmt: skip
+        time.sleep(1)
