@@ -11,12 +11,16 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from bough.client import service as client_service
+from bough.client.connection import Connection
 from bough.client.service import find_service
 from bough.errors import ServiceUnavailable
 from bough.paths import Home
@@ -202,6 +206,33 @@ def test_one_that_is_killed_while_it_cannot_be_reached_is_started_again(
     with hide_service(home) as hidden:
         threading.Timer(0.3, hidden.kill).start()
         assert find_service(home)[1]["pid"] in starts(home)
+
+
+@pytest.mark.parametrize(
+    ("share", "answers"),
+    [
+        pytest.param(1.0, False, id="busy for too long"),
+        pytest.param(0.0, False, id="no progress"),
+        pytest.param(0.1, True, id="slow, with progress"),
+    ],
+)
+def test_a_start_may_take_long_if_it_makes_progress(
+    share: float, answers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service gets that share of a processor, and answers after three times the bound."""
+    monkeypatch.setattr(client_service, "START_TIMEOUT_S", 0.3)
+    began = time.monotonic()
+    monkeypatch.setattr(client_service, "_processor_s", lambda _: (time.monotonic() - began) * share)
+
+    class SlowService:
+        def send(self, *_: object, timeout: float) -> dict[str, int]:
+            if time.monotonic() - began > 0.9:
+                return {"pid": 1}
+            raise ServiceUnavailable("it does not listen yet")
+
+    process: Any = SimpleNamespace(pid=1, poll=lambda: None, returncode=None)
+    found = client_service._wait_answer(cast(Connection, SlowService()), process)
+    assert (found is not None) == answers
 
 
 def test_asking_who_serves_takes_no_lock_from_a_service(tmp_path: Path) -> None:

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
     from bough.paths import Home
 
+#: Longest start of the service: without progress on a busy host, or in its own processor time.
 START_TIMEOUT_S = 60.0
+#: The end of the wait in any case.
+START_MOST_S = 600.0
 #: Longer than the service's wait for requests and for its own end.
 _END_TIMEOUT_S = 30.0
 #: A service binds a lost socket again within a second.
@@ -178,7 +181,7 @@ def _start(home: Home, connection: Connection) -> dict[str, Any]:
     while True:
         begin = home.service_log.stat().st_size if home.service_log.exists() else 0
         process = _spawn(home)
-        version = _wait_answer(connection, process, deadline)
+        version = _wait_answer(connection, process)
         if version is not None:
             return version
         log = _read_from(home.service_log, begin)
@@ -234,13 +237,13 @@ def _environment() -> dict[str, str]:
     return environment
 
 
-def _wait_answer(
-    connection: Connection, process: subprocess.Popen[bytes], deadline: float
-) -> dict[str, Any] | None:
-    """Wait for the service's first answer; None if the process has ended or time is up.
+def _wait_answer(connection: Connection, process: subprocess.Popen[bytes]) -> dict[str, Any] | None:
+    """Wait for the service's first answer; None if the process has ended or makes no progress.
 
     The process outlives this program.
     """
+    began, used_s = time.monotonic(), 0.0
+    deadline = began + START_TIMEOUT_S
     while time.monotonic() < deadline:
         ended = process.poll() is not None
         try:
@@ -248,12 +251,23 @@ def _wait_answer(
         except ServiceUnavailable:
             if ended:
                 return None
+            if used_s < (now_s := _processor_s(process.pid)) < START_TIMEOUT_S:
+                used_s, deadline = now_s, min(time.monotonic() + START_TIMEOUT_S, began + START_MOST_S)
             time.sleep(0.01)
             continue
         # Popen would warn about a running child, but this child is meant to run on.
         process.returncode = 0
         return version
     return None
+
+
+def _processor_s(pid: int) -> float:
+    """Return the processor time that a process has used, in seconds."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:  # the process has ended
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime, stime: proc(5)
 
 
 def _bound_log(path: Path) -> None:
