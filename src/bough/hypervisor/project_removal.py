@@ -53,6 +53,17 @@ class ProjectRemoval:
             if not record.made or is_empty:
                 log.info("project %s was not completed, and is removed", record.name)
                 await self._try_to_remove(record)
+        await self._delete_orphaned_networks()
+
+    async def _delete_orphaned_networks(self) -> None:
+        """Delete networks of deleted projects: a standby machine may have kept a network in use."""
+        projects = self._projects.store
+        for network in list(self._networks.store):
+            owner = network.project
+            if owner is None or projects.get(owner) is not None or owner in projects.unreadable:
+                continue
+            with contextlib.suppress(BoughError, OSError):  # still in use: the next service tries again
+                await self._networks.delete(network.id)
 
     async def close(self) -> None:
         await self._tasks.end()
@@ -97,9 +108,8 @@ class ProjectRemoval:
         self._leaving.add(record.id)
         try:
             if record.made:
-                with contextlib.suppress(
-                    BoughError, OSError
-                ):  # a full disk: the files are deleted all the same
+                # With a full disk, the files are deleted all the same.
+                with contextlib.suppress(BoughError, OSError):
                     record = self._projects.store.update(record, made=False)
             members = [one for one in self._inventory if one.record.project == record.id]
             await all_or_first_error(self._delete(machine) for machine in members)
