@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bough.hypervisor.project_changes import _match_cards
+from bough.hypervisor.projects.changes import _match_cards
 from bough.machines.record import Nic
 from bough.spec import MachineSpec, parse_spec
 

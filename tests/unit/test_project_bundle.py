@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bough.errors import BadBundle
-from bough.hypervisor.project_bundles import parse_manifest
+from bough.hypervisor.projects.bundles import parse_manifest
 from bough.project_bundle import (
     MAGIC,
     Member,

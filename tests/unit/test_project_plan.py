@@ -11,10 +11,10 @@ import pytest
 
 from bough.errors import Conflict, InvalidSpec
 from bough.hypervisor.networks import Networks
-from bough.hypervisor.project_networks import ProjectNetworks
-from bough.hypervisor.project_plan import ProjectPlanner, Wish, write_applied
-from bough.hypervisor.project_specs import machine_spec
-from bough.hypervisor.projects import Projects
+from bough.hypervisor.projects.networks import ProjectNetworks
+from bough.hypervisor.projects.plan import ProjectPlanner, Wish, write_applied
+from bough.hypervisor.projects.registry import Projects
+from bough.hypervisor.projects.specs import machine_spec
 from bough.machines.events import Events
 from bough.machines.state import State
 from bough.paths import Home

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from bough.errors import MachineFailed
-from bough.hypervisor.project_startup import Startup
+from bough.hypervisor.projects.startup import Startup
 from bough.spec.project.parse import parse_project
 
 

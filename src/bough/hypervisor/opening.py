@@ -16,10 +16,10 @@ from bough.hypervisor.faults import Faults
 from bough.hypervisor.inventory import Inventory
 from bough.hypervisor.lifetimes import EPHEMERAL_GRACE_S, Lifetimes
 from bough.hypervisor.networks import Networks
-from bough.hypervisor.project_branches import ProjectBranches
-from bough.hypervisor.project_removal import ProjectRemoval
-from bough.hypervisor.project_snapshots import ProjectSnapshots
-from bough.hypervisor.projects import Projects
+from bough.hypervisor.projects.branches import ProjectBranches
+from bough.hypervisor.projects.registry import Projects
+from bough.hypervisor.projects.removal import ProjectRemoval
+from bough.hypervisor.projects.snapshots import ProjectSnapshots
 from bough.hypervisor.snapshot_keeper import SnapshotKeeper
 from bough.images.bootstrap import remove_build
 from bough.machines.autostart import start_machines

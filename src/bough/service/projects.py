@@ -6,8 +6,8 @@ from typing import Any
 
 from bough.contract import projects as contract
 from bough.hypervisor import Hypervisor
-from bough.hypervisor.project_machines import StartOptions
-from bough.hypervisor.project_up import UpOrder
+from bough.hypervisor.projects.machines import StartOptions
+from bough.hypervisor.projects.up import UpOrder
 from bough.progress import Report
 from bough.service.routes import Routes
 

@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bough.bundle import Source
 from bough.errors import BadBundle, BoughError
 from bough.hypervisor.half_made import HalfMade
-from bough.hypervisor.project_forks import ProjectForks
-from bough.hypervisor.project_snapshots import Parts, ProjectSnapshots
-from bough.hypervisor.projects import Projects
+from bough.hypervisor.projects.forks import ProjectForks
+from bough.hypervisor.projects.registry import Projects
+from bough.hypervisor.projects.snapshots import Parts, ProjectSnapshots
 from bough.hypervisor.snapshot_keeper import SnapshotKeeper
 from bough.images.store import ImageStore
 from bough.machines.record import now

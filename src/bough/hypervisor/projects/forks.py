@@ -17,9 +17,9 @@ from bough.forks.saved_states import SavedStates
 from bough.hypervisor.fork_maker import ForkMaker, ForkOrder
 from bough.hypervisor.lifetimes import EPHEMERAL_GRACE_S, Lifetimes
 from bough.hypervisor.names import Names
-from bough.hypervisor.project_removal import ProjectRemoval
-from bough.hypervisor.project_snapshots import Parts, ProjectSnapshots
-from bough.hypervisor.projects import Projects
+from bough.hypervisor.projects.registry import Projects
+from bough.hypervisor.projects.removal import ProjectRemoval
+from bough.hypervisor.projects.snapshots import Parts, ProjectSnapshots
 from bough.machines.demand import DEMAND
 from bough.machines.events import Events
 from bough.machines.machine import Machine

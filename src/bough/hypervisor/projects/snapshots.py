@@ -10,8 +10,8 @@ from typing import Any
 
 from bough.errors import Conflict
 from bough.hypervisor.networks import Networks
-from bough.hypervisor.project_operations import ProjectOperations
-from bough.hypervisor.projects import Projects
+from bough.hypervisor.projects.operations import ProjectOperations
+from bough.hypervisor.projects.registry import Projects
 from bough.hypervisor.snapshot_keeper import SnapshotKeeper
 from bough.machines.booted import wait_boot_end
 from bough.machines.events import Events

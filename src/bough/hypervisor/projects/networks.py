@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bough.errors import Conflict
 from bough.hypervisor.networks import Networks
-from bough.hypervisor.projects import Projects
+from bough.hypervisor.projects.registry import Projects
 from bough.machines.state import LIVE
 from bough.networks.record import NetworkRecord
 from bough.projects.record import ProjectRecord

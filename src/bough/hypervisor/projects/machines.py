@@ -8,10 +8,10 @@ from typing import Protocol
 from bough.errors import MachineFailed
 from bough.hypervisor.lifecycle import Lifecycle
 from bough.hypervisor.lifetimes import Lifetimes
-from bough.hypervisor.project_changes import MachineChanges
-from bough.hypervisor.project_plan import Step, write_applied
-from bough.hypervisor.project_specs import machine_spec
-from bough.hypervisor.projects import Projects
+from bough.hypervisor.projects.changes import MachineChanges
+from bough.hypervisor.projects.plan import Step, write_applied
+from bough.hypervisor.projects.registry import Projects
+from bough.hypervisor.projects.specs import machine_spec
 from bough.hypervisor.running import Running
 from bough.machines.machine import Machine
 from bough.machines.record import Membership

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bough.hypervisor.inventory import Inventory
-from bough.hypervisor.project_networks import ProjectNetworks
-from bough.hypervisor.project_specs import machine_spec
-from bough.hypervisor.projects import Projects
+from bough.hypervisor.projects.networks import ProjectNetworks
+from bough.hypervisor.projects.registry import Projects
+from bough.hypervisor.projects.specs import machine_spec
 from bough.machines.host_port import HostPort
 from bough.machines.machine import Machine
 from bough.machines.state import LIVE, State

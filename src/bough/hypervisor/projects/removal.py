@@ -10,8 +10,8 @@ from bough.errors import BoughError, Conflict, DeadlineExceeded, NotFound
 from bough.hypervisor.inventory import Inventory
 from bough.hypervisor.lifetimes import Lifetimes
 from bough.hypervisor.networks import Networks
-from bough.hypervisor.project_operations import ProjectOperations
-from bough.hypervisor.projects import Projects
+from bough.hypervisor.projects.operations import ProjectOperations
+from bough.hypervisor.projects.registry import Projects
 from bough.machines.machine import Machine
 from bough.projects.record import ProjectRecord
 from bough.tasks import Tasks, all_or_first_error, finish

@@ -10,9 +10,9 @@ from typing import Any
 from bough.errors import BoughError, Conflict, WrongState
 from bough.forks.saved_states import SavedStates
 from bough.hypervisor.lifecycle import Lifecycle
-from bough.hypervisor.project_operations import ProjectOperations
-from bough.hypervisor.project_snapshots import Parts, ProjectSnapshots
-from bough.hypervisor.projects import Projects
+from bough.hypervisor.projects.operations import ProjectOperations
+from bough.hypervisor.projects.registry import Projects
+from bough.hypervisor.projects.snapshots import Parts, ProjectSnapshots
 from bough.machines.machine import Machine
 from bough.machines.saved_state import SavedState
 from bough.machines.state import LIVE, State

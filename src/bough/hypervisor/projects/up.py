@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bough.errors import DeadlineExceeded
-from bough.hypervisor.project_failures import project_failed
-from bough.hypervisor.project_images import ProjectImages
-from bough.hypervisor.project_machines import ProjectMachines, StartOptions
-from bough.hypervisor.project_networks import ProjectNetworks
-from bough.hypervisor.project_operations import ProjectOperations
-from bough.hypervisor.project_plan import ProjectPlanner, Step, Wish
-from bough.hypervisor.project_startup import Startup, completing_roles
-from bough.hypervisor.projects import Projects
+from bough.hypervisor.projects.failures import project_failed
+from bough.hypervisor.projects.images import ProjectImages
+from bough.hypervisor.projects.machines import ProjectMachines, StartOptions
+from bough.hypervisor.projects.networks import ProjectNetworks
+from bough.hypervisor.projects.operations import ProjectOperations
+from bough.hypervisor.projects.plan import ProjectPlanner, Step, Wish
+from bough.hypervisor.projects.registry import Projects
+from bough.hypervisor.projects.startup import Startup, completing_roles
 from bough.machines.events import Events
 from bough.machines.record import now
 from bough.progress import Progress, Report, about, ignore_progress

@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from bough.errors import BoughError, InUse, InvalidSpec
 from bough.hypervisor.lifecycle import Lifecycle
-from bough.hypervisor.project_failures import project_failed
-from bough.hypervisor.project_machines import ProjectMachines
-from bough.hypervisor.project_networks import ProjectNetworks
-from bough.hypervisor.project_operations import ProjectOperations
-from bough.hypervisor.projects import Projects
+from bough.hypervisor.projects.failures import project_failed
+from bough.hypervisor.projects.machines import ProjectMachines
+from bough.hypervisor.projects.networks import ProjectNetworks
+from bough.hypervisor.projects.operations import ProjectOperations
+from bough.hypervisor.projects.registry import Projects
 from bough.machines.events import Events
 from bough.machines.machine import Machine
 from bough.machines.state import State

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from bough.errors import InvalidSpec
-from bough.hypervisor.projects import Projects
+from bough.hypervisor.projects.registry import Projects
 from bough.machines.machine import Machine
 from bough.projects.health import HealthChecks
 from bough.projects.record import ProjectRecord

@@ -1,0 +1,1 @@
+"""The use cases of projects: machines and networks that one file describes."""
