@@ -224,10 +224,13 @@ def test_a_snapshot_is_made_once_and_found_again(tmp_path: Path) -> None:
 
 def test_the_oldest_snapshots_of_a_suite_are_deleted(tmp_path: Path) -> None:
     store, source = FakeSnapshots(), Source("web", tmp_path, {})
-    prepared = Prepared(store, tmp_path, tmp_path, run="1", fresh=False)
-    other = prepared.find(Source("db", tmp_path, {}), None)
-    for store.image in "abcdef":
-        prepared.find(source, None)
+
+    def prepared(run: int) -> Prepared[FakeSnapshot]:
+        return Prepared(store, tmp_path, tmp_path, run=str(run), fresh=False)
+
+    other = prepared(0).find(Source("db", tmp_path, {}), None)
+    for run, store.image in enumerate("abcdef"):
+        prepared(run).find(source, None)
     assert [one.id for one in store.all] == [other.id, "0005", "0006", "0007"]
 
 

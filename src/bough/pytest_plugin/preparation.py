@@ -77,6 +77,8 @@ class Prepared(Generic[S]):
         self._run = run
         self._fresh = fresh
         self._found: dict[str, S] = {}
+        #: The digest of each source: files and images are read once in a run.
+        self._digests: dict[str, str] = {}
 
     def find(self, source: Source, prepare: Prepare | None) -> S:
         """Return the snapshot. The first process that needs it makes it, while the others wait.
@@ -84,11 +86,17 @@ class Prepared(Generic[S]):
         Raises:
             BoughError: of the machines, or what `prepare` raises. Nothing half-made is left.
         """
-        key = digest_of(self._snapshots.describe(source), source_of(prepare))
+        key = digest_of(self._digest(source), source_of(prepare))
         if key not in self._found:
             with alone(lock_of(self._locks, self._home, key)):
                 self._found[key] = self._find(source, prepare, LABEL + key)
         return self._found[key]
+
+    def _digest(self, source: Source) -> str:
+        asked = digest_of(source.name, str(source.base), source.settings)
+        if asked not in self._digests:
+            self._digests[asked] = digest_of(self._snapshots.describe(source))
+        return self._digests[asked]
 
     def forget(self, snapshot: S) -> None:
         """Look again next time: another run has deleted the snapshot."""
