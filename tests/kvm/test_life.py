@@ -64,6 +64,7 @@ def _check_as_stranger(user: str) -> dict[str, Any]:
         shutil.chown(place, user, user)
         argv = [sys.executable, "-m", "bough"]
         environment = os.environ | {"BOUGH_HOME": f"{place}/home", "XDG_RUNTIME_DIR": place, "HOME": place}
+        environment |= {"USER": user, "LOGNAME": user}
         apart = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups"]
         options: dict[str, Any] = {"env": environment, "cwd": place, "capture_output": True}
         for _ in range(TRIES):  # a slow start of the service is an error for the command

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import shutil
 import subprocess
 from datetime import UTC, datetime
@@ -20,6 +22,7 @@ from bough.qemu.choice import (
     choose_machine_type,
     parse_firmware,
 )
+from bough.qemu.host import user_name
 from bough.qemu.packages import render_fix, render_fixes
 from bough.qemu.plan import resolve_clock
 from bough.qemu.probe import Accelerator, QemuFacts, complete_cpus, newest_complete_cpu, parse_version
@@ -255,3 +258,9 @@ def test_uefi_of_another_processor() -> None:
     found = parse_firmware(description(targets=virt, features=["verbose-static"]), "aarch64", "virt-7.2")
     assert found is not None
     assert parse_firmware(description(targets=virt, features=["secure-boot"]), "aarch64", "virt-7.2") is None
+
+
+def test_hints_name_the_user_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USER", "somebody-else")
+    monkeypatch.setenv("LOGNAME", "somebody-else")
+    assert user_name() == pwd.getpwuid(os.geteuid()).pw_name

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import getpass
 import os
+import pwd
 import shutil
 import sys
 from dataclasses import dataclass, field
@@ -214,13 +214,21 @@ def _check_newuidmap() -> Check:
 
 
 def _check_subuid() -> Check:
-    user = getpass.getuser()
+    user = user_name()
     missing = [file for file in ("/etc/subuid", "/etc/subgid") if not has_range(Path(file), user)]
     if not missing:
         return Check("subordinate user ids", True, False, f"{user} has a range of them")
     detail = f"{user} has none in {' and '.join(missing)}: images cannot be built"
     command = f"sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}"
     return Check("subordinate user ids", False, False, detail, {"any": command})
+
+
+def user_name() -> str:
+    """Return the name of the user of this process. $USER may still name the user before a change of user."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # of a container without accounts
+        return str(os.geteuid())
 
 
 def has_range(file: Path, user: str) -> bool:
@@ -255,7 +263,7 @@ def _check_kvm(accelerators: list[Accelerator]) -> Check:
     fixes = {}
     if "may not be opened" in kvm.detail:
         shared = "chgrp kvm /dev/kvm && chmod 0660 /dev/kvm"
-        joined = f"sudo usermod --append --groups kvm {getpass.getuser()}"
+        joined = f"sudo usermod --append --groups kvm {user_name()}"
         fixes = {"any": shared if os.geteuid() == 0 else f"{joined}, then log in again"}
     elif "not loaded" in kvm.detail:
         sudo = "" if os.geteuid() == 0 else "sudo "
