@@ -20,6 +20,8 @@ from tests.torture.processes import kill, qemus, service_pid
 from tests.waiting import wait_until
 
 _MOMENTS = 5
+#: A busy host takes minutes for each step of a boot that is emulated twice.
+_BOOT_S = 1200.0
 _SEEDS = (1, 2, 3, 4)  # 4 x 5 moments
 #: Longest time until the kill: an operation takes a few seconds where KVM is emulated.
 _LATEST_S = {True: 8.0, False: 0.5}
@@ -61,7 +63,7 @@ class Scene:
         wait_until(lambda: self.machine.state in ("running", "failed"), timeout_s=300, what="it is settled")
         assert (self.machine.state == "failed") == died
         if died:
-            self.machine.start()
+            self.machine.start(timeout=_BOOT_S)
         assert int(self.machine.read_text("/disk/word")) >= self.written
         for name in (f"child-{self.written}", None):
             self._check_fork(hv, name)

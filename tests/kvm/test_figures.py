@@ -10,6 +10,7 @@ import shutil
 import signal
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +24,6 @@ from bough.paths import Home
 from tests.kvm.plain_qemu import PlainQemu
 from tests.kvm.small_guest import SmallGuest
 from tests.torture.processes import qemus, service_pid
-from tests.waiting import wait_until
 
 _ROUNDS = 3
 _COUNTERS = Path("/sys/kernel/debug/kvm")
@@ -165,23 +165,20 @@ def _traced(pid: int, summary: Path) -> Iterator[None]:
 
 
 @pytest.mark.users("root")
-def test_exits_of_a_fork(booted: bough.Snapshot, tmp_path: Path) -> None:
+def test_exits_of_a_fork(hv: bough.Hypervisor, booted: bough.Snapshot, tmp_path: Path) -> None:
     """perf kvm stat while a fork is made: exits by reason."""
     if shutil.which("perf") is None:
         pytest.skip("no perf on this host")
     booted.fork().discard()
     data = tmp_path / "exits"
-    record = ["perf", "kvm", "stat", "record", "-a", "-o", data]
-    with subprocess.Popen(record, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as recorder:
-        wait_until(data.exists, what="perf records", every_s=0.5)
-        machine = booted.fork()
-        recorder.send_signal(signal.SIGINT)
-        output, _ = recorder.communicate(timeout=300)
-    machine.discard()
+    fork = [sys.executable, "-m", "bough", "fork", booted.id, "exits"]
+    subprocess.run(["perf", "kvm", "stat", "record", "-a", "-o", data, "--", *fork], cwd=tmp_path, check=True)
+    hv.machine("exits").discard()
     argv = ["perf", "kvm", "-i", data, "stat", "report"]
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
-    print(done.stdout[:3000])
-    assert re.search(r"^Total Samples:\s*[1-9]", done.stdout, re.MULTILINE), (output, done.stderr)
+    told = done.stdout + done.stderr
+    print(told[:3000])
+    assert re.search(r"^Total Samples:\s*[1-9]", told, re.MULTILINE), told
 
 
 @pytest.mark.users("root")
