@@ -60,8 +60,8 @@ class Scene:
     def check(self, died: bool) -> None:
         hv = connect()
         self.machine = hv.machine(self.machine.id)
-        wait_until(lambda: self.machine.state in ("running", "failed"), timeout_s=300, what="it is settled")
-        assert (self.machine.state == "failed") == died
+        state = "failed" if died else "running"
+        wait_until(lambda: self.machine.state == state, timeout_s=300, what=f"it is {state}")
         if died:
             self.machine.start(timeout=_BOOT_S)
         assert int(self.machine.read_text("/disk/word")) >= self.written
