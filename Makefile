@@ -52,7 +52,7 @@ format: setup ## put the code into shape
 torture: setup ## kill things at random moments for SECONDS=600, cut the power, make 200 forks: is anything lost, or there twice
 	@$(BIN)/python -m tests.torture --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
 	@BOUGH_TEST_LONG=1 BOUGH_POWERCUT_FILES=60 BOUGH_POWERCUT_CUTS=0 $(BIN)/python -m pytest -qs tests/machines/test_powercut.py
-	@BOUGH_STATEFUL_EXAMPLES=40 BOUGH_STATEFUL_STEPS=50 $(BIN)/python -m pytest -q tests/acceptance/test_two_at_once.py
+	@BOUGH_TEST_LONG=1 BOUGH_STATEFUL_EXAMPLES=40 BOUGH_STATEFUL_STEPS=50 $(BIN)/python -m pytest -q tests/acceptance/test_two_at_once.py
 	@BOUGH_FORKS=200 $(BIN)/python -m pytest -qs tests/acceptance/test_snapshots.py -k nobody_meets --timeout 3600
 
 bench: setup ## figures, side by side with a peer; ONLY=exec for one of them

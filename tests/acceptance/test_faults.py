@@ -320,6 +320,7 @@ def test_disks_that_fail(trio: Trio, prey: bough.Machine, cli: Cli) -> None:
     prey.succeed(f"{write} conv=fsync")
 
 
+@pytest.mark.long
 def test_a_slow_disk(trio: Trio, prey: bough.Machine, cli: Cli) -> None:
     read = "dd if=/dev/vdb of=/dev/null bs=64k count=8 iflag=direct"
     cli.json("fault", "throttle", "prey", "--disk", "1", "--rate", "128KiB", "--iops", "1000", "--for", "1h")
@@ -359,6 +360,7 @@ def test_a_wrong_clock(trio: Trio, prey: bough.Machine, cli: Cli) -> None:
     wait_until(lambda: abs(ahead_s()) < 2)
 
 
+@pytest.mark.long
 def test_pressure(trio: Trio, prey: bough.Machine, cli: Cli) -> None:
     loops = "cat /run/bough-fault-*/[0-9]* 2>/dev/null | wc -l"
     cli.json("fault", "cpu", "prey", "--loops", "2", "--for", "1h")

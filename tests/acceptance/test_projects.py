@@ -346,6 +346,7 @@ def test_a_failed_check_names_the_machine_and_its_output(
     assert (file.machines()["main"]["pid"], file.machines()["main"]["health"]) == (pid, "healthy")
 
 
+@pytest.mark.long
 def test_down_keeps_disks_and_down_with_volumes_keeps_nothing(
     one: Callable[..., File], cli: Cli, bough_home: Home
 ) -> None:
@@ -367,6 +368,7 @@ def test_down_keeps_disks_and_down_with_volumes_keeps_nothing(
     assert "kept-main" not in cli.names()
 
 
+@pytest.mark.long
 def test_a_disk_does_not_shrink_and_a_machine_is_made_anew(one: Callable[..., File], cli: Cli) -> None:
     file = one("disk", 'disk = "10GiB"')
     cli("up", "--file", file.path, "--cold", "--force", timeout_s=BOOT_S)

@@ -282,6 +282,7 @@ def _all(state: str, force: bool) -> dict[str, str]:
     return {"running": state, "paused": state} if force else {}
 
 
+@pytest.mark.long
 def test_a_client_that_does_anything(debian: str) -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Client,

@@ -91,6 +91,7 @@ def test_no_request_breaks_it(service: Service) -> None:
     assert run(service, "-n", "15", "--max-time", "70") > 300
 
 
+@pytest.mark.long
 def test_no_request_about_a_machine_that_is_there_breaks_it(service: Service) -> None:
     waiting = [word for name in WAITING for word in ("--exclude-path", f"/v1/machines/{{reference}}/{name}")]
     narrow = ["--include-path-regex", "machines/{reference}", "--exclude-method", "DELETE", *waiting]

@@ -125,7 +125,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     found = nearest(name, names)
     if found is not None:
         return f"did you mean {found!r}?"
-    return f"known: {', '.join(sorted(names))}" if len(names) <= 30 else None
+    return f"known: {', '.join(sorted(names))}" if 0 < len(names) <= 30 else None
 
 
 def render_place(parts: Iterable[str | int], prefix: str = "") -> str:

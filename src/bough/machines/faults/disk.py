@@ -23,7 +23,7 @@ from bough.qemu.qmp import Qmp
 OPERATIONS = ("read", "write", "flush")
 _SECTOR_BYTES = 512
 _BLOCK_BYTES = 4096
-#: QEMU walks through all rules at each request, and takes 1 s to read 2048 rules.
+#: QEMU walks through all rules at each request, and takes 2 s to read 2048 rules.
 MOST_BLOCKS = 2048
 _LEAST_BYTES_PER_S = 4096
 
