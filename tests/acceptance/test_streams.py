@@ -186,3 +186,11 @@ def test_ports_are_open_at_once_after_a_resume(fork: bough.Machine) -> None:
     fork.resume()
     with socket.create_connection(("127.0.0.1", port), timeout=30) as link:
         assert link.recv(4) == b"SSH-"
+
+
+def test_what_is_typed_by_a_program_that_ends_at_once(fork: bough.Machine, cli: Cli) -> None:
+    """The service sends the end of the console first, perhaps to a client that has typed all and is gone."""
+    fork.shell("systemctl stop serial-getty@ttyS0; setsid cat /dev/ttyS0 > /root/typed &", check=True)
+    for number in range(8):
+        cli("console", fork.name, stdin=f"line {number}\r".encode())
+    wait_until(lambda: len(fork.read_text("/root/typed").splitlines()) == 8, what="all lines were typed")

@@ -15,7 +15,14 @@ from bough.guest.session import Tunnel
 from bough.hypervisor import Hypervisor
 from bough.machines.console import read_console
 from bough.service.routes import Routes
-from bough.service.websocket import answering, for_each_message, ignore, until_first, until_gone
+from bough.service.websocket import (
+    answering,
+    for_each_message,
+    ignore,
+    send_if_there,
+    until_first,
+    until_gone,
+)
 
 BACKLOG_BYTES = 16 * 1024
 
@@ -34,12 +41,13 @@ async def attach_console(hypervisor: Hypervisor, asked: AttachConsole, socket: W
         await socket.accept()
         queue = console.attach()
         try:
-            if asked.backlog:
-                await socket.send_bytes(read_console(machine.paths.console_log, BACKLOG_BYTES).encode())
 
             async def outward() -> None:
+                if asked.backlog:
+                    backlog = read_console(machine.paths.console_log, BACKLOG_BYTES)
+                    await send_if_there(socket, backlog.encode())
                 while (data := await queue.get()) is not None:
-                    await socket.send_bytes(data)
+                    await send_if_there(socket, data)
 
             await until_first(outward(), for_each_message(socket, console.write))
         finally:
@@ -86,8 +94,8 @@ async def _carry(socket: WebSocket, tunnel: Tunnel) -> None:
 
     async def outward() -> None:
         while data := await tunnel.read():
-            await socket.send_bytes(data)
-        await socket.send_bytes(b"")
+            await send_if_there(socket, data)
+        await send_if_there(socket, b"")
 
     async def inward(data: bytes) -> None:
         # A guest that accepts no more data may still send some.

@@ -89,6 +89,16 @@ async def ignore(_: bytes) -> None:
     pass
 
 
+async def send_if_there(socket: WebSocket, data: bytes) -> None:
+    """Send a message. If the client is gone, wait for ever: earlier messages of the client are still handled,
+    and then the caller is cancelled.
+    """
+    try:
+        await socket.send_bytes(data)
+    except (WebSocketDisconnect, RuntimeError, OSError):
+        await asyncio.Event().wait()
+
+
 async def until_first(*works: Awaitable[None]) -> None:
     """Wait until one of the works has ended, and cancel the others. Raise its error, if any."""
     tasks = [asyncio.ensure_future(work) for work in works]
