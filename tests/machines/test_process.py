@@ -11,6 +11,7 @@ import os
 import pickle
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -212,6 +213,7 @@ async def test_what_nobody_holds_stays_unreachable(process: QemuProcess, paths: 
     for path in (paths.runtime / "qmp.sock", paths.runtime / "agent.sock"):
         path.unlink()
     waiter, monitor = (int(word) for word in (paths.log / "process").read_text().split()[1::2])
+    os.kill(waiter, signal.SIGSTOP)  # after the end of its children it would end QEMU, too
     for line in Path(f"/proc/{waiter}/task/{waiter}/children").read_text().split():
         if int(line) != monitor:  # the shell that keeps QEMU's output
             end(int(line))
