@@ -63,6 +63,11 @@ NOT_RUN = {
         "bough type rescue": "as the line above",
         "bough screen rescue": "as the line above",
     },
+    "docs/examples.md": {
+        "cd examples": "builds an image; test_examples.py runs the tests of each example",
+        "pytest": "as the line above",
+        "bough ": "as the line above",
+    },
     "docs/projects.md": {"bough ": "each line boots machines; test_projects.py runs each"},
     "docs/concepts.md": {"systemctl --user": "no systemd of a user in a test; test_upgrade.py has the unit"},
 }
