@@ -109,8 +109,8 @@ def test_losses_repeat(network: Any, trio: Trio) -> None:
 
     first = lost()
     assert 4 < len(first) < 18
-    # ARP would have fates of its own: the addresses are known by now.
-    assert lost() == first
+    # A frame of another kind has a fate, too, and shifts those behind it: the guest repeats ARP now and then.
+    assert any(lost() == first for _ in range(4))
 
 
 def test_a_partition(network: Any, trio: Trio, cli: Cli) -> None:
@@ -216,9 +216,9 @@ def test_events(network: Any, trio: Trio, hv: bough.Hypervisor) -> None:
     seen = []
     for event in hv.events(since=before):
         seen.append((event.kind, event.name))
-        if event.kind == "healed":
+        if ("fault", "fa") in seen and event.kind == "healed":  # an earlier fault may end in the same second
             break
-    assert ("fault", "fa") in seen
+    assert ("healed", "fa") in seen[seen.index(("fault", "fa")) :]
 
 
 def test_bad_input(network: Any, trio: Trio, cli: Cli, hv: bough.Hypervisor, box: str) -> None:
