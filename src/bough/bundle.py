@@ -30,6 +30,7 @@ MOST_EXTENTS = 4096
 MOST_CHUNK_BYTES = 4 << 20
 _LEVEL = 1
 _HEAD = struct.Struct("<8sII")
+_NUMBERS = struct.Struct("<II")
 _RECORD = struct.Struct("<BBHII")
 _EXTENT = struct.Struct("<QQ")
 _DATA, _END = 1, 2
@@ -101,16 +102,31 @@ def read_manifest(source: Source) -> tuple[dict[str, Any], Any]:
     head = source.read(len(MAGIC))
     if head != MAGIC:
         raise BadBundle("not a bundle of bough", hint=_instead(head))
-    head += _read(source, _HEAD.size - len(head))
-    _, version, length = _HEAD.unpack(head)
-    if version != VERSION:
+    manifest, rest = read_checked_manifest(source, VERSION, "machine")
+    digest.update(head + rest)
+    return manifest, digest
+
+
+def read_checked_manifest(source: Source, known: int, exported: str) -> tuple[dict[str, Any], bytes]:
+    """Read version, length, manifest and checksum. Return the manifest, and all bytes read.
+
+    Args:
+        known: the version that this bough reads.
+        exported: what the bundle holds, for the hint: "machine".
+
+    Raises:
+        BadBundle: the file is truncated, was altered, or has a newer version.
+    """
+    numbers = read_exactly(source, _NUMBERS.size)
+    version, length = _NUMBERS.unpack(numbers)
+    if version != known:
         raise BadBundle(
-            f"the bundle has version {version}, this bough reads version {VERSION}",
-            hint="import with the version of bough that exported the machine, or a newer one",
+            f"the bundle has version {version}, this bough reads version {known}",
+            hint=f"import with the version of bough that exported the {exported}, or a newer one",
         )
     if length > MOST_MANIFEST_BYTES:
         raise BadBundle("the bundle was altered: its manifest is too large")
-    text, told = _read(source, length), _read(source, 32)
+    text, told = read_exactly(source, length), read_exactly(source, 32)
     if hashlib.sha256(text).digest() != told:
         raise BadBundle("the bundle was altered: the checksum of its manifest does not match")
     try:
@@ -119,8 +135,7 @@ def read_manifest(source: Source) -> tuple[dict[str, Any], Any]:
         manifest = None
     if not isinstance(manifest, dict):
         raise BadBundle("the manifest of the bundle is not a JSON object")
-    digest.update(head + text + told)
-    return manifest, digest
+    return manifest, numbers + text + told
 
 
 def _instead(head: bytes) -> str | None:
@@ -141,10 +156,10 @@ def read_pieces(source: Source, digest: Any, sizes: Sequence[int]) -> Iterator[P
     most_raw = MOST_CHUNK_BYTES + MOST_EXTENTS * _EXTENT.size
     ends = [0] * len(sizes)
     while True:
-        head = _read(source, _RECORD.size)
+        head = read_exactly(source, _RECORD.size)
         kind, part, count, stored, size = _RECORD.unpack(head)
         if kind == _END:
-            if (part, count, stored, size) != (0, 0, 32, 0) or _read(source, 32) != digest.digest():
+            if (part, count, stored, size) != (0, 0, 32, 0) or read_exactly(source, 32) != digest.digest():
                 raise BadBundle("the bundle was altered: its checksum does not match")
             if source.read(1):
                 raise BadBundle("the bundle was altered: data follows its end")
@@ -153,7 +168,7 @@ def read_pieces(source: Source, digest: Any, sizes: Sequence[int]) -> Iterator[P
             raise BadBundle("the bundle was altered: invalid chunk header")
         if stored > most_raw + 65536:
             raise BadBundle("the bundle was altered: a chunk is too large")
-        payload = _read(source, stored)
+        payload = read_exactly(source, stored)
         digest.update(head + payload)
         try:
             # zstandard allocates the size in the frame.
@@ -181,14 +196,12 @@ def _pieces(raw: memoryview, part: int, count: int, ends: list[int], size: int) 
         raise BadBundle("the bundle was altered: a chunk holds more than its extents")
 
 
-def _read(source: Source, size: int) -> bytes:
+def read_exactly(source: Source, size: int) -> bytes:
     parts = []
     while size:
         data = source.read(size)
         if not data:
-            raise BadBundle(
-                "the bundle is truncated", hint="copy the file again, or export the machine again"
-            )
+            raise BadBundle("the bundle is truncated", hint="copy the file again, or export again")
         parts.append(data)
         size -= len(data)
     return b"".join(parts)

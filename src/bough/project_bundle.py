@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from bough.bundle import MOST_MANIFEST_BYTES, Source
+from bough.bundle import Source, read_checked_manifest, read_exactly
 from bough.errors import BadBundle
 
 MAGIC = b"\x89BOUGHP\n"
@@ -47,23 +47,7 @@ def read_project_manifest(source: Source) -> dict[str, Any]:
     Raises:
         BadBundle: the file is truncated, was altered, or has a newer version.
     """
-    version, length = struct.unpack("<II", _read(source, 8))
-    if version != VERSION:
-        raise BadBundle(
-            f"the bundle has version {version}, this bough reads version {VERSION}",
-            hint="import with the version of bough that exported the project, or a newer one",
-        )
-    if length > MOST_MANIFEST_BYTES:
-        raise BadBundle("the bundle was altered: its manifest is too large")
-    text, told = _read(source, length), _read(source, 32)
-    if hashlib.sha256(text).digest() != told:
-        raise BadBundle("the bundle was altered: the checksum of its manifest does not match")
-    try:
-        manifest = json.loads(text)
-    except (ValueError, RecursionError):
-        manifest = None
-    if not isinstance(manifest, dict):
-        raise BadBundle("the manifest of the bundle is not a JSON object")
+    manifest, _ = read_checked_manifest(source, VERSION, "project")
     return manifest
 
 
@@ -80,7 +64,7 @@ class Member:
         if self._ended or size <= 0:
             return b""
         if self._left == 0:
-            (self._left,) = _LENGTH.unpack(_read(self._source, _LENGTH.size))
+            (self._left,) = _LENGTH.unpack(read_exactly(self._source, _LENGTH.size))
             if self._left > _MOST_PIECE_BYTES:
                 raise BadBundle("the bundle was altered: a piece of a machine is too large")
             if self._left == 0:
@@ -115,16 +99,3 @@ def read_magic(source: Source) -> bytes:
     while len(data) < len(MAGIC) and (more := source.read(len(MAGIC) - len(data))):
         data += more
     return data
-
-
-def _read(source: Source, size: int) -> bytes:
-    parts = []
-    while size:
-        data = source.read(size)
-        if not data:
-            raise BadBundle(
-                "the bundle is truncated", hint="copy the file again, or export the project again"
-            )
-        parts.append(data)
-        size -= len(data)
-    return b"".join(parts)

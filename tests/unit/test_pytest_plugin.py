@@ -171,6 +171,12 @@ class FakeSnapshot:
     def delete(self) -> None:
         self.all.remove(self)
 
+    def fork(self, *, ephemeral: bool) -> str:
+        assert ephemeral
+        if self not in self.all:
+            raise NotFound("no such snapshot")
+        return f"fork of {self.id}"
+
 
 class FakeSnapshots:
     """Snapshots in memory, with the contract of preparation.Snapshots."""
@@ -220,6 +226,15 @@ def test_a_snapshot_is_made_once_and_found_again(tmp_path: Path) -> None:
     fresh.delete()
     worker.forget(snapshot)
     assert worker.find(source, None).id == "0004"
+
+
+def test_a_snapshot_that_another_run_has_deleted_is_made_anew(tmp_path: Path) -> None:
+    store, source = FakeSnapshots(), Source("web", tmp_path, {})
+    prepared = Prepared(store, tmp_path, tmp_path, run="1", fresh=False)
+    snapshot = prepared.find(source, None)
+    assert prepared.fork(snapshot, source, None) == "fork of 0001"
+    snapshot.delete()
+    assert prepared.fork(snapshot, source, None) == "fork of 0002"
 
 
 def test_the_oldest_snapshots_of_a_suite_are_deleted(tmp_path: Path) -> None:

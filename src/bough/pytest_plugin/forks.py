@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bough.errors import NotFound
 from bough.pytest_plugin.locks import forks_of_host
 
 if TYPE_CHECKING:
@@ -62,11 +61,7 @@ class MachineForks:
         most = self._most or forks_of_host(_memory_of(snapshot))
         with self._slots.take(1, most) as waited_s:
             with self._recorder.step("fork", f"fork {source.name}") as step:
-                try:
-                    machine = snapshot.fork(ephemeral=True)
-                except NotFound:  # another run has deleted the snapshot meanwhile
-                    self._prepared.forget(snapshot)
-                    machine = self._prepared.find(source, prepare).fork(ephemeral=True)
+                machine = self._prepared.fork(snapshot, source, prepare)
                 self._recorder.name(machine.id, machine.name)
                 step.machine = machine.name
                 step.status = f"waited {waited_s:.1f} s for a slot" if waited_s > 1 else ""

@@ -31,6 +31,7 @@ class Snapshot(Protocol):
     def id(self) -> str: ...
     def info(self) -> Any: ...
     def delete(self) -> None: ...
+    def fork(self, *, ephemeral: bool) -> Any: ...
 
 
 S = TypeVar("S", bound=Snapshot)
@@ -97,6 +98,14 @@ class Prepared(Generic[S]):
         if asked not in self._digests:
             self._digests[asked] = digest_of(self._snapshots.describe(source))
         return self._digests[asked]
+
+    def fork(self, snapshot: S, source: Source, prepare: Prepare | None) -> Any:
+        """Return an ephemeral fork of a snapshot that `find` has returned. Raises as `find`."""
+        try:
+            return snapshot.fork(ephemeral=True)
+        except NotFound:
+            self.forget(snapshot)
+            return self.find(source, prepare).fork(ephemeral=True)
 
     def forget(self, snapshot: S) -> None:
         """Look again next time: another run has deleted the snapshot."""

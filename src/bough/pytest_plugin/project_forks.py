@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from bough.errors import NotFound
 from bough.pytest_plugin.captures import NetworkCapture
 from bough.pytest_plugin.forks import LiveFork
 from bough.pytest_plugin.locks import forks_of_host
@@ -41,11 +40,7 @@ class ProjectForks:
         count = len(snapshot.info().machines)
         with self._slots.take(count, self._most or forks_of_host(1 << 30)) as waited_s:
             with self._recorder.step("fork", f"fork {source.name}") as step:
-                try:
-                    project = snapshot.fork(ephemeral=True)
-                except NotFound:  # another run has deleted the snapshot meanwhile
-                    self._prepared.forget(snapshot)
-                    project = self._prepared.find(source, prepare).fork(ephemeral=True)
+                project = self._prepared.fork(snapshot, source, prepare)
                 step.status = f"waited {waited_s:.1f} s for slots" if waited_s > 1 else ""
             with project, self._captured(project) as fork:
                 fork.fixture = fixture
