@@ -144,8 +144,9 @@ def test_all_machines_are_up_and_healthy(shop: File, cli: Cli) -> None:
     assert machines["db"]["started"] < machines["app"]["started"] < machines["web"]["started"]
 
 
-def test_a_port_is_published_on_the_address_of_the_project(shop: File) -> None:
+def test_a_port_is_published_on_the_address_of_the_project(shop: File, cli: Cli) -> None:
     (port,) = shop.machines()["web"]["ports"]
+    assert f"{port['host']}:{port['host_port']}:{port['guest_port']}" in cli.text("list")
     assert port["host"].startswith("127.")
     assert not port["host"].startswith("127.0.")
     with urllib.request.urlopen(f"http://{port['host']}:{port['host_port']}/hostname", timeout=30) as answer:

@@ -1,4 +1,4 @@
-"""The commands of faults: what is broken on purpose."""
+"""The group `bough fault`, and the commands that list and heal faults."""
 
 from __future__ import annotations
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from bough.cli.output import ago, clean, progress, show_json, show_table
 from bough.cli.service import DURATION, NAME, TIMEOUT_HELP, connect, json_option, machine_named
 from bough.units import format_size
+
+if TYPE_CHECKING:
+    from bough.contract.answers import Port
 
 Until = Literal["agent", "booted", "rebooted", "stopped", "first-boot"]
 
@@ -30,11 +33,17 @@ def list_machines(as_json: bool) -> None:
             format_size(m.memory_bytes),
             format_size(m.disk_bytes),
             ago(m.started),
-            " ".join(f"{port.host_port}:{port.guest_port}" for port in m.ports) or "-",
+            " ".join(map(_port, m.ports)) or "-",
         ]
         for m in machines
     ]
     show_table(rows, ["NAME", "STATE", "IMAGE", "VCPUS", "MEMORY", "ON DISK", "UP", "PORTS"])
+
+
+def _port(port: Port) -> str:
+    """Return a forwarded port as `--port` takes it. 127.0.0.1 is understood; a project has another address."""
+    host = "" if port.host == "127.0.0.1" else f"{port.host}:"
+    return f"{host}{port.host_port}:{port.guest_port}"
 
 
 def _nic(nic: dict[str, Any]) -> str:

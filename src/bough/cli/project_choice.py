@@ -1,4 +1,4 @@
-"""Which project a command is about: --file, --project, or the bough.toml of this directory or one above."""
+"""Choose the project of a command: by --file, by --project, or by the nearest bough.toml."""
 
 from __future__ import annotations
 

@@ -46,7 +46,8 @@ def create_snapshot(
     except NotFound as error:
         project = project_instead(name, error)
         with progress() as report:
-            _show_project_snapshot(project.snapshot(label, progress=report, **given).info(), as_json=as_json)
+            parts = project.snapshot(label, progress=report, **given).info()
+        _show_project_snapshot(parts, as_json=as_json)
         return
     if as_json:
         show_json(taken.raw)
