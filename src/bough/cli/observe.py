@@ -41,7 +41,7 @@ def list_machines(as_json: bool) -> None:
 
 
 def _port(port: Port) -> str:
-    """Return a forwarded port as `--port` takes it. 127.0.0.1 is understood; a project has another address."""
+    """Return a forwarded port as `--port` takes it; a project has another address than 127.0.0.1."""
     host = "" if port.host == "127.0.0.1" else f"{port.host}:"
     return f"{host}{port.host_port}:{port.guest_port}"
 
