@@ -225,7 +225,7 @@ async def test_the_note_of_an_export(take: Importer, disk: Path, expected: str, 
     write_note(qcow2, ExportNote(agent=True, os="debian", version="12"))
     subprocess.run(["qemu-img", "check", "-q", qcow2], check=True)
     image = await take(qcow2)
-    assert (image.agent, image.lived, image.os, image.version) == (True, True, "debian", "12")
+    assert (image.agent, image.lived, image.os, image.version) == ("installed", True, "debian", "12")
     assert image.digest != expected
     assert (await take(qcow2, agent=False)).digest == expected, "the note is no order"
     assert (await take(disk, agent=True)).lived

@@ -66,7 +66,8 @@ def home(tmp_path: Path) -> Home:
 def _manifest(digest: str) -> ImageManifest:
     return ImageManifest(
         digest=digest, os="test", version="1", arch="x86_64", firmware=("bios",), size_bytes=MIB,
-        root_partition=1, agent=True, created="2020-01-01T00:00:00.000+00:00", label="test:1", recipe="r",
+        root_partition=1, agent="installed", created="2020-01-01T00:00:00.000+00:00", label="test:1",
+        recipe="r",
     )  # fmt: skip
 
 

@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 
 from bough.errors import Conflict, NotFound
+from bough.images.disk import digest_image
 from bough.images.store import ImageManifest, ImageStore, split_label
 from bough.paths import Home
 
+LASTING = {
+    **{"os": "debian", "version": "12", "arch": "x86_64", "firmware": ["bios"], "size_bytes": 512},
+    "root_partition": None,
+}
 A, B = "a" * 64, "a" * 6 + "b" * 58
 
 
@@ -134,3 +139,15 @@ def test_a_prefix_that_images_of_two_architectures_share(
     assert store.resolve("aaaaaa", "aarch64").digest == B
     assert store.knows("aaaaaa")
     assert not store.knows("three")
+
+
+def test_a_manifest_of_earlier_versions_says_yes_or_no_about_its_agent(tmp_path: Path) -> None:
+    disk = tmp_path / "disk.raw"
+    disk.write_bytes(b"x" * 512)
+    for old, new in ((True, "installed"), (False, None)):
+        told = {**LASTING, "agent": old}
+        rest = dict.fromkeys(("digest", "created", "label", "recipe"), "")
+        manifest = ImageManifest.model_validate({**told, **rest})
+        assert manifest.agent == new
+        assert digest_image(disk, manifest.model_dump(mode="json")) == digest_image(disk, told)
+    assert digest_image(disk, {**LASTING, "agent": "disk"}) != digest_image(disk, {**LASTING, "agent": False})

@@ -18,7 +18,7 @@ from bough.spec.reference import render_example, render_settings
 from bough.spec.settings import FORBIDDEN, SETTINGS, barring_process_image, entry_of
 
 IMAGE = ImageManifest(
-    digest="d", os="debian", version="12", arch="x86_64", firmware=("bios",), size_bytes=1, agent=True,
+    digest="d", os="debian", version="12", arch="x86_64", firmware=("bios",), size_bytes=1, agent="installed",
     created="2026-01-01T00:00:00.000+00:00", label="debian:12", recipe="r",
 )  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]

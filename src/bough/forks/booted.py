@@ -41,7 +41,7 @@ SETTLE_TIMEOUT_S = 120.0
 def can_fork_booted(spec: MachineSpec, image: ImageManifest) -> bool:
     """Return whether a machine with this spec may continue from a booted snapshot instead of booting."""
     boots = (getattr(spec, name) not in (None, False) for name in settings_by_boot("always"))
-    return image.agent and not image.cloud_init and spec.clock_offset_s is None and not any(boots)
+    return bool(image.agent) and not image.cloud_init and spec.clock_offset_s is None and not any(boots)
 
 
 def is_neutral(spec: MachineSpec) -> bool:

@@ -143,7 +143,7 @@ class Creation:
             name=name,
             spec=spec,
             image_digest=image.digest,
-            image_agent=image.agent or image.cloud_init,
+            image_agent=bool(image.agent) or image.cloud_init,
             hardware=hardware,
             created=now(),
             ephemeral=ephemeral,

@@ -165,7 +165,7 @@ def _assemble(work: Path, recipe: Recipe, identity: disk.DiskIdentity) -> ImageM
         "firmware": list(platform.firmware),
         "size_bytes": disk.DISK_BYTES,
         "root_partition": disk.ROOT_PARTITION,
-        "agent": recipe.agent,
+        "agent": "installed" if recipe.agent else None,
         "cloud_init": recipe.cloud_init,
     }
     return ImageManifest.model_validate(

@@ -204,6 +204,8 @@ def _run(argv: list[str], text: str, epoch_s: int) -> None:
 
 #: Fields of a manifest that the image's digest covers, in addition to the disk.
 _LASTING = ("os", "version", "arch", "firmware", "size_bytes", "root_partition", "agent")
+#: Values of `agent` as the digest has always covered these values.
+_AGENTS = {"installed": True, None: False}
 #: Fields that the digest covers only with other values than the defaults.
 _LASTING_TOO: dict[str, Any] = {"media": "disk", "cloud_init": False, "disks": [], "lived": False}
 
@@ -211,6 +213,7 @@ _LASTING_TOO: dict[str, Any] = {"media": "disk", "cloud_init": False, "disks": [
 def digest_image(disk: Path, manifest: Mapping[str, Any]) -> str:
     """Return the digest of an image with this disk and manifest (as in JSON). Reads the whole disk."""
     lasting = {name: manifest.get(name) for name in _LASTING}
+    lasting["agent"] = _AGENTS.get(lasting["agent"], lasting["agent"])
     lasting |= {
         name: manifest[name]
         for name, default in _LASTING_TOO.items()

@@ -312,7 +312,7 @@ class _Making:
         self.report(Progress("computing the digest"))
         lasting = _describe(header, contents, self.request, note)
         if is_further:
-            lasting |= {"os": "unknown", "version": "", "agent": False, "cloud_init": False}
+            lasting |= {"os": "unknown", "version": "", "agent": None, "cloud_init": False}
         lasting["disks"] = [one.digest for one in further]
         by_uefi = lasting["media"] == "disk" and "uefi" in lasting["firmware"]
         loader = contents.efi_loader(lasting["arch"]) if by_uefi else None
@@ -426,7 +426,7 @@ def _describe(
         "arch": arch,
         "firmware": list(firmware),
         "size_bytes": header.size_bytes,
-        "agent": agent and media == "disk",
+        "agent": "installed" if agent and media == "disk" else None,
         "lived": agent and media == "disk",
         "media": media,
         "cloud_init": request.cloud_init,

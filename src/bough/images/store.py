@@ -19,7 +19,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from bough.errors import Conflict, InvalidInput, NotFound
 from bough.images.esp import EfiLoader
@@ -38,6 +38,9 @@ class ImageManifest(BaseModel):
         size_bytes: size of the disk in a guest.
         firmware: firmware types that boot the image, the preferred one first.
         root_partition: number of the partition that grows with the disk.
+        agent: how a guest of this image gets bough's agent. "installed": the agent is part of the image, and
+            runs with the guest's own Python. "disk": the image starts the agent from the agent disk
+            (images/agent_disk). None: not at all.
         packages: name -> version of the installed packages.
         boot_loader: name -> version of the packages that the boot loader is made of.
         media: the image's use in a machine: a disk that it starts from, or a CD or floppy to boot.
@@ -56,7 +59,7 @@ class ImageManifest(BaseModel):
     firmware: tuple[str, ...]
     size_bytes: int
     root_partition: int | None = None
-    agent: bool = False
+    agent: Literal["installed", "disk"] | None = None
     created: str
     label: str
     recipe: str
@@ -68,6 +71,12 @@ class ImageManifest(BaseModel):
     origin: dict[str, Any] | None = None
     disks: tuple[str, ...] = ()
     lived: bool = False
+
+    @field_validator("agent", mode="before")
+    @classmethod
+    def _from_yes_or_no(cls, value: Any) -> Any:
+        """Read a manifest of earlier versions, which knew installed agents only."""
+        return {True: "installed", False: None}[value] if isinstance(value, bool) else value
 
 
 @dataclass(frozen=True)

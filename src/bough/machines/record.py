@@ -207,6 +207,9 @@ class MachineRecord(_Kept):
     role: str | None = None
     image_digest: str
     image_agent: bool
+    #: Digest of the agent disk (images/agent_disk) at the machine's last boot. A boot attaches the newest
+    #: agent disk; saved memory continues with this one. None: the machine has no agent disk.
+    agent_disk: str | None = None
     hardware: Hardware
     created: str
     started: str | None = None
