@@ -13,8 +13,8 @@ T = TypeVar("T")
 
 log = logging.getLogger("bough.tasks")
 
-#: Longer than any clean-up of a task takes.
-_AGAIN_S = 3
+#: A longer clean-up must bear another cancellation (`finish`). The end of a QEMU takes 10 s at most.
+_AGAIN_S = 12
 
 
 class Stopped(Exception):

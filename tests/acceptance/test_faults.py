@@ -101,6 +101,12 @@ def test_each_word_of_the_command(network: Any, trio: Trio, cli: Cli) -> None:
 def test_losses_repeat(network: Any, trio: Trio) -> None:
     a, b, _ = trio
     wait_reaches(network, a, b)
+    for machine in (a, b):  # a frame of ARP has a fate, too, and shifts the fates of later frames
+        machine.shell(
+            "ip -4 neigh show nud reachable nud stale nud delay | sed 's/ [A-Z]*$//' |"
+            " while read line; do ip neigh replace $line nud permanent; done",
+            check=True,
+        )
 
     def lost() -> list[str]:
         with network.link_fault(a, b, direction="from", loss=40, seed=5):
@@ -109,8 +115,9 @@ def test_losses_repeat(network: Any, trio: Trio) -> None:
 
     first = lost()
     assert 4 < len(first) < 18
-    # A frame of another kind has a fate, too, and shifts those behind it: the guest repeats ARP now and then.
-    assert any(lost() == first for _ in range(4))
+    # Other frames are rare: neighbour discovery of IPv6, for one.
+    runs = [first, *(lost() for _ in range(4))]
+    assert any(runs.count(run) > 1 for run in runs)
 
 
 def test_a_partition(network: Any, trio: Trio, cli: Cli) -> None:

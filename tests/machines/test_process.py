@@ -112,11 +112,17 @@ async def test_a_qemu_that_dies_at_its_start(
     assert list(paths.runtime.iterdir()) == []
 
 
+@pytest.mark.parametrize("times", [1, 5])
 @pytest.mark.parametrize("delay_s", [0, 0.002, 0.004, 0.006, 0.008, 0.01, 0.02, 0.03])
-async def test_a_cancelled_start_leaves_nothing(plan: Plan, paths: MachinePaths, delay_s: float) -> None:
+async def test_a_cancelled_start_leaves_nothing(
+    plan: Plan, paths: MachinePaths, delay_s: float, times: int
+) -> None:
+    """Each new request cancels a pre-warm; the owner of a task cancels the task again after a while."""
     task = asyncio.create_task(start_process(plan, paths))
     await asyncio.sleep(delay_s)
-    task.cancel()
+    for _ in range(times):
+        task.cancel()
+        await asyncio.sleep(0.001)
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await find_process(paths) is None

@@ -89,6 +89,15 @@ class _Running:
     def gives_way(self) -> bool:
         return not self.urgency.is_set and not self.wanted.pays
 
+    @property
+    def is_cancelled(self) -> bool:
+        return self.task is not None and self.task.cancelling() > 0
+
+    def cancel(self) -> None:
+        """Cancel the pre-warm once: a second cancellation could end its clean-up."""
+        if self.task is not None and not self.is_cancelled:
+            self.task.cancel()
+
 
 @dataclass
 class Prewarming:
@@ -204,17 +213,17 @@ class Prewarming:
 
     def _stop_running(self) -> None:
         """Cancel the running pre-warm, and do not wait until it has ended."""
-        if self._running is not None and self._running.task is not None:
-            self._running.task.cancel()
+        if self._running is not None:
+            self._running.cancel()
 
     # -- the pre-warm itself ------------------------------------------------------------------
 
     def _give_way(self) -> None:
         running = self._running
-        if running is not None and running.task is not None and running.gives_way:
+        if running is not None and running.gives_way and not running.is_cancelled:
             wanted = running.wanted
             wanted.pause_s = min(2 * wanted.pause_s, _LONGEST_PAUSE_S)
-            running.task.cancel()
+            running.cancel()
 
     async def _work(self) -> None:
         while self._waiting:

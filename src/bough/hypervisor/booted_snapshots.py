@@ -38,6 +38,7 @@ from bough.qemu.choice import choose_accelerator
 from bough.qemu.probe import find_qemu, probe_accelerators, probe_jail
 from bough.snapshots.store import SnapshotManifest
 from bough.spec import MachineSpec
+from bough.tasks import finish
 
 log = logging.getLogger("bough.hypervisor")
 
@@ -115,7 +116,7 @@ class BootedSnapshots:
                 manifest = await self._keeper.take(machine, booted_key=key, report=report)
         finally:
             with contextlib.suppress(BoughError):
-                await asyncio.shield(self._lifetimes.delete(machine, force=True))
+                await finish(self._lifetimes.delete(machine, force=True))
         self._keeper.drop_stale_booted()
         return manifest
 

@@ -93,7 +93,7 @@ class ForkMaker:
         except BaseException:
             self._lifetimes.expire_unless_held(machine.id, grace_s=0)
             with contextlib.suppress(BoughError):
-                await self._lifetimes.delete(machine, force=True)
+                await finish(self._lifetimes.delete(machine, force=True))
             raise
 
     async def _create(self, order: ForkOrder) -> Machine:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from typing import Any
 
@@ -31,6 +30,7 @@ from bough.paths import Home
 from bough.progress import Report
 from bough.qemu.probe import find_qemu, probe_jail
 from bough.spec import PackageLock, RecipeSpec, parse_architecture, parse_recipe
+from bough.tasks import finish
 
 
 class Images:
@@ -171,7 +171,7 @@ class Images:
                 report=report,
             )
         finally:
-            await asyncio.shield(self._lifetimes.delete(machine, force=True))
+            await finish(self._lifetimes.delete(machine, force=True))
 
     def lock(self, reference: str) -> dict[str, Any]:
         return lock_image(self.store, self.store.resolve(reference)).model_dump(mode="json")

@@ -36,6 +36,7 @@ from bough.paths import Home
 from bough.qemu.probe import find_qemu, probe_jail
 from bough.snapshots.store import SnapshotManifest
 from bough.storage import sync_directory, sync_file
+from bough.tasks import finish
 
 ARMED = "armed"
 _ANY = (State.RUNNING, State.PAUSED)
@@ -90,7 +91,7 @@ class PowerLoss:
                 await self._freeze_and_log(machine, fault)
             finally:
                 if was_running and machine.state is State.PAUSED:
-                    await machine.resume()
+                    await finish(machine.resume())
 
     async def _freeze_and_log(self, machine: Machine, fault: FaultRecord) -> None:
         taken = await self._snapshots.take(machine, message="armed for a power cut", memory=False)

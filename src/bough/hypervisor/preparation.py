@@ -38,6 +38,7 @@ from bough.snapshots.tree import Identity
 from bough.spec import parse_spec
 from bough.spec.model import used_settings
 from bough.spec.settings import barring_process_image
+from bough.tasks import finish
 
 #: Number of commands run by a pre-warmed fork before the capture of the process.
 _PREWARM_COMMANDS = 3
@@ -113,7 +114,7 @@ class Preparation:
                 await asyncio.sleep(_PAUSE_S)
                 await machine.standby.exercise()
         except BaseException:
-            await asyncio.shield(self._lifetimes.delete_standby(machine))
+            await finish(self._lifetimes.delete_standby(machine))
             raise
         return machine
 
@@ -199,7 +200,7 @@ class Preparation:
         try:
             yield machine
         finally:
-            await asyncio.shield(self._lifetimes.delete_standby(machine))
+            await finish(self._lifetimes.delete_standby(machine))
 
     async def _exercise(self, machine: Machine, urgency: Urgency) -> None:
         """Let a throw-away fork do what forks do first."""

@@ -32,7 +32,7 @@ from bough.qemu.pid import Pid, read_boot_id
 from bough.qemu.sockets import listen
 from bough.qemu.syscalls import open_filter
 from bough.storage import read_tail
-from bough.tasks import Tasks
+from bough.tasks import Tasks, finish
 
 log = logging.getLogger("bough.hypervisor")
 
@@ -132,7 +132,7 @@ class Switch:
         finally:
             if control is not None:
                 with contextlib.suppress(SwitchLost, Conflict):
-                    await control.ask("release")
+                    await finish(control.ask("release"))
 
     async def let_go(self) -> None:
         """Leave the switch to the next service."""

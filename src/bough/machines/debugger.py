@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from bough.qemu.qmp import Qmp
+from bough.tasks import finish
 
 
 @asynccontextmanager
@@ -25,4 +26,4 @@ async def debugger(qmp: Qmp) -> AsyncIterator[socket.socket]:
         try:
             yield ours
         finally:
-            await qmp.monitor("gdbserver none")  # also removes the chardev
+            await finish(qmp.monitor("gdbserver none"))  # also removes the chardev

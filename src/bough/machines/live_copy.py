@@ -31,6 +31,7 @@ from bough.errors import BoughError, MachineFailed
 from bough.qemu.argv import RAM_ID
 from bough.qemu.qmp import Qmp
 from bough.qemu.ram import PAGE_BYTES, Extent, MemoryFile
+from bough.tasks import finish
 
 #: The first QEMU with mapped-ram.
 OLDEST = (9, 0)
@@ -117,7 +118,7 @@ class LiveCopy:
         finally:
             if preparing is not None and not preparing.done():
                 preparing.cancel()
-                await asyncio.wait((preparing,))
+                await finish(asyncio.wait((preparing,)))
 
     async def catch_up(self) -> None:
         """Copy the last written pages. The vCPUs are paused.
@@ -236,7 +237,7 @@ async def live_copy(qmp: Qmp, size_bytes: int, held: list[Extent]) -> AsyncItera
                 raise CannotFollow(str(error)) from error
             yield LiveCopy(qmp, copy, places)
         finally:
-            await end_live_copy(qmp)
+            await finish(end_live_copy(qmp))
     finally:
         os.close(copy)
 

@@ -50,6 +50,7 @@ from bough.qemu.sockets import clear, hold, listen, name_again, remove, socket_p
 from bough.qemu.switch_ports import clear_ports, make_ports, open_ports, seen_ports
 from bough.qemu.syscalls import open_filter
 from bough.storage import read_tail
+from bough.tasks import finish
 
 #: QEMU's processor time or idle time until it answers; usually 0.05 s.
 GREETING_TIMEOUT_S = 30.0
@@ -268,7 +269,7 @@ async def start_process(
         if found is None:
             raise await _ended_early(plan, paths, started.waiter)
     except BaseException:
-        await _end_all(plan, paths, started)
+        await finish(_end_all(plan, paths, started))
         raise
     process = QemuProcess(found.monitor.innermost(), started.waiter, paths, _report(plan))
     process._started = started
@@ -373,7 +374,7 @@ async def _spawn(
         if sink is not None:
             sink.cancel()
         if uplink is not None:
-            await _end_in(uplink, 0)
+            await finish(_end_in(uplink, 0))
         remove_groups(plan.jail.groups, plan.machine_id)
         raise
     return _Started(waiter, shell, uplink, sink, descriptors)

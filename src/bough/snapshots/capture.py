@@ -46,6 +46,7 @@ from bough.snapshots.fork_overlays import install_overlays, remove_disks
 from bough.snapshots.moment import Alone, Meeting
 from bough.snapshots.store import SnapshotDisk, SnapshotManifest, SnapshotStore
 from bough.storage import copy_holes, no_space_is_told, sync_directory, sync_file
+from bough.tasks import finish
 
 _FD_SET = 1
 _FREEZE_S = 20.0
@@ -121,7 +122,7 @@ async def capture(
             await moment.begin()
             await moment.end()
     except BaseException:
-        await _undo(machine, store, manifest, before)
+        await finish(_undo(machine, store, manifest, before))
         raise
     machine.change(disks_before=None, snapshot=manifest.id)
     _take_over(machine, store, manifest, before)
@@ -282,7 +283,8 @@ async def _disks_only(machine: Machine, qmp: Qmp, switch: list[dict[str, Any]], 
     finally:
         if frozen and channel is not None:
             with contextlib.suppress(BoughError):
-                frozen = bool((await channel.call("thaw", {}, timeout_s=_FREEZE_S)).get("held"))
+                thawed = await finish(channel.call("thaw", {}, timeout_s=_FREEZE_S))
+                frozen = bool(thawed.get("held"))
     return "frozen" if frozen else "crash"
 
 
@@ -338,13 +340,13 @@ async def _stand_still(
             await qmp.execute("transaction", actions=switch)
         finally:
             # Finish both before the guest continues, also after an error.
-            await asyncio.wait((copied, drawn))
+            await finish(asyncio.wait((copied, drawn)))
         copied.result()
         await copy.last()
         await moment.end()
     finally:
         if was_running:
-            await qmp.execute("cont")
+            await finish(qmp.execute("cont"))
         pause_ms = (time.monotonic() - started) * 1000
     return drawn.result(), pause_ms
 

@@ -41,6 +41,7 @@ from bough.qemu.ram import GuestRam, MemoryFile, size_of, subtract
 from bough.snapshots.capture import device_state
 from bough.snapshots.memory import lay_over, read_template, write_pages
 from bough.storage import sync_directory
+from bough.tasks import finish
 
 
 async def suspend(machine: Machine, home: Home, report: Report) -> None:
@@ -77,7 +78,7 @@ async def _suspend(machine: Machine, home: Home, report: Report) -> None:
                 sweep_suspended(machine.paths, None)
                 if ran:
                     with contextlib.suppress(BoughError, OSError):
-                        await qmp.execute("cont")
+                        await finish(qmp.execute("cont"))
             if isinstance(error, BoughError) and machine.state not in (State.RUNNING, State.PAUSED):
                 raise machine.ended_error("while it was being suspended") from error
             raise
@@ -198,7 +199,7 @@ async def _being_loaded(record: MachineRecord, paths: MachinePaths) -> AsyncIter
         try:
             yield SavedState(file.promise(), devices, loading)
         finally:
-            await asyncio.wait({loading})  # the thread cannot be cancelled
+            await finish(asyncio.wait({loading}))  # the thread cannot be cancelled
             if not loading.cancelled():
                 loading.exception()  # the caller that waited for `loading` has the error
 

@@ -20,6 +20,7 @@ from bough.machines.state import State
 from bough.paths import MachinePaths
 from bough.qemu.plan import Plan
 from bough.qemu.ram import Template
+from bough.tasks import finish
 
 _ATTEMPTS = 20
 _POLL_S = 0.01
@@ -82,7 +83,8 @@ async def capture_process(
         tracer = ThreadPoolExecutor(1, "tracer")
         try:
             work = functools.partial(capture, pid, identifiers, fit, given, places)
-            return await _finish(asyncio.get_running_loop().run_in_executor(tracer, work))
+            # Also when cancelled: a traced process must be released before it is killed.
+            return await finish(asyncio.get_running_loop().run_in_executor(tracer, work))
         except MachineFailed:  # QEMU is still handling the end of a connection
             if attempt == _ATTEMPTS - 1:
                 raise
@@ -90,12 +92,3 @@ async def capture_process(
             tracer.shutdown(wait=False)
         await asyncio.sleep(_POLL_S * (attempt + 1))
     raise AssertionError
-
-
-async def _finish(work: asyncio.Future[CapturedProcess]) -> CapturedProcess:
-    """Wait for the capture, even when cancelled: a traced process must be released before it is killed."""
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait({work})
-        raise

@@ -19,7 +19,8 @@ from bough.errors import HostLacks, MachineFailed
 
 _SEIZE, _INTERRUPT, _DETACH, _SYSCALL = 0x4206, 0x4207, 17, 24
 _GET_REGISTERS, _SET_REGISTERS, _GET_SIGNAL_MASK, _GET_RSEQ = 12, 13, 0x420A, 0x420F
-_WAIT_ALL = 0x40000000
+#: Linux: __WALL and __WNOTHREAD (wait(2)).
+_WAIT_ALL, _WAIT_OWN = 0x40000000, 0x20000000
 _GET_ROBUST_LIST = 274
 _RT_SIGACTION = 13
 #: struct kernel_sigaction.
@@ -153,7 +154,7 @@ def stopped(pid: int) -> Iterator[Stopped]:
                 numbers.append(number)
             for number in numbers:
                 _ptrace(_INTERRUPT, number)
-                _wait(number)
+            _wait(*numbers)
             memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
         except PermissionError as error:
             raise HostLacks(f"this host does not let bough trace its own QEMU: {error}") from error
@@ -174,10 +175,18 @@ def _ptrace(request: int, number: int, address: int = 0, data: int = 0) -> None:
         raise OSError(ctypes.get_errno(), f"ptrace {request:#x}: {os.strerror(ctypes.get_errno())}")
 
 
-def _wait(number: int) -> None:
-    _, status = os.waitpid(number, _WAIT_ALL)
-    if not os.WIFSTOPPED(status):
-        raise ProcessLookupError(f"thread {number} ended")
+def _wait(*numbers: int) -> None:
+    """Wait until the threads have stopped.
+
+    Raises ProcessLookupError: a traced thread ended. A wait for one thread of a killed process can last for
+    ever: the kernel reports the end of a main thread only after the end of all others was collected.
+    """
+    left = set(numbers)
+    while left:
+        number, status = os.waitpid(-1, _WAIT_ALL | _WAIT_OWN)
+        if not os.WIFSTOPPED(status):
+            raise ProcessLookupError(f"thread {number} ended")
+        left.discard(number)
 
 
 def _registers(number: int) -> Registers:

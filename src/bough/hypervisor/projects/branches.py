@@ -20,7 +20,7 @@ from bough.progress import Progress, Report, ignore_progress
 from bough.projects.record import ProjectRecord
 from bough.projects.snapshot import ProjectSnapshot
 from bough.snapshots.tree import SnapshotTree
-from bough.tasks import Tasks, all_or_first_error
+from bough.tasks import Tasks, all_or_first_error, finish
 
 
 class ProjectBranches:
@@ -146,7 +146,7 @@ class ProjectBranches:
                 for machine in running:
                     if machine.state is State.SUSPENDED:
                         with contextlib.suppress(BoughError):  # suspended: nothing is lost
-                            await self._lifecycle.resume(machine)
+                            await finish(self._lifecycle.resume(machine))
                 raise
 
     async def resume(self, record: ProjectRecord, *, report: Report = ignore_progress) -> None:

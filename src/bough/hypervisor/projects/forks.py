@@ -33,7 +33,7 @@ from bough.projects.loopback import choose_loopback
 from bough.projects.record import ProjectRecord, machine_name, new_project_id
 from bough.projects.snapshot import ProjectSnapshot
 from bough.spec import check_name
-from bough.tasks import all_or_first_error
+from bough.tasks import all_or_first_error, finish
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class ProjectForks:
             record = self._projects.store.update(self._projects.settle(record), made=True)
         except BaseException:
             with contextlib.suppress(BoughError, OSError):  # the next service tries again
-                await self._removal.remove(record)
+                await finish(self._removal.remove(record))
             raise
         self._events.emit("project forked", machine="", name=record.name, detail=f"from {source.snapshot.id}")
         return record

@@ -19,6 +19,7 @@ from typing import Any
 from bough.errors import Conflict, InvalidInput, MachineFailed, QmpRefused
 from bough.machines.record import MachineRecord
 from bough.qemu.qmp import Qmp
+from bough.tasks import finish
 
 OPERATIONS = ("read", "write", "flush")
 _SECTOR_BYTES = 512
@@ -117,7 +118,7 @@ async def put_throttle(qmp: Qmp, disk: str, node: str, limits: dict[str, int]) -
         await _put(qmp, disk, node, options)
     except BaseException:
         with contextlib.suppress(QmpRefused):
-            await qmp.execute("object-del", id=group)
+            await finish(qmp.execute("object-del", id=group))
         raise
     return top
 
@@ -169,7 +170,7 @@ async def _put(qmp: Qmp, disk: str, node: str, options: dict[str, Any]) -> None:
     except BaseException:
         which: dict[str, Any] = {"node-name": node}
         with contextlib.suppress(QmpRefused):
-            await qmp.execute("blockdev-del", **which)
+            await finish(qmp.execute("blockdev-del", **which))
         raise
 
 

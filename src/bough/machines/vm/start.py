@@ -24,6 +24,7 @@ from bough.paths import MachinePaths
 from bough.progress import Progress, Report, notice
 from bough.qemu.plan import Plan
 from bough.qemu.process import QemuProcess
+from bough.tasks import finish
 
 #: Resolve the plan of the next start.
 Planner = Callable[[MachineRecord, MachinePaths], Awaitable[Plan]]
@@ -104,7 +105,7 @@ class Start:
                 raise
             except BaseException:
                 # No QEMU is left. The machine returns to the state before, and the caller gets the error.
-                await self._forwards.close()
+                await finish(self._forwards.close())
                 machine.note(state=before.state, failure=before.failure, started=before.started)
                 raise
             jail = process.jail.to_dict() if process.jail else None

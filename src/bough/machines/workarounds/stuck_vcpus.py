@@ -38,6 +38,7 @@ from bough.qemu.gdb import write_back
 from bough.qemu.pid import Pid
 from bough.qemu.qmp import Qmp
 from bough.qemu.ram import PAGE_BYTES
+from bough.tasks import finish
 
 log = logging.getLogger("bough.machines")
 
@@ -225,4 +226,4 @@ async def _standing_still(qmp: Qmp) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        await qmp.execute("cont")
+        await finish(qmp.execute("cont"))

@@ -11,6 +11,7 @@ import asyncio
 import re
 
 from bough.qemu.qmp import Qmp
+from bough.tasks import finish
 
 #: Registers of 32 bits in the configuration space of devices on bus 0: Intel's datasheets of the 82Q35 and
 #: the ICH9; QEMU's hw/pci-host/q35.c and hw/isa/lpc_ich9.c.
@@ -50,7 +51,7 @@ async def wake(qmp: Qmp, machine_type: str, woken: asyncio.Event) -> None:
             if value is not None:
                 await _write(qmp, *register, value)
     finally:
-        await qmp.execute("cont")
+        await finish(qmp.execute("cont"))
 
 
 def _address(device: int, function: int, register: int) -> int:
