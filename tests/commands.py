@@ -47,10 +47,13 @@ class Leaf:
                     yield self.title(_long(parameter.secondary_opts))
 
     def title(self, option: str) -> str:
-        """Name an option. Options of a machine's spec are the same code in each command, so they
-        count once.
+        """Name an option. Options of a machine's spec, and those that choose a machine's project, are the
+        same code in each command, so they count once.
         """
-        return f"{SPEC if option in _SPEC_OPTIONS and self.name in _TAKE_SPEC else self.name} {option}"
+        if option in _SPEC_OPTIONS and self.name in _TAKE_SPEC:
+            return f"{SPEC} {option}"
+        chosen = any(is_choice(one) and option in one.opts for one in self.command.params)
+        return f"{CHOICE if chosen else self.name} {option}"
 
     def given(self, words: Words) -> Iterator[str]:
         """Yield the options among `words`, as the command itself parses them."""
@@ -64,6 +67,11 @@ class Leaf:
                 yield self.title(_long(parameter.secondary_opts if is_second else parameter.opts))
 
 
+def is_choice(parameter: click.Parameter) -> bool:
+    """Return whether the parameter is an option of bough.cli.machine_choice.machine_options."""
+    return parameter.name in ("of_project", "of_file")
+
+
 def _long(names: list[str]) -> str:
     return max(names, key=len)
 
@@ -73,6 +81,7 @@ def _long(names: list[str]) -> str:
 def _takes_spec(**_: object) -> None: ...
 
 
+CHOICE = "commands with a machine"
 SPEC = "create, run, standby"
 _TAKE_SPEC = SPEC.split(", ")
 _SPEC_OPTIONS = frozenset(

@@ -413,6 +413,11 @@ def test_equal_roles_of_two_projects(
         assert cli.text("exec", "main.other", "--", "hostname") == "main"
         monkeypatch.chdir(file.path.parent)
         assert cli.json("info", "main")["name"] == "twin-main"
+        assert cli.json("fault", "pause", "main", "--for", "1s")["machines"] == ["twin-main"]
+        monkeypatch.chdir("/")
+        assert cli.text("exec", "--file", file.path, "main", "--", "hostname") == "main"
+        paused = cli.json("fault", "pause", "main", "--project", "other", "--for", "1s")
+        assert paused["machines"] == ["other-main"]
         loopbacks = {one.name: one.loopback for one in hv.list_projects()}
         assert loopbacks["twin"] != loopbacks["other"]
         cli("down", "--project", "other")

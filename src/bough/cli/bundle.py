@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bough.cli.machine_choice import machine_here, machine_options
 from bough.cli.output import progress, show_json
 from bough.cli.service import DURATION, TIMEOUT_HELP, connect, json_option
 from bough.errors import InvalidInput, NotFound
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
+@machine_options
 @click.argument("source")
 @click.argument("file")
 @click.option("--disks-only", is_flag=True, help="Omit the memory of a running machine.")
@@ -41,7 +43,7 @@ def export(source: str, file: str, disks_only: bool, without_image: bool) -> Non
             "cannot write a bundle to a terminal", hint="bough export NAME - | ssh HOST bough import -"
         )
     with progress() as report:
-        api = connect().api
+        api, source = connect().api, machine_here(source)
         if file == "-":
             export_stream(
                 api,

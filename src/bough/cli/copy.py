@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bough.cli.machine_choice import machine_here, machine_options
 from bough.cli.output import clean, is_fancy, progress
-from bough.cli.service import machine_here, project_option
 from bough.errors import BoughError, InvalidInput, NotFound
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Keep owners, set-id bits and capabilities; needs root on the receiving side.",
 )
-@project_option
+@machine_options
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @click.argument("destination")
-def cp(sources: tuple[str, ...], destination: str, owner: bool, project: str | None) -> None:
+def cp(sources: tuple[str, ...], destination: str, owner: bool) -> None:
     """Copy files and trees to and from a machine; one side is NAME:PATH.
 
     Works like `cp -r`, in both directions: a file or a tree becomes DESTINATION, or goes into an existing
@@ -58,10 +58,10 @@ def cp(sources: tuple[str, ...], destination: str, owner: bool, project: str | N
     with connect() as hypervisor, progress(quiet=not is_fancy()) as report:
         try:
             if go is not None:
-                go = (machine_here(go[0], project), go[1])
+                go = (machine_here(go[0]), go[1])
                 _copy_in(hypervisor, sources, go, owner, report)
             else:
-                places = [(machine_here(place[0], project), place[1]) for place in come if place]
+                places = [(machine_here(place[0]), place[1]) for place in come if place]
                 _copy_out(hypervisor, places, destination, owner, report)
         except BoughError as error:
             _tell(error.details.pop("not_kept", ()))

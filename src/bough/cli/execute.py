@@ -14,7 +14,8 @@ import click
 
 from bough.cli.command_streams import carry, write
 from bough.cli.command_words import CommandAfterName
-from bough.cli.service import DURATION, NAME, connect, machine_here, machine_named, project_option
+from bough.cli.machine_choice import machine_here, machine_named, machine_options
+from bough.cli.service import DURATION, NAME, connect
 from bough.contract.commands import RESIZE, Command, ExecInMachine
 from bough.errors import ServiceUnavailable
 
@@ -45,7 +46,7 @@ LOGIN_SHELL = ("/bin/sh", "-c", 'cd; exec "${SHELL:-/bin/sh}" -l')
 @click.option("-w", "--workdir", help="Working directory in the guest.")
 @click.option("-u", "--as-user", "user", metavar="USER", help="Run as this user of the guest; default: root.")
 @click.option("--timeout", type=DURATION, help="Kill the command after this time; the exit status is 124.")
-@project_option
+@machine_options
 @click.argument("name", type=NAME)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def exec_command(
@@ -58,7 +59,6 @@ def exec_command(
     workdir: str | None,
     user: str | None,
     timeout: float | None,
-    project: str | None,
 ) -> int:
     """Run COMMAND in a machine with this command's standard streams. The exit status is COMMAND's.
 
@@ -81,7 +81,7 @@ def exec_command(
         timeout_s=timeout,
         **(on_terminal() if tty else {}),
     )
-    return run_in(connect().api, machine_here(name, project), request, interactive=interactive)
+    return run_in(connect().api, machine_here(name), request, interactive=interactive)
 
 
 def _variables(texts: tuple[str, ...]) -> dict[str, str]:
@@ -98,6 +98,7 @@ def close_input() -> None:
 
 
 @click.command()
+@machine_options
 @click.argument("name", type=NAME)
 @click.option("-u", "--as-user", "user", metavar="USER", help="Run as this user of the guest; default: root.")
 def shell(name: str, user: str | None) -> int:
@@ -181,6 +182,7 @@ def _leave(number: int, _: object) -> None:
 
 
 @click.command()
+@machine_options
 @click.argument("name", type=NAME)
 def console(name: str) -> None:
     """Attach to a machine's serial console; Ctrl-] detaches."""

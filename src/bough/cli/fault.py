@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bough.cli import fault_links, fault_machines
+from bough.cli.machine_choice import machine_here, machine_options, network_here
 from bough.cli.output import show_json, show_table
 from bough.cli.service import NAME, connect, json_option
 
@@ -53,6 +54,7 @@ def _until(one: FaultInfo) -> str:
 
 @fault.command("heal")
 @click.argument("faults", nargs=-1, metavar="[ID]...")
+@machine_options
 @click.option("--network", metavar="NETWORK", help="All faults of the links of this network.")
 @click.option("--machine", type=NAME, help="All faults that name this machine.")
 @click.option("--all", "all_faults", is_flag=True, help="All faults of this BOUGH_HOME.")
@@ -68,6 +70,8 @@ def heal(
         raise click.UsageError("name faults by id, or give --network, --machine or --all")
     if all_faults and (faults or network or machine):
         raise click.UsageError("--all needs no other words")
+    network = None if network is None else network_here(network)
+    machine = None if machine is None else machine_here(machine)
     request = HealFaults(faults=faults, network=network, machine=machine)
     healed = read_faults(connect().api.send_long(request))
     if as_json:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from bough.cli.fault_options import PERCENT, RATE, for_option, seed_option, show_fault
+from bough.cli.machine_choice import machine_options, machines_on, network_here
 from bough.cli.service import DURATION, NAME, connect, json_option
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -21,6 +22,7 @@ _mode = click.option(
 
 
 @click.command("link")
+@machine_options
 @click.argument("machine", type=NAME)
 @click.argument("peers", type=NAME, nargs=-1)
 @_network
@@ -49,7 +51,8 @@ def link(machine: str, peers: tuple[str, ...], as_json: bool, **given: Any) -> N
     from bough.contract.faults import AddLinkFault
 
     words = {name: value for name, value in given.items() if value is not None}
-    request = AddLinkFault(machine=machine, peers=peers, **words)
+    machine, *others = machines_on(words.get("network"), [machine, *peers])
+    request = AddLinkFault(machine=machine, peers=others, **_with_network(words))
     show_fault(connect().api.send(request), as_json)
 
 
@@ -60,6 +63,7 @@ def _partition_options(command: F) -> F:
 
 
 @click.command("partition")
+@machine_options
 @click.argument("groups", nargs=-1, required=True, metavar="GROUP GROUP...")
 @_partition_options
 def partition(groups: tuple[str, ...], as_json: bool, **given: Any) -> None:
@@ -69,22 +73,25 @@ def partition(groups: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """
     from bough.contract.faults import AddPartition
 
-    request = AddPartition(groups=_split(groups), **given)
+    request = AddPartition(groups=_split(groups, given), **_with_network(given))
     show_fault(connect().api.send(request), as_json)
 
 
 @click.command("isolate")
+@machine_options
 @click.argument("machines", type=NAME, nargs=-1, required=True)
 @_partition_options
 def isolate(machines: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Cut all links of each of the MACHINES. The switch still answers them (DHCP, DNS)."""
     from bough.contract.faults import AddPartition
 
-    request = AddPartition(pattern="isolate", machines=machines, **given)
+    alone = machines_on(given["network"], machines)
+    request = AddPartition(pattern="isolate", machines=alone, **_with_network(given))
     show_fault(connect().api.send(request), as_json)
 
 
 @click.command("bridge")
+@machine_options
 @click.argument("machine", type=NAME)
 @click.argument("groups", nargs=-1, metavar="[GROUP GROUP]")
 @_partition_options
@@ -92,11 +99,13 @@ def bridge(machine: str, groups: tuple[str, ...], as_json: bool, **given: Any) -
     """Cut the network in two halves. Only MACHINE sees both."""
     from bough.contract.faults import AddPartition
 
-    request = AddPartition(pattern="bridge", machines=[machine], groups=_split(groups), **given)
+    seeing, sides = machines_on(given["network"], [machine]), _split(groups, given)
+    request = AddPartition(pattern="bridge", machines=seeing, groups=sides, **_with_network(given))
     show_fault(connect().api.send(request), as_json)
 
 
 @click.command("majorities-ring")
+@machine_options
 @click.argument("machines", type=NAME, nargs=-1)
 @seed_option
 @_partition_options
@@ -107,12 +116,19 @@ def majorities_ring(machines: tuple[str, ...], as_json: bool, **given: Any) -> N
     """
     from bough.contract.faults import AddPartition
 
-    request = AddPartition(pattern="majorities-ring", machines=machines, **given)
+    ring = machines_on(given["network"], machines)
+    request = AddPartition(pattern="majorities-ring", machines=ring, **_with_network(given))
     show_fault(connect().api.send(request), as_json)
 
 
-def _split(groups: tuple[str, ...]) -> list[list[str]]:
-    return [[name for name in group.split(",") if name] for group in groups]
+def _split(groups: tuple[str, ...], given: dict[str, Any]) -> list[list[str]]:
+    named = [[name for name in group.split(",") if name] for group in groups]
+    return [machines_on(given["network"], names) for names in named]
+
+
+def _with_network(given: dict[str, Any]) -> dict[str, Any]:
+    network = given.get("network")
+    return given if network is None else {**given, "network": network_here(network)}
 
 
 COMMANDS = (link, partition, isolate, bridge, majorities_ring)

@@ -15,12 +15,14 @@ from bough.cli.fault_options import (
     seed_option,
     show_fault,
 )
-from bough.cli.service import NAME, connect, json_option, machine_named
+from bough.cli.machine_choice import machine_here, machine_named, machine_options, network_here
+from bough.cli.service import NAME, connect, json_option
 
 _disk = click.option("--disk", type=int, default=0, help="Number of the disk; 0 is the root disk.")
 
 
 @click.command("unplug")
+@machine_options
 @click.argument("machine", type=NAME)
 @click.option("--network", metavar="NETWORK", help="The card's network, or uplink. Default: the only one.")
 @for_option
@@ -29,11 +31,13 @@ def unplug(machine: str, network: str | None, for_s: float | None, as_json: bool
     """Pull the cable of a network card. The guest sees that the link is down, unlike with lost frames."""
     from bough.contract.faults import PullCable
 
-    request = PullCable(machine=machine, network=network, for_s=for_s)
+    card = network if network in (None, "uplink") else network_here(network)
+    request = PullCable(machine=machine_here(machine), network=card, for_s=for_s)
     show_fault(connect().api.send(request), as_json)
 
 
 @click.command("pause")
+@machine_options
 @click.argument("machine", type=NAME)
 @for_option
 @json_option
@@ -41,11 +45,12 @@ def pause(machine: str, for_s: float | None, as_json: bool) -> None:
     """Pause a machine's vCPUs until the fault is healed."""
     from bough.contract.faults import AddPause
 
-    request = AddPause(machine=machine, for_s=for_s)
+    request = AddPause(machine=machine_here(machine), for_s=for_s)
     show_fault(connect().api.send(request), as_json)
 
 
 @click.command("disk")
+@machine_options
 @click.argument("machine", type=NAME)
 @click.argument("operation", type=click.Choice(["read", "write", "flush"]))
 @_disk
@@ -69,11 +74,12 @@ def disk(
     from bough.contract.faults import FailDisk
 
     start, end = area or (None, None)
-    request = FailDisk(machine=machine, operation=operation, start=start, end=end, **given)
+    request = FailDisk(machine=machine_here(machine), operation=operation, start=start, end=end, **given)
     show_fault(connect().api.send(request), as_json)
 
 
 @click.command("throttle")
+@machine_options
 @click.argument("machine", type=NAME)
 @_disk
 @click.option("--rate", "bytes_per_s", type=SIZE, default=0, help="Bytes per second, like 1MiB.")
@@ -84,11 +90,12 @@ def throttle(machine: str, as_json: bool, **given: Any) -> None:
     """Slow a disk down, reads and writes together."""
     from bough.contract.faults import ThrottleDisk
 
-    request = ThrottleDisk(machine=machine, **given)
+    request = ThrottleDisk(machine=machine_here(machine), **given)
     show_fault(connect().api.send(request), as_json)
 
 
 @click.command("full")
+@machine_options
 @click.argument("machine", type=NAME)
 @click.argument("path", default="/")
 @for_option
@@ -97,11 +104,12 @@ def full(machine: str, path: str, for_s: float | None, as_json: bool) -> None:
     """Fill the file system of a directory in the guest. Default: the root file system."""
     from bough.contract.faults import AddPressure
 
-    request = AddPressure(machine=machine, full=path, for_s=for_s)
+    request = AddPressure(machine=machine_here(machine), full=path, for_s=for_s)
     show_fault(connect().api.send_long(request), as_json)
 
 
 @click.command("cpu")
+@machine_options
 @click.argument("machine", type=NAME)
 @click.option("--loops", type=int, default=0, help="Number of busy processes. Default: one for each vCPU.")
 @for_option
@@ -110,11 +118,12 @@ def cpu(machine: str, loops: int, for_s: float | None, as_json: bool) -> None:
     """Run busy processes in the guest."""
     from bough.contract.faults import AddPressure
 
-    request = AddPressure(machine=machine, loops=loops, for_s=for_s)
+    request = AddPressure(machine=machine_here(machine), loops=loops, for_s=for_s)
     show_fault(connect().api.send_long(request), as_json)
 
 
 @click.command("memory")
+@machine_options
 @click.argument("machine", type=NAME)
 @click.argument("size", type=SIZE)
 @for_option
@@ -123,11 +132,12 @@ def memory(machine: str, size: int, for_s: float | None, as_json: bool) -> None:
     """Use SIZE (256MiB) of the guest's memory. Its kernel may kill other processes."""
     from bough.contract.faults import AddPressure
 
-    request = AddPressure(machine=machine, memory_bytes=size, for_s=for_s)
+    request = AddPressure(machine=machine_here(machine), memory_bytes=size, for_s=for_s)
     show_fault(connect().api.send_long(request), as_json)
 
 
 @click.command("clock")
+@machine_options
 @click.argument("machine", type=NAME)
 @click.option("--jump", "jump_s", type=SIGNED_DURATION, default=0.0, help="Ahead (2h) or behind (-7d).")
 @click.option("--set", "to", type=MOMENT, help="The time itself, like 2030-01-01T12:00Z.")
@@ -138,11 +148,12 @@ def clock(machine: str, as_json: bool, **given: Any) -> None:
     """Set the guest's clock wrong. Time synchronization inside is stopped meanwhile."""
     from bough.contract.faults import SetClockWrong
 
-    request = SetClockWrong(machine=machine, **given)
+    request = SetClockWrong(machine=machine_here(machine), **given)
     show_fault(connect().api.send_long(request), as_json)
 
 
 @click.command("kill")
+@machine_options
 @click.argument("machine", type=NAME)
 @click.argument("unit", required=False)
 @click.option("--process", metavar="NAME", help="All processes of this name, instead of a unit.")
@@ -151,11 +162,12 @@ def kill(machine: str, unit: str | None, process: str | None, signal: str) -> No
     """Send a signal to a systemd unit in the guest, or to processes by name."""
     from bough.contract.faults import KillInGuest
 
-    request = KillInGuest(machine=machine, unit=unit, process=process, signal=signal)
+    request = KillInGuest(machine=machine_here(machine), unit=unit, process=process, signal=signal)
     connect().api.send_long(request)
 
 
 @click.command("power-cut")
+@machine_options
 @click.argument("machine", type=NAME)
 @click.option("--lose-unsynced", is_flag=True, help="Lose what the guest has not flushed; see power-arm.")
 @click.option("--seed", type=int, help="Keep a part of the unsynced writes, chosen by this number.")
@@ -168,6 +180,7 @@ def power_cut(machine: str, lose_unsynced: bool, seed: int | None) -> None:
 
 
 @click.command("power-arm")
+@machine_options
 @click.argument("machine", type=NAME)
 @for_option
 @json_option
@@ -175,11 +188,12 @@ def power_arm(machine: str, for_s: float | None, as_json: bool) -> None:
     """Make a machine ready for a power cut that loses unsynced writes: all writes are logged meanwhile."""
     from bough.contract.faults import ArmPowerCut
 
-    request = ArmPowerCut(machine=machine, for_s=for_s)
+    request = ArmPowerCut(machine=machine_here(machine), for_s=for_s)
     show_fault(connect().api.send_long(request), as_json)
 
 
 @click.command("crash")
+@machine_options
 @click.argument("machine", type=NAME)
 def crash(machine: str) -> None:
     """Kill QEMU. The machine is failed, and its restart policy applies."""
@@ -187,6 +201,7 @@ def crash(machine: str) -> None:
 
 
 @click.command("reset")
+@machine_options
 @click.argument("machine", type=NAME)
 def reset(machine: str) -> None:
     """Press the reset button: the guest boots."""
@@ -194,6 +209,7 @@ def reset(machine: str) -> None:
 
 
 @click.command("panic")
+@machine_options
 @click.argument("machine", type=NAME)
 def panic(machine: str) -> None:
     """Have the guest's Linux panic."""

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from bough.cli.machine_choice import machine_here, machine_named, machine_options
 from bough.cli.output import progress, show_json
 from bough.cli.project_choice import existing, project_options
 from bough.cli.project_instead import project_instead
 from bough.cli.project_progress import machines_progress
-from bough.cli.service import DURATION, IMAGE, NAME, TIMEOUT_HELP, connect, json_option, machine_named
+from bough.cli.service import DURATION, IMAGE, NAME, TIMEOUT_HELP, connect, json_option
 from bough.cli.spec import spec_of, spec_options
 from bough.errors import NotFound
 
@@ -60,6 +61,7 @@ def create(
 
 
 @click.command()
+@machine_options
 @click.argument("name", type=NAME)
 @click.option("--no-wait", is_flag=True, help="Do not wait until the guest answers.")
 @_until
@@ -80,6 +82,7 @@ def _say_already(already: bool, machine: Machine, how: str) -> None:
 
 
 @click.command()
+@machine_options
 @click.argument("names", type=NAME, nargs=-1, required=True)
 @_deadline
 @click.option("--force", is_flag=True, help="Cut the power at once; a suspended machine loses its memory.")
@@ -92,7 +95,7 @@ def stop(names: tuple[str, ...], deadline: float | None, force: bool) -> None:
     with progress() as report:
         for name in names:
             # Machine.stop returns less than the answer says: the state, and the condition before.
-            request = StopMachine(reference=name, deadline_s=deadline, force=force)
+            request = StopMachine(reference=machine_here(name), deadline_s=deadline, force=force)
             done = StoppedMachine.from_dict(api.send_long(request, progress=report))
             if done.how == "already":
                 how = "has failed and does not run" if done.state == "failed" else "is stopped already"
@@ -137,6 +140,7 @@ def restart(
 
 
 @click.command()
+@machine_options
 @click.argument("name", type=NAME)
 def pause(name: str) -> None:
     """Pause a machine's vCPUs; its memory stays in RAM."""
@@ -145,6 +149,7 @@ def pause(name: str) -> None:
 
 
 @click.command()
+@machine_options
 @click.argument("names", type=NAME, nargs=-1, required=True)
 def suspend(names: tuple[str, ...]) -> None:
     """Write the memory of a machine, or of all machines of a project, to disk and end the processes.
@@ -154,7 +159,7 @@ def suspend(names: tuple[str, ...]) -> None:
     hypervisor = connect()
     with progress() as report:
         for name in names:
-            machine = hypervisor.machine_at(name)
+            machine = hypervisor.machine_at(machine_here(name))
             try:
                 _say_already(machine.suspend(progress=report), machine, "is suspended")
             except NotFound as error:
@@ -162,6 +167,7 @@ def suspend(names: tuple[str, ...]) -> None:
 
 
 @click.command()
+@machine_options
 @click.argument("name", type=NAME)
 @click.option("--no-wait", is_flag=True, help="Do not wait until the guest answers.")
 @click.option("--timeout", type=DURATION, help=TIMEOUT_HELP)
@@ -178,6 +184,7 @@ def resume(name: str, no_wait: bool, timeout: float | None) -> None:
 
 
 @click.command()
+@machine_options
 @click.argument("name", type=NAME)
 @click.argument("new_name")
 def rename(name: str, new_name: str) -> None:
@@ -186,10 +193,11 @@ def rename(name: str, new_name: str) -> None:
 
 
 @click.command()
+@machine_options
 @click.argument("names", type=NAME, nargs=-1, required=True)
 @click.option("--force", is_flag=True, help="Also delete running machines; their power is cut.")
 def delete(names: tuple[str, ...], force: bool) -> None:
     """Delete machines and their disks."""
     hypervisor = connect()
     for name in names:
-        hypervisor.machine_at(name).delete(force=force)
+        hypervisor.machine_at(machine_here(name)).delete(force=force)

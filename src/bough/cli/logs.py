@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bough.cli.machine_choice import machine_named
 from bough.cli.output import clean
 from bough.cli.project_choice import existing, project_options
-from bough.cli.service import NAME, machine_named
+from bough.cli.service import NAME
 from bough.errors import BoughError
 
 if TYPE_CHECKING:

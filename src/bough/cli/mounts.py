@@ -6,12 +6,14 @@ from typing import Any
 
 import click
 
+from bough.cli.machine_choice import machine_named, machine_options
 from bough.cli.output import clean, show_json, show_table
-from bough.cli.service import NAME, json_option, machine_named
+from bough.cli.service import NAME, json_option
 from bough.errors import InvalidInput
 
 
 @click.command()
+@machine_options
 @click.argument("name", type=NAME)
 @click.argument("directory", metavar="[DIR:PATH[:ro|:rw]]", required=False)
 @click.option(
@@ -45,6 +47,7 @@ def mount(
 
 
 @click.command()
+@machine_options
 @click.argument("name", type=NAME)
 @click.argument("path")
 @click.option("--force", is_flag=True, help="Unmount even if a program in the guest uses the directory.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from bough.cli.machine_choice import machine_here, machine_options, machines_on, network_here
 from bough.cli.output import show_json, show_table
 from bough.cli.service import DURATION, NAME, connect, json_option
 from bough.units import format_size
@@ -59,11 +60,12 @@ def list_networks(as_json: bool) -> None:
 
 
 @network.command("info")
+@machine_options
 @click.argument("name")
 @json_option
 def network_info(name: str, as_json: bool) -> None:
     """Show a network: addresses, names and traffic of its machines."""
-    found = connect().network(name).info()
+    found = connect().network(network_here(name)).info()
     if as_json:
         show_json(found.raw)
         return
@@ -93,15 +95,17 @@ def _row(one: dict[str, Any]) -> list[str]:
 
 
 @network.command("delete")
+@machine_options
 @click.argument("names", nargs=-1, required=True)
 def delete_network(names: tuple[str, ...]) -> None:
     """Delete networks that no machine uses."""
     hypervisor = connect()
     for name in names:
-        hypervisor.network(name).delete()
+        hypervisor.network(network_here(name)).delete()
 
 
 @network.command("attach")
+@machine_options
 @click.argument("name")
 @click.argument("machine", type=NAME)
 @click.option(
@@ -109,18 +113,20 @@ def delete_network(names: tuple[str, ...]) -> None:
 )
 def attach(name: str, machine: str, aliases: tuple[str, ...]) -> None:
     """Connect a stopped MACHINE to network NAME."""
-    connect().network(name).attach(machine, aliases=aliases)
+    connect().network(network_here(name)).attach(machine_here(machine), aliases=aliases)
 
 
 @network.command("detach")
+@machine_options
 @click.argument("name")
 @click.argument("machine", type=NAME)
 def detach(name: str, machine: str) -> None:
     """Disconnect a stopped MACHINE from network NAME."""
-    connect().network(name).detach(machine)
+    connect().network(network_here(name)).detach(machine_here(machine))
 
 
 @network.command("capture")
+@machine_options
 @click.argument("name")
 @click.argument("file", metavar="FILE")
 @click.option("--machine", "machines", multiple=True, metavar="NAME", help="Only frames that it sends.")
@@ -131,7 +137,8 @@ def capture(name: str, file: str, machines: tuple[str, ...], time_s: float | Non
     For example, bough network capture back - | wireshark -k -i -
     """
     deadline = None if time_s is None else time.monotonic() + time_s
-    with connect().network(name).open_capture(machines) as socket:
+    senders = machines_on(name, machines)
+    with connect().network(network_here(name)).open_capture(senders) as socket:
         try:
             if file == "-":
                 _write(socket, sys.stdout.buffer, deadline)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from bough.cli.machine_choice import machine_named, machine_options
 from bough.cli.output import ago, clean, progress, show_json, show_table
-from bough.cli.service import DURATION, NAME, TIMEOUT_HELP, connect, json_option, machine_named
+from bough.cli.service import DURATION, NAME, TIMEOUT_HELP, connect, json_option
 from bough.units import format_size
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def _state(machine: dict[str, Any]) -> str:
 
 
 @click.command()
+@machine_options
 @click.argument("name", type=NAME)
 @click.option("--plan", is_flag=True, help="Show what a start would use: data and command line.")
 @json_option
@@ -211,6 +213,7 @@ def _show_trouble(machine: dict[str, Any]) -> None:
 
 
 @click.command()
+@machine_options
 @click.argument("name", type=NAME)
 @click.option(
     "--until",

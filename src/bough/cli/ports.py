@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bough.cli.machine_choice import machine_here, machine_named, machine_options
 from bough.cli.output import show_json, show_table
 from bough.cli.project_choice import existing, project_options
-from bough.cli.service import DURATION, NAME, connect, json_option, machine_here, machine_named
+from bough.cli.service import DURATION, NAME, connect, json_option
 from bough.errors import BoughError, Conflict, GuestRefused, InvalidInput, ServiceUnavailable
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def port() -> None:
 
 
 @port.command("list")
+@machine_options
 @click.argument("name", type=NAME)
 @json_option
 def list_ports(name: str, as_json: bool) -> None:
@@ -38,6 +40,7 @@ def list_ports(name: str, as_json: bool) -> None:
 
 
 @port.command("add")
+@machine_options
 @click.argument("name", type=NAME)
 @click.argument("forward", metavar="[ADDRESS:]HOST:GUEST")
 @json_option
@@ -52,6 +55,7 @@ def add_port(name: str, forward: str, as_json: bool) -> None:
 
 
 @port.command("remove")
+@machine_options
 @click.argument("name", type=NAME)
 @click.argument("host_port", type=int)
 def remove_port(name: str, host_port: int) -> None:
@@ -108,7 +112,7 @@ def proxy(
         return
     if name is None or guest_port is None:
         raise click.UsageError("expected NAME and GUEST_PORT, or --socks [ADDRESS:]PORT")
-    _connect_streams(machine_here(name, project), guest_port, wait_s, authorize)
+    _connect_streams(machine_here(name), guest_port, wait_s, authorize)
 
 
 def _serve_socks(project: Project, where: str) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
+from bough.cli.machine_choice import machine_named, machine_options
 from bough.cli.output import clean
-from bough.cli.service import NAME, machine_named
+from bough.cli.service import NAME
 from bough.errors import HostLacks, InvalidInput
 from bough.home import SocketAddress
 
@@ -18,6 +19,7 @@ _VIEWERS = {"vncviewer": "{}", "xtigervncviewer": "{}", "remote-viewer": "vnc+un
 
 
 @click.command()
+@machine_options
 @click.argument("name", type=NAME)
 @click.argument("file", required=False, metavar="FILE.png")
 @click.option("--text", is_flag=True, help="Print the text of the screen, if a PC shows text mode.")
@@ -40,6 +42,7 @@ def screenshot(name: str, file: str | None, text: bool) -> None:
 
 
 @click.command("type")
+@machine_options
 @click.argument("name", type=NAME)
 @click.argument("text", required=False, default="")
 @click.option("-k", "--key", "keys", multiple=True, metavar="KEYS", help="enter, esc, f12, ctrl-alt-delete.")
@@ -49,6 +52,7 @@ def type_text(name: str, text: str, keys: tuple[str, ...]) -> None:
 
 
 @click.command()
+@machine_options
 @click.argument("name", type=NAME)
 @click.option(
     "--listen",

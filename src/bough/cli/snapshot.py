@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bough.cli.machine_choice import machine_here, machine_named, machine_options
 from bough.cli.output import progress, show_error, show_json, show_table
+from bough.cli.project_choice import chosen_project
 from bough.cli.project_instead import project_instead, project_snapshot_instead
-from bough.cli.service import DURATION, NAME, TIMEOUT_HELP, connect, json_option, machine_named
+from bough.cli.service import DURATION, NAME, TIMEOUT_HELP, connect, json_option
 from bough.errors import NotFound
 from bough.units import format_size
 
@@ -26,6 +28,7 @@ def snapshot() -> None:
 
 
 @snapshot.command("create")
+@machine_options
 @click.argument("name", type=NAME)
 @click.option("--name", "label", metavar="LABEL", help="Label of the snapshot.")
 @click.option("-m", "--message", default="", help="Description of the snapshot.")
@@ -71,12 +74,13 @@ def _show_project_snapshot(taken: ProjectSnapshotInfo, *, as_json: bool) -> None
 
 
 @snapshot.command("list")
+@machine_options
 @click.argument("name", type=NAME, required=False)
 @json_option
 def list_snapshots(name: str | None, as_json: bool) -> None:
-    """List all snapshots, or the snapshots of machine NAME."""
+    """List all snapshots, or the snapshots of machine NAME, or with --project those of a project."""
     found = _snapshots(connect(), name)
-    projects = connect().list_project_snapshots() if name is None else []
+    projects = _project_snapshots(connect(), name)
     if as_json:
         show_json([one.raw for one in [*found, *projects]])
         return
@@ -108,6 +112,7 @@ def list_snapshots(name: str | None, as_json: bool) -> None:
 
 
 @snapshot.command("tree")
+@machine_options
 @click.argument("name", type=NAME, required=False)
 def show_tree(name: str | None) -> None:
     """Show snapshots as a tree, with the machines that continue from each."""
@@ -140,11 +145,22 @@ def _print_tree(
 
 
 def _snapshots(hypervisor: Hypervisor, name: str | None) -> list[SnapshotInfo]:
-    found = hypervisor.list_snapshots()
-    if name is None:
+    found, project = hypervisor.list_snapshots(), chosen_project()
+    if name is None and project is None:
         return found
-    machine = hypervisor.machine(name)
-    return [one for one in found if one.machine == machine.id]
+    machines = [] if project is None else list(project.machines.values())
+    if name is not None:
+        machines = [hypervisor.machine(machine_here(name))]
+    ids = {machine.id for machine in machines}
+    return [one for one in found if one.machine in ids]
+
+
+def _project_snapshots(hypervisor: Hypervisor, name: str | None) -> list[ProjectSnapshotInfo]:
+    if name is not None:
+        return []
+    found, project = hypervisor.list_project_snapshots(), chosen_project()
+    owner = None if project is None else project.info().id
+    return [one for one in found if owner in (None, one.project)]
 
 
 @snapshot.command("info")
@@ -180,6 +196,7 @@ def delete_snapshot(references: tuple[str, ...]) -> None:
 
 
 @click.command()
+@machine_options
 @click.argument("source")
 @click.argument("names", nargs=-1)
 @click.option(
@@ -215,7 +232,7 @@ def fork(
     try:
         with progress() as report:
             made = connect().fork_each(
-                source,
+                machine_here(source),
                 names=names,
                 count=count,
                 identity=identity,
@@ -266,6 +283,7 @@ def _fork_project(
 
 
 @click.command()
+@machine_options
 @click.argument("name", type=NAME)
 @click.argument("snapshot")
 @click.option("--keep", is_flag=True, help="Take a snapshot of the present state first.")

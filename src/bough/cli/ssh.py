@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bough.cli.service import NAME, connect, machine_named
+from bough.cli.machine_choice import machine_named, machine_options
+from bough.cli.project_choice import chosen_project
+from bough.cli.service import NAME, connect
 from bough.errors import HostLacks, InvalidInput
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command("ssh-config")
+@machine_options
 @click.argument("name", type=NAME, required=False)
 def ssh_config(name: str | None) -> None:
     """Print Host entries for all machines or one: bough ssh-config >> ~/.ssh/config
@@ -29,14 +32,14 @@ def ssh_config(name: str | None) -> None:
     from bough.client.ssh import own_key
     from bough.paths import Home
 
-    hypervisor, home = connect(), Home.from_environment()
-    machines = [hypervisor.machine_at(name).info()] if name else hypervisor.list_machines()
+    home, machines = Home.from_environment(), _chosen(name)
     own_key(home)
     # The blank line is for a file whose last line has no line end.
     print("".join("\n" + render_entry(home, machine.name, _user(machine)) for machine in machines), end="")
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@machine_options
 @click.argument("name", type=NAME)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def ssh(name: str, arguments: tuple[str, ...]) -> None:
@@ -63,6 +66,16 @@ def ssh(name: str, arguments: tuple[str, ...]) -> None:
     if not path.exists() or path.read_bytes() != content:
         write_atomically(path, content, durable=False)
     os.execv(program, [program, "-F", str(path), machine.name, *arguments])
+
+
+def _chosen(name: str | None) -> list[MachineInfo]:
+    """Return the machine of that name; without a name, all of the chosen project, or of the home."""
+    if name is not None:
+        return [machine_named(name).info()]
+    project = chosen_project()
+    if project is None:
+        return connect().list_machines()
+    return [machine.info() for machine in project.machines.values()]
 
 
 def _user(machine: MachineInfo) -> str:
