@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
 from bough.networks.switch_port import SwitchPort
 from bough.qemu.argv import SANDBOX, option, render_argv
+from bough.qemu.disk_bus import device_path, disk_of, find_crowded, path_of
 from bough.qemu.jail import Jail
-from bough.qemu.plan import DirectBoot, DiskPlan, Firmware, Layer, NicPlan, Plan
+from bough.qemu.plan import DirectBoot, DiskPlan, Firmware, Layer, MediumPlan, NicPlan, Plan
 
 PLAN = Plan(
     machine_id="0123456789abcdef",
@@ -160,6 +162,126 @@ def test_the_path_of_a_port_is_short_in_the_jail() -> None:
     assert "local.path=/run/bough-ports/nic1/nic.sock" in argv
     assert "remote.path=/run/bough-ports/nic1/switch.sock" in argv
     assert "/r/net/b" not in argv
+
+
+def devices_of(*buses: str, **change: object) -> list[str]:
+    """Return the devices of disks on these buses, and their controllers."""
+    disks = tuple(DiskPlan(f"disk{n}", f"/m/{n}.qcow2", f"s{n}", bus=bus) for n, bus in enumerate(buses))
+    argv = render_argv(replace(PLAN, disks=disks, **change))  # type: ignore[arg-type]
+    found = [word for name, word in pairwise(argv) if name == "-device"]
+    return [
+        one for one in found if not one.startswith(("isa-", "virt", "vmgenid", "pvpanic")) or "scsi" in one
+    ]
+
+
+@pytest.mark.parametrize(
+    ("buses", "expected"),
+    [
+        (
+            ("scsi", "scsi"),
+            [
+                "virtio-scsi-pci,id=scsi,num_queues=2",
+                "scsi-hd,bus=scsi.0,scsi-id=0,id=disk0-device,drive=disk0,serial=s0,bootindex=1,write-cache=on",
+                "scsi-hd,bus=scsi.0,scsi-id=1,id=disk1-device,drive=disk1,serial=s1,bootindex=2,write-cache=on",
+            ],
+        ),
+        (
+            ("sata", "sata"),
+            [
+                "ich9-ahci,id=sata",
+                "ide-hd,bus=sata.0,id=disk0-device,drive=disk0,serial=s0,bootindex=1,write-cache=on",
+                "ide-hd,bus=sata.1,id=disk1-device,drive=disk1,serial=s1,bootindex=2,write-cache=on",
+            ],
+        ),
+        (
+            ("ide", "ide", "ide"),
+            [
+                "piix3-ide,id=ide",
+                "ide-hd,bus=ide.0,unit=0,id=disk0-device,drive=disk0,serial=s0,bootindex=1,write-cache=on",
+                "ide-hd,bus=ide.0,unit=1,id=disk1-device,drive=disk1,serial=s1,bootindex=2,write-cache=on",
+                "ide-hd,bus=ide.1,unit=0,id=disk2-device,drive=disk2,serial=s2,bootindex=3,write-cache=on",
+            ],
+        ),
+        (
+            ("nvme", "sata"),
+            [
+                "ich9-ahci,id=sata",
+                "nvme,id=disk0-nvme,serial=s0",
+                "nvme-ns,bus=disk0-nvme,id=disk0-device,drive=disk0,bootindex=1,write-cache=on",
+                "ide-hd,bus=sata.0,id=disk1-device,drive=disk1,serial=s1,bootindex=2,write-cache=on",
+            ],
+        ),
+    ],
+)
+def test_buses_of_disks(buses: tuple[str, ...], expected: list[str]) -> None:
+    assert devices_of(*buses, disk_queues=2) == expected
+
+
+def test_ide_of_a_pc_without_pci_express_is_on_its_board() -> None:
+    found = devices_of("ide", machine_type="pc-i440fx-7.2")
+    assert found == [
+        "ide-hd,bus=ide.0,unit=0,id=disk0-device,drive=disk0,serial=s0,bootindex=1,write-cache=on"
+    ]
+
+
+def test_a_cd_beside_disks_on_ide() -> None:
+    media = (MediumPlan("cdrom", "/i/cd.raw", 101, on_ide=True),)
+    found = devices_of("ide", "ide", "ide", media=media)
+    assert [one.split(",id=")[0] for one in found] == [
+        "piix3-ide",
+        "ide-hd,bus=ide.0,unit=0",
+        "ide-hd,bus=ide.0,unit=1",
+        "ide-hd,bus=ide.1,unit=1",
+        "ide-cd,bus=ide.1,unit=0",
+    ]
+    assert find_crowded(["ide"] * 4, has_ide_cd=False) is None
+    assert find_crowded(["ide"] * 4, has_ide_cd=True) == "ide"
+    assert find_crowded(["sata"] * 7, has_ide_cd=False) == "sata"
+    assert devices_of(media=media)[0] == "piix3-ide,id=ide", "also for a machine without a disk"
+
+
+def test_a_read_only_disk_on_ide_is_a_cd() -> None:
+    seed = DiskPlan("seed", "/m/seed.iso", "cidata", "raw", read_only=True, bus="sata")
+    argv = words(render_argv(replace(PLAN, disks=(seed,))))
+    assert "-device ide-cd,bus=sata.0,id=seed-device,drive=seed,serial=cidata,bootindex=1 " in argv
+
+
+@pytest.mark.parametrize("bus", ["virtio", "scsi", "sata", "ide", "nvme"])
+def test_a_device_is_found_by_the_name_that_qemu_reports(bus: str) -> None:
+    path = device_path("disk3", bus)
+    reported = path if bus == "virtio" else "disk3-device"
+    assert (disk_of(reported), path_of(reported)) == ("disk3", path)
+
+
+@pytest.mark.parametrize(
+    "qdev", ["", None, 7, "cdrom", "/machine/x/disk0-device", "disk0-device/../x", "x" * 999]
+)
+def test_other_devices_are_no_disks(qdev: object) -> None:
+    assert disk_of(qdev) is None
+
+
+def test_the_agent_on_the_second_serial_port() -> None:
+    argv = words(render_argv(replace(PLAN, agent_on_serial=True)))
+    assert "-device isa-serial,id=agent,chardev=agent" in argv
+    assert "virtserialport" not in argv
+    assert "virtio-serial" not in argv
+    assert argv.index("isa-serial,chardev=console") < argv.index("isa-serial,id=agent"), (
+        "ttyS0 is the console"
+    )
+
+
+def test_interfaces_of_hyper_v_exist_under_kvm_only() -> None:
+    assert "hv-" not in words(render_argv(replace(PLAN, hyperv=True)))
+    argv = words(render_argv(replace(PLAN, hyperv=True, accelerator="kvm", cpu_model="EPYC,svm=off")))
+    assert "-cpu EPYC,svm=off,hv-relaxed,hv-vapic,hv-spinlocks=0x1fff,hv-vpindex," in argv
+
+
+def test_secure_boot() -> None:
+    plain = Firmware("uefi", "/code.fd", "/m/disks/firmware.fd")
+    assert "smm" not in words(render_argv(replace(PLAN, firmware=plain)))
+    argv = words(render_argv(replace(PLAN, firmware=replace(plain, secure=True))))
+    assert "smm=on,pflash0=firmware-code" in argv
+    assert "-global driver=cfi.pflash01,property=secure,value=on" in argv
 
 
 def test_layers_stand_on_each_other() -> None:

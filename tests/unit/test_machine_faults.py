@@ -81,7 +81,10 @@ def test_limits() -> None:
 
 
 class FakeQmp:
-    """A QEMU with one disk."""
+    """A QEMU with one disk. It reports the device as `qdev`, and has the disk at `path`."""
+
+    path = "/machine/peripheral/disk0-device/virtio-backend"
+    qdev = path
 
     def __init__(self) -> None:
         self.node = "disk0"
@@ -90,8 +93,7 @@ class FakeQmp:
         self.refuses = ""
 
     async def query_list(self, _: str) -> list[dict[str, Any]]:
-        path = "/machine/peripheral/disk0-device/virtio-backend"
-        return [{"qdev": path, "inserted": {"node-name": self.node}}]
+        return [{"qdev": self.qdev, "inserted": {"node-name": self.node}}]
 
     async def execute(self, command: str, **given: Any) -> None:
         if command == self.refuses:
@@ -111,6 +113,7 @@ class FakeQmp:
         elif command == "qom-set":
             assert given["value"] != self.node, "QEMU 7.2 aborts"
             assert given["value"] in self.nodes
+            assert given["path"] == self.path
             self.node = given["value"]
 
 
@@ -134,6 +137,23 @@ def test_nodes_are_put_in_front_and_taken_off() -> None:
         assert (qemu.nodes, qemu.objects) == ({"disk0"}, set())
         with pytest.raises(MachineFailed, match="QEMU reports no disk1"):
             await disk.present_node(qmp, "disk1")
+
+    asyncio.run(run())
+
+
+class FakeQmpWithSata(FakeQmp):
+    """Devices of other buses than virtio have their id as name."""
+
+    path = "/machine/peripheral/disk0-device"
+    qdev = "disk0-device"
+
+
+def test_faults_of_a_disk_on_another_bus() -> None:
+    async def run() -> None:
+        qemu = FakeQmpWithSata()
+        assert await disk.put_failure(cast(Qmp, qemu), "disk0", "fault-1", failure()) == "disk0"
+        await disk.take_off(cast(Qmp, qemu), "disk0", "fault-1", "disk0")
+        assert (qemu.node, qemu.nodes) == ("disk0", {"disk0"})
 
     asyncio.run(run())
 

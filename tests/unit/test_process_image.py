@@ -190,6 +190,8 @@ def test_plans_that_are_alike() -> None:
         {"cpu_model": "EPYC,rdrand=on,rdseed=off"},
         {"disks": (replace(PLAN_TO_CAPTURE.disks[0], backing=()),)},
         {"disks": (replace(PLAN_TO_CAPTURE.disks[0], read_only=True),)},
+        {"disks": (replace(PLAN_TO_CAPTURE.disks[0], bus="sata"),)},
+        {"agent_on_serial": True},
     ],
 )
 def test_plans_that_are_none_of_these(change: dict[str, object]) -> None:

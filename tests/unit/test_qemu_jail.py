@@ -74,6 +74,7 @@ def test_only_system_directories_and_what_was_named_are_mounted() -> None:
         "/nix/store",
         "/gnu/store",
         "/etc/ld.so.cache",
+        "/etc/localtime",
     }
     assert sources <= system | {"/h/machines/1/disks", "/h/i/disk.raw"}
     assert [kind for kind, source, _ in mounts if source in system and kind == "--bind"] == []

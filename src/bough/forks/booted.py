@@ -19,6 +19,7 @@ from typing import Any
 
 from bough.forks.level import RULES, Level
 from bough.images.store import ImageManifest
+from bough.machines.disks.buses import has_unsaved_bus
 from bough.machines.record import Hardware
 from bough.snapshots.store import SnapshotManifest, SnapshotStore
 from bough.spec import MachineSpec, NicSpec
@@ -41,7 +42,9 @@ SETTLE_TIMEOUT_S = 120.0
 def can_fork_booted(spec: MachineSpec, image: ImageManifest) -> bool:
     """Return whether a machine with this spec may continue from a booted snapshot instead of booting."""
     boots = (getattr(spec, name) not in (None, False) for name in settings_by_boot("always"))
-    return bool(image.agent) and not image.cloud_init and spec.clock_offset_s is None and not any(boots)
+    if any(boots) or has_unsaved_bus(spec, image):
+        return False
+    return bool(image.agent) and not image.cloud_init and spec.clock_offset_s is None
 
 
 def is_neutral(spec: MachineSpec) -> bool:

@@ -158,7 +158,9 @@ class Creation:
         for directory in (made.root, made.disks, made.log):
             directory.mkdir(mode=0o711)
         record.disks = await create_disks(made, record, image, self._home)
-        install_firmware_variables(record.hardware, made.disks, image.efi_loader)
+        install_firmware_variables(
+            record.hardware, made.disks, image.efi_loader, secure=record.spec.secure_boot
+        )
         if record.media.seed:
             record.media.instance = record.id
             await finish(asyncio.to_thread(create_seed, made.disks, record))

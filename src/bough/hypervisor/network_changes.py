@@ -44,17 +44,18 @@ class NetworkChanges:
         if len(aliases) > MOST_ALIASES:
             raise InvalidInput(f"a machine has at most {MOST_ALIASES} aliases on a network")
         async with machine.operation("being connected to a network", *_AT_REST):
-            cards, nics = machine.record.spec.network_cards, machine.record.hardware.nics
+            cards, hardware = machine.record.spec.network_cards, machine.record.hardware
             if network.name in machine.record.spec.networks:
                 raise Conflict(f"machine '{machine.name}' is on network '{network.name}' already")
             if len(cards) >= MOST_NICS:
                 raise InvalidInput(
                     f"machine '{machine.name}' has {MOST_NICS} network cards, the most there can be"
                 )
-            mac = choose_mac_addresses([*machine.record.hardware.mac_addresses, None])[-1]
-            place = min(set(range(MOST_NICS)) - {nic.place for nic in nics})
+            mac = choose_mac_addresses([*hardware.mac_addresses, None])[-1]
+            place = min(set(range(MOST_NICS)) - {nic.place for nic in hardware.nics})
             card = NicSpec(network=network.name, aliases=tuple(aliases))
-            self._change(machine, (*cards, card), [*nics, Nic(mac=mac, place=place)])
+            nic = Nic(mac=mac, model=hardware.nic_model, place=place)
+            self._change(machine, (*cards, card), [*hardware.nics, nic])
 
     async def detach(self, machine: Machine, reference: str) -> None:
         """Take the cards on a network out of a stopped machine.

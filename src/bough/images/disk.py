@@ -207,7 +207,11 @@ _LASTING = ("os", "version", "arch", "firmware", "size_bytes", "root_partition",
 #: Values of `agent` as the digest has always covered these values.
 _AGENTS = {"installed": True, None: False}
 #: Fields that the digest covers only with other values than the defaults.
-_LASTING_TOO: dict[str, Any] = {"media": "disk", "cloud_init": False, "disks": [], "lived": False}
+_LASTING_TOO: dict[str, Any] = {"media": "disk", "cloud_init": False, "disks": [], "lived": False} | {
+    "disk_bus": "virtio",
+    "nic_model": "virtio",
+    "agent_port": "virtio",
+}
 
 
 def digest_image(disk: Path, manifest: Mapping[str, Any]) -> str:

@@ -24,6 +24,8 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from bough.errors import Conflict, InvalidInput, NotFound
 from bough.images.esp import EfiLoader
 from bough.paths import Home
+from bough.spec.disk import Bus
+from bough.spec.nic import Model
 from bough.spec.values import parse_architecture
 from bough.storage import sync_directory, write_json
 
@@ -49,6 +51,7 @@ class ImageManifest(BaseModel):
         origin: origin of an imported image: source, sha256, format. Of an image made by a machine: base.
         disks: digests of the images for the further disks of each machine.
         lived: the disk comes from a machine. Its guest has an identity, which a new machine must not keep.
+        disk_bus, nic_model, agent_port: the hardware that the guest has drivers for, if a user chooses none.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -71,6 +74,9 @@ class ImageManifest(BaseModel):
     origin: dict[str, Any] | None = None
     disks: tuple[str, ...] = ()
     lived: bool = False
+    disk_bus: Bus = "virtio"
+    nic_model: Model = "virtio"
+    agent_port: Literal["virtio", "serial"] = "virtio"
 
     @field_validator("agent", mode="before")
     @classmethod

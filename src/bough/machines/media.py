@@ -111,10 +111,16 @@ def boot_index(spec: MachineSpec, kind: str) -> int:
     return 1 + 100 * _BOOT_ORDER[spec.boot].index(kind)
 
 
-def plan_media(media: Media, spec: MachineSpec, home: Home) -> tuple[MediumPlan, ...]:
+def plan_media(media: Media, spec: MachineSpec, home: Home, *, disk_bus: str) -> tuple[MediumPlan, ...]:
+    """Return the media of the next start. The CD is beside the disks if they are on IDE."""
     kinds: tuple[Literal["cdrom", "floppy"], ...] = ("cdrom", "floppy")
     return tuple(
-        MediumPlan(kind, str(home.image(digest).disk), boot_index(spec, kind))
+        MediumPlan(
+            kind,
+            str(home.image(digest).disk),
+            boot_index(spec, kind),
+            on_ide=kind == "cdrom" and disk_bus == "ide",
+        )
         for kind in kinds
         if (digest := getattr(media, kind)) is not None
     )

@@ -63,12 +63,16 @@ class NowhereNetworks:
         return SwitchPort(str(self._root / nic))
 
 
-def resolve_nics(spec: MachineSpec) -> list[Nic]:
-    """Choose the cards of a new machine, for its whole life."""
+def resolve_nics(spec: MachineSpec, model: str = "virtio") -> list[Nic]:
+    """Choose the cards of a new machine, for its whole life.
+
+    Args:
+        model: of cards for which the spec names no model.
+    """
     cards = spec.network_cards
     addresses = choose_mac_addresses(card.mac for card in cards)
     return [
-        Nic(mac=mac, model=card.model, place=place)
+        Nic(mac=mac, model=card.model_for(model), place=place)
         for place, (card, mac) in enumerate(zip(cards, addresses, strict=True))
     ]
 

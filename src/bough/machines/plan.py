@@ -16,6 +16,7 @@ from bough.guest.qga import PORT as QGA_PORT
 from bough.images.esp import EfiLoader
 from bough.images.overlays import layer_format
 from bough.images.store import ImageManifest
+from bough.machines.disks.buses import check_buses, disk_buses
 from bough.machines.media import boot_index, plan_media
 from bough.machines.nics import Networks, NowhereNetworks, plan_nics, resolve_nics, uplink_backend
 from bough.machines.record import Hardware, MachineRecord, new_uuid
@@ -83,9 +84,11 @@ async def resolve_hardware(
     accelerator = choose_accelerator(spec.accelerator, await probe_accelerators(qemu, jail, home))
     machine_type = choose_machine_type(spec.machine_type, facts, image.arch)
     firmware = _choose_firmware(spec, image)
-    if firmware == "uefi":
-        find_uefi(image.arch, machine_type)  # report missing firmware now, not at the first start
+    if firmware == "uefi":  # report missing firmware now, not at the first start
+        find_uefi(image.arch, machine_type, secure=spec.secure_boot)
     _check_host_files(spec)
+    check_buses(spec, image)
+    _check_agent_port(spec, image)
     if spec.floppy is not None and not architecture(image.arch).is_pc:
         message = f"a machine of {image.arch} has no floppy drive"
         raise InvalidSpec(f"floppy: {message}", problems=[_problem("floppy", message)])
@@ -96,20 +99,42 @@ async def resolve_hardware(
         firmware=firmware,
         uuid=new_uuid(),
         vmgenid=new_uuid(),
-        nics=resolve_nics(spec),
+        nics=resolve_nics(spec, image.nic_model),
         uid=uid,
         serial_ports=SERIAL_PORTS,
         disk_queues=spec.vcpus,
+        disk_bus=image.disk_bus,
+        nic_model=image.nic_model,
+        agent_port=image.agent_port,
     )
 
 
 def _choose_firmware(spec: MachineSpec, image: ImageManifest) -> str:
+    if spec.secure_boot:
+        return _choose_secure_firmware(spec, image)
     if spec.firmware == "auto":
         return "bios" if "bios" in image.firmware else image.firmware[0]
     if spec.firmware not in image.firmware:
         message = f"{spec.image} boots by {' or '.join(image.firmware)}, not by {spec.firmware}"
         raise InvalidSpec(f"firmware: {message}", problems=[_problem("firmware", message)])
     return spec.firmware
+
+
+def _choose_secure_firmware(spec: MachineSpec, image: ImageManifest) -> str:
+    message = None
+    if "uefi" not in image.firmware:
+        message = f"{spec.image} boots by {' or '.join(image.firmware)}, and Secure Boot needs a UEFI"
+    elif image.arch != "x86_64":
+        message = f"a machine of {image.arch} has no Secure Boot"
+    if message is not None:
+        raise InvalidSpec(f"secure_boot: {message}", problems=[_problem("secure_boot", message)])
+    return "uefi"
+
+
+def _check_agent_port(spec: MachineSpec, image: ImageManifest) -> None:
+    if spec.agent_port == "serial" and not architecture(image.arch).is_pc:
+        message = f"a machine of {image.arch} has one serial port, its console"
+        raise InvalidSpec(f"agent_port: {message}", problems=[_problem("agent_port", message)])
 
 
 def _check_host_files(spec: MachineSpec) -> None:
@@ -127,15 +152,18 @@ def _problem(place: str, message: str) -> dict[str, str | None]:
     return {"place": place, "message": message, "hint": None}
 
 
-def install_firmware_variables(hardware: Hardware, disks: Path, loader: EfiLoader | None) -> None:
+def install_firmware_variables(
+    hardware: Hardware, disks: Path, loader: EfiLoader | None, *, secure: bool = False
+) -> None:
     """Copy the UEFI variable store beside the machine's disks.
 
     Args:
+        secure: the store of a UEFI with Secure Boot.
         loader: the boot loader to enter, if the firmware cannot find a loader on the disk by itself.
     """
     if hardware.firmware != "uefi":
         return
-    template = find_uefi(hardware.arch, hardware.machine_type).variables_template
+    template = find_uefi(hardware.arch, hardware.machine_type, secure=secure).variables_template
     if template is not None:
         copy_holes(Path(template), disks / FIRMWARE_VARIABLES)
         (disks / FIRMWARE_VARIABLES).chmod(0o600)
@@ -188,7 +216,9 @@ async def resolve_plan(record: MachineRecord, paths: MachinePaths, home: Home, n
         serial_ports=hardware.serial_ports,
         disk_queues=hardware.disk_queues,
         agent_port=AGENT_PORT if record.image_agent else QGA_PORT,
-        media=plan_media(record.media, spec, home),
+        agent_on_serial=record.agent_port == "serial",
+        hyperv=spec.hyperv,
+        media=plan_media(record.media, spec, home, disk_bus=record.disk_bus),
         display=record.media.display,
         boot_index=boot_index(spec, "disk"),
         nics=plan_nics(
@@ -198,7 +228,7 @@ async def resolve_plan(record: MachineRecord, paths: MachinePaths, home: Home, n
             NowhereNetworks(paths.root) if record.throw_away else networks,
             record.project,
         ),
-        firmware=_plan_firmware(hardware, paths, qemu.path),
+        firmware=_plan_firmware(hardware, paths, qemu.path, secure=spec.secure_boot),
         direct_boot=DirectBoot(spec.kernel, spec.initrd, spec.cmdline or "") if spec.kernel else None,
         clock=resolve_clock(spec.clock, spec.clock_offset_s),
         uid=hardware.uid,
@@ -217,8 +247,11 @@ def _plan_disks(record: MachineRecord, paths: MachinePaths, home: Home) -> tuple
             str(paths.disks / disk.file),
             serial or f"disk{number}",
             backing=tuple(Layer(str(home.root / layer), layer_format(layer)) for layer in disk.layers),
+            bus=bus,
         )
-        for number, (disk, serial) in enumerate(zip(record.disks, serials, strict=True), start=first)
+        for number, (disk, serial, bus) in enumerate(
+            zip(record.disks, serials, disk_buses(record), strict=True), start=first
+        )
     )
 
 
@@ -251,10 +284,10 @@ def check_jail(spec: MachineSpec, jail: Jail, uid: int | None) -> None:
         )
 
 
-def _plan_firmware(hardware: Hardware, paths: MachinePaths, qemu: str) -> Firmware:
+def _plan_firmware(hardware: Hardware, paths: MachinePaths, qemu: str, *, secure: bool) -> Firmware:
     if hardware.firmware != "uefi":
         is_pc = hardware.machine_type.startswith("pc-")
         return Firmware("bios", find_bios(qemu) if is_pc else None)
-    found = find_uefi(hardware.arch, hardware.machine_type)
+    found = find_uefi(hardware.arch, hardware.machine_type, secure=secure)
     variables = str(paths.disks / FIRMWARE_VARIABLES) if found.variables_template is not None else None
-    return Firmware("uefi", found.code, variables)
+    return Firmware("uefi", found.code, variables, secure=secure)

@@ -80,6 +80,10 @@ class Hardware(_Kept):
     #: Queues of each disk. QEMU's default follows the number of vCPUs: a vCPU added later would change the
     #: device state. None: QEMU's default, for machines of earlier versions.
     disk_queues: int | None = None
+    #: What the image needs, for a spec that leaves the choice open.
+    disk_bus: str = "virtio"
+    nic_model: str = "virtio"
+    agent_port: str = "virtio"
 
     @property
     def announces(self) -> bool:
@@ -264,6 +268,16 @@ class MachineRecord(_Kept):
         if "spare" in current:
             current["standby"] = current.pop("spare")
         return current
+
+    @property
+    def disk_bus(self) -> str:
+        """Return the bus of the disks that name none."""
+        return self.hardware.disk_bus if self.spec.disk_bus == "auto" else self.spec.disk_bus
+
+    @property
+    def agent_port(self) -> str:
+        """Return the kind of the agent's port: "virtio" or "serial"."""
+        return self.hardware.agent_port if self.spec.agent_port == "auto" else self.spec.agent_port
 
     @property
     def hostname(self) -> str:

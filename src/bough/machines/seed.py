@@ -53,4 +53,5 @@ def renew_seed(directory: Path, record: MachineRecord) -> None:
 def plan_seed(record: MachineRecord, disks: Path) -> tuple[DiskPlan, ...]:
     if not record.media.seed:
         return ()
-    return (DiskPlan("seed", str(disks / SEED), "cidata", format="raw", read_only=True),)
+    seed = DiskPlan("seed", str(disks / SEED), "cidata", format="raw", read_only=True, bus=record.disk_bus)
+    return (seed,)

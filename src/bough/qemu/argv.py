@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from bough.qemu.arch import Architecture, architecture
 from bough.qemu.block import DiskNode, escape, render_option
+from bough.qemu.disk_bus import IDE_CD, render_controllers, render_devices
 from bough.qemu.nic import render_nics
 from bough.qemu.plan import DiskPlan, MediumPlan, Plan
 from bough.units import MIB
@@ -24,6 +25,23 @@ DISPLAYED_DESCRIPTORS = {"qmp": 3, "agent": 4, "console": 5, "uplink": 6, "memor
 
 #: QEMU's own seccomp filter, complete.
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
+#: Interfaces of Hyper-V (QEMU's docs/system/i386/hyperv.rst) that KVM of Linux 5.10 has, and that migrate.
+#: Windows counts its time with them, instead of reading emulated timers.
+_HYPERV = (
+    "hv-relaxed",
+    "hv-vapic",
+    "hv-spinlocks=0x1fff",
+    "hv-vpindex",
+    "hv-runtime",
+    "hv-synic",
+    "hv-stimer",
+    "hv-time",
+    "hv-frequencies",
+    "hv-tlbflush",
+    "hv-ipi",
+)
 
 
 def render_argv(plan: Plan, descriptors: Mapping[str, int] = DISPLAYED_DESCRIPTORS) -> list[str]:
@@ -48,7 +66,7 @@ def render_argv(plan: Plan, descriptors: Mapping[str, int] = DISPLAYED_DESCRIPTO
         _monitor(descriptors["qmp"]),
         _console(arch, descriptors["console"]),
         _agent_port(descriptors["agent"], plan),
-        *(_disk(disk, plan.boot_index + number, plan.disk_queues) for number, disk in enumerate(plan.disks)),
+        *_disks(plan),
         *(_medium(medium, arch) for medium in plan.media),
         _display(plan, arch),
         _nics(plan, descriptors),
@@ -92,6 +110,8 @@ def _machine(plan: Plan, arch: Architecture) -> list[str]:
         "mem-merge=off",
         "suppress-vmdesc=on",
     ]
+    if plan.firmware.secure:
+        options += ["smm=on"]
     if plan.firmware.variables is not None:
         options += ["pflash0=firmware-code", "pflash1=firmware-variables"]
     elif plan.firmware.kind == "bios" and plan.firmware.code is not None:
@@ -107,7 +127,10 @@ def _processors(plan: Plan) -> list[str]:
         code_mib = min(max(plan.memory_bytes // 4 // MIB, _LEAST_CODE_MIB), _MOST_CODE_MIB)
         accelerator = f"tcg,thread=multi,tb-size={code_mib}"
     topology = option(f"cpus={plan.vcpus}", sockets=1, cores=plan.vcpus, threads=1)
-    return ["-accel", accelerator, "-cpu", plan.cpu_model, "-smp", topology]
+    cpu = plan.cpu_model
+    if plan.hyperv and plan.accelerator == "kvm":
+        cpu = ",".join((cpu, *_HYPERV))
+    return ["-accel", accelerator, "-cpu", cpu, "-smp", topology]
 
 
 def _memory(plan: Plan, descriptors: Mapping[str, int]) -> list[str]:
@@ -145,9 +168,11 @@ def _firmware(plan: Plan) -> list[str]:
         return DiskNode("firmware-code", firmware.code, "raw", read_only=True).arguments()
     if firmware.variables is None:  # U-Boot: QEMU's OpenSBI starts it like a kernel
         return [] if plan.direct_boot else ["-kernel", firmware.code]
+    secure = ["-global", "driver=cfi.pflash01,property=secure,value=on"] if firmware.secure else []
     return [
         *DiskNode("firmware-code", firmware.code, "raw", read_only=True).arguments(),
         *DiskNode("firmware-variables", firmware.variables, "raw").arguments(),
+        *secure,
     ]
 
 
@@ -176,6 +201,8 @@ def _console(arch: Architecture, descriptor: int) -> list[str]:
 
 
 def _agent_port(descriptor: int, plan: Plan) -> list[str]:
+    if plan.agent_on_serial:
+        return [*_socket("agent", descriptor), "-device", "isa-serial,id=agent,chardev=agent"]
     ports = f"virtio-serial-pci,id=ports,max_ports={plan.serial_ports}"
     port = option("virtserialport", id="agent", chardev="agent", name=plan.agent_port)
     return [*_socket("agent", descriptor), "-device", ports, "-device", port]
@@ -185,24 +212,29 @@ def _socket(name: str, descriptor: int) -> list[str]:
     return ["-chardev", option("socket", id=name, fd=descriptor, server="on", wait="off")]
 
 
-def _disk(disk: DiskPlan, boot_index: int, queues: int | None) -> list[str]:
+def _disks(plan: Plan) -> list[list[str]]:
+    has_ide_cd = any(medium.on_ide for medium in plan.media)
+    controllers = render_controllers(
+        {disk.bus for disk in plan.disks},
+        machine_type=plan.machine_type,
+        queues=plan.disk_queues,
+        has_ide_cd=has_ide_cd,
+    )
+    devices = render_devices(
+        plan.disks, first_boot_index=plan.boot_index, queues=plan.disk_queues, has_ide_cd=has_ide_cd
+    )
+    pairs = zip(plan.disks, devices, strict=True)
+    return [controllers, *([*_disk_nodes(disk), *device] for disk, device in pairs)]
+
+
+def _disk_nodes(disk: DiskPlan) -> list[str]:
     words: list[str] = []
     below: str | None = None
     for depth, layer in reversed(list(enumerate(disk.backing))):
         node = DiskNode(f"{disk.id}-base{depth}", layer.path, layer.format, read_only=True, backing=below)
         words, below = [*words, *node.arguments()], node.name
     top = DiskNode(disk.id, disk.path, disk.format, read_only=disk.read_only, discard=True, backing=below)
-    words += top.arguments()
-    device = option(
-        "virtio-blk-pci",
-        id=f"{disk.id}-device",
-        drive=disk.id,
-        serial=disk.serial,
-        bootindex=boot_index,
-        num_queues=queues,
-        write_cache="on",
-    )
-    return [*words, "-device", device]
+    return [*words, *top.arguments()]
 
 
 def _medium(medium: MediumPlan, arch: Architecture) -> list[str]:
@@ -210,6 +242,13 @@ def _medium(medium: MediumPlan, arch: Architecture) -> list[str]:
     if medium.kind == "floppy":
         controller = option("isa-fdc", id="floppies", bootindexA=medium.boot_index)
         drive = option("floppy", id="floppy-device", bus="floppies.0", unit=0, drive="floppy")
+    elif medium.on_ide:
+        own: dict[str, str | int | None] = {
+            "id": "cdrom-device",
+            "drive": "cdrom",
+            "bootindex": medium.boot_index,
+        }
+        return [*node, "-device", render_option("ide-cd", {**IDE_CD, **own})]
     else:
         # Every guest can read a CD on these: AHCI on a PC, virtio elsewhere.
         controller = f"{arch.cd_controller},id=cds"

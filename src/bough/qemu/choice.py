@@ -135,6 +135,8 @@ class FirmwareFiles:
 _FIRMWARE_DIRECTORIES = ("/etc/qemu/firmware", "/usr/local/share/qemu/firmware", "/usr/share/qemu/firmware")
 
 
+#: Features of a firmware that starts only signed loaders.
+_SECURE = {"requires-smm", "secure-boot", "enrolled-keys"}
 #: Directories of SeaBIOS in distributions; a QEMU built elsewhere has its own.
 _BIOS_DIRECTORIES = ("/usr/share/seabios", "/usr/share/qemu", "/usr/local/share/qemu")
 _BIOS = "bios-256k.bin"
@@ -147,8 +149,11 @@ def find_bios(qemu: str) -> str | None:
     return next((str(path.resolve()) for path in found if path.is_file()), None)
 
 
-def find_uefi(arch: str, machine_type: str) -> FirmwareFiles:
-    """Return the UEFI that the host's distribution prefers, without Secure Boot.
+def find_uefi(arch: str, machine_type: str, *, secure: bool = False) -> FirmwareFiles:
+    """Return the UEFI that the host's distribution prefers.
+
+    Args:
+        secure: a UEFI with Secure Boot and the usual keys, or one without.
 
     Raises:
         HostLacks: none is installed.
@@ -163,12 +168,13 @@ def find_uefi(arch: str, machine_type: str) -> FirmwareFiles:
         return FirmwareFiles(code, None)
     for path in _descriptions():
         try:
-            found = parse_firmware(json.loads(path.read_bytes()), arch, machine_type)
+            found = parse_firmware(json.loads(path.read_bytes()), arch, machine_type, secure=secure)
         except (OSError, ValueError, KeyError, TypeError):
             continue  # a broken description: try the next one
         if found and all(file and Path(file).exists() for file in (found.code, found.variables_template)):
             return found
-    raise HostLacks(f"no UEFI firmware for {arch} is installed", hint=render_fix(f"uefi-{arch}"))
+    kind = "UEFI firmware with Secure Boot" if secure else "UEFI firmware"
+    raise HostLacks(f"no {kind} for {arch} is installed", hint=render_fix(f"uefi-{arch}"))
 
 
 def _descriptions() -> list[Path]:
@@ -180,20 +186,24 @@ def _descriptions() -> list[Path]:
     return [found[name] for name in sorted(found)]
 
 
-def parse_firmware(description: dict[str, Any], arch: str, machine_type: str) -> FirmwareFiles | None:
-    """Return the firmware of a description; None for other machines, or for more than a plain UEFI in flash.
+def parse_firmware(
+    description: dict[str, Any], arch: str, machine_type: str, *, secure: bool = False
+) -> FirmwareFiles | None:
+    """Return the firmware of a description; None for other machines, or for another UEFI than a plain one, or
+    one with Secure Boot, in flash.
 
     Raises KeyError, TypeError if the data is no description.
     """
     mapping = description["mapping"]
     features = set(description["features"])
-    plain = not features & {"requires-smm", "secure-boot", "enrolled-keys"}
+    more = features & _SECURE
+    wanted = more == _SECURE if secure else not more
     fits = any(
         target["architecture"] == arch
         and any(fnmatch.fnmatchcase(machine_type, pattern) for pattern in target["machines"])
         for target in description["targets"]
     )
-    if "uefi" not in description["interface-types"] or mapping["device"] != "flash" or not plain or not fits:
+    if "uefi" not in description["interface-types"] or mapping["device"] != "flash" or not wanted or not fits:
         return None
     if mapping.get("mode", "split") != "split" or mapping["executable"]["format"] != "raw":
         return None

@@ -29,7 +29,8 @@ from typing import Any
 
 #: These contain programs and libraries of the distribution, and no user's data.
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/gnu/store")
-SYSTEM_FILES = ("/etc/ld.so.cache",)
+#: QEMU reads the time zone for a real-time clock in local time.
+SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/localtime")
 
 #: Capabilities that setpriv needs to drop all capabilities.
 TO_DROP_ALL = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP")

@@ -30,6 +30,7 @@ class DiskPlan:
     Attributes:
         id: name of the device and of its top block node, for QMP.
         serial: shown to the guest as /dev/disk/by-id/virtio-<serial>; 20 bytes at most.
+        bus: see disk_bus.py.
     """
 
     id: str
@@ -38,15 +39,19 @@ class DiskPlan:
     format: Literal["raw", "qcow2"] = "qcow2"
     backing: tuple[Layer, ...] = ()
     read_only: bool = False
+    bus: str = "virtio"
 
 
 @dataclass(frozen=True)
 class MediumPlan:
-    """A CD or a floppy in its drive: a read-only image file of the store."""
+    """A CD or a floppy in its drive: a read-only image file of the store. `on_ide`: the CD is at the IDE
+    controller, for a guest that knows no other.
+    """
 
     kind: Literal["cdrom", "floppy"]
     path: str
     boot_index: int
+    on_ide: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,12 +82,14 @@ class NicPlan:
 @dataclass(frozen=True)
 class Firmware:
     """Firmware files. UEFI has `code` and `variables`; U-Boot has `code` alone. A BIOS machine without `code`
-    uses the BIOS that QEMU finds.
+    uses the BIOS that QEMU finds. `secure`: only the firmware, in system management mode, may write the
+    variables.
     """
 
     kind: Literal["bios", "uefi"]
     code: str | None = None
     variables: str | None = None
+    secure: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,8 @@ class Plan:
     boot_index: of the first disk; the others follow.
     serial_ports, disk_queues: see Hardware.
     agent_port: name, in the guest, of the port opened by the agent.
+    agent_on_serial: the agent's port is the second serial port.
+    hyperv: offer the interfaces of Hyper-V, under KVM.
     accelerator_note: warning for the user about the accelerator.
     boot_cpu_model: CPU model for a boot, if that of the record belongs to the other accelerator.
     vmgenid: changes only when the machine is cloned or restored.
@@ -149,6 +158,8 @@ class Plan:
     serial_ports: int = SERIAL_PORTS
     disk_queues: int | None = None
     agent_port: str = AGENT_PORT
+    agent_on_serial: bool = False
+    hyperv: bool = False
     accelerator_note: str | None = None
     boot_cpu_model: str | None = None
     from_template: bool = False

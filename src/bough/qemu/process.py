@@ -42,6 +42,7 @@ from bough.qemu.cgroup import (
     share_last,
     stand_back,
 )
+from bough.qemu.disk_bus import device_path
 from bough.qemu.jail import JailReport, Sight, render_jail, report_jail
 from bough.qemu.pid import Pid, Wrapped, read_boot_id
 from bough.qemu.plan import Plan
@@ -536,8 +537,7 @@ async def _limit_disks(plan: Plan, qmp: Qmp) -> None:
     for disk in plan.disks:
         await qmp.execute(
             "block_set_io_throttle",
-            # The path in QEMU's object tree: the name alone means the PCI device around the disk.
-            id=f"/machine/peripheral/{disk.id}-device/virtio-backend",
+            id=device_path(disk.id, disk.bus),
             group="machine",
             bps=limits.disk_bytes_per_s or 0,
             iops=limits.disk_operations_per_s or 0,

@@ -15,6 +15,8 @@ _VOLUME_SIGNATURE = b"_FVH"
 _AUTHENTICATED = uuid.UUID("aaf32c78-947b-439a-a180-2e144ec37792")
 _GLOBAL_VARIABLE = uuid.UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")
 _START, _ADDED, _ERASED = 0x55AA, 0x3F, 0xFF
+#: Cleared bit of a variable's state: the variable is deleted.
+_DELETED, _STATE_OFFSET = 0xFD, 2
 #: Persistent, and readable before and after the operating system has started.
 _ATTRIBUTES = 7
 _STORE_HEADER = struct.Struct("<16sIBBHI")
@@ -42,12 +44,19 @@ class BootFile:
 def add_boot_entry(store: bytes, file: BootFile, title: str) -> bytes:
     """Return the variables with an entry that boots `file` first.
 
+    A store with keys for Secure Boot has variables already, even a boot order of its own.
+
     Raises:
-        ValueError: `store` is not EDK2's, already has variables, or is too small.
+        ValueError: `store` is not EDK2's, is damaged, or is too small.
     """
     data = bytearray(store)
     start, end = _find_room(store)
-    for name, value in (("Boot0000", _load_option(file, title)), ("BootOrder", struct.pack("<H", 0))):
+    known, start = _read_variables(store, start, end)
+    for offset in known.get("BootOrder", ()):
+        data[offset + _STATE_OFFSET] &= _DELETED
+    number = next(number for number in range(1 << 16) if f"Boot{number:04X}" not in known)
+    order = struct.pack("<H", number)
+    for name, value in ((f"Boot{number:04X}", _load_option(file, title)), ("BootOrder", order)):
         variable = _variable(name, value)
         if start + len(variable) > end:
             raise ValueError("no room for a boot entry")
@@ -66,10 +75,27 @@ def _find_room(store: bytes) -> tuple[int, int]:
     guid, size, format, state, _, _ = _STORE_HEADER.unpack_from(store, begin)
     if uuid.UUID(bytes_le=guid) != _AUTHENTICATED or (format, state) != (_FORMATTED, _HEALTHY):
         raise ValueError("a variable store of another kind")
-    start, end = begin + _STORE_HEADER.size, min(begin + size, len(store))
-    if any(byte != _ERASED for byte in store[start : start + 4]):
-        raise ValueError("a variable store that is in use")
-    return start, end
+    return begin + _STORE_HEADER.size, min(begin + size, len(store))
+
+
+def _read_variables(store: bytes, start: int, end: int) -> tuple[dict[str, list[int]], int]:
+    """Return the offsets of UEFI's global variables by name, and the offset behind the last variable.
+
+    Raises:
+        ValueError: the store is damaged.
+    """
+    found: dict[str, list[int]] = {}
+    while start + _VARIABLE.size <= end:
+        mark, _, _, _, _, _, _, name_bytes, value_bytes, guid = _VARIABLE.unpack_from(store, start)
+        if mark != _START:
+            break
+        text = store[start + _VARIABLE.size :][:name_bytes].decode("utf-16-le", errors="replace")
+        if guid == _GLOBAL_VARIABLE.bytes_le:
+            found.setdefault(text.rstrip("\0"), []).append(start)
+        start = (start + _VARIABLE.size + name_bytes + value_bytes + 3) & ~3
+    if start > end or any(byte != _ERASED for byte in store[start : min(start + 4, end)]):
+        raise ValueError("a damaged variable store")
+    return found, start
 
 
 def _variable(name: str, value: bytes) -> bytes:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from bough.errors import BoughError, MachineFailed
+from bough.machines.disks.buses import check_saved
 from bough.machines.disks.creation import create_disk
 from bough.machines.disks.nodes import read_tops, writes
 from bough.machines.identity import prepare_guest
@@ -99,6 +100,7 @@ async def capture(
     machine.faults.check_none("a snapshot")
     if running and memory:
         machine.condition.check_awake("a snapshot with its memory")
+        check_saved(machine.record, "a snapshot with its memory")
     report(Progress("preparing the snapshot"))
     if running:
         await machine.chains.give_way()

@@ -26,6 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bough.errors import BoughError, HostLacks, MachineFailed, WrongState
+from bough.machines.disks.buses import check_saved
 from bough.machines.identity import prepare_guest, settle_identity
 from bough.machines.machine import Machine
 from bough.machines.memory import find_ram, find_video
@@ -57,6 +58,7 @@ async def suspend(machine: Machine, home: Home, report: Report) -> None:
 async def _suspend(machine: Machine, home: Home, report: Report) -> None:
     async with machine.operation("being suspended", State.RUNNING, State.PAUSED):
         machine.condition.check_awake("suspending")
+        check_saved(machine.record, "suspending")
         report(Progress("writing memory to disk"))
         machine.faults.check_none("its memory on disk")
         qmp = machine.qmp()

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+from bough.spec import disk as disk_text
 from bough.spec import mounts, nic, values
+from bough.spec.disk import Bus
 from bough.spec.settings import SETTINGS, Boot, entry_of
 from bough.units import GIB, parse_duration
 
@@ -98,9 +100,10 @@ class Table(BaseModel):
 
 
 class DiskSpec(Table):
-    """An extra disk, empty at first; a size alone is enough."""
+    """An extra disk, empty at first: a table, or a text like "10GiB" or "10GiB,bus=sata"."""
 
     size: DiskSize
+    bus: Bus | None = Field(default=None, description="bus of the disk; default: `disk_bus`")
     serial: Serial | None = Field(
         default=None, description="serial number in /dev/disk/by-id; default: diskN"
     )
@@ -108,7 +111,7 @@ class DiskSpec(Table):
     @model_validator(mode="before")
     @classmethod
     def _from_size(cls, value: Any) -> Any:
-        return {"size": value} if isinstance(value, str | int) and not isinstance(value, bool) else value
+        return disk_text.disk(value)
 
 
 class UserSpec(Table):
@@ -192,7 +195,7 @@ class NicSpec(Table):
         description="address on a network between machines; default: derives from the machine's name",
     )
     model: nic.Model = Field(
-        default="virtio", description="of the card; others are for guests without virtio"
+        default="virtio", description="of the card; default: as the image needs, usually 'virtio'"
     )
     aliases: Annotated[tuple[Hostname, ...], Field(strict=False, max_length=nic.MOST_ALIASES)] = Field(
         default=(), description="further names of the machine on the network; machines may share one"
@@ -202,6 +205,10 @@ class NicSpec(Table):
     @classmethod
     def _from_text(cls, value: Any) -> Any:
         return nic.card(value)
+
+    def model_for(self, preferred: str) -> str:
+        """Return the model, or `preferred` if the user named no model."""
+        return self.model if "model" in self.model_fields_set else preferred
 
 
 class LimitsSpec(Table):
@@ -239,6 +246,10 @@ class MachineSpec(Table):
     initrd: HostPath | None = _setting("initrd", None)
     cmdline: CommandLine | None = _setting("cmdline", None)
     disks: Annotated[tuple[DiskSpec, ...], Field(strict=False, max_length=16)] = _setting("disks", ())
+    disk_bus: Literal["auto"] | Bus = _setting("disk_bus", "auto")
+    agent_port: Literal["auto", "virtio", "serial"] = _setting("agent_port", "auto")
+    hyperv: bool = _setting("hyperv", False)
+    secure_boot: bool = _setting("secure_boot", False)
     cdrom: Image | None = _setting("cdrom", None)
     floppy: Image | None = _setting("floppy", None)
     boot: Literal["auto", "disk", "cdrom", "floppy"] = _setting("boot", "auto")

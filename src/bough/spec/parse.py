@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from bough.spec import disk as disk_text
 from bough.spec import mounts, nic, values
 from bough.spec.model import MachineSpec, MountSpec
 from bough.spec.problems import IS_MISSING, NO_SUCH_SETTING, Problem, raise_if_any, render_place, translate
@@ -98,6 +99,8 @@ def _find_contradictions(data: Mapping[str, Any]) -> Iterator[Contradiction]:
             if data.get(name) is not None:
                 what = "has no effect without a kernel of the host"
                 yield (name,), what, "set kernel, or remove this setting"
+    if data.get("secure_boot") is True and data.get("firmware") == "bios":
+        yield ("secure_boot",), "needs the firmware 'uefi'", "remove firmware, or this setting"
     yield from _find_nic_problems(data)
     yield from _find_repeated(data, "disks", _serial_of, "this serial")
     yield from _find_repeated(data, "users", _user_of, "this user")
@@ -176,7 +179,7 @@ def _ipv4_of(card: Any) -> Any:
 
 
 def _serial_of(disk: Any) -> Any:
-    return disk.get("serial")
+    return disk_text.disk(disk).get("serial")
 
 
 def _user_of(user: Any) -> Any:

@@ -149,6 +149,31 @@ SETTINGS: Mapping[str, Setting] = {
         boot="host",
         process_image=True,
     ),
+    "disk_bus": Setting(
+        "bus of the disks: 'virtio', 'scsi' (virtio-scsi), 'sata', 'ide' (at most 4 drives) or 'nvme' (no "
+        "snapshots with memory); 'auto': as the image needs, usually 'virtio'",
+        '"auto"',
+        (Flag("--disk-bus", "Bus of the disks; default: as the image needs.", "virtio|scsi|sata|ide|nvme"),),
+        change="stopped",
+    ),
+    "agent_port": Setting(
+        "port of the agent: 'virtio', or 'serial', the second serial port of a PC, for guests without it; "
+        "'auto': as the image needs",
+        '"auto"',
+        (Flag("--agent-port", "Port of the agent; default: as the image needs.", "virtio|serial"),),
+        change="stopped",
+    ),
+    "hyperv": Setting(
+        "interfaces of Hyper-V that Windows uses; no effect without KVM",
+        "true",
+        (Flag("--hyperv", "Offer Windows the interfaces of Hyper-V, under KVM.", kind="switch"),),
+        change="stopped",
+    ),
+    "secure_boot": Setting(
+        "the firmware, a UEFI, starts only loaders signed by Microsoft or Debian; for machines of x86_64",
+        "true",
+        (Flag("--secure-boot", "A UEFI that starts only signed loaders.", kind="switch"),),
+    ),
     "cdrom": Setting(
         "an image that is an ISO, in the CD drive",
         '"debian-installer"',
@@ -314,8 +339,15 @@ SETTINGS: Mapping[str, Setting] = {
     ),
     "disks": Setting(
         "extra disks, empty at first",
-        'size = "10GiB"\nserial = "data"',
-        (Flag("--extra-disk", "Size of an empty extra disk.", "SIZE", many=True),),
+        'size = "10GiB"\nserial = "data"\nbus = "virtio"',
+        (
+            Flag(
+                "--extra-disk",
+                "An empty extra disk, as SIZE[,bus=BUS][,serial=SERIAL].",
+                "SIZE",
+                many=True,
+            ),
+        ),
         process_image=True,
     ),
     "users": Setting(

@@ -9,7 +9,7 @@ from uuid import UUID
 from bough.errors import MachineFailed
 from bough.qemu.argv import render_argv
 from bough.qemu.jail import Jail
-from bough.qemu.plan import NicPlan, Plan
+from bough.qemu.plan import DiskPlan, NicPlan, Plan
 
 
 @dataclass(frozen=True)
@@ -97,13 +97,19 @@ def _can_be_captured(plan: Plan) -> bool:
         and plan.arch == "x86_64"
         and not plan.display
         and not plan.media
+        and not plan.agent_on_serial
         and plan.firmware.variables is None
         and plan.direct_boot is None
         and all(_may_be_captured(nic, plan.jail) for nic in plan.nics)
-        and all(disk.backing and not disk.read_only for disk in plan.disks)
+        and all(_is_plain(disk) for disk in plan.disks)
         and "rdrand=off" in plan.cpu_model.split(",")
         and "rdseed=off" in plan.cpu_model.split(",")
     )
+
+
+def _is_plain(disk: DiskPlan) -> bool:
+    """Return whether the loader can replace the disk: a rewind switches the node of a virtio-blk only."""
+    return bool(disk.backing) and not disk.read_only and disk.bus == "virtio"
 
 
 def _may_be_captured(nic: NicPlan, jail: Jail) -> bool:

@@ -49,10 +49,13 @@ class MachineChanges:
             fields |= {name: getattr(wanted, name) for name in ("ports", "mounts") if name in settings}
             if {"nics", "uplink"} & set(settings):
                 fields |= {"nics": wanted.nics, "uplink": wanted.uplink}
-                nics = _match_cards(spec.network_cards, machine.record.hardware.nics, wanted.network_cards)
+                hardware = machine.record.hardware
+                nics = _match_cards(
+                    spec.network_cards, hardware.nics, wanted.network_cards, model=hardware.nic_model
+                )
                 machine.change(
                     spec=spec.model_copy(update=fields),
-                    hardware=machine.record.hardware.model_copy(update={"nics": nics}),
+                    hardware=hardware.model_copy(update={"nics": nics}),
                 )
             else:
                 machine.change(spec=spec.model_copy(update=fields))
@@ -103,8 +106,14 @@ async def _change_mounts(machine: Machine, wanted: MachineSpec) -> None:
             await add_mount(machine, mount)
 
 
-def _match_cards(before: Sequence[NicSpec], nics: Sequence[Nic], wanted: Sequence[NicSpec]) -> list[Nic]:
-    """Return a card of the hardware for each wanted card. A card that stays keeps its place and addresses."""
+def _match_cards(
+    before: Sequence[NicSpec], nics: Sequence[Nic], wanted: Sequence[NicSpec], *, model: str = "virtio"
+) -> list[Nic]:
+    """Return a card of the hardware for each wanted card. A card that stays keeps its place and addresses.
+
+    Args:
+        model: of cards for which the user named no model.
+    """
     left = list(zip(before, nics, strict=True))
     matched: list[Nic | None] = []
     for card in wanted:
@@ -112,7 +121,8 @@ def _match_cards(before: Sequence[NicSpec], nics: Sequence[Nic], wanted: Sequenc
             (
                 number
                 for number, (old, nic) in enumerate(left)
-                if (old.network, nic.model) == (card.network, card.model) and card.mac in (None, nic.mac)
+                if (old.network, nic.model) == (card.network, card.model_for(model))
+                and card.mac in (None, nic.mac)
             ),
             None,
         )
@@ -122,6 +132,6 @@ def _match_cards(before: Sequence[NicSpec], nics: Sequence[Nic], wanted: Sequenc
         nic.mac if nic is not None else card.mac for nic, card in zip(matched, wanted, strict=True)
     )
     return [
-        nic or Nic(mac=mac, model=card.model, place=next(places))
+        nic or Nic(mac=mac, model=card.model_for(model), place=next(places))
         for nic, card, mac in zip(matched, wanted, macs, strict=True)
     ]

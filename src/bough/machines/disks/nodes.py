@@ -6,7 +6,6 @@ QEMU's answers are untrusted. A QEMU with false answers damages only its own dis
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from bough.errors import MachineFailed
 from bough.machines.record import MachineDisk
+from bough.qemu.disk_bus import disk_of
 from bough.qemu.qmp import MAX_LISTED, Qmp
 
 
@@ -33,13 +33,12 @@ async def read_tops(qmp: Qmp) -> dict[str, Node]:
     nodes = await read_nodes(qmp)
     tops = {}
     for device in await qmp.query_list("query-block"):
-        match = re.search(r"/(disk\d+)-device\b", str(device.get("qdev", ""))[:200])
-        inserted = device.get("inserted")
-        if match is not None and isinstance(inserted, dict):
+        disk, inserted = disk_of(device.get("qdev")), device.get("inserted")
+        if disk is not None and disk.startswith("disk") and isinstance(inserted, dict):
             name = str(inserted.get("node-name"))
             if name not in nodes:
-                raise MachineFailed(f"QEMU reports an unknown block node for {match[1]}")
-            tops[match[1]] = nodes[name]
+                raise MachineFailed(f"QEMU reports an unknown block node for {disk}")
+            tops[disk] = nodes[name]
     return tops
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from bough.errors import Conflict, InvalidInput, MachineFailed, QmpRefused
 from bough.machines.record import MachineRecord
+from bough.qemu.disk_bus import disk_of, path_of
 from bough.qemu.qmp import Qmp
 from bough.tasks import finish
 
@@ -149,10 +150,15 @@ async def take_off(qmp: Qmp, disk: str, node: str, top: str) -> None:
 
 async def present_node(qmp: Qmp, disk: str) -> str:
     """Return the node to which a disk's device sends its requests. Raises MachineFailed."""
+    return (await _find_device(qmp, disk))[1]
+
+
+async def _find_device(qmp: Qmp, disk: str) -> tuple[str, str]:
+    """Return the place of a disk's device in QEMU's object tree, and its node. Raises MachineFailed."""
     for device in await qmp.query_list("query-block"):
         inserted = device.get("inserted")
-        if f"/{disk}-device/" in str(device.get("qdev", ""))[:200] and isinstance(inserted, dict):
-            return str(inserted.get("node-name"))
+        if disk_of(device.get("qdev")) == disk and isinstance(inserted, dict):
+            return path_of(device.get("qdev")), str(inserted.get("node-name"))
     raise MachineFailed(f"QEMU reports no {disk}")
 
 
@@ -175,5 +181,5 @@ async def _put(qmp: Qmp, disk: str, node: str, options: dict[str, Any]) -> None:
 
 
 async def _set_node(qmp: Qmp, disk: str, node: str) -> None:
-    path = f"/machine/peripheral/{disk}-device/virtio-backend"
+    path, _ = await _find_device(qmp, disk)
     await qmp.execute("qom-set", path=path, property="drive", value=node)

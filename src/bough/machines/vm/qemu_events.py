@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from bough.machines.clock import ClockKeeper
 from bough.machines.condition import Condition
 from bough.machines.guest import Guest
+from bough.machines.record import MachineRecord
 from bough.machines.state import State
 from bough.machines.vm.ending import Ending
 from bough.qemu.qmp import Qmp
@@ -15,6 +16,8 @@ from bough.qemu.qmp import Qmp
 class Host(Protocol):
     """The parts of a machine that QemuEvents uses."""
 
+    @property
+    def record(self) -> MachineRecord: ...
     @property
     def state(self) -> State: ...
     @property
@@ -51,6 +54,10 @@ class QemuEvents:
             elif name == "BLOCK_IO_ERROR":
                 why = "no space left on the host" if data.get("nospace") else str(data.get("reason", ""))
                 self._machine.tell("disk-error", why)
+            elif name == "RESET" and self._machine.record.agent_port == "serial":
+                # A serial port does not report that the guest closed it.
+                self._guest.port_changed(False)
+                self._guest.port_changed(True)
             elif name == "VSERPORT_CHANGE" and data.get("id") == "agent":
                 self._guest.port_changed(bool(data.get("open")))
 
