@@ -10,6 +10,7 @@ import re
 import shutil
 import struct
 import subprocess
+import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
@@ -131,8 +132,8 @@ async def test_an_ova(take: Importer, disk: Path, expected: str, tmp_path: Path)
     gz = pack(make_ova(tmp_path / "m.ova", good), "gz", tmp_path / "m.ova.gz")
     assert (await take(gz)).digest == expected
     two = {"m.ovf": describe("d.vmdk", "e.vmdk"), "d.vmdk": vmdk, "e.vmdk": vmdk}
-    await take.refuses(make_ova(tmp_path / "2.ova", two), "2 disks")
-    assert (await take(tmp_path / "2.ova", disk="e.vmdk")).digest == expected
+    assert (await take(make_ova(tmp_path / "2.ova", two), disk="e.vmdk")).digest == expected
+    await take.refuses(tmp_path / "2.ova", "no disk 'f.vmdk'", disk="f.vmdk")
     whole = (tmp_path / "m.ova").read_bytes()
     (tmp_path / "m.ova").write_bytes(whole[: len(whole) // 2])
     await take.refuses(tmp_path / "m.ova", "truncated")
@@ -144,7 +145,7 @@ async def test_an_ova(take: Importer, disk: Path, expected: str, tmp_path: Path)
     await take.refuses(outside, "outside")
 
 
-@pytest.mark.parametrize("name", ["gzip", "blanks", "dots", "macos", "crlf"])
+@pytest.mark.parametrize("name", ["gzip", "blanks", "dots", "macos", "crlf", "directory"])
 async def test_ovas_as_others_write_them(
     take: Importer, disk: Path, expected: str, name: str, tmp_path: Path
 ) -> None:
@@ -156,14 +157,18 @@ async def test_ovas_as_others_write_them(
         files = {"m.ovf": describe("my%20disk.vmdk"), "my disk.vmdk": vmdk}
     elif name == "dots":
         files = {f"./{each}": data for each, data in files.items()}
+    elif name == "directory":
+        files = {f"web/{each}": data for each, data in files.items()}
     elif name == "macos":
         files = {"._m.ovf": b"\0\5\x16\7", **files, "._m.mf": b"\0\5\x16\7"}
     text = "".join(f"SHA256({each})= {hashlib.sha256(data).hexdigest()}\n" for each, data in files.items())
-    files["machine.mf"] = text.replace("\n", "\r\n" if name == "crlf" else "\n").encode()
+    manifest = "web/machine.mf" if name == "directory" else "machine.mf"
+    text = text.replace("(web/", "(").replace("\n", "\r\n" if name == "crlf" else "\n")
+    files[manifest] = text.encode()
     path = make_ova(tmp_path / "m.ova", files, manifest=False)
     assert (await take(path)).digest == expected
-    altered = {**files, "machine.mf": files["machine.mf"].replace(b"= ", b"= 0000")}
-    altered["machine.mf"] = re.sub(rb"= 0000(\w+)\w{4}", rb"= 0000\1", altered["machine.mf"])
+    altered = {**files, manifest: files[manifest].replace(b"= ", b"= 0000")}
+    altered[manifest] = re.sub(rb"= 0000(\w+)\w{4}", rb"= 0000\1", altered[manifest])
     await take.refuses(make_ova(tmp_path / "a.ova", altered, manifest=False), "manifest")
 
 
@@ -190,7 +195,8 @@ async def test_all_disks_of_an_ova(take: Importer, disk: Path, expected: str, tm
     vmdk = convert(disk, "vmdk-stream", tmp_path / "d.vmdk").read_bytes()
     data = convert(make_disk(tmp_path / "e.raw", 8), "vmdk-stream", tmp_path / "e.vmdk").read_bytes()
     two = {"m.ovf": describe("d.vmdk", "e.vmdk"), "d.vmdk": vmdk, "e.vmdk": data}
-    image = await take(make_ova(tmp_path / "2.ova", two), disk="all")
+    image = await take(make_ova(tmp_path / "2.ova", two))
+    assert (await take(tmp_path / "2.ova", disk="all")).digest == image.digest
     (further,) = image.disks
     assert subprocess.run(["cmp", disk, take.store.path(image.digest)], check=False).returncode == 0
     assert subprocess.run(["cmp", tmp_path / "e.raw", take.store.path(further)], check=False).returncode == 0
@@ -198,6 +204,90 @@ async def test_all_disks_of_an_ova(take: Importer, disk: Path, expected: str, tm
     assert verify_image(image, take.store.path(image.digest))
     take.store.delete(image.digest)
     assert take.store.prune(set())[0] == [further]
+
+
+async def test_the_machine_of_an_ova_tells_the_order_of_its_disks(
+    take: Importer, disk: Path, tmp_path: Path
+) -> None:
+    first = convert(disk, "vmdk-stream", tmp_path / "d.vmdk").read_bytes()
+    second = convert(make_disk(tmp_path / "e.raw", 8), "vmdk-stream", tmp_path / "e.vmdk").read_bytes()
+    items = "".join(
+        f"<Item><HostResource>ovf:/disk/{name}</HostResource><Parent>3</Parent>"
+        f"<AddressOnParent>{address}</AddressOnParent></Item>"
+        for name, address in (("d0", 1), ("d1", 0))
+    )
+    described = describe("e.vmdk", "d.vmdk").replace(b"</Envelope>", f"{items}</Envelope>".encode())
+    image = await take(make_ova(tmp_path / "2.ova", {"m.ovf": described, "d.vmdk": first, "e.vmdk": second}))
+    assert subprocess.run(["cmp", disk, take.store.path(image.digest)], check=False).returncode == 0
+
+
+async def test_an_ovf_in_a_directory(take: Importer, disk: Path, expected: str, tmp_path: Path) -> None:
+    place = tmp_path / "exported"
+    place.mkdir()
+    vmdk = convert(disk, "vmdk-stream", place / "my disk.vmdk").read_bytes()
+    (place / "m.ovf").write_bytes(describe("my%20disk.vmdk"))
+    (place / "m.mf").write_text(f"SHA256(my%20disk.vmdk)= {hashlib.sha256(vmdk).hexdigest()}\n")
+    assert (await take(place)).digest == expected
+    assert (await take(place / "m.ovf")).digest == expected
+    with pytest.raises(InvalidInput, match="a checksum is for one file"):
+        await take(place, checksum="0" * 64)
+    (place / "m.mf").write_text(f"SHA256(my disk.vmdk)= {'0' * 64}\n")
+    await take.refuses(place, "manifest")
+    (place / "m.mf").unlink()
+    (place / "two.ovf").write_bytes(describe("my%20disk.vmdk"))
+    await take.refuses(place, "2 descriptions")
+    for outside in ("../m.raw", "%2e%2e/m.raw", "/etc/passwd", "..%5cm.raw"):
+        (place / "m.ovf").write_bytes(describe(outside))
+        await take.refuses(place / "m.ovf", "outside")
+    (place / "link.vmdk").symlink_to("/etc/passwd")
+    (place / "m.ovf").write_bytes(describe("link.vmdk"))
+    await take.refuses(place / "m.ovf", "incomplete")
+    os.mkfifo(place / "pipe.ovf")
+    await take.refuses(place / "pipe.ovf", "not a regular file")
+    await take.refuses(tmp_path, "no description")
+
+
+async def test_the_hardware_that_a_guest_needs(take: Importer, disk: Path, expected: str) -> None:
+    assert (await take(disk, disk_bus="virtio")).digest == expected, "the same as no choice"
+    image = await take(disk, disk_bus="sata", nic_model="e1000", agent_port="serial")
+    assert image.digest != expected
+    assert verify_image(image, take.store.path(image.digest))
+    found = take.store.resolve(image.digest)
+    assert (found.disk_bus, found.nic_model, found.agent_port) == ("sata", "e1000", "serial")
+    await take.refuses(disk, "unknown disk_bus 'usb'", InvalidInput, disk_bus="usb")
+
+
+async def test_a_box_with_two_disks(take: Importer, disk: Path, tmp_path: Path) -> None:
+    first = convert(disk, "qcow2", tmp_path / "d.qcow2").read_bytes()
+    second = convert(make_disk(tmp_path / "e.raw", 8), "qcow2", tmp_path / "e.qcow2").read_bytes()
+    about = b'{"provider": "libvirt", "disks": [{"path": "box_1.img"}, {"path": "box_2.img"}]}'
+    box = {"./metadata.json": about, "./box_2.img": second, "./box_1.img": first}
+    packed = pack(make_ova(tmp_path / "d", box, manifest=False), "gz", tmp_path / "web.box")
+    image = await take(packed)
+    assert len(image.disks) == 1
+    assert subprocess.run(["cmp", disk, take.store.path(image.digest)], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["../m.ovf"],
+        ["/m.ovf"],
+        ["a/../m.ovf"],
+        ["a/b/m.ovf"],
+        ["a/m.ovf", "b/d.vmdk"],
+        ["a/m.ovf", "d.vmdk"],
+        ["m.ovf", "./m.ovf"],
+        ["..", "m.ovf"],
+        ["a\nb.ovf"],
+    ],
+)
+async def test_hostile_names_in_an_ova(take: Importer, names: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "m.ova"
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for name in names:
+            archive.addfile(tarfile.TarInfo(name))
+    await take.refuses(path, "invalid file name")
 
 
 async def test_a_fixed_vhd(take: Importer, disk: Path, expected: str, tmp_path: Path) -> None:

@@ -135,7 +135,22 @@ def _recipe(file: str) -> dict[str, Any]:
 @click.option(
     "--disk",
     metavar="FILE",
-    help="The disk to import from an OVA with several; all: every disk, the first one boots.",
+    help="One disk of an OVA; default: all disks, and the first one boots.",
+)
+@click.option(
+    "--disk-bus",
+    metavar="virtio|scsi|sata|ide|nvme",
+    default="auto",
+    help="Bus of the disks of machines from the image; default: what its initrd has drivers for, or virtio.",
+)
+@click.option(
+    "--nic-model",
+    metavar="virtio|e1000|e1000e|rtl8139",
+    default="auto",
+    help="Model of their network cards; default: virtio.",
+)
+@click.option(
+    "--agent-port", metavar="virtio|serial", default="auto", help="Port of their agent; default: virtio."
 )
 @click.option("--max-size", metavar="SIZE", help="Largest size of the disk; default: 2TiB.")
 @click.option(
@@ -149,6 +164,8 @@ def _recipe(file: str) -> dict[str, Any]:
 @json_option
 def import_image(source: str, max_size: str | None, as_json: bool, **given: Any) -> None:
     """Import a disk image: raw, qcow2, vmdk, vdi, vhdx, OVA or ISO, also compressed by gz, xz, zst or bz2.
+
+    FILE may also be an OVF (.ovf) or the directory of an OVF.
 
     The same command resumes a broken download. The file's sha256 is kept with the image, except for a file
     with large holes.

@@ -115,7 +115,8 @@ class ImageStore:
         """Import a disk image: a file, or an http(s) address; see `bough image import --help`.
 
         Args:
-            more: format, arch, firmware, sha256, os, version, disk, max_size (bytes), cloud_init, agent.
+            more: format, arch, firmware, sha256, os, version, disk, max_size (bytes), cloud_init, agent,
+                disk_bus, nic_model, agent_port.
                 `agent` says whether the disk is of a machine with bough's agent. bough's own exports state
                 this.
 

@@ -68,6 +68,9 @@ class ImportImage(Request):
     max_size: int | None = None
     cloud_init: bool = False
     agent: bool | None = None
+    disk_bus: str = "auto"
+    nic_model: str = "auto"
+    agent_port: str = "auto"
 
 
 class PullImage(Request):

@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import unquote, urlsplit
 
 from bough.errors import BadImage, Conflict, InvalidInput, NotFound
@@ -44,6 +44,8 @@ from bough.images.formats import (
 from bough.images.note import ExportNote, read_note
 from bough.images.store import ImageManifest, ImageStore
 from bough.progress import Progress, Report
+from bough.spec.disk import Bus
+from bough.spec.nic import Model
 from bough.storage import no_space_is_told
 from bough.tasks import finish, run_stoppable
 from bough.units import MIB, format_size
@@ -52,7 +54,11 @@ log = logging.getLogger("bough.images")
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+/:@-]{0,127}")
 _CHECKSUM = re.compile(r"(?:(sha256|sha512):)?([0-9a-f]{64}|[0-9a-f]{128})")
-_ENDINGS = re.compile(r"\.(gz|xz|zst|bz2|raw|img|qcow2|vmdk|vdi|vhdx|vhd|ova|iso|tar|box)$", re.IGNORECASE)
+_ENDINGS = re.compile(
+    r"\.(gz|xz|zst|bz2|raw|img|qcow2|vmdk|vdi|vhdx|vhd|ova|ovf|iso|tar|box)$", re.IGNORECASE
+)
+#: Hardware that a user may name for an image.
+HARDWARE = {"disk_bus": get_args(Bus), "nic_model": get_args(Model), "agent_port": ("virtio", "serial")}
 _FIRMWARE = {"x86_64": ("bios", "uefi"), "i386": ("bios",)}
 #: Nested archives. No real disk image has more.
 _MOST_LAYERS = 4
@@ -69,6 +75,7 @@ class ImportRequest:
         source: an absolute path, or an http(s) address.
         checksum: "sha256:..." or "sha512:..." of the source file, or the 64 digits of a sha256 alone.
         disk: the name of a disk in an OVA, or ova.ALL_DISKS.
+        disk_bus, nic_model, agent_port: hardware of machines from the image.
         agent: the guest has bough's agent; None: use the note of `bough export`, if any.
     """
 
@@ -85,6 +92,9 @@ class ImportRequest:
     cloud_init: bool = False
     arch_given: bool = False
     agent: bool | None = None
+    disk_bus: str = "auto"
+    nic_model: str = "auto"
+    agent_port: str = "auto"
 
 
 async def import_image(
@@ -137,6 +147,10 @@ def _check_request(request: ImportRequest) -> str:
         )
     if request.firmware not in ("auto", "bios", "uefi"):
         raise InvalidInput(f"unknown firmware {request.firmware[:40]!r}", hint="one of: auto, bios or uefi")
+    for name, known in HARDWARE.items():
+        value = getattr(request, name)
+        if value not in ("auto", *known):
+            raise InvalidInput(f"unknown {name} {value[:40]!r}", hint=f"one of: auto, {', '.join(known)}")
     if request.checksum is not None and not _CHECKSUM.fullmatch(request.checksum.lower()):
         raise InvalidInput(
             f"{request.checksum[:80]!r} is not a sha256 checksum",
@@ -175,6 +189,11 @@ async def _fetched(
     path = Path(os.path.realpath(path))
     if not path.exists():
         raise NotFound(f"there is no file {path}", kind="file")
+    if is_in_directory(path):
+        if request.checksum is not None:
+            raise InvalidInput("a checksum is for one file, and an OVF has several")
+        yield path
+        return
     if not path.is_file():
         raise InvalidInput(
             f"{path} is not a file", hint="copy a disk to a file first: dd if=/dev/sdX of=disk.raw"
@@ -197,6 +216,8 @@ async def _check_sum(path: Path, request: ImportRequest, report: Report) -> str 
     Return None for a sparse local file without a requested checksum: hashing 64 GiB of zeros takes minutes.
     """
     wanted = request.checksum
+    if is_in_directory(path):
+        return None  # a manifest beside the description has the digests
     if wanted is None and not _is_url(request.source) and _is_sparse(path):
         return None
     match = _CHECKSUM.fullmatch((wanted or "").lower())
@@ -210,6 +231,11 @@ async def _check_sum(path: Path, request: ImportRequest, report: Report) -> str 
             hint="the file may be damaged, or its publisher has replaced it",
         )
     return found["sha256"]
+
+
+def is_in_directory(path: Path) -> bool:
+    """Return whether the source is an OVF in a directory: the directory, or the description in it."""
+    return path.is_dir() or path.suffix.lower() == ".ovf"
 
 
 def _is_sparse(path: Path) -> bool:
@@ -254,6 +280,9 @@ class _Making:
     async def uncover(self, path: Path) -> tuple[list[Path], ExportNote | None]:
         """Return the disks as files that the jail may read, and the note of a bough export, if any."""
         wanted = self.request.format
+        if is_in_directory(path):
+            beside = await asyncio.to_thread(ova.find_disks_beside, path, self.request.disk)
+            return [await self._take_out(path, member) for member in beside.disks], beside.note
         for layer in range(_MOST_LAYERS):
             with path.open("rb") as stream:
                 size = os.fstat(stream.fileno()).st_size
@@ -430,6 +459,7 @@ def _describe(
         "lived": agent and media == "disk",
         "media": media,
         "cloud_init": request.cloud_init,
+        **{name: value for name in HARDWARE if (value := getattr(request, name)) != "auto"},
     }
 
 

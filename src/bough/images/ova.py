@@ -1,7 +1,8 @@
 """Read the disks in an OVA: a tar with a description (OVF, XML) and disks. All reads are bounded.
 
-DMTF DSP0243 (OVF) and ISO 17203. Only the disks are used; the described machine is ignored. A Vagrant box is
-such a tar, too. A Vagrant box for libvirt is a tar with metadata.json and disks.
+DMTF DSP0243 (OVF) and ISO 17203. Only the disks and their order are used; the rest of the described machine
+is ignored. A Vagrant box is such a tar, too. A Vagrant box for libvirt is a tar with metadata.json and disks.
+The same files may be in a directory instead of a tar.
 """
 
 from __future__ import annotations
@@ -28,17 +29,24 @@ _MOST_TEXT = 1 * MIB
 _MOST_DISKS = 17
 #: Description in a Vagrant box for libvirt.
 _BOX = "metadata.json"
+#: A file, perhaps in a directory.
+_NAME = re.compile(r"(?!\.\.?/)(?:[^/]+/)?(?!\.\.?$)[^/]+")
 _DIGEST_LINE = re.compile(r"(SHA1|SHA256|SHA512)\s*\((.{1,255})\)\s*=\s*([0-9a-fA-F]{40,128})")
 
 
 @dataclass(frozen=True)
 class Member:
-    """A file in the tar: place, size, and the digest if the manifest names the file."""
+    """A file in the tar: place, size, and the digest if the manifest names the file.
+
+    Attributes:
+        path: of a file in a directory; None: the file is in the tar.
+    """
 
     name: str
     offset_bytes: int
     size_bytes: int
     digest: tuple[str, str] | None = None
+    path: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -61,48 +69,85 @@ def find_disks(stream: BinaryIO, size_bytes: int, wanted: str | None = None) -> 
     """Find the disks to extract from an OVA or a Vagrant box.
 
     Args:
-        wanted: name of a disk, or ALL_DISKS. None: the only disk, or all disks of an OVA that bough exported.
+        wanted: name of a disk. None, ALL_DISKS: all disks.
 
     Raises:
-        BadImage: the file is no OVA, is truncated, names a file outside, or has no disk. Also if the file
-            has several disks and `wanted` is None.
+        BadImage: the file is no OVA, is truncated, names a file outside, or has no disk.
     """
     members = _read_members(stream, size_bytes)
     described = [name for name in members if name.lower().endswith(".ovf")]
-    note = None
-    if not described and _BOX in members:
-        names = _read_box(_text(stream, members[_BOX]), members)
-    elif len(described) == 1:
-        names, note = _read_description(_text(stream, members[described[0]]), members)
-    else:
+
+    def read(member: Member) -> str:
+        return _text(stream.fileno(), member)
+
+    if len(described) > 1 or not (described or _BOX in members):
         raise BadImage(
             f"the archive has {len(described)} descriptions (.ovf), an OVA has one",
             hint="if it is another kind of tar, unpack it, and import the disk inside",
         )
-    chosen = _choose(names, wanted, note)
+    return _find(members, described[0] if described else None, read, wanted)
+
+
+def find_disks_beside(path: Path, wanted: str | None = None) -> Found:
+    """Find the disks of an OVF in a directory. Blocking.
+
+    Args:
+        path: the description, or a directory with one.
+        wanted: as for find_disks.
+
+    Raises:
+        BadImage: as find_disks. Symbolic links count as missing files.
+    """
+    directory = path if path.is_dir() else path.parent
+    members = _read_directory(directory)
+    described = [path.name] if path != directory else [m for m in members if m.lower().endswith(".ovf")]
+    if len(described) > 1 or not (described or _BOX in members):
+        what = "no description (.ovf)" if not described else f"{len(described)} descriptions (.ovf)"
+        raise BadImage(f"the directory has {what}", hint="name the description, or a disk")
+    if described and described[0] not in members:
+        raise BadImage(f"{described[0][:60]!r} is not a regular file")
+
+    def read(member: Member) -> str:
+        descriptor = os.open(directory / member.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            return _text(descriptor, member)
+        finally:
+            os.close(descriptor)
+
+    return _find(members, described[0] if described else None, read, wanted)
+
+
+def _find(
+    members: dict[str, Member], described: str | None, read: Callable[[Member], str], wanted: str | None
+) -> Found:
+    """Return the disks that the description names; without a description, those of the box."""
+    note = None
+    if described is None:
+        names = _read_box(read(members[_BOX]), members)
+    else:
+        names, note = _read_description(read(members[described]), members)
+    chosen = _choose(names, wanted)
     digests: dict[str, tuple[str, str]] = {}
     for name, member in members.items():
         if name.lower().endswith(".mf"):
-            digests |= _read_digests(_text(stream, member))
+            digests |= _read_digests(read(member))
     found = [replace(members[name], digest=digests.get(name)) for name in chosen]
     return Found(tuple(found), note)
 
 
-def _choose(names: list[str], wanted: str | None, note: ExportNote | None) -> list[str]:
-    if wanted is None and note is not None and note.disks == len(names):
-        wanted = ALL_DISKS
+def _choose(names: list[str], wanted: str | None) -> list[str]:
     if not names:
         raise BadImage("the OVA has no disk")
-    if wanted == ALL_DISKS or (wanted is None and len(names) == 1):
-        return names[:_MOST_DISKS]
-    if wanted is None:
-        raise BadImage(
-            f"the OVA has {len(names)} disks: {_list(names)}",
-            hint=f"choose one: --disk FILE; or import all, of which the first boots: --disk {ALL_DISKS}",
-        )
+    if wanted in (None, ALL_DISKS):
+        if len(names) > _MOST_DISKS:
+            raise BadImage(
+                f"the OVA has {len(names)} disks, more than the {_MOST_DISKS} of a machine",
+                hint="choose one: --disk FILE",
+            )
+        return names
     if wanted not in names:
         raise BadImage(f"the OVA has no disk {wanted[:100]!r}", hint=f"it has: {_list(names)}")
-    return [wanted]
+    return [name for name in names if name == wanted]
 
 
 def extract(
@@ -115,7 +160,7 @@ def extract(
     """
     algorithm, wanted = member.digest or ("sha256", None)
     digest = hashlib.new(algorithm)
-    with source.open("rb") as stream, SparseWriter(target, most_bytes) as writer:
+    with _open(member.path or source) as stream, SparseWriter(target, most_bytes) as writer:
         stream.seek(member.offset_bytes)
         left = member.size_bytes
         while left:
@@ -133,6 +178,11 @@ def extract(
         )
 
 
+def _open(path: Path) -> BinaryIO:
+    """Open a file of the archive. A description names files, so a link must not lead elsewhere."""
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+
+
 def _list(names: list[str]) -> str:
     return ", ".join(name[:60] for name in names[:10])
 
@@ -145,27 +195,54 @@ def _read_members(stream: BinaryIO, size_bytes: int) -> dict[str, Member]:
             for count, info in enumerate(archive):
                 if count >= _MOST_MEMBERS:
                     raise BadImage(f"the OVA has more than {_MOST_MEMBERS} files")
-                if info.isdir() and info.name.strip("./") == "":
-                    continue  # the packed directory itself
+                if info.isdir():
+                    continue  # perhaps the packed directory itself
                 if not info.isreg() or info.issparse():
                     raise BadImage("the OVA contains something other than regular files")
                 name = info.name.removeprefix("./")
-                if name.startswith("._"):
+                if name.rpartition("/")[2].startswith("._"):
                     continue  # metadata of macOS about another file
-                if not name or "/" in name or name in found or not name.isprintable():
+                if not _NAME.fullmatch(name) or name in found or not name.isprintable():
                     raise BadImage(f"the OVA contains an invalid file name: {name[:60]!r}")
                 if info.size < 0 or info.offset_data + info.size > size_bytes:
                     raise BadImage(f"the OVA is truncated: it ends in the middle of {name[:60]!r}")
                 found[name] = Member(name, info.offset_data, info.size)
     except (tarfile.TarError, ValueError, OSError, UnicodeError, EOFError, OverflowError) as error:
         raise BadImage(f"the OVA is truncated or altered: {str(error)[:200]}") from error
+    return _without_directory(found)
+
+
+def _without_directory(members: dict[str, Member]) -> dict[str, Member]:
+    """Return the files of a tar. If all files are in one directory, the names are without the directory.
+
+    Raises:
+        BadImage: files are in several directories.
+    """
+    directories = {name.rpartition("/")[0] for name in members}
+    if len(directories) > 1:
+        inner = next(name for name in members if "/" in name)
+        raise BadImage(f"the OVA contains an invalid file name: {inner[:60]!r}")
+    plain = {name.rpartition("/")[2]: member for name, member in members.items()}
+    return {name: replace(member, name=name) for name, member in plain.items()}
+
+
+def _read_directory(directory: Path) -> dict[str, Member]:
+    """Return the regular files directly below a directory."""
+    found: dict[str, Member] = {}
+    with os.scandir(directory) as entries:
+        for count, entry in enumerate(entries):
+            if count >= _MOST_MEMBERS:
+                raise BadImage(f"the directory has more than {_MOST_MEMBERS} files", hint="name one file")
+            if entry.is_file(follow_symlinks=False) and entry.name.isprintable():
+                size = entry.stat(follow_symlinks=False).st_size
+                found[entry.name] = Member(entry.name, 0, size, path=Path(entry.path))
     return found
 
 
-def _text(stream: BinaryIO, member: Member) -> str:
+def _text(descriptor: int, member: Member) -> str:
     if member.size_bytes > _MOST_TEXT:
         raise BadImage(f"{member.name[:60]!r} in the OVA is too large for a description")
-    data = os.pread(stream.fileno(), member.size_bytes, member.offset_bytes)
+    data = os.pread(descriptor, member.size_bytes, member.offset_bytes)
     return data.decode("utf-8", errors="replace").lstrip("\ufeff")
 
 
@@ -178,7 +255,7 @@ def _read_description(text: str, members: dict[str, Member]) -> tuple[list[str],
     except (ElementTree.ParseError, ValueError) as error:
         raise BadImage(f"the OVA's description is broken: {str(error)[:200]}") from error
     files: dict[str, str] = {}
-    disks: list[str] = []
+    disks: dict[str, str] = {}
     note = None
     for element in root.iter():
         tag, attributes = _local(element.tag), _attributes(element)
@@ -187,16 +264,34 @@ def _read_description(text: str, members: dict[str, Member]) -> tuple[list[str],
                 raise BadImage("the OVA has a disk in chunks", hint="join them: cat disk.0* > disk.vmdk")
             files[attributes.get("id", "")] = attributes.get("href", "")
         elif tag == "Disk" and "fileRef" in attributes:
-            disks.append(attributes["fileRef"])
+            disks[attributes.get("diskId", f" {len(disks)}")] = attributes["fileRef"]
         elif tag == "ProductSection":
             note = note or _read_property(element, attributes.get("class", ""))
     names = []
-    for reference in disks:
+    for reference in _in_hardware_order(disks, root):
         href = files.get(reference)
         if href is None:
             raise BadImage("the OVA's description names a disk without a file")
         names.append(_member_of(href, members))
     return list(dict.fromkeys(names)), note
+
+
+def _in_hardware_order(disks: dict[str, str], root: ElementTree.Element) -> list[str]:
+    """Return the references to the files of the disks as the described machine numbers its disks: by the
+    controller, and by the address there. The machine boots from the first disk.
+    """
+    order: dict[str, tuple[int, int]] = {}
+    controllers: dict[str, int] = {}
+    for element in root.iter():
+        if _local(element.tag) not in ("Item", "StorageItem"):
+            continue
+        about = {_local(one.tag): (one.text or "").strip() for one in element}
+        disk = about.get("HostResource", "").rpartition("/disk/")[2]
+        if disk in disks:
+            controller = controllers.setdefault(about.get("Parent", ""), len(controllers))
+            address = about.get("AddressOnParent", "")
+            order.setdefault(disk, (controller, int(address) if re.fullmatch(r"[0-9]{1,6}", address) else 0))
+    return [disks[disk] for disk in sorted(disks, key=lambda disk: order.get(disk, (len(disks), 0)))]
 
 
 def _member_of(href: str, members: dict[str, Member]) -> str:
