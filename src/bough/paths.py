@@ -15,6 +15,8 @@ $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root
   incoming/                              half-made files; removed when the service starts
   downloads/<key>.{part,json}            downloads to resume; at most a week old
   images/<digest>/{image.json,disk.raw}
+  agent-disks/<arch>-<digest>.squashfs   disks with the agent, for guests that start the agent from a disk
+  agent-disks/keys.json                  key of a recipe -> digest
   labels.json                            label -> digest
   ssh/{key,key.pub}                      bough's own key, which logs in to each machine; mode 0700
   ssh/config-<user>                      the configuration that `bough ssh` passes to ssh
@@ -280,6 +282,17 @@ class Home(_Place):
         return self.root / "images"
 
     @property
+    def agent_disks(self) -> Path:
+        return self.root / "agent-disks"
+
+    @property
+    def agent_disk_keys(self) -> Path:
+        return self.agent_disks / "keys.json"
+
+    def agent_disk(self, arch: str, digest: str) -> Path:
+        return self.agent_disks / f"{arch}-{digest}.squashfs"
+
+    @property
     def labels(self) -> Path:
         return self.root / "labels.json"
 
@@ -331,8 +344,17 @@ class Home(_Place):
     def names(self) -> frozenset[str]:
         """Return all names that may be in `root`; `bough doctor --store` reports other names as strays."""
         logs = [self.service_log, self.service_log.with_suffix(".log.1")]
-        nouns = [self.images, self.labels, self.machines, self.networks, self.projects, self.snapshots]
+        nouns = [
+            self.images,
+            self.agent_disks,
+            self.labels,
+            self.machines,
+            self.networks,
+            self.projects,
+            self.snapshots,
+        ]
         rest = [
+            self.agent_disks,
             self.project_snapshots,
             self.lock,
             ending_mark(self.lock),
@@ -396,7 +418,7 @@ class Home(_Place):
             HostLacks: see `make_private_directory`. OSError: a directory cannot be made.
         """
         nouns = (self.images, self.machines, self.networks, self.projects, self.snapshots)
-        for path in (self.root, self.incoming, self.project_snapshots, *nouns):
+        for path in (self.root, self.incoming, self.agent_disks, self.project_snapshots, *nouns):
             make_directory(path, 0o711)
         if not self.runtime.is_symlink():  # a link of an earlier version: see service/sockets.py
             make_private_directory(self.runtime)

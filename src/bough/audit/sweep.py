@@ -12,7 +12,14 @@ def sweep_unfinished_writes(home: Home) -> None:
     """Remove unfinished writes. No unfinished write was acknowledged, and the old files are intact."""
     nouns = (home.images, home.machines, home.snapshots)
     below = (directory for noun in nouns for directory in _below(noun))
-    for directory in (home.root, home.networks, home.projects, home.project_snapshots, *below):
+    for directory in (
+        home.root,
+        home.agent_disks,
+        home.networks,
+        home.projects,
+        home.project_snapshots,
+        *below,
+    ):
         for path in directory.iterdir():
             if is_unfinished_write(path.name) and path.is_file() and not path.is_symlink():
                 path.unlink()

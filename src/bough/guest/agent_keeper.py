@@ -261,7 +261,10 @@ class Keeper:
                 if self._port:
                     os.set_inheritable(int(self._port[1]), True)
                 code = CODE.format(sys.path[0], ["--agent", str(control.fileno()), *self._port])
-                os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", code])
+                from bough.guest.agent_python import python_words
+
+                words = python_words()
+                os.execv(words[0], [*words, "-I", "-S", "-c", code])
             self._listener.close()
             if self._front is not None:
                 self._front.close()

@@ -6,7 +6,7 @@ and the tag) identifies all settings: another tag is another mount.
 """
 
 # pathlib costs an emulated guest 20 ms to load.
-# ruff: noqa: PTH103, PTH118, PTH123
+# ruff: noqa: PTH103, PTH110, PTH118, PTH123, SIM105
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from bough.guest import agent_connect
 from bough.guest.agent_calls import run
 from bough.guest.agent_freeze import _unescape
 from bough.guest.agent_identity import write_file
+from bough.guest.agent_python import program_words, python_words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,10 +107,11 @@ def _answers(target: str) -> bool:
 def _mount(mount: Mount) -> None:
     target, tag = str(mount["target"]), str(mount["tag"])
     program = _find_sshfs()
+    _load_fuse()
     os.makedirs(target, exist_ok=True)
     options = [
         f"fsname={_PREFIX}{tag}",
-        f"ssh_command={_python()} -I -S {agent_connect.__file__} {tag}",
+        f"ssh_command={' '.join(python_words())} -I -S {agent_connect.__file__} {tag}",
         "reconnect",
         "allow_other",
         "default_permissions",
@@ -118,7 +120,7 @@ def _mount(mount: Mount) -> None:
         *_cache_options(mount.get("cache_s")),
         *([] if mount.get("writable") else ["ro"]),
     ]
-    code, output = run([program, "bough:/share", target, "-o", ",".join(options)])
+    code, output = run([*program, "bough:/share", target, "-o", ",".join(options)])
     if code:
         said = [line for line in output.strip().splitlines() if line.strip()]
         raise _Failed(
@@ -126,18 +128,27 @@ def _mount(mount: Mount) -> None:
         )
 
 
-def _find_sshfs() -> str:
+def _find_sshfs() -> list[str]:
+    """Return the words that start sshfs: of the agent disk if the agent is started from it."""
+    words = program_words("sshfs")
+    if words:
+        return words
     for place in ("/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin"):
         path = os.path.join(place, "sshfs")
         if os.access(path, os.X_OK):
-            return path
+            return [path]
     raise _Failed("the guest has no sshfs")
 
 
-def _python() -> str:
-    import sys
-
-    return sys.executable or "/usr/bin/python3"
+def _load_fuse() -> None:
+    """Load the driver. systemd and udev have a device that loads the driver when opened; others do not."""
+    if not os.path.exists("/dev/fuse"):
+        try:
+            run(["modprobe", "-q", "fuse"])
+        except OSError:
+            pass  # no modprobe: the kernel has the driver, or no modules
+    if not os.path.exists("/dev/fuse"):
+        raise _Failed("the guest's kernel has no FUSE, which shared directories need")
 
 
 def _identity_options(mount: Mount) -> list[str]:
@@ -173,11 +184,11 @@ def _user_name(uid: int) -> str:
         raise _Failed(f"the guest has no user {uid}") from None
 
 
-def _link_options(program: str) -> list[str]:
+def _link_options(program: list[str]) -> list[str]:
     """Let links lead out of the mount. Newer versions of sshfs prevent such links. The guest trusts the
     host's links.
     """
-    return ["no_contain_symlinks"] if "no_contain_symlinks" in run([program, "-h"])[1] else []
+    return ["no_contain_symlinks"] if "no_contain_symlinks" in run([*program, "-h"])[1] else []
 
 
 def _cache_options(cache_s: object) -> list[str]:

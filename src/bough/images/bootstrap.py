@@ -8,23 +8,22 @@ from __future__ import annotations
 import getpass
 import os
 import shutil
-from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 
-from bough.errors import BuildFailed, HostLacks, NoSpace
+from bough.errors import HostLacks
 from bough.guest.install import ENABLED_AS, UNIT_PATH, agent_files
 from bough.images import disk
 from bough.images.apt import Mirrors, render_pins, render_source, source_files, source_path
+from bough.images.build_watch import BuildWatch
 from bough.images.emulation import find_rule
 from bough.images.namespace import start_inside
 from bough.images.platforms import PLATFORMS
 from bough.images.recipes import SCRIPTS, Recipe
-from bough.progress import Progress, Report
+from bough.progress import Report
 from bough.qemu.host import has_range
-from bough.qemu.subprocesses import end_subprocess
 from bough.spec import PackageLock
 
-_OUTPUT_LINES = 40
 _PROGRAMS = {
     "mmdebstrap": "mmdebstrap",
     "mke2fs": "e2fsprogs",
@@ -34,19 +33,23 @@ _PROGRAMS = {
 }
 
 
-def check_programs() -> None:
+def check_programs(programs: Mapping[str, str] = _PROGRAMS, made: str = "images") -> None:
     """Check that the host has the programs that a build needs.
+
+    Args:
+        programs: program -> Debian's package.
+        made: what the build makes.
 
     Raises:
         HostLacks: names every missing program.
     """
     # Some of the programs are in sbin. An ordinary user's PATH lacks sbin.
     path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-    missing = [name for name in _PROGRAMS if shutil.which(name, path=path) is None]
+    missing = [name for name in programs if shutil.which(name, path=path) is None]
     if missing:
-        packages = " ".join(sorted({_PROGRAMS[name] for name in missing}))
+        packages = " ".join(sorted({programs[name] for name in missing}))
         raise HostLacks(
-            f"this host lacks {', '.join(missing)}, needed to build images",
+            f"this host lacks {', '.join(missing)}, needed to build {made}",
             hint=f"sudo apt install {packages} (on other distributions: bough doctor)",
         )
 
@@ -156,85 +159,22 @@ async def bootstrap(
         "BOUGH_ROOT_OFFSET": str(disk.ROOT_OFFSET),
         "BOUGH_ROOT_SIZE": str(disk.ROOT_BYTES),
     }
-    proxies = ("http_proxy", "https_proxy", "no_proxy")
-    environment |= {name: os.environ[name] for name in proxies if name in os.environ}
-    watch = _Watch(recipe.label, report)
+    environment |= find_proxies()
+    watch = BuildWatch(recipe.label, report)
     rule = "" if native else await find_rule(recipe.arch, work)
     process = await start_inside(work, ("sh", "./build.sh"), environment, binfmt=rule)
-    try:
-        assert process.stdout is not None
-        async for line in process.stdout:
-            watch.line(line.decode(errors="replace").rstrip())
-        status = await process.wait()
-    except BaseException:
-        await end_subprocess(process)
-        raise
-    if status != 0:
-        raise watch.failure(status, work)
+    await watch.follow(process, work)
+
+
+def find_proxies() -> dict[str, str]:
+    """Return the variables by which apt finds its proxies."""
+    proxies = ("http_proxy", "https_proxy", "no_proxy")
+    return {name: os.environ[name] for name in proxies if name in os.environ}
 
 
 def _with_version(name: str, lock: PackageLock | None) -> str:
     version = lock.boot_loader.get(name) if lock else None
     return f"{name}={version}" if version else name
-
-
-class _Watch:
-    """Reader of the build's output. Reports each step, and keeps the last lines for an error."""
-
-    def __init__(self, label: str, report: Report) -> None:
-        self._label = label
-        self._report = report
-        self._step = "preparing"
-        self._last: deque[str] = deque(maxlen=_OUTPUT_LINES)
-        self._unavailable: list[str] = []
-
-    def line(self, text: str) -> None:
-        if text.startswith("@step "):
-            self._step = text.removeprefix("@step ")
-            self._report(Progress(f"building {self._label}: {self._step}"))
-            return
-        if text.startswith("@unavailable "):
-            self._unavailable.append(text.removeprefix("@unavailable ")[:200])
-            return
-        self._last.append(text[:500])
-        if text.startswith("I: "):
-            self._report(Progress(f"building {self._label}: {self._step}", detail=text[3:].rstrip(".")))
-
-    def failure(self, status: int, work: Path) -> BuildFailed | NoSpace:
-        output = "\n".join(self._last)
-        if "No space left on device" in output:
-            return NoSpace(
-                f"no space left for the build of {self._label} below {work.parent}",
-                hint="a build needs about 2.5 GiB",
-                output=output[-2000:],
-            )
-        if self._unavailable:
-            gone = self._unavailable
-            more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
-            return BuildFailed(
-                f"the image {self._label} could not be built: the archive no longer has "
-                f"these locked versions: {', '.join(gone[:5])}{more}",
-                hint="use an archive of that day (--mirror, --security-mirror), "
-                "or write a new lock: bough image lock",
-                image=self._label,
-                step=self._step,
-                unavailable=gone[:500],
-            )
-        return BuildFailed(
-            f"the image {self._label} could not be built: {self._step} failed (status {status})",
-            hint=_hint(output),
-            image=self._label,
-            step=self._step,
-            output=output[-4000:],
-        )
-
-
-def _hint(output: str) -> str:
-    if any(word in output for word in ("Could not resolve", "Could not connect", "Temporary failure")):
-        return "no mirror could be reached: check the network, or name another mirror with --mirror"
-    if "is expired" in output:
-        return "the mirror's lists have expired, or this host's clock is wrong; --mirror names another mirror"
-    return "see the end of the output above; bough doctor shows whether a program is missing"
 
 
 def remove_build(work: Path) -> None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import secrets
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +16,7 @@ from bough.images import disk
 from bough.images.apt import DEFAULT_MIRRORS, Mirrors
 from bough.images.bootstrap import bootstrap, check_programs, check_subordinate_ids, prepare, remove_build
 from bough.images.locks import check_lock, check_same, has_versions
+from bough.images.one_build import only_one
 from bough.images.platforms import PLATFORMS
 from bough.images.recipes import Recipe, recipe_for
 from bough.images.store import ImageManifest, ImageStore
@@ -91,7 +89,9 @@ async def build_recipe(
     asked = _now()
     if lock is not None:
         check_lock(lock, recipe)
-    async with _only_one(store, f"{label or recipe.digest()[:20]}-{recipe.arch}", progress):
+    one = f"{label or recipe.digest()[:20]}-{recipe.arch}"
+    lock_file = store.home.images / f".{one.replace('/', '_')}.lock"
+    async with only_one(lock_file, one, progress):
         known = _known(store, label, recipe.arch) if label else store.find_recipe(recipe.digest())
         if lock is not None:
             known = store.find_recipe(recipe.digest(), lambda image: has_versions(image, lock))
@@ -205,27 +205,6 @@ def _known(store: ImageStore, label: str, arch: str) -> ImageManifest | None:
         return store.resolve(label, arch)
     except NotFound:
         return None
-
-
-@asynccontextmanager
-async def _only_one(store: ImageStore, label: str, report: Report) -> AsyncIterator[None]:
-    """Hold the lock of a label. The lock is on a file, because another process may build the same image."""
-    path = store.home.images / f".{label.replace('/', '_')}.lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        waiting = False
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not waiting:
-                    report(Progress(f"waiting for another build of {label}"))
-                waiting = True
-                await asyncio.sleep(0.1)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _check_space(where: Path) -> None:

@@ -65,6 +65,7 @@ async def suspended_subject(machine: Machine, home: Home, *, disks_only: bool) -
         spec=record.spec,
         image_digest=record.image_digest,
         image_agent=record.image_agent,
+        agent_disk=record.agent_disk,
         hardware=record.hardware,
         domain=record.domain,
         first_boot=record.first_boot,

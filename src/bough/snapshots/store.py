@@ -76,6 +76,7 @@ class SnapshotManifest(_Kept):
             "frozen": disks of a running machine, with quiesced file systems.
             "crash": disks of a running machine whose file systems could not be quiesced.
         parent: the machine's previous snapshot: the last one taken of the machine, restored or forked.
+        agent_disk: digest of the machine's agent disk, which forks with the memory need; None: it had none.
         project: id of the machine's project, whose networks its forks see.
         pause_ms: time in which the vCPUs did not run.
         booted_key: set for a booted snapshot, which no user asked for (see forks/booted.py). Such a snapshot
@@ -96,6 +97,7 @@ class SnapshotManifest(_Kept):
     spec: MachineSpec
     image_digest: str
     image_agent: bool
+    agent_disk: str | None = None
     hardware: Hardware
     domain: str | None = None
     project: str | None = None

@@ -135,6 +135,7 @@ class SnapshotTree:
                 spec=record.spec,
                 image_digest=record.image_digest,
                 image_agent=record.image_agent,
+                agent_disk=record.agent_disk,
                 hardware=record.hardware,
                 domain=record.domain,
                 project=record.project,
@@ -298,6 +299,7 @@ class SnapshotTree:
             project=manifest.project,
             image_digest=manifest.image_digest,
             image_agent=manifest.image_agent,
+            agent_disk=manifest.agent_disk,
             hardware=hardware,
             created=now(),
             ephemeral=ephemeral,
@@ -371,6 +373,7 @@ class SnapshotTree:
             machine.change(
                 disks=disks,
                 snapshot=manifest.id,
+                agent_disk=manifest.agent_disk,
                 state=State.STOPPED,
                 failure=None,
                 identity="clock" if is_own else "new",

@@ -37,10 +37,13 @@ for name, code in modules:
 module.main(*arguments)
 """
 NO_PYTHON = 75
-# The usual places first: a guest's PATH may be broken.
+# The usual places first: a guest's PATH may be broken. Then the agent disk (images/agent_disk).
 _FIND = f"""
 for python in /usr/bin/python3 /usr/local/bin/python3 "$(command -v python3)"; do
   [ -x "$python" ] && exec "$python" -I -S -c "$1"
+done
+for disk in /.bough /run/bough/disk /dev/.bough; do
+  [ -x "$disk/bin/busybox" ] && exec "$disk/bin/busybox" sh "$disk/bin/run" python3 -I -S -c "$1"
 done
 exit {NO_PYTHON}
 """

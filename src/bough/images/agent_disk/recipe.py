@@ -1,0 +1,103 @@
+"""What an agent disk is made from, as data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bough.errors import HostLacks
+from bough.guest.agent import AGENT_VERSION
+from bough.guest.install import agent_modules
+from bough.images.platforms import PLATFORMS
+
+INSIDE = Path(__file__).parent / "inside"
+#: An agent disk lies in the page cache of each of its guests.
+MOST_BYTES = 8 << 20
+#: Links to busybox. The guest's own programs go first.
+TOOLS = (
+    *("sh", "cat", "chmod", "chown", "cp", "date", "env", "grep", "hostname", "id", "ifconfig", "ip", "kill"),
+    *("ln", "ls", "mkdir", "mknod", "modprobe", "mount", "mv", "ps", "readlink", "rm", "route", "sed"),
+    *("sleep", "sync", "tail", "test", "touch", "tr", "udhcpc", "umount", "uname"),
+)
+#: Modules of Python's library in addition to the modules that the agent names.
+MODULES = (
+    *("base64", "contextlib", "datetime", "hashlib", "json", "marshal", "pathlib", "random", "re"),
+    *("resource", "shutil", "signal", "socket", "subprocess", "tarfile", "tempfile", "threading"),
+    *("traceback", "typing", "zlib"),
+)
+
+
+@dataclass(frozen=True)
+class AgentDiskRecipe:
+    """The ingredients of the agent disk of one architecture.
+
+    Attributes:
+        arch: as `uname -m` says.
+        debian: Debian's name of the architecture.
+        suite: Debian's release.
+        python: version of Python in that release: "3.11".
+        packages: Debian's packages, without their dependencies: only parts of a package are used. The build
+            fails if a needed library is missing.
+    """
+
+    arch: str
+    debian: str
+    suite: str
+    python: str
+    packages: tuple[str, ...]
+    tools: tuple[str, ...] = TOOLS
+    modules: tuple[str, ...] = MODULES
+
+    @property
+    def python_packages(self) -> tuple[str, ...]:
+        """The packages of a Python that compiles the modules."""
+        return tuple(name for name in self.packages if name not in _PROGRAMS)
+
+    def key(self) -> str:
+        """Return the digest of all ingredients, except for the versions of packages."""
+        digest = hashlib.sha256(json.dumps([AGENT_VERSION, asdict(self)], sort_keys=True).encode())
+        for path in sorted(INSIDE.iterdir()):
+            if path.is_file():
+                digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+        for name, content in sorted(agent_modules().items()):
+            digest.update(name.encode() + b"\0" + content + b"\0")
+        return digest.hexdigest()
+
+
+_PROGRAMS = ("busybox-static", "sshfs", "openssh-sftp-server", "tar")
+
+
+def _packages(python: str, *, glib: str, more: tuple[str, ...] = ()) -> tuple[str, ...]:
+    return (
+        *_PROGRAMS,
+        *(f"python{python}-minimal", f"libpython{python}-minimal", f"libpython{python}-stdlib"),
+        *("libc6", "zlib1g", "libexpat1", "libffi8"),
+        *("libfuse3-3", glib, "libpcre2-8-0", "libacl1", "libselinux1", *more),
+    )
+
+
+_BOOKWORM = ("bookworm", "3.11", _packages("3.11", glib="libglib2.0-0"))
+#: Debian 12 has no riscv64. Later releases need newer 32-bit processors than machines may have.
+_SUITES = {
+    "x86_64": _BOOKWORM,
+    "aarch64": _BOOKWORM,
+    "i386": _BOOKWORM,
+    "riscv64": ("trixie", "3.13", _packages("3.13", glib="libglib2.0-0t64", more=("libatomic1",))),
+}
+
+
+def agent_disk_recipe(arch: str) -> AgentDiskRecipe:
+    """Return the recipe for an architecture.
+
+    Raises:
+        HostLacks: bough has no agent disk for it.
+    """
+    if arch not in _SUITES:
+        raise HostLacks(
+            f"there is no agent disk for {arch[:40]!r}",
+            hint=f"bough has one for {', '.join(_SUITES)}; without the agent: --no-agent at the import",
+        )
+    suite, python, packages = _SUITES[arch]
+    return AgentDiskRecipe(arch, PLATFORMS[arch].debian, suite, python, packages)
