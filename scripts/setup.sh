@@ -69,6 +69,7 @@ missing_packages() {
     needs sfdisk fdisk
     needs mcopy mtools
     needs mkfs.vfat dosfstools
+    needs mksquashfs squashfs-tools
     needs bwrap bubblewrap
     needs passt passt
     needs gpgv gpgv

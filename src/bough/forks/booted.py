@@ -89,7 +89,12 @@ def _default(name: str) -> Any:
 
 
 def booted_key(
-    spec: MachineSpec, image: ImageManifest, hardware: Hardware, accelerator: str, qemu_version: Iterable[int]
+    spec: MachineSpec,
+    image: ImageManifest,
+    hardware: Hardware,
+    accelerator: str,
+    qemu_version: Iterable[int],
+    agent_disk: str | None = None,
 ) -> str:
     spec = spec.model_copy(update={"nics": _neutral_nics(spec)})
     told = {
@@ -103,6 +108,8 @@ def booted_key(
         "accelerator": accelerator,
         "qemu": list(qemu_version),
     }
+    if agent_disk is not None:  # keys of earlier versions had no agent disk
+        told["agent_disk"] = agent_disk
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 
 from bough.errors import BoughError
 from bough.hypervisor.half_made import HalfMade
+from bough.hypervisor.inventory import Inventory
 from bough.images.agent_disk.store import AgentDisk, AgentDiskStore
 from bough.images.store import ImageManifest
 from bough.machines.record import MachineRecord
 from bough.progress import Report, notice
-from bough.snapshots.store import SnapshotManifest
+from bough.snapshots.store import SnapshotStore
 
 #: After a failed build, boots use the disk that they have, without another build, for so long.
 _AGAIN_S = 600.0
@@ -24,9 +24,17 @@ class AgentDisks:
         store: the disks.
     """
 
-    def __init__(self, store: AgentDiskStore, half_made: HalfMade) -> None:
+    def __init__(
+        self,
+        store: AgentDiskStore,
+        half_made: HalfMade,
+        inventory: Inventory,
+        snapshots: SnapshotStore,
+    ) -> None:
         self.store = store
         self._half_made = half_made
+        self._inventory = inventory
+        self._snapshots = snapshots
         #: Architecture -> time of the last failed build.
         self._failed: dict[str, float] = {}
 
@@ -71,8 +79,10 @@ class AgentDisks:
         with self._half_made.working():
             return await self.store.provide(arch, report)
 
-    def collect(self, records: Iterable[MachineRecord], manifests: Iterable[SnapshotManifest]) -> None:
-        """Remove the disks that no machine and no snapshot names."""
-        named = [(record.hardware.arch, record.agent_disk) for record in records]
-        named += [(manifest.hardware.arch, manifest.agent_disk) for manifest in manifests]
+    def collect(self) -> None:
+        """Remove the disks that no machine and no snapshot names, unless a record cannot be read."""
+        if self._snapshots.is_damaged:
+            return
+        named = [(record.hardware.arch, record.agent_disk) for record in self._inventory.records()]
+        named += [(one.hardware.arch, one.agent_disk) for one in self._snapshots.every()]
         self.store.collect({AgentDisk(arch, digest) for arch, digest in named if digest is not None})

@@ -23,6 +23,7 @@ from bough.forks.booted import (
     find_booted,
     neutral,
 )
+from bough.hypervisor.agent_disks import AgentDisks
 from bough.hypervisor.creation import Creation
 from bough.hypervisor.image_source import ImageSource
 from bough.hypervisor.lifetimes import Lifetimes
@@ -55,6 +56,7 @@ class BootedSnapshots:
         names: Names,
         keeper: SnapshotKeeper,
         lifetimes: Lifetimes,
+        agent_disks: AgentDisks,
     ) -> None:
         self._home = home
         self._source = source
@@ -62,6 +64,7 @@ class BootedSnapshots:
         self._names = names
         self._keeper = keeper
         self._lifetimes = lifetimes
+        self._agent_disks = agent_disks
         #: Key -> lock: a single boot serves all waiting runs.
         self._boots: dict[str, asyncio.Lock] = {}
 
@@ -79,7 +82,7 @@ class BootedSnapshots:
         image = await self._source.find(spec.image, spec.arch, report)
         if not can_fork_booted(spec, image):
             return None
-        key = await self._key(spec, image)
+        key = await self._key(spec, image, await self._agent_disks.for_image(image, report))
         bound = asyncio.timeout(timeout_s)
         try:
             async with bound, self._boots.setdefault(key, asyncio.Lock()):
@@ -93,13 +96,13 @@ class BootedSnapshots:
             report(notice(f"the machine boots once more: {why}"))
             return None
 
-    async def _key(self, spec: MachineSpec, image: ImageManifest) -> str:
+    async def _key(self, spec: MachineSpec, image: ImageManifest, agent_disk: str | None) -> str:
         qemu = find_qemu(image.arch)
         hardware = await resolve_hardware(spec, image, self._home, machine_id="ready", taken_uids=())
         jail = await probe_jail(qemu, self._home)
         found = await probe_accelerators(qemu, jail, self._home)
         accelerator = choose_accelerator(spec.accelerator, found)
-        return booted_key(spec, image, hardware, accelerator.name, qemu.version)
+        return booted_key(spec, image, hardware, accelerator.name, qemu.version, agent_disk)
 
     async def _boot(
         self, spec: MachineSpec, image: ImageManifest, key: str, report: Report

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from bough.errors import InvalidInput
+from bough.hypervisor.agent_disks import AgentDisks
 from bough.hypervisor.half_made import HalfMade
 from bough.hypervisor.image_source import ImageSource
 from bough.hypervisor.inventory import Inventory
@@ -43,6 +44,7 @@ class Creation:
         lifetimes: Lifetimes,
         half_made: HalfMade,
         networks: Networks,
+        agent_disks: AgentDisks,
     ) -> None:
         self._home = home
         self._events = events
@@ -53,6 +55,7 @@ class Creation:
         self._lifetimes = lifetimes
         self._half_made = half_made
         self._networks = networks
+        self._agent_disks = agent_disks
 
     async def create(
         self,
@@ -118,7 +121,8 @@ class Creation:
         spec = with_image_disks(spec, image, self._store.resolve)
         report(Progress("creating the machine"))
         with self._half_made.working(), self._source.using(image.digest):
-            record = await self._new_record(spec, name, image, ephemeral)
+            disk = await self._agent_disks.for_image(image, report)
+            record = await self._new_record(spec, name, image, ephemeral, disk)
             if member is not None:
                 record.project, record.role = member
             made = MachinePaths(self._home.incoming / record.id, self._home.runtime / record.id)
@@ -132,7 +136,12 @@ class Creation:
             return self._inventory.add(record)
 
     async def _new_record(
-        self, spec: MachineSpec, name: str, image: ImageManifest, ephemeral: bool
+        self,
+        spec: MachineSpec,
+        name: str,
+        image: ImageManifest,
+        ephemeral: bool,
+        agent_disk: str | None,
     ) -> MachineRecord:
         machine_id = new_machine_id()
         hardware = await resolve_hardware(
@@ -144,6 +153,7 @@ class Creation:
             spec=spec,
             image_digest=image.digest,
             image_agent=bool(image.agent) or image.cloud_init,
+            agent_disk=agent_disk,
             hardware=hardware,
             created=now(),
             ephemeral=ephemeral,

@@ -8,6 +8,7 @@ from bough.forks.prewarm import Prewarming
 from bough.forks.process_image.availability import Availability
 from bough.forks.saved_states import SavedStates
 from bough.forks.standby import StandbyMachines
+from bough.hypervisor.agent_disks import AgentDisks
 from bough.hypervisor.auditing import Auditing
 from bough.hypervisor.booted_snapshots import BootedSnapshots
 from bough.hypervisor.bundles import Bundles
@@ -48,6 +49,7 @@ from bough.hypervisor.running import Running
 from bough.hypervisor.snapshot_keeper import SnapshotKeeper
 from bough.hypervisor.snapshots import Snapshots
 from bough.hypervisor.waiting_machines import WaitingMachines
+from bough.images.agent_disk.store import AgentDiskStore
 from bough.images.catalogue import Catalogues
 from bough.images.store import ImageStore
 from bough.machines.demand import DEMAND
@@ -87,6 +89,9 @@ class Hypervisor:
         )
         networks, project_store = NetworkStore(home), ProjectStore(home)
         self.machines = machines = Inventory(home, events, tree, networks, project_store)
+        agent_disks = AgentDisks(AgentDiskStore(home), half_made, machines, tree.store)
+        machines.choose_agent_disk = agent_disks.for_boot
+        machines.after_collect.append(agent_disks.collect)
         self.networks = Networks(home, events, networks, machines, project_store)
         self.projects = projects = Projects(project_store, machines, networks)
         self.network_changes = NetworkChanges(networks, self.networks)
@@ -101,8 +106,10 @@ class Hypervisor:
         names = Names(machines, self._give_way)
         keeper = SnapshotKeeper(tree, machines, store)
         source = ImageSource(home, store, catalogues, half_made)
-        self.creation = Creation(home, events, store, source, machines, names, lifetimes, half_made, networks)
-        booted = BootedSnapshots(home, source, self.creation, names, keeper, lifetimes)
+        self.creation = Creation(
+            home, events, store, source, machines, names, lifetimes, half_made, networks, agent_disks
+        )
+        booted = BootedSnapshots(home, source, self.creation, names, keeper, lifetimes, agent_disks)
         maker = ForkMaker(home, events, tree, machines, names, lifetimes)
 
         pool = Pool()

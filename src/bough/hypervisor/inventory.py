@@ -13,6 +13,7 @@ from bough.machines.nics import Networks
 from bough.machines.plan import resolve_plan
 from bough.machines.record import MachineRecord
 from bough.machines.state import State
+from bough.machines.vm.start import AgentDiskChoice, keep_agent_disk
 from bough.paths import Home, MachinePaths
 from bough.projects.store import ProjectStore
 from bough.qemu.plan import Plan
@@ -27,6 +28,8 @@ class Inventory:
     Attributes:
         leaving: ids of discarded machines, not listed any more; the deletion is under way.
         after_removal: called with a machine that was deleted.
+        after_collect: called when unused backing files were removed.
+        choose_agent_disk: see bough.machines.vm.start.
         before_start: called before the QEMU of a machine starts. An error refuses the start.
         unreadable: id -> error of each unreadable record.
     """
@@ -42,6 +45,8 @@ class Inventory:
         self.home = home
         self.leaving: set[str] = set()
         self.after_removal: list[Callable[[Machine], None]] = []
+        self.after_collect: list[Callable[[], None]] = []
+        self.choose_agent_disk: AgentDiskChoice = keep_agent_disk
         self.before_start: list[Callable[[MachineRecord], Awaitable[None]]] = []
         self.unreadable: dict[str, str] = {}
         self._events = events
@@ -146,7 +151,14 @@ class Inventory:
     def add(self, record: MachineRecord) -> Machine:
         """Add a machine whose directory exists."""
         paths = self.home.machine(record.id)
-        machine = Machine(record, paths, self._events, self.plan_of, self.collect)
+        machine = Machine(
+            record,
+            paths,
+            self._events,
+            self.plan_of,
+            self.collect,
+            choose_agent_disk=self.choose_agent_disk,
+        )
         self._machines[record.id] = machine
         return machine
 
@@ -173,3 +185,5 @@ class Inventory:
     def collect(self) -> None:
         """Remove unused backing files."""
         self._snapshots.collect(self.records())
+        for collect in self.after_collect:
+            collect()

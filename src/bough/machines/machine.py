@@ -42,7 +42,7 @@ from bough.machines.vm.pause import Pause
 from bough.machines.vm.qemu_events import QemuEvents
 from bough.machines.vm.readiness import Readiness
 from bough.machines.vm.running import RunningVm
-from bough.machines.vm.start import Launch, Planner, Start
+from bough.machines.vm.start import AgentDiskChoice, Launch, Planner, Start, keep_agent_disk
 from bough.machines.vm.stop import Stop
 from bough.mounts.keeper import MountKeeper
 from bough.paths import MachinePaths
@@ -73,6 +73,7 @@ class Machine:
         planner: Planner,
         merged: Callable[[], None],
         launch: Launch = start_process,
+        choose_agent_disk: AgentDiskChoice = keep_agent_disk,
     ) -> None:
         self.paths = paths
         self._file = RecordFile(record, paths, events)
@@ -94,7 +95,7 @@ class Machine:
         qemu_events = QemuEvents(self, ending, condition, self.clock, guest)
         self.vm = vm = RunningVm(self, guest, forwards, condition, self.clock, qemu_events, ending, reach)
         self._pause = Pause(self, guest, condition, self.clock)
-        self._start = Start(self, vm, guest, ending, forwards, restarter, planner, launch)
+        self._start = Start(self, vm, guest, ending, forwards, restarter, planner, launch, choose_agent_disk)
         self.stopping = Stop(self, vm, guest, ending, condition, reach, restarter)
         self.recovery = Recovery(self, vm, ending, forwards, reach, restarter)
         self.readiness = Readiness(self, vm, guest, ending, condition, reach)

@@ -16,6 +16,7 @@ from bough.guest.qga import PORT as QGA_PORT
 from bough.images.esp import EfiLoader
 from bough.images.overlays import layer_format
 from bough.images.store import ImageManifest
+from bough.machines.agent_disk import plan_agent_disk
 from bough.machines.disks.buses import check_buses, disk_buses
 from bough.machines.media import boot_index, plan_media
 from bough.machines.nics import Networks, NowhereNetworks, plan_nics, resolve_nics, uplink_backend
@@ -212,7 +213,11 @@ async def resolve_plan(record: MachineRecord, paths: MachinePaths, home: Home, n
         memory_bytes=spec.memory,
         uuid=hardware.uuid,
         vmgenid=hardware.vmgenid,
-        disks=(*_plan_disks(record, paths, home), *plan_seed(record, paths.disks)),
+        disks=(
+            *_plan_disks(record, paths, home),
+            *plan_seed(record, paths.disks),
+            *plan_agent_disk(record, home),
+        ),
         serial_ports=hardware.serial_ports,
         disk_queues=hardware.disk_queues,
         agent_port=AGENT_PORT if record.image_agent else QGA_PORT,

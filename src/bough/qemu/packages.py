@@ -29,6 +29,7 @@ _PACKAGES: dict[str, tuple[str | None, str | None, str | None, str | None]] = {
     "e2fsprogs": ("e2fsprogs",) * 4,
     "sfdisk": ("fdisk", "util-linux", "util-linux", "util-linux"),
     "mtools": ("mtools",) * 4,
+    "mksquashfs": ("squashfs-tools", "squashfs-tools", "squashfs-tools", "squashfs"),
     "bubblewrap": ("bubblewrap",) * 4,
     "passt": ("passt",) * 4,
     "setpriv": ("util-linux",) * 4,

@@ -15,6 +15,10 @@ AGENT_PORT = "org.bough.agent"
 SERIAL_PORTS = 2
 
 
+#: Name of the agent disk (images/agent_disk) among the disks of a plan.
+AGENT_DISK_ID = "agentdisk"
+
+
 @dataclass(frozen=True)
 class Layer:
     """A read-only backing file."""

@@ -156,6 +156,11 @@ class SnapshotStore:
         """
         self._unreadable.add(damaged)
 
+    @property
+    def is_damaged(self) -> bool:
+        """Return whether a manifest or record cannot be read, so that nothing may be removed."""
+        return bool(self._unreadable)
+
     def paths(self, snapshot_id: str) -> SnapshotPaths:
         return self.home.snapshot(snapshot_id)
 

@@ -9,7 +9,7 @@ from uuid import UUID
 from bough.errors import MachineFailed
 from bough.qemu.argv import render_argv
 from bough.qemu.jail import Jail
-from bough.qemu.plan import DiskPlan, NicPlan, Plan
+from bough.qemu.plan import AGENT_DISK_ID, DiskPlan, NicPlan, Plan
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def identifiers_of(plan: Plan) -> Identifiers:
         uuid=plan.uuid,
         vmgenid=plan.vmgenid,
         macs=tuple(nic.mac for nic in plan.nics),
-        disks=tuple(Path(disk.path).stem for disk in plan.disks),
+        disks=tuple(Path(disk.path).stem for disk in plan.disks if disk.id != AGENT_DISK_ID),
     )
 
 
@@ -80,7 +80,10 @@ def fit_of(plan: Plan) -> tuple[str, ...] | None:
     """
     if not _can_be_captured(plan):
         return None
-    disks = tuple(replace(disk, path=f"disk{number}") for number, disk in enumerate(plan.disks))
+    disks = tuple(
+        disk if disk.id == AGENT_DISK_ID else replace(disk, path=f"disk{number}")
+        for number, disk in enumerate(plan.disks)
+    )
     nics = tuple(replace(nic, mac=f"mac{number}") for number, nic in enumerate(plan.nics))
     neutral = replace(plan, machine_id="", name="", uuid="", vmgenid="", disks=disks, nics=nics)
     return tuple(render_argv(neutral))
@@ -108,7 +111,11 @@ def _can_be_captured(plan: Plan) -> bool:
 
 
 def _is_plain(disk: DiskPlan) -> bool:
-    """Return whether the loader can replace the disk: a rewind switches the node of a virtio-blk only."""
+    """Return whether the loader can replace the disk: a rewind switches the node of a virtio-blk only. All
+    machines with the same agent disk have the same file open.
+    """
+    if disk.id == AGENT_DISK_ID:
+        return disk.bus == "virtio"
     return bool(disk.backing) and not disk.read_only and disk.bus == "virtio"
 
 

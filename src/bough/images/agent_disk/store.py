@@ -120,18 +120,20 @@ class AgentDiskStore:
 
     def collect(self, needed: Collection[AgentDisk]) -> list[AgentDisk]:
         """Remove the disks that are neither needed nor of a recipe of today. Return the removed disks."""
+        here = self.all()
+        if not here:
+            return []
         keys = self._keys()
         used = {disk for disk, count in self._used.items() if count}
         removed = []
-        for disk in self.all():
+        for disk in here:
             if disk not in needed and disk not in used and keys.get(_key_of(disk.arch)) != disk.digest:
                 self.path(disk.arch, disk.digest).unlink(missing_ok=True)
                 removed.append(disk)
         if removed:
-            here = {disk.digest for disk in self.all()}
-            write_json(
-                self._home.agent_disk_keys, {key: digest for key, digest in keys.items() if digest in here}
-            )
+            left = {disk.digest for disk in here} - {disk.digest for disk in removed}
+            left_keys = {key: digest for key, digest in keys.items() if digest in left}
+            write_json(self._home.agent_disk_keys, left_keys)
         return removed
 
     def _keys(self) -> dict[str, str]:

@@ -24,6 +24,7 @@ def check_buses(spec: MachineSpec, image: ImageManifest) -> None:
     bus = image.disk_bus if spec.disk_bus == "auto" else spec.disk_bus
     buses = _buses(spec, bus, has_root=image.media == "disk" or spec.disk is not None)
     buses += [bus] if image.cloud_init else []  # the seed
+    buses += [bus] if image.agent == "disk" else []
     has_cd = spec.cdrom is not None or image.media == "cdrom"
     missing = sorted(PC_ONLY & {bus, *buses})
     if missing and not architecture(image.arch).is_pc:

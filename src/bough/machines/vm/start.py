@@ -31,8 +31,16 @@ Planner = Callable[[MachineRecord, MachinePaths], Awaitable[Plan]]
 #: Start QEMU, as `start_process`.
 Launch = Callable[..., Awaitable[QemuProcess]]
 
+#: Return the digest of the agent disk for the next boot of a machine; None: it has none.
+AgentDiskChoice = Callable[[MachineRecord, Report], Awaitable[str | None]]
+
 #: How long a QEMU may take to end after SIGKILL.
 _KILLED_S = 5.0
+
+
+async def keep_agent_disk(record: MachineRecord, report: Report) -> str | None:
+    """An AgentDiskChoice: the disk of the last boot."""
+    return record.agent_disk
 
 
 class Host(Protocol):
@@ -68,6 +76,7 @@ class Start:
         restarter: Restarter,
         planner: Planner,
         launch: Launch,
+        choose_agent_disk: AgentDiskChoice,
     ) -> None:
         self._machine = machine
         self._vm = vm
@@ -77,6 +86,7 @@ class Start:
         self._restarter = restarter
         self._planner = planner
         self._launch = launch
+        self._choose_agent_disk = choose_agent_disk
 
     async def run(self, report: Report, *, by_policy: bool, saved: SavedState | None, hold: bool) -> None:
         """Start the machine. Return when the vCPUs run. The caller must not be cancelled.
@@ -97,6 +107,8 @@ class Start:
             self._enter_starting(by_policy, saved)
             try:
                 await self._forwards.bind()
+                if saved is None:
+                    await self._renew_agent_disk(report)
                 plan = await self._plan(saved)
                 process = await self._start_process(plan, saved, hold, report)
             except MachineFailed as error:
@@ -135,6 +147,13 @@ class Start:
         fields = {"failure": None, "restarts": restarts, "stopped_in_boot": None, **again}
         fields["clock_fault"] = None
         self._machine.change(event=True, state=State.STARTING, started=now(), **fields)
+
+    async def _renew_agent_disk(self, report: Report) -> None:
+        """Choose the newest agent disk. Saved memory continues with its own."""
+        record = self._machine.record
+        digest = await self._choose_agent_disk(record, report)
+        if digest != record.agent_disk:
+            self._machine.change(agent_disk=digest)
 
     async def _plan(self, saved: SavedState | None) -> Plan:
         """Return the plan of a start. Saved memory continues on the same accelerator only.
