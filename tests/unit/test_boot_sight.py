@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 from bough.errors import BootFailed, MachineFailed, WrongState
+from bough.machines import boot_sight
 from bough.machines.boot_sight import BootSight
 from bough.machines.state import State
 from bough.progress import Progress
@@ -70,6 +73,73 @@ async def test_a_guest_that_does_not_come_up_is_an_error(tmp_path: Path) -> None
     with pytest.raises(BootFailed, match="found nothing to boot: 'No bootable device.'") as caught:
         await look(Machine(tmp_path, "No bootable device.\n"))
     assert caught.value.details == {"machine": "web", "seen": "nothing-to-boot", "console": "the end"}
+
+
+async def watch(machine: Machine, patience_s: float = 60) -> tuple[BootSight, list[str]]:
+    told: list[Progress] = []
+
+    def report(step: Progress) -> None:
+        told.append(step)
+        machine.state = State.STOPPED  # end the watch
+
+    sight = BootSight(machine)
+    sight.new_boot()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(patience_s):
+            await sight.watch_for_failure(report)
+    return sight, [step.step for step in told if step.notice]
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_LOOK_EVERY_S", "_STAYS_S", "_PASSES_S", "_QUIET_S"):
+        monkeypatch.setattr(boot_sight, name, 0.02)
+
+
+PANIC = "Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\n"
+
+
+@pytest.mark.usefixtures("fast")
+async def test_a_guest_with_an_agent_that_finds_no_root(tmp_path: Path) -> None:
+    sight, told = await watch(Machine(tmp_path, PANIC))
+    assert sight.has_failed.is_set()
+    assert told == []
+    assert sight.sight is not None
+    assert "Unable to mount root fs" in sight.error(sight.sight).message
+    sight.new_boot()
+    assert not sight.has_failed.is_set()
+
+
+@pytest.mark.usefixtures("fast")
+async def test_a_guest_that_goes_on_has_not_failed(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, "initramfs: Waiting for /dev/vda3 to appear\n")
+
+    class Console:
+        @property
+        def printed(self) -> int:
+            return machine.paths.console_log.stat().st_size
+
+    machine._console = Console()
+
+    async def go_on() -> None:
+        for number in range(20):
+            await asyncio.sleep(0.01)
+            with machine.paths.console_log.open("a") as log:
+                log.write(f"Started something {number}\n")
+
+    going = asyncio.create_task(go_on())
+    sight, _ = await watch(machine, 0.15)
+    await going
+    assert not sight.has_failed.is_set()
+
+
+@pytest.mark.usefixtures("fast")
+async def test_a_passphrase_is_asked_for(tmp_path: Path) -> None:
+    sight, told = await watch(Machine(tmp_path, "Please unlock disk vda3_crypt: "))
+    assert told == [
+        "web shows a prompt for a passphrase: 'Please unlock disk vda3_crypt:': bough console web"
+    ]
+    assert not sight.has_failed.is_set()
 
 
 async def test_one_that_ended_is_an_error(tmp_path: Path) -> None:

@@ -41,6 +41,30 @@ SEEN = [
      "   The highlighted entry will be executed automatically in 4s.   ", None, False),
     ("Loading Memtest86+.......", "memory-test", False),
     ("Memtest86+ v6.10     | Intel Core\r\nTesting: 3MB - 256MB", "memory-test", False),
+    ("[    2.1] VFS: Cannot open root device \"/dev/vda1\" or unknown-block(0,0): error -6\r\n"
+     "[    2.2] Please append a correct \"root=\" boot option; here are the available partitions:\r\n"
+     "[    2.3] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\r\n"
+     "[    2.4] ---[ end Kernel panic ]---\r\n", "no-root", True),
+    ("initramfs: Waiting for /dev/vda3 to appear\r\n"
+     "initramfs: Timeout while waiting for devices for / (and possibly /usr) filesystems to appear "
+     "(did you specify the correct ones?)\r\ninitramfs: Will cause kernel panic in 10s...\r\n"
+     "[  191.2] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100\r\n",
+     "no-root", True),
+    ("initramfs: Waiting for PARTUUID=1234-5678 to appear\r\n", "no-root", True),
+    ("[    2.4] Waiting for root device PARTUUID=6c097903-02...\r\n", "no-root", True),
+    ("[    2.4] Waiting for root device /dev/vda1...\r\n[    2.6] EXT4-fs (vda1): mounted\r\n", None, False),
+    ("mount: mounting /dev/vda3 on /sysroot failed: No such file or directory\r\nMounting root: failed. \r\n"
+     "initramfs emergency recovery shell launched. Type 'exit' to continue boot\r\n"
+     "sh: can't access tty; job control turned off\r\n~ # ", "no-root", True),
+    ("ERROR: Unable to find root device 'UUID=1-2'.\r\nYou are being dropped to a recovery shell\r\n"
+     "    Type 'exit' to try and continue booting\r\nsh: can't access tty; job control turned off\r\n"
+     "[rootfs ]# ", "no-root", True),
+    ("[  130.1] dracut-initqueue[331]: Warning: dracut-initqueue: timeout, still waiting for following\r\n",
+     "no-root", True),
+    ("dracut Warning: No root device \"block:/dev/disk/by-uuid/1-2\" found\r\n"
+     "Kernel panic - not syncing: Attempted to kill init!\r\nPid: 1\r\n", "no-root", True),
+    ("Cannot open access to console, the root account is locked.\r\nSee sulogin(8) man page.\r\n\r\n"
+     "Press Enter to continue.\r\n", "emergency", True),
     ("Linux version 6.1\r\n[  OK  ] Started something.\r\n", None, False),
     ("", None, False),
 ]  # fmt: skip

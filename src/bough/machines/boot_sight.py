@@ -1,8 +1,8 @@
-"""Watch the boot of a guest without an agent, and report what the guest shows.
+"""Watch the boot of a guest, and report what the guest shows.
 
-Such a guest prints on its console and, with a display, on the screen. The watch ends with a known sign
-(boot_signs.py), with the first answer of a qemu-guest-agent, or when the output stops. Each start is watched
-once.
+A guest prints on its console and, with a display, on the screen. The watch of a guest without an agent ends
+with a known sign (boot_signs.py), with the first answer of a qemu-guest-agent, or when the output stops. Each
+start is watched once. The watch of a guest with an agent ends with a sign that the guest cannot boot.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ _FIRST_WORDS_S = 20.0
 #: Guest time without output after the first output. Waiting for a key may use as much processor time as
 #: computing.
 _QUIET_S = 10.0
+#: Guest time without output after which a sign of failure counts, and a sign that may pass.
+_STAYS_S = 5.0
+_PASSES_S = 30.0
 #: The end of the watch if the output goes on.
 _MOST_S = 120.0
 
@@ -64,11 +67,14 @@ class BootSight:
     def __init__(self, machine: Host) -> None:
         self._machine = machine
         self.sight: Sight | None = None
+        #: A guest with an agent cannot boot without help; `sight` says why.
+        self.has_failed = asyncio.Event()
         self._is_due = False
         self._shown = ""
 
     def new_boot(self) -> None:
         self.sight, self._is_due, self._shown = None, True, ""
+        self.has_failed.clear()
 
     def describe(self) -> dict[str, Any] | None:
         sight = self.sight
@@ -99,21 +105,60 @@ class BootSight:
         if self.sight is None:
             report(notice(self._nothing_known()))
         elif self.sight.failed:
-            raise BootFailed(
-                f"machine '{machine.name}' runs, but its guest did not boot: {self.sight.text}",
-                hint=f"look at it: bough console {machine.name}, or bough screenshot {machine.name} FILE.png",
-                machine=machine.name,
-                seen=self.sight.kind,
-                console=machine.console_tail(),
-            )
+            raise self.error(self.sight)
         else:
             report(notice(f"{machine.name} shows {self.sight.text}"))
+
+    async def watch_for_failure(self, report: Report) -> None:
+        """Watch the boot of a guest with an agent until it shows that it cannot boot. Set `has_failed`.
+
+        A guest that asks for a passphrase is reported, and watched on. The watch has no end of its own.
+        """
+        machine, told = self._machine, ""
+        if not self._is_due:
+            return
+        while machine.state is State.RUNNING:
+            sight = recognize(self._printed())
+            if sight is not None and (sight.failed or sight.kind == "passphrase") and sight.line != told:
+                if not await self._stays(_PASSES_S if sight.may_pass else _STAYS_S):
+                    continue
+                self.sight, told = sight, sight.line
+                if sight.failed:
+                    self.has_failed.set()
+                    return
+                report(notice(f"{machine.name} shows {sight.text}: bough console {machine.name}"))
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def _stays(self, quiet_s: float) -> bool:
+        """Return whether the guest prints nothing more for that time."""
+        printed = self._count_printed()
+        watch = self._watch(quiet_s, _MOST_S)
+        while self._machine.state is State.RUNNING and watch.look():
+            if self._count_printed() != printed:
+                return False
+            await asyncio.sleep(_LOOK_EVERY_S)
+        return self._machine.state is State.RUNNING
+
+    def error(self, sight: Sight) -> BootFailed:
+        machine = self._machine
+        driver = (
+            "; a disk needs a driver in the guest's initrd: --disk-bus" if sight.kind == "no-root" else ""
+        )
+        return BootFailed(
+            f"machine '{machine.name}' runs, but its guest did not boot: {sight.text}",
+            hint=f"look at it: bough console {machine.name}, or bough screenshot {machine.name} FILE.png"
+            + driver,
+            machine=machine.name,
+            seen=sight.kind,
+            console=machine.console_tail(),
+        )
 
     def _watch(self, quiet_s: float, most_s: float) -> ProgressWatch:
         machine = self._machine
         signs = [self._count_printed, lambda: self._shown]
+        idle_s = min(quiet_s, _QUIET_S)
         work = Pid.of(machine.pid) if machine.pid is not None else None
-        return ProgressWatch(quiet_s, idle_s=_QUIET_S, most_s=most_s, signs=signs, work=work)
+        return ProgressWatch(quiet_s, idle_s=idle_s, most_s=most_s, signs=signs, work=work)
 
     async def _look(self, watch: ProgressWatch, *, until_words: bool = False) -> Sight | None:
         """Return the first known sign; None if the watch ends first, or, with `until_words`, at the first
@@ -123,15 +168,16 @@ class BootSight:
         while machine.state is State.RUNNING and watch.look():
             if machine.agent_state == "qemu-guest-agent":
                 return Sight("agent", "a qemu-guest-agent that answers", "")
-            if (sight := recognize(self._printed())) is not None:
+            if (sight := recognize(self._printed())) is not None and not sight.may_pass:
                 return sight
             self._shown = await self._read_screen()
-            if (sight := recognize(self._shown)) is not None:
+            if (sight := recognize(self._shown)) is not None and not sight.may_pass:
                 return sight
             if until_words and self._printed():
                 return None
             await asyncio.sleep(_LOOK_EVERY_S)
-        return None
+        # The guest was silent since, or the watch has run out.
+        return None if until_words else recognize(self._printed()) or recognize(self._shown)
 
     def _printed(self) -> str:
         """Return the end of the console output since the start."""

@@ -28,12 +28,14 @@ class Sight:
         says: description for users: "a login prompt".
         line: the guest's text, cleaned.
         failed: the guest cannot boot without help.
+        may_pass: the guest may continue by itself; the sign counts if no output follows.
     """
 
     kind: str
     says: str
     line: str
     failed: bool = False
+    may_pass: bool = False
 
     @property
     def text(self) -> str:
@@ -46,6 +48,7 @@ class _Sign:
     says: str
     pattern: re.Pattern[str]
     failed: bool = False
+    may_pass: bool = False
 
 
 def _at_end(pattern: str) -> re.Pattern[str]:
@@ -77,15 +80,35 @@ _SIGNS = (
             r"^(?:[^\n]{0,40}gave up waiting for (?:the )?root[^\n]{0,100}"
             r"|[^\n]{0,40}alert!\s{1,4}\S{1,120} does not exist[^\n]{0,60}"
             r"|\(initramfs\)\s*\Z|[^\n]{0,40}dracut:/?#\s*\Z"
-            r"|[^\n]{0,40}dracut-initqueue[^\n]{0,40}timeout[^\n]{0,80})",
+            r"|[^\n]{0,40}timeout while waiting for devices for /[^\n]{0,80}"  # tiny-initramfs
+            r"|[^\n]{0,40}vfs: cannot open root device[^\n]{0,120}"
+            r"|[^\n]{0,40}mounting root(?: failed|: failed)[^\n]{0,40}"  # Alpine
+            r"|[^\n]{0,40}unable to find root device[^\n]{0,120}"  # mkinitcpio
+            r"|[^\n]{0,40}no root device [^\n]{0,120} found[^\n]{0,20})",  # old dracut
             re.IGNORECASE | re.MULTILINE,
         ),
         True,
     ),
     _Sign(
+        "no-root",
+        "it waits for its root file system",
+        _at_end(
+            r"^[^\n]{0,40}(?:waiting for root (?:device|file system)[^\n]{0,120}"
+            r"|initramfs: waiting for [^\n]{1,120} to appear[^\n]{0,80}"
+            r"|dracut-initqueue[^\n]{0,40}timeout[^\n]{0,80})"
+        ),
+        True,
+        may_pass=True,
+    ),
+    _Sign(
         "emergency",
         "its emergency mode",
-        _anywhere(r"^[^\n]{0,40}(?:you are in emergency mode|give root password for maintenance)[^\n]{0,80}"),
+        _anywhere(
+            r"^[^\n]{0,40}(?:you are in emergency mode|give root password for maintenance"
+            r"|press enter for maintenance|the root account is locked"
+            r"|(?:launching )?initramfs emergency recovery shell"
+            r"|being dropped (?:in)?to an? (?:recovery|emergency) shell)[^\n]{0,80}"
+        ),
         True,
     ),
     _Sign("firmware-shell", "the UEFI shell", _anywhere(r"^uefi interactive shell[^\n]{0,40}")),
@@ -135,11 +158,14 @@ def recognize(text: str) -> Sight | None:
     if not found:
         return None
     _, sign, words = max(found, key=lambda one: one[0])
+    if sign.kind in ("panic", "emergency"):  # of which the missing root is the cause
+        causes = [one for one in found if one[1].kind == "no-root" and not one[1].may_pass]
+        _, sign, words = max(causes, key=lambda one: one[0], default=(0, sign, words))
     if sign.kind == "menu" and _COUNTDOWN.search(text):
         return None
     if sign.kind == _INTERNAL.kind and _INTERNAL.pattern.search(text):
         sign = _INTERNAL
-    return Sight(sign.kind, sign.says, _one_line(words), sign.failed)
+    return Sight(sign.kind, sign.says, _one_line(words), sign.failed, sign.may_pass)
 
 
 def last_line(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Protocol
 
 from bough.errors import AgentTimeout, AgentUnavailable, DeadlineExceeded, WrongState
@@ -24,7 +25,7 @@ from bough.machines.vm.running import RunningVm
 from bough.mounts.keeper import MountKeeper
 from bough.progress import Progress, Report
 from bough.progress_watch import ProgressWatch
-from bough.tasks import wait_first
+from bough.tasks import end_tasks, wait_first
 
 #: How long a command waits for the agent of an adopted machine.
 _ADOPTED_S = 3.0
@@ -78,7 +79,7 @@ class Readiness:
             AgentTimeout: no answer in time; the machine stays as it is.
             GuestRefused: a step of the first boot, the identity or a mount failed; the machine runs on.
             AgentUnavailable: the guest sleeps or has halted.
-            BootFailed: a guest without bough's agent cannot boot without help; the machine is left running.
+            BootFailed: the guest cannot boot without help; the machine is left running.
         """
         machine = self._machine
         if not machine.record.image_agent:
@@ -86,9 +87,17 @@ class Readiness:
             return
         report(Progress("waiting for the guest to answer"))
         watch = self._vm.watch(bound_s=timeout_s)
-        if not await self._is_ready(watch):
+        sight = machine.boot_sight
+        watching = asyncio.create_task(sight.watch_for_failure(report), name="watch a boot")
+        try:
+            is_ready = await self._is_ready(watch)
+        finally:
+            await end_tasks(watching)
+        if not is_ready:
             self._reach.check()
             raise await self._not_ready(watch)
+        if sight.has_failed.is_set() and sight.sight is not None and not self._guest.ready.is_set():
+            raise sight.error(sight.sight)
         if self._condition.mute.is_set() and (error := self._condition.error()) is not None:
             raise error
         if not self._guest.ready.is_set():
@@ -100,7 +109,8 @@ class Readiness:
 
     async def _is_ready(self, watch: ProgressWatch) -> bool:
         """Return whether the guest is ready, has ended, or can never be ready, before the watch runs out."""
-        events = (self._guest.ready, self._vm.ended, self._condition.mute)
+        sight = self._machine.boot_sight
+        events = (self._guest.ready, self._vm.ended, self._condition.mute, sight.has_failed)
         if await watch.until(*events):
             return True
         if not self._guest.answers or watch.is_bounded:
