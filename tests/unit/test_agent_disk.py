@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bough.audit.files import Look, audit_files
 from bough.errors import BadBundle, BuildFailed, HostLacks
 from bough.hypervisor.agent_disks import AgentDisks
 from bough.hypervisor.half_made import HalfMade
@@ -16,6 +17,7 @@ from bough.images.agent_disk.build import BuiltDisk
 from bough.images.agent_disk.recipe import MOST_BYTES, agent_disk_recipe
 from bough.images.agent_disk.store import AgentDisk, AgentDiskStore
 from bough.images.apt import Mirrors
+from bough.images.note import ExportNote, parse_note
 from bough.images.platforms import PLATFORMS
 from bough.machines.agent_disk import plan_agent_disk
 from bough.machines.record import Hardware, MachineRecord
@@ -186,6 +188,40 @@ def test_the_disk_is_the_last_of_the_plan_and_read_only(store: AgentDiskStore, h
     (disk,) = plan_agent_disk(make_record(digest), home)
     assert (disk.id, disk.serial, disk.format, disk.read_only) == ("agentdisk", "bough-agent", "raw", True)
     assert Path(disk.path) == store.path(ARCH, digest)
+
+
+# -- elsewhere ------------------------------------------------------------------------------------------
+
+
+def test_the_note_of_an_export_says_disk_only_if_it_is_so() -> None:
+    assert "agent_disk" not in ExportNote(agent=True).render(), "an earlier bough reads the note"
+    note = parse_note(ExportNote(agent=True, agent_disk=True).render())
+    assert note is not None
+    assert note.agent_disk
+
+
+async def test_the_audit_finds_strays_damage_and_missing_disks(
+    store: AgentDiskStore, builds: Builds, home: Home
+) -> None:
+    digest = await store.provide(ARCH, lambda _: None)
+    record = make_record("f" * 64, State.RUNNING)
+    paths = home.machine(record.id)
+    for directory in (paths.root, paths.disks, paths.log):
+        directory.mkdir(mode=0o711)
+    record.write(paths)
+
+    def kinds() -> set[str]:
+        findings = audit_files(Look(home, live=[record.id]))
+        return {finding.kind for finding in findings if "agent" in f"{finding.kind} {finding.path}"}
+
+    assert kinds() == {"agent-disk-missing"}
+    record.state = State.STOPPED
+    record.write(paths)
+    assert kinds() == set()
+    store.path(ARCH, digest).chmod(0o644)
+    store.path(ARCH, digest).write_bytes(b"other")
+    (home.agent_disks / "notes").touch()
+    assert kinds() == {"agent-disk-damaged", "mode", "stray"}
 
 
 def test_a_start_without_its_disk_says_what_to_do(home: Home) -> None:

@@ -109,6 +109,21 @@ def manifest(**changes: object) -> dict[str, object]:
     } | changes  # fmt: skip
 
 
+WITH_MEMORY = [
+    {"name": "disk0", "size_bytes": 512},
+    {"name": "memory", "size_bytes": 512 << 20},
+    {"name": "devices", "size_bytes": 4096},
+]
+AGENT_PART = {"name": "agent", "size_bytes": 4096}
+
+
+def test_a_bundle_with_memory_has_the_agent_disk_that_the_memory_knows() -> None:
+    told = {"accelerator": "tcg", "agent_disk": "1" * 64}
+    assert parse_manifest(manifest(parts=[*WITH_MEMORY, AGENT_PART], **told)).number("agent") == 3
+    disks_alone = parse_manifest(manifest(agent_disk="1" * 64))
+    assert disks_alone.agent_disk == "1" * 64, "a boot attaches a disk of the importing host"
+
+
 def with_cards(*macs: str, **more: object) -> dict[str, object]:
     """Return hardware whose cards are all in the first place, unless `more` says otherwise."""
     hardware = dict(manifest()["hardware"])  # type: ignore[call-overload]
@@ -157,6 +172,15 @@ def test_what_is_for_its_owner_to_decide_is_not_taken_over() -> None:
         },
         {"spec": {"image": "debian:12", "memory": 512 << 20, "uplink": False}},
         {"image_digest": "../../lock"},
+        {"agent_disk": "../../lock"},
+        {"parts": WITH_MEMORY, "accelerator": "tcg", "agent_disk": "1" * 64},
+        {"parts": [*WITH_MEMORY, AGENT_PART], "accelerator": "tcg"},
+        {"parts": [{"name": "disk0", "size_bytes": 512}, AGENT_PART], "agent_disk": "1" * 64},
+        {
+            "parts": [*WITH_MEMORY, {**AGENT_PART, "size_bytes": 9 << 20}],
+            "accelerator": "tcg",
+            "agent_disk": "1" * 64,
+        },
         {"media": {"cdrom": "../../../etc/passwd"}},
     ],
 )

@@ -45,7 +45,7 @@ async def test_the_end_of_another_operation_keeps_the_snapshot(monkeypatch: pyte
         async def read() -> str:
             return "files"
 
-        yield SimpleNamespace(name="web", manifest=ARRIVED, saved=None, read=read)
+        yield SimpleNamespace(name="web", manifest=ARRIVED, saved=None, agent_disk=None, read=read)
         keeper.collect()  # another operation ends here
 
     async def make(order: Any) -> Any:
@@ -58,7 +58,7 @@ async def test_the_end_of_another_operation_keeps_the_snapshot(monkeypatch: pyte
     parts: Any = SimpleNamespace(
         emit=lambda *_, **__: None, check_free=lambda _: None, make=make, tree=keeper, store=keeper
     )
-    made = bundles.Bundles(parts, parts, parts, parts, parts, keeper, parts, HalfMade())  # type: ignore[arg-type]
+    made = bundles.Bundles(parts, parts, parts, parts, parts, parts, keeper, parts, HalfMade())
     source: Any = None
     told: list[Progress] = []
     machine = await made.import_bundle(source, name=None, identity="new", cold=False, report=told.append)

@@ -14,7 +14,9 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bough.audit.agent_disks import audit_disk, audit_machine_disk, audit_snapshot_disk
 from bough.audit.finding import Finding, Repair, Skipped
+from bough.images.agent_disk.store import DISK_NAME
 from bough.images.store import ImageManifest
 from bough.machines.plan import FIRMWARE_VARIABLES
 from bough.machines.record import MachineRecord
@@ -199,6 +201,7 @@ def _audit_machine(record: MachineRecord, paths: MachinePaths, look: Look) -> It
                 f"restore {look.home.image(digest).root} from a backup; the machine cannot start without it",
                 machine=record.id,
             )
+    yield from audit_machine_disk(record, look.home)
     known_names = {paths.record.name, paths.disks.name, paths.log.name}
     if record.suspended is not None:
         known_names.add(paths.suspended.root.name)
@@ -281,6 +284,7 @@ def _audit_snapshots(look: Look) -> Iterator[Finding]:
         if manifest.memory is not None:
             names |= {path.name for path in memory}
         yield from _strays(root, names)
+        yield from audit_snapshot_disk(manifest, home)
         wanted = [home.root / layer for disk in manifest.disks for layer in disk.layers]
         for path in [*wanted, *(memory if manifest.memory is not None else ())]:
             if not path.is_file():
@@ -291,6 +295,25 @@ def _audit_snapshots(look: Look) -> Iterator[Finding]:
                     "which is missing",
                     "restore it from a backup; machines that use it cannot start without it",
                 )
+
+
+# -- agent disks ------------------------------------------------------------------------------
+
+
+def _audit_agent_disks(look: Look) -> Iterator[Finding]:
+    home = look.home
+    for path in _entries(home.agent_disks):
+        if path.name.startswith(".") and path.name.endswith(".lock"):
+            continue
+        if is_unfinished_write(path.name):
+            yield _unfinished(path)
+        elif path == home.agent_disk_keys:
+            yield from _check_mode(path, 0o600)
+        elif DISK_NAME.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            yield from _check_mode(path, 0o555)
+            yield from audit_disk(path)
+        else:
+            yield _stray(path)
 
 
 # -- networks, projects -------------------------------------------------------------------------
@@ -401,6 +424,7 @@ AUDITS = (
     _audit_labels,
     _audit_machines,
     _audit_snapshots,
+    _audit_agent_disks,
     _audit_networks,
     _audit_projects,
     _audit_project_snapshots,

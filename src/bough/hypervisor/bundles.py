@@ -12,6 +12,7 @@ from bough.hypervisor.half_made import HalfMade
 from bough.hypervisor.inventory import Inventory
 from bough.hypervisor.names import Names
 from bough.hypervisor.snapshot_keeper import SnapshotKeeper
+from bough.images.agent_disk.store import AgentDiskStore
 from bough.images.store import ImageStore
 from bough.machines.events import Events
 from bough.machines.machine import Machine
@@ -30,6 +31,7 @@ class Bundles:
         home: Home,
         events: Events,
         store: ImageStore,
+        agent_disks: AgentDiskStore,
         inventory: Inventory,
         names: Names,
         keeper: SnapshotKeeper,
@@ -39,6 +41,7 @@ class Bundles:
         self._home = home
         self._events = events
         self._store = store
+        self._agent_disks = agent_disks
         self._inventory = inventory
         self._names = names
         self._keeper = keeper
@@ -102,10 +105,18 @@ class Bundles:
         with ExitStack() as used:
             with self._half_made.working():
                 async with taken_up(
-                    source, self._store, cold=cold, force=force, accelerator=accelerator, report=report
+                    source,
+                    self._store,
+                    self._agent_disks,
+                    cold=cold,
+                    force=force,
+                    accelerator=accelerator,
+                    report=report,
                 ) as arrival:
                     name = name or arrival.name
                     self._names.check_free(name)  # before the rest is read
+                    if arrival.agent_disk is not None:
+                        used.enter_context(self._agent_disks.using(*arrival.agent_disk))
                     made = await arrival.read()
                     # Before the snapshot is added: until the machine is made no other file needs it, and the
                     # end of any other operation removes unneeded snapshots.

@@ -134,7 +134,9 @@ class Hypervisor:
         )
         self.snapshots = Snapshots(machines, keeper, states, standby, loaded, events)
         self.power_loss = PowerLoss(home, self.faults, machines, self.snapshots)
-        self.bundles = Bundles(home, events, store, machines, names, keeper, maker, half_made)
+        self.bundles = Bundles(
+            home, events, store, agent_disks.store, machines, names, keeper, maker, half_made
+        )
         self.images = Images(
             home, source, store, catalogues, self.creation, machines, lifetimes, keeper, loaded, half_made
         )
@@ -168,7 +170,13 @@ class Hypervisor:
             machines.collect,
         )
         self.project_bundles = ProjectBundles(
-            self.projects, self.project_snapshots, self.project_forks, keeper, store, half_made
+            self.projects,
+            self.project_snapshots,
+            self.project_forks,
+            keeper,
+            store,
+            agent_disks.store,
+            half_made,
         )
         self.opening = Opening(
             home,

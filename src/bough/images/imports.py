@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 from urllib.parse import unquote, urlsplit
 
 from bough.errors import BadImage, Conflict, InvalidInput, NotFound
@@ -455,12 +455,16 @@ def _describe(
         "arch": arch,
         "firmware": list(firmware),
         "size_bytes": header.size_bytes,
-        "agent": "installed" if agent and media == "disk" else None,
+        "agent": _agent_of(note) if agent and media == "disk" else None,
         "lived": agent and media == "disk",
         "media": media,
         "cloud_init": request.cloud_init,
         **{name: value for name in HARDWARE if (value := getattr(request, name)) != "auto"},
     }
+
+
+def _agent_of(note: ExportNote | None) -> Literal["installed", "disk"]:
+    return "disk" if note is not None and note.agent_disk else "installed"
 
 
 def _origin(request: ImportRequest, header: Header, checksum: str | None) -> dict[str, Any]:

@@ -29,18 +29,21 @@ class ExportNote(BaseModel):
     Attributes:
         bough: version of the note.
         agent: the guest has bough's agent, which starts at boot.
+        agent_disk: the guest starts the agent from the agent disk. Left out if false: bough 0.1 reads no note
+            with unknown fields.
         disks: number of the machine's disks. An OVA contains all of them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     bough: Literal[1] = 1
     agent: bool
+    agent_disk: bool = False
     os: str = Field(default="unknown", max_length=40, pattern=r"^[A-Za-z0-9._+-]*$")
     version: str = Field(default="", max_length=40, pattern=r"^[A-Za-z0-9._+~-]*$")
     disks: int = Field(default=1, ge=1, le=17)
 
     def render(self) -> str:
-        return self.model_dump_json()
+        return self.model_dump_json(exclude=None if self.agent_disk else {"agent_disk"})
 
 
 def parse_note(text: bytes | str | None) -> ExportNote | None:

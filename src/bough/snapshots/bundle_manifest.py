@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bough.errors import BadBundle, BoughError
+from bough.images.agent_disk.recipe import MOST_BYTES as MOST_AGENT_DISK
 from bough.images.formats import MOST_BYTES
 from bough.machines.media import Media
 from bough.machines.record import FirstBoot, Hardware, Nic
@@ -25,7 +26,7 @@ from bough.spec.settings import SETTINGS, entry_of
 from bough.units import MIB
 
 _MOST_PART = 64 * MIB
-_PART = re.compile(r"disk([0-9]|1[0-6])|variables|seed|memory|devices")
+_PART = re.compile(r"disk([0-9]|1[0-6])|variables|seed|agent|memory|devices")
 #: No group address.
 _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+,=-]{0,400}")
@@ -53,6 +54,8 @@ class BundleManifest(_Told):
     Attributes:
         parts: in the order of their numbers.
         accelerator: of the QEMU that the memory was taken from; None without memory.
+        agent_disk: digest of the machine's agent disk, which the memory knows. With memory, the part "agent"
+            has the content.
     """
 
     version: int = 1
@@ -64,6 +67,7 @@ class BundleManifest(_Told):
     hardware: Hardware
     image_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     image_agent: bool
+    agent_disk: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     domain: str | None = Field(default=None, max_length=63, pattern=r"^[a-z0-9.-]+$")
     first_boot: FirstBoot
     media: Media
@@ -166,6 +170,8 @@ def _check_parts(manifest: BundleManifest) -> None:
         or not small
         or memory != manifest.spec.memory
         or ("memory" in sizes) != ("devices" in sizes)
+        or ("memory" in sizes and manifest.agent_disk is not None) != ("agent" in sizes)
+        or sizes.get("agent", 0) > MOST_AGENT_DISK
         or ("memory" in sizes) != (manifest.accelerator is not None)
         or (manifest.hardware.firmware == "uefi") != ("variables" in sizes)
         or manifest.media.seed != ("seed" in sizes)

@@ -41,7 +41,7 @@ class Taken:
     Attributes:
         disks: raw files.
         saved: None without memory.
-        companions: content of "variables" and "seed", if the bundle has them.
+        companions: content of "variables", "seed" and "agent", if the bundle has them.
     """
 
     disks: list[Path]
@@ -175,6 +175,7 @@ async def make_snapshot(
         spec=spec,
         image_digest=manifest.image_digest,
         image_agent=manifest.image_agent,
+        agent_disk=manifest.agent_disk,
         hardware=hardware,
         domain=manifest.domain,
         first_boot=manifest.first_boot,

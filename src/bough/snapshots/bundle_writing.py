@@ -35,6 +35,7 @@ class Subject:
     Attributes:
         disks: the top file of each disk, and its backing files, nearest first.
         companions: directory of the firmware's variables and the seed.
+        agent_disk: file of the agent disk that the memory knows, if any.
         uid: owner of the files, if a jailed QEMU wrote them.
     """
 
@@ -43,6 +44,7 @@ class Subject:
     companions: Path
     saved: SavedState | None
     accelerator: str | None
+    agent_disk: Path | None = None
     uid: int | None = None
 
 
@@ -84,7 +86,7 @@ def describe(subject: Subject, *, image: str | None, version: str) -> BundleMani
         image: digest of the image that is left out of the bundle; None: the bundle contains whole disks.
 
     Raises:
-        Conflict: the machine needs a file of this host.
+        Conflict: the machine needs a file of this host, or its agent disk is missing.
     """
     manifest = subject.manifest
     if manifest.spec.kernel is not None:
@@ -105,6 +107,8 @@ def describe(subject: Subject, *, image: str | None, version: str) -> BundleMani
         if path.is_file():
             parts.append(Part(name=name, size_bytes=path.stat().st_size))
     if subject.saved is not None:
+        if subject.agent_disk is not None:
+            parts.append(Part(name="agent", size_bytes=_size_of(subject.agent_disk, manifest)))
         parts.append(Part(name="memory", size_bytes=subject.saved.memory.size_bytes))
         parts.append(Part(name="devices", size_bytes=len(subject.saved.devices)))
     return BundleManifest(
@@ -116,12 +120,25 @@ def describe(subject: Subject, *, image: str | None, version: str) -> BundleMani
         hardware=manifest.hardware.model_copy(update={"uid": None}),
         image_digest=manifest.image_digest,
         image_agent=manifest.image_agent,
+        agent_disk=manifest.agent_disk,
         domain=manifest.domain,
         first_boot=manifest.first_boot,
         media=manifest.media.model_copy(update={"disks": []}),  # a bundle holds whole disks
         parts=tuple(parts),
         accelerator=subject.accelerator if subject.saved is not None else None,  # type: ignore[arg-type]
     )
+
+
+def _size_of(agent_disk: Path, manifest: SnapshotManifest) -> int:
+    """Return the size of the agent disk. Raises Conflict: the file is missing."""
+    try:
+        return agent_disk.stat().st_size
+    except FileNotFoundError:
+        raise Conflict(
+            f"the agent disk that the memory of machine '{manifest.machine_name}' knows is missing: "
+            f"{agent_disk}",
+            hint="restore the file from a backup, or export the disks alone: --disks-only",
+        ) from None
 
 
 def read_parts(
@@ -146,6 +163,8 @@ def read_parts(
         elif part.name in ("variables", "seed"):
             file = FIRMWARE_VARIABLES if part.name == "variables" else SEED
             yield number, _data_of(subject.companions / file)
+        elif part.name == "agent" and subject.agent_disk is not None:
+            yield number, _data_of(subject.agent_disk)
         elif subject.saved is not None and part.name == "memory":
             yield number, _memory_of(subject.saved)
         elif subject.saved is not None:

@@ -40,7 +40,13 @@ def snapshot_subject(
 ) -> Subject:
     paths = [tuple(store.home.root / layer for layer in disk.layers) for disk in manifest.disks]
     disks = [(layers[0], layers[1:]) for layers in paths]
-    return Subject(manifest, disks, store.paths(manifest.id).disks, saved, accelerator)
+    agent_disk = _agent_disk(manifest, store.home)
+    return Subject(manifest, disks, store.paths(manifest.id).disks, saved, accelerator, agent_disk)
+
+
+def _agent_disk(manifest: SnapshotManifest, home: Home) -> Path | None:
+    digest = manifest.agent_disk
+    return None if digest is None else home.agent_disk(manifest.hardware.arch, digest)
 
 
 async def suspended_subject(machine: Machine, home: Home, *, disks_only: bool) -> Subject:
@@ -78,7 +84,8 @@ async def suspended_subject(machine: Machine, home: Home, *, disks_only: bool) -
     chains = [disk_chain(disk, machine.paths, home) for disk in record.disks]
     disks = [(chain[0], chain[1:]) for chain in chains]
     accelerator = record.suspended.accelerator if record.suspended else None
-    return Subject(manifest, disks, machine.paths.disks, saved, accelerator, record.hardware.uid)
+    agent_disk, uid = _agent_disk(manifest, home), record.hardware.uid
+    return Subject(manifest, disks, machine.paths.disks, saved, accelerator, agent_disk, uid)
 
 
 @asynccontextmanager
@@ -137,7 +144,11 @@ async def exported(
 
 def _note(manifest: SnapshotManifest, images: ImageStore) -> ExportNote:
     """Return the note by which `bough import` recognises an exported disk."""
-    note = ExportNote(disks=len(manifest.disks), agent=manifest.image_agent)
+    note = ExportNote(
+        disks=len(manifest.disks),
+        agent=manifest.image_agent,
+        agent_disk=manifest.agent_disk is not None,
+    )
     with contextlib.suppress(NotFound, ValidationError):
         image = images.resolve(manifest.image_digest)
         return ExportNote.model_validate({**note.model_dump(), "os": image.os, "version": image.version})

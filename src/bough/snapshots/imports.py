@@ -14,6 +14,7 @@ from typing import Any
 
 from bough.bundle import Source, read_manifest
 from bough.errors import BadBundle, NotFound
+from bough.images.agent_disk.store import AgentDiskStore
 from bough.images.convert import check_space
 from bough.images.store import ImageStore
 from bough.machines.saved_state import SavedState
@@ -43,10 +44,16 @@ class Arrival:
     saved: SavedState | None = None
 
     def __init__(
-        self, source: Source, digest: Any, bundle: BundleManifest, images: ImageStore, work: Path
+        self,
+        source: Source,
+        digest: Any,
+        bundle: BundleManifest,
+        images: ImageStore,
+        agent_disks: AgentDiskStore,
+        work: Path,
     ) -> None:
         self._source, self._digest, self._bundle = source, digest, bundle
-        self._images, self._work = images, work
+        self._images, self._agent_disks, self._work = images, agent_disks, work
         self.cold = self.force = False
         self.accelerator = "auto"
         self.report: Report = lambda _: None
@@ -89,7 +96,19 @@ class Arrival:
     def name(self) -> str:
         return self._bundle.name
 
+    @property
+    def agent_disk(self) -> tuple[str, str] | None:
+        """Return architecture and digest of the agent disk that the memory knows, if any."""
+        bundle = self._bundle
+        has_disk = bundle.agent_disk is not None and bundle.number("agent") is not None
+        return (bundle.hardware.arch, str(bundle.agent_disk)) if has_disk and not self.cold else None
+
     async def read(self) -> SnapshotPaths:
+        """Read the parts. The agent disk goes to the store; the caller keeps it (`AgentDiskStore.using`).
+
+        Raises:
+            BadBundle, NoSpace, NotFound
+        """
         loop, report = asyncio.get_running_loop(), self.report
         told = [-1]
 
@@ -106,6 +125,9 @@ class Arrival:
                 loop.call_soon_threadsafe(report, Progress("reading the bundle", fraction))
 
         taken = await run_stoppable(take)
+        if self.agent_disk is not None:
+            disk = taken.companions["agent"]
+            await asyncio.to_thread(self._agent_disks.take_in, *self.agent_disk, disk)
         report(Progress("writing the disks"))
         self.saved = None if self.cold else taken.saved
         made, self.manifest = await make_snapshot(
@@ -116,7 +138,14 @@ class Arrival:
 
 @asynccontextmanager
 async def taken_up(
-    source: Source, images: ImageStore, *, cold: bool, force: bool, accelerator: str, report: Report
+    source: Source,
+    images: ImageStore,
+    agent_disks: AgentDiskStore,
+    *,
+    cold: bool,
+    force: bool,
+    accelerator: str,
+    report: Report,
 ) -> AsyncIterator[Arrival]:
     """Check a bundle, and provide the arrival for the block.
 
@@ -138,7 +167,7 @@ async def taken_up(
     work = images.home.incoming / f"bundle-{secrets.token_hex(6)}"
     work.mkdir(mode=0o711)
     try:
-        arrival = Arrival(source, digest, bundle, images, work)
+        arrival = Arrival(source, digest, bundle, images, agent_disks, work)
         arrival.cold, arrival.force, arrival.report = cold, force, report
         arrival.accelerator = accelerator
         await arrival.check()

@@ -18,6 +18,7 @@ from bough.hypervisor.projects.forks import ProjectForks
 from bough.hypervisor.projects.registry import Projects
 from bough.hypervisor.projects.snapshots import Parts, ProjectSnapshots
 from bough.hypervisor.snapshot_keeper import SnapshotKeeper
+from bough.images.agent_disk.store import AgentDiskStore
 from bough.images.store import ImageStore
 from bough.machines.record import now
 from bough.machines.saved_state import SavedState
@@ -78,6 +79,7 @@ class ProjectBundles:
         forks: ProjectForks,
         keeper: SnapshotKeeper,
         images: ImageStore,
+        agent_disks: AgentDiskStore,
         half_made: HalfMade,
     ) -> None:
         self._projects = projects
@@ -85,6 +87,7 @@ class ProjectBundles:
         self._forks = forks
         self._keeper = keeper
         self._images = images
+        self._agent_disks = agent_disks
         self._half_made = half_made
 
     def knows(self, reference: str) -> bool:
@@ -168,11 +171,14 @@ class ProjectBundles:
                     async with taken_up(
                         Member(source),
                         self._images,
+                        self._agent_disks,
                         cold=cold,
                         force=force,
                         accelerator=accelerator,
                         report=about(role, report),
                     ) as arrival:
+                        if arrival.agent_disk is not None:
+                            used.enter_context(self._agent_disks.using(*arrival.agent_disk))
                         made = await arrival.read()
                         used.enter_context(self._keeper.used_in_background(arrival.manifest))
                         tree.store.add(made, arrival.manifest)

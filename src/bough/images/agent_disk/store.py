@@ -30,7 +30,8 @@ from bough.paths import Home
 from bough.progress import Report
 from bough.storage import write_atomically, write_json
 
-_NAME = re.compile(r"([a-z0-9_]{1,16})-([0-9a-f]{64})\.squashfs")
+#: Name of a disk: architecture and digest.
+DISK_NAME = re.compile(r"([a-z0-9_]{1,16})-([0-9a-f]{64})\.squashfs")
 #: First bytes of a squashfs.
 _MAGIC = b"hsqs"
 
@@ -115,7 +116,7 @@ class AgentDiskStore:
             self._used[disk] -= 1
 
     def all(self) -> list[AgentDisk]:
-        names = (_NAME.fullmatch(path.name) for path in self._home.agent_disks.iterdir())
+        names = (DISK_NAME.fullmatch(path.name) for path in self._home.agent_disks.iterdir())
         return [AgentDisk(match[1], match[2]) for match in names if match is not None]
 
     def collect(self, needed: Collection[AgentDisk]) -> list[AgentDisk]:
