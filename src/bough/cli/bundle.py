@@ -74,7 +74,7 @@ def export(source: str, file: str, disks_only: bool, without_image: bool) -> Non
     "--accelerator",
     type=click.Choice(["auto", "kvm", "tcg"]),
     default="auto",
-    help="tcg: let memory of an emulated machine continue, emulated, although this host has KVM.",
+    help="tcg: continue the memory of an emulated machine by emulation, also if this host has KVM.",
 )
 @click.option("--force", is_flag=True, help="Allow more memory, disk or vCPUs than the host has.")
 @click.option("--timeout", type=DURATION, help=TIMEOUT_HELP)

@@ -66,8 +66,8 @@ def exec_command(
 
     COMMAND reads this command's standard input to the end: use -n in a loop that reads lines.
 
-    With --as-user COMMAND gets the user's environment, without a login session. A login session, with limits
-    and a user manager: bough exec NAME -- su -l USER -c COMMAND
+    With --as-user COMMAND gets the user's environment, without a login session. For a login session, with
+    limits and a user manager: bough exec NAME -- su -l USER -c COMMAND
     """
     if command[0] == "--":
         command = command[1:]

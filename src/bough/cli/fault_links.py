@@ -12,7 +12,7 @@ from bough.cli.machine_choice import machine_options, machines_on, network_here
 from bough.cli.service import DURATION, NAME, connect, json_option
 
 F = TypeVar("F", bound=Callable[..., Any])
-_network = click.option("--network", metavar="NETWORK", help="Default: the only one of these machines.")
+_network = click.option("--network", metavar="NETWORK", help="Default: the only network of these machines.")
 _mode = click.option(
     "--mode",
     type=click.Choice(["drop", "slow", "hold"]),
@@ -32,7 +32,7 @@ _mode = click.option(
     default="both",
     help="to: only frames to MACHINE; from: only frames from MACHINE.",
 )
-@click.option("--delay", type=DURATION, help="Frames come late, like 100ms.")
+@click.option("--delay", type=DURATION, help="Frames come later by this time, like 100ms.")
 @click.option("--jitter", type=DURATION, help="The delay varies by this much. Frames keep their order.")
 @click.option("--loss", type=PERCENT, help="Percentage of frames that are lost.")
 @click.option("--correlation", type=PERCENT, help="Percentage of frames with the fate of the one before.")

@@ -24,7 +24,9 @@ _disk = click.option("--disk", type=int, default=0, help="Number of the disk; 0 
 @click.command("unplug")
 @machine_options
 @click.argument("machine", type=NAME)
-@click.option("--network", metavar="NETWORK", help="The card's network, or uplink. Default: the only one.")
+@click.option(
+    "--network", metavar="NETWORK", help="The card's network, or uplink. Default: the only network."
+)
 @for_option
 @json_option
 def unplug(machine: str, network: str | None, for_s: float | None, as_json: bool) -> None:
@@ -55,11 +57,15 @@ def pause(machine: str, for_s: float | None, as_json: bool) -> None:
 @click.argument("operation", type=click.Choice(["read", "write", "flush"]))
 @_disk
 @click.option(
-    "--error", default="EIO", help="ENOSPC at a write pauses the machine until healed. Default: EIO."
+    "--error",
+    default="EIO",
+    help="ENOSPC at a write pauses the machine until the fault is healed. Default: EIO.",
 )
 @click.option("--once", is_flag=True, help="Only the next request fails.")
 @click.option("--rate", type=PERCENT, help="Percentage of the blocks of 4 KiB that fail.")
-@click.option("--range", "area", type=SIZE, nargs=2, metavar="START END", help="Only this part of the disk.")
+@click.option(
+    "--range", "area", type=SIZE, nargs=2, metavar="START END", help="Only these bytes, like 1GiB 2GiB."
+)
 @seed_option
 @for_option
 @json_option
@@ -139,9 +145,15 @@ def memory(machine: str, size: int, for_s: float | None, as_json: bool) -> None:
 @click.command("clock")
 @machine_options
 @click.argument("machine", type=NAME)
-@click.option("--jump", "jump_s", type=SIGNED_DURATION, default=0.0, help="Ahead (2h) or behind (-7d).")
-@click.option("--set", "to", type=MOMENT, help="The time itself, like 2030-01-01T12:00Z.")
-@click.option("--drift", "drift_ppm", type=float, default=0.0, help="Parts per million too fast; -: slow.")
+@click.option("--jump", "jump_s", type=SIGNED_DURATION, default=0.0, help="Set ahead (2h) or back (-7d).")
+@click.option("--set", "to", type=MOMENT, help="Set to this time, like 2030-01-01T12:00Z.")
+@click.option(
+    "--drift",
+    "drift_ppm",
+    type=float,
+    default=0.0,
+    help="Too fast by these parts per million; negative: slow.",
+)
 @for_option
 @json_option
 def clock(machine: str, as_json: bool, **given: Any) -> None:

@@ -127,8 +127,7 @@ def restart(
 ) -> None:
     """Stop machines and start them again. Without NAMES: all machines of the project, in their order.
 
-    Machines of a project that are named with --file or --project, and a whole project, are healthy again
-    when `restart` returns.
+    Without NAMES, and with --file or --project, `restart` returns when the machines are healthy again.
     """
     if names and file is None and project is None:
         with progress() as report:
@@ -197,7 +196,10 @@ def rename(name: str, new_name: str) -> None:
 @click.argument("names", type=NAME, nargs=-1, required=True)
 @click.option("--force", is_flag=True, help="Also delete running machines; their power is cut.")
 def delete(names: tuple[str, ...], force: bool) -> None:
-    """Delete machines and their disks."""
+    """Delete machines and their disks. Snapshots of the machines stay.
+
+    A machine of a project is refused: use `bough down --volumes`, or `bough up --remove-orphans`.
+    """
     hypervisor = connect()
     for name in names:
         hypervisor.machine_at(machine_here(name)).delete(force=force)

@@ -33,7 +33,7 @@ def network() -> None:
 @click.option("--mtu", type=int, help="Bytes of a frame's payload, 576 to 65520. Default: 1500.")
 @json_option
 def create_network(name: str, subnet: str | None, mtu: int | None, as_json: bool) -> None:
-    """Create a network. `bough create --nic uplink --nic NAME` puts a machine on the network."""
+    """Create a network. `bough create --network NAME` connects a machine to the network."""
     made = connect().create_network(name, subnet=subnet, mtu=mtu)
     show_json(made.info().raw) if as_json else print(made.name)
 
@@ -129,7 +129,9 @@ def detach(name: str, machine: str) -> None:
 @machine_options
 @click.argument("name")
 @click.argument("file", metavar="FILE")
-@click.option("--machine", "machines", multiple=True, metavar="NAME", help="Only frames that it sends.")
+@click.option(
+    "--machine", "machines", multiple=True, metavar="NAME", help="Only frames that this machine sends."
+)
 @click.option("--time", "time_s", type=DURATION, help="Stop after this time. Default: until Ctrl-C.")
 def capture(name: str, file: str, machines: tuple[str, ...], time_s: float | None) -> None:
     """Write the frames of a network to FILE, as pcapng with the names of the machines; - is standard output.

@@ -20,7 +20,10 @@ Until = Literal["agent", "booted", "rebooted", "stopped", "first-boot"]
 @click.command("list")
 @json_option
 def list_machines(as_json: bool) -> None:
-    """List the machines."""
+    """List the machines.
+
+    A note after the state, like `running (hung)`, names a problem. `bough info NAME` explains the problem.
+    """
     machines = connect().list_machines()
     if as_json:
         show_json([m.raw for m in machines])
@@ -111,7 +114,7 @@ def _rows(machine: dict[str, Any]) -> list[tuple[str, str]]:
         ("up", ago(machine["started"])),
         ("hardware", f"{hardware['machine_type']}, {hardware['cpu_model']}, {hardware['firmware']}"),
         ("size", f"{machine['vcpus']} vCPUs, {format_size(machine['memory_bytes'])} memory"),
-        ("on disk", f"{format_size(machine['disk_bytes'])}, upon {machine['layers']} layers"),
+        ("on disk", f"{format_size(machine['disk_bytes'])}, backing files: {machine['layers']}"),
         ("limits", _limits(machine["spec"].get("limits") or {})),
         ("processor", hardware["arch"]),
         ("accelerator", _accelerator(machine["accelerator"])),
@@ -219,7 +222,8 @@ def _show_trouble(machine: dict[str, Any]) -> None:
     "--until",
     type=click.Choice(["agent", "booted", "rebooted", "stopped", "first-boot"]),
     default="agent",
-    help="booted: services and network are up; rebooted: the same, after a later boot.",
+    help="agent: the guest answers; first-boot: its first boot is set up; booted: services and network are "
+    "up; rebooted: the same, after a later boot; stopped: the machine is off.",
 )
 @click.option("--boot-id", help="With --until rebooted: id of the previous boot, as in `info --json`.")
 @click.option("--timeout", type=DURATION, help=f"{TIMEOUT_HELP} With --until stopped: 2m.")

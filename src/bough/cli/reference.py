@@ -30,10 +30,12 @@ cannot be run.
 
 | environment | meaning |
 |---|---|
-| `BOUGH_HOME` | place of machines and images; default: `~/.local/share/bough`, for root `/var/lib/bough` |
+| `BOUGH_HOME` | directory of machines, images; default: `~/.local/share/bough`, for root `/var/lib/bough` |
+| `XDG_DATA_HOME` | if set, and BOUGH_HOME is not: `bough` in this directory is BOUGH_HOME |
+| `BOUGH_CATALOGUE` | address of the catalogue of images, for `bough image catalogue update` |
 | `BOUGH_DEBUG` | if set, a bug in bough prints its traceback |
 | `BOUGH_PROCESS_IMAGES` | `off` when the service starts: no process images, so each fork starts a QEMU |
-| `BOUGH_FREE_VCPUS` | frees hung vCPUs: `on` of every QEMU, `off` of none; default: before QEMU 8.1 |
+| `BOUGH_FREE_VCPUS` | free hung vCPUs: `on`: of every QEMU; `off`: of none; default: of QEMU before 8.1 |
 | `NO_COLOR` | if set, no colour; output to a file or pipe never has any |
 """
 

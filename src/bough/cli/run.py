@@ -49,7 +49,7 @@ def run(
     The machine is also deleted if the command is interrupted or this client is killed. --keep and --name keep
     the machine, running.
 
-    The first run of an image on such hardware boots it and takes a snapshot. Later runs fork that snapshot.
+    The first run boots the image and takes a snapshot. Later runs with the same hardware fork that snapshot.
     """
     if command[:1] == ("--",):
         command = command[1:]

@@ -40,7 +40,7 @@ def create_snapshot(
 ) -> None:
     """Take a snapshot of a machine, or of all machines of a project at one moment.
 
-    Running machines are paused for some ms and run on.
+    Running machines are paused for some milliseconds and run on.
     """
     given: dict[str, Any] = {"message": message, "memory": not disks_only, "now": now}
     try:

@@ -103,8 +103,11 @@ def render_states() -> str:
     head = [
         "# States of a machine",
         "",
-        "Made from `src/bough/machines/state.py` by `make docs`. A QEMU process belongs to a machine that is",
-        f"{', '.join(sorted(LIVE))}. Every other transition is a fault and is logged.",
+        "This page lists each change of a machine's state and its cause. [Concepts](concepts.md#machine)",
+        "explains the states. Generated from `src/bough/machines/state.py` by `make docs`.",
+        "",
+        f"A machine has a QEMU process in the states {', '.join(sorted(LIVE))}. bough logs any other",
+        "change of state as an error.",
         "",
         "| from | to | cause |",
         "|---|---|---|",

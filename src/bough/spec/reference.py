@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from bough.spec.settings import SETTINGS, Setting
 
 _EXAMPLE_HEAD = """\
-# A machine, for `bough create --file machine.toml` or `bough run --file machine.toml`.
+# A machine, for `bough create --file machine.toml` or `bough run --file machine.toml debian:12`.
 # Only `image` is required. Every other setting is shown with its default or an example.
 
 # The machine's name in `bough list`. Default: generated.
@@ -17,18 +17,26 @@ _EXAMPLE_HEAD = """\
 _PAGE_HEAD = """\
 # Settings of a machine
 
-Generated from the code by `make docs`. The same settings are keys of a [spec file](../examples/machine.toml),
-options of `bough create` and `bough run`, keyword arguments of `hv.create()` and `hv.run()`, and fields of
-the API.
+This page lists each setting of a machine, its option, and whether an existing machine can change.
+Generated from the code by `make docs`.
 
-| column | meaning |
-|---|---|
-| change | `never`: fixed at creation. `running`: may change at any time |
-| bundle | `kept`: travels in a bundle. `dropped`: the importing user decides |
-| | `here`: on the new host's loopback. `refused`: names a file of the exporting host |
-| boot | `always`: the machine boots. `hardware`: has a booted snapshot of its own |
-| | `setup`, `name`, `host`: any booted snapshot of the hardware serves |
-| process image | forks may continue from a process image |
+A setting has one name everywhere. The name is a key of a [spec file](../examples/machine.toml), a keyword
+argument of `hv.create()` and `hv.run()`, and a field of the API. Most settings have an option of
+`bough create` and `bough run`.
+
+| column | value | meaning |
+|---|---|---|
+| change | `never` | fixed when the machine is created |
+| | `stopped` | [`bough up`](projects.md#what-up-does) stops a project's machine, changes and starts it |
+| | `running` | `bough up` changes the machine while it runs |
+| bundle | `kept` | [an imported machine](snapshots.md#hand-over-a-running-machine) has the same value |
+| | `dropped` | the imported machine has the default |
+| | `here` | the imported machine has the ports on 127.0.0.1 of its host |
+| | `refused` | a machine with this setting cannot be exported: the setting names a file of the host |
+| boot | `always` | [`bough run`](snapshots.md#bough-run-does-not-boot) boots a machine with this setting |
+| | `hardware` | `bough run` forks a booted snapshot with the same value |
+| | other | `bough run` forks any booted snapshot with the same hardware |
+| process image | `yes` | forks may continue from a [process image](snapshots.md#why-forks-are-fast) |
 
 | setting | meaning | options | change | bundle | boot | process image |
 |---|---|---|---|---|---|---|

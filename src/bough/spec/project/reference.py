@@ -16,13 +16,16 @@ from bough.spec.project.settings import (
 _PAGE_HEAD = """\
 # The file of a project
 
-Generated from the code by `make docs`. The file `bough.toml` describes the machines and networks of a
-[project](projects.md). [examples/project.toml](../examples/project.toml) shows each setting. The words are
-Compose's where Compose has a word. All problems of a file are told at once, with their lines.
+This page lists each setting of `bough.toml`, the file that describes the machines and networks of a
+[project](projects.md). Generated from the code by `make docs`.
+
+[examples/project.toml](../examples/project.toml) shows each setting. A setting has the name that Docker
+Compose uses, if there is one. `bough config` checks the file and prints all mistakes at once, each with its
+line.
 """
 _FILE = """\
-A file with `image` at the top describes one machine. Such a file is a project of one machine, whose role
-is the file's `name`, or `main`. The project has the name of the directory.
+A file with `image` at the top describes a project of one machine. The machine's role is the file's `name`,
+or `main`. The project has the name of the directory.
 """
 _MACHINE = """\
 A machine has all [settings of a machine](spec.md), and the following. Relative paths start at the file.
@@ -31,55 +34,64 @@ The name of the table is the machine's role.
 _DEPENDS = """\
 ## Order
 
+`depends_on` names machines and a condition for each. The machine starts when all conditions are true.
+
 | condition | the other machine |
 |---|---|
 | `started` | has answered, and its first boot is set up |
-| `healthy` | its health check has passed |
-| `completed` | has powered off by itself, after its first boot was set up |
+| `healthy` | has passed its health check |
+| `completed` | has powered itself off, after its first boot was set up |
 
-In a list, a machine with a health check must be `healthy`, and a machine without must have `started`. A
-machine with profiles may only be a dependency of machines with the same profiles. A named machine starts
-with all its dependencies.
+A list names no conditions: a machine with a health check must be `healthy`, any other machine `started`.
+Only machines with the same profiles may depend on a machine with profiles. `bough up db` starts `db` with
+all its dependencies.
 """
 _NETWORKS = """\
-The uplink is the first card, unless the machine says `uplink = false`. Then come the networks in order. A
-machine without `networks` is on the network `default`, if the project has several machines. `networks =
-[]`: on none. Machines with `scale` share the name of their table as an alias.
+The first network card of a machine is on the uplink, unless `uplink = false`. The next cards are on the
+networks of the machine, in order. If the project has several machines, a machine without `networks` is on
+the network `default`. `networks = []` connects a machine to no network. Machines with `scale` share the
+name of their table as an alias.
 """
 _HEALTH = """\
-Exactly one of the first six settings names the check. The guest repeats the check by itself. The first
-success makes the machine healthy. After the start period, `retries` failures in a row make the machine
-unhealthy. A unit that has failed does so at once. A machine without a health check is healthy when it has
-answered. `disable = true` removes the check that a shared part has.
+Exactly one of the first six settings names the check. The guest repeats the check. The first success makes
+the machine healthy. After the start period, `retries` failures in a row make the machine unhealthy. A failed
+unit makes the machine unhealthy at once. A machine without a health check is healthy when its agent has
+answered. `disable = true` removes the health check of a shared part.
 """
 _EXTENDS = """\
 ## Shared settings
 
-`extends` takes over the settings of a table `[shared.NAME]` or `[machines.NAME]`. Several names apply in
-order, the machine's own settings last.
+`extends = ["base"]` gives the machine the settings of the table `[shared.base]` or `[machines.base]`. Several
+names apply in order, the machine's own settings last.
 
 | settings | the machine has |
 |---|---|
-| `environment`, `limits`, `networks`, `depends_on`, `healthcheck` | the entries of both; its own win |
-| lists, such as `ports`, `files`, `commands` | the shared entries, then its own |
-| others | its own value |
+| `environment`, `limits`, `networks`, `depends_on`, `healthcheck` | the entries of both |
+| lists, such as `ports`, `files`, `commands` | the shared entries, then the machine's own |
+| others | the machine's own value, or else the shared value |
+
+If both have an entry, like one variable of `environment`, the machine's own entry is used.
 """
 _VARIABLES = """\
 ## Variables
 
-Texts may contain variables. Values come from the environment of `bough`, or else from the file `.env`
-beside the project's file. Only variables that the file names are read.
+Texts may contain variables. The environment of `bough` gives the value of a variable. If the variable is not
+set there, the file `.env` beside the project's file gives the value. bough reads only variables that the
+file names.
 
 | text | stands for |
 |---|---|
 | `${NAME}` | the value. A variable that is not set is an error |
-| `${NAME:-word}` | `word` if the variable is not set or empty; `${NAME-word}`: if not set |
-| `${NAME:?message}` | an error with the message if it is not set or empty; `${NAME?message}`: if not set |
-| `${NAME:+word}` | `word` if the variable is set and not empty; `${NAME+word}`: if set |
-| `$$` | a dollar sign: `$${NAME}` is a variable of the guest's shell, as is `$NAME` |
+| `${NAME:-word}` | the value, or `word` if the variable is not set or empty |
+| `${NAME-word}` | the value, or `word` if the variable is not set |
+| `${NAME:?message}` | the value, or an error with the message if the variable is not set or empty |
+| `${NAME?message}` | the value, or an error with the message if the variable is not set |
+| `${NAME:+word}` | `word` if the variable is set and not empty, or else nothing |
+| `${NAME+word}` | `word` if the variable is set, or else nothing |
+| `$$` | a dollar sign. `$${NAME}` and `$NAME` are variables of the guest's shell |
 
-`.env` has lines like `NAME=value`, with quotes around blanks. Values in `.env` stand for themselves. The
-record of the project in BOUGH_HOME contains the values.
+`.env` has lines like `NAME=value`. A value with spaces needs quotes. bough replaces no variables in the
+values of `.env`. The record of the project in BOUGH_HOME contains the values, also secrets.
 """
 
 _EXAMPLE_HEAD = """\
