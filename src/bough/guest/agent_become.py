@@ -7,7 +7,7 @@ identity again.
 """
 
 # pathlib and contextlib cost an emulated guest 20 ms each to load.
-# ruff: noqa: PTH103, PTH104, PTH108, PTH110, PTH112, PTH114, PTH116, PTH123, PTH208, PTH211, SIM105
+# ruff: noqa: PTH103, PTH104, PTH108, PTH110, PTH112, PTH113, PTH114, PTH116, PTH123, PTH208, PTH211, SIM105
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import time
 from struct import pack
 
 from bough.guest import agent_calls, wire
+from bough.guest.agent_python import TOOLS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ _EBUSY = 16
 _ENODEV = 19
 _EROFS = 30
 _JOURNALS = ("/var/log/journal", "/run/log/journal")
+#: D-Bus has its own file in guests without systemd, in others a link.
+_MACHINE_IDS = ("/etc/machine-id", "/var/lib/dbus/machine-id")
 _KEYS = {"ed25519": "/etc/ssh/ssh_host_ed25519_key", "ecdsa": "/etc/ssh/ssh_host_ecdsa_key"}
 #: Keys of the parent that get no replacement.
 _OLD_KEYS = ("/etc/ssh/ssh_host_rsa_key", "/etc/ssh/ssh_host_rsa_key.pub")
@@ -74,7 +77,7 @@ class Ready:
         self.socket = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM, 0)
         self.random = os.open("/dev/urandom", os.O_WRONLY)
         keys = [path + end for path in _KEYS.values() for end in ("", ".pub")]
-        for path in ("/etc/machine-id", "/etc/hostname", "/etc/hosts", *keys):
+        for path in (*_MACHINE_IDS, "/etc/hostname", "/etc/hosts", *keys):
             try:
                 fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
             except OSError:
@@ -173,7 +176,9 @@ def become(agent: Agent, _call: int, arguments: Arguments) -> dict[str, object]:
         parts.set("ssh host key", _remove_old_keys, ready)
     machine_id = arguments.get("machine_id")
     if isinstance(machine_id, str) and len(machine_id) == 32 and machine_id.isalnum():
-        parts.set("machine-id", _set_machine_id, machine_id, ready)
+        for path in _MACHINE_IDS:
+            if (ready and path in ready.files) or _is_own_file(path):
+                parts.set("machine-id", _set_machine_id, path, machine_id, ready)
     hostname = arguments.get("hostname")
     if isinstance(hostname, str):
         parts.set("host name on the disk", _write_hostname, hostname, ready)
@@ -243,6 +248,10 @@ def settle(arguments: Arguments, _tell: Tell) -> dict[str, object]:
         from bough.guest import agent_nic
 
         agent_nic.follow(changes)
+    from bough.guest import agent_renewal
+
+    agent_renewal.renew_seeds()
+    agent_renewal.renew_dropbear_keys()
     os.sync()
     return {}
 
@@ -280,17 +289,22 @@ def stir(entropy: bytes, device: int = -1) -> None:
             os.close(opened)
 
 
-def _set_machine_id(machine_id: str, ready: Ready | None) -> None:
+def _is_own_file(path: str) -> bool:
+    """Return whether there is a file, and no link to another one. Not every guest has a machine-id."""
+    return os.path.isfile(path) and not os.path.islink(path)
+
+
+def _set_machine_id(path: str, machine_id: str, ready: Ready | None) -> None:
     text = machine_id + "\n"
     try:
-        _write("/etc/machine-id", text, 0o444, ready, shadow=False)
+        _write(path, text, 0o444, ready, shadow=False)
     except OSError as error:
         if error.errno not in (_EBUSY, _EROFS):
             raise
         # In an unfinished first boot, a file of systemd is mounted over the path until systemd writes the
         # file to the disk.
-        _run_mount("/bin/umount", "-l", "/etc/machine-id")
-        _write("/etc/machine-id", text, 0o444, None)
+        _run_mount("umount", "-l", path)
+        _write(path, text, 0o444, None)
 
 
 def _write_hostname(name: str, ready: Ready | None) -> None:
@@ -409,17 +423,19 @@ def _shadow(path: str, content: bytes, mode: int) -> None:
     os.makedirs(_SHADOWS, mode=0o755, exist_ok=True)
     shadow = _SHADOWS + path.replace("/", "-")
     _replace(shadow, content, mode)
-    if _run_mount("/bin/mount", "--bind", shadow, path):
+    if _run_mount("mount", "-o", "bind", shadow, path):
         raise OSError(_EROFS, os.strerror(_EROFS), path)
 
 
 def _run_mount(*words: str) -> int:
-    """Run mount. Return its exit status."""
-    try:
-        pid = os.posix_spawn(words[0], list(words), dict(os.environ))
-    except OSError:  # the program does not exist
-        return 127
-    return os.waitpid(pid, 0)[1]
+    """Run mount or umount, the guest's or the agent's own. Return the wait status."""
+    for place in ("/bin", "/usr/bin", TOOLS):
+        try:
+            pid = os.posix_spawn(f"{place}/{words[0]}", list(words), dict(os.environ))
+        except OSError:
+            continue  # the program does not exist
+        return os.waitpid(pid, 0)[1]
+    return 127
 
 
 def _overwrite(fd: int, length: int, content: bytes) -> None:

@@ -39,6 +39,7 @@ _QUICK = {
     "become": "agent_become",
 }
 _SLOW = {
+    "await_boot": "agent_boot",
     "grow_root": "agent_disk",
     "first_boot": "agent_first_boot",
     "freeze": "agent_freeze",
@@ -162,10 +163,7 @@ def worker_of(operation: str) -> Worker | None:
 def _work(operation: str, arguments: Arguments, report: int, hold: int) -> None:
     """Run the child from start to end."""
     try:
-        os.setsid()
-        _signal.set_wakeup_fd(-1)
-        for number in (_signal.SIGCHLD, _signal.SIGTERM):
-            _signal.signal(number, _signal.SIG_DFL)
+        leave_agent()
 
         def say(kind: int, values: dict[str, object]) -> None:
             payload = wire.encode(values)
@@ -186,6 +184,14 @@ def _work(operation: str, arguments: Arguments, report: int, hold: int) -> None:
         os._exit(0)
 
 
+def leave_agent() -> None:
+    """Make a forked child independent of the agent: its own session, no signals of the agent."""
+    os.setsid()
+    _signal.set_wakeup_fd(-1)
+    for number in (_signal.SIGCHLD, _signal.SIGTERM):
+        _signal.signal(number, _signal.SIG_DFL)
+
+
 def explain_error(error: Exception) -> dict[str, object]:
     """Return the report of an error for the host."""
     if isinstance(error, OperationFailed):
@@ -203,11 +209,13 @@ def explain_error(error: Exception) -> dict[str, object]:
 def run(argv: list[str], data: bytes = b"", *, directory: str = "/", tail: int = 65536) -> tuple[int, str]:
     """Run a program in a worker. Return the exit status (128 + N for signal N) and the end of the output.
 
-    A surviving child of the program may keep the output open. The worker does not wait for such a child.
+    A program that the guest lacks is taken from the agent disk, if there is one. A surviving child of the
+    program may keep the output open. The worker does not wait for such a child.
     """
     from bough.guest.agent_spawn import start as start_process
 
-    process = start_process({"argv": argv, "cwd": directory, "stdin": bool(data), "merge": True})
+    request = {"argv": argv, "cwd": directory, "stdin": bool(data), "merge": True, "tool": True}
+    process = start_process(request)
     if data:
         os.write(process.stdin, data)
         os.close(process.stdin)

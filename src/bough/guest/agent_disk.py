@@ -47,7 +47,7 @@ def _root_device() -> tuple[str, str]:
         for line in file.read(1 << 20).decode("utf-8", "surrogateescape").splitlines():
             fields, _, rest = line.partition(" - ")
             if fields.split()[4] == "/":
-                kind, source = rest.split()[:2]
+                kind, source = rest.split(" ")[:2]
                 return _behind(source) or fields.split()[2], kind
     raise OperationFailed("no root file system is mounted")
 

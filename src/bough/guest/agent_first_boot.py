@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 import time
 
-from bough.guest import agent_identity
-from bough.guest.agent_calls import OperationFailed, explain_error, list_of_text, run, run_or_fail
+from bough.guest import agent_identity, agent_init
+from bough.guest.agent_calls import OperationFailed, explain_error, list_of_text, run
 from bough.guest.agent_facts import FIRST_BOOT_DONE
 from bough.guest.agent_identity import write_file
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     Step = tuple[str, str, Callable[[], None]]  # mark, purpose and function of the step
 
 _LONGEST_START_S = 120.0
+#: A guest without an uplink gets no address.
+_LONGEST_ADDRESS_S = 30.0
+_LOOK_AGAIN_S = 0.5
 #: A shutdown that takes longer is considered abandoned.
 _LONGEST_STOP_S = 600.0
 _MARKS = "/var/lib/bough/first-boot"
@@ -125,42 +128,17 @@ def _tables(value: object) -> list[dict[str, object]]:
 
 
 def _make_user(user: dict[str, object]) -> None:
-    import pwd
+    from bough.guest.agent_users import has_program, make_user
 
     name = str(user["name"])
-    groups = list_of_text(user.get("groups"))
-    for group in groups:
-        run_or_fail(["groupadd", "--force", group])
-    options = ["--groups", ",".join(groups)] if groups else []
-    shell = user.get("shell")
-    if not shell:
-        shell = "/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh"
-    try:
-        pwd.getpwnam(name)
-        if groups:
-            run_or_fail(["usermod", "--append", *options, name])
-    except KeyError:
-        # "*": no password fits, but the account is not locked. sshd would refuse logins to a locked account.
-        known = ["--create-home", "--shell", str(shell), "--password", "*", *_own_group(name), *options]
-        run_or_fail(["useradd", *known, name])
+    make_user(name, str(user.get("shell") or ""), list_of_text(user.get("groups")))
     if user.get("sudo"):
+        file = f"90-bough-{name.replace('.', '-')}"
         line = f"{name} ALL=(ALL:ALL) NOPASSWD: ALL\n"
-        write_file(f"/etc/sudoers.d/90-bough-{name.replace('.', '-')}", line.encode(), mode=0o440)
+        write_file(f"/etc/sudoers.d/{file}", line.encode(), mode=0o440)
+        if has_program("doas"):
+            write_file(f"/etc/doas.d/{file}.conf", f"permit nopass {name}\n".encode(), mode=0o600)
     agent_identity.authorize_keys(name, list_of_text(user.get("ssh_keys")))
-
-
-def _own_group(name: str) -> list[str]:
-    """Return the group option of useradd for a user whose own group exists already.
-
-    useradd makes a group with the user's name, and ends with 9 if the group exists and is not given.
-    """
-    import grp
-
-    try:
-        grp.getgrnam(name)
-    except KeyError:
-        return []
-    return ["--gid", name]
 
 
 def _environment(value: object) -> None:
@@ -210,13 +188,25 @@ def _wait_system_up() -> None:
     commands forever.
     """
     end = time.monotonic() + _LONGEST_START_S
+    while _state() == agent_init.STARTING and time.monotonic() < end:
+        time.sleep(_LOOK_AGAIN_S)
+    if os.path.isdir("/run/systemd/netif"):
+        if len(os.listdir("/sys/class/net")) > 1:
+            run(["/usr/lib/systemd/systemd-networkd-wait-online", "--any", "--timeout=30"])
+        return
+    from bough.guest.agent_uplink import is_online
+
+    end = min(end, time.monotonic() + _LONGEST_ADDRESS_S)
+    while not is_online() and time.monotonic() < end:
+        time.sleep(_LOOK_AGAIN_S)
+
+
+def _state() -> str:
+    if agent_init.find_init() != agent_init.SYSTEMD:
+        return agent_init.find_state()
     # Without --wait: the option needs the message bus, and the bus may not be up.
-    while run(["systemctl", "is-system-running"])[1].strip() in ("initializing", "starting", "offline"):
-        if time.monotonic() > end:
-            return
-        time.sleep(0.5)
-    if os.path.isdir("/run/systemd/netif") and len(os.listdir("/sys/class/net")) > 1:
-        run(["/usr/lib/systemd/systemd-networkd-wait-online", "--any", "--timeout=30"])
+    state = run(["systemctl", "is-system-running"])[1].strip()
+    return agent_init.STARTING if state in ("initializing", "starting", "offline") else state
 
 
 def _wait_while_stopping() -> None:
@@ -226,10 +216,8 @@ def _wait_while_stopping() -> None:
     shutdown ends this process too.
     """
     end = time.monotonic() + _LONGEST_STOP_S
-    while os.path.isdir("/run/systemd/system") and time.monotonic() < end:
-        if run(["systemctl", "is-system-running"])[1].strip() != "stopping":
-            return
-        time.sleep(0.5)
+    while _state() == agent_init.STOPPING and time.monotonic() < end:
+        time.sleep(_LOOK_AGAIN_S)
 
 
 def _run_commands(
@@ -238,7 +226,7 @@ def _run_commands(
     """Run the commands in order and stop at the first failure: a command may need the results of earlier
     ones.
     """
-    if commands and os.path.isdir("/run/systemd/system"):
+    if commands:
         tell("waiting for the system to be up", None, "")
         _wait_system_up()
     for at, command in enumerate(commands):

@@ -75,8 +75,8 @@ def _mount_points() -> list[str]:
         lines = file.read(1 << 20).decode("utf-8", "surrogateescape").splitlines()
     for line in lines:
         fields, _, rest = line.partition(" - ")
-        parts = fields.split()
-        kind, source, options = rest.split()[:3]
+        parts = fields.split(" ")
+        kind, source, options = [*rest.split(" "), "", ""][:3]  # a source may be empty
         if source.startswith("/dev/") and kind != "devtmpfs" and "ro" not in options.split(","):
             places.setdefault(parts[2], _unescape(parts[4]))
     return list(places.values())

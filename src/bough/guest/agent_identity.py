@@ -11,8 +11,9 @@ from bough.guest.agent_calls import OperationFailed, run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pwd import struct_passwd
+    from bough.guest.agent_accounts import User
 
+_KEY_MAKERS = ("/usr/bin/ssh-keygen", "/usr/local/bin/ssh-keygen", "/bin/ssh-keygen")
 _HOST_KEY = "/etc/ssh/ssh_host_{}_key"
 
 
@@ -38,8 +39,8 @@ def set_hostname(name: str) -> None:
 
 def make_host_keys() -> None:
     """Make the missing host keys of sshd, except RSA: an RSA key takes an emulated guest half a minute."""
-    if not os.path.isdir("/etc/ssh"):
-        return
+    if not os.path.isdir("/etc/ssh") or not any(os.access(path, os.X_OK) for path in _KEY_MAKERS):
+        return  # the guest has no sshd, or only the settings of a removed one
     for kind in ("ed25519", "ecdsa"):
         path = _HOST_KEY.format(kind)
         if os.path.exists(path):
@@ -59,13 +60,12 @@ def authorize_keys(user: str, keys: list[str]) -> None:
     """Add the missing keys to the user's authorized_keys."""
     if not keys:
         return
-    import pwd
+    from bough.guest.agent_login import Identity
 
-    try:
-        entry = pwd.getpwnam(user)
-    except KeyError:
-        raise OSError(2, f"the guest has no user {user[:80]!r}") from None
-    directory = entry.pw_dir + "/.ssh"
+    entry = Identity(user).entry
+    if entry is None:
+        raise OSError(2, f"the guest has no user {user[:80]!r}")
+    directory = entry.home + "/.ssh"
     if not os.path.isdir(directory):
         os.makedirs(directory, mode=0o700)
         _own(directory, entry)
@@ -79,8 +79,8 @@ def authorize_keys(user: str, keys: list[str]) -> None:
     _own(path, entry)
 
 
-def _own(path: str, entry: struct_passwd) -> None:
-    os.chown(path, entry.pw_uid, entry.pw_gid)
+def _own(path: str, entry: User) -> None:
+    os.chown(path, entry.uid, entry.gid)
 
 
 def write_file(path: str, content: bytes, *, mode: int = 0o644, owner: tuple[int, int] = (0, 0)) -> None:

@@ -167,6 +167,9 @@ class Keeper:
         _signal.signal(_signal.SIGCHLD, lambda *_: None)
         _signal.set_wakeup_fd(write_end)
         _become_subreaper()
+        from bough.guest.agent_groups import leave_service
+
+        leave_service()
 
     def run(self) -> NoReturn:
         while True:

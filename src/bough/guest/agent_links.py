@@ -1,6 +1,7 @@
-"""Set addresses and names of network cards on networks between machines, through systemd-networkd.
+"""Set addresses and names of network cards on networks between machines.
 
-A guest without networkd gets the same addresses by DHCP from the network's switch.
+A guest with systemd-networkd gets a file of networkd. In other guests the agent sets the addresses itself.
+The network's switch gives the same addresses by DHCP, so a DHCP client of the guest does not conflict.
 """
 
 # pathlib costs an emulated guest 20 ms to load.
@@ -22,25 +23,40 @@ if TYPE_CHECKING:
 _DIRECTORY = "/run/systemd/network"
 #: Exists while networkd runs.
 _RUNS = "/run/systemd/netif"
+#: Exist if networkd is enabled.
+_ENABLED = (
+    "/etc/systemd/system/multi-user.target.wants/systemd-networkd.service",
+    "/etc/systemd/system/dbus-org.freedesktop.network1.service",
+)
 #: networkd returns from a reload before the addresses are set.
 _APPLIES_S = 3.0
 _LOOK_AGAIN_S = 0.02
 
 
-def set_links(arguments: Arguments, _tell: Tell) -> dict[str, object]:
+def set_links(arguments: Arguments, tell: Tell) -> dict[str, object]:
     """Set the cards.
 
-    {"links": [{"name", "mac", "addresses": [with prefix length], "mtu", "resolver", "domains", "default"}]}
-    -> {"changed": number of cards}. "default": the resolver answers for all names. The answer comes when a
-    running networkd has set the IPv4 addresses, or after 3 s.
+    {"links": [{"name", "mac", "addresses": [with prefix length], "mtu", "resolver", "domains", "default"}],
+    "uplinks": [MAC address]} -> {"changed": number of cards}. "default": the resolver answers for all names.
+    The answer comes when a running networkd has set the IPv4 addresses, or after 3 s. A card of `uplinks`
+    gets an address by DHCP if the guest has no networkd and sets none itself.
     """
     given = arguments.get("links")
     links = [link for link in given if isinstance(link, dict)] if isinstance(given, list) else []
+    if not _has_networkd():
+        from bough.guest.agent_plain_links import set_plain_links
+
+        return {"changed": set_plain_links(links, list_of_text(arguments.get("uplinks")))}
     changed = [link for link in links if _set(link)]
     if changed and os.path.isdir(_RUNS):
         run(["networkctl", "reload"])
         _await_addresses(changed)
     return {"changed": len(changed)}
+
+
+def _has_networkd() -> bool:
+    """Return whether networkd runs, or will run in this boot."""
+    return any(map(os.path.lexists, (_RUNS, *_ENABLED)))
 
 
 def _set(link: dict[str, object]) -> bool:

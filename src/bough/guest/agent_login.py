@@ -1,20 +1,25 @@
 """The user of an agent's command, and the environment of the user's login."""
 
 # pathlib and contextlib cost an emulated guest 20 ms each to load.
-# ruff: noqa: PTH116, PTH123
+# ruff: noqa: PTH110, PTH116, PTH123
 
 from __future__ import annotations
 
 import os
 
+from bough.guest.agent_python import PRIVATE, TOOLS
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pwd import struct_passwd
+    from bough.guest.agent_accounts import User
 
 _ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _USER_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
 
-_users: dict[int, struct_passwd] = {}
+#: The locale has its own file: /etc/default/locale in Debian, /etc/locale.conf in most others.
+_SETTINGS = ("/etc/locale.conf", "/etc/default/locale", "/etc/environment")
+
+_users: dict[int, User] = {}
 _files: dict[str, tuple[int, dict[str, str]]] = {}
 
 
@@ -27,29 +32,29 @@ class Identity:
         Args:
             text: None for the agent's own user, else a name or uid, optionally with ":" and a group or gid.
         """
-        import pwd
-
         self.uid = os.getuid()
         self.gid = os.getgid()
         self.groups: list[int] | None = None
         self._own: tuple[list[int], int, int] = ([], self.gid, self.uid)
         user, _, group = (text or "").partition(":")
         if not user:
-            self.entry: struct_passwd | None = _entry_of(self.uid)
+            self.entry: User | None = _entry_of(self.uid)
         else:
-            try:
-                self.entry = pwd.getpwnam(user)
-            except KeyError:
+            from bough.guest import agent_accounts
+
+            self.entry = agent_accounts.find_user(user)
+            if self.entry is None:
                 if not user.isdigit():
-                    raise OSError(2, f"the guest has no user {user!r}") from None
+                    raise OSError(2, f"the guest has no user {user!r}")
                 self.entry = _entry_of(int(user))
-            uid = int(user) if self.entry is None else self.entry.pw_uid
+            uid = int(user) if self.entry is None else self.entry.uid
             if uid == self.uid and not group:
                 return
             self.uid = uid
             self.gid = self._group(group)
-            name = self.entry.pw_name if self.entry is not None else None
-            self.groups = os.getgrouplist(name, self.gid) if name else [self.gid]
+            self.groups = [self.gid]
+            if self.entry is not None:
+                self.groups = agent_accounts.groups_of(self.entry.name, self.gid)
 
     def assume(self) -> None:
         """Switch this process to the identity for good."""
@@ -91,27 +96,26 @@ class Identity:
 
     def _group(self, group: str) -> int:
         if not group:
-            return self.entry.pw_gid if self.entry is not None else self.uid
+            return self.entry.gid if self.entry is not None else self.uid
         if group.isdigit():
             return int(group)
-        import grp
+        from bough.guest.agent_accounts import find_gid
 
-        try:
-            return grp.getgrnam(group).gr_gid
-        except KeyError:
-            raise OSError(2, f"the guest has no group {group!r}") from None
+        gid = find_gid(group)
+        if gid is None:
+            raise OSError(2, f"the guest has no group {group!r}")
+        return gid
 
 
-def _entry_of(uid: int) -> struct_passwd | None:
+def _entry_of(uid: int) -> User | None:
     entry = _users.get(uid)
     if entry is None:
-        import pwd
+        from bough.guest.agent_accounts import User, find_uid
 
-        try:
-            entry = pwd.getpwuid(uid)
-        except KeyError:
-            return None
-        if uid == 0:
+        entry = find_uid(uid)
+        if entry is None and uid == 0:
+            return User("root", 0, 0, "/root", "/bin/sh")  # a root without /etc/passwd
+        if uid == 0 and entry is not None:
             _users[uid] = entry  # nearly every command looks root up; other users may change
     return entry
 
@@ -120,7 +124,9 @@ def login_environment(identity: Identity) -> dict[str, str]:
     """Return the variables of a login, with /etc/environment and the locale."""
     entry = identity.entry
     environment = {"PATH": _USER_PATH if identity.uid else _ROOT_PATH}
-    for path in ("/etc/default/locale", "/etc/environment"):
+    if PRIVATE and not os.path.exists("/bin/sh"):
+        environment["PATH"] += ":" + TOOLS  # a guest of a few programs, such as one for a single service
+    for path in _SETTINGS:
         for name, value in _read_settings(path).items():
             environment[name] = _expand(value, environment) if "$" in value else value
     if identity.groups is not None:
@@ -128,9 +134,9 @@ def login_environment(identity: Identity) -> dict[str, str]:
         if _owner(runtime) == identity.uid:
             environment["XDG_RUNTIME_DIR"] = runtime
     if entry is not None:
-        environment["HOME"] = entry.pw_dir
-        environment["SHELL"] = entry.pw_shell or "/bin/sh"
-        environment["USER"] = environment["LOGNAME"] = entry.pw_name
+        environment["HOME"] = entry.home
+        environment["SHELL"] = entry.shell or "/bin/sh"
+        environment["USER"] = environment["LOGNAME"] = entry.name
     else:
         environment["HOME"] = "/"
     return environment

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     Mount = dict[str, object]
 
 _PREFIX = "bough:"
+_FUSE = "/dev/fuse"
 _ENOTCONN, _EIO, _EBUSY = 107, 5, 16
 #: Time for a lost connection to be made again.
 _PATIENCE_S = 10.0
@@ -71,7 +72,7 @@ def _mounted() -> list[tuple[str, str]]:
     found = []
     for line in lines:
         fields, _, rest = line.partition(" - ")
-        kind, source = rest.split()[:2]
+        kind, source = [*rest.split(" "), ""][:2]  # a source may be empty
         if kind == "fuse.sshfs" and source.startswith(_PREFIX):
             found.append((source[len(_PREFIX) :], _unescape(fields.split()[4])))
     return found
@@ -141,20 +142,27 @@ def _find_sshfs() -> list[str]:
 
 
 def _load_fuse() -> None:
-    """Load the driver. systemd and udev have a device that loads the driver when opened; others do not."""
-    if not os.path.exists("/dev/fuse"):
+    """Load the kernel's FUSE, and make its device where no udev does. Some devices load it when opened."""
+    if not os.path.exists(_FUSE):
         try:
             run(["modprobe", "-q", "fuse"])
+            if _has_fuse():
+                os.mknod(_FUSE, 0o20666, os.makedev(10, 229))
         except OSError:
-            pass  # no modprobe: the kernel has the driver, or no modules
-    if not os.path.exists("/dev/fuse"):
+            pass  # no modprobe: the kernel has the driver, or no modules; or udev was faster
+    if not os.path.exists(_FUSE):
         raise _Failed("the guest's kernel has no FUSE, which shared directories need")
+
+
+def _has_fuse() -> bool:
+    """Return whether the kernel has FUSE now. A device without its driver would only be a name."""
+    with open("/proc/misc", "rb", buffering=0) as file:
+        return b"fuse" in file.read(65536).split()
 
 
 def _identity_options(mount: Mount) -> list[str]:
     """Map files of the sharing user to `owner` in the guest, and back."""
-    import grp
-
+    from bough.guest.agent_accounts import find_group_name, find_uid
     from bough.guest.agent_login import Identity
 
     owner = str(mount.get("owner") or "root")
@@ -162,26 +170,18 @@ def _identity_options(mount: Mount) -> list[str]:
         identity = Identity(owner)
     except OSError:
         raise _Failed(f"the guest has no user {owner!r} to own the directory") from None
-    try:
-        group = grp.getgrgid(identity.gid).gr_name
-    except KeyError:
-        raise _Failed(f"the guest has no group {identity.gid}") from None
+    group, user = find_group_name(identity.gid), find_uid(identity.uid)
+    if group is None:
+        raise _Failed(f"the guest has no group {identity.gid}")
+    if user is None:
+        raise _Failed(f"the guest has no user {identity.uid}")
     options = ["idmap=file", "nomap=ignore"]
-    names = (("uid", _user_name(identity.uid), "host_uid"), ("gid", group, "host_gid"))
+    names = (("uid", user.name, "host_uid"), ("gid", group, "host_gid"))
     for kind, name, number in names:
         path = f"{os.path.dirname(agent_connect.DOOR)}/{mount['tag']}.{kind}"  # noqa: PTH120
         write_file(path, f"{name}:{mount[number]}\n".encode(), mode=0o600)
         options.append(f"{kind}file={path}")
     return options
-
-
-def _user_name(uid: int) -> str:
-    import pwd
-
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        raise _Failed(f"the guest has no user {uid}") from None
 
 
 def _link_options(program: list[str]) -> list[str]:
@@ -210,4 +210,4 @@ def _unmount(target: str, *, lazy: bool) -> bool:
     """Unmount. Return whether the mount is gone."""
     if run(["umount", target])[0] == 0:
         return True
-    return lazy and run(["umount", "--lazy", target])[0] == 0
+    return lazy and run(["umount", "-l", target])[0] == 0

@@ -1,7 +1,8 @@
 """Start Python again as this process was started, and start programs of the agent disk.
 
 A program of the agent disk starts through the disk's loader, "ld.so": the guest may have another C library,
-or none. The loader is then the program that the kernel runs.
+or none. The loader is then the program that the kernel runs. The agent must not load libraries of the guest,
+such as those of name services.
 """
 
 # pathlib costs an emulated guest 20 ms to load.
@@ -43,3 +44,11 @@ def _loader() -> str:
     except OSError:
         return ""
     return program if os.path.basename(program) == _LOADER else ""
+
+
+_ROOT = disk_root()
+#: The agent has its own C library.
+PRIVATE = bool(_ROOT)
+#: Directory of links to busybox, for what the guest lacks; "" without the agent disk, as the next one.
+TOOLS = os.path.join(_ROOT, "tools") if PRIVATE else ""
+BUSYBOX = os.path.join(_ROOT, "bin", "busybox") if PRIVATE else ""

@@ -13,6 +13,7 @@ import _signal  # type: ignore[import-not-found]  # signal costs what enum costs
 import os
 
 from bough.guest.agent_login import Identity, login_environment
+from bough.guest.agent_python import BUSYBOX, TOOLS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -161,6 +162,11 @@ def _start_on_terminal(request: dict[str, object], command: _Command | _Apart) -
         os.close(slave)
 
 
+def _shell() -> bytes:
+    """Return the program for /bin/sh: the agent's own if the guest has none."""
+    return os.fsencode(BUSYBOX) if BUSYBOX and not os.path.exists(_SHELL) else _SHELL
+
+
 class _Command:
     """A command with user and directory."""
 
@@ -186,13 +192,15 @@ class _Command:
             self.environment["TERM"] = choose_term(_text(request, "term"), self.environment.get("HOME", "/"))
         home = self.environment.get("HOME", "/")
         self.directory = _text(request, "cwd") or (home if os.path.isdir(home) else "/")
-        self.path = self._find(self.argv[0])
+        self.path = self._find(self.argv[0], TOOLS if request.get("tool") is True else "")
 
-    def _find(self, name: bytes) -> bytes:
+    def _find(self, name: bytes, own: str) -> bytes:
+        """Return the program's path. `own` is a directory to search last."""
         if b"/" in name:
-            return name
+            return _shell() if name == _SHELL else name
         denied = False
-        for place in os.fsencode(self.environment.get("PATH", "")).split(b":"):
+        places = self.environment.get("PATH", "")
+        for place in os.fsencode(f"{places}:{own}" if own else places).split(b":"):
             path = os.path.join(os.fsencode(self.directory), place, name)
             if os.access(path, os.X_OK) and not os.path.isdir(path):
                 return path
@@ -238,7 +246,7 @@ class _Command:
             except OSError as error:
                 if error.errno != _ENOEXEC:
                     raise self._refusal(error) from None
-                return self._posix_spawn(_SHELL, self._script(), actions)
+                return self._posix_spawn(_shell(), self._script(), actions)
         finally:
             self.identity.take_back()
             os.chdir("/")
@@ -312,7 +320,7 @@ class _Command:
             except OSError as error:
                 if error.errno != _ENOEXEC:
                     raise
-                os.execve(_SHELL, self._script(), self.environment)
+                os.execve(_shell(), self._script(), self.environment)
         except OSError as error:
             if what == self.path:
                 raise self._refusal(error) from error

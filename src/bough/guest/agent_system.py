@@ -1,7 +1,7 @@
 """Operations on the running system: clock, entropy, load, power."""
 
 # pathlib costs an emulated guest 20 ms to load.
-# ruff: noqa: PTH112, PTH123
+# ruff: noqa: PTH123
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ from bough.guest import wire
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bough.guest.agent_calls import Agent, Arguments
-
-# systemd starts poweroff.target and reboot.target on these signals (SIGRTMIN+4 and +5 of the C library).
-_SYSTEMD_SIGNALS = {"poweroff": 38, "reboot": 39}
 
 
 def set_clock(_agent: Agent, _call: int, arguments: Arguments) -> dict[str, object]:
@@ -74,23 +71,16 @@ def load(_agent: Agent, _call: int, _arguments: Arguments) -> dict[str, object]:
 def power_off(agent: Agent, call: int, _arguments: Arguments) -> None:
     """Begin an orderly power-off. The answer comes at once."""
     agent.send_values(wire.RESULT, call, {})
-    _change_power("poweroff", "-p")
+    from bough.guest import agent_init
+
+    agent_init.begin_end("poweroff")
 
 
 def reboot(agent: Agent, call: int, _arguments: Arguments) -> None:
     agent.send_values(wire.RESULT, call, {})
-    _change_power("reboot", "-r")
+    from bough.guest import agent_init
 
-
-def _change_power(program: str, option: str) -> None:
-    if os.path.isdir("/run/systemd/system"):
-        os.kill(1, _SYSTEMD_SIGNALS[program])
-        return
-    from bough.guest.agent_spawn import start
-
-    # A shell tries all, since a guest may lack shutdown (busybox) or poweroff.
-    script = f"{program} || shutdown {option} now || {program} -f"
-    start({"argv": ["/bin/sh", "-c", script], "cwd": "/", "stdin": False})
+    agent_init.begin_end("reboot")
 
 
 def _read(path: str) -> str:

@@ -44,4 +44,4 @@ def render_login(user: str | None) -> list[bytes] | None:
     identity = Identity(user)
     if identity.entry is None or identity.groups is None:
         return None
-    return [b"su", b"-l", os.fsencode(identity.entry.pw_name)]
+    return [b"su", b"-l", os.fsencode(identity.entry.name)]

@@ -29,6 +29,9 @@ class AgentFacts:
         boot_id: changes with each boot of the guest's kernel; a fork keeps its parent's.
         os_release: ID, VERSION_ID, VERSION_CODENAME and PRETTY_NAME, as far as present.
         uptime_s: uptime of the guest's kernel.
+        init: the guest's process 1: systemd, openrc-init, sysvinit, busybox, runit, s6, dinit or unknown;
+            empty: an agent of an older bough.
+        own_programs: the agent runs from the agent disk.
     """
 
     agent_version: str
@@ -39,6 +42,8 @@ class AgentFacts:
     os_release: Mapping[str, str] = field(default_factory=dict)
     first_boot_done: bool = False
     uptime_s: float = 0.0
+    init: str = ""
+    own_programs: bool = False
 
     @classmethod
     def from_guest(cls, values: Mapping[str, object]) -> AgentFacts:
@@ -58,4 +63,6 @@ class AgentFacts:
             },
             first_boot_done=values.get("first_boot_done") is True,
             uptime_s=uptime if isinstance(uptime, float) and 0 <= uptime < 1e12 else 0.0,
+            init=clean_name(values.get("init")),
+            own_programs=values.get("own_programs") is True,
         )

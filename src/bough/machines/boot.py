@@ -14,16 +14,17 @@ from typing import Any, Protocol, TypeVar
 
 from bough.errors import BoughError, DeadlineExceeded
 from bough.guest.channel import AgentChannel
+from bough.guest.facts import clean_name
 from bough.guest.qga import QgaChannel
 from bough.machines.first_boot import run_script
 from bough.machines.record import MachineRecord
 from bough.progress_watch import ProgressWatch, Stalled
 
-#: Wait for the end of the boot. The last line of output is "booted" with the boot's id, "stopping" or
-#: "maintenance". In a guest without systemd the boot has ended when the agent answers. An empty answer of
-#: systemctl is ignored: a stopping or just started systemd gives such an answer. An inhibitor may delay a
-#: reboot although logind has the request. The wait for an address of a network card ends after 30 s: the
-#: network may have no address to give.
+#: Wait for the end of the boot of a guest with systemd. The last line of output is "booted" with the boot's
+#: id, "stopping" or "maintenance". An empty answer of systemctl is ignored: a stopping or just started
+#: systemd gives such an answer. An inhibitor may delay a reboot although logind has the request. The wait for
+#: an address of a network card ends after 30 s: the network may have no address to give. Without systemd, and
+#: with an agent that knows no other init, the boot has ended when the agent answers.
 BOOTED_SCRIPT = """
 booted() {
   read -r boot < /proc/sys/kernel/random/boot_id
@@ -49,6 +50,8 @@ booted() {
 booted
 """
 BOOTED = re.compile(r"booted ([0-9a-f-]{36})\s*")
+#: The guest's init does not tell when the boot has ended.
+UNKNOWN = re.compile(r"unknown ([0-9a-f-]{36})\s*")
 LOOK_AGAIN_S = 0.5
 #: Guest time without a sign of progress after which the script is started again.
 _QUIET_S = 600.0
@@ -91,7 +94,8 @@ class Boot:
     async def _follow(self, channel: AgentChannel) -> None:
         while not self.has_ended:
             try:
-                if self.note(await self.ask(channel)):
+                told = await self.ask(channel)
+                if self.note(told) or UNKNOWN.fullmatch(told):
                     return
             except DeadlineExceeded:
                 continue
@@ -102,8 +106,8 @@ class Boot:
     async def ask(
         self, channel: AgentChannel | QgaChannel, watch: ProgressWatch | None = None, *, since: float = 0.0
     ) -> str:
-        """Return the output of BOOTED_SCRIPT at the end of the boot. Parallel calls share one run of the
-        script.
+        """Return how the boot ended, in the words of BOOTED_SCRIPT, or "unknown" with the boot's id. Parallel
+        calls share one run of the script.
 
         Args:
             since: time.monotonic() of the caller's request. An earlier run may have looked for a shutdown
@@ -125,8 +129,7 @@ class Boot:
         """Return the output of the present or a new run, and the time at which the run began."""
         if self._asking is None or self._asking.done():
             self._began = time.monotonic()
-            script = run_script(channel, BOOTED_SCRIPT, timeout_s=_QUIET_S)
-            self._asking = self._machine.own(script, "ask for the end of the boot")
+            self._asking = self._machine.own(_await_boot(channel), "ask for the end of the boot")
             self._asking.add_done_callback(_retrieve)
         began, answer = self._began, asyncio.shield(self._asking)
         try:
@@ -143,6 +146,18 @@ class Boot:
             self._machine.change(booted_boot=match[1])
             self._machine.tell("booted")
         return True
+
+
+async def _await_boot(channel: AgentChannel | QgaChannel) -> str:
+    """Return how the boot ended: by systemd's own tools, or by the agent's knowledge of other inits."""
+    facts = channel.facts if isinstance(channel, AgentChannel) else None
+    if facts is None or facts.init in ("", "systemd"):
+        return await run_script(channel, BOOTED_SCRIPT, timeout_s=_QUIET_S)
+    assert isinstance(channel, AgentChannel)
+    told = await channel.call("await_boot", {"timeout_s": _QUIET_S}, timeout_s=_QUIET_S + LOOK_AGAIN_S)
+    state = clean_name(told.get("state"))
+    word = {"running": "booted", "unknown": "unknown"}.get(state)
+    return state if word is None else f"{word} {clean_name(told.get('boot_id'))}"
 
 
 def _retrieve(task: asyncio.Task[str]) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from bough.errors import AgentUnavailable, BoughError, DeadlineExceeded, GuestRefused
-from bough.machines.boot import BOOTED, LOOK_AGAIN_S
+from bough.machines.boot import BOOTED, LOOK_AGAIN_S, UNKNOWN
 from bough.machines.first_boot import run_script
 from bough.machines.machine import Machine
 from bough.machines.state import State
@@ -22,7 +22,8 @@ async def wait_booted(
 ) -> None:
     """Wait until the guest's init has started all services and the network.
 
-    A guest that shuts down is not up: the wait goes on until the next boot has ended.
+    If the init does not tell, the wait ends when the agent answers, and the report says so. A guest that
+    shuts down is not up: the wait goes on until the next boot has ended.
 
     Args:
         timeout_s: a user's bound, from this call; None: as long as the guest makes progress.
@@ -50,7 +51,8 @@ async def wait_booted(
         except DeadlineExceeded:
             break
         if _is_up(machine, told, after_boot):
-            machine.boot.note(told)
+            if not machine.boot.note(told):
+                report(notice("the guest's init does not tell when all services are up: the agent answers"))
             return
         await asyncio.sleep(LOOK_AGAIN_S)
     raise _not_up(machine, watch.waited_s, told, after_boot)
@@ -79,27 +81,33 @@ async def wait_rebooted(
 def _is_up(machine: Machine, told: str, after_boot: str | None) -> bool:
     last = told.strip().rpartition("\n")[2]
     if last == "maintenance":
+        name = machine.name
+        seen = f"bough exec {name} -- systemctl --failed" if _has_systemd(machine) else f"bough logs {name}"
         raise GuestRefused(
             f"machine '{machine.name}' is in maintenance mode: its boot failed",
-            hint=f"to see what failed: bough exec {machine.name} -- systemctl --failed",
+            hint=f"to see what failed: {seen}",
             machine=machine.name,
         )
-    match = BOOTED.fullmatch(last)
+    match = BOOTED.fullmatch(last) or UNKNOWN.fullmatch(last)
     return match is not None and match[1] != after_boot
 
 
 def _not_up(machine: Machine, waited_s: float, told: str, after_boot: str | None) -> DeadlineExceeded:
     name = machine.name
+    jobs = f"bough exec {name} -- systemctl list-jobs" if _has_systemd(machine) else f"bough logs {name}"
     if told.strip() == "stopping":
-        what, hint = "is still shutting down", f"to see why: bough exec {name} -- systemctl list-jobs"
+        what, hint = "is still shutting down", f"to see why: {jobs}"
     elif BOOTED.search(told) and after_boot is not None:
-        what, hint = "has not rebooted", f"to reboot it: bough exec {name} -- systemctl reboot"
+        what, hint = "has not rebooted", f"to reboot it: bough exec {name} -- reboot"
     else:
-        what, hint = (
-            "answers but is still starting",
-            f"to see why: bough exec {name} -- systemctl list-jobs",
-        )
+        what, hint = "answers but is still starting", f"to see why: {jobs}"
     return DeadlineExceeded(f"machine '{name}' {what} after {waited_s:.0f} s", hint=hint, machine=name)
+
+
+def _has_systemd(machine: Machine) -> bool:
+    channel = machine.channel()
+    facts = channel.facts if channel is not None else None
+    return facts is None or facts.init in ("", "systemd")
 
 
 async def wait_boot_end(machine: Machine, report: Report) -> None:
