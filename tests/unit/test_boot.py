@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from bough.errors import AgentUnavailable, DeadlineExceeded
+from bough.guest.channel import AgentChannel
+from bough.guest.facts import AgentFacts
 from bough.machines.boot import Boot
 from bough.progress_watch import ProgressWatch, by_the_clock
 
@@ -123,3 +125,42 @@ async def test_hostile_answers_are_none(told: str) -> None:
     guest: Any = Guest()
     assert not Boot(guest).note(told)
     assert guest.record.booted_boot is None
+
+
+# -- guests without systemd -------------------------------------------------------------------------
+
+
+class OtherInit(AgentChannel):
+    """The channel to an agent that answers `await_boot`."""
+
+    def __init__(self, state: str, init: str = "busybox") -> None:
+        self.facts = AgentFacts("1", BOOT, "a", "6.1", "x86_64", init=init)
+        self.state = state
+        self.asked: list[str] = []
+
+    async def call(self, operation: str, *_: Any, **__: Any) -> dict[str, Any]:
+        self.asked.append(operation)
+        return {"state": self.state, "boot_id": BOOT}
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [("running", f"booted {BOOT}"), ("unknown", f"unknown {BOOT}"), ("stopping", "stopping")],
+)
+async def test_the_agent_knows_other_inits(state: str, told: str) -> None:
+    guest = Guest()
+    channel = OtherInit(state)
+    assert await Boot(guest).ask(channel) == told
+    assert channel.asked == ["await_boot"]
+    assert guest.ran == 0
+
+
+async def test_an_init_that_tells_nothing_is_asked_once() -> None:
+    guest = Guest()
+    channel = OtherInit("unknown", "s6")
+    boot = Boot(guest)
+    boot.follow(channel)
+    await asyncio.gather(*guest.tasks)
+    assert channel.asked == ["await_boot"]
+    assert not boot.has_ended
+    assert guest.told == []

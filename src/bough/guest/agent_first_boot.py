@@ -234,7 +234,8 @@ def _run_commands(
         _wait_while_stopping()
 
         def once(command: str = command) -> None:
-            code, output = run(["/bin/sh", "-c", command], directory="/root")
+            home = "/root" if os.path.isdir("/root") else "/"
+            code, output = run(["/bin/sh", "-c", command], directory=home)
             if code:
                 _wait_while_stopping()
                 raise OperationFailed(f"{command[:200]} ended with {code}", output)

@@ -30,7 +30,8 @@ def set_hostname(name: str) -> None:
         with open("/etc/hosts", encoding="utf-8", errors="surrogateescape") as file:
             lines = [line for line in file.read().splitlines() if not line.startswith("127.0.1.1")]
     except FileNotFoundError:
-        lines = ["127.0.0.1 localhost", "::1 localhost"]
+        lines = []
+    lines = lines or ["127.0.0.1 localhost", "::1 localhost"]
     short = name.partition(".")[0]
     names = name if short == name else f"{name} {short}"
     lines.insert(1, f"127.0.1.1 {names}")

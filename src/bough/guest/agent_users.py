@@ -5,7 +5,7 @@ lock that the C library's lckpwdf(3) takes.
 """
 
 # pathlib costs an emulated guest 20 ms to load.
-# ruff: noqa: PTH103, PTH110, PTH112, PTH113, PTH114, PTH116, PTH123, PTH208
+# ruff: noqa: PTH103, PTH110, PTH112, PTH113, PTH114, PTH116, PTH120, PTH123, PTH208
 
 from __future__ import annotations
 
@@ -95,6 +95,7 @@ class _Locked:
     def __enter__(self) -> None:
         import fcntl
 
+        os.makedirs(os.path.dirname(_LOCK), exist_ok=True)
         self._fd = os.open(_LOCK, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.lockf(self._fd, fcntl.LOCK_EX)
 

@@ -24,7 +24,7 @@ from bough.machines.identity import (
     settle_identity,
 )
 from bough.machines.mounts import default_owner
-from bough.machines.nics import render_links
+from bough.machines.nics import render_links, uplink_addresses
 from bough.machines.record import MachineRecord
 from bough.machines.state import State
 from bough.mounts.keeper import MountKeeper
@@ -254,12 +254,17 @@ class Guest:
             machine.change(identity="known")
 
     async def _set_links(self, channel: AgentChannel) -> None:
-        """Set addresses and names of the cards on networks between machines."""
-        links = render_links(self._machine.record)
-        if links:
+        """Set addresses and names of the cards on networks between machines.
+
+        An agent from the agent disk also configures the uplink, if nothing in the guest does.
+        """
+        links: dict[str, Any] = {"links": render_links(self._machine.record)}
+        if channel.facts is not None and channel.facts.own_programs:
+            links["uplinks"] = uplink_addresses(self._machine.record)
+        if any(links.values()):
             # An agent of an older bough does not know the operation: the guest asks by DHCP.
             with contextlib.suppress(GuestRefused):
-                await channel.call("set_links", {"links": links}, timeout_s=_SET_LINKS_S)
+                await channel.call("set_links", links, timeout_s=_SET_LINKS_S)
 
     async def _tell_time(self, channel: QgaChannel) -> None:
         """Set the clock of a guest with qemu-guest-agent, which supports no other part of an identity."""

@@ -168,6 +168,12 @@ def render_links(record: MachineRecord) -> list[dict[str, Any]]:
     ]
 
 
+def uplink_addresses(record: MachineRecord) -> list[str]:
+    """Return the MAC addresses of the cards on the uplink."""
+    cards = zip(record.spec.network_cards, record.hardware.nics, strict=False)
+    return [nic.mac for card, nic in cards if card.network == UPLINK]
+
+
 def _reverse_domain(network: IPv4Network) -> str:
     """Return the domain of the reverse names of a subnet: 0.1.10.in-addr.arpa for 10.1.0.0/24."""
     octets = str(network.network_address).split(".")[: network.prefixlen // 8]
