@@ -6,7 +6,7 @@ and the tag) identifies all settings: another tag is another mount.
 """
 
 # pathlib costs an emulated guest 20 ms to load.
-# ruff: noqa: PTH103, PTH110, PTH118, PTH123, SIM105
+# ruff: noqa: PTH103, PTH110, PTH118, PTH123
 
 from __future__ import annotations
 

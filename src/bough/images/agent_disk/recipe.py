@@ -17,9 +17,42 @@ INSIDE = Path(__file__).parent / "inside"
 MOST_BYTES = 8 << 20
 #: Links to busybox. The guest's own programs go first.
 TOOLS = (
-    *("sh", "cat", "chmod", "chown", "cp", "date", "env", "grep", "hostname", "id", "ifconfig", "ip", "kill"),
-    *("ln", "ls", "mkdir", "mknod", "modprobe", "mount", "mv", "ps", "readlink", "rm", "route", "sed"),
-    *("sleep", "sync", "tail", "test", "touch", "tr", "udhcpc", "umount", "uname"),
+    *(
+        "[",
+        "awk",
+        "basename",
+        "cat",
+        "chgrp",
+        "chmod",
+        "chown",
+        "cmp",
+        "cp",
+        "cut",
+        "date",
+        "dd",
+        "df",
+        "dirname",
+    ),
+    *("dmesg", "du", "echo", "env", "expr", "false", "find", "free", "grep", "gunzip", "gzip", "head"),
+    *("hostname", "id", "ifconfig", "ip", "kill", "less", "ln", "ls", "mkdir", "mknod", "mktemp", "modprobe"),
+    *("mount", "mv", "nc", "netstat", "nproc", "od", "ping", "poweroff", "printf", "ps", "pwd", "readlink"),
+    *("reboot", "rm", "rmdir", "route", "sed", "seq", "setsid", "sh", "sleep", "sort", "stat", "stty", "su"),
+    *(
+        "sync",
+        "tail",
+        "tar",
+        "tee",
+        "test",
+        "timeout",
+        "top",
+        "touch",
+        "tr",
+        "true",
+        "tty",
+        "udhcpc",
+        "umount",
+    ),
+    *("uname", "uniq", "uptime", "vi", "wc", "wget", "which", "whoami", "xargs"),
 )
 #: Modules of Python's library in addition to the modules that the agent names.
 MODULES = (

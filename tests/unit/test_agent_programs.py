@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import bough.guest
-from bough.guest import agent_groups, agent_python, agent_port, agent_renewal, agent_spawn
+from bough.guest import agent_groups, agent_port, agent_python, agent_renewal, agent_spawn
 
 SOURCE = Path(bough.guest.__file__).parents[2]
 
