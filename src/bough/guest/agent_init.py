@@ -152,12 +152,10 @@ def _busybox_state(root: str) -> str:
 
 def _runit_state(root: str) -> str:
     """Return the state: stage 2 becomes runsvdir, stage 3 is the shutdown."""
-    for words in _children_of_init(root):
-        if any(word.endswith(b"runit/3") for word in words[:3]):
-            return STOPPING
-        if words[0].rpartition(b"/")[2] == b"runsvdir":
-            return RUNNING
-    return STARTING
+    children = list(_children_of_init(root))
+    if any(word.endswith(b"runit/3") for words in children for word in words[:3]):
+        return STOPPING
+    return RUNNING if any(words[0].endswith(b"runsvdir") for words in children) else STARTING
 
 
 def _children_of_init(root: str) -> Iterator[Words]:
