@@ -30,7 +30,7 @@ from bough.machines.video import split_devices
 from bough.networks.uplink_filter import MAX_FRAME_BYTES, Sieve, is_allowed
 from bough.qemu.ram import PAGE_BYTES
 from bough.snapshots.bundle_manifest import parse_manifest
-from tests.fuzz.images import fuzz_disk, fuzz_lists, fuzz_ova
+from tests.fuzz.images import fuzz_disk, fuzz_linux_disk, fuzz_lists, fuzz_ova
 
 Frame = tuple[int, int, int, int, bytes]
 
@@ -298,6 +298,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "archive": fuzz_archive,
     "disk": fuzz_disk,
     "ova": fuzz_ova,
+    "linux_disk": fuzz_linux_disk,
     "lists": fuzz_lists,
     "bundle": fuzz_bundle,
 }

@@ -63,6 +63,7 @@ def find_program(name: str) -> str:
     path = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
     if path is None:
         packages = {"qemu-img": "qemu-utils", "xz": "xz-utils", "zstd": "zstd", "mdir": "mtools"}
+        packages |= dict.fromkeys(("debugfs", "e2fsck"), "e2fsprogs")
         raise HostLacks(
             f"{name} is not installed",
             hint=f"sudo apt install {packages.get(name, name)} (the name may differ on other distributions)",
@@ -86,6 +87,30 @@ def render_confined(
     return words
 
 
+async def start_confined(
+    confinement: Confinement,
+    argv: Sequence[str],
+    *,
+    read_only: Sequence[Path] = (),
+    writable: Sequence[Path] = (),
+    stdin: int,
+) -> asyncio.subprocess.Process:
+    """Start a program with pipes for its output. The caller ends it by `end_subprocess`.
+
+    Args:
+        stdin: an open file, or asyncio.subprocess.PIPE or DEVNULL.
+    """
+    return await start_subprocess(
+        *render_confined(confinement, argv, read_only=read_only, writable=writable),
+        stdin=stdin,
+        limit=512 * 1024,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd="/",
+        env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
+    )
+
+
 async def run_confined(
     confinement: Confinement,
     argv: Sequence[str],
@@ -103,15 +128,12 @@ async def run_confined(
         stdin: an open file.
         on_output: receives the standard output in pieces. The program waits while a piece is handled.
     """
-    words = render_confined(confinement, argv, read_only=read_only, writable=writable)
-    process = await start_subprocess(
-        *words,
+    process = await start_confined(
+        confinement,
+        argv,
+        read_only=read_only,
+        writable=writable,
         stdin=asyncio.subprocess.DEVNULL if stdin is None else stdin,
-        limit=512 * 1024,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        cwd="/",
-        env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
     )
     kept: deque[bytes] = deque()
 

@@ -1,0 +1,129 @@
+"""Look into a raw disk for a Linux. The disk is untrusted: reads are bounded, programs are jailed.
+
+Nothing here raises an error for bad content. What cannot be read is told in a sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bough.errors import InvalidInput
+from bough.images.confined import Confinement
+from bough.images.linux_disk.debugfs import open_debugfs
+from bough.images.linux_disk.kernels import Kernel, read_kernel
+from bough.images.linux_disk.magic import Kind
+from bough.images.linux_disk.roots import Root, read_root
+from bough.images.linux_disk.tree import TreeUnreadable
+from bough.images.linux_disk.volumes import Volume, read_volumes
+
+#: Volumes whose files are read. A hostile disk may have a hundred.
+_MOST_TREES = 24
+
+
+@dataclass(frozen=True)
+class FoundRoot:
+    volume: Volume
+    root: Root
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is on a disk.
+
+    Attributes:
+        roots: the Linuxes in file systems that bough can read.
+        chosen: the only Linux, or the requested one.
+        kernel: the kernel of the chosen Linux; None if unknown.
+        unreadable: volume -> why its file system could not be read.
+    """
+
+    volumes: tuple[Volume, ...] = ()
+    roots: tuple[FoundRoot, ...] = ()
+    chosen: FoundRoot | None = None
+    kernel: Kernel | None = None
+    unreadable: tuple[tuple[Volume, str], ...] = ()
+
+    def of_kind(self, *kinds: Kind) -> list[Volume]:
+        return [volume for volume in self.volumes if volume.kind in kinds]
+
+
+async def look_into(disk: Path, confinement: Confinement, work: Path, wanted: str | None = None) -> Look:
+    """Look into a raw disk that belongs to bough.
+
+    Args:
+        work: a directory for temporary files.
+        wanted: name of the volume with the root, if the user chose one.
+
+    Raises:
+        InvalidInput: there is no volume `wanted`, or the volume has no Linux.
+        HostLacks: debugfs is not installed.
+    """
+    with disk.open("rb") as stream:
+        volumes = read_volumes(stream)
+    if wanted is not None:
+        _check_wanted(wanted, volumes)
+    roots: list[FoundRoot] = []
+    unreadable: list[tuple[Volume, str]] = []
+    for volume in _readable(volumes)[:_MOST_TREES]:
+        try:
+            async with open_debugfs(disk, volume.offset_bytes, confinement) as tree:
+                root = await read_root(tree)
+        except TreeUnreadable as error:
+            unreadable.append((volume, str(error)))
+            continue
+        if root is not None:
+            roots.append(FoundRoot(volume, root))
+    chosen = _choose(roots, volumes, wanted)
+    kernel = await _read_kernel(disk, confinement, work, volumes, chosen) if chosen else None
+    return Look(tuple(volumes), tuple(roots), chosen, kernel, tuple(unreadable))
+
+
+def _readable(volumes: Sequence[Volume]) -> list[Volume]:
+    return [volume for volume in volumes if volume.kind == Kind.EXT]
+
+
+def _check_wanted(wanted: str, volumes: Sequence[Volume]) -> None:
+    if any(volume.name == wanted for volume in volumes):
+        return
+    raise InvalidInput(
+        f"the disk has no partition {wanted[:80]!r} with a file system",
+        hint=f"--root takes one of: {_list(volumes)}" if volumes else "leave --root out",
+    )
+
+
+def _list(volumes: Sequence[Volume]) -> str:
+    return ", ".join(f"{volume.name} ({volume.kind.value})" for volume in volumes[:20])
+
+
+def _choose(roots: list[FoundRoot], volumes: list[Volume], wanted: str | None) -> FoundRoot | None:
+    if wanted is None:
+        return roots[0] if len(roots) == 1 else None
+    chosen = next((found for found in roots if found.volume.name == wanted), None)
+    volume = next(volume for volume in volumes if volume.name == wanted)
+    if chosen is None and volume.kind == Kind.EXT:
+        names = ", ".join(found.volume.name for found in roots)
+        raise InvalidInput(
+            f"{volume} of the disk has no Linux",
+            hint=f"a Linux was found in: {names}" if names else "leave --root out",
+        )
+    return chosen
+
+
+async def _read_kernel(
+    disk: Path, confinement: Confinement, work: Path, volumes: list[Volume], chosen: FoundRoot
+) -> Kernel | None:
+    """Read the kernel from the root, or from a file system of its own for /boot."""
+    others = [volume for volume in _readable(volumes) if volume != chosen.volume][:_MOST_TREES]
+    try:
+        async with open_debugfs(disk, chosen.volume.offset_bytes, confinement) as root:
+            kernel = await read_kernel(root, None, work, confinement)
+            for volume in others if kernel.image is None else ():
+                async with open_debugfs(disk, volume.offset_bytes, confinement) as boot:
+                    found = await read_kernel(root, boot, work, confinement)
+                if found.image is not None:
+                    return found
+    except TreeUnreadable:
+        return None
+    return kernel
