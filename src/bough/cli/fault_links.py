@@ -35,7 +35,7 @@ _mode = click.option(
 @click.option("--delay", type=DURATION, help="Frames come later by this time, like 100ms.")
 @click.option("--jitter", type=DURATION, help="The delay varies by this much. Frames keep their order.")
 @click.option("--loss", type=PERCENT, help="Percentage of frames that are lost.")
-@click.option("--correlation", type=PERCENT, help="Percentage of frames with the fate of the one before.")
+@click.option("--correlation", type=PERCENT, help="Percentage of frames treated like the frame before.")
 @click.option("--duplicate", type=PERCENT, help="Percentage of frames that come twice.")
 @click.option("--corrupt", type=PERCENT, help="Percentage of frames with a wrong bit.")
 @click.option("--reorder", type=PERCENT, help="Percentage of frames that overtake delayed frames.")

@@ -84,7 +84,7 @@ class Moment(click.ParamType):  # type: ignore[type-arg]
 PERCENT, RATE, SIZE = Percent(), Rate(), Size()
 SIGNED_DURATION, MOMENT = SignedDuration(), Moment()
 for_option = click.option("--for", "for_s", type=DURATION, help="Heal after this time. Default: never.")
-seed_option = click.option("--seed", type=int, help="Repeat the random fates of an earlier fault.")
+seed_option = click.option("--seed", type=int, help="Repeat the random choices of an earlier fault.")
 
 
 def show_fault(found: dict[str, Any], as_json: bool) -> None:

@@ -47,7 +47,7 @@ class Fault:
 
     @property
     def seed(self) -> int | None:
-        """Return the seed of a random fault. The same seed repeats the same fates."""
+        """Return the seed of a random fault. The same seed repeats the same choices."""
         return self._info.seed
 
     def is_present(self) -> bool:

@@ -53,10 +53,10 @@ class LinkFaults:
             delay, jitter: in seconds. Frames come late by delay - jitter to delay + jitter, in order.
             loss, duplicate, corrupt, reorder: percentage of frames that are lost, come twice, have a wrong
                 bit, or overtake delayed frames.
-            correlation: percentage of frames that have the fate of the frame before.
+            correlation: percentage of frames that are treated like the frame before.
             rate: bits per second, or a text like "1mbit".
             for_s: seconds after which the fault ends.
-            seed: repeats the fates of an earlier fault.
+            seed: repeats the random choices of an earlier fault.
         """
         from bough.units import parse_rate
 

@@ -287,7 +287,7 @@ class FaultInfo(Answer):
     Attributes:
         kind: link, partition, cable, disk, clock, pressure, armed.
         summary: what the fault does, in words.
-        seed: of a random fault; the same seed repeats the same fates.
+        seed: of a random fault; the same seed repeats the same choices.
         held: ends when its client disconnects.
         ends: ISO 8601; None: lasts until healed.
     """

@@ -4,7 +4,7 @@ All requests that make a lasting fault have these fields:
 
     held     the fault ends when no client holds the fault (HoldFault); a client has 30 s to begin
     for_s    the fault ends after this time, in seconds
-    seed     repeats the fates of a random fault
+    seed     repeats the choices of a random fault
 """
 
 from __future__ import annotations

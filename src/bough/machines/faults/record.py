@@ -25,7 +25,7 @@ class FaultRecord(BaseModel):
         pid: the QEMU process in which the fault is; the fault ends with this process. None: the fault is in
             the switch of its network, and lasts over restarts of machines.
         settings: what is needed to undo the fault, or to set it again.
-        seed: of a random fault: the same seed repeats the same fates.
+        seed: of a random fault: the same seed repeats the same choices.
         held: a client holds the fault; the fault ends when the client disconnects.
         ends: Unix time of the end, or None.
     """
