@@ -72,6 +72,7 @@ missing_packages() {
     needs mksquashfs squashfs-tools
     needs bwrap bubblewrap
     needs passt passt
+    needs swtpm swtpm
     needs gpgv gpgv
     needs newuidmap uidmap
     [ -x /usr/lib/openssh/sftp-server ] || echo openssh-sftp-server

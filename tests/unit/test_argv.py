@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from bough.networks.switch_port import SwitchPort
-from bough.qemu.argv import SANDBOX, option, render_argv
+from bough.qemu.argv import DISPLAYED_DESCRIPTORS, SANDBOX, option, render_argv
 from bough.qemu.disk_bus import device_path, disk_of, find_crowded, path_of
 from bough.qemu.jail import Jail
 from bough.qemu.plan import DirectBoot, DiskPlan, Firmware, Layer, MediumPlan, NicPlan, Plan
@@ -274,6 +274,18 @@ def test_interfaces_of_hyper_v_exist_under_kvm_only() -> None:
     assert "hv-" not in words(render_argv(replace(PLAN, hyperv=True)))
     argv = words(render_argv(replace(PLAN, hyperv=True, accelerator="kvm", cpu_model="EPYC,svm=off")))
     assert "-cpu EPYC,svm=off,hv-relaxed,hv-vapic,hv-spinlocks=0x1fff,hv-vpindex," in argv
+
+
+def test_a_tpm() -> None:
+    assert "tpm" not in words(render_argv(PLAN))
+    argv = words(
+        render_argv(replace(PLAN, tpm_state="/m/disks/tpm.state"), {**DISPLAYED_DESCRIPTORS, "tpm": 30})
+    )
+    assert argv.endswith(
+        "-chardev socket,id=tpm,fd=30 -tpmdev emulator,id=tpm,chardev=tpm -device tpm-crb,tpmdev=tpm"
+    )
+    board = replace(PLAN, tpm_state="/s", arch="aarch64", machine_type="virt-7.2")
+    assert "-device tpm-tis-device,tpmdev=tpm" in words(render_argv(board))
 
 
 def test_secure_boot() -> None:

@@ -171,6 +171,23 @@ def test_what_is_for_its_owner_to_decide_is_not_taken_over() -> None:
             "spec": {"image": "debian:12", "nics": ["back", "front"]},
         },
         {"spec": {"image": "debian:12", "memory": 512 << 20, "uplink": False}},
+        {"hardware": {**manifest()["hardware"], "disk_bus": "usb"}},  # type: ignore[dict-item]
+        {"hardware": {**manifest()["hardware"], "nic_model": "virtio,romfile=/x"}},  # type: ignore[dict-item]
+        {"hardware": {**manifest()["hardware"], "agent_port": "tcp"}},  # type: ignore[dict-item]
+        {"parts": [{"name": "disk0", "size_bytes": 1 << 30}, {"name": "tpm", "size_bytes": 2240}]},
+        {
+            "spec": {"image": "debian:12", "memory": 512 << 20, "disk_bus": "nvme"},
+            "accelerator": "tcg",
+            "parts": [
+                {"name": "disk0", "size_bytes": 1 << 30},
+                {"name": "memory", "size_bytes": 512 << 20},
+                {"name": "devices", "size_bytes": 100},
+            ],
+        },
+        {
+            "spec": {"image": "debian:12", "memory": 512 << 20, "disk_bus": "ide", "disks": ["1GiB"] * 4},
+            "parts": [{"name": f"disk{number}", "size_bytes": 1 << 30} for number in range(5)],
+        },
         {"image_digest": "../../lock"},
         {"agent_disk": "../../lock"},
         {"parts": WITH_MEMORY, "accelerator": "tcg", "agent_disk": "1" * 64},

@@ -192,6 +192,7 @@ def test_plans_that_are_alike() -> None:
         {"disks": (replace(PLAN_TO_CAPTURE.disks[0], read_only=True),)},
         {"disks": (replace(PLAN_TO_CAPTURE.disks[0], bus="sata"),)},
         {"agent_on_serial": True},
+        {"tpm_state": "/m/aaaaaaaaaaaa/disks/tpm.state"},
     ],
 )
 def test_plans_that_are_none_of_these(change: dict[str, object]) -> None:

@@ -26,6 +26,7 @@ from bough.projects.record import ProjectRecord
 from bough.projects.snapshot import read_project_snapshot
 from bough.qemu.jail import Jail
 from bough.qemu.process import is_held
+from bough.qemu.tpm import TPM_STATE
 from bough.snapshots.store import SnapshotManifest
 from bough.storage import is_unfinished_write
 
@@ -209,7 +210,7 @@ def _audit_machine(record: MachineRecord, paths: MachinePaths, look: Look) -> It
     yield from _strays(paths.root, known_names, record.id)
     yield from _strays(paths.log, _MACHINE_LOGS, record.id)
     wanted = disk_files(record)
-    known = {*wanted, FIRMWARE_VARIABLES, *(disk.file for disk in record.disks_before or ())}
+    known = {*wanted, FIRMWARE_VARIABLES, TPM_STATE, *(disk.file for disk in record.disks_before or ())}
     for path in _entries(paths.disks):
         # The record of a fork does not name the overlays of a pre-warm yet. They are deleted with the fork.
         if path.name not in known and path.suffix != ".iso" and not record.standby:

@@ -25,6 +25,7 @@ from bough.mounts.source import resolve_mounts
 from bough.paths import Home, MachinePaths
 from bough.progress import Progress, Report, ignore_progress
 from bough.qemu.host import read_host_facts
+from bough.qemu.tpm import create_tpm_state
 from bough.spec import MachineSpec, check_against_host, parse_spec
 from bough.storage import remove_tree, sync_directory
 from bough.tasks import finish
@@ -171,6 +172,8 @@ class Creation:
         install_firmware_variables(
             record.hardware, made.disks, image.efi_loader, secure=record.spec.secure_boot
         )
+        if record.spec.tpm:
+            create_tpm_state(made.disks)
         if record.media.seed:
             record.media.instance = record.id
             await finish(asyncio.to_thread(create_seed, made.disks, record))

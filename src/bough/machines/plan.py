@@ -46,6 +46,7 @@ from bough.qemu.plan import (
     resolve_clock,
 )
 from bough.qemu.probe import OLDEST, find_qemu, inspect_qemu, probe_accelerators, probe_jail
+from bough.qemu.tpm import TPM_STATE, find_swtpm
 from bough.qemu.uefi_variables import BootFile, add_boot_entry
 from bough.spec import MachineSpec
 from bough.spec.nic import UPLINK
@@ -90,6 +91,7 @@ async def resolve_hardware(
     _check_host_files(spec)
     check_buses(spec, image)
     _check_agent_port(spec, image)
+    _check_tpm(spec, image.arch)
     if spec.floppy is not None and not architecture(image.arch).is_pc:
         message = f"a machine of {image.arch} has no floppy drive"
         raise InvalidSpec(f"floppy: {message}", problems=[_problem("floppy", message)])
@@ -136,6 +138,16 @@ def _check_agent_port(spec: MachineSpec, image: ImageManifest) -> None:
     if spec.agent_port == "serial" and not architecture(image.arch).is_pc:
         message = f"a machine of {image.arch} has one serial port, its console"
         raise InvalidSpec(f"agent_port: {message}", problems=[_problem("agent_port", message)])
+
+
+def _check_tpm(spec: MachineSpec, arch: str) -> None:
+    """Raise InvalidSpec, HostLacks if the machine cannot have the TPM that the spec asks for."""
+    if not spec.tpm:
+        return
+    if architecture(arch).tpm is None:
+        message = f"a machine of {arch} has no TPM"
+        raise InvalidSpec(f"tpm: {message}", problems=[_problem("tpm", message)])
+    find_swtpm()
 
 
 def _check_host_files(spec: MachineSpec) -> None:
@@ -223,6 +235,7 @@ async def resolve_plan(record: MachineRecord, paths: MachinePaths, home: Home, n
         agent_port=AGENT_PORT if record.image_agent else QGA_PORT,
         agent_on_serial=record.agent_port == "serial",
         hyperv=spec.hyperv,
+        tpm_state=str(paths.disks / TPM_STATE) if spec.tpm else None,
         media=plan_media(record.media, spec, home, disk_bus=record.disk_bus),
         display=record.media.display,
         boot_index=boot_index(spec, "disk"),

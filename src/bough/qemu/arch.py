@@ -32,6 +32,7 @@ class Architecture:
         has_vmgenid: a device tells the guest's kernel about a clone.
         display: screen, keyboard and pointer of machines with a display. A PC has a keyboard already.
         cd_controller, cd_drive: devices from which a CD can boot.
+        tpm: device of a TPM; None: the board has no place for a TPM.
         ram_start: guest-physical address of RAM.
         panic_device: reports a panic of the guest's kernel.
     """
@@ -59,6 +60,7 @@ class Architecture:
     )
     cd_controller: str = "virtio-scsi-pci"
     cd_drive: str = "scsi-cd"
+    tpm: str | None = "tpm-crb"
     ram_start: int = 0
 
 
@@ -146,6 +148,7 @@ ARCHITECTURES = {
         panic_device="pvpanic-pci",
         probe_machine="virt,gic-version=3",
         hosts=("aarch64",),
+        tpm="tpm-tis-device",
         ram_start=0x4000_0000,
     ),
     "riscv64": Architecture(
@@ -160,6 +163,7 @@ ARCHITECTURES = {
         panic_device="pvpanic-pci",
         probe_machine="virt",
         hosts=("riscv64",),
+        tpm=None,
         versioned=False,
         has_smbios=False,
         uboot=(

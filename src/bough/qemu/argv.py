@@ -21,7 +21,7 @@ _MOST_CODE_MIB = 1024
 #: Name of the guest's RAM block, on the command line and in QMP.
 RAM_ID = "ram"
 #: Sockets bound by bough and passed as descriptors; `info --plan` shows the numbers.
-DISPLAYED_DESCRIPTORS = {"qmp": 3, "agent": 4, "console": 5, "uplink": 6, "memory": 7}
+DISPLAYED_DESCRIPTORS = {"qmp": 3, "agent": 4, "console": 5, "uplink": 6, "memory": 7, "tpm": 8}
 
 #: QEMU's own seccomp filter, complete.
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -49,7 +49,7 @@ def render_argv(plan: Plan, descriptors: Mapping[str, int] = DISPLAYED_DESCRIPTO
 
     Args:
         descriptors: their numbers in QEMU. "qmp", "agent" and "console" are listening sockets. "uplink" is
-            the connected socket with passt. "memory" is the memory of a template.
+            the connected socket with passt, "tpm" the one with swtpm. "memory" is the memory of a template.
     """
     arch = architecture(plan.arch)
     parts: list[Sequence[str]] = [
@@ -73,6 +73,7 @@ def render_argv(plan: Plan, descriptors: Mapping[str, int] = DISPLAYED_DESCRIPTO
         _entropy(),
         _clone_notice(plan, arch),
         _panic_notice(arch),
+        _tpm(plan, arch, descriptors),
     ]
     return [word for part in parts for word in part]
 
@@ -279,6 +280,14 @@ def _entropy() -> list[str]:
 
 def _clone_notice(plan: Plan, arch: Architecture) -> list[str]:
     return ["-device", option("vmgenid", guid=plan.vmgenid, id="vmgenid")] if arch.has_vmgenid else []
+
+
+def _tpm(plan: Plan, arch: Architecture, descriptors: Mapping[str, int]) -> list[str]:
+    if plan.tpm_state is None or arch.tpm is None:
+        return []
+    socket = option("socket", id="tpm", fd=descriptors["tpm"])
+    backend = option("emulator", id="tpm", chardev="tpm")
+    return ["-chardev", socket, "-tpmdev", backend, "-device", option(arch.tpm, tpmdev="tpm")]
 
 
 def _panic_notice(arch: Architecture) -> list[str]:

@@ -32,6 +32,7 @@ _PACKAGES: dict[str, tuple[str | None, str | None, str | None, str | None]] = {
     "mksquashfs": ("squashfs-tools", "squashfs-tools", "squashfs-tools", "squashfs"),
     "bubblewrap": ("bubblewrap",) * 4,
     "passt": ("passt",) * 4,
+    "swtpm": ("swtpm",) * 4,
     "setpriv": ("util-linux",) * 4,
     "sftp-server": ("openssh-sftp-server", "openssh-server", "openssh", "openssh-server"),
     "newuidmap": ("uidmap", "shadow-utils", "shadow", "shadow"),

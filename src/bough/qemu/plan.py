@@ -133,6 +133,7 @@ class Plan:
     agent_port: name, in the guest, of the port opened by the agent.
     agent_on_serial: the agent's port is the second serial port.
     hyperv: offer the interfaces of Hyper-V, under KVM.
+    tpm_state: path of the TPM's state; None: the machine has no TPM.
     accelerator_note: warning for the user about the accelerator.
     boot_cpu_model: CPU model for a boot, if that of the record belongs to the other accelerator.
     vmgenid: changes only when the machine is cloned or restored.
@@ -164,6 +165,7 @@ class Plan:
     agent_port: str = AGENT_PORT
     agent_on_serial: bool = False
     hyperv: bool = False
+    tpm_state: str | None = None
     accelerator_note: str | None = None
     boot_cpu_model: str | None = None
     from_template: bool = False

@@ -50,6 +50,7 @@ from bough.qemu.qmp import Qmp
 from bough.qemu.sockets import clear, hold, listen, name_again, remove, socket_paths
 from bough.qemu.switch_ports import clear_ports, make_ports, open_ports, seen_ports
 from bough.qemu.syscalls import open_filter
+from bough.qemu.tpm import start_tpm
 from bough.storage import read_tail
 from bough.tasks import finish
 
@@ -214,12 +215,14 @@ class _Started:
         shell: the waiter.
         uplink: the frame filter, if any.
         sink: the substitute of the frame filter in a pre-warm.
+        tpm: swtpm, if any.
     """
 
     waiter: Pid
     shell: subprocess.Popen[bytes]
     uplink: Pid | None
     sink: asyncio.Task[None] | None
+    tpm: subprocess.Popen[bytes] | None
     given: Mapping[str, int]
 
     async def end_uplink(self, grace_s: float) -> None:
@@ -228,6 +231,18 @@ class _Started:
             self.sink.cancel()
         if self.uplink is not None:
             await _end_in(self.uplink, grace_s)
+        if self.tpm is not None:
+            await asyncio.to_thread(_end_tpm, self.tpm, grace_s)
+
+
+def _end_tpm(tpm: subprocess.Popen[bytes], grace_s: float) -> None:
+    """Reap swtpm, which ends by itself when QEMU has ended. Blocks."""
+    try:
+        tpm.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(tpm.pid, signal.SIGKILL)  # bubblewrap does not kill its child
+        tpm.wait(grace_s)
 
 
 async def start_process(
@@ -354,8 +369,11 @@ async def _spawn(
     names = socket_paths(paths)
     descriptors = {name: sockets.enter_context(listen(path)).fileno() for name, path in names.items()}
     groups = create_groups(plan.jail.groups, plan.machine_id, plan.limits)
-    uplink = sink = None
+    uplink = sink = tpm = None
     try:
+        if plan.tpm_state is not None:
+            end, tpm = start_tpm(plan.tpm_state, plan.jail, uid=plan.uid, groups=groups)
+            descriptors["tpm"] = sockets.enter_context(end).fileno()
         if back:
             for group in groups:
                 share_last(Path(group), back)
@@ -376,9 +394,12 @@ async def _spawn(
             sink.cancel()
         if uplink is not None:
             await finish(_end_in(uplink, 0))
+        if tpm is not None:
+            sockets.close()
+            await finish(asyncio.to_thread(_end_tpm, tpm, KILL_TIMEOUT_S))
         remove_groups(plan.jail.groups, plan.machine_id)
         raise
-    return _Started(waiter, shell, uplink, sink, descriptors)
+    return _Started(waiter, shell, uplink, sink, tpm, descriptors)
 
 
 def _start_shell(

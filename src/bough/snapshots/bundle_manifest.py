@@ -14,19 +14,27 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bough.errors import BadBundle, BoughError
 from bough.images.agent_disk.recipe import MOST_BYTES as MOST_AGENT_DISK
 from bough.images.formats import MOST_BYTES
+from bough.machines.disks.buses import buses_of
 from bough.machines.media import Media
+from bough.machines.plan import FIRMWARE_VARIABLES
 from bough.machines.record import FirstBoot, Hardware, Nic
+from bough.machines.seed import SEED
 from bough.qemu.arch import ARCHITECTURES
 from bough.qemu.choice import choose_machine_type
+from bough.qemu.disk_bus import UNSAVED, find_crowded
 from bough.qemu.probe import Accelerator, QemuFacts
+from bough.qemu.tpm import TPM_STATE
 from bough.snapshots.memory_fit import accelerator_bar, cpu_bar, render_instead
 from bough.spec import MachineSpec
+from bough.spec.disk import Bus
 from bough.spec.nic import MOST_NICS, Model
 from bough.spec.settings import SETTINGS, entry_of
 from bough.units import MIB
 
 _MOST_PART = 64 * MIB
-_PART = re.compile(r"disk([0-9]|1[0-6])|variables|seed|agent|memory|devices")
+_PART = re.compile(r"disk([0-9]|1[0-6])|variables|seed|tpm|agent|memory|devices")
+#: Parts that are files beside the disks of a machine.
+COMPANIONS = {"variables": FIRMWARE_VARIABLES, "seed": SEED, "tpm": TPM_STATE}
 #: No group address.
 _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}")
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+,=-]{0,400}")
@@ -154,12 +162,29 @@ def _are_cards(nics: list[Nic]) -> bool:
     )
 
 
+def _has_known_hardware(manifest: BundleManifest, *, has_memory: bool) -> bool:
+    """Return whether this bough can make the disk controllers and ports, and load their state."""
+    hardware, spec = manifest.hardware, manifest.spec
+    bus = hardware.disk_bus if spec.disk_bus == "auto" else spec.disk_bus
+    buses = buses_of(spec, bus, has_root=manifest.media.root != "none")
+    on_ide = bus == "ide" and manifest.media.cdrom is not None
+    more = [manifest.media.seed, manifest.agent_disk is not None]
+    crowded = find_crowded([*buses, *(bus for has in more if has)], has_ide_cd=on_ide)
+    return (
+        hardware.disk_bus in get_args(Bus)
+        and hardware.nic_model in get_args(Model)
+        and hardware.agent_port in ("virtio", "serial")
+        and crowded is None
+        and not (has_memory and UNSAVED & set(buses))
+    )
+
+
 def _check_parts(manifest: BundleManifest) -> None:
     names = [part.name for part in manifest.parts]
     count = len(manifest.spec.disks) + (manifest.media.root != "none")
     wanted = [f"disk{number}" for number in range(count)]
     sizes = {part.name: part.size_bytes for part in manifest.parts}
-    small = all(sizes.get(name, 0) <= _MOST_PART for name in ("variables", "seed", "devices"))
+    small = all(sizes.get(name, 0) <= _MOST_PART for name in (*COMPANIONS, "devices"))
     memory = sizes.get("memory", manifest.spec.memory)
     if (
         len(manifest.hardware.nics) != len(manifest.spec.network_cards)
@@ -175,6 +200,8 @@ def _check_parts(manifest: BundleManifest) -> None:
         or ("memory" in sizes) != (manifest.accelerator is not None)
         or (manifest.hardware.firmware == "uefi") != ("variables" in sizes)
         or manifest.media.seed != ("seed" in sizes)
+        or ("tpm" in sizes and not manifest.spec.tpm)
+        or not _has_known_hardware(manifest, has_memory="memory" in sizes)
         or any(size % 512 for name, size in sizes.items() if name.startswith("disk"))
         or not all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in manifest.media.digests)
         or any(part.image not in (None, manifest.image_digest) for part in manifest.parts)

@@ -20,13 +20,12 @@ from bough.errors import BadBundle, NotFound
 from bough.images.convert import check_space
 from bough.images.imports import copy_sparse
 from bough.machines.disks.creation import convert_disk, create_disk
-from bough.machines.plan import FIRMWARE_VARIABLES
 from bough.machines.record import Hardware
 from bough.machines.saved_state import SavedState
-from bough.machines.seed import SEED
 from bough.paths import Home, SnapshotPaths
 from bough.qemu.ram import MemoryFile
-from bough.snapshots.bundle_manifest import BundleManifest
+from bough.qemu.tpm import create_tpm_state
+from bough.snapshots.bundle_manifest import COMPANIONS, BundleManifest
 from bough.snapshots.store import SnapshotDisk, SnapshotManifest, new_snapshot_id
 from bough.spec import MachineSpec
 from bough.storage import no_space_is_told, sync_directory
@@ -41,7 +40,7 @@ class Taken:
     Attributes:
         disks: raw files.
         saved: None without memory.
-        companions: content of "variables", "seed" and "agent", if the bundle has them.
+        companions: content of the parts in COMPANIONS and of "agent", if the bundle has them.
     """
 
     disks: list[Path]
@@ -160,10 +159,12 @@ async def make_snapshot(
         # The path is relative to the final place, which is as deep below BOUGH_HOME as a machine's disks.
         await create_disk(made.overlay(number), size, own)
         disks.append(SnapshotDisk(size_bytes=size, layers=(own,)))
-    for name, file in (("variables", FIRMWARE_VARIABLES), ("seed", SEED)):
+    for name, file in COMPANIONS.items():
         if name in taken.companions:
             (made.disks / file).write_bytes(taken.companions[name])
             (made.disks / file).chmod(0o600)
+    if manifest.spec.tpm and "tpm" not in taken.companions:
+        create_tpm_state(made.disks)
     for directory in (made.disks, made.overlays):
         sync_directory(directory)
     return made, SnapshotManifest(

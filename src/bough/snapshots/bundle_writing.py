@@ -16,11 +16,9 @@ from bough.errors import BoughError, Conflict
 from bough.images.confined import Confinement, find_program, run_confined
 from bough.images.convert import check_space
 from bough.images.overlays import render_chain
-from bough.machines.plan import FIRMWARE_VARIABLES
 from bough.machines.record import now
 from bough.machines.saved_state import SavedState
-from bough.machines.seed import SEED
-from bough.snapshots.bundle_manifest import BundleManifest, Part
+from bough.snapshots.bundle_manifest import COMPANIONS, BundleManifest, Part
 from bough.snapshots.memory import read_template
 from bough.snapshots.store import SnapshotManifest
 from bough.storage import no_space_is_told
@@ -34,7 +32,7 @@ class Subject:
 
     Attributes:
         disks: the top file of each disk, and its backing files, nearest first.
-        companions: directory of the firmware's variables and the seed.
+        companions: directory of the firmware's variables, the seed and the TPM's state.
         agent_disk: file of the agent disk that the memory knows, if any.
         uid: owner of the files, if a jailed QEMU wrote them.
     """
@@ -102,9 +100,9 @@ def describe(subject: Subject, *, image: str | None, version: str) -> BundleMani
         )
         for number, disk in enumerate(manifest.disks)
     ]
-    for name, file in (("variables", FIRMWARE_VARIABLES), ("seed", SEED)):
+    for name, file in COMPANIONS.items():
         path = subject.companions / file
-        if path.is_file():
+        if path.is_file() and path.stat().st_size:  # the TPM of a machine that never ran has no state
             parts.append(Part(name=name, size_bytes=path.stat().st_size))
     if subject.saved is not None:
         if subject.agent_disk is not None:
@@ -160,9 +158,8 @@ def read_parts(
         if part.name.startswith("disk"):
             path = disks[int(part.name[4:])]
             yield number, read_difference(path, image) if part.image and image else _data_of(path)
-        elif part.name in ("variables", "seed"):
-            file = FIRMWARE_VARIABLES if part.name == "variables" else SEED
-            yield number, _data_of(subject.companions / file)
+        elif part.name in COMPANIONS:
+            yield number, _data_of(subject.companions / COMPANIONS[part.name])
         elif part.name == "agent" and subject.agent_disk is not None:
             yield number, _data_of(subject.agent_disk)
         elif subject.saved is not None and part.name == "memory":

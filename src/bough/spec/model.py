@@ -249,6 +249,7 @@ class MachineSpec(Table):
     disk_bus: Literal["auto"] | Bus = _setting("disk_bus", "auto")
     agent_port: Literal["auto", "virtio", "serial"] = _setting("agent_port", "auto")
     hyperv: bool = _setting("hyperv", False)
+    tpm: bool = _setting("tpm", False)
     secure_boot: bool = _setting("secure_boot", False)
     cdrom: Image | None = _setting("cdrom", None)
     floppy: Image | None = _setting("floppy", None)

@@ -174,6 +174,11 @@ SETTINGS: Mapping[str, Setting] = {
         "true",
         (Flag("--secure-boot", "A UEFI that starts only signed loaders.", kind="switch"),),
     ),
+    "tpm": Setting(
+        "a TPM 2.0; forks and copies of the machine have the same TPM",
+        "true",
+        (Flag("--tpm", "A TPM 2.0, by swtpm.", kind="switch"),),
+    ),
     "cdrom": Setting(
         "an image that is an ISO, in the CD drive",
         '"debian-installer"',

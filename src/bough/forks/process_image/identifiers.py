@@ -101,6 +101,7 @@ def _can_be_captured(plan: Plan) -> bool:
         and not plan.display
         and not plan.media
         and not plan.agent_on_serial
+        and plan.tpm_state is None
         and plan.firmware.variables is None
         and plan.direct_boot is None
         and all(_may_be_captured(nic, plan.jail) for nic in plan.nics)

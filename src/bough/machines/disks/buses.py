@@ -12,17 +12,23 @@ from bough.spec import MachineSpec
 
 def disk_buses(record: MachineRecord) -> list[str]:
     """Return the bus of each disk of the record."""
-    return _buses(record.spec, record.disk_bus, has_root=record.media.root != "none")
+    return buses_of(record.spec, record.disk_bus, has_root=record.media.root != "none")
 
 
-def _buses(spec: MachineSpec, bus: str, *, has_root: bool) -> list[str]:
+def buses_of(spec: MachineSpec, bus: str, *, has_root: bool) -> list[str]:
+    """Return the bus of each disk.
+
+    Args:
+        bus: of disks that name none.
+        has_root: the machine has a disk before the extra disks.
+    """
     return [*([bus] if has_root else []), *(disk.bus or bus for disk in spec.disks)]
 
 
 def check_buses(spec: MachineSpec, image: ImageManifest) -> None:
     """Raise InvalidSpec if the machine lacks a controller, or a bus has less room than the disks need."""
     bus = image.disk_bus if spec.disk_bus == "auto" else spec.disk_bus
-    buses = _buses(spec, bus, has_root=image.media == "disk" or spec.disk is not None)
+    buses = buses_of(spec, bus, has_root=image.media == "disk" or spec.disk is not None)
     buses += [bus] if image.cloud_init else []  # the seed
     buses += [bus] if image.agent == "disk" else []
     has_cd = spec.cdrom is not None or image.media == "cdrom"
@@ -44,7 +50,7 @@ def _refused(message: str, hint: str) -> InvalidSpec:
 def has_unsaved_bus(spec: MachineSpec, image: ImageManifest) -> bool:
     """Return whether a new machine gets a disk on a bus whose state QEMU cannot save."""
     bus = image.disk_bus if spec.disk_bus == "auto" else spec.disk_bus
-    return bool(UNSAVED & set(_buses(spec, bus, has_root=True)))
+    return bool(UNSAVED & set(buses_of(spec, bus, has_root=True)))
 
 
 def check_saved(record: MachineRecord, doing: str) -> None:
