@@ -1,4 +1,4 @@
-"""The Python API's fault: what is broken on purpose."""
+"""The Python API's fault: a defect of a link or a machine, made on purpose."""
 
 from __future__ import annotations
 

@@ -31,11 +31,12 @@ class Completed(NamedTuple, Generic[Output]):
 
     @property
     def ok(self) -> bool:
+        """Return whether the command has ended with status 0."""
         return self.exit_code == 0
 
 
 class RunningGuest:
-    """A machine, seen from a client that works inside. Usable from several threads at once.
+    """The commands, files, ports and directories of a running machine. Usable from several threads at once.
 
     Every call raises AgentUnavailable if the machine runs and its agent does not answer.
 
@@ -51,6 +52,7 @@ class RunningGuest:
 
     @property
     def id(self) -> str:
+        """Return the machine's id, or the reference that this object was made with."""
         return self._reference
 
     @property
@@ -62,7 +64,7 @@ class RunningGuest:
         return self._name
 
     def load(self) -> dict[str, Any]:
-        """Return memory and load, as the guest counts them."""
+        """Return the memory and the load that the guest counts."""
         from bough.contract.machines import GetLoad
 
         return dict(self._api.send(GetLoad(reference=self._reference)))
@@ -88,14 +90,14 @@ class RunningGuest:
         timeout: float | None = None,
         patience: float | None = None,
     ) -> Process:
-        """Start a command, to read and write the command's streams during the run.
+        """Start a command. The Process reads and writes the command's streams while the command runs.
 
         Args:
             user: the user that runs the command; default: root.
             tty: with a terminal: one stream of output, and Ctrl-C is a character.
             timeout: seconds; then the command is killed and reading raises DeadlineExceeded.
-            patience: the same in seconds of the guest: while the guest works, only the processor time of its
-                QEMU counts. A busy host makes the wait longer, at most 30 times.
+            patience: as `timeout`, but in seconds of the guest: while the guest works, only the processor
+                time of its QEMU counts. On a busy host the time is longer, at most 30 times as long.
         """
         from bough.client.process import Process
         from bough.contract.commands import Command, ExecInMachine
@@ -211,8 +213,11 @@ class RunningGuest:
         return copy_out(self, source, destination, progress, owner=owner)
 
     def read_file(self, path: str, *, max_bytes: int = 64 * 1024 * 1024) -> bytes:
-        """Return a file's content. Raises NotFound, GuestRefused; and if the file is larger than
-        `max_bytes`.
+        """Return a file's content.
+
+        Raises:
+            NotFound, GuestRefused: no such file, or it cannot be read.
+            InvalidInput: the file is larger than `max_bytes`.
         """
         from bough.client.copy import read_file
 
@@ -233,6 +238,7 @@ class RunningGuest:
     # -- ports ------------------------------------------------------------------------------------
 
     def ports(self) -> list[Port]:
+        """Return the forwarded ports."""
         from bough.contract.answers import Port
         from bough.contract.ports import ListPorts
 
@@ -240,8 +246,11 @@ class RunningGuest:
         return [Port.from_dict(port) for port in found]
 
     def forward(self, guest_port: int, host_port: int = 0, *, host: str = "127.0.0.1") -> Port:
-        """Forward a TCP port of the host to a port of the guest, also after restarts. Host port 0: any free
-        port.
+        """Forward a TCP port of the host to a port of the guest. The forward stays after restarts.
+
+        Args:
+            host_port: 0 selects a free port.
+            host: address of the host at which the port listens.
 
         Raises:
             Conflict: the host's port is in use.
@@ -268,6 +277,7 @@ class RunningGuest:
     # -- directories of the host --------------------------------------------------------------------
 
     def mounts(self) -> list[Mount]:
+        """Return the shared directories, with the state of each."""
         from bough.contract.answers import Mount
         from bough.contract.mounts import ListMounts
 
@@ -306,7 +316,7 @@ class RunningGuest:
         self._api.send(request, timeout=_MOUNT_TIMEOUT_S)
 
     def retry_mounts(self) -> None:
-        """Try the mounts that failed once more."""
+        """Try the failed mounts again."""
         from bough.contract.mounts import RetryMounts
 
         self._api.send(RetryMounts(reference=self._reference), timeout=_MOUNT_TIMEOUT_S)

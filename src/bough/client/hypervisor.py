@@ -98,7 +98,7 @@ class Hypervisor(ImageStore):
             cold: boot the machine, even if there is a booted snapshot.
             timeout: seconds for the machine's start, without the time to build a missing image; None: as long
                 as the guest makes progress.
-            spec: settings as in a spec file: memory="512MiB", vcpus=2, ports=["8080:80"], ...
+            spec: settings of the machine (docs/spec.md): memory="512MiB", vcpus=2, ports=["8080:80"], ...
 
         Raises:
             InvalidSpec, BeyondHost, NotFound, NameTaken, BuildFailed, NoSpace, HostLacks: nothing was made.
@@ -199,7 +199,7 @@ class Hypervisor(ImageStore):
         progress: Report | None = None,
         **spec: Any,
     ) -> Machine:
-        """Create a stopped machine. bough keeps the machine until `delete`. A missing image is built first.
+        """Create a stopped machine, which stays until `delete`. A missing image is built or pulled first.
 
         Args:
             force: allow more than the host has.
@@ -353,8 +353,8 @@ class Hypervisor(ImageStore):
         Args:
             identity: "keep": the machine keeps the identity of the exported one; "new": a new identity.
             cold: import the disks alone.
-            force: also if the machine is larger than this host.
-            accelerator: "tcg" lets the memory of an emulated machine continue, emulated, on a host with KVM.
+            force: allow more memory, disk or vCPUs than the host has.
+            accelerator: "tcg": continue the memory of an emulated machine by emulation on a host with KVM.
 
         Raises:
             BadBundle: the bundle is cut off or altered, or cannot continue here; nothing was made.
@@ -549,13 +549,13 @@ class Hypervisor(ImageStore):
                 yield Event.from_dict(json.loads(message))
 
     def shutdown(self) -> None:
-        """End the service. Machines go on. The next command starts a service, which adopts the machines."""
+        """End the service. Machines run on. The next command starts a service, which adopts the machines."""
         from bough.client.service import end_service
 
         end_service(self.api)
 
     def close(self) -> None:
-        """Close the connections to the service. The service and its machines go on."""
+        """Close the connections to the service. The service and its machines run on."""
         self.api.close()
 
     def __enter__(self) -> Hypervisor:

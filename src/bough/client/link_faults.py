@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 
 
 class LinkFaults:
-    """Faults of the links of one network. Each is undone by `heal`, at the end of its `with` block, or when
+    """Faults of the links of one network. A fault ends by `heal`, at the end of its `with` block, or when
     this program ends.
 
-    Errors of all: NotFound, InvalidInput (the words make no sense, or a machine is named twice), WrongState
-    (a machine does not run), Conflict (a machine is not on the network, or another fault contradicts).
+    Every call can raise these errors of bough.errors:
+    - NotFound: no such machine.
+    - InvalidInput: the arguments contradict each other, or name a machine twice.
+    - WrongState: a machine does not run.
+    - Conflict: a machine is not on the network, or another fault contradicts.
     """
 
     def __init__(self, api: Connection, network: str) -> None:

@@ -34,8 +34,8 @@ _DELETE_TIMEOUT_S = 2 * QUICK_TIMEOUT_S
 
 
 class Machine(AwaitedGuest):
-    """A machine. Made by a Hypervisor. Usable from several threads at once. Refers to the machine by id, so
-    renames do not matter.
+    """A machine of one home. Made by a Hypervisor. Usable from several threads at once. The object holds the
+    machine's id, so it stays valid after a rename.
 
     Every call can raise these errors of bough.errors:
     - NotFound: the machine was deleted meanwhile.
@@ -82,15 +82,13 @@ class Machine(AwaitedGuest):
         timeout: float | None = None,
         progress: Report | None = None,
     ) -> bool:
-        """Start the machine. With `wait`, return when the agent has answered and the set-up of the first boot
-        is done.
+        """Start the machine. With `wait`, return when the agent has answered and the first boot is set up.
 
-        Return whether the machine ran already. The call changes nothing then.
+        Return True if the machine ran already; the call changes nothing then.
 
         Args:
             until: what to wait for; see `wait`.
-            cold: a suspended machine boots from its disks and loses the content of its memory; otherwise it
-                continues.
+            cold: boot a suspended machine from its disks; the saved memory is lost. Default: continue.
             timeout: seconds; None: as long as the guest makes progress, seen by its console, its agent and
                 the processor time of its QEMU.
 
@@ -108,10 +106,11 @@ class Machine(AwaitedGuest):
     ) -> Literal["guest", "power", "already"]:
         """Ask the guest to power off. Cut the power after `deadline` seconds, or at once with `force`.
 
+        Return "guest" if the guest powered off, "power" if bough cut the power, and "already" if the machine
+        did not run. `force` discards the memory of a suspended machine.
+
         Args:
             deadline: None: when the guest has made no progress for 60 s, at most after 180 s.
-
-        Return "guest" or "power", or "already" for a machine that did not run.
         """
         request = contract.StopMachine(reference=self._reference, deadline_s=deadline, force=force)
         how = self._send_long(request, None, progress).get("how")
@@ -126,7 +125,7 @@ class Machine(AwaitedGuest):
         timeout: float | None = None,
         progress: Report | None = None,
     ) -> None:
-        """Stop (see `stop`) and start (see `start`)."""
+        """Stop and start the machine; see `stop` and `start`."""
         request = contract.RestartMachine(
             reference=self._reference, deadline_s=deadline, wait=wait, until=until, timeout_s=timeout
         )
@@ -141,7 +140,7 @@ class Machine(AwaitedGuest):
             )
 
     def crash(self) -> None:
-        """Cut the power at once, without a word to the guest. `start` boots the machine again."""
+        """Cut the power at once; see `stop`. `start` boots the machine again."""
         self.stop(force=True)
 
     def reboot(self, *, timeout: float | None = None) -> None:
@@ -156,14 +155,12 @@ class Machine(AwaitedGuest):
         self.wait("rebooted", boot_id=before, timeout=timeout)
 
     def pause(self) -> bool:
-        """Pause the machine: the vCPUs do not run, the memory stays. Return whether the machine was paused
-        already.
-        """
+        """Pause the vCPUs; QEMU keeps the memory. Return True if the machine was paused already."""
         return bool(self._api.send(contract.PauseMachine(reference=self._reference))["already"])
 
     def suspend(self, *, progress: Report | None = None) -> bool:
-        """Save the memory to disk and end QEMU. `resume` or `start` continue, also after a reboot of the
-        host. Return whether the machine was suspended already.
+        """Save the memory to disk and end QEMU. `resume` or `start` continues the machine, also after a
+        reboot of the host. Return True if the machine was suspended already.
         """
         request = contract.SuspendMachine(reference=self._reference)
         return bool(self._send_long(request, None, progress)["already"])
@@ -171,9 +168,9 @@ class Machine(AwaitedGuest):
     def resume(
         self, *, wait: bool = True, timeout: float | None = None, progress: Report | None = None
     ) -> bool:
-        """Continue a paused or suspended machine. With `wait`, a suspended machine has answered.
+        """Continue a paused or suspended machine. With `wait`, return when a suspended machine has answered.
 
-        Return whether the machine ran already.
+        Return True if the machine ran already.
 
         Raises:
             MachineFailed, HostLacks: the memory cannot be continued here; the machine is still suspended.
@@ -189,14 +186,16 @@ class Machine(AwaitedGuest):
         without_image: bool = False,
         progress: Report | None = None,
     ) -> None:
-        """Export to a file.
+        """Export the machine to a file. The machine runs on.
 
-        .bough: a bundle, from which `import_bundle` continues on another host. The bundle of a running
-        machine has the memory; the machine runs on.
-        .qcow2 or .ova: the disks for other hypervisors.
+        The end of the path selects the format:
+        - .bough: a bundle, from which `Hypervisor.import_bundle` continues the machine on another host. The
+          bundle of a running machine has the memory.
+        - .qcow2, .ova: the disks, for other hypervisors.
 
         Args:
-            without_image: leave out the content of the image, which the other host must have.
+            disks_only: omit the memory of a running machine.
+            without_image: omit the content of the image. The importing host must have the image.
         """
         from bough.client.bundle import export_file
 
@@ -239,7 +238,7 @@ class Machine(AwaitedGuest):
             self._let_go()
 
     def keep(self) -> None:
-        """Keep an ephemeral machine when this program ends, or its `with` block."""
+        """Keep an ephemeral machine: the machine stays after its `with` block and after this program."""
         self._api.send(contract.KeepMachine(reference=self._reference))
         self._ephemeral = False
         self._let_go()
@@ -269,11 +268,12 @@ class Machine(AwaitedGuest):
         timeout: float | None = None,
         progress: Report | None = None,
     ) -> None:
-        """Wait until the agent answers, the machine has stopped, or a boot is complete.
-
-        "booted": the guest's init has started everything; "rebooted": likewise in a later boot.
+        """Wait until the machine is as `until` says.
 
         Args:
+            until: "running": QEMU runs. "agent": the agent answers. "first-boot": the first boot is set up.
+                "booted": the guest's init has started everything. "rebooted": the same, in a later boot.
+                "stopped": the machine is off.
             boot_id: with "rebooted": `info().boot_id` of the boot before; default: the present one.
 
         Raises:
@@ -324,7 +324,15 @@ class Machine(AwaitedGuest):
     def restore(
         self, snapshot: Snapshot | str, *, keep: bool = False, progress: Report | None = None
     ) -> None:
-        """Restore the machine to the snapshot. With `keep`, take a snapshot of the present state first."""
+        """Rewind the machine to a snapshot. Return when the agent has answered, if the snapshot has memory.
+
+        Args:
+            keep: take a snapshot of the present state first. Otherwise the present state is lost.
+
+        Raises:
+            NotFound: no such snapshot.
+            Conflict: the snapshot is another machine's, or has other network cards; see `Snapshot.fork`.
+        """
         from bough.contract.snapshots import RestoreMachine
 
         of = snapshot if isinstance(snapshot, str) else snapshot.id

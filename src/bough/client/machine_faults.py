@@ -14,21 +14,24 @@ if TYPE_CHECKING:
 
 
 class BreakableGuest(VisibleGuest):
-    """A machine that is broken on purpose.
+    """The faults of a machine.
 
-    A lasting fault ends by `heal`, at the end of its `with` block, when this program ends, and when the
-    machine's QEMU ends. The machine refuses snapshots and forks meanwhile.
+    A lasting fault ends by `heal`, at the end of its `with` block, when this program ends, or when the
+    machine's QEMU ends. A machine with a fault refuses snapshots and forks.
 
-    Errors of all: WrongState (the machine does not run), InvalidInput, Conflict (such a fault is there), and
-    for faults inside the guest AgentUnavailable and GuestRefused.
+    Every call can raise these errors of bough.errors:
+    - WrongState: the machine does not run.
+    - InvalidInput: the arguments contradict each other.
+    - Conflict: the machine has such a fault already.
+    - AgentUnavailable, GuestRefused: a fault inside the guest could not be made.
     """
 
     # -- at once ------------------------------------------------------------------------------------
 
     def power_arm(self, *, for_s: float | None = None) -> Fault:
-        """Make the machine ready for `power_cut(lose_unsynced=True)`: its writes are logged from now on.
+        """Make the machine ready for `power_cut(lose_unsynced=True)`: log all writes from now on.
 
-        The log takes as much space as the guest writes. Raises NoSpace, too.
+        The log needs as much space as the guest writes. Raises NoSpace.
         """
         from bough.client.fault import Fault
         from bough.contract.faults import ArmPowerCut
@@ -37,12 +40,12 @@ class BreakableGuest(VisibleGuest):
         return Fault(self._api, self._api.send_long(request))
 
     def power_cut(self, *, lose_unsynced: bool = False, seed: int | None = None) -> None:
-        """Cut the power. The machine is stopped. Otherwise the host keeps all that the guest has written.
+        """Cut the power. The machine is stopped. Without `lose_unsynced`, no write of the guest is lost.
 
         Args:
-            lose_unsynced: lose what the guest has not flushed to its disks. The machine was armed by
-                `power_arm` before, and is not armed afterwards.
-            seed: chooses unsynced writes that stay, as some disks do; None: all are lost.
+            lose_unsynced: lose the writes that the guest has not flushed. The machine must be armed by
+                `power_arm`, and is not armed afterwards.
+            seed: chooses unflushed writes that stay, as on some disks; None: all are lost.
 
         Raises:
             Conflict: the machine is not armed.
@@ -63,7 +66,7 @@ class BreakableGuest(VisibleGuest):
         self._strike("reset")
 
     def panic(self) -> None:
-        """Have the guest's Linux panic. The machine fails shortly after, unless the guest reboots itself."""
+        """Panic the guest's Linux. The machine fails shortly after, unless the guest reboots itself."""
         self._strike("panic")
 
     def _strike(self, how: Literal["crash", "reset", "panic"]) -> None:
@@ -177,7 +180,11 @@ class BreakableGuest(VisibleGuest):
         return self._press(loops=loops, for_s=for_s)
 
     def memory_pressure(self, size: str | int, *, for_s: float | None = None) -> Fault:
-        """Use so much memory of the guest, in bytes or as "256MiB". Its kernel may kill other processes."""
+        """Use memory of the guest. The guest's kernel may kill other processes.
+
+        Args:
+            size: bytes, or a text like "256MiB".
+        """
         from bough.units import parse_size
 
         return self._press(memory_bytes=parse_size(size), for_s=for_s)
@@ -215,7 +222,7 @@ class BreakableGuest(VisibleGuest):
 
         Args:
             jump: seconds ahead of the right time; negative: behind.
-            to: or the time itself, with its zone.
+            to: set the clock to this time, with a time zone, instead of `jump`.
             drift: parts per million by which the clock is too fast; negative: too slow; 100,000 at most.
         """
         from bough.client.fault import Fault

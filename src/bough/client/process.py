@@ -83,9 +83,11 @@ class Process:
             self._send(SIGNAL, json.dumps({"name": name.upper().removeprefix("SIG")}).encode())
 
     def kill(self) -> None:
+        """Send SIGKILL to the command's process group."""
         self.send_signal("KILL")
 
     def resize(self, rows: int, columns: int) -> None:
+        """Set the size of the command's terminal, in characters."""
         with contextlib.suppress(BrokenPipeError):
             self._send(RESIZE, json.dumps({"rows": rows, "columns": columns}).encode())
 

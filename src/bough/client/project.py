@@ -29,12 +29,13 @@ T = TypeVar("T")
 class Project:
     """A project of one home. Made by `Hypervisor.project`. Usable from several threads at once.
 
-        with_file = hv.project("bough.toml")
-        with_file.up()
-        with_file["db"].exec("psql", "-c", "select 1")
-        with_file.down(volumes=True)
+        project = hv.project("bough.toml")
+        project.up()
+        project["db"].exec("psql", "-c", "select 1")
+        project.down(volumes=True)
 
-    Every call raises NotFound if the project does not exist: `up` was not called, or it was deleted.
+    Every call except `up` raises NotFound if the project does not exist: `up` was not called, or the project
+    was deleted.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class Project:
             timeout: seconds; None: as long as each guest makes progress.
 
         Raises:
-            InvalidSpec: the file makes no sense, or `up` would lose data; nothing was changed.
+            InvalidSpec: the file has mistakes, or `up` would lose data; nothing was changed.
             ProjectFailed: machines did not come up; `failures` has the error of each. What was made stays.
             Conflict: another call changes the project just now, or a changed network is in use.
         """
@@ -339,7 +340,11 @@ class Project:
         raise NotFound(f"project '{self.name}' has no network '{name}'", name=name)
 
     def logs(self, machines: Sequence[str] = (), *, tail_bytes: int = 64 * 1024) -> dict[str, str]:
-        """Return role -> the end of the console; none: of all machines. Unsafe for a terminal."""
+        """Return the end of the console of each machine, by role. Unfiltered output: unsafe for a terminal.
+
+        Args:
+            machines: roles; none: all machines.
+        """
         found = self.machines
         chosen = {role: self[role] for role in machines} if machines else found
         return {role: machine.logs(tail_bytes=tail_bytes) for role, machine in chosen.items()}

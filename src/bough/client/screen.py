@@ -1,4 +1,4 @@
-"""A machine as a user at its monitor, keyboard and serial console has it."""
+"""The screen, keyboard and serial console of a machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _KEYS_TIMEOUT_S = 600.0
 
 
 class VisibleGuest(RunningGuest):
-    """A machine with its outputs: the screen, the console, the logs."""
+    """The screen, keyboard, console and logs of a machine."""
 
     def logs(self, source: Literal["console", "qemu"] = "console", *, tail_bytes: int = 64 * 1024) -> str:
         """Return the end of the console, or of QEMU's standard error. Unfiltered guest output: unsafe for a

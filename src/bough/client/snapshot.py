@@ -1,4 +1,4 @@
-"""A snapshot, as the Python API has it."""
+"""The Python API's snapshot of a machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class SnapshotOf(Generic[M]):
-    """An immutable snapshot, whose forks are of the class `M`."""
+    """An immutable snapshot of a machine. Forks of the snapshot are of the class `M`."""
 
     def __init__(self, api: Connection, snapshot_id: str, *, label: str | None = None) -> None:
         self._api = api
@@ -25,13 +25,14 @@ class SnapshotOf(Generic[M]):
         return f"<bough.Snapshot {self.label or self.id}>"
 
     def info(self) -> SnapshotInfo:
+        """Return the snapshot's description. Raises NotFound."""
         from bough.contract.answers import SnapshotInfo
         from bough.contract.snapshots import GetSnapshot
 
         return SnapshotInfo.from_dict(self._api.send(GetSnapshot(reference=self.id)))
 
     def verify(self, *, timeout: float | None = None, progress: Report | None = None) -> None:
-        """Read the whole snapshot and compare checksums. Raises BoughError "snapshot-damaged"."""
+        """Read the whole snapshot and compare the checksums. Raises SnapshotDamaged."""
         from bough.contract.snapshots import VerifySnapshot
 
         self._api.send_long(VerifySnapshot(reference=self.id), timeout=timeout, progress=progress)
@@ -91,14 +92,15 @@ class SnapshotOf(Generic[M]):
         timeout: float | None = None,
         progress: Report | None = None,
     ) -> M | list[M]:
-        """Make a new machine that continues from the snapshot. With `count`, make that many and return a
-        list.
+        """Make a new machine that continues from the snapshot. With `count`, make several machines and return
+        a list.
 
         Args:
-            name: with `count` name-1, name-2, ...; None: a generated name.
+            name: name of the machine; with `count`, the machines are name-1, name-2, ...; None: generated.
+            count: number of machines.
             identity: "keep": the fork keeps its parent's identity (host name, keys, MAC address).
             cold: fork the disks alone; the fork is stopped.
-            ephemeral: deleted when its `with` block or this program ends.
+            ephemeral: delete the fork when its `with` block or this program ends.
 
         Raises:
             BoughError: the error of the first fork that failed; the other forks stay (see `fork_each`).

@@ -33,7 +33,7 @@ _REST_OF_LINE_S = 0.5
 
 
 class AwaitedGuest(BreakableGuest):
-    """A machine, as a test has it.
+    """The words of tests: commands that must succeed or fail, and waits for a guest.
 
     Every wait can raise these errors of bough.errors:
     - DeadlineExceeded: the time is up. `output` has the output of the last failed attempt.
@@ -160,8 +160,8 @@ class AwaitedGuest(BreakableGuest):
         )
 
     def block(self) -> None:
-        """Cut all links between this machine and others, until `unblock` or the end of this program. Frames
-        are lost.
+        """Cut all links between this machine and others: frames are lost. The cut ends by `unblock`, or when
+        this program ends.
 
         Raises:
             Conflict: the machine is on no network. WrongState: the machine does not run.
@@ -183,7 +183,7 @@ class AwaitedGuest(BreakableGuest):
             Fault(self._api, self._api.send(request))
 
     def unblock(self) -> None:
-        """End what `block` does, and all other partitions that name this machine alone."""
+        """End the cut of `block`, and all other partitions that name only this machine."""
         from bough.client.fault import list_faults
         from bough.contract.faults import HealFaults
 
@@ -198,7 +198,7 @@ class AwaitedGuest(BreakableGuest):
 
     @contextlib.contextmanager
     def subtest(self, name: str) -> Iterator[None]:
-        """Name the steps of the block. An error in the block and the report of the test have the name."""
+        """Name the steps of the block, for errors in the block and for the report of the test."""
         with self._api.section(name):
             try:
                 yield

@@ -40,8 +40,8 @@ class Mount(Answer):
 
     Attributes:
         owner: owner of the files in the guest; None: the guest's first user, or root.
-        cache: seconds for which the guest may cache what it knows of a file.
-        state: "mounted", "not mounted", or "-" while that is not known; `error` says why not.
+        cache: seconds for which the guest may cache the attributes of a file.
+        state: "mounted", "not mounted", or "-" if bough does not know. error: the reason of "not mounted".
     """
 
     source: str
@@ -176,7 +176,7 @@ class ImageInfo(Answer):
 
 
 class SnapshotInfo(Answer):
-    """A point in a machine's life.
+    """A snapshot of a machine.
 
     Attributes:
         machine, machine_name: the machine, and its name at that time.
@@ -285,7 +285,7 @@ class FaultInfo(Answer):
     """A present fault.
 
     Attributes:
-        kind: link, partition, cable, disk, clock, pressure, armed.
+        kind: link, partition, cable, pause, disk, clock, pressure, armed.
         summary: what the fault does, in words.
         seed: of a random fault; the same seed repeats the same choices.
         held: ends when its client disconnects.
