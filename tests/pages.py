@@ -46,6 +46,11 @@ NOT_RUN = {
         "bough fork web --count 20": "the next line forks three; bench/fork.py forks twenty",
         "bough export web - | ssh": "needs another host; test_bundles.py uses a pipe",
     },
+    "docs/guests.md": {
+        "bough image import win11": "no Windows is here; test_hardware.py has the settings",
+        "bough create win11": "as the line above",
+        "bough start office": "as the line above",
+    },
     "docs/images.md": {
         "scripts/setup.sh arm64": "installs packages for another processor",
         "bough run --arch arm64": "takes an emulated processor a quarter of an hour: `make test-foreign`",

@@ -247,13 +247,19 @@ async def test_an_ovf_in_a_directory(take: Importer, disk: Path, expected: str, 
     await take.refuses(tmp_path, "no description")
 
 
-async def test_the_hardware_that_a_guest_needs(take: Importer, disk: Path, expected: str) -> None:
+async def test_the_hardware_that_a_guest_needs(
+    take: Importer, disk: Path, expected: str, tmp_path: Path
+) -> None:
     assert (await take(disk, disk_bus="virtio")).digest == expected, "the same as no choice"
     image = await take(disk, disk_bus="sata", nic_model="e1000", agent_port="serial")
     assert image.digest != expected
     assert verify_image(image, take.store.path(image.digest))
     found = take.store.resolve(image.digest)
     assert (found.disk_bus, found.nic_model, found.agent_port) == ("sata", "e1000", "serial")
+    qcow2 = convert(disk, "qcow2", tmp_path / "d.qcow2")
+    write_note(qcow2, ExportNote(agent=False, disk_bus="ide", nic_model="rtl8139"))
+    noted = await take(qcow2, nic_model="e1000")
+    assert (noted.disk_bus, noted.nic_model, noted.agent_port) == ("ide", "e1000", "virtio")
     await take.refuses(disk, "unknown disk_bus 'usb'", InvalidInput, disk_bus="usb")
 
 

@@ -459,8 +459,15 @@ def _describe(
         "lived": agent and media == "disk",
         "media": media,
         "cloud_init": request.cloud_init,
-        **{name: value for name in HARDWARE if (value := getattr(request, name)) != "auto"},
+        **_hardware_of(request, note),
     }
+
+
+def _hardware_of(request: ImportRequest, note: ExportNote | None) -> dict[str, str]:
+    """Return the hardware that the user or the note of an export names."""
+    asked = {name: getattr(request, name) for name in HARDWARE}
+    noted = {name: getattr(note, name) for name in HARDWARE} if note is not None else {}
+    return noted | {name: value for name, value in asked.items() if value != "auto"}
 
 
 def _agent_of(note: ExportNote | None) -> Literal["installed", "disk"]:

@@ -85,7 +85,7 @@ def layer_spec(recipe: RecipeSpec, base: ImageManifest, lock: PackageLock | None
     spec: dict[str, Any] = {
         **recipe.model_dump(mode="json", include={"users", "files", "environment", "commands"}),
         **{"image": base.digest, "disk": recipe.size, "hostname": recipe.hostname or base.os},
-        "disks": [{"size": size, "serial": TARGET_SERIAL}] if recipe.needs_move else [],
+        "disks": [{"size": size, "serial": TARGET_SERIAL, "bus": "virtio"}] if recipe.needs_move else [],
     }
     files = {} if recipe.is_debian else source_files(recipe.sources, ASKED)
     if recipe.sources and not recipe.is_debian:
@@ -152,6 +152,7 @@ async def flatten(
                 "size_bytes": size_bytes,
                 "cloud_init": base.cloud_init,
                 "disks": list(base.disks),
+                **{name: getattr(base, name) for name in ("disk_bus", "nic_model", "agent_port")},
             }
             digest = await asyncio.to_thread(digest_image, disk, lasting)
             manifest = ImageManifest.model_validate(

@@ -14,6 +14,9 @@ from typing import BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from bough.spec.disk import Bus
+from bough.spec.nic import Model
+
 MOST_NOTE_BYTES = 2048
 #: Type of the header extension in a qcow2: "boug". No other program is known to use it.
 EXTENSION = 0x626F7567
@@ -32,6 +35,7 @@ class ExportNote(BaseModel):
         agent_disk: the guest starts the agent from the agent disk. Left out if false: bough 0.1 reads no note
             with unknown fields.
         disks: number of the machine's disks. An OVA contains all of them.
+        disk_bus, nic_model, agent_port: the hardware of the machine. Left out if the guest has virtio.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -41,9 +45,14 @@ class ExportNote(BaseModel):
     os: str = Field(default="unknown", max_length=40, pattern=r"^[A-Za-z0-9._+-]*$")
     version: str = Field(default="", max_length=40, pattern=r"^[A-Za-z0-9._+~-]*$")
     disks: int = Field(default=1, ge=1, le=17)
+    disk_bus: Bus = "virtio"
+    nic_model: Model = "virtio"
+    agent_port: Literal["virtio", "serial"] = "virtio"
 
     def render(self) -> str:
-        return self.model_dump_json(exclude=None if self.agent_disk else {"agent_disk"})
+        plain = {"agent_disk": False, "disk_bus": "virtio", "nic_model": "virtio", "agent_port": "virtio"}
+        left_out = {name for name, value in plain.items() if getattr(self, name) == value}
+        return self.model_dump_json(exclude=left_out)
 
 
 def parse_note(text: bytes | str | None) -> ExportNote | None:

@@ -272,12 +272,12 @@ class MachineRecord(_Kept):
     @property
     def disk_bus(self) -> str:
         """Return the bus of the disks that name none."""
-        return self.hardware.disk_bus if self.spec.disk_bus == "auto" else self.spec.disk_bus
+        return disk_bus_of(self.spec, self.hardware)
 
     @property
     def agent_port(self) -> str:
         """Return the kind of the agent's port: "virtio" or "serial"."""
-        return self.hardware.agent_port if self.spec.agent_port == "auto" else self.spec.agent_port
+        return agent_port_of(self.spec, self.hardware)
 
     @property
     def hostname(self) -> str:
@@ -302,6 +302,15 @@ class MachineRecord(_Kept):
         if record.id != paths.root.name:
             raise ValueError(f"it belongs to machine {record.id[:80]!r}")
         return record
+
+
+def disk_bus_of(spec: MachineSpec, hardware: Hardware) -> str:
+    """Return the bus of the disks that name none."""
+    return hardware.disk_bus if spec.disk_bus == "auto" else spec.disk_bus
+
+
+def agent_port_of(spec: MachineSpec, hardware: Hardware) -> str:
+    return hardware.agent_port if spec.agent_port == "auto" else spec.agent_port
 
 
 def qualified(name: str, domain: str | None) -> str:

@@ -17,7 +17,7 @@ from bough.images.formats import MOST_BYTES
 from bough.machines.disks.buses import buses_of
 from bough.machines.media import Media
 from bough.machines.plan import FIRMWARE_VARIABLES
-from bough.machines.record import FirstBoot, Hardware, Nic
+from bough.machines.record import FirstBoot, Hardware, Nic, disk_bus_of
 from bough.machines.seed import SEED
 from bough.qemu.arch import ARCHITECTURES
 from bough.qemu.choice import choose_machine_type
@@ -165,7 +165,7 @@ def _are_cards(nics: list[Nic]) -> bool:
 def _has_known_hardware(manifest: BundleManifest, *, has_memory: bool) -> bool:
     """Return whether this bough can make the disk controllers and ports, and load their state."""
     hardware, spec = manifest.hardware, manifest.spec
-    bus = hardware.disk_bus if spec.disk_bus == "auto" else spec.disk_bus
+    bus = disk_bus_of(spec, hardware)
     buses = buses_of(spec, bus, has_root=manifest.media.root != "none")
     on_ide = bus == "ide" and manifest.media.cdrom is not None
     more = [manifest.media.seed, manifest.agent_disk is not None]

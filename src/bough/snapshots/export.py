@@ -20,6 +20,7 @@ from bough.images.note import ExportNote, write_note
 from bough.images.store import ImageStore
 from bough.machines.disks.creation import disk_chain
 from bough.machines.machine import Machine
+from bough.machines.record import agent_port_of, disk_bus_of
 from bough.machines.saved_state import SavedState
 from bough.paths import Home
 from bough.progress import Progress, Report
@@ -144,10 +145,15 @@ async def exported(
 
 def _note(manifest: SnapshotManifest, images: ImageStore) -> ExportNote:
     """Return the note by which `bough import` recognises an exported disk."""
-    note = ExportNote(
-        disks=len(manifest.disks),
-        agent=manifest.image_agent,
-        agent_disk=manifest.agent_disk is not None,
+    note = ExportNote.model_validate(
+        {
+            "disks": len(manifest.disks),
+            "agent": manifest.image_agent,
+            "agent_disk": manifest.agent_disk is not None,
+            "disk_bus": disk_bus_of(manifest.spec, manifest.hardware),
+            "nic_model": next((nic.model for nic in manifest.hardware.nics), manifest.hardware.nic_model),
+            "agent_port": agent_port_of(manifest.spec, manifest.hardware),
+        }
     )
     with contextlib.suppress(NotFound, ValidationError):
         image = images.resolve(manifest.image_digest)
