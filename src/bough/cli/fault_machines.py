@@ -73,7 +73,7 @@ def disk(
     machine: str, operation: Literal["read", "write", "flush"], area: tuple[int, int] | None, as_json: bool,
     **given: Any,
 ) -> None:  # fmt: skip
-    """Let reads, writes or flushes of a disk fail.
+    """Fail reads, writes or flushes of a disk.
 
     For example, bough fault disk db write --rate 1% --for 30s
     """
@@ -135,7 +135,7 @@ def cpu(machine: str, loops: int, for_s: float | None, as_json: bool) -> None:
 @for_option
 @json_option
 def memory(machine: str, size: int, for_s: float | None, as_json: bool) -> None:
-    """Use SIZE (256MiB) of the guest's memory. Its kernel may kill other processes."""
+    """Use SIZE (256MiB) of the guest's memory. The guest's kernel may kill processes."""
     from bough.contract.faults import AddPressure
 
     request = AddPressure(machine=machine_here(machine), memory_bytes=size, for_s=for_s)
@@ -157,7 +157,7 @@ def memory(machine: str, size: int, for_s: float | None, as_json: bool) -> None:
 @for_option
 @json_option
 def clock(machine: str, as_json: bool, **given: Any) -> None:
-    """Set the guest's clock wrong. Time synchronization inside is stopped meanwhile."""
+    """Set the guest's clock wrong. Services of the guest that correct the clock are stopped."""
     from bough.contract.faults import SetClockWrong
 
     request = SetClockWrong(machine=machine_here(machine), **given)
@@ -186,7 +186,7 @@ def kill(machine: str, unit: str | None, process: str | None, signal: str) -> No
 def power_cut(machine: str, lose_unsynced: bool, seed: int | None) -> None:
     """Cut the power. The machine is stopped.
 
-    The host keeps all that the guest has written, unless --lose-unsynced is given for an armed machine.
+    No write of the guest is lost, unless --lose-unsynced is given for an armed machine.
     """
     machine_named(machine).power_cut(lose_unsynced=lose_unsynced, seed=seed)
 
@@ -197,7 +197,7 @@ def power_cut(machine: str, lose_unsynced: bool, seed: int | None) -> None:
 @for_option
 @json_option
 def power_arm(machine: str, for_s: float | None, as_json: bool) -> None:
-    """Make a machine ready for a power cut that loses unsynced writes: all writes are logged meanwhile."""
+    """Log all writes of a machine, for a power cut that loses the unflushed ones."""
     from bough.contract.faults import ArmPowerCut
 
     request = ArmPowerCut(machine=machine_here(machine), for_s=for_s)
@@ -224,7 +224,7 @@ def reset(machine: str) -> None:
 @machine_options
 @click.argument("machine", type=NAME)
 def panic(machine: str) -> None:
-    """Have the guest's Linux panic."""
+    """Panic the guest's Linux. The machine is failed shortly after."""
     machine_named(machine).panic()
 
 

@@ -15,12 +15,6 @@ from bough.version import __version__
 #: command -> (module below bough.cli, attribute, help in one line), in the order of `bough --help`.
 COMMANDS = {
     "run": ("run", "run", "Run a command on a new machine, then delete the machine."),
-    "standby": ("standby", "standby", "Keep standby machines for the next run or fork."),
-    "up": ("project", "up", "Bring up the machines and networks of bough.toml."),
-    "down": ("project", "down", "Stop or delete a project."),
-    "ps": ("project", "ps", "List the machines of a project, or all projects."),
-    "config": ("project", "config", "Check bough.toml and print it with all defaults."),
-    "top": ("project", "top", "Show load and memory of a project's machines."),
     "create": ("lifecycle", "create", "Create a machine, stopped."),
     "start": ("lifecycle", "start", "Start a machine and wait until the guest answers."),
     "stop": ("lifecycle", "stop", "Shut a machine down; cut its power after a deadline."),
@@ -29,39 +23,64 @@ COMMANDS = {
     "suspend": ("lifecycle", "suspend", "Write a machine's memory to disk and end its process."),
     "resume": ("lifecycle", "resume", "Resume a paused or suspended machine."),
     "rename": ("lifecycle", "rename", "Rename a machine."),
-    "snapshot": ("snapshot", "snapshot", "Take, list and delete snapshots."),
-    "fork": ("snapshot", "fork", "Create machines or projects that continue from another or a snapshot."),
-    "restore": ("snapshot", "restore", "Rewind a machine or a project to a snapshot."),
-    "export": ("bundle", "export", "Write a machine to a file, for another host."),
-    "import": ("bundle", "import_bundle", "Create a machine from an exported file."),
-    "bundle": ("bundle", "bundle", "Inspect bundles."),
     "delete": ("lifecycle", "delete", "Delete machines and their disks."),
     "list": ("observe", "list_machines", "List the machines."),
     "info": ("observe", "info", "Show a machine's settings, process and failures."),
+    "exec": ("execute", "exec_command", "Run a command in a machine."),
+    "shell": ("execute", "shell", "Open a login shell in a machine."),
+    "cp": ("copy", "cp", "Copy files and trees to and from a machine."),
+    "ssh": ("ssh", "ssh", "Run ssh to a machine."),
+    "ssh-config": ("ssh", "ssh_config", "Print a configuration for ssh, rsync, Ansible."),
+    "console": ("execute", "console", "Attach to a machine's serial console."),
     "logs": ("logs", "logs", "Print the consoles of machines, or of a project."),
     "wait": ("observe", "wait", "Wait until a machine answers, or has stopped."),
     "events": ("observe", "events", "Print events of machines as they happen."),
-    "exec": ("execute", "exec_command", "Run a command in a machine."),
-    "shell": ("execute", "shell", "Open a login shell in a machine."),
-    "console": ("execute", "console", "Attach to a machine's serial console."),
     "screenshot": ("screen", "screenshot", "Write a picture of a machine's screen, or its text."),
     "type": ("screen", "type_text", "Type on a machine's keyboard."),
     "screen": ("screen", "screen", "Show a machine's screen in a viewer."),
-    "cp": ("copy", "cp", "Copy files and trees to and from a machine."),
+    "snapshot": ("snapshot", "snapshot", "Take, list and delete snapshots."),
+    "fork": ("snapshot", "fork", "Create machines or projects that continue from another or a snapshot."),
+    "restore": ("snapshot", "restore", "Rewind a machine or a project to a snapshot."),
+    "standby": ("standby", "standby", "Keep standby machines for the next run or fork."),
+    "export": ("bundle", "export", "Write a machine to a file, for another host."),
+    "import": ("bundle", "import_bundle", "Create a machine from an exported file."),
+    "bundle": ("bundle", "bundle", "Inspect bundles."),
     "network": ("network", "network", "Connect machines by private networks."),
-    "fault": ("fault", "fault", "Break links and machines on purpose, and heal them."),
     "port": ("ports", "port", "Forward ports of this host to a machine."),
+    "proxy": ("ports", "proxy", "Connect standard input and output to a port of a machine."),
     "mount": ("mounts", "mount", "Share a directory of this host with a machine."),
     "umount": ("mounts", "umount", "Stop sharing a directory with a machine."),
-    "proxy": ("ports", "proxy", "Connect standard input and output to a port of a machine."),
-    "ssh": ("ssh", "ssh", "Run ssh to a machine."),
-    "ssh-config": ("ssh", "ssh_config", "Print a configuration for ssh, rsync, Ansible."),
-    "image": ("image", "image", "Build, list and delete images."),
+    "fault": ("fault", "fault", "Break links and machines on purpose, and heal them."),
+    "up": ("project", "up", "Bring up the machines and networks of bough.toml."),
+    "down": ("project", "down", "Stop or delete a project."),
+    "ps": ("project", "ps", "List the machines of a project, or all projects."),
+    "config": ("project", "config", "Check bough.toml and print it with all defaults."),
+    "top": ("project", "top", "Show load and memory of a project's machines."),
+    "image": ("image", "image", "Build, download, import, list and delete images."),
     "doctor": ("host", "doctor", "Check this host: accelerators, jail, missing programs."),
     "serve": ("host", "serve", "Run the service in the foreground."),
     "version": ("host", "version", "Print the version."),
     "completion": ("host", "completion", "Print the completion script for a shell."),
 }
+#: Sections of `bough --help`: first command -> title.
+SECTIONS = {
+    "run": "Machines",
+    "exec": "Inside a machine",
+    "snapshot": "Snapshots, forks, files of machines",
+    "network": "Networks, ports, directories, faults",
+    "up": "Projects",
+    "image": "Images, host, service",
+}
+
+
+def sections() -> list[tuple[str, list[str]]]:
+    """Return the sections of `bough --help`: title and commands."""
+    found: list[tuple[str, list[str]]] = []
+    for name in COMMANDS:
+        if name in SECTIONS:
+            found.append((SECTIONS[name], []))
+        found[-1][1].append(name)
+    return found
 
 
 class Commands(click.Group):
@@ -91,8 +110,10 @@ class Commands(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         # The table has the help lines, so that no command is imported.
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+        width = max(map(len, COMMANDS))  # the same in all sections
+        for title, names in sections():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), COMMANDS[name][2]) for name in names])
 
 
 class BoughUsage(click.UsageError):

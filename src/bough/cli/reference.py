@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import click
 
-from bough.cli.main import COMMANDS, cli
+from bough.cli.main import COMMANDS, cli, sections
 
 _HEAD = """# The command line
 
@@ -42,7 +42,7 @@ cannot be run.
 
 def render_reference() -> str:
     """Return docs/cli.md."""
-    parts = [_HEAD, "## Commands\n", _table(COMMANDS), ""]
+    parts = [_HEAD, "## Commands\n", _table(), ""]
     with click.Context(cli, info_name="bough") as context:
         for name in COMMANDS:
             command = cli.get_command(context, name)
@@ -51,8 +51,11 @@ def render_reference() -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _table(commands: dict[str, tuple[str, str, str]]) -> str:
-    rows = [f"| [`{name}`](#bough-{name}) | {text} |" for name, (_, _, text) in commands.items()]
+def _table() -> str:
+    rows = []
+    for title, names in sections():
+        rows.append(f"| **{title}** | |")
+        rows += [f"| [`{name}`](#bough-{name}) | {COMMANDS[name][2]} |" for name in names]
     return "\n".join(["| command | |", "|---|---|", *rows])
 
 
