@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import click
 
 from bough.cli.main import COMMANDS, cli, sections
+from bough.cli.spec import spec_options
 
 _HEAD = """# The command line
 
-Generated from the code by `make docs`; `bough COMMAND --help` prints the same text.
+This page lists every command with its options. `bough COMMAND --help` prints the same text. Generated from
+the code by `make docs`.
 
 Data goes to standard output, everything else to standard error. Every listing takes `--json`. A size is a
 number of bytes, or a number with KiB, MiB, GiB or TiB. A time is like `30s`, `2m` or `1h30m`. NAME is a
@@ -40,9 +42,19 @@ cannot be run.
 """
 
 
+_MACHINE = """## Options of a machine
+
+`bough create`, `bough run` and `bough standby` accept these options. [Settings of a machine](spec.md) lists
+the keys for a file.
+"""
+
+
 def render_reference() -> str:
     """Return docs/cli.md."""
     parts = [_HEAD, "## Commands\n", _table(), ""]
+    with click.Context(cli, info_name="bough") as context:
+        machine = [option.get_help_record(context) for option in _machine_options()]
+        parts += [_MACHINE, _options_table(machine)]
     with click.Context(cli, info_name="bough") as context:
         for name in COMMANDS:
             command = cli.get_command(context, name)
@@ -66,12 +78,13 @@ def _render(command: click.Command, name: str, parent: click.Context) -> Iterato
     yield f"```\n{name} {usage}\n```\n"
     if command.help:
         yield _paragraphs(command.help) + "\n"
-    options = [record for record in _options(command, context) if record is not None]
+    options = [option for option in command.params if isinstance(option, click.Option)]
+    shared = {option.name for option in _machine_options()}
+    if shared <= {option.name for option in options}:
+        options = [option for option in options if option.name not in shared]
+        yield "Further options: [options of a machine](#options-of-a-machine).\n"
     if options:
-        yield (
-            "\n".join(["| option | |", "|---|---|", *(f"| `{flag}` | {text} |" for flag, text in options)])
-            + "\n"
-        )
+        yield _options_table([option.get_help_record(context) for option in options])
     if isinstance(command, click.Group):
         for inner in command.list_commands(context):
             found = command.get_command(context, inner)
@@ -79,11 +92,16 @@ def _render(command: click.Command, name: str, parent: click.Context) -> Iterato
                 yield from _render(found, f"{name} {inner}", context)
 
 
-def _options(command: click.Command, context: click.Context) -> Iterator[tuple[str, str] | None]:
-    for parameter in command.params:
-        if isinstance(parameter, click.Option):
-            record = parameter.get_help_record(context)
-            yield (record[0].replace("|", "\\|"), record[1].replace("|", "\\|")) if record else None
+def _machine_options() -> list[click.Option]:
+    """Return the options that `spec_options` adds to a command."""
+    command = click.command()(spec_options(lambda: None))
+    return [option for option in command.params if isinstance(option, click.Option)]
+
+
+def _options_table(records: Iterable[tuple[str, str] | None]) -> str:
+    cells = [[cell.replace("|", "\\|") for cell in record] for record in records if record]
+    rows = [f"| `{flag}` | {text} |" for flag, text in cells]
+    return "\n".join(["| option | |", "|---|---|", *rows]) + "\n"
 
 
 def _paragraphs(text: str) -> str:

@@ -22,10 +22,16 @@ def spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "networks",
             multiple=True,
             metavar="NAME",
-            help="Connect the machine to this network, beside its uplink.",
+            help="Connect the machine to this network, beside its uplink. May be repeated.",
         ),
         click.option("--no-ssh-keys", is_flag=True, help="Do not authorize the public keys in ~/.ssh."),
-        click.option("-f", "--file", "spec_file", metavar="TOML", help="TOML spec; flags override it."),
+        click.option(
+            "-f",
+            "--file",
+            "spec_file",
+            metavar="TOML",
+            help="File with settings of the machine, in TOML; options override the file.",
+        ),
         click.option("--force", is_flag=True, help="Allow more memory, disk or vCPUs than the host has."),
     ]
     for option in reversed(options):
@@ -42,7 +48,8 @@ def _names(setting: str, flag: Flag) -> list[str]:
 
 
 def _how(flag: Flag) -> dict[str, Any]:
-    how: dict[str, Any] = {"help": flag.help, "metavar": flag.metavar}
+    text = f"{flag.help} May be repeated." if flag.many else flag.help
+    how: dict[str, Any] = {"help": text, "metavar": flag.metavar}
     if flag.kind == "switch":
         return {"help": flag.help, "is_flag": True}
     if flag.kind == "pair":
