@@ -29,10 +29,10 @@ CHANGES: Sequence[Change] = (
 )
 
 
-def starter_of(init: str, inittab: str | None) -> Sequence[Change] | None:
+def starter_of(init: str, inittab: bytes | None) -> Sequence[Change] | None:
     if init in ("unknown", "s6"):
         return None
-    return CHANGES if inittab is None else [*CHANGES, NewFile("/etc/inittab", inittab.encode() + b"x\n")]
+    return CHANGES if inittab is None else [*CHANGES, NewFile("/etc/inittab", inittab + b"x\n")]
 
 
 async def install(disk: Path) -> Outcome:

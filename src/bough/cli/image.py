@@ -147,10 +147,13 @@ def _recipe(file: str) -> dict[str, Any]:
     "--nic-model",
     metavar="virtio|e1000|e1000e|rtl8139",
     default="auto",
-    help="Model of their network cards; default: virtio.",
+    help="Model of their network cards; default: what its kernel has drivers for, or virtio.",
 )
 @click.option(
-    "--agent-port", metavar="virtio|serial", default="auto", help="Port of their agent; default: virtio."
+    "--agent-port",
+    metavar="virtio|serial",
+    default="auto",
+    help="Port of their agent; default: virtio, if the kernel has it.",
 )
 @click.option("--max-size", metavar="SIZE", help="Largest size of the disk; default: 2TiB.")
 @click.option(
@@ -159,7 +162,13 @@ def _recipe(file: str) -> dict[str, Any]:
 @click.option(
     "--agent/--no-agent",
     default=None,
-    help="Whether the disk has bough's agent; an export of bough says so itself.",
+    help="Whether the disk has bough's agent; --no-agent leaves the disk alone. Default: install it "
+    "into a Linux without it.",
+)
+@click.option(
+    "--root",
+    metavar="PARTITION",
+    help="Partition with the root of the Linux, if a disk has several: a number, or GROUP/VOLUME of LVM.",
 )
 @json_option
 def import_image(source: str, max_size: str | None, as_json: bool, **given: Any) -> None:

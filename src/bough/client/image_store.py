@@ -116,7 +116,7 @@ class ImageStore:
 
         Args:
             more: format, arch, firmware, sha256, os, version, disk, max_size (bytes), cloud_init, agent,
-                disk_bus, nic_model, agent_port.
+                disk_bus, nic_model, agent_port, root.
                 `agent` says whether the disk is of a machine with bough's agent. bough's own exports state
                 this.
 

@@ -71,6 +71,7 @@ class ImportImage(Request):
     disk_bus: str = "auto"
     nic_model: str = "auto"
     agent_port: str = "auto"
+    root: str | None = None
 
 
 class PullImage(Request):

@@ -29,7 +29,7 @@ from bough.errors import BadImage, Conflict, InvalidInput, NotFound
 from bough.images import ova
 from bough.images.confined import Confinement
 from bough.images.contents import Contents, inspect_contents
-from bough.images.convert import check_space, convert, unpack
+from bough.images.convert import check_space, convert, sync_image, unpack
 from bough.images.disk import digest_image
 from bough.images.download import STALL_S, download
 from bough.images.formats import (
@@ -41,9 +41,12 @@ from bough.images.formats import (
     is_floppy,
     read_header,
 )
+from bough.images.linux_disk.facts import LinuxFacts
+from bough.images.linux_disk.preparation import Preparation, Prepared, prepare_disk
 from bough.images.note import ExportNote, read_note
+from bough.images.platforms import PLATFORMS
 from bough.images.store import ImageManifest, ImageStore
-from bough.progress import Progress, Report
+from bough.progress import Progress, Report, notice
 from bough.spec.disk import Bus
 from bough.spec.nic import Model
 from bough.storage import no_space_is_told
@@ -76,7 +79,9 @@ class ImportRequest:
         checksum: "sha256:..." or "sha512:..." of the source file, or the 64 digits of a sha256 alone.
         disk: the name of a disk in an OVA, or ova.ALL_DISKS.
         disk_bus, nic_model, agent_port: hardware of machines from the image.
-        agent: the guest has bough's agent; None: use the note of `bough export`, if any.
+        agent: the guest has bough's agent. False: leave the disk alone. None: find out by the disk and the
+            note of `bough export`, and install the agent's starter into a foreign Linux.
+        root: the volume with the root of the Linux, like "2" or "group/volume", if a disk has several.
     """
 
     source: str
@@ -95,6 +100,7 @@ class ImportRequest:
     disk_bus: str = "auto"
     nic_model: str = "auto"
     agent_port: str = "auto"
+    root: str | None = None
 
 
 async def import_image(
@@ -337,9 +343,12 @@ class _Making:
         made = self.work / f"made-{secrets.token_hex(4)}"
         made.mkdir(mode=0o711)
         await convert(disk, header, made / "disk.raw", self.confinement, self.report)
+        prepared = Prepared()
+        if media_of(header) == "disk" and not is_further:
+            prepared = await self._prepare(disk, header, made / "disk.raw")
         contents = await inspect_contents(made / "disk.raw", self.confinement)
         self.report(Progress("computing the digest"))
-        lasting = _describe(header, contents, self.request, note)
+        lasting = _describe(header, contents, self.request, note, prepared)
         if is_further:
             lasting |= {"os": "unknown", "version": "", "agent": None, "cloud_init": False}
         lasting["disks"] = [one.digest for one in further]
@@ -354,12 +363,29 @@ class _Making:
                 "label": self.label,
                 "recipe": "",
                 "efi_loader": loader,
+                "linux": prepared.linux,
+                "notes": () if lasting["agent"] else prepared.notes,
                 "origin": _origin(self.request, header, checksum),
             }
         )
+        for told in manifest.notes:
+            self.report(notice(str(told)))
         label = None if is_further else self.label
         await finish(asyncio.to_thread(self.store.add, made, manifest, label))
         return self.store.resolve(manifest.digest)
+
+    async def _prepare(self, source: Path, header: Header, disk: Path) -> Prepared:
+        """Find the Linux on the disk and install the agent's starter. A failure leaves the disk as it was."""
+        request = self.request
+        installs = request.agent is None and not request.cloud_init
+        how = Preparation(installs, request.root, self.confinement, self.work)
+        prepared = await prepare_disk(disk, how, self.report)
+        if prepared.is_spoiled:
+            disk.unlink()
+            await convert(source, header, disk, self.confinement, self.report)
+        elif prepared.agent == "disk":
+            await asyncio.to_thread(sync_image, disk, header.size_bytes)
+        return prepared
 
 
 async def _take_member(path: Path, member: ova.Member, target: Path, most_bytes: int, report: Report) -> None:
@@ -433,13 +459,15 @@ def copy_sparse(source: Path, target: Path, check: Callable[[], None] = lambda: 
 
 
 def _describe(
-    header: Header, contents: Contents, request: ImportRequest, note: ExportNote | None
+    header: Header,
+    contents: Contents,
+    request: ImportRequest,
+    note: ExportNote | None,
+    prepared: Prepared,
 ) -> dict[str, Any]:
     """Return the fields of the manifest that the image's digest covers."""
-    media = "cdrom" if header.format == "iso" else "disk"
-    if header.format == "raw" and is_floppy(header.size_bytes):
-        media = "floppy"
-    arch = _choose_arch(request, contents)
+    media = media_of(header)
+    arch = _choose_arch(request, contents, prepared.linux)
     known = _FIRMWARE.get(arch, ("uefi",))
     found = tuple(name for name in (header.firmware or contents.firmware) if name in known)
     firmware = found or known if request.firmware == "auto" else (request.firmware,)
@@ -447,31 +475,70 @@ def _describe(
         firmware = ("bios",)
     if request.agent is False:
         note = None
-    agent = bool(request.agent or (note and note.agent))
-    has_note = note is not None and request.os == "unknown"
+    agent = _agent_of(request, note, prepared) if media == "disk" else None
+    os_name, version = _name_system(request, note, prepared)
     return {
-        "os": note.os if note and has_note else request.os,
-        "version": note.version if note and has_note else request.version,
+        "os": os_name,
+        "version": version,
         "arch": arch,
         "firmware": list(firmware),
         "size_bytes": header.size_bytes,
-        "agent": _agent_of(note) if agent and media == "disk" else None,
-        "lived": agent and media == "disk",
+        "agent": agent,
+        "lived": agent is not None,
         "media": media,
         "cloud_init": request.cloud_init,
-        **_hardware_of(request, note),
+        **_hardware_of(request, note, prepared.linux),
     }
 
 
-def _hardware_of(request: ImportRequest, note: ExportNote | None) -> dict[str, str]:
-    """Return the hardware that the user or the note of an export names."""
+def _hardware_of(request: ImportRequest, note: ExportNote | None, linux: LinuxFacts | None) -> dict[str, str]:
+    """Return the hardware that the user or the note of an export names, or that the guest has drivers for."""
     asked = {name: getattr(request, name) for name in HARDWARE}
-    noted = {name: getattr(note, name) for name in HARDWARE} if note is not None else {}
+    noted = {name: getattr(note, name) for name in HARDWARE} if note is not None else _choose_hardware(linux)
     return noted | {name: value for name, value in asked.items() if value != "auto"}
 
 
-def _agent_of(note: ExportNote | None) -> Literal["installed", "disk"]:
-    return "disk" if note is not None and note.agent_disk else "installed"
+def media_of(header: Header) -> Literal["disk", "cdrom", "floppy"]:
+    """Return the use of an image in a machine."""
+    if header.format == "iso":
+        return "cdrom"
+    return "floppy" if header.format == "raw" and is_floppy(header.size_bytes) else "disk"
+
+
+def _agent_of(
+    request: ImportRequest, note: ExportNote | None, prepared: Prepared
+) -> Literal["installed", "disk"] | None:
+    """Return the origin of the guest's agent. The disk itself is believed more than a note."""
+    if request.agent is False:
+        return None
+    if prepared.agent is not None and not (request.cloud_init and prepared.agent == "disk"):
+        return prepared.agent
+    if request.agent or (note is not None and note.agent):
+        return "disk" if note is not None and note.agent_disk else "installed"
+    return None
+
+
+def _name_system(request: ImportRequest, note: ExportNote | None, prepared: Prepared) -> tuple[str, str]:
+    """Return name and version of the operating system: as requested, of an export, or as on the disk."""
+    if request.os != "unknown":
+        return request.os, request.version
+    if note is not None and note.os != "unknown":
+        return note.os, note.version
+    return prepared.os or request.os, prepared.version or request.version
+
+
+def _choose_hardware(linux: LinuxFacts | None) -> dict[str, str]:
+    """Return the hardware that the guest has drivers for, where that is not virtio."""
+    if linux is None:
+        return {}
+    chosen = {}
+    if linux.buses and "virtio" not in linux.buses:
+        chosen["disk_bus"] = linux.buses[0]
+    if linux.nics and "virtio" not in linux.nics:
+        chosen["nic_model"] = linux.nics[0]
+    if linux.virtio_serial is False:
+        chosen["agent_port"] = "serial"
+    return chosen
 
 
 def _origin(request: ImportRequest, header: Header, checksum: str | None) -> dict[str, Any]:
@@ -488,8 +555,10 @@ def _origin(request: ImportRequest, header: Header, checksum: str | None) -> dic
     return origin
 
 
-def _choose_arch(request: ImportRequest, contents: Contents) -> str:
+def _choose_arch(request: ImportRequest, contents: Contents, linux: LinuxFacts | None) -> str:
     found = contents.architectures
+    if not found and linux is not None and linux.arch in PLATFORMS:
+        found = frozenset({linux.arch})  # of programs: a disk without a boot loader shows nothing else
     if request.arch_given and found and request.arch not in found and not _runs(request.arch, found):
         raise BadImage(
             f"the disk boots {' or '.join(sorted(found))}, not {request.arch}",

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from bough.errors import Conflict, InvalidInput, NotFound
 from bough.images.esp import EfiLoader
+from bough.images.linux_disk.facts import LinuxFacts, Note
 from bough.paths import Home
 from bough.spec.disk import Bus
 from bough.spec.nic import Model
@@ -51,6 +52,8 @@ class ImageManifest(BaseModel):
         origin: origin of an imported image: source, sha256, format. Of an image made by a machine: base.
         disks: digests of the images for the further disks of each machine.
         lived: the disk comes from a machine. Its guest has an identity, which a new machine must not keep.
+        linux: the Linux on an imported disk, if bough found one.
+        notes: what the import said about an imported disk without the agent.
         disk_bus, nic_model, agent_port: the hardware that the guest has drivers for, if a user chooses none.
     """
 
@@ -77,6 +80,8 @@ class ImageManifest(BaseModel):
     disk_bus: Bus = "virtio"
     nic_model: Model = "virtio"
     agent_port: Literal["virtio", "serial"] = "virtio"
+    linux: LinuxFacts | None = None
+    notes: tuple[Note, ...] = ()
 
     @field_validator("agent", mode="before")
     @classmethod

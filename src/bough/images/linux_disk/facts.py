@@ -16,6 +16,9 @@ class Note(BaseModel):
     text: str = Field(max_length=800)
     hint: str = Field(default="", max_length=400)
 
+    def __str__(self) -> str:
+        return f"{self.text}; {self.hint}" if self.hint else self.text
+
 
 class LinuxFacts(BaseModel):
     """The Linux on a disk, as found at the import.

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from bough.errors import HostLacks
+from bough.images.agent_disk.recipe import agent_disk_recipe
 from bough.images.confined import Confinement
 from bough.images.linux_disk.changes import Change, ChangeFailed, NewFile, write_changes
 from bough.images.linux_disk.debugfs import Debugfs, open_debugfs
@@ -33,7 +35,7 @@ AgentOrigin = Literal["installed", "disk"]
 class StarterOf(Protocol):
     """Returns the files that start the agent in a guest."""
 
-    def __call__(self, init: str, inittab: str | None) -> Sequence[Change] | None:
+    def __call__(self, init: str, inittab: bytes | None) -> Sequence[Change] | None:
         """Return the files for an init system; None for an unknown one.
 
         Args:
@@ -82,6 +84,8 @@ async def install_agent(
             await replay_journal(disk, look.chosen.volume, state.written_s, confinement, work)
             state = _check_state(_read_state(disk, look.chosen), changes)
     except (Refused, TreeUnreadable) as refusal:
+        if look.chosen.root.agent is not None:  # an earlier import has installed the starter
+            return Outcome(look.chosen.root.agent)
         return Outcome(notes=(not_installed(place, str(refusal)),))
 
     def opened(sources: Path | None) -> AbstractAsyncContextManager[Debugfs]:
@@ -105,6 +109,11 @@ def _plan(look: Look, found: FoundRoot, starter_of: StarterOf) -> Sequence[Chang
     if changes is None:
         named = "its init system is unknown" if root.init == "unknown" else f"its init system is {root.init}"
         raise Refused(f"{named}, and bough knows systemd, OpenRC, sysvinit, busybox and runit")
+    try:
+        if root.arch is not None:
+            agent_disk_recipe(root.arch)
+    except HostLacks as error:
+        raise Refused(error.message) from None
     if kernel is not None and kernel.has("squashfs") is False:
         raise Refused("its kernel cannot read the agent disk, because it has no driver for squashfs")
     return changes

@@ -23,8 +23,8 @@ _BUSES = {
     "virtio": ("virtio_pci", "virtio_blk"),
     "scsi": ("virtio_pci", "virtio_scsi", "sd_mod"),
     "sata": ("ahci", "sd_mod"),
-    "nvme": ("nvme",),
     "ide": ("ata_piix", "sd_mod"),
+    "nvme": ("nvme",),
 }
 #: model of a network card -> its driver.
 _NICS = {"virtio": "virtio_net", "e1000e": "e1000e", "e1000": "e1000", "rtl8139": "8139cp"}

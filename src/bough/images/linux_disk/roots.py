@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
-from bough.guest.install import ENABLED_AS, LIBRARY
+from bough.guest.install import ENABLED_AS, LIBRARY, STARTER_PATH
 from bough.images.linux_disk.elf import Program, parse_elf
 from bough.images.linux_disk.tree import Entry, Tree, resolve
 
@@ -26,7 +27,7 @@ _LOADERS = {
     "/boot/loader/loader.conf": "systemd-boot",
     "/etc/lilo.conf": "lilo",
 }
-_AGENT, STARTER = f"{LIBRARY}/bough/guest/agent.py", f"{LIBRARY}/start"
+_AGENT = f"{LIBRARY}/bough/guest/agent.py"
 #: A part of init's place -> the init system.
 _BY_PROGRAM = (
     ("/systemd/", "systemd"),
@@ -62,10 +63,10 @@ class Root:
     init: str
     libc: str
     arch: str | None
-    agent: str | None
+    agent: Literal["installed", "disk"] | None
     boot_loader: str | None
     has_own_usr: bool
-    inittab: str | None = None
+    inittab: bytes | None = None
 
 
 async def read_root(tree: Tree) -> Root | None:
@@ -78,10 +79,11 @@ async def read_root(tree: Tree) -> Root | None:
     init = next((found[path] for path in (*_INITS, *_SYSTEMD) if path in found), None)
     if "/etc/." not in found or init is None or init[1].kind != "regular":
         return None
-    others = (*_BUSYBOX, *_OPENRC, *_SHELLS, _INITTAB, _FSTAB, _RC, _AGENT, STARTER, *_LOADERS)
+    others = (*_BUSYBOX, *_OPENRC, *_SHELLS, _INITTAB, _FSTAB, _RC, _AGENT, STARTER_PATH, *_LOADERS)
     found |= await resolve(tree, others)
     links = await tree.look([ENABLED_AS])
-    texts = await _read_texts(tree, found, (*_RELEASES, _INITTAB, _FSTAB, _RC))
+    contents = await _read_small(tree, found, (*_RELEASES, _INITTAB, _FSTAB, _RC))
+    texts = {path: content.decode(errors="replace") for path, content in contents.items()}
     program = await _read_program(tree, [init, *(found[path] for path in _SHELLS if path in found)])
     release = parse_release(texts.get(_RELEASES[0]) or texts.get(_RELEASES[1]) or "")
     return Root(
@@ -93,28 +95,30 @@ async def read_root(tree: Tree) -> Root | None:
         arch=program.arch if program else None,
         agent=_find_agent(found, links),
         boot_loader=next((name for path, name in _LOADERS.items() if path in found), None),
-        inittab=texts.get(_INITTAB),
+        inittab=contents.get(_INITTAB),
         has_own_usr=bool(_USR.search(texts.get(_FSTAB, ""))),
     )
 
 
-def _find_agent(found: dict[str, tuple[str, Entry]], links: dict[str, Entry]) -> str | None:
+def _find_agent(
+    found: dict[str, tuple[str, Entry]], links: dict[str, Entry]
+) -> Literal["installed", "disk"] | None:
     if _AGENT in found and ENABLED_AS in links:
         return "installed"
-    return "disk" if STARTER in found else None
+    return "disk" if STARTER_PATH in found else None
 
 
-async def _read_texts(
+async def _read_small(
     tree: Tree, found: dict[str, tuple[str, Entry]], paths: tuple[str, ...]
-) -> dict[str, str]:
-    """Return the texts of small regular files."""
+) -> dict[str, bytes]:
+    """Return the content of small regular files."""
     places = {
         path: found[path][0]
         for path in paths
         if path in found and found[path][1].kind == "regular" and found[path][1].size_bytes <= _MOST_TEXT
     }
     content = await tree.read(sorted(set(places.values())), _MOST_TEXT * len(places))
-    return {path: content.get(place, b"").decode(errors="replace") for path, place in places.items()}
+    return {path: content.get(place, b"") for path, place in places.items()}
 
 
 async def _read_program(tree: Tree, candidates: list[tuple[str, Entry]]) -> Program | None:
