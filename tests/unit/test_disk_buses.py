@@ -9,7 +9,7 @@ import pytest
 from bough.errors import InvalidSpec, WrongState
 from bough.forks.booted import can_fork_booted
 from bough.images.store import ImageManifest
-from bough.machines.disks.buses import check_buses, check_saved, disk_buses
+from bough.machines.disks.buses import check_buses, check_room, check_saved, disk_buses
 from bough.machines.media import Media
 from bough.machines.nics import resolve_nics
 from bough.machines.record import Hardware, MachineRecord
@@ -80,6 +80,18 @@ def test_what_does_not_fit_is_refused(settings: dict[str, Any], image: dict[str,
     with pytest.raises(InvalidSpec, match=problem) as caught:
         check_buses(spec_of(**settings), IMAGE.model_copy(update=image))
     assert caught.value.hint
+
+
+def test_a_change_of_the_bus_is_checked_at_the_start() -> None:
+    check_room(record_of(spec_of(disks=["1GiB"] * 5)))
+    record = record_of(spec_of(disk_bus="ide", disks=["1GiB"] * 5))
+    with pytest.raises(InvalidSpec, match="ide has room for 4 drives"):
+        check_room(record)
+    record = record_of(spec_of(disk_bus="ide", disks=["1GiB"] * 2))
+    check_room(record)
+    record.media.seed, record.media.cdrom = True, "0" * 64
+    with pytest.raises(InvalidSpec, match="and the CD"):
+        check_room(record)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from bough.images.esp import EfiLoader
 from bough.images.overlays import layer_format
 from bough.images.store import ImageManifest
 from bough.machines.agent_disk import plan_agent_disk
-from bough.machines.disks.buses import check_buses, disk_buses
+from bough.machines.disks.buses import check_buses, check_room, disk_buses
 from bough.machines.media import boot_index, plan_media
 from bough.machines.nics import Networks, NowhereNetworks, plan_nics, resolve_nics, uplink_backend
 from bough.machines.record import Hardware, MachineRecord, new_uuid
@@ -46,7 +46,7 @@ from bough.qemu.plan import (
     resolve_clock,
 )
 from bough.qemu.probe import OLDEST, find_qemu, inspect_qemu, probe_accelerators, probe_jail
-from bough.qemu.tpm import TPM_STATE, find_swtpm
+from bough.qemu.tpm import TPM_STATE, check_swtpm
 from bough.qemu.uefi_variables import BootFile, add_boot_entry
 from bough.spec import MachineSpec
 from bough.spec.nic import UPLINK
@@ -147,7 +147,7 @@ def _check_tpm(spec: MachineSpec, arch: str) -> None:
     if architecture(arch).tpm is None:
         message = f"a machine of {arch} has no TPM"
         raise InvalidSpec(f"tpm: {message}", problems=[_problem("tpm", message)])
-    find_swtpm()
+    check_swtpm()
 
 
 def _check_host_files(spec: MachineSpec) -> None:
@@ -202,8 +202,10 @@ async def resolve_plan(record: MachineRecord, paths: MachinePaths, home: Home, n
 
     Raises:
         NotFound: no such network. HostLacks: the host lacks QEMU, firmware or a required part of the jail.
+        InvalidSpec: a bus has no room for the disks any more, after a change of the spec.
     """
     spec, hardware = record.spec, record.hardware
+    check_room(record)
     qemu = find_qemu(hardware.arch)
     jail = await probe_jail(qemu, home)
     check_jail(spec, jail, hardware.uid)

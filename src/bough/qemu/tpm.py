@@ -26,6 +26,7 @@ from bough.qemu.syscalls import open_filter
 #: Name of the state below a machine's disks/.
 TPM_STATE = "tpm.state"
 
+_ASKED_S = 20.0
 _JOIN_GROUPS = """
 while [ "$1" != -- ]; do echo 0 > "$1/cgroup.procs" || exit 125; shift; done
 shift; exec "$@"
@@ -40,13 +41,24 @@ def find_swtpm() -> str:
     return program
 
 
+def check_swtpm() -> None:
+    """Raise HostLacks if swtpm is missing, or cannot keep its state in a file. Blocks for a moment."""
+    asked = [find_swtpm(), "socket", "--tpm2", "--print-capabilities"]
+    try:
+        told = subprocess.run(asked, capture_output=True, check=False, timeout=_ASKED_S).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise HostLacks(f"swtpm does not start: {error}", hint="install swtpm again") from error
+    if b"nvram-backend-file" not in told:
+        raise HostLacks("the swtpm of this host is too old for a TPM", hint="install swtpm 0.7 or newer")
+
+
 def create_tpm_state(disks: Path) -> None:
     """Create the state of a new TPM beside a machine's disks. swtpm makes the keys at the first start.
 
     Raises:
-        HostLacks: swtpm is not installed.
+        HostLacks: swtpm is not installed, or too old.
     """
-    find_swtpm()
+    check_swtpm()
     os.close(os.open(disks / TPM_STATE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 

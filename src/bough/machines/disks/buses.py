@@ -32,9 +32,20 @@ def check_buses(spec: MachineSpec, image: ImageManifest) -> None:
     buses += [bus] if image.cloud_init else []  # the seed
     buses += [bus] if image.agent == "disk" else []
     has_cd = spec.cdrom is not None or image.media == "cdrom"
+    _check(bus, buses, image.arch, has_cd=has_cd)
+
+
+def check_room(record: MachineRecord) -> None:
+    """Raise InvalidSpec, as check_buses, for a machine whose spec may have changed."""
+    more = [record.media.seed, record.agent_disk is not None]
+    buses = [*disk_buses(record), *(record.disk_bus for has in more if has)]
+    _check(record.disk_bus, buses, record.hardware.arch, has_cd=record.media.cdrom is not None)
+
+
+def _check(bus: str, buses: list[str], arch: str, *, has_cd: bool) -> None:
     missing = sorted(PC_ONLY & {bus, *buses})
-    if missing and not architecture(image.arch).is_pc:
-        raise _refused(f"a machine of {image.arch} has no {missing[0]}", "use virtio, scsi, sata or nvme")
+    if missing and not architecture(arch).is_pc:
+        raise _refused(f"a machine of {arch} has no {missing[0]}", "use virtio, scsi, sata or nvme")
     crowded = find_crowded(buses, has_ide_cd=has_cd and bus == "ide")
     if crowded is not None:
         cd = " and the CD" if has_cd and crowded == "ide" else ""
