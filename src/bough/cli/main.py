@@ -54,7 +54,7 @@ COMMANDS = {
     "up": ("project", "up", "Bring up the machines and networks of bough.toml."),
     "down": ("project", "down", "Stop or delete a project."),
     "ps": ("project", "ps", "List the machines of a project, or all projects."),
-    "config": ("project", "config", "Check bough.toml and print it with all defaults."),
+    "config": ("project", "config", "Check bough.toml, and print it with variables filled in."),
     "top": ("project", "top", "Show load and memory of a project's machines."),
     "image": ("image", "image", "Build, download, import, list and delete images."),
     "doctor": ("host", "doctor", "Check this host: accelerators, jail, missing programs."),

@@ -148,7 +148,7 @@ def _list_projects(as_json: bool) -> None:
 @project_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of TOML.")
 def config(file: str | None, project: str | None, as_json: bool) -> None:
-    """Check the project's file, and print it with variables, defaults and shared parts filled in."""
+    """Check the project's file, and print it with variables and shared parts filled in."""
     from bough.spec.project.parse import parse_project
     from bough.spec.project.render import render_config
 
