@@ -104,13 +104,20 @@ exit 1
 """
 
 _CONNECT = r"""
-host=$1 port=$2 wanted=$3
+host=$1 port=$2 wanted=$3 why=''
 if command -v bash >/dev/null && command -v timeout >/dev/null; then
   why=$(timeout 3 bash -c 'exec 3<>"/dev/tcp/$0/$1"' "$host" "$port" 2>&1)
-elif command -v nc >/dev/null; then
+elif nc -h 2>&1 | grep -q -e -z; then
   why=$(nc -z -w 3 "$host" "$port" 2>&1)
 else
-  why=$(python3 -c 'import socket, sys
+  for python in "$(command -v python3)" /.bough/bin/run /run/bough/disk/bin/run /dev/.bough/bin/run; do
+    [ -x "$python" ] && break
+  done
+  case $python in
+    */run) set -- "${python%/run}/busybox" sh "$python" python3 ;;
+    *) set -- python3 ;;
+  esac
+  why=$("$@" -c 'import socket, sys
 try: socket.create_connection((sys.argv[1], int(sys.argv[2])), 3)
 except OSError as error: sys.exit(str(error))' "$host" "$port" 2>&1)
 fi

@@ -132,13 +132,13 @@ def server() -> Iterator[str]:
         found.shutdown()
 
 
-WAYS = ("curl", "bash", "python3")
+WAYS = ("curl", "bash", "python3", "wget")
 
 
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
     """Return an environment whose PATH has one program to read an address with."""
-    for name in (request.param, "sh", "timeout", "true", "tail", "head", "sleep"):
+    for name in (request.param, "sh", "timeout", "true", "tail", "head", "sleep", "sed"):
         found = sys.executable if name == "python3" else shutil.which(name)
         if found is None:
             pytest.skip(f"needs {name}")
@@ -168,7 +168,7 @@ def test_a_guest_without_a_program_for_addresses(tmp_path: Path, way: dict[str, 
         (tmp_path / name).unlink(missing_ok=True)
     status, attempts = run(spec(http="http://127.0.0.1/"), env=way)
     assert status == GAVE_UP
-    assert "has no curl, no bash and no python3" in attempts.output
+    assert "has no curl, no bash, no python3 and no wget" in attempts.output
 
 
 def test_a_line_of_a_file(tmp_path: Path) -> None:

@@ -71,8 +71,9 @@ trap 'rm -f -- "$temporary"' EXIT
 trap 'exit 1' HUP INT TERM
 (umask 077 && cat >"$temporary") || exit 2
 if [ -f "$path" ]; then
-  chown --reference="$path" -- "$temporary" || exit 2
-  [ -n "$3" ] || chmod --reference="$path" -- "$temporary" || exit 2
+  # Not --reference: busybox has no such option.
+  chown "$(stat -c %u:%g -- "$path")" "$temporary" || exit 2
+  [ -n "$3" ] || chmod "$(stat -c %a -- "$path")" "$temporary" || exit 2
 fi
 if [ -n "$3" ] || [ ! -f "$path" ]; then chmod "${3:-644}" -- "$temporary" || exit 2; fi
 mv -T -f -- "$temporary" "$path" 2>/dev/null && exit

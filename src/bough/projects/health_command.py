@@ -65,8 +65,12 @@ try:
 except (OSError, http.client.HTTPException) as error:
     sys.exit(str(error))' "${url%%:*}" "$timeout" "$host" "$port" "$path" "$header" 2>&1)
   code=$(printf %s "$why" | tail -n 1)
+elif command -v wget >/dev/null; then
+  why=$(wget -S -O /dev/null -T "$timeout" "$url" 2>&1)
+  code=$(printf '%s\n' "$why" | sed -n 's|.*HTTP/[0-9.]* \([0-9][0-9][0-9]\).*|\1|p' | tail -n 1)
+  why=$(printf '%s\n' "$why" | tail -n 1)
 else
-  echo "the guest has no curl, no bash and no python3 for a check of kind http"
+  echo "the guest has no curl, no bash, no python3 and no wget for a check of kind http"
   exit 113
 fi
 case $code in
