@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 
 from bough.guest.agent_calls import OperationFailed, run_or_fail
+from bough.guest.agent_users import has_program
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bough.guest.agent_calls import Arguments, Tell
 
 _SECTOR = 512
+_EXT4_IOC_RESIZE_FS = 0x40086610
 # A smaller rest is alignment and the second partition table at the end of the disk.
 _WORTHWHILE = 4 * 1024 * 1024
 
@@ -120,7 +122,22 @@ def _grow_file_system(device: str, kind: str) -> None:
         "xfs": ["xfs_growfs", "/"],
         "btrfs": ["btrfs", "filesystem", "resize", "max", "/"],
     }
-    if kind.startswith("ext"):
+    if kind.startswith("ext") and not has_program("resize2fs"):
+        _grow_ext_by_kernel(device)
+    elif kind.startswith("ext"):
         run_or_fail(["resize2fs", device])
     elif kind in commands:
         run_or_fail(commands[kind])
+
+
+def _grow_ext_by_kernel(device: str) -> None:
+    """Grow the mounted ext4 as resize2fs does: the kernel does all of it."""
+    import fcntl
+
+    size = _number(f"/sys/class/block/{os.path.basename(device)}/size") * _SECTOR
+    fd = os.open("/", os.O_RDONLY)
+    try:
+        block = os.fstatvfs(fd).f_bsize
+        fcntl.ioctl(fd, _EXT4_IOC_RESIZE_FS, (size // block).to_bytes(8, "little"))
+    finally:
+        os.close(fd)
