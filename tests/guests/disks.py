@@ -58,14 +58,8 @@ ifconfig lo up
 
 @dataclass(frozen=True)
 class GuestDisk:
-    """A disk with what boots it.
+    """A raw disk with what boots it."""
 
-    Attributes:
-        init: as `start_files` names the init.
-        disk: the raw disk.
-    """
-
-    init: str
     disk: Path
     kernel: Path
     initrd: Path
@@ -77,13 +71,7 @@ class GuestDisk:
         return {"kernel": str(self.kernel), "initrd": str(self.initrd), "cmdline": cmdline}
 
 
-INITS = {
-    "alpine": "openrc",
-    "sysvinit": "sysvinit",
-    "openrc": "openrc",
-    "runit": "runit",
-    "busybox": "busybox",
-}
+NAMES = ("alpine", *_PACKAGES, "busybox")
 
 
 def guest_disk(name: str, store: Path) -> GuestDisk:
@@ -98,7 +86,7 @@ def guest_disk(name: str, store: Path) -> GuestDisk:
             fresh.rename(place)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
-    return GuestDisk(INITS[name], *(place / file for file in _FILES))
+    return GuestDisk(*(place / file for file in _FILES))
 
 
 def keep_agent_disks(home: Home, store: Path) -> None:
