@@ -86,6 +86,9 @@ def _slack(block: str) -> int:
 def _grow_partition(block: str, device: str) -> None:
     disk = "/dev/" + os.path.basename(os.path.dirname(block))
     number = _number(block + "/partition")
+    if not (has_program("sfdisk") and has_program("partx")):
+        _grow_partition_alone(block, disk, number)
+        return
     lines = []
     # sfdisk warns of the larger disk first.
     table = run_or_fail(["sfdisk", "--dump", disk]).partition("label:")
@@ -103,6 +106,17 @@ def _grow_partition(block: str, device: str) -> None:
     run_or_fail(["sfdisk", "--no-reread", "--no-tell-kernel", "--force", "--quiet", disk], script)
     # Only this partition, since the kernel does not forget partitions in use.
     run_or_fail(["partx", "--update", "--nr", str(number), disk])
+
+
+def _grow_partition_alone(block: str, disk: str, number: int) -> None:
+    from bough.guest.agent_partition import grow_table, tell_kernel
+
+    fd = os.open(disk, os.O_RDWR)
+    try:
+        length = grow_table(fd, number, _number(os.path.dirname(block) + "/size"))
+        tell_kernel(fd, number, _number(block + "/start"), length)
+    finally:
+        os.close(fd)
 
 
 def _file_system_size(device: str, kind: str) -> int:
