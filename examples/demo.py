@@ -1,4 +1,4 @@
-"""Show bough's main job: build an image, run a machine, use it, keep its file, fork it, export a fork.
+"""Build an image, run and use a machine, restart it, fork it, and export a fork: what bough does.
 
     make demo
     python examples/demo.py --svg demo.svg           also draw the output
@@ -102,13 +102,13 @@ def main() -> int:
 
 def tell(story: Story, hypervisor: bough.Hypervisor) -> None:
     with story.step(
-        f"{IMAGE} is built from packages, or is here already", f"bough image build {IMAGE}"
+        f"build {IMAGE} from packages, if the image is missing", f"bough image build {IMAGE}"
     ) as seen:
         image = hypervisor.build_image(IMAGE, progress=story.progress)
         seen.append(f"{image.digest[:12]}, {format_size(image.disk_bytes)} on disk")
     name = f"demo-{secrets.token_hex(2)}"
-    with story.step("a machine is created", f"bough create {IMAGE} --name {name}"):
-        # Ephemeral: the service deletes the machine when this program ends, for whatever reason.
+    with story.step("create a machine", f"bough create {IMAGE} --name {name}"):
+        # Ephemeral: the service deletes the machine when this program ends for any reason.
         spec = {"image": IMAGE, "memory": MEMORY}
         machine = hypervisor.create_from(spec, name=name, ephemeral=True)
     try:
@@ -116,20 +116,22 @@ def tell(story: Story, hypervisor: bough.Hypervisor) -> None:
         work(story, machine)
     finally:
         machine.discard()
-    story.console.print(f"\nEverything together took {format_duration(time.monotonic() - story.started)}. "
-                        "The machine is deleted, the image stays.", highlight=False)  # fmt: skip
-    story.console.print("Try it yourself: bough run debian:12 (in .venv/bin)", highlight=False)
+    story.console.print(f"\nTotal time: {format_duration(time.monotonic() - story.started)}. "
+                        "The machine is deleted; the image stays.", highlight=False)  # fmt: skip
+    story.console.print(
+        "Next: .venv/bin/bough run debian:12 opens a shell in a new machine.", highlight=False
+    )
 
 
 def work(story: Story, machine: Machine) -> None:
     name = machine.name
-    with story.step("it boots its own kernel and answers", f"bough start {name}") as seen:
+    with story.step("boot the machine until its agent answers", f"bough start {name}") as seen:
         machine.start()
         info = machine.info()
         seen.append(f"accelerator {info.accelerator}, {info.vcpus} vCPUs, {format_size(info.memory_bytes)}")
-    with story.step("a command runs in it", f"bough exec {name} -- uname -a") as seen:
+    with story.step("run a command in the machine", f"bough exec {name} -- uname -a") as seen:
         seen.append(machine.exec("uname", "-a", check=True).stdout.strip())
-    with story.step("... 20 more, one after the other", f"bough exec {name} -- true") as seen:
+    with story.step("run 20 more commands, one after the other", f"bough exec {name} -- true") as seen:
         before = time.monotonic()
         for _ in range(20):
             machine.exec("true", check=True)
@@ -138,20 +140,20 @@ def work(story: Story, machine: Machine) -> None:
     copy_a_file(story, machine)
     reach_a_port(story, machine)
     branch(story, machine)
-    with story.step("it powers off, asked by its guest's own init", f"bough stop {name}"):
+    with story.step("power the guest off", f"bough stop {name}"):
         machine.stop()
 
 
 def keep_a_file(story: Story, machine: Machine) -> None:
     text = secrets.token_hex(8)
     with story.step(
-        "a file is written in it", f"bough exec {machine.name} -- sh -c 'echo {text} > /root/kept'"
+        "write a file in the machine", f"bough exec {machine.name} -- sh -c 'echo {text} > /root/kept'"
     ):
         machine.shell(f"echo {text} > /root/kept", check=True)
         boot = machine.read_text("/proc/sys/kernel/random/boot_id")
-    with story.step("it restarts", f"bough restart {machine.name}"):
+    with story.step("restart the machine", f"bough restart {machine.name}"):
         machine.restart()
-    with story.step("the file is still there", f"bough exec {machine.name} -- cat /root/kept") as seen:
+    with story.step("read the file again", f"bough exec {machine.name} -- cat /root/kept") as seen:
         kept = machine.exec("cat", "/root/kept", check=True).stdout.strip()
         rebooted = machine.read_text("/proc/sys/kernel/random/boot_id") != boot
         if kept != text or not rebooted:
@@ -163,13 +165,13 @@ def copy_a_file(story: Story, machine: Machine) -> None:
     with tempfile.TemporaryDirectory(prefix="bough-demo-") as directory:
         source, back = Path(directory) / "source", Path(directory) / "back"
         source.write_bytes(secrets.token_bytes(16 * MIB))
-        with story.step("16 MiB are copied into it", f"bough cp file {machine.name}:/root/file"):
+        with story.step("copy 16 MiB into the machine", f"bough cp file {machine.name}:/root/file"):
             machine.copy_to(source, "/root/file")
-        with story.step("... and out again", f"bough cp {machine.name}:/root/file back") as seen:
+        with story.step("copy the 16 MiB out again", f"bough cp {machine.name}:/root/file back") as seen:
             machine.copy_from("/root/file", back)
             if back.read_bytes() != source.read_bytes():
-                raise BoughError("what came back is not what was sent")
-            seen.append("byte for byte the same")
+                raise BoughError("the copied file differs from the original")
+            seen.append("the same bytes")
 
 
 def reach_a_port(story: Story, machine: Machine) -> None:
@@ -180,7 +182,7 @@ def reach_a_port(story: Story, machine: Machine) -> None:
             ["timeout 60 bash -c '", "'"]), check=True)  # fmt: skip
         port = machine.forward(80)
         with story.step(
-            "its web server is reached from this host", f"bough port add {machine.name} 0:80"
+            "connect to the guest's web server from this host", f"bough port add {machine.name} 0:80"
         ) as seen:
             with urllib.request.urlopen(f"http://127.0.0.1:{port.host_port}/", timeout=30) as answer:
                 seen.append(f"http://127.0.0.1:{port.host_port}/ says: {answer.read().decode().strip()}")
@@ -190,25 +192,25 @@ def reach_a_port(story: Story, machine: Machine) -> None:
 
 def branch(story: Story, machine: Machine) -> None:
     """Fork the machine as it is now, give each fork its own work, and export one fork."""
-    with story.step("its boot comes to its end", f"bough wait {machine.name} --until booted"):
+    with story.step("wait until the boot has finished", f"bough wait {machine.name} --until booted"):
         machine.wait("booted", timeout=300)
     machine.shell("echo kept in memory > /dev/shm/note; sleep 1000 & echo $! > /dev/shm/pid", check=True)
     with story.step(
-        f"{FORKS} more of it, from where it is just now", f"bough fork {machine.name} --count {FORKS}"
+        f"fork the running machine {FORKS} times", f"bough fork {machine.name} --count {FORKS}"
     ) as seen:
         forks = machine.fork(count=FORKS, ephemeral=True)
         working = [fork for fork in forks if not isinstance(fork, BoughError)]
         if len(working) != FORKS:
             raise BoughError(f"only {len(working)} of {FORKS} forks came up")
-        seen.append(f"the machine itself runs on; its processes run on in all {FORKS}")
+        seen.append(f"the processes run on, in the machine and in all {FORKS} forks")
     try:
-        with story.step("each does something else", "bough exec ... in each") as seen:
+        with story.step("run another command in each fork", "bough exec ... in each") as seen:
             script = "kill -0 $(cat /dev/shm/pid) && echo $(( {0} * {0} )) $(hostname) $(cat /etc/machine-id)"
             did = [fork.shell(script.format(n), check=True).stdout.split() for n, fork in enumerate(working)]
             if len({tuple(who) for _, *who in did}) != FORKS:
-                raise BoughError("two forks take themselves for the same machine")
+                raise BoughError("two forks have the same identity")
             for result, host, identity in did[-3:]:
-                seen.append(f"{result:>4} says {host}, machine-id {identity[:12]}")
+                seen.append(f"{result:>4} from {host}, machine-id {identity[:12]}")
         hand_over(story, working[-1])
     finally:
         for fork in working:
@@ -218,17 +220,17 @@ def branch(story: Story, machine: Machine) -> None:
 def hand_over(story: Story, machine: Machine) -> None:
     with tempfile.TemporaryDirectory(prefix="bough-demo-") as directory:
         bundle = Path(directory) / "one.bough"
-        with story.step(
-            "one is written to a file, as it runs", f"bough export {machine.name} one.bough"
-        ) as seen:
+        with story.step("write a running fork to one file", f"bough export {machine.name} one.bough") as seen:
             machine.export(bundle, without_image=True)
             seen.append(f"{format_size(bundle.stat().st_size)}, disks and memory")
-        with story.step("... and opened again, here or elsewhere", "bough import one.bough") as seen:
+        with story.step(
+            "import the file: the fork continues, here or on another host", "bough import one.bough"
+        ) as seen:
             with bough.connect() as hypervisor:
                 again = hypervisor.import_bundle(bundle, name=f"{machine.name}-again")
             try:
                 note = again.shell("kill -0 $(cat /dev/shm/pid) && cat /dev/shm/note", check=True).stdout
-                seen.append(f"its process runs on, and its memory says: {note.strip()}")
+                seen.append(f"its process runs on; a file in its memory says: {note.strip()}")
             finally:
                 again.delete(force=True)
 

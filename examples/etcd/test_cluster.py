@@ -48,7 +48,7 @@ def test_the_leader_loses_its_power(bough_project: Project) -> None:
 
 
 def test_a_clock_jumps(bough_project: Project) -> None:
-    """Each read sees the last write, whatever the nodes think of the time."""
+    """Each read returns the last write, although two clocks are wrong."""
     nodes = [bough_project[role] for role in NODES]
     with nodes[0].clock_fault(jump=3600), nodes[1].clock_fault(jump=-3600):
         for number in range(6):

@@ -1,4 +1,4 @@
-"""Each test gets a machine whose counter has counted nothing yet."""
+"""Each test gets a machine of its own, whose counter is at zero."""
 
 from bough.client import Machine
 
