@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import click
 
+from bough.cli.help_sections import SectionedCommand
 
-class CommandAfterName(click.Command):
+
+class CommandAfterName(SectionedCommand):
     """A command with the words `NAME COMMAND...`. Options stand before NAME, or between NAME and `--`.
 
     Without `--`, the words after NAME are the command. A command that begins with a dash is then refused: the

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from bough.cli.help_sections import SectionedCommand
 from bough.cli.machine_choice import machine_here, machine_named, machine_options
 from bough.cli.output import progress, show_json
 from bough.cli.project_choice import existing, project_options
@@ -35,7 +36,7 @@ _deadline = click.option(
 )
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("image", type=IMAGE, required=False)
 @click.option("--name", help="Name of the machine.")
 @click.option("--start", is_flag=True, help="Start the machine, too.")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import click
 
+from bough.cli.help_sections import MachineOption
 from bough.cli.main import COMMANDS, cli, sections
 from bough.cli.spec import spec_options
 
@@ -93,9 +94,9 @@ def _render(command: click.Command, name: str, parent: click.Context) -> Iterato
 
 
 def _machine_options() -> list[click.Option]:
-    """Return the options that `spec_options` adds to a command."""
+    """Return the options that describe a machine."""
     command = click.command()(spec_options(lambda: None))
-    return [option for option in command.params if isinstance(option, click.Option)]
+    return [option for option in command.params if isinstance(option, MachineOption)]
 
 
 def _options_table(records: Iterable[tuple[str, str] | None]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from bough.cli.help_sections import MachineOption
 from bough.client.user_data import read_user_data
 from bough.errors import InvalidInput
 from bough.spec.settings import Flag, flags
@@ -15,16 +16,24 @@ from bough.spec.settings import Flag, flags
 
 def spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add an option for every setting of a machine, from the table of settings; `spec_of` collects them."""
-    options = [click.option(*_names(setting, flag), **_how(flag)) for setting, flag in flags()]
+    options = [
+        click.option(*_names(setting, flag), cls=MachineOption, **_how(flag)) for setting, flag in flags()
+    ]
     options += [
         click.option(
             "--network",
             "networks",
+            cls=MachineOption,
             multiple=True,
             metavar="NAME",
             help="Connect the machine to this network, beside its uplink. May be repeated.",
         ),
-        click.option("--no-ssh-keys", is_flag=True, help="Do not authorize the public keys in ~/.ssh."),
+        click.option(
+            "--no-ssh-keys",
+            cls=MachineOption,
+            is_flag=True,
+            help="Do not authorize the public keys in ~/.ssh.",
+        ),
         click.option(
             "-f",
             "--file",

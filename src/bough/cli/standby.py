@@ -6,12 +6,13 @@ from typing import Any
 
 import click
 
+from bough.cli.help_sections import SectionedCommand
 from bough.cli.output import show_json, show_table
 from bough.cli.service import IMAGE, connect, json_option
 from bough.cli.spec import spec_of, spec_options
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.option("--count", type=click.IntRange(0), help="Number of standby machines; 0 stops keeping them.")
 @click.option("--snapshot", metavar="SNAPSHOT", help="Keep forks of this snapshot.")
 @spec_options
