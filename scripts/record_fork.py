@@ -86,15 +86,15 @@ def story(recording: Recording) -> None:
     start = f"nohup sh -c '{COUNTER}' >/dev/null 2>&1 &"
     begin = f"{start} until [ -s /dev/shm/count ]; do sleep 0.1; done"
     subprocess.run([BOUGH, "exec", "web", "--", "sh", "-c", begin], check=True)
-    recording.comment("a program of the machine counts in memory")
+    recording.comment("a program in the machine counts in memory")
     recording.command("exec", "web", "--", "cat", "/dev/shm/count")
-    recording.comment("three more of the running machine")
+    recording.comment("three forks of the running machine")
     recording.command("fork", "web", *FORKS)
-    recording.comment("the program counts on in each; each has a name and a network card of its own")
+    recording.comment("the program counts on in each fork, with a new host name and network card")
     look = "echo $(hostname) $(cat /sys/class/net/e*/address) counts $(cat /dev/shm/count)"
     for name in FORKS:
         recording.command("exec", name, "--", "sh", "-c", look, shown=f"bough exec {name} -- ...")
-    recording.comment("what happens in one fork stays there")
+    recording.comment("a change in one fork does not affect the others")
     recording.command("exec", FORKS[0], "--", "rm", "-rf", "/etc")
     recording.command("exec", FORKS[1], "--", "wc", "-l", "/etc/passwd")
 
