@@ -162,7 +162,9 @@ def _network(mtu: int) -> Iterator[tuple[bough.Hypervisor, bough.Network]]:
 
 def _machine(hv: bough.Hypervisor, machines: ExitStack) -> bough.Machine:
     """Return a machine on the network alone. It is deleted with `machines`, and when this program ends."""
-    return machines.enter_context(hv.run(IMAGE, memory=_MEMORY, nics=[NAME]))
+    machine = hv.run(IMAGE, memory=_MEMORY, nics=[NAME])
+    machines.callback(machine.delete, force=True)  # waits for the end: the network is deleted next
+    return machine
 
 
 def _serve(receiver: bough.Machine, network: bough.Network) -> str:
