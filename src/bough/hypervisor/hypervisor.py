@@ -19,6 +19,7 @@ from bough.hypervisor.forking import Forking
 from bough.hypervisor.half_made import HalfMade
 from bough.hypervisor.image_source import ImageSource
 from bough.hypervisor.images import Images
+from bough.hypervisor.import_guests import ImportGuests
 from bough.hypervisor.inventory import Inventory
 from bough.hypervisor.lifecycle import Lifecycle
 from bough.hypervisor.lifetimes import Lifetimes
@@ -138,7 +139,17 @@ class Hypervisor:
             home, events, store, agent_disks.store, machines, names, keeper, maker, half_made
         )
         self.images = Images(
-            home, source, store, catalogues, self.creation, machines, lifetimes, keeper, loaded, half_made
+            home,
+            source,
+            store,
+            catalogues,
+            self.creation,
+            machines,
+            lifetimes,
+            keeper,
+            loaded,
+            half_made,
+            ImportGuests(store, source, agent_disks.store),
         )
         self.auditing = Auditing(home, machines, lifetimes, half_made)
         self.project_operations = operations = ProjectOperations()

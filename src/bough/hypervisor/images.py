@@ -10,6 +10,7 @@ from bough.forks.loaded import LoadedForks
 from bough.hypervisor.creation import Creation
 from bough.hypervisor.half_made import HalfMade
 from bough.hypervisor.image_source import ImageSource
+from bough.hypervisor.import_guests import ImportGuests
 from bough.hypervisor.inventory import Inventory
 from bough.hypervisor.lifetimes import Lifetimes
 from bough.hypervisor.snapshot_keeper import SnapshotKeeper
@@ -52,6 +53,7 @@ class Images:
         keeper: SnapshotKeeper,
         loaded: LoadedForks,
         half_made: HalfMade,
+        import_guests: ImportGuests,
     ) -> None:
         self.store = store
         self.catalogues = catalogues
@@ -63,6 +65,7 @@ class Images:
         self._keeper = keeper
         self._loaded = loaded
         self._half_made = half_made
+        self._import_guests = import_guests
 
     async def pull(self, reference: str, **options: Any) -> ImageManifest:
         """Download an image of the catalogue; see ImageSource.pull."""
@@ -189,7 +192,8 @@ class Images:
             **request,
         )
         with self._half_made.working():
-            return await import_image(self.store, asked, Confinement(jail), report)
+            guests = self._import_guests.provide
+            return await import_image(self.store, asked, Confinement(jail), report, guests)
 
     def describe(self) -> list[dict[str, Any]]:
         users = self.users()

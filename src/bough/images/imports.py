@@ -42,6 +42,7 @@ from bough.images.formats import (
     read_header,
 )
 from bough.images.linux_disk.facts import LinuxFacts
+from bough.images.linux_disk.guest_parts import PartsOf
 from bough.images.linux_disk.preparation import Preparation, Prepared, prepare_disk
 from bough.images.note import ExportNote, read_note
 from bough.images.platforms import PLATFORMS
@@ -104,9 +105,16 @@ class ImportRequest:
 
 
 async def import_image(
-    store: ImageStore, request: ImportRequest, confinement: Confinement, report: Report
+    store: ImageStore,
+    request: ImportRequest,
+    confinement: Confinement,
+    report: Report,
+    parts_of: PartsOf | None = None,
 ) -> ImageManifest:
     """Import an image into the store and label it.
+
+    Args:
+        parts_of: provides a throw-away guest for disks whose file systems only a kernel can write.
 
     After an error or a cancelled import, only the resumable part of a download is left.
 
@@ -120,7 +128,7 @@ async def import_image(
     work.mkdir(mode=0o711)
     try:
         with no_space_is_told(f"the image {label}", store.home.root):
-            making = _Making(store, request, label, work, confinement, most_bytes, report)
+            making = _Making(store, request, label, work, confinement, most_bytes, report, parts_of)
             async with _fetched(request, store.home.downloads, most_bytes, report) as fetched:
                 checksum = await _check_sum(fetched, request, report)
                 disks, note = await making.uncover(fetched)
@@ -282,6 +290,7 @@ class _Making:
     confinement: Confinement
     most_bytes: int
     report: Report
+    parts_of: PartsOf | None
 
     async def uncover(self, path: Path) -> tuple[list[Path], ExportNote | None]:
         """Return the disks as files that the jail may read, and the note of a bough export, if any."""
@@ -378,7 +387,7 @@ class _Making:
         """Find the Linux on the disk and install the agent's starter. A failure leaves the disk as it was."""
         request = self.request
         installs = request.agent is None and not request.cloud_init
-        how = Preparation(installs, request.root, self.confinement, self.work)
+        how = Preparation(installs, request.root, self.confinement, self.work, self.parts_of)
         prepared = await prepare_disk(disk, how, self.report)
         if prepared.is_spoiled:
             disk.unlink()

@@ -1,20 +1,23 @@
-"""New files in an ext2, ext3 or ext4 file system on a disk, written by debugfs. Nothing is mounted.
+"""New files in a file system on a disk: written by debugfs without a mount, or by a throw-away guest.
 
-The same files give the same bytes on the same disk: all times are the time of the disk's last change.
+debugfs writes the same bytes each time: all times are the time of the disk's last change.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bough.images.linux_disk.debugfs import Debugfs
-from bough.images.linux_disk.tree import Entry, resolve
+from bough.images.linux_disk.disk_guest import DiskGuest, GuestTree, Mount
+from bough.images.linux_disk.tree import Entry, Tree, resolve
 from bough.tasks import finish
 
 #: The kernel and debugfs keep shorter links inside of the inode.
@@ -85,6 +88,33 @@ async def write_changes(opened: Opener, changes: Sequence[Change], *, time_s: in
         await _verify(tree, changes, plan)
 
 
+async def write_in_guest(guest: DiskGuest, mount: Mount, changes: Sequence[Change], *, time_s: int) -> None:
+    """Write the files and their missing directories by a throw-away guest, and read them back.
+
+    Raises:
+        ChangeFailed, TreeUnreadable
+    """
+    await guest.mount(mount.number, mount.kind, writes=True, subvolume=mount.subvolume)
+    tree = GuestTree(guest, mount.number)
+    plan = await _plan(tree, changes)
+    labels = await _read_labels(tree, changes, plan)
+    for place in plan.made:
+        await tree.write({"path": place}, labels.get(place), time_s)
+    for change in changes:
+        place = plan.place(change.path)
+        await tree.write({**_render_change(change), "path": place}, labels.get(place), time_s)
+    await guest.unmount(mount.number)
+    await guest.mount(mount.number, mount.kind, writes=False, subvolume=mount.subvolume)
+    await _verify(tree, changes, plan)
+    await guest.unmount(mount.number)
+
+
+def _render_change(change: Change) -> dict[str, Any]:
+    if isinstance(change, NewFile):
+        return {"content": base64.b64encode(change.content).decode(), "mode": change.mode}
+    return {"target": change.target} if isinstance(change, NewLink) else {}
+
+
 @dataclass
 class _Plan:
     """Where the changes go.
@@ -119,7 +149,7 @@ class _Plan:
         yield from (f"ea_set {place} security.selinux {label}" for place, label in labels.items())
 
 
-async def _plan(tree: Debugfs, changes: Sequence[Change]) -> _Plan:
+async def _plan(tree: Tree, changes: Sequence[Change]) -> _Plan:
     parents = {path for change in changes for path in _directories_of(change)}
     found = await resolve(tree, sorted(parents - {""}))
     plan = _Plan(places={"": ""})
@@ -150,7 +180,7 @@ def _directories_of(change: Change) -> Iterator[str]:
         path = path.rpartition("/")[0]
 
 
-async def _read_labels(tree: Debugfs, changes: Sequence[Change], plan: _Plan) -> dict[str, str]:
+async def _read_labels(tree: Tree, changes: Sequence[Change], plan: _Plan) -> dict[str, str]:
     """Return the SELinux context for each new file by its place; nothing for a guest without SELinux.
 
     A file without a context could not be used by the guest's systemd.
@@ -187,7 +217,7 @@ def _write_sources(sources: Path, changes: Sequence[Change]) -> None:
             path.chmod(0o444)
 
 
-async def _verify(tree: Debugfs, changes: Sequence[Change], plan: _Plan) -> None:
+async def _verify(tree: Tree, changes: Sequence[Change], plan: _Plan) -> None:
     """Read everything back.
 
     Raises:

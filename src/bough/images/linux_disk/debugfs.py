@@ -58,7 +58,9 @@ async def open_debugfs(
         "-",
         f"{disk}?offset={offset_bytes}",
     ]
-    confinement.give(disk)
+    owned = sources is not None or not confinement.can_read(disk)
+    if owned:
+        confinement.give(disk)
     try:
         process = await start_confined(
             confinement,
@@ -78,7 +80,8 @@ async def open_debugfs(
             listening.cancel()
             await end_subprocess(process)
     finally:
-        confinement.take_back(disk)
+        if owned:
+            confinement.take_back(disk)
 
 
 async def _wait_end(process: asyncio.subprocess.Process) -> None:

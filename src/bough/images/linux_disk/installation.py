@@ -18,6 +18,7 @@ from bough.images.linux_disk.changes import Change, ChangeFailed, NewFile, write
 from bough.images.linux_disk.debugfs import Debugfs, open_debugfs
 from bough.images.linux_disk.ext import ExtState, read_ext_state
 from bough.images.linux_disk.facts import Note
+from bough.images.linux_disk.guest_look import GuestLook
 from bough.images.linux_disk.journal import replay_journal
 from bough.images.linux_disk.look import FoundRoot, Look
 from bough.images.linux_disk.magic import Kind
@@ -28,6 +29,8 @@ from bough.units import KIB, format_size
 #: Space in a root that stays free, for the first boot.
 _SPARE_BYTES = 256 * KIB
 _SPARE_INODES = 16
+#: Time of files that a guest writes, in seconds since 1970. The kernel adds the present time in any case.
+_GUEST_TIME_S = 1
 
 AgentOrigin = Literal["installed", "disk"]
 
@@ -64,39 +67,72 @@ class Refused(Exception):
 
 
 async def install_agent(
-    disk: Path, look: Look, starter_of: StarterOf, confinement: Confinement, work: Path
+    disk: Path,
+    look: Look,
+    starter_of: StarterOf,
+    confinement: Confinement,
+    work: Path,
+    guests: GuestLook | None = None,
 ) -> Outcome:
     """Install the agent's starter into the chosen Linux of a disk, unless the Linux has the agent.
 
     Args:
         work: a directory that the jail's user may enter, for temporary files.
+        guests: writes to file systems that debugfs cannot write.
     """
     if look.chosen is None:
         note = several_linuxes(look) if len(look.roots) > 1 else without_linux(look)
         return Outcome(notes=(note,))
     if look.chosen.root.agent == "installed":
         return Outcome("installed")
-    place = f"{look.chosen.root.title} in {look.chosen.volume}"
+    writing = _Writing(disk, look, look.chosen, confinement, work, guests)
     try:
         changes = _plan(look, look.chosen, starter_of)
-        state = _check_state(_read_state(disk, look.chosen), changes)
-        if state.needs_replay:
-            await replay_journal(disk, look.chosen.volume, state.written_s, confinement, work)
-            state = _check_state(_read_state(disk, look.chosen), changes)
-    except (Refused, TreeUnreadable) as refusal:
+        await (writing.outside(changes) if look.chosen.volume.kind == Kind.EXT else writing.by_guest(changes))
+    except Refused as refusal:
         if look.chosen.root.agent is not None:  # an earlier import has installed the starter
             return Outcome(look.chosen.root.agent)
-        return Outcome(notes=(not_installed(place, str(refusal)),))
-
-    def opened(sources: Path | None) -> AbstractAsyncContextManager[Debugfs]:
-        return open_debugfs(disk, found.offset_bytes, confinement, sources)
-
-    found = look.chosen.volume
-    try:
-        await write_changes(opened, changes, time_s=state.written_s, work=work)
+        return Outcome(notes=(not_installed(writing.place, str(refusal)),))
     except (ChangeFailed, TreeUnreadable) as error:
-        return Outcome(notes=(not_installed(place, str(error)),), is_spoiled=True)
+        return Outcome(notes=(not_installed(writing.place, str(error)),), is_spoiled=True)
     return Outcome("disk")
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """How the files get into the chosen Linux. Raises Refused before any change; see write_changes."""
+
+    disk: Path
+    look: Look
+    found: FoundRoot
+    confinement: Confinement
+    work: Path
+    guests: GuestLook | None
+
+    @property
+    def place(self) -> str:
+        return f"{self.found.root.title} in {self.found.volume}"
+
+    async def outside(self, changes: Sequence[Change]) -> None:
+        """Write to an ext file system by debugfs. Replay a journal before, as the guest's kernel would."""
+        volume = self.found.volume
+        state = _check_state(_read_state(self.disk, self.found), changes)
+        if state.needs_replay:
+            try:
+                await replay_journal(self.disk, volume, state.written_s, self.confinement, self.work)
+            except TreeUnreadable as error:
+                raise Refused(str(error)) from None
+            state = _check_state(_read_state(self.disk, self.found), changes)
+
+        def opened(sources: Path | None) -> AbstractAsyncContextManager[Debugfs]:
+            return open_debugfs(self.disk, volume.offset_bytes, self.confinement, sources)
+
+        await write_changes(opened, changes, time_s=state.written_s, work=self.work)
+
+    async def by_guest(self, changes: Sequence[Change]) -> None:
+        if self.guests is None:
+            raise Refused(f"bough cannot write to its {self.found.volume.kind.value} from outside")
+        await self.guests.write(self.found.volume, list(changes), time_s=_GUEST_TIME_S)
 
 
 def _plan(look: Look, found: FoundRoot, starter_of: StarterOf) -> Sequence[Change]:

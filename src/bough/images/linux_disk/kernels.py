@@ -11,7 +11,7 @@ from bough.images.linux_disk.initrd import module_name, read_initrd_modules
 from bough.images.linux_disk.tree import Tree, resolve
 from bough.units import MIB
 
-_MODULES = ("/lib/modules", "/usr/lib/modules")
+MODULES = ("/lib/modules", "/usr/lib/modules")
 _KERNEL = re.compile(r"(?:vmlinu[xz]|bzImage|Image|kernel|linux)(?:[-_.].*)?")
 _INITRD = re.compile(r"(?:initrd|initramfs)(?:[-_.].*)?|core\.gz")
 #: Kernels and initrds for other purposes than the usual boot.
@@ -37,7 +37,8 @@ class Kernel:
     Attributes:
         version: as in /lib/modules; "" if unknown.
         image, initrd: names of the files below /boot; None if not found.
-        at_boot: drivers before the root is mounted; None if the initrd or the list of modules is unreadable.
+        at_boot: drivers before the root is mounted; None if the kernel was not found, or if its initrd or its
+            list of modules is unreadable.
         drivers: all drivers; None if the list of modules is missing.
     """
 
@@ -76,8 +77,8 @@ async def read_kernel(root: Tree, boot: Tree | None, work: Path, confinement: Co
         TreeUnreadable
     """
     tree, directory = (root, "/boot") if boot is None else (boot, "")
-    listed = await root.names(_MODULES)
-    versions = sorted({name for names in listed.values() for name in names}, key=_by_version, reverse=True)
+    listed = await root.names(MODULES)
+    versions = sorted({name for names in listed.values() for name in names}, key=by_version, reverse=True)
     files = (await tree.names([directory])).get(directory, [])
     image = _choose([name for name in files if _KERNEL.fullmatch(name)], versions)
     initrd = _choose([name for name in files if _INITRD.fullmatch(name)], versions)
@@ -94,14 +95,14 @@ async def read_kernel(root: Tree, boot: Tree | None, work: Path, confinement: Co
         version=version,
         image=image,
         initrd=initrd,
-        at_boot=None if builtin is None or loaded is None else builtin | loaded,
+        at_boot=None if builtin is None or loaded is None or image is None else builtin | loaded,
         drivers=None if builtin is None or modules is None else builtin | modules,
     )
 
 
 async def _read_drivers(root: Tree, version: str) -> tuple[frozenset[str] | None, frozenset[str] | None]:
     """Return the drivers inside the kernel, and those in modules; None for an unreadable list."""
-    wanted = [f"{_MODULES[0]}/{version}/{name}" for name in ("modules.builtin", "modules.dep")]
+    wanted = [f"{MODULES[0]}/{version}/{name}" for name in ("modules.builtin", "modules.dep")]
     found = await resolve(root, wanted)
     sizes = {found[path][0]: found[path][1].size_bytes for path in wanted if path in found}
     if sum(sizes.values()) > _MOST_LIST:
@@ -127,7 +128,7 @@ def _choose(names: list[str], versions: list[str]) -> str | None:
         fitting = [name for name in usual if version in name]
         if fitting:
             return min(fitting, key=len)
-    return max(usual, key=_by_version, default=None)
+    return max(usual, key=by_version, default=None)
 
 
 def _version_of(image: str | None, versions: list[str]) -> str:
@@ -140,7 +141,7 @@ def _version_of(image: str | None, versions: list[str]) -> str:
     return (named or flavoured or versions)[0]
 
 
-def _by_version(name: str) -> list[tuple[int, int, str]]:
+def by_version(name: str) -> list[tuple[int, int, str]]:
     """Return a key that sorts numbers in names by their value: 6.9 before 6.12."""
     parts = re.findall(r"[0-9]{1,18}|[^0-9]+", name)
     return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts]

@@ -6,7 +6,7 @@ Nothing here raises an error for bad content. What cannot be read is told in a s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bough.errors import InvalidInput
@@ -15,7 +15,7 @@ from bough.images.linux_disk.debugfs import open_debugfs
 from bough.images.linux_disk.kernels import Kernel, read_kernel
 from bough.images.linux_disk.magic import Kind
 from bough.images.linux_disk.roots import Root, read_root
-from bough.images.linux_disk.tree import TreeUnreadable
+from bough.images.linux_disk.tree import Tree, TreeUnreadable
 from bough.images.linux_disk.volumes import Volume, read_volumes
 
 #: Volumes whose files are read. A hostile disk may have a hundred.
@@ -66,7 +66,7 @@ async def look_into(disk: Path, confinement: Confinement, work: Path, wanted: st
         _check_wanted(wanted, volumes)
     roots: list[FoundRoot] = []
     unreadable: list[tuple[Volume, str]] = []
-    for volume in _readable(volumes)[:_MOST_TREES]:
+    for volume in readable(volumes):
         try:
             async with open_debugfs(disk, volume.offset_bytes, confinement) as tree:
                 root = await read_root(tree)
@@ -76,16 +76,17 @@ async def look_into(disk: Path, confinement: Confinement, work: Path, wanted: st
         if root is not None:
             roots.append(FoundRoot(volume, root))
     chosen = _choose(roots, volumes, wanted)
-    kernel = await _read_kernel(disk, confinement, work, volumes, chosen) if chosen else None
-    return Look(tuple(volumes), tuple(roots), chosen, kernel, tuple(unreadable))
+    look = Look(tuple(volumes), tuple(roots), chosen, None, tuple(unreadable))
+    return replace(look, kernel=await _read_kernel(disk, look, confinement, work)) if chosen else look
 
 
-def _readable(volumes: Sequence[Volume]) -> list[Volume]:
-    return [volume for volume in volumes if volume.kind == Kind.EXT]
+def readable(volumes: Sequence[Volume]) -> list[Volume]:
+    """Return the volumes that debugfs reads."""
+    return [volume for volume in volumes if volume.kind == Kind.EXT][:_MOST_TREES]
 
 
 def _check_wanted(wanted: str, volumes: Sequence[Volume]) -> None:
-    if any(volume.name == wanted for volume in volumes):
+    if any(volume.name == wanted.partition(":")[0] for volume in volumes):
         return
     raise InvalidInput(
         f"the disk has no partition {wanted[:80]!r} with a file system",
@@ -101,7 +102,7 @@ def _choose(roots: list[FoundRoot], volumes: list[Volume], wanted: str | None) -
     if wanted is None:
         return roots[0] if len(roots) == 1 else None
     chosen = next((found for found in roots if found.volume.name == wanted), None)
-    volume = next(volume for volume in volumes if volume.name == wanted)
+    volume = next(volume for volume in volumes if volume.name == wanted.partition(":")[0])
     if chosen is None and volume.kind == Kind.EXT:
         names = ", ".join(found.volume.name for found in roots)
         raise InvalidInput(
@@ -111,19 +112,26 @@ def _choose(roots: list[FoundRoot], volumes: list[Volume], wanted: str | None) -
     return chosen
 
 
-async def _read_kernel(
-    disk: Path, confinement: Confinement, work: Path, volumes: list[Volume], chosen: FoundRoot
-) -> Kernel | None:
-    """Read the kernel from the root, or from a file system of its own for /boot."""
-    others = [volume for volume in _readable(volumes) if volume != chosen.volume][:_MOST_TREES]
+async def _read_kernel(disk: Path, look: Look, confinement: Confinement, work: Path) -> Kernel | None:
+    assert look.chosen is not None
     try:
-        async with open_debugfs(disk, chosen.volume.offset_bytes, confinement) as root:
-            kernel = await read_kernel(root, None, work, confinement)
-            for volume in others if kernel.image is None else ():
-                async with open_debugfs(disk, volume.offset_bytes, confinement) as boot:
-                    found = await read_kernel(root, boot, work, confinement)
-                if found.image is not None:
-                    return found
+        async with open_debugfs(disk, look.chosen.volume.offset_bytes, confinement) as root:
+            return await find_kernel(disk, look, root, confinement, work)
     except TreeUnreadable:
         return None
+
+
+async def find_kernel(disk: Path, look: Look, root: Tree, confinement: Confinement, work: Path) -> Kernel:
+    """Read the kernel from the root, or from an ext file system of its own for /boot.
+
+    Raises:
+        TreeUnreadable
+    """
+    kernel = await read_kernel(root, None, work, confinement)
+    for volume in readable(look.volumes) if kernel.image is None else ():
+        if look.chosen is None or volume != look.chosen.volume:
+            async with open_debugfs(disk, volume.offset_bytes, confinement) as boot:
+                found = await read_kernel(root, boot, work, confinement)
+            if found.image is not None:
+                return found
     return kernel

@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from bough.errors import HostLacks
+from bough.errors import BoughError, HostLacks
 from bough.images.confined import Confinement
 from bough.images.linux_disk.ext import read_ext_state
 from bough.images.linux_disk.facts import LinuxFacts, Note
+from bough.images.linux_disk.guest_look import GuestLook, mountable
+from bough.images.linux_disk.guest_parts import PartsOf, write_boot
 from bough.images.linux_disk.installation import AgentOrigin, Outcome, install_agent
 from bough.images.linux_disk.look import Look, look_into
 from bough.images.linux_disk.magic import Kind
 from bough.images.linux_disk.sentences import NO_AGENT
 from bough.images.linux_disk.starter import starter_changes
+from bough.images.linux_disk.tree import TreeUnreadable
 from bough.progress import Progress, Report
 
 
@@ -25,12 +28,14 @@ class Preparation:
         installs: install the agent's starter, unless the disk has the agent.
         root: the volume with the root, if the user chose one.
         work: a directory for temporary files that the jail's user may enter, on the disk's file system.
+        parts_of: provides a throw-away guest, for file systems that only a kernel can read; None: no guest.
     """
 
     installs: bool
     root: str | None
     confinement: Confinement
     work: Path
+    parts_of: PartsOf | None = None
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,13 @@ async def prepare_disk(disk: Path, how: Preparation, report: Report) -> Prepared
     report(Progress("looking for a Linux on the disk"))
     try:
         look = await look_into(disk, how.confinement, how.work, how.root)
+        guests, note = await _provide_guests(disk, look, how, report)
+        if guests is not None:
+            look, note = await _look_by_guest(guests, look, how.root)
+        if how.installs and note is not None:
+            return Prepared(notes=(note,))
         if how.installs:
-            outcome = await install_agent(disk, look, starter_changes, how.confinement, how.work)
+            outcome = await install_agent(disk, look, starter_changes, how.confinement, how.work, guests)
         else:
             outcome = Outcome(look.chosen.root.agent if look.chosen else None)
     except HostLacks as error:
@@ -80,6 +90,35 @@ async def prepare_disk(disk: Path, how: Preparation, report: Report) -> Prepared
         notes=outcome.notes,
         is_spoiled=outcome.is_spoiled,
     )
+
+
+async def _provide_guests(
+    disk: Path, look: Look, how: Preparation, report: Report
+) -> tuple[GuestLook | None, Note | None]:
+    """Return a way to start throw-away guests if the disk needs one, or a sentence why there is none."""
+    if how.parts_of is None or not how.installs or look.chosen is not None or not mountable(look):
+        return None, None
+    if look.roots and how.root is None:
+        return None, None  # two Linuxes in other file systems: the user must choose
+    volume = mountable(look)[0]
+    report(Progress(f"starting a throw-away guest that reads {volume} ({volume.kind.value})"))
+    try:
+        parts = await how.parts_of(report)
+        boot = await write_boot(parts, how.confinement, how.work)
+    except (BoughError, TreeUnreadable) as error:
+        why = error.message if isinstance(error, BoughError) else str(error)
+        what = f"{volume} ({volume.kind.value})"
+        text = f"only a throw-away guest can read {what}, and none can be started: {why}"
+        return None, Note(text=f"{text}. The agent is not installed: {NO_AGENT}")
+    return GuestLook(disk, parts, boot, how.confinement, how.work), None
+
+
+async def _look_by_guest(guests: GuestLook, look: Look, wanted: str | None) -> tuple[Look, Note | None]:
+    try:
+        return await guests.look_into(look, wanted), None
+    except TreeUnreadable as error:
+        volume = mountable(look)[0]
+        return look, Note(text=f"{volume} ({volume.kind.value}) cannot be read: {error}. {NO_AGENT}")
 
 
 def _describe(disk: Path, look: Look) -> LinuxFacts | None:

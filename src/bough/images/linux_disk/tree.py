@@ -1,6 +1,7 @@
 """The files of a file system on a disk. Everything read is untrusted.
 
-`Tree` is implemented by debugfs.py for ext2, ext3 and ext4, without mounting the file system.
+`Tree` is implemented by debugfs.py for ext2, ext3 and ext4, without mounting the file system, and by
+disk_guest.py for others.
 """
 
 from __future__ import annotations
@@ -57,6 +58,10 @@ class Tree(Protocol):
 
     async def copy(self, path: str, target: BinaryIO, most_bytes: int) -> None:
         """Write the content of a regular file to an open file."""
+        ...
+
+    async def read_security_labels(self, paths: Sequence[str]) -> dict[str, str]:
+        """Return the SELinux context of each file that has one."""
         ...
 
 

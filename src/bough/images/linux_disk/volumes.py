@@ -34,17 +34,21 @@ class Volume:
     Attributes:
         name: the partition's number, the LVM volume as "group/volume", or WHOLE_DISK.
         kind: what the volume contains, by its magic bytes.
+        subvolume: of btrfs; None: the default one.
     """
 
     name: str
     offset_bytes: int
     size_bytes: int
     kind: Kind
+    subvolume: str | None = None
 
     def __str__(self) -> str:
         if self.name == WHOLE_DISK:
             return "the whole disk"
-        return f"LVM volume {self.name}" if "/" in self.name else f"partition {self.name}"
+        name, _, subvolume = self.name.partition(":")
+        place = f"LVM volume {name}" if "/" in name else f"partition {name}"
+        return f"subvolume {subvolume} of {place}" if subvolume else place
 
 
 def read_volumes(stream: BinaryIO) -> list[Volume]:
