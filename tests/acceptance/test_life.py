@@ -97,7 +97,7 @@ def test_a_machine_that_shuts_down_is_not_up(cli: Cli, booted: bough.Snapshot, g
     fork = booted.fork("anew")
     fork.wait("booted")  # a fork on a busy host still starts services
     before = fork.info().boot_id
-    cli.error("wait", "anew", "--until", "rebooted", "--timeout", "2s", says="has not rebooted")
+    cli.error("wait", "anew", "--until", "rebooted", "--timeout", "4s", says="has not rebooted")
     cli("exec", "anew", "--", "systemctl", "reboot", check=False)
     cli("wait", "anew", "--until", "booted")
     assert fork.info().boot_id != before

@@ -39,11 +39,17 @@ def check_root(image: Path) -> None:
     subprocess.run(["/usr/sbin/e2fsck", "-fn", where], check=True, capture_output=True)
 
 
-async def test_twice_the_same_and_nothing_left(store: ImageStore, bough_home: Home, debian: str) -> None:
+async def test_twice_the_same_and_nothing_left(
+    store: ImageStore, bough_home: Home, debian: str, tmp_path: Path
+) -> None:
     first = ImageStore(bough_home).resolve(debian)
     second = await build(store, LABEL, arch="x86_64")
     again = await build(store, LABEL, arch="x86_64")
     assert again.created == second.created, "it is here: nothing is built"
+    if first.packages != second.packages:  # the archive has newer ones than the image of the tests
+        bough_home = Home(tmp_path / "other")
+        bough_home.create()
+        first = await build(ImageStore(bough_home), LABEL, arch="x86_64")
     assert second.digest == first.digest
     assert sha256(store.path(second.digest)) == sha256(bough_home.image(first.digest).disk)
     assert not list(store.home.incoming.iterdir())
