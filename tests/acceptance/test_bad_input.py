@@ -64,6 +64,15 @@ def test_every_problem_of_a_spec_at_once(cli: Cli, tmp_path: Path) -> None:
     for place in ("memroy", "disk", "vcpus", "disks[0].size"):
         assert place in told, told
     assert "memory" in told.replace("memroy", "")
+    assert "line 2: memroy" in told, told
+    assert "line 4: vcpus" in told, told
+
+
+@pytest.mark.parametrize("keep", [["--keep"], []])
+def test_a_run_names_the_line_of_the_file(cli: Cli, tmp_path: Path, keep: list[str]) -> None:
+    spec = tmp_path / "machine.toml"
+    spec.write_text('image = "debian:12"\nmemory = "few"\n')
+    cli.error("run", *keep, "--file", spec, "--", "true", says="machine.toml, line 2: memory")
 
 
 def test_a_spec_that_is_not_toml_or_not_there(cli: Cli, tmp_path: Path) -> None:

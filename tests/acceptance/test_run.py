@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,13 @@ def test_keep_and_name(cli: Cli, debian: str, gone: list[str]) -> None:
         cli("start", "kept-one")
     assert cli("exec", "kept-one", "--", "test", "-e", "/root/here").returncode == 0
     cli.error("run", "--name", "kept-one", debian, "--", "true", says="kept-one", hint="another name")
+
+
+def test_the_file_names_the_image(cli: Cli, debian: str, tmp_path: Path) -> None:
+    spec = tmp_path / "machine.toml"
+    spec.write_text(f'name = "of-file"\nimage = "{debian}"\nmemory = "{MEMORY}"\nhostname = "filed"\n')
+    assert cli("run", "--file", spec, "--", "hostname").stdout == b"filed\n"
+    assert "of-file" not in cli("list").stdout.decode()
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -138,7 +138,7 @@ def spec(tmp_path: Path, *words: str, image: str | None = "debian:12", keys: boo
     @click.command()
     @spec_options
     def command(force: bool, **given: Any) -> None:
-        found.update(spec_of(image, given))
+        found.update(spec_of(image, given).data)
 
     arguments = [*words] if keys else ["--no-ssh-keys", *words]
     done = CliRunner(env={"HOME": str(tmp_path)}).invoke(command, arguments)

@@ -49,6 +49,28 @@ def test_options_of_run() -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "image", "command"),
+    [
+        ([], None, ()),
+        (["--", "ls", "-l"], None, ("--", "ls", "-l")),
+        (["--keep", "--", "--", "x"], None, ("--", "--", "x")),
+        (["debian:12", "--keep", "--", "ls"], "debian:12", ("--", "ls")),
+        (["debian:12", "ls"], "debian:12", ("ls",)),
+    ],
+)
+def test_a_run_of_a_file_needs_no_image(
+    words: list[str], image: str | None, command: tuple[str, ...]
+) -> None:
+    params = parse(run, "--file", "machine.toml", *words)
+    assert (params["spec_file"], params["image"], params["command"]) == ("machine.toml", image, command)
+
+
+def test_without_a_file_the_first_word_is_the_image() -> None:
+    params = parse(run, "--", "debian:12", "ls")
+    assert (params["image"], params["command"]) == ("debian:12", ("ls",))
+
+
+@pytest.mark.parametrize(
     "words",
     [["v", "-e", "A=b", "ls"], ["v", "-x"], ["v", "-e", "A=b", "ls", "--", "x"], ["v", "-x", "--", "ls"]],
 )

@@ -11,14 +11,20 @@ class CommandAfterName(SectionedCommand):
     """A command with the words `NAME COMMAND...`. Options stand before NAME, or between NAME and `--`.
 
     Without `--`, the words after NAME are the command. A command that begins with a dash is then refused: the
-    dash is an option in the wrong place.
+    dash is an option in the wrong place. With a spec file, which may have the image, NAME may be left out:
+    the words after `--` are then the command.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        is_unnamed = False
         if "--" in args:
             at = args.index("--")
-            args = [*self._sort(ctx, args[:at]), *args[at:]]
+            is_unnamed = self._is_unnamed(ctx, args[:at])
+            head = [*args[:at], ""] if is_unnamed else self._sort(ctx, args[:at])
+            args = [*head, *args[at:]]
         rest = super().parse_args(ctx, args)
+        if is_unnamed:
+            ctx.params[self._names()[0]] = None
         command = ctx.params.get("command") or ()
         if command and command[0].startswith("-") and command[0] != "--":
             from bough.cli.main import BoughUsage
@@ -32,6 +38,12 @@ class CommandAfterName(SectionedCommand):
 
     def _names(self) -> list[str]:
         return [param.name or "" for param in self.params if isinstance(param, click.Argument)]
+
+    def _is_unnamed(self, ctx: click.Context, head: list[str]) -> bool:
+        """Return whether the words before `--` are options alone, and one of them names a spec file."""
+        values, _, _ = self.make_parser(ctx).parse_args(list(head))
+        name = values.get(self._names()[0])
+        return isinstance(values.get("spec_file"), str) and not isinstance(name, str)
 
     def _sort(self, ctx: click.Context, head: list[str]) -> list[str]:
         """Return the words before the `--`, with the options moved from behind NAME to the front."""

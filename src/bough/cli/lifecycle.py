@@ -50,11 +50,12 @@ def create(
     The public keys in ~/.ssh may log in as root, unless --ssh-key or the spec names keys. Every flag has a
     setting in a TOML spec.
     """
-    data = spec_of(image, given)
+    spec = spec_of(image, given)
+    data = dict(spec.data)
     if name is None and isinstance(data.get("name"), str):
         name = data.pop("name")
     hypervisor = connect()
-    with progress() as report:
+    with spec.located(), progress() as report:
         machine = hypervisor.create_from(data, name=name, force=force, progress=report)
         if start:
             machine.start(progress=report)

@@ -112,7 +112,7 @@ def _rows(machine: dict[str, Any]) -> list[tuple[str, str]]:
         ("image", f"{machine['image']}  {machine['image_digest'][:12]}"),
         ("created", f"{ago(machine['created'])} ago"),
         ("up", ago(machine["started"])),
-        ("hardware", f"{hardware['machine_type']}, {hardware['cpu_model']}, {hardware['firmware']}"),
+        ("hardware", f"{hardware['machine_type']}, {_cpu(hardware['cpu_model'])}, {hardware['firmware']}"),
         ("size", f"{machine['vcpus']} vCPUs, {format_size(machine['memory_bytes'])} memory"),
         ("on disk", f"{format_size(machine['disk_bytes'])}, backing files: {machine['layers']}"),
         ("limits", _limits(machine["spec"].get("limits") or {})),
@@ -128,6 +128,11 @@ def _rows(machine: dict[str, Any]) -> list[tuple[str, str]]:
     rows += [("nic", _nic(nic)) for nic in machine["nics"]]
     rows += _uplink(machine.get("uplink"))
     return rows
+
+
+def _cpu(model: str) -> str:
+    """Return the name of a CPU model, without the features that QEMU switches on and off."""
+    return model.partition(",")[0]
 
 
 def _seen(seen: dict[str, Any]) -> str:

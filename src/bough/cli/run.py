@@ -28,10 +28,10 @@ from bough.contract.commands import Command, RunCommand, RunInMachine
 @click.option("--cold", is_flag=True, help="Boot the machine instead of forking the booted snapshot.")
 @click.option("--timeout", type=DURATION, help=TIMEOUT_HELP)
 @spec_options
-@click.argument("image", type=IMAGE)
+@click.argument("image", type=IMAGE, required=False)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def run(
-    image: str,
+    image: str | None,
     command: tuple[str, ...],
     name: str | None,
     keep: bool,
@@ -50,25 +50,34 @@ def run(
     the machine, running.
 
     The first run boots the image and takes a snapshot. Later runs with the same hardware fork that snapshot.
+
+    A file (--file) may name the image: bough run --file FILE -- COMMAND.
     """
+    if image is None and not given["spec_file"]:
+        raise click.UsageError("Missing argument 'IMAGE'.")
     if command[:1] == ("--",):
         command = command[1:]
     if no_input:
         close_input()
     hypervisor = connect()
     spec = spec_of(image, given)
+    data = dict(spec.data)
+    if isinstance(data.get("name"), str):
+        own = data.pop("name")  # a machine that is deleted needs no name
+        name = own if keep and name is None else name
     tty = tty or (not command and os.isatty(0))
     request = Command(argv=command or LOGIN_SHELL, user=as_user, **(on_terminal() if tty else {}))
     interactive = interactive or not command
     if keep or name:
-        with progress() as report:
+        with spec.located(), progress() as report:
             machine = hypervisor.run_from(
-                spec, name=name, force=force, cold=cold, timeout=timeout, progress=report
+                data, name=name, force=force, cold=cold, timeout=timeout, progress=report
             )
         return run_in(hypervisor.api, machine.id, request, interactive=interactive)
     # The service deletes the machine when the command ends, and when this client ends for any reason.
     socket = hypervisor.api.open(RunInMachine())
-    message = RunCommand(spec=spec, command=request, force=force, cold=cold, timeout_s=timeout)
+    message = RunCommand(spec=data, command=request, force=force, cold=cold, timeout_s=timeout)
     socket.send_text(message.render())
-    await_machine(socket)
+    with spec.located():
+        await_machine(socket)
     return carry_here(socket, request.argv[0], tty=tty, interactive=interactive)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +14,27 @@ from bough.cli.help_sections import MachineOption
 from bough.client.user_data import read_user_data
 from bough.errors import InvalidInput
 from bough.spec.settings import Flag, flags
+
+if TYPE_CHECKING:
+    from bough.client.machine_file import MachineFile
+
+
+@dataclass(frozen=True)
+class GivenSpec:
+    """The settings that a file and the options describe together."""
+
+    data: dict[str, Any]
+    file: MachineFile | None = None
+
+    @contextmanager
+    def located(self) -> Iterator[None]:
+        """Run the block. An error about a setting of the file gets the file's lines."""
+        try:
+            yield
+        except InvalidInput as error:
+            if self.file is None:
+                raise
+            raise self.file.locate(error, self.data) from None
 
 
 def spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,16 +89,15 @@ def _how(flag: Flag) -> dict[str, Any]:
     return how | {"type": int if flag.kind == "number" else str, "multiple": flag.many}
 
 
-def spec_of(image: str | None, given: dict[str, Any]) -> dict[str, Any]:
+def spec_of(image: str | None, given: dict[str, Any]) -> GivenSpec:
     """Return the spec that a spec file and the flags describe together."""
     data: dict[str, Any] = {}
+    file = None
     if given["spec_file"]:
-        from bough.client.spec_files import resolve_sources
-        from bough.spec import load_toml
+        from bough.client.machine_file import load_machine_file
 
-        path = Path(given["spec_file"])
-        # A relative path starts at the directory of the spec file.
-        data = resolve_sources(load_toml(path), path.absolute().parent)
+        file = load_machine_file(Path(given["spec_file"]))
+        data = dict(file.data)
     for setting, flag in flags():
         if flag.kind == "switch":
             if given[flag.name[2:].replace("-", "_")]:
@@ -89,7 +111,7 @@ def spec_of(image: str | None, given: dict[str, Any]) -> dict[str, Any]:
         data["image"] = image
     _add_media(data, given)
     _add_lists(data, given)
-    return data
+    return GivenSpec(data, file)
 
 
 def _add_media(data: dict[str, Any], given: dict[str, Any]) -> None:

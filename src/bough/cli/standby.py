@@ -27,7 +27,7 @@ def standby(
     fork gets a standby machine unless the fork keeps the parent's identity. Standby machines are made in the
     background, and deleted while memory is short. Without IMAGE or --snapshot: list them.
     """
-    spec = spec_of(image, given) if image is not None else {}
+    spec = spec_of(image, given) if image is not None else None
     if snapshot is not None and (image is not None or any(given.values())):
         raise click.UsageError("a fork has the settings of its snapshot: --snapshot goes with --count alone")
     if image is None and snapshot is None and count is not None:
@@ -35,8 +35,9 @@ def standby(
     hypervisor, number = connect(), 1 if count is None else count
     if snapshot is not None:
         hypervisor.snapshot_at(snapshot).keep_standby(number)
-    elif image is not None:
-        hypervisor.keep_standby_of(spec, number)
+    elif spec is not None:
+        with spec.located():
+            hypervisor.keep_standby_of(spec.data, number)
     kept = hypervisor.standby_machines()
     if as_json:
         show_json(kept)

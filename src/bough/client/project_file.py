@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bough.client.problem_lines import add_lines
 from bough.client.spec_files import resolve_recipe, resolve_sources
 from bough.errors import BoughError, InvalidInput, InvalidSpec, NotFound
 from bough.spec.toml import load_toml, read_text
@@ -221,26 +222,4 @@ def _all_problems(found: list[Problem], data: Mapping[str, Any], name: str) -> I
 def _located(error: InvalidSpec, file: Path, text: str, data: Mapping[str, Any]) -> InvalidSpec:
     from bough.spec.project.places import Places
 
-    places = Places(text, data)
-    problems = _sorted([{**one, "line": places.line(one["place"])} for one in error.problems])
-    message = f"{file.name} has {len(problems)} problems"
-    if len(problems) == 1:
-        only = problems[0]
-        message = ": ".join(
-            str(part) for part in (_where(file, only["line"]), only["place"], only["message"]) if part
-        )
-    return InvalidSpec(message, hint=error.hint, problems=problems, file=str(file))
-
-
-def _sorted(problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the problems in the order of the file. A problem of a shared part is told once."""
-    once: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for one in problems:
-        setting = one["place"].rpartition(".")[2]
-        key = (one["line"], setting if one["line"] else one["place"], one["message"])
-        once.setdefault(key, one)
-    return sorted(once.values(), key=lambda one: one["line"] or 0)
-
-
-def _where(file: Path, line: int | None) -> str:
-    return f"{file.name}, line {line}" if line else file.name
+    return add_lines(error, file, Places(text, data).line)
