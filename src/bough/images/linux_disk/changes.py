@@ -73,13 +73,12 @@ async def write_changes(opened: Opener, changes: Sequence[Change], *, time_s: in
     Raises:
         ChangeFailed, TreeUnreadable
     """
-    async with opened(None) as tree:
-        plan = await _plan(tree, changes)
-        labels = await _read_labels(tree, changes, plan)
     sources = work / f"files-{secrets.token_hex(4)}"
     try:
         await finish(asyncio.to_thread(_write_sources, sources, changes))
         async with opened(sources) as tree:
+            plan = await _plan(tree, changes)
+            labels = await _read_labels(tree, changes, plan)
             commands = plan.render(changes, sources, labels)
             await tree.change([f"set_current_time @{max(1, time_s)}", *commands])
     finally:

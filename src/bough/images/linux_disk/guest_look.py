@@ -59,17 +59,21 @@ class GuestLook:
                     unreadable.append((volume, str(error)))
             looked = replace(look, roots=tuple(found), unreadable=tuple(unreadable))
             chosen = _choose(found, wanted)
-            if chosen is None or chosen.volume.kind not in MOUNTABLE:
-                return replace(looked, chosen=chosen)
-            looked = replace(looked, chosen=chosen)
-            mount = mount_of(volumes, chosen.volume)
-            try:
-                await guest.mount(mount.number, mount.kind, writes=False, subvolume=mount.subvolume)
-                tree = GuestTree(guest, mount.number)
-                kernel = await find_kernel(self.disk, looked, tree, self.confinement, self.work)
-            except TreeUnreadable:
-                return looked
-            return replace(looked, kernel=kernel)
+            if chosen is not None and chosen.volume.kind in MOUNTABLE:
+                chosen = await self._with_kernel(guest, volumes, looked, chosen)
+            return replace(looked, chosen=chosen)
+
+    async def _with_kernel(
+        self, guest: DiskGuest, volumes: list[Volume], look: Look, found: FoundRoot
+    ) -> FoundRoot:
+        mount = mount_of(volumes, found.volume)
+        try:
+            await guest.mount(mount.number, mount.kind, writes=False, subvolume=mount.subvolume)
+        except TreeUnreadable:
+            return found
+        tree = GuestTree(guest, mount.number)
+        kernel = await find_kernel(self.disk, look.volumes, found.volume, tree, self.confinement, self.work)
+        return replace(found, kernel=kernel)
 
     async def write(self, volume: Volume, changes: list[Change], *, time_s: int) -> None:
         """Write files to a volume.

@@ -6,7 +6,7 @@ Nothing here raises an error for bad content. What cannot be read is told in a s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from bough.errors import InvalidInput
@@ -24,8 +24,11 @@ _MOST_TREES = 24
 
 @dataclass(frozen=True)
 class FoundRoot:
+    """A Linux, its place, and its kernel; None: unknown."""
+
     volume: Volume
     root: Root
+    kernel: Kernel | None = None
 
 
 @dataclass(frozen=True)
@@ -35,15 +38,18 @@ class Look:
     Attributes:
         roots: the Linuxes in file systems that bough can read.
         chosen: the only Linux, or the requested one.
-        kernel: the kernel of the chosen Linux; None if unknown.
         unreadable: volume -> why its file system could not be read.
     """
 
     volumes: tuple[Volume, ...] = ()
     roots: tuple[FoundRoot, ...] = ()
     chosen: FoundRoot | None = None
-    kernel: Kernel | None = None
     unreadable: tuple[tuple[Volume, str], ...] = ()
+
+    @property
+    def kernel(self) -> Kernel | None:
+        """The kernel of the chosen Linux; None if unknown."""
+        return self.chosen.kernel if self.chosen else None
 
     def of_kind(self, *kinds: Kind) -> list[Volume]:
         return [volume for volume in self.volumes if volume.kind in kinds]
@@ -70,14 +76,15 @@ async def look_into(disk: Path, confinement: Confinement, work: Path, wanted: st
         try:
             async with open_debugfs(disk, volume.offset_bytes, confinement) as tree:
                 root = await read_root(tree)
+                if root is None:
+                    continue
+                kernel = await find_kernel(disk, volumes, volume, tree, confinement, work)
         except TreeUnreadable as error:
             unreadable.append((volume, str(error)))
             continue
-        if root is not None:
-            roots.append(FoundRoot(volume, root))
+        roots.append(FoundRoot(volume, root, kernel))
     chosen = _choose(roots, volumes, wanted)
-    look = Look(tuple(volumes), tuple(roots), chosen, None, tuple(unreadable))
-    return replace(look, kernel=await _read_kernel(disk, look, confinement, work)) if chosen else look
+    return Look(tuple(volumes), tuple(roots), chosen, tuple(unreadable))
 
 
 def readable(volumes: Sequence[Volume]) -> list[Volume]:
@@ -112,26 +119,21 @@ def _choose(roots: list[FoundRoot], volumes: list[Volume], wanted: str | None) -
     return chosen
 
 
-async def _read_kernel(disk: Path, look: Look, confinement: Confinement, work: Path) -> Kernel | None:
-    assert look.chosen is not None
+async def find_kernel(
+    disk: Path, volumes: Sequence[Volume], own: Volume, root: Tree, confinement: Confinement, work: Path
+) -> Kernel | None:
+    """Read the kernel from the root in `own`, or from an ext file system of its own for /boot.
+
+    Return None if they are unreadable.
+    """
     try:
-        async with open_debugfs(disk, look.chosen.volume.offset_bytes, confinement) as root:
-            return await find_kernel(disk, look, root, confinement, work)
+        kernel = await read_kernel(root, None, work, confinement)
+        for volume in readable(volumes) if kernel.image is None else ():
+            if volume != own:
+                async with open_debugfs(disk, volume.offset_bytes, confinement) as boot:
+                    found = await read_kernel(root, boot, work, confinement)
+                if found.image is not None:
+                    return found
     except TreeUnreadable:
         return None
-
-
-async def find_kernel(disk: Path, look: Look, root: Tree, confinement: Confinement, work: Path) -> Kernel:
-    """Read the kernel from the root, or from an ext file system of its own for /boot.
-
-    Raises:
-        TreeUnreadable
-    """
-    kernel = await read_kernel(root, None, work, confinement)
-    for volume in readable(look.volumes) if kernel.image is None else ():
-        if look.chosen is None or volume != look.chosen.volume:
-            async with open_debugfs(disk, volume.offset_bytes, confinement) as boot:
-                found = await read_kernel(root, boot, work, confinement)
-            if found.image is not None:
-                return found
     return kernel

@@ -44,7 +44,7 @@ def without_linux(look: Look) -> Note:
 def several_linuxes(look: Look) -> Note:
     names = "; ".join(f"{found.root.title} in {found.volume}" for found in look.roots[:6])
     return Note(
-        text=f"the disk has {len(look.roots)} Linuxes, and bough installed the agent in neither: {names}",
+        text=f"the disk has {len(look.roots)} Linuxes, and bough installed the agent in none: {names}",
         hint=f"choose one, and import the disk again: --root {look.roots[0].volume.name}",
     )
 
