@@ -9,6 +9,7 @@ README.md beside this file explains how to run tests and how to write one. Envir
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -22,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bough.errors import BoughError
+from bough.images.agent_disk.store import AgentDiskStore
+from bough.machines.plan import host_arch
 from bough.paths import Home
 from tests.durations import UNKNOWN_S, DurationRecorder, file_of, read_durations
 from tests.findings import place_of
@@ -127,6 +130,17 @@ def debian(hv: bough.Hypervisor, bough_home: Home, request: pytest.FixtureReques
         store.give(bough_home, IMAGE)
         store.keep(bough_home, hv.build_image(IMAGE).digest, IMAGE)
     return IMAGE
+
+
+@pytest.fixture(scope="session")
+def agent_disk(hv: bough.Hypervisor, bough_home: Home, request: pytest.FixtureRequest) -> Path:
+    """Return the file of the agent disk for this host's architecture. The first worker builds it for all."""
+    store, disks = request.config.stash[RUN].images, AgentDiskStore(bough_home)
+    with store.alone():
+        store.give_agent_disks(bough_home)
+        digest = asyncio.run(disks.provide(host_arch(), lambda _: None))
+        store.give_agent_disks(bough_home)
+    return disks.path(host_arch(), digest)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 /var/tmp/bough-test-<random>/<worker>/home    not below pytest's own tmp_path: that is closed to other
                                               users, and a jailed QEMU is one
-$BOUGH_TEST_CACHE, or .../store               images/<digest>/, labels.json, lock
+$BOUGH_TEST_CACHE, or .../store               images/<digest>/, labels.json, agent-disks/, lock
 """
 
 from __future__ import annotations
@@ -63,6 +63,13 @@ class Images:
             (self.root / "images").mkdir(mode=0o711, exist_ok=True)
             (Path(fresh) / digest).rename(self.root / "images" / digest)
         (self.root / "labels.json").write_text(json.dumps({label: digest}))
+
+    def give_agent_disks(self, home: Home) -> None:
+        """Copy the kept agent disks into `home`, and keep those of `home`."""
+        ours, kept = home.agent_disks, self.root / home.agent_disks.name
+        for source, target in ((kept, ours), (ours, kept)):
+            if source.is_dir() and not (target / home.agent_disk_keys.name).exists():
+                shutil.copytree(source, target, dirs_exist_ok=True)
 
     def _kept(self) -> list[Path]:
         return [path.parent for path in self.root.glob("images/*/image.json")]

@@ -102,23 +102,18 @@ class AgentDiskRecipe:
 _PROGRAMS = ("busybox-static", "sshfs", "openssh-sftp-server", "tar")
 
 
-def _packages(python: str, *, glib: str, more: tuple[str, ...] = ()) -> tuple[str, ...]:
+def _packages(python: str, *libraries: str) -> tuple[str, ...]:
     return (
         *_PROGRAMS,
         *(f"python{python}-minimal", f"libpython{python}-minimal", f"libpython{python}-stdlib"),
-        *("libc6", "zlib1g", "libexpat1", "libffi8"),
-        *("libfuse3-3", glib, "libpcre2-8-0", "libacl1", "libselinux1", *more),
+        *("libc6", "zlib1g", "libexpat1", "libffi8", "libpcre2-8-0", "libselinux1", "libacl1", *libraries),
     )
 
 
-_BOOKWORM = ("bookworm", "3.11", _packages("3.11", glib="libglib2.0-0"))
+_BOOKWORM = ("bookworm", "3.11", _packages("3.11", "libfuse3-3", "libglib2.0-0"))
+_TRIXIE = ("trixie", "3.13", _packages("3.13", "libfuse3-4", "libglib2.0-0t64", "libatomic1"))
 #: Debian 12 has no riscv64. Later releases need newer 32-bit processors than machines may have.
-_SUITES = {
-    "x86_64": _BOOKWORM,
-    "aarch64": _BOOKWORM,
-    "i386": _BOOKWORM,
-    "riscv64": ("trixie", "3.13", _packages("3.13", glib="libglib2.0-0t64", more=("libatomic1",))),
-}
+_SUITES = {"x86_64": _BOOKWORM, "aarch64": _BOOKWORM, "i386": _BOOKWORM, "riscv64": _TRIXIE}
 
 
 def agent_disk_recipe(arch: str) -> AgentDiskRecipe:

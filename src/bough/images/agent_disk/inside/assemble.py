@@ -61,10 +61,15 @@ def main() -> None:
 def find(root: Path, name: str, places: tuple[str, ...]) -> Path:
     """Return the file of that name in one of the directories, or in a directory below."""
     for directory in places:
-        found = sorted(path for path in (root / directory).rglob(name) if path.is_file())
+        # A link with an absolute target would lead to a file of this host.
+        found = sorted(path for path in (root / directory).rglob(name) if is_below(root, path))
         if found:
             return found[0]
     sys.exit(f"the packages have no {name}")
+
+
+def is_below(root: Path, path: Path) -> bool:
+    return path.is_file() and path.resolve().is_relative_to(root.resolve())
 
 
 def place(source: Path, target: Path, mode: int) -> None:

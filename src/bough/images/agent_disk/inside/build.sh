@@ -28,11 +28,12 @@ done
 echo "@step choosing files"
 # The Python of the packages for this host's processor, started through its own loader.
 native=/mnt/root/$BOUGH_NATIVE
-loader=$(find "$native/lib" "$native/lib64" -name 'ld-linux*.so.*' | sort | head -n 1)
-libraries=$(dirname "$(find "$native/lib" "$native/usr/lib" -name libc.so.6 | head -n 1)")
-libraries=$libraries:$(dirname "$(find "$native/lib" "$native/usr/lib" -name 'libz.so.1' | head -n 1)")
-libraries=$libraries:$(dirname "$(find "$native/lib" "$native/usr/lib" -name 'libexpat.so.1' | head -n 1)")
-PYTHONHASHSEED=0 "$loader" --inhibit-cache --library-path "$libraries" "$native/usr/bin/python$BOUGH_PYTHON" \
+first() {
+    find "$native/lib" "$native/lib64" "$native/usr/lib" "$native/usr/lib64" -name "$1" 2>/dev/null |
+        sort | head -n 1
+}
+libraries=$(dirname "$(first libc.so.6)"):$(dirname "$(first libz.so.1)"):$(dirname "$(first libexpat.so.1)")
+PYTHONHASHSEED=0 "$(first 'ld-linux*.so.*')" --inhibit-cache --library-path "$libraries" "$native/usr/bin/python$BOUGH_PYTHON" \
     -B -s -S /mnt/assemble.py "/mnt/root/$BOUGH_ARCH" "$native" /mnt/agent /mnt/disk
 cp start run disk/ && mv disk/run disk/bin/run
 chmod 0755 disk/start disk/bin/run
