@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from pathlib import Path
@@ -47,6 +48,7 @@ class Builds:
 
     async def build(self, recipe: object, incoming: Path, report: Report, mirrors: Mirrors) -> BuiltDisk:
         self.count += 1
+        await asyncio.sleep(0)
         if self.error is not None:
             raise self.error
         return BuiltDisk(content(self.text), {})
@@ -105,6 +107,13 @@ async def test_built_once_and_found_by_the_recipe(store: AgentDiskStore, builds:
     path = store.path(ARCH, digest)
     assert path.read_bytes() == content("new")
     assert path.stat().st_mode & 0o777 == 0o444
+
+
+async def test_two_at_once_build_one(home: Home, builds: Builds) -> None:
+    stores = [AgentDiskStore(home) for _ in range(3)]
+    digests = await asyncio.gather(*(store.provide(ARCH, lambda _: None) for store in stores))
+    assert set(digests) == {digest_of("new")}
+    assert builds.count == 1
 
 
 async def test_a_lost_file_or_key_means_another_build(
