@@ -2,8 +2,7 @@
 # Start bough's guest agent from the agent disk. Without the disk, end at once with status 0, in silence.
 #
 #   /usr/lib/bough/start          becomes the agent
-#   /usr/lib/bough/start stay     the same; without the disk, sleeps: for an init that starts a program again when
-#                                 the program has ended
+#   /usr/lib/bough/start stay     the same; without the disk, sleeps: for an init that starts ended programs again
 #
 # Plain POSIX shell. Programs: mount, mkdir, tr; modprobe, mknod, sleep if needed.
 PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -16,8 +15,8 @@ mount_missing() {
     [ -e /dev/null ] || mount -t devtmpfs devtmpfs /dev
 } 2>/dev/null
 
-# Print the kernel's name of the disk. virtio tells the serial number in "serial", NVMe in "device/serial", SCSI,
-# SATA and CDs in the page 0x80 of the device's own description.
+# Print the kernel's name of the disk. virtio tells the serial number in "serial", NVMe in "device/serial",
+# SCSI, SATA and CDs in the page 0x80 of the device's own description.
 find_disk() {
     for block in /sys/block/*; do
         for file in serial device/serial device/vpd_pg80; do

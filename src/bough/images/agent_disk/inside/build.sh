@@ -6,8 +6,8 @@ set -eu
 umask 022
 mkdir -p tmp packages && chmod 1777 tmp
 echo "@step downloading packages"
-# mmdebstrap knows the archive's address and keys for each suite. Without packages it writes apt's configuration
-# and lists, and fetch.sh downloads.
+# mmdebstrap knows the archive's address and keys for each suite. Without packages it writes apt's
+# configuration and lists, and fetch.sh downloads.
 for arch in $BOUGH_ARCHES; do
     mkdir -p "packages/$arch"
     case $arch in
@@ -33,8 +33,8 @@ first() {
         sort | head -n 1
 }
 libraries=$(dirname "$(first libc.so.6)"):$(dirname "$(first libz.so.1)"):$(dirname "$(first libexpat.so.1)")
-PYTHONHASHSEED=0 "$(first 'ld-linux*.so.*')" --inhibit-cache --library-path "$libraries" "$native/usr/bin/python$BOUGH_PYTHON" \
-    -B -s -S /mnt/assemble.py "/mnt/root/$BOUGH_ARCH" "$native" /mnt/agent /mnt/disk
+PYTHONHASHSEED=0 "$(first 'ld-linux*.so.*')" --inhibit-cache --library-path "$libraries" \
+    "$native/usr/bin/python$BOUGH_PYTHON" -B -s -S /mnt/assemble.py "/mnt/root/$BOUGH_ARCH" "$native" /mnt/agent /mnt/disk
 cp start run disk/ && mv disk/run disk/bin/run
 chmod 0755 disk/start disk/bin/run
 for package in "packages/$BOUGH_ARCH"/*.deb; do
@@ -43,6 +43,6 @@ done | sort > out/packages
 { printf '%s\n' "$BOUGH_VERSION"; cat out/packages; } > disk/version
 find disk -exec touch -h -d @0 {} +
 echo "@step writing the disk"
-# gzip: the format that every kernel with squashfs reads. One processor: the order of the blocks is always the same.
+# gzip: the format that every kernel with squashfs reads. One processor: the blocks always have the same order.
 SOURCE_DATE_EPOCH=0 mksquashfs disk out/agent.squashfs -noappend -no-progress -quiet -all-root -no-xattrs \
     -comp gzip -Xcompression-level 9 -b 131072 -processors 1
