@@ -13,6 +13,8 @@ mount_missing() {
     [ -e /proc/self ] || mount -t proc proc /proc
     [ -d /sys/block ] || mount -t sysfs sysfs /sys
     [ -e /dev/null ] || mount -t devtmpfs devtmpfs /dev
+    # Terminals.
+    [ -e /dev/pts/ptmx ] || { mkdir -p /dev/pts && mount -t devpts -o mode=620,ptmxmode=666 devpts /dev/pts; }
 } 2>/dev/null
 
 # Print the kernel's name of the disk. virtio tells the serial number in "serial", NVMe in "device/serial",
