@@ -14,6 +14,8 @@ MIB = 1 << 20
 SECTOR = 512
 _ENV = os.environ | {"PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin", "MKE2FS_DETERMINISTIC": "1"}
 INITTAB = "::sysinit:/etc/init.d/rcS\n::ctrlaltdel:/sbin/reboot\n"
+#: UUID of the physical volume below.
+IDENTITY = "0123456789abcdefghijklmnopqrstuv"
 ALPINE_INITTAB = "::sysinit:/sbin/openrc sysinit\n::wait:/sbin/openrc default\n"
 
 
@@ -152,3 +154,17 @@ def check(disk: Path, offset: int) -> None:
 
 def read_file(disk: Path, offset: int, path: str) -> str:
     return run("debugfs", "-R", f"cat {path}", f"{disk}?offset={offset}")
+
+
+def physical_volume(text: bytes, *, place: int = 512, size: int = 10 * MIB) -> bytearray:
+    """Return an LVM2 physical volume, with its metadata at `place` of the area from 4 KiB to 68 KiB."""
+    area, length, disk = 4096, 65536, bytearray(size)
+    disk[512:544] = struct.pack("<8sQII8s", b"LABELONE", 1, 0, 32, b"LVM2 001")
+    disk[544:576] = IDENTITY.encode()
+    struct.pack_into("<QQQQQQQQQ", disk, 576, len(disk), MIB, 0, 0, 0, area, length, 0, 0)
+    disk[area + 4 : area + 20] = b"\x20LVM2\x20x[5A%r0N*>"
+    struct.pack_into("<IQQQQII", disk, area + 20, 1, area, length, place, len(text), 0, 0)
+    first = min(len(text), length - place)
+    disk[area + place : area + place + first] = text[:first]
+    disk[area + 512 : area + 512 + len(text) - first] = text[first:]
+    return disk

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,13 +11,13 @@ from pathlib import Path
 import pytest
 
 import bough
-from bough.guest.install import ENABLED_AS, LIBRARY, UNIT_PATH
+from bough.guest.install import ENABLED_AS, LIBRARY, UNIT_PATH, starter_file
 from bough.images.disk import ROOT_OFFSET
 from bough.paths import Home
 from tests.acceptance.conftest import Cli
 from tests.conftest import RUN
 from tests.guests.disks import give_agent_disks, keep_agent_disks
-from tests.linux_disks import run
+from tests.linux_disks import MIB, Linux, run
 
 MEMORY = "512MiB"
 
@@ -121,3 +123,56 @@ def test_words_for_disks_that_get_no_agent(cli: Cli, tmp_path: Path, labels: lis
     assert "note: the disk is encrypted: the whole disk (LUKS)" in told
     assert "bough console NAME" in told
     cli.error("image", "import", disk, "--format", "raw", "--root", "2", says="no partition '2'")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["xfs", "btrfs"])
+def test_a_file_system_that_only_a_guest_writes(
+    cli: Cli,
+    debian: str,
+    kind: str,
+    tmp_path: Path,
+    labels: list[str],
+    bough_home: Home,
+    request: pytest.FixtureRequest,
+) -> None:
+    """A throw-away guest reads the root and writes the starter."""
+    if shutil.which(f"mkfs.{kind}", path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None:
+        pytest.skip(f"no mkfs.{kind} on this host")
+    store = request.config.stash[RUN].images
+    with store.alone():
+        give_agent_disks(bough_home, store.root)
+    volume, disk = tmp_path / "volume", tmp_path / "disk.raw"
+    with volume.open("wb") as stream:
+        stream.truncate(320 * MIB)
+    tree = Linux(init="openrc").write(tmp_path / "tree")
+    if kind == "btrfs":
+        run("mkfs.btrfs", "-q", "--rootdir", tree, volume)
+    else:
+        (tmp_path / "prototype").write_text("/none\n0 0\nd--755 0 0\n" + _prototype(tree) + "$\n")
+        run("mkfs.xfs", "-q", "-p", tmp_path / "prototype", volume)
+    with disk.open("wb") as stream:
+        stream.truncate(322 * MIB)
+    script = "label: gpt\nstart=2048, size=655360, type=linux\n"
+    run("sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", disk, text=script)
+    run("dd", f"if={volume}", f"of={disk}", "bs=1M", "seek=1", "conv=notrunc,sparse", "status=none")
+    labels.append(kind)
+    image = cli.json("image", "import", disk, "--name", kind)
+    with store.alone():
+        keep_agent_disks(bough_home, store.root)
+    assert (image["agent"], image["notes"]) == ("disk", [])
+    assert (image["linux"]["init"], image["linux"]["file_system"]) == ("openrc", kind)
+    assert starter_file().content in bough_home.image(image["digest"]).disk.read_bytes()
+
+
+def _prototype(directory: Path) -> str:
+    """Describe a directory for mkfs.xfs."""
+    lines = []
+    for path in sorted(directory.iterdir()):
+        if path.is_symlink():
+            lines.append(f"{path.name} l--777 0 0 {path.readlink()}\n")
+        elif path.is_dir():
+            lines.append(f"{path.name} d--755 0 0\n{_prototype(path)}$\n")
+        else:
+            lines.append(f"{path.name} ---755 0 0 {path}\n")
+    return "".join(lines)

@@ -16,7 +16,17 @@ from bough.images.linux_disk.ext import read_ext_state
 from bough.images.linux_disk.installation import Outcome, install_agent
 from bough.images.linux_disk.look import look_into
 from bough.qemu.jail import Jail
-from tests.linux_disks import MIB, Linux, check, make_disk, read_file, run
+from tests.linux_disks import (
+    IDENTITY,
+    MIB,
+    Linux,
+    check,
+    make_disk,
+    make_file_system,
+    physical_volume,
+    read_file,
+    run,
+)
 
 CONFINEMENT = Confinement(Jail(), uid=None)
 UNIT = "/usr/lib/systemd/system/bough-agent.service"
@@ -85,6 +95,23 @@ async def test_a_second_time_and_the_same_bytes(tmp_path: Path) -> None:
     assert disk.read_bytes() == twin.read_bytes()
     assert (await install(disk)).agent == "disk"
     check(disk, offset)
+
+
+async def test_an_lvm_volume(tmp_path: Path) -> None:
+    disk, offset, group = tmp_path / "disk", 3 * MIB, IDENTITY
+    text = (
+        f'vg0 {{ extent_size = 2048 physical_volumes {{ pv0 {{ id = "{group}" pe_start = 2048 }} }} '
+        'logical_volumes { root { status = ["VISIBLE"] segment_count = 1 segment1 { extent_count = 24 '
+        'type = "striped" stripe_count = 1 stripes = ["pv0", 2] } } } }'
+    )
+    disk.write_bytes(physical_volume(text.encode(), size=28 * MIB))
+    make_file_system(disk, Linux().write(tmp_path / "tree"), offset)
+    look = await look_into(disk, CONFINEMENT, tmp_path)
+    assert look.chosen is not None
+    assert (look.chosen.volume.name, str(look.chosen.volume)) == ("vg0/root", "LVM volume vg0/root")
+    assert await install(disk) == Outcome("disk")
+    check(disk, offset)
+    assert read_file(disk, offset, UNIT) == "[Service]\n" * 400
 
 
 async def test_the_own_agent_stays(tmp_path: Path) -> None:

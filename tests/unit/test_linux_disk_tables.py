@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +15,8 @@ from bough.images.linux_disk.initrd import module_name
 from bough.images.linux_disk.lvm import LogicalVolume, parse_metadata, read_logical_volumes
 from bough.images.linux_disk.magic import Kind
 from bough.images.linux_disk.volumes import read_volumes
-from tests.linux_disks import cpio, elf
+from tests.linux_disks import MIB, cpio, elf, physical_volume
 
-MIB = 1 << 20
-IDENTITY = "0123456789abcdefghijklmnopqrstuv"
 METADATA = """vg0 {
 id = "x"
 seqno = 3
@@ -79,20 +76,6 @@ segment_count = 1 }
 contents = "Text Format Volume Group"
 version = 1
 """
-
-
-def physical_volume(text: bytes, *, place: int = 512, area: int = 4096, length: int = 65536) -> bytearray:
-    """Return an LVM2 physical volume of 10 MiB, with its metadata at `place` of the area."""
-    disk = bytearray(10 * MIB)
-    disk[512:544] = struct.pack("<8sQII8s", b"LABELONE", 1, 0, 32, b"LVM2 001")
-    disk[544:576] = IDENTITY.encode()
-    struct.pack_into("<QQQQQQQQQ", disk, 576, len(disk), MIB, 0, 0, 0, area, length, 0, 0)
-    disk[area + 4 : area + 20] = b"\x20LVM2\x20x[5A%r0N*>"
-    struct.pack_into("<IQQQQII", disk, area + 20, 1, area, length, place, len(text), 0, 0)
-    first = min(len(text), length - place)
-    disk[area + place : area + place + first] = text[:first]
-    disk[area + 512 : area + 512 + len(text) - first] = text[first:]
-    return disk
 
 
 @pytest.fixture
