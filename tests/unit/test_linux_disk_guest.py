@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import struct
 from io import BytesIO
 from pathlib import Path
@@ -60,7 +61,7 @@ def guest(*answers: Any) -> tuple[DiskGuest, BytesIO]:
         data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         stdout.feed_data(struct.pack(">I", len(data)) + data)
     stdout.feed_eof()
-    process = SimpleNamespace(stdin=sent, stdout=stdout)
+    process = SimpleNamespace(stdin=sent, stdout=stdout, pid=os.getpid())
     return DiskGuest(cast(asyncio.subprocess.Process, process)), sent
 
 
@@ -76,7 +77,7 @@ async def test_an_answer_without_end() -> None:
     connection, _ = guest()
     stdout = asyncio.StreamReader()
     stdout.feed_data(struct.pack(">I", 1 << 31))
-    connection._process = cast(Any, SimpleNamespace(stdin=BytesIO(), stdout=stdout))
+    connection._process = cast(Any, SimpleNamespace(stdin=BytesIO(), stdout=stdout, pid=os.getpid()))
     with pytest.raises(TreeUnreadable, match="too long"):
         await connection.call("look", [])
 

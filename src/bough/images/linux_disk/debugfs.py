@@ -16,10 +16,13 @@ from typing import BinaryIO
 
 from bough.images.confined import Confinement, find_program, start_confined
 from bough.images.linux_disk.tree import Entry, TreeUnreadable, is_usable
+from bough.progress_watch import ProgressWatch, Stalled
+from bough.qemu.pid import Wrapped
 from bough.qemu.subprocesses import end_subprocess
 
-#: An answer takes milliseconds. A damaged file system may lead in a circle.
-_MOST_S = 60.0
+#: Processor time for the next piece of an answer, and the end in any case. An answer takes milliseconds. A
+#: damaged file system may lead in a circle.
+_QUIET_S, _MOST_S = 60.0, 900.0
 _STAT_BYTES = 256 * 1024
 _NAMES_BYTES = 4 * 1024 * 1024
 _PIECE = 256 * 1024
@@ -89,12 +92,15 @@ async def _wait_end(process: asyncio.subprocess.Process) -> None:
     if process.stdin is not None:
         process.stdin.close()
     try:
-        async with asyncio.timeout(_MOST_S):
-            while process.stdout is not None and await process.stdout.read(_PIECE):
-                pass
-            await process.wait()
-    except TimeoutError:
+        await _watch(process).run(_drain(process))
+    except Stalled:
         raise TreeUnreadable("debugfs does not end") from None
+
+
+async def _drain(process: asyncio.subprocess.Process) -> None:
+    while process.stdout is not None and await process.stdout.read(_PIECE):
+        pass
+    await process.wait()
 
 
 async def _close_if_not_open(process: asyncio.subprocess.Process) -> None:
@@ -189,8 +195,8 @@ class Debugfs:
         assert stdout is not None
         stdin.write("".join(f"{line}\n" for line in (*lines, f"cat /{word}", _FLUSH)).encode())
         end = f"debugfs: cat /{word}\ndebugfs: {_FLUSH}\n".encode()
-        held, deadline = b"", asyncio.get_running_loop().time() + _MOST_S
-        while data := await _read_before(stdout, deadline):
+        held = b""
+        while data := await self._read(stdout):
             held += data
             piece, found, _ = held.partition(end)
             if found:
@@ -200,13 +206,15 @@ class Debugfs:
             held = held[-len(end) :]
         raise TreeUnreadable(_NOT_OPEN)
 
+    async def _read(self, stream: asyncio.StreamReader) -> bytes:
+        try:
+            return await _watch(self._process).run(stream.read(_PIECE))
+        except Stalled as error:
+            raise TreeUnreadable(f"debugfs gave no answer {error}") from None
 
-async def _read_before(stream: asyncio.StreamReader, deadline: float) -> bytes:
-    try:
-        async with asyncio.timeout_at(deadline):
-            return await stream.read(_PIECE)
-    except TimeoutError:
-        raise TreeUnreadable(f"debugfs gave no answer within {_MOST_S:.0f} s") from None
+
+def _watch(process: asyncio.subprocess.Process) -> ProgressWatch:
+    return ProgressWatch(_QUIET_S, most_s=_MOST_S, work=Wrapped(process.pid))
 
 
 def _check_room(used: int, room: int) -> None:

@@ -23,13 +23,14 @@ from bough.images.linux_disk.guest_parts import Boot, GuestParts
 from bough.images.linux_disk.magic import Kind
 from bough.images.linux_disk.tree import Entry, TreeUnreadable, is_usable
 from bough.images.linux_disk.volumes import Volume
+from bough.progress_watch import ProgressWatch, Stalled
 from bough.qemu.argv import SANDBOX
+from bough.qemu.pid import Wrapped
 from bough.qemu.subprocesses import end_subprocess
 from bough.units import MIB
 
-#: From QEMU's start to the guest's first word. An emulated guest needs 5 s on a quiet host.
-_START_S = 120.0
-_ANSWER_S = 60.0
+#: QEMU's processor time to the first word (5 s on a quiet host), and to an answer; the end in any case.
+_START_S, _ANSWER_S, _MOST_S = 120.0, 60.0, 1200.0
 _MOST_ANSWER = 32 * MIB
 _PIECE = 4 * MIB
 _MACHINES = {"x86_64": ("q35", "qemu64"), "aarch64": ("virt", "cortex-a57")}
@@ -172,17 +173,14 @@ class DiskGuest:
             raise TreeUnreadable(f"it {str(answer['error'])[:80]} in a throw-away guest")
         return answer
 
-    async def _receive(self, timeout_s: float) -> dict[str, Any]:
+    async def _receive(self, quiet_s: float) -> dict[str, Any]:
         stream = self._process.stdout
         assert stream is not None
+        watch = ProgressWatch(quiet_s, most_s=_MOST_S, work=Wrapped(self._process.pid))
         try:
-            async with asyncio.timeout(timeout_s):
-                (length,) = struct.unpack(">I", await stream.readexactly(4))
-                if length > _MOST_ANSWER:
-                    raise TreeUnreadable("the throw-away guest's answer is too long")
-                answer = json.loads(await stream.readexactly(length))
-        except TimeoutError:
-            raise TreeUnreadable(f"the throw-away guest is silent for {timeout_s:.0f} s") from None
+            answer = json.loads(await watch.run(_read_frame(stream)))
+        except Stalled as error:
+            raise TreeUnreadable(f"the throw-away guest did not answer {error}") from None
         except asyncio.IncompleteReadError:
             raise TreeUnreadable("the throw-away guest has ended") from None
         except ValueError:
@@ -190,6 +188,13 @@ class DiskGuest:
         if not isinstance(answer, dict):
             raise TreeUnreadable("the throw-away guest's answer is broken")
         return answer
+
+
+async def _read_frame(stream: asyncio.StreamReader) -> bytes:
+    (length,) = struct.unpack(">I", await stream.readexactly(4))
+    if length > _MOST_ANSWER:
+        raise TreeUnreadable("the throw-away guest's answer is too long")
+    return await stream.readexactly(length)
 
 
 class GuestTree:

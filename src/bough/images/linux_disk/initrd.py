@@ -18,7 +18,7 @@ from bough.units import GIB, MIB
 
 _MOST_FILE_BYTES = 512 * MIB
 _MOST_BYTES = 2 * GIB
-_MOST_S = 30.0
+_MOST_S = 180.0
 _DECOMPRESSORS = (
     (b"\x1f\x8b", ("gzip", "-dc")),
     (b"\xfd7zXZ\0", ("xz", "-dc", "--memlimit=1GiB")),

@@ -20,7 +20,7 @@ from bough.images.linux_disk.volumes import Volume
 from bough.tasks import run_stoppable
 from bough.units import MIB
 
-_MOST_S = 120.0
+_MOST_S = 600.0
 
 
 async def replay_journal(
