@@ -116,6 +116,16 @@ async def test_initrds(tmp_path: Path, initrd: bytes | None, buses: tuple[str, .
     assert found.kernel.buses == buses
 
 
+async def test_a_kernel_elsewhere(tmp_path: Path, tree: Path) -> None:
+    """A kernel on an EFI system partition is not found, and its initrd may have any driver."""
+    for path in (tree / "boot").iterdir():
+        path.unlink()
+    make_disk(tmp_path / "disk", tree)
+    found = await look(tmp_path / "disk")
+    assert found.kernel is not None
+    assert (found.kernel.image, found.kernel.buses, found.kernel.nics) == (None, None, ("virtio",))
+
+
 async def test_a_partition_of_its_own_for_boot(tmp_path: Path, tree: Path) -> None:
     disk, boot = tmp_path / "disk", tmp_path / "boot"
     (tree / "boot").rename(boot)
