@@ -19,6 +19,7 @@ from bough.images.linux_disk.tree import Entry, TreeUnreadable, is_usable
 from bough.progress_watch import ProgressWatch, Stalled
 from bough.qemu.pid import Wrapped
 from bough.qemu.subprocesses import end_subprocess
+from bough.tasks import finish
 
 #: Processor time for the next piece of an answer, and the end in any case. An answer takes milliseconds. A
 #: damaged file system may lead in a circle.
@@ -81,7 +82,7 @@ async def open_debugfs(
                 await _wait_end(process)
         finally:
             listening.cancel()
-            await end_subprocess(process)
+            await finish(end_subprocess(process))
     finally:
         if owned:
             confinement.take_back(disk)

@@ -27,6 +27,7 @@ from bough.progress_watch import ProgressWatch, Stalled
 from bough.qemu.argv import SANDBOX
 from bough.qemu.pid import Wrapped
 from bough.qemu.subprocesses import end_subprocess
+from bough.tasks import finish
 from bough.units import MIB
 
 #: QEMU's processor time to the first word (5 s on a quiet host), and to an answer; the end in any case.
@@ -78,7 +79,7 @@ async def start_disk_guest(
             yield guest
         finally:
             listening.cancel()
-            await end_subprocess(process)
+            await finish(end_subprocess(process))
     finally:
         for path in (disk, boot.kernel, boot.initrd):
             confinement.take_back(path)
