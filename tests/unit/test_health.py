@@ -6,10 +6,12 @@ import asyncio
 import http.server
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,16 @@ def test_the_output_of_a_check_is_bounded() -> None:
     _, attempts = run(spec(test="head -c 3000000 /dev/zero | tr '\\0' x; echo; echo end; exit 1", retries=1))
     assert len(attempts.output) <= 4000
     assert attempts.output.endswith("end")
+
+
+def test_a_check_ends_with_its_command(tmp_path: Path) -> None:
+    test = f"sleep 60 & echo $! >>{tmp_path}/pids; echo why; exit 1"
+    began = time.monotonic()
+    status, attempts = run(spec(test=test))
+    assert (status, attempts.count, attempts.output) == (1, 2, "why")
+    assert time.monotonic() - began < 20
+    for pid in (tmp_path / "pids").read_text().split():
+        os.kill(int(pid), signal.SIGKILL)
 
 
 def test_words_with_blanks_and_quotes_reach_the_program_unchanged(tmp_path: Path) -> None:

@@ -230,7 +230,9 @@ class Hypervisor:
             operations,
             self.events,
         )
-        self.project_down = ProjectDown(projects, networks, machines, lifecycle, operations, self.events)
+        self.project_down = ProjectDown(
+            projects, networks, machines, lifecycle, operations, self.project_removal, self.events
+        )
 
     def _give_way(self, machine: Machine) -> None:
         """Discard a standby machine whose name a user asks for."""

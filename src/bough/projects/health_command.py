@@ -27,13 +27,14 @@ _WAIT = r"""
 pause=$1 retries=$2 timeout=$3 wanted=$4; shift 4
 limit=''
 timeout -k 1 1 true 2>/dev/null && limit="timeout -k 5 $timeout"
-attempt=0
+attempt=0 end="bough-health-$$-end"
 while :; do
   attempt=$((attempt + 1))
   printf '\036' >&2
+  # The check ends with its command: a daemon that the command has left may hold the pipe for years.
   status=$({ {
-    BOUGH_ATTEMPT=$attempt $limit "$@" </dev/null 2>&1 3>&-; echo $? >&3
-  } | tail -c 4000 >&2; } 3>&1)
+    BOUGH_ATTEMPT=$attempt $limit "$@" </dev/null 2>&1 3>&-; echo $? >&3; printf '\n%s\n' "$end"
+  } | sed -n "/^$end\$/{x;/./p;q;};x;1!p" | tail -c 4000 >&2; } 3>&1)
   case $wanted:$status in
     *:0) exit 0 ;;
     settle:113) exit 113 ;;

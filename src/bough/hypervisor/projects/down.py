@@ -12,6 +12,7 @@ from bough.hypervisor.projects.machines import ProjectMachines
 from bough.hypervisor.projects.networks import ProjectNetworks
 from bough.hypervisor.projects.operations import ProjectOperations
 from bough.hypervisor.projects.registry import Projects
+from bough.hypervisor.projects.removal import ProjectRemoval
 from bough.machines.events import Events
 from bough.machines.machine import Machine
 from bough.machines.state import State
@@ -32,6 +33,7 @@ class ProjectDown:
         machines: ProjectMachines,
         lifecycle: Lifecycle,
         operations: ProjectOperations,
+        removal: ProjectRemoval,
         events: Events,
     ) -> None:
         self._projects = projects
@@ -39,6 +41,7 @@ class ProjectDown:
         self._machines = machines
         self._lifecycle = lifecycle
         self._operations = operations
+        self._removal = removal
         self._events = events
 
     async def down(
@@ -80,6 +83,7 @@ class ProjectDown:
         with self._operations.run(record.name, "being stopped"):
             await self._each(record, self._order(record)[::-1], end, "down")
             if volumes:
+                await self._removal.end_standby(record)
                 await self._networks.delete_unused(record, None)
                 self._projects.store.remove(record)
             self._events.emit("project down", machine="", name=record.name)

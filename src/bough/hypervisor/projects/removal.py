@@ -88,9 +88,26 @@ class ProjectRemoval:
         with self._operations.run(record.name, "being deleted"):
             await self.remove(record)
 
+    async def end_standby(self, record: ProjectRecord) -> None:
+        """Delete the machines that wait for later forks of a project's machines, on the project's networks.
+
+        A machine that cannot be deleted now keeps its networks, which are deleted with the machine.
+        """
+        members = [one.record for one in self._inventory if one.record.project == record.id]
+        waiting = [one.id for one in members if one.standby and not one.throw_away]
+        with contextlib.suppress(BoughError):
+            await all_or_first_error(
+                self._delete(machine) for machine in map(self._inventory.get, waiting) if machine is not None
+            )
+
     def follow(self, machine: Machine) -> None:
-        """Remove an ephemeral project after the removal of one of its machines."""
-        record = self._projects.store.get(machine.record.project)
+        """Remove an ephemeral project after the removal of one of its machines, and the networks of a deleted
+        project after the removal of the last machine on them.
+        """
+        project = machine.record.project
+        record = self._projects.store.get(project)
+        if record is None and project is not None:
+            self._tasks.begin(self._delete_orphaned_networks(), "delete networks of deleted projects")
         if record is None or not record.ephemeral or machine.record.role is None:
             return
         if record.id not in self._leaving and not self._operations.is_busy(record.name):
