@@ -274,12 +274,17 @@ def test_a_changed_machine_alone_is_changed(shop: File, cli: Cli) -> None:
 
 def test_a_change_while_a_machine_runs(cli: Cli, shop: File) -> None:
     before = shop.machines()
-    shop.values["web"] = 'vcpus = 1\nrestart = "on-failure"'
+    shop.values["web"] = 'vcpus = 1\nrestart = "on-failure"\ndisk = "20GiB"'
     shop.write()
+    told = cli("up", "--file", shop.path, "--dry-run").stdout.decode()
+    assert told == "web: change (disk, restart)\n"
     cli("up", "--file", shop.path, timeout_s=BOOT_S)
     after = shop.machines()
     assert after["web"]["pid"] == before["web"]["pid"]
     assert after["web"]["spec"]["restart"] == "on-failure"
+    size = "import os; print(os.statvfs('/').f_blocks * os.statvfs('/').f_frsize >> 30)"
+    assert int(cli.text("exec", "web", "--", "python3", "-c", size)) >= 18
+    assert "nothing to do" in cli("up", "--file", shop.path, timeout_s=BOOT_S).stderr.decode()
 
 
 def test_a_profile_and_an_orphan(cli: Cli, shop: File) -> None:

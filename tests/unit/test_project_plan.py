@@ -16,6 +16,7 @@ from bough.hypervisor.projects.plan import ProjectPlanner, Wish, write_applied
 from bough.hypervisor.projects.registry import Projects
 from bough.hypervisor.projects.specs import machine_spec
 from bough.machines.events import Events
+from bough.machines.record import MachineDisk
 from bough.machines.state import State
 from bough.paths import Home
 from bough.projects.record import ProjectRecord
@@ -116,6 +117,7 @@ async def test_a_project_that_is_as_its_file_says_needs_nothing(shop: Shop) -> N
         ({"networks": []}, "restart"),
         ({"ports": ["0:5432"]}, "change"),
         ({"healthcheck": {"port": 5432}}, "keep"),
+        ({"disk": "30GiB"}, "change"),
     ],
 )
 async def test_only_the_machine_that_changed_changes(
@@ -134,6 +136,20 @@ async def test_a_change_that_would_lose_a_disk_is_refused(shop: Shop) -> None:
     assert shop.refused(changed(disk="10GiB")) == [
         ("machines.db.disk", "the disk would shrink from 20 GiB to 10 GiB")
     ]
+    assert shop.plan(changed(disk="10GiB"), recreate=True)["db"] == "recreate"
+
+
+async def test_disks_grow_and_are_not_replaced(shop: Shop) -> None:
+    await shop.up(changed(disks=["1GiB"]))
+    shop.machines[0].record.disks = [
+        MachineDisk(file=f"{number}.qcow2", size_bytes=size << 30) for number, size in enumerate((2, 1))
+    ]
+    assert shop.plan(changed(disk="3GiB", disks=["4GiB"]))["db"] == "change"
+    assert shop.refused(changed(disk="1GiB", disks=["1GiB"])) == [
+        ("machines.db.disk", "disk 0 would shrink from 2 GiB to 1 GiB")
+    ]
+    for disks in ([], ["1GiB", "1GiB"], [{"size": "1GiB", "serial": "other"}]):
+        assert shop.refused(changed(disks=disks))[0][0] == "machines.db"
 
 
 async def test_a_machine_that_the_file_does_not_name_any_more_is_left(shop: Shop) -> None:

@@ -104,6 +104,7 @@ SETTINGS: Mapping[str, Setting] = {
         "size of the first disk, whose file system grows at first boot; default: the image's size",
         '"20GiB"',
         (Flag("--disk", "Size of the first disk; the guest's file system grows.", "SIZE"),),
+        change="running",
         process_image=True,
     ),
     "cpu": Setting(
@@ -353,6 +354,7 @@ SETTINGS: Mapping[str, Setting] = {
                 many=True,
             ),
         ),
+        change="running",
         process_image=True,
     ),
     "users": Setting(

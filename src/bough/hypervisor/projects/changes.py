@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from bough.hypervisor.lifecycle import Lifecycle
+from bough.machines.disks.growth import grow_disks, grown_disks
 from bough.machines.mac_address import choose_mac_addresses
 from bough.machines.machine import Machine
 from bough.machines.mounts import add_mount, remove_mount
@@ -19,7 +20,9 @@ from bough.spec.nic import MOST_NICS
 
 _AT_REST = (State.STOPPED, State.FAILED)
 #: These change by their own operations.
-_APART = frozenset({"ports", "mounts", "nics", "uplink"})
+_APART = frozenset({"ports", "mounts", "nics", "uplink", "disk", "disks"})
+#: These change by growth.
+DISKS = frozenset({"disk", "disks"})
 
 
 class MachineChanges:
@@ -72,6 +75,31 @@ class MachineChanges:
         plain = _plain(settings, wanted)
         if plain:
             machine.change(spec=machine.record.spec.model_copy(update=plain))
+
+    async def grow_disks(
+        self, machine: Machine, settings: Collection[str], wanted: MachineSpec, report: Report
+    ) -> None:
+        """Give a machine that runs the larger disks of its file. Do nothing if the disks have these sizes.
+
+        Args:
+            settings: names of changed settings. With a disk among them an earlier call may have been
+                interrupted.
+
+        Raises:
+            InvalidSpec: a disk would shrink.
+            WrongState, Conflict: another operation is under way, or the machine has a fault.
+            GuestRefused, QmpRefused, MachineFailed: see growth.grow_disks.
+        """
+        disks = grown_disks(machine.record, wanted)
+        if disks == machine.record.disks and not DISKS & set(settings):
+            return
+        if machine.state is not State.RUNNING:
+            return
+        machine.faults.check_none("a larger disk")
+        with machine.claim("being changed"):
+            await grow_disks(machine, disks, report)
+            sizes = {name: getattr(wanted, name) for name in DISKS}
+            machine.change(spec=machine.record.spec.model_copy(update=sizes))
 
 
 def _plain(settings: Collection[str], wanted: MachineSpec) -> dict[str, Any]:

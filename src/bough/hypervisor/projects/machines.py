@@ -8,7 +8,7 @@ from typing import Protocol
 from bough.errors import MachineFailed
 from bough.hypervisor.lifecycle import Lifecycle
 from bough.hypervisor.lifetimes import Lifetimes
-from bough.hypervisor.projects.changes import MachineChanges
+from bough.hypervisor.projects.changes import DISKS, MachineChanges
 from bough.hypervisor.projects.plan import Step, write_applied
 from bough.hypervisor.projects.registry import Projects
 from bough.hypervisor.projects.specs import machine_spec
@@ -99,6 +99,9 @@ class ProjectMachines:
             if not (completes and has_completed(machine)):
                 await self._start(machine, report)
                 await machine.wait_ready(report=report)
+                spec = machine_spec(record, step.name, wanted)
+                await self._changes.grow_disks(machine, step.settings, spec, report)
+            self._apply(record, step.name, wanted)
         except MachineFailed:
             machine = self.find(record, step.name)
             if not (completes and machine is not None and has_completed(machine)):
@@ -127,7 +130,8 @@ class ProjectMachines:
             await self._changes.change_stopped(machine, step.settings, spec, report)
         elif step.settings:
             await self._changes.change_running(machine, step.settings, spec)
-        self._apply(record, step.name, wanted)
+        if not DISKS & set(step.settings):  # disks grow while the machine runs
+            self._apply(record, step.name, wanted)
 
     def _apply(self, record: ProjectRecord, role: str, wanted: ProjectMachine) -> None:
         current = self._projects.store.get(record.id) or record

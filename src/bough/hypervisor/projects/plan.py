@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from bough.errors import InvalidSpec
 from bough.hypervisor.inventory import Inventory
 from bough.hypervisor.projects.networks import ProjectNetworks
 from bough.hypervisor.projects.registry import Projects
 from bough.hypervisor.projects.specs import machine_spec
+from bough.machines.disks.growth import grown_disks
 from bough.machines.host_port import HostPort
 from bough.machines.machine import Machine
 from bough.machines.state import LIVE, State
@@ -79,7 +81,9 @@ class ProjectPlanner:
         """
         self._networks.check_changes(record, wish.spec)
         machines = self._projects.machines(record)
-        changes = {role: self._change(wish, record, role) for role in wish.roles if role in machines}
+        changes = {
+            role: self._change(wish, record, role, machines[role]) for role in wish.roles if role in machines
+        }
         raise_if_any(list(self._problems(wish, record, machines, changes)))
         return [
             *self._network_steps(wish, record),
@@ -87,10 +91,18 @@ class ProjectPlanner:
             *self._orphans(wish, machines),
         ]
 
-    def _change(self, wish: Wish, record: ProjectRecord, role: str) -> MachineChange:
-        applied = record.applied.get(role)
-        before = wish.spec.machines[role] if applied is None else read_applied(applied)
-        return compare_machines(role, before, wish.spec.machines[role])
+    def _change(self, wish: Wish, record: ProjectRecord, role: str, machine: Machine) -> MachineChange:
+        applied, wanted = record.applied.get(role), wish.spec.machines[role]
+        before = wanted if applied is None else read_applied(applied)
+        change = compare_machines(role, before, wanted)
+        if change.kind == "new":
+            return change
+        try:
+            grown_disks(machine.record, wanted.spec)
+        except InvalidSpec as error:  # the file had no size before
+            problem = Problem(render_place(("machines", role, "disk")), error.message, error.hint)
+            return replace(change, problem=change.problem or problem)
+        return change
 
     def _network_steps(self, wish: Wish, record: ProjectRecord) -> Iterator[Step]:
         known, changed = self._networks.of(record), self._networks.changed(record, wish.spec)

@@ -79,6 +79,8 @@ def compare_machines(role: str, before: ProjectMachine, after: ProjectMachine) -
     """Return what differs between two versions of a machine, and what the difference needs."""
     names = [name for name in MachineSpec.model_fields if _differs(name, before.spec, after.spec)]
     kinds: list[Kind] = [_kind_of(name) for name in names]
+    if not _disks_only_grow(before.spec, after.spec):
+        kinds.append("new")
     if before.build != after.build:
         names.append("build")
         kinds.append("new")
@@ -114,6 +116,16 @@ def _differs(name: str, before: MachineSpec, after: MachineSpec) -> bool:
     if name == "uplink" and (before.nics or after.nics):
         return False  # `nics` has the difference
     return bool(getattr(before, name) != getattr(after, name))
+
+
+def _disks_only_grow(before: MachineSpec, after: MachineSpec) -> bool:
+    """Return whether the disks are the same disks, none smaller. A size that is left out stays."""
+    if after.disk is not None and before.disk is not None and after.disk < before.disk:
+        return False
+    pairs = zip(before.disks, after.disks, strict=False)
+    return len(before.disks) == len(after.disks) and all(
+        new.size >= old.size and new.model_copy(update={"size": old.size}) == old for old, new in pairs
+    )
 
 
 def _kind_of(name: str) -> Kind:
