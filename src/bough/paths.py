@@ -38,6 +38,7 @@ $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root
     suspended/{memory,extents,devices}   while the machine is suspended
   networks/<id>.json                     the record of a network
   projects/<id>.json                     the record of a project
+  projects/<id>.restore                  during its restore: the id of the snapshot
   project-snapshots/<id>.json            the record of a project's snapshot; written after all parts
   host.json                              results of probes of this host, per boot
   lost+found/<time>/                     files that `bough doctor --store --repair` moved away
@@ -403,6 +404,10 @@ class Home(_Place):
     def project(self, project_id: str) -> Path:
         """Return the file of a project's record."""
         return self.projects / f"{project_id}.json"
+
+    def project_restore(self, project_id: str) -> Path:
+        """Return the file that says where a restore of a project leads, while the restore is under way."""
+        return self.projects / f"{project_id}.restore"
 
     def project_snapshot(self, snapshot_id: str) -> Path:
         """Return the file of the record of a project's snapshot."""

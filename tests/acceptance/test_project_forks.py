@@ -303,3 +303,23 @@ def test_a_service_killed_during_a_fork_leaves_nothing(
     cli("list")  # starts a service
     wait_until(lambda: only_the_parent(hv, trio), what="the half fork is gone")
     check_connections(trio)
+
+
+def test_a_service_killed_during_a_restore_completes_it(
+    trio: Project, hv: bough.Hypervisor, bough_home: Home, cli: Cli
+) -> None:
+    snapshot = trio.snapshot()
+    try:
+        for role in ROLES:
+            sh(trio[role], "touch /root/later")
+        restoring = cli.popen("restore", "trio", snapshot.id, stderr=subprocess.DEVNULL)
+        notes = bough_home.projects
+        wait_until(lambda: bool([*notes.glob("*.restore")]), what="the restore is begun", every_s=0.001)
+        kill(service_pid(bough_home))
+        restoring.wait(60)
+        cli("list")  # starts a service
+        wait_until(lambda: not [*notes.glob("*.restore")], timeout_s=120, what="the restore is completed")
+        assert [sh(trio[role], "ls /root/later || true") for role in ROLES] == ["", "", ""]
+        check_connections(trio)
+    finally:
+        snapshot.delete()

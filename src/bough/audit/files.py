@@ -344,6 +344,8 @@ def _audit_records(
     for path in _entries(directory):
         if is_unfinished_write(path.name):
             yield _unfinished(path)
+        elif path.suffix == ".restore" and path.with_suffix(".json").is_file():
+            continue  # a restore is under way
         elif path.suffix != ".json" or not path.is_file():
             yield _stray(path)
         else:

@@ -59,6 +59,7 @@ from bough.machines.machine import Machine
 from bough.networks.store import NetworkStore
 from bough.paths import Home
 from bough.projects.health import HealthChecks
+from bough.projects.restore_notes import RestoreNotes
 from bough.projects.snapshot import ProjectSnapshotStore
 from bough.projects.store import ProjectStore
 from bough.snapshots.tree import SnapshotTree
@@ -178,6 +179,7 @@ class Hypervisor:
             self.lifecycle,
             tree,
             states,
+            RestoreNotes(home),
             machines.collect,
         )
         self.project_bundles = ProjectBundles(

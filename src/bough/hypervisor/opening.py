@@ -101,6 +101,7 @@ class Opening:
                 # Standby machines of the last service have no client any more.
                 grace_s = 0 if machine.record.standby else EPHEMERAL_GRACE_S
                 self._lifetimes.expire_unless_held(machine.id, grace_s)
+        self._project_branches.open()
         self._tasks.begin(follow_host(self._clocks), "follow the host's clock")
         self._tasks.begin(start_machines(self._inventory.listed(), self._events), "autostart")
         if self._home.spares.exists():  # of an earlier version

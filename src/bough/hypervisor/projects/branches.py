@@ -1,9 +1,14 @@
-"""Restore, suspend and resume of projects."""
+"""Restore, suspend and resume of projects.
+
+A restore notes where it leads before it changes the first machine. A service that is killed leaves this note,
+and the next service restores all machines once more, because they must be at the same moment.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from typing import Any
 
@@ -18,9 +23,12 @@ from bough.machines.saved_state import SavedState
 from bough.machines.state import LIVE, State
 from bough.progress import Progress, Report, ignore_progress
 from bough.projects.record import ProjectRecord
+from bough.projects.restore_notes import RestoreNotes
 from bough.projects.snapshot import ProjectSnapshot
 from bough.snapshots.tree import SnapshotTree
 from bough.tasks import Tasks, all_or_first_error, finish
+
+log = logging.getLogger("bough.hypervisor")
 
 
 class ProjectBranches:
@@ -34,6 +42,7 @@ class ProjectBranches:
         lifecycle: Lifecycle,
         tree: SnapshotTree,
         states: SavedStates,
+        notes: RestoreNotes,
         collect: Callable[[], None],
     ) -> None:
         self._projects = projects
@@ -42,8 +51,20 @@ class ProjectBranches:
         self._lifecycle = lifecycle
         self._tree = tree
         self._states = states
+        self._notes = notes
         self._collect = collect
         self._tasks = Tasks()
+
+    def open(self) -> None:
+        """Begin to complete the restores that an outage has interrupted.
+
+        Call after the machines were adopted, and before any machine is started.
+        """
+        self._notes.sweep()
+        for record in list(self._projects.store):
+            snapshot_id = self._notes.read(record.id)
+            if snapshot_id is not None:
+                self._tasks.begin(self._complete(record, snapshot_id), f"restore {record.name}")
 
     async def close(self) -> None:
         await self._tasks.end()
@@ -64,10 +85,10 @@ class ProjectBranches:
         """
         snapshot = self._snapshots.store.find(reference)
         parts = self._check_own(record, snapshot)
-        work = self._restore(record, snapshot, parts, keep, report)
+        work = self._keep_and_restore(record, snapshot, parts, keep, report)
         await self._run(work, f"restore {record.name}")
 
-    async def _restore(
+    async def _keep_and_restore(
         self,
         record: ProjectRecord,
         snapshot: ProjectSnapshot,
@@ -79,6 +100,21 @@ class ProjectBranches:
             await self._snapshots.take(
                 record, message=f"before a restore to {snapshot.id}", now=True, report=report
             )
+        await self._restore(record, snapshot, parts, report)
+
+    async def _complete(self, record: ProjectRecord, snapshot_id: str) -> None:
+        """Complete a restore of an earlier service."""
+        log.info("the interrupted restore of project %s to %s is completed", record.name, snapshot_id)
+        try:
+            snapshot = self._snapshots.store.find(snapshot_id)
+            await self._restore(record, snapshot, self._check_own(record, snapshot), ignore_progress)
+        except (BoughError, OSError) as error:
+            log.error("project %s is restored only in part: %s", record.name, error)
+            self._notes.remove(record.id)
+
+    async def _restore(
+        self, record: ProjectRecord, snapshot: ProjectSnapshot, parts: Parts, report: Report
+    ) -> None:
         machines = self._projects.machines(record)
         with self._operations.run(record.name, "being restored"), contextlib.ExitStack() as claims:
             for machine in machines.values():
@@ -86,11 +122,17 @@ class ProjectBranches:
             with self._snapshots.used(parts):
                 # Read all memory before the first machine is changed.
                 saved = {role: await self._states.get(part) for role, part in parts.items()}
-                await all_or_first_error(_stop(machine) for machine in machines.values())
-                report(Progress("restoring"))
-                for role, machine in machines.items():
-                    await self._tree.put_back(machine, parts[role])
-                await self._start(machines, saved, report)
+                self._notes.write(record.id, snapshot.id)
+                try:
+                    await all_or_first_error(_stop(machine) for machine in machines.values())
+                    report(Progress("restoring"))
+                    for role, machine in machines.items():
+                        await self._tree.put_back(machine, parts[role])
+                    await self._start(machines, saved, report)
+                except (BoughError, OSError):  # the user sees why, and decides
+                    self._notes.remove(record.id)
+                    raise
+                self._notes.remove(record.id)
             self._collect()
 
     async def _start(
