@@ -441,6 +441,58 @@ def test_a_service_that_is_killed_during_up(one: Callable[..., File], cli: Cli, 
     assert cli.text("exec", "main.killed", "--", "ls", "/root/done") == "/root/done"
 
 
+def is_gone(cli: Cli, hv: bough.Hypervisor, name: str) -> bool:
+    networks = [one.name for one in hv.list_networks() if one.domain == name]
+    return (
+        name not in [one.name for one in hv.list_projects()] + networks and f"{name}-main" not in cli.names()
+    )
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_an_ephemeral_project_ends_with_its_command(
+    one: Callable[..., File], cli: Cli, hv: bough.Hypervisor, how: signal.Signals
+) -> None:
+    file = one("brief")
+    with cli.popen("up", "--ephemeral", "--file", file.path, stderr=subprocess.PIPE) as client:
+        assert client.stderr is not None
+        told = next(line for line in client.stderr if b"until Ctrl-C" in line or b"error" in line)
+        assert told == b"brief is up until Ctrl-C\n"
+        assert cli.text("exec", "main.brief", "--", "hostname") == "main"
+        client.send_signal(how)
+        assert client.wait(60) in (0, -signal.SIGKILL)
+    if how is signal.SIGINT:
+        assert is_gone(cli, hv, "brief")
+    wait_until(lambda: is_gone(cli, hv, "brief"), what="the project is gone")
+
+
+def test_an_ephemeral_project_outlives_the_service_and_not_its_client(
+    one: Callable[..., File], cli: Cli, hv: bough.Hypervisor, bough_home: Home
+) -> None:
+    file = one("brief")
+    with hv.project(file.path) as project:
+        project.up(ephemeral=True)
+        os.kill(service_pid(bough_home), signal.SIGKILL)
+        assert cli.text("exec", "main.brief", "--", "hostname") == "main"
+        file.write(more="[machines.later]\nimage = '%s'\nmemory = '%s'" % (
+            file.values["image"], file.values["memory"],
+        ))  # fmt: skip
+        hv.project(file.path).up()
+        assert set(project.machines) == {"main", "later"}
+    assert is_gone(cli, hv, "brief")
+    cli("up", "--file", file.path, timeout_s=BOOT_S)
+    cli.error(
+        "up", "--ephemeral", "--file", file.path, says="project 'brief' is kept", hint="--project brief-2"
+    )
+
+
+def test_an_ephemeral_project_that_does_not_come_up_is_deleted(
+    one: Callable[..., File], cli: Cli, hv: bough.Hypervisor
+) -> None:
+    file = one("brief", 'healthcheck = { test = "false", retries = 1, start_period = "1s", interval = "1s" }')
+    cli.error("up", "--ephemeral", "--file", file.path, says="unhealthy", hint=None, timeout_s=BOOT_S)
+    assert is_gone(cli, hv, "brief")
+
+
 def test_bad_files_and_names(
     cli: Cli, one: Callable[..., File], tmp_path: Path, hv: bough.Hypervisor
 ) -> None:

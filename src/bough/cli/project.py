@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from bough.cli.output import ago, clean, show_json, show_table
 from bough.cli.project_choice import existing, project_options, with_file
 from bough.cli.project_progress import machines_progress
 from bough.cli.service import DURATION, TIMEOUT_HELP, connect, json_option
+from bough.errors import NotFound
 from bough.units import format_size
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ _WORDS = {
     "delete": "delete: the file does not name it any more",
 }
 _TOP_S = 2.0
+#: How often a command that keeps an ephemeral project looks whether the project is still there.
+_STAY_S = 2.0
 
 
 @click.command()
@@ -43,6 +47,9 @@ _TOP_S = 2.0
     help="Delete machines, with their disks, that cannot change otherwise, and create them anew.",
 )
 @click.option("--remove-orphans", is_flag=True, help="Delete machines that the file does not name any more.")
+@click.option(
+    "--ephemeral", is_flag=True, help="Stay until Ctrl-C; then delete the project, which must be new."
+)
 @click.option("--cold", is_flag=True, help="Boot new machines instead of forking booted snapshots.")
 @click.option("--force", is_flag=True, help="Allow more memory, disk or vCPUs than the host has.")
 @click.option("--timeout", type=DURATION, help=TIMEOUT_HELP)
@@ -55,6 +62,7 @@ def up(
     dry_run: bool,
     recreate: bool,
     remove_orphans: bool,
+    ephemeral: bool,
     cold: bool,
     force: bool,
     timeout: float | None,
@@ -63,7 +71,7 @@ def up(
     """Bring up the project of bough.toml, and wait until its machines are healthy.
 
     MACHINES start with all machines that they depend on. Default: all without a profile. A repeated `up`
-    changes only what differs from the file.
+    changes only what differs from the file. An ephemeral project is also deleted when this command is killed.
     """
     chosen = with_file(file, project)
     how: dict[str, Any] = {
@@ -77,8 +85,22 @@ def up(
         return
     _print_steps(plan.steps, to_stderr=True)
     with machines_progress() as report:
-        done = chosen.up(machines, **how, cold=cold, force=force, timeout=timeout, progress=report)
+        done = chosen.up(
+            machines, **how, ephemeral=ephemeral, cold=cold, force=force, timeout=timeout, progress=report
+        )
     show_json(done.raw) if as_json else None
+    if ephemeral:
+        sys.stdout.flush()
+        _stay(chosen)
+
+
+def _stay(project: Project) -> None:
+    """Keep an ephemeral project until Ctrl-C, or until somebody deletes it."""
+    click.echo(f"{project.name} is up until Ctrl-C", err=True)
+    with project, contextlib.suppress(KeyboardInterrupt, NotFound):
+        while True:
+            time.sleep(_STAY_S)
+            project.info()
 
 
 def _print_steps(steps: list[dict[str, Any]], *, to_stderr: bool) -> None:

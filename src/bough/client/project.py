@@ -80,6 +80,7 @@ class Project:
         profiles: Sequence[str] = (),
         recreate: bool = False,
         remove_orphans: bool = False,
+        ephemeral: bool = False,
         cold: bool = False,
         force: bool = False,
         timeout: float | None = None,
@@ -93,6 +94,8 @@ class Project:
                 those of `profiles`.
             recreate: delete machines, with their disks, that cannot change as the file has.
             remove_orphans: delete machines that the file does not name any more.
+            ephemeral: delete the new project with all that belongs to it by `delete`, at the end of a `with`
+                block of the project, and when this program ends in any way.
             cold: boot new machines instead of forking booted snapshots.
             force: allow more memory, disk or vCPUs than the host has.
             timeout: seconds; None: as long as each guest makes progress.
@@ -100,7 +103,8 @@ class Project:
         Raises:
             InvalidSpec: the file has mistakes, or `up` would lose data; nothing was changed.
             ProjectFailed: machines did not come up; `failures` has the error of each. What was made stays.
-            Conflict: another call changes the project just now, or a changed network is in use.
+            Conflict: another call changes the project just now, or a changed network is in use, or a project
+                that is to be ephemeral is kept.
         """
         from bough.contract.answers import ProjectInfo
 
@@ -112,11 +116,16 @@ class Project:
             profiles=list(profiles),
             recreate=recreate,
             remove_orphans=remove_orphans,
+            ephemeral=ephemeral,
             cold=cold,
             force=force,
             timeout_s=timeout,
         )
-        return ProjectInfo.from_dict(self.located(lambda: self._api.send_long(request, progress=progress)))
+        done = self.located(lambda: self._api.send_long(request, progress=progress))
+        if ephemeral:
+            self.ephemeral = True
+            self.hold()
+        return ProjectInfo.from_dict(done)
 
     def down(
         self,

@@ -38,6 +38,7 @@ class UpProject(Request):
     `spec`: content of the project's file. `name`: of the project in the home; default: the name in the file.
     `machines`: only these, with all that they depend on. `recreate`: delete machines, with their disks, that
     cannot change otherwise. `remove_orphans`: delete machines that the file does not name any more.
+    `ephemeral`: delete the project when no client holds it (HoldProject); a client has 30 s to begin.
     """
 
     route = Route("POST", "/projects/up", "long")
@@ -49,6 +50,7 @@ class UpProject(Request):
     profiles: Sequence[str] = ()
     recreate: bool = False
     remove_orphans: bool = False
+    ephemeral: bool = False
     cold: bool = False
     force: bool = False
     timeout_s: Annotated[float | None, WAIT_S] = None

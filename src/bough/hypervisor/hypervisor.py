@@ -37,6 +37,7 @@ from bough.hypervisor.projects.changes import MachineChanges
 from bough.hypervisor.projects.down import ProjectDown
 from bough.hypervisor.projects.forks import ProjectForks
 from bough.hypervisor.projects.health import ProjectHealth
+from bough.hypervisor.projects.holds import ProjectHolds
 from bough.hypervisor.projects.images import ProjectImages
 from bough.hypervisor.projects.machines import ProjectMachines
 from bough.hypervisor.projects.networks import ProjectNetworks
@@ -215,6 +216,7 @@ class Hypervisor:
         operations = self.project_operations
         networks, checks = ProjectNetworks(projects, self.networks), HealthChecks()
         self.project_health = ProjectHealth(projects, checks)
+        self.project_holds = ProjectHolds(projects, self.lifetimes)
         machines = ProjectMachines(
             projects,
             self.running,
@@ -230,6 +232,8 @@ class Hypervisor:
             networks,
             machines,
             operations,
+            self.project_removal,
+            self.project_holds,
             self.events,
         )
         self.project_down = ProjectDown(

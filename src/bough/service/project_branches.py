@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 from fastapi import WebSocket
@@ -104,7 +103,5 @@ async def hold(hypervisor: Hypervisor, asked: contract.HoldProject, socket: WebS
     async with answering(socket):
         record = hypervisor.projects.find(asked.reference)
         await socket.accept()
-        with contextlib.ExitStack() as holds:
-            for machine in hypervisor.projects.machines(record).values():
-                holds.enter_context(hypervisor.lifetimes.hold(machine))
+        with hypervisor.project_holds.hold(record):
             await for_each_message(socket, ignore)

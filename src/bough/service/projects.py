@@ -52,6 +52,7 @@ async def up_project(hypervisor: Hypervisor, asked: contract.UpProject, report: 
         profiles=asked.profiles,
         recreate=asked.recreate,
         remove_orphans=asked.remove_orphans,
+        ephemeral=asked.ephemeral,
         start=StartOptions(cold=asked.cold, force=asked.force),
         timeout_s=asked.timeout_s,
     )

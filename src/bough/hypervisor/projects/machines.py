@@ -117,6 +117,7 @@ class ProjectMachines:
             machine_spec(record, role, wanted).to_dict(),
             name=machine_name(record.name, role),
             force=how.force,
+            ephemeral=record.ephemeral,
             cold=how.cold,
             member=Membership(record.id, role),
             report=report,

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bough.errors import DeadlineExceeded
+from bough.errors import BoughError, Conflict, DeadlineExceeded
 from bough.hypervisor.projects.failures import project_failed
+from bough.hypervisor.projects.holds import ProjectHolds
 from bough.hypervisor.projects.images import ProjectImages
 from bough.hypervisor.projects.machines import ProjectMachines, StartOptions
 from bough.hypervisor.projects.networks import ProjectNetworks
 from bough.hypervisor.projects.operations import ProjectOperations
 from bough.hypervisor.projects.plan import ProjectPlanner, Step, Wish
 from bough.hypervisor.projects.registry import Projects
+from bough.hypervisor.projects.removal import ProjectRemoval
 from bough.hypervisor.projects.startup import Startup, completing_roles
 from bough.machines.events import Events
 from bough.machines.record import now
@@ -39,6 +42,7 @@ class UpOrder:
         file: the file's path on the client's host, for display.
         roles, profiles: see `choose_roles`.
         recreate, remove_orphans: see Wish.
+        ephemeral: the new project is deleted when no client holds it any more.
         timeout_s: a user's bound; None: as long as each guest makes progress.
     """
 
@@ -49,6 +53,7 @@ class UpOrder:
     profiles: Sequence[str] = ()
     recreate: bool = False
     remove_orphans: bool = False
+    ephemeral: bool = False
     start: StartOptions = field(default_factory=StartOptions)
     timeout_s: float | None = None
 
@@ -62,6 +67,8 @@ class ProjectUp:
         networks: ProjectNetworks,
         machines: ProjectMachines,
         operations: ProjectOperations,
+        removal: ProjectRemoval,
+        holds: ProjectHolds,
         events: Events,
     ) -> None:
         self._projects = projects
@@ -70,6 +77,8 @@ class ProjectUp:
         self._networks = networks
         self._machines = machines
         self._operations = operations
+        self._removal = removal
+        self._holds = holds
         self._events = events
 
     def plan(self, order: UpOrder) -> tuple[ProjectRecord, list[Step]]:
@@ -91,10 +100,25 @@ class ProjectUp:
             BuildFailed, NotFound, DownloadFailed: an image cannot be made; no machine was changed.
             ProjectFailed: machines did not come up. All that was made stays; another `up` goes on.
             DeadlineExceeded: not all machines were up in time; likewise.
+            After an error nothing of a new ephemeral project is left.
         """
         wish = _read(order)
         with self._operations.run(wish.name, "being brought up"):
             record = self._record(order, wish)
+            is_new = self._projects.store.get(record.id) is None
+            try:
+                await self._bring_up(order, wish, record, report)
+            except BaseException:
+                if is_new and record.ephemeral:
+                    with contextlib.suppress(BoughError, OSError):  # the next service tries again
+                        await self._removal.remove(record)
+                raise
+            self._events.emit("project up", machine="", name=record.name)
+        record = self._projects.settle(record)
+        return self._projects.store.update(record, made=True) if is_new else record
+
+    async def _bring_up(self, order: UpOrder, wish: Wish, record: ProjectRecord, report: Report) -> None:
+        with contextlib.ExitStack() as holds:
             steps = self._planner.plan(wish, record)
             made = [step for step in steps if step.noun == "machine"]
             fresh = [(one.name, wish.spec.machines[one.name]) for one in made if one.action in _NEW]
@@ -102,13 +126,17 @@ class ProjectUp:
             record = self._keep(record, order)
             await self._networks.make(record, wish.spec)
             await self._delete_orphans(record, made, report)
-            await self._start(record, order, wish, made, report)
+            await self._start(record, order, wish, made, report, holds)
             await self._networks.delete_unused(record, wish.spec)
-            self._events.emit("project up", machine="", name=record.name)
-        return self._projects.settle(record)
 
     def _record(self, order: UpOrder, wish: Wish) -> ProjectRecord:
         found = self._projects.store.named(wish.name)
+        if found is not None and order.ephemeral and not found.ephemeral:
+            raise Conflict(
+                f"project '{found.name}' is kept: it was brought up before",
+                hint=f"give the ephemeral copy another name: bough up --ephemeral --project {found.name}-2",
+                project=found.name,
+            )
         if found is not None:
             return found
         project_id = new_project_id()
@@ -119,6 +147,8 @@ class ProjectUp:
             file=order.file,
             spec=order.data,
             loopback=choose_loopback(project_id, self._projects.store.loopbacks()),
+            ephemeral=order.ephemeral,
+            made=not order.ephemeral,
             created=now(),
         )
 
@@ -134,7 +164,13 @@ class ProjectUp:
         self._projects.settle(record)
 
     async def _start(
-        self, record: ProjectRecord, order: UpOrder, wish: Wish, steps: list[Step], report: Report
+        self,
+        record: ProjectRecord,
+        order: UpOrder,
+        wish: Wish,
+        steps: list[Step],
+        report: Report,
+        holds: contextlib.ExitStack,
     ) -> None:
         by_role = {step.name: step for step in steps if step.name in wish.roles}
         completing, limit = completing_roles(wish.spec), asyncio.Semaphore(_STARTS_AT_ONCE)
@@ -145,6 +181,9 @@ class ProjectUp:
                 await self._machines.bring_up(
                     record, by_role[role], wanted, order.start, told, completes=role in completing
                 )
+            machine = self._machines.find(record, role)
+            if record.ephemeral and machine is not None:
+                holds.enter_context(self._holds.keep(record, machine))
 
         async def wait_healthy(role: str) -> None:
             check, told = wish.spec.machines[role].healthcheck, about(role, report)
