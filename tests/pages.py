@@ -81,6 +81,7 @@ NOT_RUN = {
 #: Blocks of Python that do not run alone -> reason, by one line of the block.
 FRAGMENTS = {
     'project = hv.project("bough.toml")': "test_projects.py has each method of this page",
+    "project.up(ephemeral=True)": "test_projects.py has each method of this page",
     "with project.fork(ephemeral=True) as fork": "test_project_forks.py forks",
     'with network.partition([["db"], ["app"]]):': "test_faults.py has each method of this page",
     'network = hv.create_network("back")': "test_networks.py has each method of this page",
