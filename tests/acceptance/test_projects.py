@@ -473,9 +473,8 @@ def test_an_ephemeral_project_outlives_the_service_and_not_its_client(
         project.up(ephemeral=True)
         os.kill(service_pid(bough_home), signal.SIGKILL)
         assert cli.text("exec", "main.brief", "--", "hostname") == "main"
-        file.write(more="[machines.later]\nimage = '%s'\nmemory = '%s'" % (
-            file.values["image"], file.values["memory"],
-        ))  # fmt: skip
+        values = (file.values["image"], file.values["memory"])
+        file.write(more="[machines.later]\nimage = {!r}\nmemory = {!r}".format(*values))
         hv.project(file.path).up()
         assert set(project.machines) == {"main", "later"}
     assert is_gone(cli, hv, "brief")
