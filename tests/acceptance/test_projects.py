@@ -468,13 +468,14 @@ def test_an_ephemeral_project_ends_with_its_command(
 def test_an_ephemeral_project_outlives_the_service_and_not_its_client(
     one: Callable[..., File], cli: Cli, hv: bough.Hypervisor, bough_home: Home
 ) -> None:
-    file = one("brief")
+    file = one("brief", "networks = []")
     with hv.project(file.path) as project:
         project.up(ephemeral=True)
         os.kill(service_pid(bough_home), signal.SIGKILL)
         assert cli.text("exec", "main.brief", "--", "hostname") == "main"
         values = (file.values["image"], file.values["memory"])
-        file.write(more="[machines.later]\nimage = {!r}\nmemory = {!r}".format(*values))
+        later = "networks = []\n[machines.later]\nimage = {!r}\nmemory = {!r}\nnetworks = []"
+        file.write(more=later.format(*values))
         hv.project(file.path).up()
         assert set(project.machines) == {"main", "later"}
     assert is_gone(cli, hv, "brief")
