@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bough.client.extended_files import ExtendedFiles
 from bough.client.problem_lines import add_lines
 from bough.client.spec_files import resolve_recipe, resolve_sources
 from bough.errors import BoughError, InvalidInput, InvalidSpec, NotFound
@@ -87,6 +88,7 @@ class _Reader:
     def __init__(self, file: Path, data: dict[str, Any], environment: Mapping[str, str]) -> None:
         self.problems: list[Problem] = []
         self.name = ""
+        self._file = file
         self._base = file.parent
         self._data = data
         self._environment = environment
@@ -96,10 +98,14 @@ class _Reader:
         from bough.spec.project.document import as_project, project_name
 
         data = self._replace_variables(as_project(self._data))
+        extended = ExtendedFiles(self._file, self._resolve_part)
         for top in ("machines", "shared"):
             tables = data.get(top)
             if isinstance(tables, Mapping):
-                data[top] = {key: self._resolve(top, key, table) for key, table in tables.items()}
+                data[top] = {key: self._resolve(top, key, table, extended) for key, table in tables.items()}
+        if extended.parts:
+            shared = data.get("shared", {})
+            data["shared"] = {**shared, **extended.parts} if isinstance(shared, Mapping) else shared
         self.name = str(data.get("name") or project_name(self._base.name) or "project")
         return {"name": self.name, **data}
 
@@ -122,7 +128,7 @@ class _Reader:
 
     # Files
 
-    def _resolve(self, top: str, key: str, table: Any) -> Any:
+    def _resolve(self, top: str, key: str, table: Any, extended: ExtendedFiles) -> Any:
         """Return a machine's table with absolute paths, and with the content of files."""
         if not isinstance(table, Mapping):
             return table
@@ -131,23 +137,38 @@ class _Reader:
         except InvalidSpec as error:
             self._keep((top, key), error)
             resolved = dict(table)
+        if "extends" in resolved:
+            try:
+                resolved["extends"] = extended.names(resolved["extends"])
+            except BoughError as error:
+                self._tell((top, key, "extends"), error.message, error.hint)
+                del resolved["extends"]
         if isinstance(resolved.get("build"), str | Mapping):
             resolved["build"] = self._resolve_build((top, key, "build"), resolved["build"])
         return resolved
 
     def _resolve_build(self, place: _PathIn, build: Any) -> Any:
         """Return the settings of a recipe: a file's, or the ones in the project's file."""
-        base, recipe = self._base, build
         try:
-            if isinstance(build, str):
-                path = self._base / Path(build).expanduser()
-                base, recipe = path.parent, load_toml(path)
-            return resolve_recipe(recipe, base)
+            return _resolve_recipe(build, self._base)
         except InvalidSpec as error:
             self._keep(place, error)
         except BoughError as error:
             self._tell(place, error.message, error.hint)
         return {"base": "debian:12"}  # an example, so that only the problem of the file is told
+
+    def _resolve_part(self, table: Mapping[str, Any], base: Path) -> dict[str, Any]:
+        """Return a table of another file, resolved as `_resolve` does. Raises BoughError."""
+        from bough.spec.project.variables import replace_variables
+
+        replaced = replace_variables(table, self._look_up)
+        if replaced.problems:
+            place, message, hint = replaced.problems[0]
+            raise InvalidInput(f"{'.'.join(map(str, place))}: {message}", hint=hint)
+        resolved = resolve_sources(replaced.data, base)
+        if isinstance(resolved.get("build"), str | Mapping):
+            resolved["build"] = _resolve_recipe(resolved["build"], base)
+        return resolved
 
     # Problems
 
@@ -161,6 +182,14 @@ class _Reader:
         from bough.spec.problems import Problem, render_place
 
         self.problems.append(Problem(render_place(place), message, hint))
+
+
+def _resolve_recipe(build: Any, base: Path) -> dict[str, Any]:
+    """Return the settings of a recipe: of a file, or given. Raises BoughError: a file cannot be read."""
+    if isinstance(build, str):
+        path = base / Path(build).expanduser()
+        return resolve_recipe(load_toml(path), path.parent)
+    return resolve_recipe(build, base)
 
 
 def read_environment(path: Path) -> Mapping[str, str | None]:

@@ -64,6 +64,10 @@ _EXTENDS = """\
 `extends = ["base"]` gives the machine the settings of the table `[shared.base]` or `[machines.base]`. Several
 names apply in order, the machine's own settings last.
 
+`extends = { file = "../common/base.toml", machine = "server" }` takes a table of another file, also in the
+list. Without `machine`, the file has one machine. Paths in the other file start at that file. The project
+keeps what it read: a changed file takes effect at the next `bough up`.
+
 | settings | the machine has |
 |---|---|
 | `environment`, `limits`, `networks`, `depends_on`, `healthcheck` | the entries of both |

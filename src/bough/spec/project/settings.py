@@ -25,7 +25,9 @@ class ProjectSetting:
 #: Settings of [machines.NAME], beside the settings of every machine (spec/settings.py).
 MACHINE_SETTINGS: Mapping[str, ProjectSetting] = {
     "extends": ProjectSetting(
-        "shared parts or machines of this file, whose settings the machine takes over", '["base"]'
+        "shared parts or machines, whose settings the machine takes over: names, or tables "
+        '`{ file = "base.toml", machine = "server" }` for other files',
+        '["base"]',
     ),
     "build": ProjectSetting(
         "a recipe from which the image is built: a file, or a table of the recipe's settings", '"web.toml"'
