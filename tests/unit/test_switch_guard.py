@@ -9,9 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bough.networks.switch.fabric import link_local
 from bough.networks.switch.guard import Guard
-from tests.unit.switch_peers import ARP, BROADCAST, IPV4, IPV6, SWITCH, Peer, Segment, arp, ipv4, ipv6, udp
+from bough.networks.switch.packets import link_local
+from tests.unit.switch_peers import (
+    ARP,
+    BROADCAST,
+    IPV4,
+    IPV6,
+    SWITCH,
+    SWITCH_MAC,
+    Peer,
+    Segment,
+    arp,
+    ipv4,
+    ipv6,
+    udp,
+)
 
 FREE = socket.inet_aton("10.9.0.200")  # an address that no machine owns: a virtual address
 FREE6 = socket.inet_pton(socket.AF_INET6, "fd00:9::200")
@@ -57,6 +70,7 @@ def refused(web: Peer, db: Peer) -> list[tuple[str, bytes]]:
         ("spoofed_address", web.frame(db.mac, IPV4, ipv4(SWITCH_IP, db.ipv4, UDP, udp(53, 40000)))),
         ("spoofed_address", web.frame(db.mac, IPV6, ipv6(db.ipv6, web.ipv6, 6, bytes(20)))),
         ("spoofed_address", web.frame(db.mac, IPV6, ipv6(link_local(db.mac), ALL, 6, bytes(20)))),
+        ("spoofed_address", web.frame(db.mac, IPV6, ipv6(link_local(SWITCH_MAC), ALL, 6, bytes(20)))),
         ("spoofed_arp", web.frame(BROADCAST, ARP, arp(1, web.mac, db.ipv4, db.ipv4))),
         ("spoofed_arp", web.frame(BROADCAST, ARP, arp(2, web.mac, db.ipv4, web.ipv4))),
         ("spoofed_arp", web.frame(BROADCAST, ARP, arp(2, db.mac, web.ipv4, web.ipv4))),

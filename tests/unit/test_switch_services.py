@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bough.networks.names import domains_of, names_of
+from bough.networks.switch.packets import checksum, link_local
 from tests.unit.switch_peers import (
     ARP,
     BROADCAST,
@@ -38,9 +39,10 @@ DISCOVER, OFFER, REQUEST, ACK, NAK, RELEASE, INFORM = 1, 2, 3, 5, 6, 7, 8
 class Lan:
     """A segment with two machines."""
 
-    def __init__(self, *, uplink: bool) -> None:
+    def __init__(self, *, uplink: bool, advertised: bool = False) -> None:
         self.segment = Segment()
-        self.web, self.db = Peer(2, "web", uplink=uplink), Peer(3, "db", uplink=uplink)
+        more = {"uplink": uplink, "advertised": advertised}
+        self.web, self.db = Peer(2, "web", **more), Peer(3, "db", **more)
         self.segment.join(self.web, self.db)
 
     def ask(self, frame: bytes) -> list[bytes]:
@@ -209,3 +211,57 @@ def test_names_of_a_machine() -> None:
     )  # fmt: skip
     assert names_of("db", "back") == ("db", "db.back")
     assert domains_of("back", domain="shop") == ("back", "shop")
+
+
+# -- IPv6 router advertisements ---------------------------------------------------------------------------
+
+ALL_ROUTERS = bytes.fromhex("333300000002")
+
+
+def solicitation(source: bytes) -> bytes:
+    to = socket.inet_pton(socket.AF_INET6, "ff02::2")
+    return ipv6(source, to, 58, bytes((133, 0)) + bytes(6))
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_guest_that_asks_for_routers_gets_the_prefix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_new: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lan = Lan(uplink=False, advertised=True)
+    own = bytes(16) if is_new else link_local(lan.web.mac)
+    (frame,) = lan.ask(lan.web.frame(ALL_ROUTERS, IPV6, solicitation(own)))
+    assert lan.db.received() == []
+    packet = Ethernet(frame).data
+    assert frame[:12] == lan.web.mac + SWITCH_MAC
+    assert (packet.hlim, packet.nxt, packet.src) == (255, 58, link_local(SWITCH_MAC))
+    assert packet.dst == (socket.inet_pton(socket.AF_INET6, "ff02::1") if is_new else own)
+    message = frame[54:]
+    pseudo = packet.src + packet.dst + len(message).to_bytes(4, "big") + bytes((0, 0, 0, 58))
+    assert checksum(pseudo + message) == 0
+    assert (message[0], message[5], message[6:8]) == (134, 0, b"\0\0"), "the switch is no router"
+    options, at = {}, 16
+    while at < len(message):
+        options[message[at]] = message[at : at + message[at + 1] * 8]
+        at += message[at + 1] * 8
+    assert at == len(message)
+    assert options[1][2:] == SWITCH_MAC
+    assert int.from_bytes(options[5][4:], "big") == 1500
+    assert options[3][2:4] == bytes((64, 0xC0))
+    assert options[3][4:12] == b"\xff" * 8
+    assert options[3][16:] == socket.inet_pton(socket.AF_INET6, "fd00:9::")
+
+
+def test_a_guest_with_the_agent_gets_no_prefix(lan: Lan) -> None:
+    assert lan.ask(lan.web.frame(ALL_ROUTERS, IPV6, solicitation(bytes(16)))) == []
+
+
+def test_other_packets_to_all_routers_are_carried(lan: Lan) -> None:
+    for body in (
+        solicitation(lan.web.ipv6)[:-8],
+        ipv6(lan.web.ipv6, bytes(16), 58, bytes((143, 0)) + bytes(6)),
+    ):
+        lan.web.send(lan.web.frame(ALL_ROUTERS, IPV6, body))
+        lan.segment.step()
+        assert lan.web.received() == []
+    assert len(lan.db.received()) == 1

@@ -25,6 +25,7 @@ class Card:
         nic: the card in the machine's record.
         wanted: the address that a user wants, or None.
         has_uplink: another card of the machine is on the uplink.
+        has_agent: bough's agent configures the card.
     """
 
     network: NetworkRecord
@@ -32,6 +33,7 @@ class Card:
     names: tuple[str, ...]
     nic: Nic
     has_uplink: bool
+    has_agent: bool
     wanted: IPv4Address | None = None
 
     @property
@@ -80,6 +82,7 @@ class Card:
             "addresses": [str(self.ipv4), self.ipv6],
             "names": list(self.names),
             "uplink": self.has_uplink,
+            "advertised": not self.has_agent,
         }
 
     def describe(self) -> dict[str, Any]:
@@ -103,6 +106,7 @@ def cards_on(network: NetworkRecord, machine: MachineRecord) -> list[Card]:
             names_of(machine.network_name, network.name, domain=network.domain, aliases=card.aliases),
             nic,
             has_uplink,
+            machine.image_agent,
             IPv4Address(card.ipv4) if card.ipv4 is not None else None,
         )
         for card, nic in zip(wanted, machine.hardware.nics, strict=True)

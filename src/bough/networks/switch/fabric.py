@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from bough.networks.switch.faults import Faults
 from bough.networks.switch.guard import HEADER_BYTES, TAG_BYTES, TAGS, Guard, skip_tags
 from bough.networks.switch.link_fault import LinkFault
+from bough.networks.switch.packets import link_local
 from bough.networks.switch.port import TOO_LARGE, Port
 from bough.networks.switch.services import Services
 from bough.networks.switch.settings import Member, Settings
@@ -254,14 +255,9 @@ class Fabric:
         self._owners.clear()
         for member in members:
             self._owners.update(dict.fromkeys((*member.addresses, link_local(member.mac)), member.port))
-        for address in (self.settings.address.ip, self.settings.address6.ip):
-            self._owners[address.packed] = ""
+        own = (self.settings.address.ip.packed, self.settings.address6.ip.packed)
+        self._owners.update(dict.fromkeys((*own, link_local(self.settings.mac)), ""))
         self._guard.used.intersection_update(self._owners)
         self._services.know(members)
         for watcher in self.watchers:
             watcher.met(members)
-
-
-def link_local(mac: bytes) -> bytes:
-    """Return the link-local IPv6 address of a card, derived from the MAC address (RFC 4291, appendix A)."""
-    return b"\xfe\x80" + bytes(6) + bytes((mac[0] ^ 2,)) + mac[1:3] + b"\xff\xfe" + mac[3:]

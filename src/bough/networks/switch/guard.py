@@ -22,7 +22,7 @@ IPV6 = b"\x86\xdd"
 ARP = b"\x08\x06"
 TAGS = frozenset((b"\x81\x00", b"\x88\xa8", b"\x91\x00"))
 UDP = 17
-_ICMPV6 = 58
+ICMPV6 = 58
 _HOP_BY_HOP, _ROUTING, _FRAGMENT, _AUTHENTICATION, _DESTINATION = 0, 43, 44, 51, 60
 _EXTENSIONS = frozenset((_HOP_BY_HOP, _ROUTING, _FRAGMENT, _AUTHENTICATION, _DESTINATION))
 _NO_NEXT_HEADER = 59
@@ -105,7 +105,7 @@ class Guard:
         if found is None:
             return MALFORMED
         kind, at = found
-        if kind == _ICMPV6:
+        if kind == ICMPV6:
             return self._refuses_icmpv6(frame, at, source, port)
         return _refuses_udp(frame, at, _DHCPV6_CLIENT) if kind == UDP else None
 

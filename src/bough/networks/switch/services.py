@@ -1,4 +1,4 @@
-"""Services on the switch's own address: ARP, DHCP and DNS.
+"""Services on the switch's own address: ARP, DHCP, DNS and IPv6 router advertisements.
 
 A machine reaches nothing else of the switch. dpkt and dnslib parse a machine's packets; a malformed packet is
 dropped.
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from bough.networks.switch.advertisement import ALL_ROUTERS, Advertisements
 from bough.networks.switch.dhcp import Dhcp
 from bough.networks.switch.dns import Zone
 from bough.networks.switch.guard import ARP, HEADER_BYTES, IPV4, UDP
+from bough.networks.switch.packets import checksum
 from bough.networks.switch.settings import Member, Settings
 
 BROADCAST = b"\xff" * 6
@@ -32,6 +34,7 @@ class Services:
         self._address = settings.address.ip.packed
         self._dhcp = Dhcp(settings)
         self._zone = Zone(settings, used)
+        self._advertisements = Advertisements(settings)
 
     def know(self, members: Sequence[Member]) -> None:
         """Replace the members, whose names DNS answers."""
@@ -39,6 +42,8 @@ class Services:
 
     def answer(self, frame: bytes, member: Member) -> list[bytes] | None:
         """Return the answers to a frame for the switch; None: the frame is for other machines."""
+        if frame[:6] == ALL_ROUTERS and member.advertised:
+            return self._advertisements.answer(frame)
         to_switch = frame[:6] == self._mac
         if not to_switch and frame[:6] != BROADCAST:
             return None
@@ -95,13 +100,3 @@ def read_udp(frame: bytes) -> tuple[bytes, int, int, bytes] | None:
         return None
     source, to = (int.from_bytes(frame[udp + n : udp + n + 2], "big") for n in (0, 2))
     return frame[at + 12 : at + 16], to, source, frame[udp + _UDP_BYTES : end]
-
-
-def checksum(data: bytes) -> int:
-    """Return the checksum of IP and UDP (RFC 1071)."""
-    if len(data) % 2:
-        data += b"\0"
-    total = sum(int.from_bytes(data[at : at + 2], "big") for at in range(0, len(data), 2))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
