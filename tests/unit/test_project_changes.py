@@ -10,6 +10,8 @@ from bough.spec.project.changes import compare_projects
 from bough.spec.project.model import ProjectSpec
 from bough.spec.project.parse import parse_project
 
+BUILD = {"base": "debian:12"}
+LOCK = {"lock": 1, "arch": "x86_64", "packages": {"bash": "5.2"}}
 DB = {"image": "debian:12", "networks": ["back"]}
 
 
@@ -32,6 +34,7 @@ def project(**db: Any) -> ProjectSpec:
         ({}, {"networks": {"back": {"aliases": ["x"]}}}, "stopped", ("nics",)),
         ({}, {"networks": []}, "stopped", ("nics",)),
         ({}, {"build": {"base": "debian:12"}}, "new", ("build",)),
+        ({"build": BUILD}, {"build": BUILD, "lock": LOCK}, "new", ("lock",)),
     ],
 )
 def test_the_table_of_settings_says_what_a_change_needs(

@@ -167,6 +167,7 @@ def test_paths_start_at_the_file(tmp_path: Path) -> None:
         [machines.db]
         extends = "base"
         build = "images/db.toml"
+        lock = "images/db.lock"
         mounts = ["src:/srv/src"]
         """,
     )
@@ -174,6 +175,7 @@ def test_paths_start_at_the_file(tmp_path: Path) -> None:
     recipe = 'base = "debian:12"\nlabel = "db"\nfiles = [{ path = "/a", source = "a" }]\n'
     write(tmp_path, recipe, "images/db.toml")
     write(tmp_path, "beside the recipe\n", "images/a")
+    write(tmp_path, 'lock = 1\narch = "x86_64"\n[packages]\nbash = "5.2"\n', "images/db.lock")
     spec = parse_project(load_project(tmp_path, {}).data)
     machine = spec.machines["db"]
     assert machine.spec.files[0].data == b"hello\n"
@@ -181,6 +183,8 @@ def test_paths_start_at_the_file(tmp_path: Path) -> None:
     assert machine.build is not None
     assert machine.build.files[0].data == b"beside the recipe\n"
     assert machine.spec.image == "db"
+    assert machine.lock is not None
+    assert machine.lock.packages == {"bash": "5.2"}
 
 
 def test_the_directory_names_the_project(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def test_the_example_shows_every_setting_with_a_valid_value(tmp_path: Path) -> N
     assert set(check) == set(HEALTH_SETTINGS)
     assert set(shown["networks"]["back"]) == set(NETWORK_SETTINGS)
     database["build"] = {"base": "debian:12"}
+    database["lock"] = {"lock": 1, "arch": "x86_64", "packages": {}}
     shown["machines"]["web"]["depends_on"] = {"db": "started"}
     shown["machines"]["web"]["profiles"] = database["profiles"]
     parse_project(shown)

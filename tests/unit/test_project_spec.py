@@ -447,6 +447,18 @@ def test_problems_of_a_recipe_are_told() -> None:
     assert set(problems({"machines": {"web": {"build": "web.toml"}}})) == {"machines.web.build"}
 
 
+def test_problems_of_a_lock_are_told() -> None:
+    build, image = {"build": {"base": "debian:12"}}, {"image": "debian:12"}
+    for machine, lock, message in (
+        (image, {"lock": 1}, "locks the image that `build` makes, and there is no `build`"),
+        (build, "web.lock", "expected the content of a lock, got 'web.lock'"),
+        (build, {"lock": 2, "arch": "x86_64", "packages": {}}, "expected 1, got 2"),
+    ):
+        (told,) = problems({"machines": {"web": {**machine, "lock": lock}}}).items()
+        assert told[0] == "machines.web.lock"
+        assert message in told[1]
+
+
 # The resolved project
 
 

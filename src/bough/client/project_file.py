@@ -145,6 +145,12 @@ class _Reader:
                 del resolved["extends"]
         if isinstance(resolved.get("build"), str | Mapping):
             resolved["build"] = self._resolve_build((top, key, "build"), resolved["build"])
+        if isinstance(resolved.get("lock"), str):
+            try:
+                resolved["lock"] = _read_lock(resolved["lock"], self._base)
+            except BoughError as error:
+                self._tell((top, key, "lock"), error.message, error.hint)
+                del resolved["lock"]
         return resolved
 
     def _resolve_build(self, place: _PathIn, build: Any) -> Any:
@@ -168,6 +174,8 @@ class _Reader:
         resolved = resolve_sources(replaced.data, base)
         if isinstance(resolved.get("build"), str | Mapping):
             resolved["build"] = _resolve_recipe(resolved["build"], base)
+        if isinstance(resolved.get("lock"), str):
+            resolved["lock"] = _read_lock(resolved["lock"], base)
         return resolved
 
     # Problems
@@ -190,6 +198,11 @@ def _resolve_recipe(build: Any, base: Path) -> dict[str, Any]:
         path = base / Path(build).expanduser()
         return resolve_recipe(load_toml(path), path.parent)
     return resolve_recipe(build, base)
+
+
+def _read_lock(lock: str, base: Path) -> dict[str, Any]:
+    """Return the content of a lock. Raises BoughError: the file cannot be read."""
+    return load_toml(base / Path(lock).expanduser())
 
 
 def read_environment(path: Path) -> Mapping[str, str | None]:

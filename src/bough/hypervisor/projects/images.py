@@ -40,5 +40,5 @@ class ProjectImages:
         # An image of the same recipe exists: the store finds it, and only moves the label.
         recipe = machine.build.model_dump(mode="json", exclude_unset=True)
         await self._images.build_recipe(
-            recipe, label=spec.image, arch=spec.arch, how=BuildOptions(), report=report
+            recipe, label=spec.image, arch=spec.arch, how=BuildOptions(lock=machine.lock), report=report
         )

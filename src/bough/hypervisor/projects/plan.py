@@ -162,7 +162,7 @@ def _step(role: str, machine: Machine | None, change: MachineChange | None) -> S
     if machine is None or change is None:
         return Step("machine", role, "create")
     # What concerns the waiting of `up` alone needs no change of the machine.
-    settings = tuple(name for name in change.settings if name in (*MachineSpec.model_fields, "build"))
+    settings = tuple(name for name in change.settings if name in (*MachineSpec.model_fields, "build", "lock"))
     if change.kind == "new" or change.problem is not None:
         return Step("machine", role, "recreate", settings)
     if change.kind == "stopped":

@@ -81,9 +81,10 @@ def compare_machines(role: str, before: ProjectMachine, after: ProjectMachine) -
     kinds: list[Kind] = [_kind_of(name) for name in names]
     if not _disks_only_grow(before.spec, after.spec):
         kinds.append("new")
-    if before.build != after.build:
-        names.append("build")
-        kinds.append("new")
+    for name in ("build", "lock"):
+        if getattr(before, name) != getattr(after, name):
+            names.append(name)
+            kinds.append("new")
     for name in _PROJECT_ONLY:
         if getattr(before, name) != getattr(after, name):
             names.append(name)

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from bough.errors import InvalidSpec
 from bough.spec import nic
+from bough.spec.lock import PackageLock, parse_lock
 from bough.spec.model import MachineSpec, NicSpec
 from bough.spec.parse import parse_spec
 from bough.spec.problems import (
@@ -56,6 +57,7 @@ class MachineTable:
     profiles: tuple[str, ...]
     scale: int
     build: RecipeSpec | None
+    lock: PackageLock | None
 
 
 class MachineReader:
@@ -96,6 +98,7 @@ class MachineReader:
             profiles=self._profiles(settings.pop("profiles", None)),
             scale=self._scale(settings.pop("scale", 1)),
             build=build,
+            lock=self._lock(settings.pop("lock", None), has_build="build" in table),
             spec=None,
         )
         read.spec = self._spec(self._with_cards(settings))
@@ -126,6 +129,22 @@ class MachineReader:
             self._tell(("build",), f"expected the settings of a recipe, got {quote(value)}", hint)
             return None
         return self._told_by(lambda: parse_recipe(value), render_place(("build",), self._place))
+
+    def _lock(self, value: Any, *, has_build: bool) -> PackageLock | None:
+        if value is None:
+            return None
+        if not has_build:
+            self._tell(("lock",), "locks the image that `build` makes, and there is no `build`")
+            return None
+        if not isinstance(value, Mapping):
+            hint = "only a client can read a lock's file; send the content of the lock"
+            self._tell(("lock",), f"expected the content of a lock, got {quote(value)}", hint)
+            return None
+        try:
+            return parse_lock(value)
+        except InvalidSpec as error:
+            self._tell(("lock",), error.message, error.hint)
+            return None
 
     def _told_by(self, parse: Callable[[], Value], prefix: str = "") -> Value | None:
         """Return what `parse` returns; None after it has raised InvalidSpec, whose problems are kept."""

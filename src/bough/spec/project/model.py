@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from bough.spec.lock import PackageLock
 from bough.spec.model import MachineSpec, PortSpec, Table
 from bough.spec.problems import quote, told
 from bough.spec.project.healthcheck import HealthCheckSpec
@@ -68,6 +69,7 @@ class ProjectMachine(Table):
         healthcheck: None: the machine is healthy when it has answered.
         profiles: the machine runs only if one of these is requested; empty: always.
         build: the recipe of the image; `spec.image` is the label of the built image.
+        lock: the package versions for the build; None: the present ones.
     """
 
     key: str
@@ -76,6 +78,7 @@ class ProjectMachine(Table):
     healthcheck: HealthCheckSpec | None = None
     profiles: tuple[str, ...] = ()
     build: RecipeSpec | None = None
+    lock: PackageLock | None = None
 
     def published_on(self, loopback: str) -> MachineSpec:
         """Return the spec, whose ports without an address of their own are published on `loopback`."""

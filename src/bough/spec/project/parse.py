@@ -165,6 +165,7 @@ class _ProjectReader:
                     healthcheck=table.healthcheck,
                     profiles=table.profiles,
                     build=table.build,
+                    lock=table.lock,
                 )
         if sum(map(len, roles.values())) > MOST_MACHINES:
             self._problems.append(Problem("machines", f"expected at most {MOST_MACHINES} machines"))

@@ -53,6 +53,8 @@ def _machine(project: ProjectSpec, key: str) -> dict[str, Any]:
         data["healthcheck"] = _plain(machine.healthcheck.model_dump(mode="json", exclude_unset=True))
     if machine.build is not None:
         data["build"] = _plain(machine.build.model_dump(mode="json", exclude_unset=True))
+    if machine.lock is not None:
+        data["lock"] = _plain(machine.lock.model_dump(mode="json", exclude_unset=True))
     return data
 
 

@@ -32,6 +32,10 @@ MACHINE_SETTINGS: Mapping[str, ProjectSetting] = {
     "build": ProjectSetting(
         "a recipe from which the image is built: a file, or a table of the recipe's settings", '"web.toml"'
     ),
+    "lock": ProjectSetting(
+        "with `build`: use the package versions in this file, which `bough image lock` has written",
+        '"web.lock"',
+    ),
     "networks": ProjectSetting(
         "networks that the machine is on: a list of names, or a table of names with aliases, ipv4, mac and "
         "model; default: the network 'default'",
