@@ -418,11 +418,13 @@ def test_equal_roles_of_two_projects(
         assert cli.text("exec", "main.other", "--", "hostname") == "main"
         monkeypatch.chdir(file.path.parent)
         assert cli.json("info", "main")["name"] == "twin-main"
-        assert cli.json("fault", "pause", "main", "--for", "1s")["machines"] == ["twin-main"]
+        assert cli.json("fault", "pause", "main")["machines"] == ["twin-main"]
+        cli("fault", "heal", "--machine", "main")
         monkeypatch.chdir("/")
         assert cli.text("exec", "--file", file.path, "main", "--", "hostname") == "main"
-        paused = cli.json("fault", "pause", "main", "--project", "other", "--for", "1s")
+        paused = cli.json("fault", "pause", "main", "--project", "other")
         assert paused["machines"] == ["other-main"]
+        cli("fault", "heal", paused["id"])
         loopbacks = {one.name: one.loopback for one in hv.list_projects()}
         assert loopbacks["twin"] != loopbacks["other"]
         cli("down", "--project", "other")
