@@ -73,6 +73,7 @@ class Ready:
         self.hosts: tuple[bytes, bytes] | None = _split_hosts()
         self.nics = _find_nics()
         self.has_ssh = os.path.isdir("/etc/ssh")
+        self.machine_ids = _find_machine_ids()
         self.old_keys = [path for path in _OLD_KEYS if os.path.lexists(path)]
         self.socket = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM, 0)
         self.random = os.open("/dev/urandom", os.O_WRONLY)
@@ -95,6 +96,7 @@ def prepare(agent: Agent, _call: int, _arguments: Arguments) -> dict[str, object
     """Prepare for a snapshot: load what a fork needs first, namely this module, the clock and commands."""
     __import__("bough.guest.agent_system")
     __import__("bough.guest.agent_spawn")
+    __import__("bough.guest.agent_renewal")
     agent_calls.load("become")
     _forget_ready(agent)
     agent.ready = Ready()
@@ -176,9 +178,8 @@ def become(agent: Agent, _call: int, arguments: Arguments) -> dict[str, object]:
         parts.set("ssh host key", _remove_old_keys, ready)
     machine_id = arguments.get("machine_id")
     if isinstance(machine_id, str) and len(machine_id) == 32 and machine_id.isalnum():
-        for path in _MACHINE_IDS:
-            if (ready and path in ready.files) or _is_own_file(path):
-                parts.set("machine-id", _set_machine_id, path, machine_id, ready)
+        for path in ready.machine_ids if ready else _find_machine_ids():
+            parts.set("machine-id", _set_machine_id, path, machine_id, ready)
     hostname = arguments.get("hostname")
     if isinstance(hostname, str):
         parts.set("host name on the disk", _write_hostname, hostname, ready)
@@ -289,9 +290,9 @@ def stir(entropy: bytes, device: int = -1) -> None:
             os.close(opened)
 
 
-def _is_own_file(path: str) -> bool:
-    """Return whether there is a file, and no link to another one. Not every guest has a machine-id."""
-    return os.path.isfile(path) and not os.path.islink(path)
+def _find_machine_ids() -> list[str]:
+    """Return the files with a machine-id, without links to another one. Not every guest has a machine-id."""
+    return [path for path in _MACHINE_IDS if os.path.isfile(path) and not os.path.islink(path)]
 
 
 def _set_machine_id(path: str, machine_id: str, ready: Ready | None) -> None:
