@@ -6,8 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+
+from bough.guest import agent_become
 
 RENAMED = """
 import socket, subprocess
@@ -29,3 +34,16 @@ def test_a_card_that_got_another_name_since_the_snapshot_was_prepared() -> None:
     words = ["unshare", "--net", "--mount", "sh", "-c", mount, "sh", sys.executable, "-c", RENAMED]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.stdout == "52:54:00:01:02:03\n", done.stderr
+
+
+def test_a_machine_id_is_set_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, link, missing = (tmp_path / name for name in ("own", "link", "missing"))
+    own.write_text("0" * 32 + "\n")
+    link.symlink_to(own)
+    monkeypatch.setattr(agent_become, "_MACHINE_IDS", (str(link), str(own), str(missing)))
+    agent: Any = SimpleNamespace(ready=None)
+    told = agent_become.become(agent, 1, {"machine_id": "ab" * 16})
+    assert told["failed"] == []
+    assert own.read_text() == "ab" * 16 + "\n"
+    assert link.is_symlink()
+    assert not missing.exists()
