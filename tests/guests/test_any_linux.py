@@ -7,6 +7,8 @@ import socket
 import time
 from pathlib import Path
 
+import pytest
+
 import bough
 from tests.acceptance.conftest import Cli
 from tests.waiting import wait_until
@@ -21,9 +23,9 @@ def test_a_command(fork: bough.Machine) -> None:
 
 
 def test_a_user_of_the_guest(fork: bough.Machine) -> None:
-    fork.shell("echo 'dev:x:1234:77::/tmp:/bin/sh' >>/etc/passwd; echo 'extra:x:78:dev' >>/etc/group")
-    told = fork.exec("id", user="dev").stdout
-    assert re.match(r"uid=1234(\(dev\))? gid=77 ", told), told
+    fork.shell("echo 'other:x:1234:77::/tmp:/bin/sh' >>/etc/passwd; echo 'extra:x:78:other' >>/etc/group")
+    told = fork.exec("id", user="other").stdout
+    assert re.match(r"uid=1234(\(other\))? gid=77 ", told), told
     assert "78" in told.partition("groups=")[2]
 
 
@@ -137,15 +139,22 @@ def test_an_address_of_the_uplink(fork: bough.Machine) -> None:
     assert "nameserver" in fork.exec("cat", "/etc/resolv.conf").stdout
 
 
-def test_it_powers_itself_off_and_boots_again(fork: bough.Machine) -> None:
-    """The boot takes the newest agent disk. What was written is there, with the identity of the fork."""
-    fork.shell("echo kept >/root/kept")
+def test_it_powers_itself_off(fork: bough.Machine) -> None:
     assert fork.stop(deadline=120) == "guest"
+    assert fork.state == "stopped"
+
+
+@pytest.mark.long
+def test_it_boots_again(fork: bough.Machine) -> None:
+    """What was written is there, with the identity of the fork."""
+    fork.shell("echo kept >/root/kept")
+    fork.stop()
     fork.start()
     fork.wait("booted")
     assert fork.exec("cat", "/root/kept", "/etc/hostname").stdout == f"kept\n{fork.name}\n"
 
 
+@pytest.mark.long
 def test_it_reboots(fork: bough.Machine) -> None:
     before = fork.info().boot_id
     fork.reboot(timeout=120)
