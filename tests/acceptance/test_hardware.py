@@ -186,7 +186,7 @@ def test_secure_boot(cli: Cli, gone: list[str], images: list[str], tmp_path: Pat
     for name, files in (("signed", signed), ("unsigned", unsigned)):
         disk = tmp_path / f"{name}.raw"
         subprocess.run(["truncate", "-s", "32M", disk], check=True)
-        subprocess.run(["mformat", "-i", disk, "-T", "65536", "-h", "16", "-s", "32", "-F", "::"], check=True)
+        subprocess.run(["mformat", "-i", disk, "-T", "65536", "-h", "16", "-s", "32", "::"], check=True)
         subprocess.run(["mmd", "-i", disk, "::/EFI", "::/EFI/BOOT"], check=True)
         for file, source in files.items():
             subprocess.run(["mcopy", "-i", disk, source, f"::/EFI/BOOT/{file}"], check=True)

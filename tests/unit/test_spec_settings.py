@@ -54,6 +54,7 @@ def test_a_bundle_names_no_file_of_a_host(setting: str) -> None:
         ("floppy", "dos"),
         ("user_data", "#cloud-config\n"),
         ("display", True),
+        ("tpm", True),
         ("clock", "-7d"),
     ],
 )

@@ -179,6 +179,7 @@ SETTINGS: Mapping[str, Setting] = {
         "a TPM 2.0; forks and copies of the machine have the same TPM",
         "true",
         (Flag("--tpm", "A TPM 2.0, by swtpm.", kind="switch"),),
+        boot="always",  # two runs must not have the same TPM
     ),
     "cdrom": Setting(
         "an image that is an ISO, in the CD drive",
