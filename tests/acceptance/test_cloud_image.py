@@ -24,6 +24,17 @@ packages = ["cloud-init", "qemu-guest-agent"]
 agent = false
 cloud_init = true
 """
+#: Start qemu-guest-agent at the second serial port, too.
+SERIAL_UNIT = r"""
+cat >/etc/systemd/system/qga-serial.service <<END
+[Service]
+ExecStart=/usr/sbin/qemu-ga -m isa-serial -p /dev/ttyS1
+[Install]
+WantedBy=multi-user.target
+END
+systemctl enable qga-serial
+sync
+"""
 CATALOGUE = """
 format = 1
 serial = 99991231
@@ -144,5 +155,19 @@ def test_a_foreign_disk_with_qemu_guest_agent(
     assert (tmp_path / "back").read_bytes() == (tmp_path / "file").read_bytes()
     cli.error("exec", "-t", "foreign", "--", "sh", says="terminal", hint="console")
     assert cli("screenshot", "foreign", "-").stdout.startswith(b"\x89PNG")
+    cli("exec", "foreign", "--", "sh", "-c", SERIAL_UNIT)
     cli("stop", "foreign", "--deadline", "40s")
     assert cli.json("info", "foreign")["state"] == "stopped"
+    # The same guest without virtio for the agent and the network.
+    images.append("serial")
+    gone.append("serial")
+    cli("export", "foreign", tmp_path / "serial.qcow2")
+    hardware = ("--agent-port", "serial", "--nic-model", "e1000", "--firmware", "uefi")
+    cli("image", "import", tmp_path / "serial.qcow2", "--name", "serial", "--no-agent", *hardware)
+    cli("create", "serial", "--name", "serial", "--memory", "512MiB")
+    cli("start", "serial")
+    wait_until(lambda: cli.json("info", "serial")["agent"] == "qemu-guest-agent", timeout_s=150)
+    assert "e1000" in cli.text("exec", "serial", "--", "sh", "-c", "readlink /sys/class/net/e*/device/driver")
+    cli("cp", tmp_path / "file", "serial:/root/again")
+    cli("cp", "serial:/root/again", tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "file").read_bytes()

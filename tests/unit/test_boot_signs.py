@@ -31,6 +31,8 @@ SEEN = [
     ('BdsDxe: starting Boot0001 "EFI Internal Shell" from Fv(7CB8)/FvFile(7C04)\r\n\x1b[01;01H'
      "UEFI Interactive Shell v2.2\r\nEDK II\r\nShell> ", "firmware-shell", True),
     ("\x1b[01;01HUEFI Interactive Shell v2.2\r\nEDK II\r\nShell> ", "firmware-shell", False),
+    ('BdsDxe: failed to load Boot0001 "UEFI Misc Device" from PciRoot(0x0)/Pci(0x2,0x0): Access Denied\r\n'
+     "BdsDxe: No bootable option or device was found.\r\n", "refused", True),
     ("error: no such partition.\r\nEntering rescue mode...\r\ngrub rescue> ", "loader-rescue", True),
     ("Welcome to GRUB!\r\n\x1b[02;24HGNU GRUB  version 2.06\r\ngrub> ", "loader-prompt", False),
     ("[    0.0] Kernel panic - not syncing: test\r\n[  10.0] Rebooting\r\nDebian\r\nhost login: ",

@@ -143,6 +143,13 @@ _INTERNAL = _Sign(
 )
 
 
+#: The cause, if the firmware then found nothing to boot.
+_REFUSED = _Sign(
+    "refused",
+    "its firmware, with Secure Boot, refused the boot loader",
+    _anywhere(r"^[^\n]{0,20}bdsdxe: failed to load [^\n]{1,200}: access denied[^\n]{0,60}"),
+    True,
+)
 #: A boot menu with a countdown, which continues without a key.
 _COUNTDOWN = _anywhere(r"executed automatically in \d")
 
@@ -165,6 +172,8 @@ def recognize(text: str) -> Sight | None:
         return None
     if sign.kind == _INTERNAL.kind and _INTERNAL.pattern.search(text):
         sign = _INTERNAL
+    if sign.kind in ("nothing-to-boot", _INTERNAL.kind) and (refused := _REFUSED.pattern.search(text)):
+        sign, words = _REFUSED, refused[0]
     return Sight(sign.kind, sign.says, _one_line(words), sign.failed, sign.may_pass)
 
 
