@@ -171,7 +171,8 @@ def test_a_kernel_of_another_family(
     wait_until(lambda: "GNU GRUB" in cli.text("screenshot", "mach", "--text"), timeout_s=40)
     cli("type", "mach", "c")
     wait_until(lambda: "grub>" in cli.text("screenshot", "mach", "--text"), timeout_s=20)
-    cli("type", "mach", "multiboot (hd0)/mach.gz", "-k", "enter", "boot", "-k", "enter")
+    cli("type", "mach", "multiboot (hd0)/mach.gz", "-k", "enter")
+    cli("type", "mach", "boot", "-k", "enter")
     wait_until(lambda: "GNU Mach" in cli.text("screenshot", "mach", "--text"), timeout_s=40)
 
 

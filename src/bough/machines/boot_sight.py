@@ -30,7 +30,7 @@ _FIRST_WORDS_S = 20.0
 _QUIET_S = 10.0
 #: Guest time without output after which a sign of failure counts, and a sign that may pass.
 _STAYS_S = 5.0
-_PASSES_S = 30.0
+_PASSES_S = 15.0
 #: The end of the watch if the output goes on.
 _MOST_S = 120.0
 
