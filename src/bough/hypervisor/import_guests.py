@@ -1,4 +1,4 @@
-"""Provides what a throw-away guest of an import boots from; see images/linux_disk/guest_parts.py."""
+"""Provide the boot files of the throw-away guest of an import; see images/linux_disk/guest_parts.py."""
 
 from __future__ import annotations
 

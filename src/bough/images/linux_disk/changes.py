@@ -116,7 +116,7 @@ def _render_change(change: Change) -> dict[str, Any]:
 
 @dataclass
 class _Plan:
-    """Where the changes go.
+    """The places of the changes.
 
     Attributes:
         places: path of a directory -> its place without a link at the end.

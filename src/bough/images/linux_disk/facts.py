@@ -1,4 +1,4 @@
-"""What an image keeps about the Linux on its disk. Found at the import, and not trusted."""
+"""Facts about the Linux on an image's disk. Found at the import, and not trusted."""
 
 from __future__ import annotations
 

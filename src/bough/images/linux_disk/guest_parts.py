@@ -1,4 +1,4 @@
-"""What the throw-away guest boots from: a Debian's kernel, modules, a busybox, a small program."""
+"""Boot files of the throw-away guest: a Debian's kernel, modules, a busybox, a small program."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class StarterOf(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a disk.
+    """The result of an installation.
 
     Attributes:
         agent: the origin of the guest's agent; None: the guest has no agent.
@@ -100,7 +100,7 @@ async def install_agent(
 
 @dataclass(frozen=True)
 class _Writing:
-    """How the files get into the chosen Linux. Raises Refused before any change; see write_changes."""
+    """Writes the files into the chosen Linux. Raises Refused before any change; see write_changes."""
 
     disk: Path
     look: Look

@@ -33,7 +33,7 @@ class FoundRoot:
 
 @dataclass(frozen=True)
 class Look:
-    """What is on a disk.
+    """The content of a disk.
 
     Attributes:
         roots: the Linuxes in file systems that bough can read.

@@ -1,4 +1,4 @@
-"""What an import says about the Linux on a disk: one sentence for each shortcoming, with a hint."""
+"""Sentences of an import about the Linux on a disk: one for each shortcoming, with a hint."""
 
 from __future__ import annotations
 
