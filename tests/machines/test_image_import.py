@@ -23,7 +23,8 @@ import pytest
 from bough.errors import BadImage, BoughError, DownloadFailed, InvalidInput, NotFound
 from bough.images.build import verify_image
 from bough.images.confined import Confinement, run_confined
-from bough.images.imports import ImportRequest, import_image
+from bough.images.import_request import ImportRequest
+from bough.images.imports import import_image
 from bough.images.note import ExportNote, write_note
 from bough.images.store import ImageManifest, ImageStore
 from bough.machines.plan import host_arch

@@ -17,7 +17,8 @@ import pytest
 from bough.errors import InvalidInput
 from bough.guest.install import STARTER_PATH, starter_file
 from bough.images.confined import Confinement
-from bough.images.imports import ImportRequest, import_image
+from bough.images.import_request import ImportRequest
+from bough.images.imports import import_image
 from bough.images.linux_disk.changes import ChangeFailed
 from bough.images.store import ImageManifest, ImageStore
 from bough.machines.plan import host_arch

@@ -18,7 +18,8 @@ from bough.images.build import BuildOptions, build, build_recipe
 from bough.images.catalogue import Catalogue, Catalogues
 from bough.images.confined import Confinement
 from bough.images.download import sweep as sweep_downloads
-from bough.images.imports import ImportRequest, import_image
+from bough.images.import_request import ImportRequest
+from bough.images.imports import import_image
 from bough.images.layers import flatten, layer_key, layer_spec, packages_recipe, parse_packages
 from bough.images.locks import has_versions, lock_image
 from bough.images.pull import fetch_catalogue

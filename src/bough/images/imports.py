@@ -1,7 +1,8 @@
 """Import a foreign disk image from a file or an address, in any usual format.
 
     file or http(s)  ->  sha256  ->  unpacked (gz, xz, zst, bz2)  ->  out of its OVA  ->  header checked
-        ->  sparse raw file, by qemu-img in a jail  ->  firmware and architecture  ->  the store
+        ->  sparse raw file, by qemu-img in a jail  ->  the agent in its Linux (linux_disk)
+        ->  firmware and architecture  ->  the store
 
 All steps work in one directory below incoming/. The directory is removed in every case.
 """
@@ -14,7 +15,6 @@ import functools
 import hashlib
 import logging
 import os
-import re
 import secrets
 import shutil
 import time
@@ -22,86 +22,39 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
-from urllib.parse import unquote, urlsplit
 
 from bough.errors import BadImage, Conflict, InvalidInput, NotFound
 from bough.images import ova
 from bough.images.confined import Confinement
-from bough.images.contents import Contents, inspect_contents
+from bough.images.contents import inspect_contents
 from bough.images.convert import check_space, convert, sync_image, unpack
 from bough.images.disk import digest_image
 from bough.images.download import STALL_S, download
 from bough.images.formats import (
     COMPRESSIONS,
-    FORMATS,
     Header,
     check_most,
     detect,
-    is_floppy,
     read_header,
 )
-from bough.images.linux_disk.facts import LinuxFacts
+from bough.images.import_description import describe, describe_origin, media_of
+from bough.images.import_request import CHECKSUM, ImportRequest, check_request, is_url
 from bough.images.linux_disk.guest_parts import PartsOf
 from bough.images.linux_disk.preparation import Preparation, Prepared, prepare_disk
 from bough.images.note import ExportNote, read_note
-from bough.images.platforms import PLATFORMS
 from bough.images.store import ImageManifest, ImageStore
 from bough.progress import Progress, Report, notice
-from bough.spec.disk import Bus
-from bough.spec.nic import Model
 from bough.storage import no_space_is_told
 from bough.tasks import finish, run_stoppable
 from bough.units import MIB, format_size
 
 log = logging.getLogger("bough.images")
 
-_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+/:@-]{0,127}")
-_CHECKSUM = re.compile(r"(?:(sha256|sha512):)?([0-9a-f]{64}|[0-9a-f]{128})")
-_ENDINGS = re.compile(
-    r"\.(gz|xz|zst|bz2|raw|img|qcow2|vmdk|vdi|vhdx|vhd|ova|ovf|iso|tar|box)$", re.IGNORECASE
-)
-#: Hardware that a user may name for an image.
-HARDWARE = {"disk_bus": get_args(Bus), "nic_model": get_args(Model), "agent_port": ("virtio", "serial")}
-_FIRMWARE = {"x86_64": ("bios", "uefi"), "i386": ("bios",)}
 #: Nested archives. No real disk image has more.
 _MOST_LAYERS = 4
 #: Smaller files are hashed even if they have holes.
 _SPARSE_BYTES = 256 * MIB
 _REMOVED_AGAIN_AFTER_S = (0.02, 0.1, 0.5, 0.5)
-
-
-@dataclass(frozen=True)
-class ImportRequest:
-    """An import as the user requested it.
-
-    Attributes:
-        source: an absolute path, or an http(s) address.
-        checksum: "sha256:..." or "sha512:..." of the source file, or the 64 digits of a sha256 alone.
-        disk: the name of a disk in an OVA, or ova.ALL_DISKS.
-        disk_bus, nic_model, agent_port: hardware of machines from the image.
-        agent: the guest has bough's agent. False: leave the disk alone. None: find out by the disk and the
-            note of `bough export`, and install the agent's starter into a foreign Linux.
-        root: the volume with the root of the Linux, like "2" or "group/volume", if a disk has several.
-    """
-
-    source: str
-    arch: str
-    label: str | None = None
-    format: str = "auto"
-    firmware: str = "auto"
-    checksum: str | None = None
-    os: str = "unknown"
-    version: str = ""
-    disk: str | None = None
-    most_bytes: int | None = None
-    cloud_init: bool = False
-    arch_given: bool = False
-    agent: bool | None = None
-    disk_bus: str = "auto"
-    nic_model: str = "auto"
-    agent_port: str = "auto"
-    root: str | None = None
 
 
 async def import_image(
@@ -121,7 +74,7 @@ async def import_image(
     Raises:
         BadImage, DownloadFailed, NotFound, InvalidInput, NoSpace, HostLacks
     """
-    label = _check_request(request)
+    label = check_request(request)
     most_bytes = check_most(request.most_bytes)
     check_space(store.home.incoming)
     work = store.home.incoming / f"import-{secrets.token_hex(6)}"
@@ -148,47 +101,11 @@ def _remove(work: Path) -> None:
     log.warning("%s cannot be removed: the next service removes it", work)
 
 
-def _check_request(request: ImportRequest) -> str:
-    label = request.label or _label_of(request.source)
-    if not _LABEL.fullmatch(label):
-        raise InvalidInput(
-            f"{label[:80]!r} is not a valid image name",
-            hint="use --name with letters, digits and . _ + / : @ -, like web:2024",
-        )
-    if request.format not in ("auto", *FORMATS):
-        raise InvalidInput(
-            f"unknown format {request.format[:40]!r}", hint=f"one of: auto, {', '.join(FORMATS)}"
-        )
-    if request.firmware not in ("auto", "bios", "uefi"):
-        raise InvalidInput(f"unknown firmware {request.firmware[:40]!r}", hint="one of: auto, bios or uefi")
-    for name, known in HARDWARE.items():
-        value = getattr(request, name)
-        if value not in ("auto", *known):
-            raise InvalidInput(f"unknown {name} {value[:40]!r}", hint=f"one of: auto, {', '.join(known)}")
-    if request.checksum is not None and not _CHECKSUM.fullmatch(request.checksum.lower()):
-        raise InvalidInput(
-            f"{request.checksum[:80]!r} is not a sha256 checksum",
-            hint="use 64 hexadecimal digits; or sha512:<128 digits>",
-        )
-    return label
-
-
-def _label_of(source: str) -> str:
-    name = Path(unquote(urlsplit(source).path) if _is_url(source) else source).name
-    for _ in range(3):
-        name = _ENDINGS.sub("", name)
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-._+")[:128] or "imported"
-
-
-def _is_url(source: str) -> bool:
-    return "://" in source
-
-
 @contextlib.asynccontextmanager
 async def _fetched(
     request: ImportRequest, downloads: Path, most_bytes: int, report: Report
 ) -> AsyncIterator[Path]:
-    if _is_url(request.source):
+    if is_url(request.source):
         async with download(
             request.source, downloads, most_bytes=most_bytes, report=report, stall_s=STALL_S
         ) as path:
@@ -232,9 +149,9 @@ async def _check_sum(path: Path, request: ImportRequest, report: Report) -> str 
     wanted = request.checksum
     if is_in_directory(path):
         return None  # a manifest beside the description has the digests
-    if wanted is None and not _is_url(request.source) and _is_sparse(path):
+    if wanted is None and not is_url(request.source) and _is_sparse(path):
         return None
-    match = _CHECKSUM.fullmatch((wanted or "").lower())
+    match = CHECKSUM.fullmatch((wanted or "").lower())
     digits = match[2] if match else None
     names = {"sha256", "sha512" if digits and len(digits) == 128 else "sha256"}
     found = await asyncio.to_thread(_digest, path, names, _teller("checking", report))
@@ -357,7 +274,7 @@ class _Making:
             prepared = await self._prepare(disk, header, made / "disk.raw")
         contents = await inspect_contents(made / "disk.raw", self.confinement)
         self.report(Progress("computing the digest"))
-        lasting = _describe(header, contents, self.request, note, prepared)
+        lasting = describe(header, contents, self.request, note, prepared)
         if is_further:
             lasting |= {"os": "unknown", "version": "", "agent": None, "cloud_init": False}
         lasting["disks"] = [one.digest for one in further]
@@ -374,7 +291,7 @@ class _Making:
                 "efi_loader": loader,
                 "linux": prepared.linux,
                 "notes": () if lasting["agent"] else prepared.notes,
-                "origin": _origin(self.request, header, checksum),
+                "origin": describe_origin(self.request, header, checksum),
             }
         )
         for told in manifest.notes:
@@ -465,118 +382,3 @@ def copy_sparse(source: Path, target: Path, check: Callable[[], None] = lambda: 
     finally:
         os.close(reading)
         os.close(writing)
-
-
-def _describe(
-    header: Header,
-    contents: Contents,
-    request: ImportRequest,
-    note: ExportNote | None,
-    prepared: Prepared,
-) -> dict[str, Any]:
-    """Return the fields of the manifest that the image's digest covers."""
-    media = media_of(header)
-    arch = _choose_arch(request, contents, prepared.linux)
-    known = _FIRMWARE.get(arch, ("uefi",))
-    found = tuple(name for name in (header.firmware or contents.firmware) if name in known)
-    firmware = found or known if request.firmware == "auto" else (request.firmware,)
-    if media == "floppy" and request.firmware == "auto":
-        firmware = ("bios",)
-    if request.agent is False:
-        note = None
-    agent = _agent_of(request, note, prepared) if media == "disk" else None
-    os_name, version = _name_system(request, note, prepared)
-    return {
-        "os": os_name,
-        "version": version,
-        "arch": arch,
-        "firmware": list(firmware),
-        "size_bytes": header.size_bytes,
-        "agent": agent,
-        "lived": agent is not None,
-        "media": media,
-        "cloud_init": request.cloud_init,
-        **_hardware_of(request, note, prepared.linux),
-    }
-
-
-def _hardware_of(request: ImportRequest, note: ExportNote | None, linux: LinuxFacts | None) -> dict[str, str]:
-    """Return the hardware that the user or the note of an export names, or that the guest has drivers for."""
-    asked = {name: getattr(request, name) for name in HARDWARE}
-    noted = {name: getattr(note, name) for name in HARDWARE} if note is not None else _choose_hardware(linux)
-    return noted | {name: value for name, value in asked.items() if value != "auto"}
-
-
-def media_of(header: Header) -> Literal["disk", "cdrom", "floppy"]:
-    """Return the use of an image in a machine."""
-    if header.format == "iso":
-        return "cdrom"
-    return "floppy" if header.format == "raw" and is_floppy(header.size_bytes) else "disk"
-
-
-def _agent_of(
-    request: ImportRequest, note: ExportNote | None, prepared: Prepared
-) -> Literal["installed", "disk"] | None:
-    """Return the origin of the guest's agent. The disk itself is believed more than a note."""
-    if request.agent is False:
-        return None
-    if prepared.agent is not None and not (request.cloud_init and prepared.agent == "disk"):
-        return prepared.agent
-    if request.agent or (note is not None and note.agent):
-        return "disk" if note is not None and note.agent_disk else "installed"
-    return None
-
-
-def _name_system(request: ImportRequest, note: ExportNote | None, prepared: Prepared) -> tuple[str, str]:
-    """Return name and version of the operating system: as requested, of an export, or as on the disk."""
-    if request.os != "unknown":
-        return request.os, request.version
-    if note is not None and note.os != "unknown":
-        return note.os, note.version
-    return prepared.os or request.os, prepared.version or request.version
-
-
-def _choose_hardware(linux: LinuxFacts | None) -> dict[str, str]:
-    """Return the hardware that the guest has drivers for, where that is not virtio."""
-    if linux is None:
-        return {}
-    chosen = {}
-    if linux.buses and "virtio" not in linux.buses:
-        chosen["disk_bus"] = linux.buses[0]
-    if linux.nics and "virtio" not in linux.nics:
-        chosen["nic_model"] = linux.nics[0]
-    if linux.virtio_serial is False:
-        chosen["agent_port"] = "serial"
-    return chosen
-
-
-def _origin(request: ImportRequest, header: Header, checksum: str | None) -> dict[str, Any]:
-    origin = {"source": request.source, "format": header.format}
-    if checksum is not None:
-        origin["sha256"] = checksum
-    if request.checksum is not None:
-        origin["checksum"] = request.checksum.lower()
-    if _is_url(request.source):  # keep no password or token
-        parts = urlsplit(request.source)
-        origin["source"] = parts._replace(
-            netloc=parts.netloc.rpartition("@")[2], query="", fragment=""
-        ).geturl()
-    return origin
-
-
-def _choose_arch(request: ImportRequest, contents: Contents, linux: LinuxFacts | None) -> str:
-    found = contents.architectures
-    if not found and linux is not None and linux.arch in PLATFORMS:
-        found = frozenset({linux.arch})  # of programs: a disk without a boot loader shows nothing else
-    if request.arch_given and found and request.arch not in found and not _runs(request.arch, found):
-        raise BadImage(
-            f"the disk boots {' or '.join(sorted(found))}, not {request.arch}",
-            hint=f"use --arch {min(found)}, or leave --arch out",
-        )
-    if not request.arch_given and found and request.arch not in found:
-        return min(found - {"i386"} or found)
-    return request.arch
-
-
-def _runs(arch: str, found: frozenset[str]) -> bool:
-    return arch == "x86_64" and "i386" in found

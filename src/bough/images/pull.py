@@ -16,7 +16,8 @@ from bough.errors import BadImage, NotFound
 from bough.images.catalogue import MOST_BYTES, Catalogue, CatalogueImage, ImageFile
 from bough.images.confined import Confinement
 from bough.images.download import download
-from bough.images.imports import ImportRequest, import_image
+from bough.images.import_request import ImportRequest
+from bough.images.imports import import_image
 from bough.images.signature import check_signature, parse_key
 from bough.images.store import ImageManifest, ImageStore
 from bough.paths import Home
