@@ -21,7 +21,7 @@ $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root
   ssh/{key,key.pub}                      bough's own key, which logs in to each machine; mode 0700
   ssh/config-<user>                      the configuration that `bough ssh` passes to ssh
   known_hosts                            of earlier versions of bough; unused
-  settings.toml                          written by a user: see forks/process_image/switch.py
+  settings.toml                          written by a user: see forks/process_image/switch.py, images/apt.py
   self-tests.json                        results of self-tests of process images, per build of QEMU
   faults.json                            the present faults of links and machines
   standby.json                           the standby machines that users requested

@@ -14,8 +14,10 @@ import pytest
 from bough.errors import BuildFailed, InvalidInput, InvalidSpec
 from bough.images.apt import (
     ADD_SOURCES,
+    DEFAULT_MIRRORS,
     FILTER_PATH,
     Mirrors,
+    find_mirrors,
     parse_mirrors,
     render_pins,
     render_source,
@@ -234,3 +236,20 @@ def test_the_layout_that_a_machine_makes(tmp_path: Path) -> None:
     assert f"mkbtrfs -q -f -U {identity.root_filesystem}" in script
     with pytest.raises(InvalidInput, match="for the root"):
         check_room(DISK_BYTES, [SimpleNamespace(mount="/home", size=7 * GIB, file_system="ext4")])
+
+
+def test_mirrors_of_the_home_and_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BOUGH_MIRROR", "BOUGH_SECURITY_MIRROR"):
+        monkeypatch.delenv(name, raising=False)
+    settings = tmp_path / "settings.toml"
+    assert find_mirrors(settings) == DEFAULT_MIRRORS
+    lines = ("process_images = false", 'mirror = "http://m.example/debian/"', 'security_mirror = "none"')
+    settings.write_text("\n".join(lines))
+    assert find_mirrors(settings) == Mirrors("http://m.example/debian", "none")
+    monkeypatch.setenv("BOUGH_MIRROR", "http://other.example/debian")
+    assert find_mirrors(settings) == Mirrors("http://other.example/debian", "none")
+    monkeypatch.delenv("BOUGH_MIRROR")
+    for wrong, says in (("mirror = 7", "mirror: expected"), ("mirror = ", "cannot be read")):
+        settings.write_text(wrong)
+        with pytest.raises(InvalidInput, match=says):
+            find_mirrors(settings)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from bough.errors import InvalidInput
@@ -45,18 +48,45 @@ class Mirrors:
 DEFAULT_MIRRORS = Mirrors()
 
 
-def parse_mirrors(main: str | None, security: str | None) -> Mirrors:
+def parse_mirrors(
+    main: str | None, security: str | None, names: tuple[str, str] = ("--mirror", "--security-mirror")
+) -> Mirrors:
     """Check the addresses of the mirrors and remove slashes at the end.
+
+    Args:
+        names: of the two settings, for the message.
 
     Raises:
         InvalidInput: an address is not usable.
     """
-    for name, value in (("--mirror", main), ("--security-mirror", security)):
-        if value is not None and not _URI.fullmatch(value) and (name, value) != ("--security-mirror", "none"):
+    for name, value in zip(names, (main, security), strict=True):
+        if value is not None and not _URI.fullmatch(value) and (name, value) != (names[1], "none"):
             raise InvalidInput(
                 f"{name}: expected an address like http://mirror.example/debian, got {value[:100]!r}"
             )
     return Mirrors(main and main.rstrip("/"), security and security.rstrip("/"))
+
+
+def find_mirrors(settings: Path) -> Mirrors:
+    """Return the mirrors for builds that no command asks for: `mirror` and `security_mirror` in the home's
+    settings.toml. BOUGH_MIRROR and BOUGH_SECURITY_MIRROR in the service's environment override them.
+
+    Raises:
+        InvalidInput: an address is not usable, or the file cannot be read.
+    """
+    try:
+        told = tomllib.loads(settings.read_text())
+    except FileNotFoundError:
+        told = {}
+    except (OSError, ValueError) as error:
+        raise InvalidInput(
+            f"{settings} cannot be read: {error}", hint="repair the file, or remove it"
+        ) from error
+    main, security = (
+        os.environ.get(f"BOUGH_{name.upper()}") or (str(told[name]) if name in told else None)
+        for name in ("mirror", "security_mirror")
+    )
+    return parse_mirrors(main, security, ("mirror", "security_mirror"))
 
 
 def render_source(source: Source, *, key_inside: bool) -> str:

@@ -20,14 +20,22 @@ class BuildWatch:
         label: of the image; or the name of what the build makes, with `noun`.
         noun: "the image", before the label in errors.
         needed: space that the build needs, for an error.
+        mirror: how a user names another mirror, for a hint.
     """
 
     def __init__(
-        self, label: str, report: Report, *, noun: str = "the image ", needed: str = "about 2.5 GiB"
+        self,
+        label: str,
+        report: Report,
+        *,
+        noun: str = "the image ",
+        needed: str = "about 2.5 GiB",
+        mirror: str = "--mirror",
     ) -> None:
         self._label = label
         self._noun = noun
         self._needed = needed
+        self._mirror = mirror
         self._report = report
         self._step = "preparing"
         self._last: deque[str] = deque(maxlen=_OUTPUT_LINES)
@@ -85,16 +93,16 @@ class BuildWatch:
             )
         return BuildFailed(
             f"{self._noun}{self._label} could not be built: {self._step} failed (status {status})",
-            hint=_hint(output),
+            hint=_hint(output, self._mirror),
             image=self._label,
             step=self._step,
             output=output[-4000:],
         )
 
 
-def _hint(output: str) -> str:
+def _hint(output: str, mirror: str) -> str:
     if any(word in output for word in ("Could not resolve", "Could not connect", "Temporary failure")):
-        return "no mirror could be reached: check the network, or name another mirror with --mirror"
+        return f"no mirror could be reached: check the network, or name another mirror: {mirror}"
     if "is expired" in output:
-        return "the mirror's lists have expired, or this host's clock is wrong; --mirror names another mirror"
+        return f"the mirror's lists have expired, or this host's clock is wrong; another mirror: {mirror}"
     return "see the end of the output above; bough doctor shows whether a program is missing"

@@ -27,6 +27,8 @@ from bough.units import MIB, format_size
 _PROGRAMS = {"mmdebstrap": "mmdebstrap", "dpkg-deb": "dpkg", "mksquashfs": "squashfs-tools"}
 #: The packages, unpacked, for two processors.
 _NEEDED_BYTES = 256 * MIB
+#: See bough.images.apt.find_mirrors.
+_MIRROR = "BOUGH_MIRROR in the service's environment, or `mirror` in settings.toml"
 #: Scripts of an image's build that this build needs, too.
 _SHARED = ("enter.sh", "mirrors.awk")
 
@@ -64,7 +66,9 @@ async def build_agent_disk(
             await finish(asyncio.to_thread(_prepare, work, recipe))
             report(Progress("building the agent disk"))
             process = await start_inside(work, ("sh", "./build.sh"), _environment(recipe, mirrors))
-            watch = BuildWatch("the agent disk", report, noun="", needed=format_size(_NEEDED_BYTES))
+            watch = BuildWatch(
+                "the agent disk", report, noun="", needed=format_size(_NEEDED_BYTES), mirror=_MIRROR
+            )
             await watch.follow(process, work)
             return _read(work / "out")
     finally:

@@ -24,7 +24,7 @@ from pathlib import Path
 from bough.errors import BadBundle, BoughError, BuildFailed
 from bough.images.agent_disk.build import build_agent_disk
 from bough.images.agent_disk.recipe import MOST_BYTES, agent_disk_recipe
-from bough.images.apt import DEFAULT_MIRRORS, Mirrors
+from bough.images.apt import find_mirrors
 from bough.images.one_build import only_one
 from bough.paths import Home
 from bough.progress import Report
@@ -63,13 +63,14 @@ class AgentDiskStore:
         digest = self._keys().get(_key_of(arch))
         return digest if digest is not None and self.has(arch, digest) else None
 
-    async def provide(self, arch: str, report: Report, mirrors: Mirrors = DEFAULT_MIRRORS) -> str:
+    async def provide(self, arch: str, report: Report) -> str:
         """Return the digest of the disk of today's recipe. Build the disk if it is missing.
 
         Of two calls at once, one builds, also in two processes.
 
         Raises:
             HostLacks, BuildFailed, NoSpace: nothing is left of the build.
+            InvalidInput: settings.toml names an unusable mirror.
         """
         recipe = agent_disk_recipe(arch)
         if (found := self.newest(arch)) is not None:
@@ -78,6 +79,7 @@ class AgentDiskStore:
         async with only_one(lock, f"the agent disk for {arch}", report):
             if (found := self.newest(arch)) is not None:
                 return found
+            mirrors = find_mirrors(self._home.settings)
             built = await build_agent_disk(recipe, self._home.incoming, report, mirrors)
             digest = self.add(arch, built.content)
             write_json(self._home.agent_disk_keys, {**self._keys(), _key_of(arch): digest})
