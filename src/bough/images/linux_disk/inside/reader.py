@@ -188,7 +188,8 @@ def main() -> None:
         if not child:
             send(port, perform(request))
             os._exit(0)
-        os.waitpid(child, 0)
+        if os.waitpid(child, 0)[1]:
+            send(port, {"error": "failed"})
 
 
 if __name__ == "__main__":
