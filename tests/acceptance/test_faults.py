@@ -390,6 +390,19 @@ def test_pressure(trio: Trio, prey: bough.Machine, cli: Cli) -> None:
     cli.error("fault", "full", "prey", "/nowhere", says="/nowhere is no directory")
 
 
+@pytest.mark.long  # a boot
+def test_pressure_after_a_reboot(trio: Trio, prey: bough.Machine) -> None:
+    loops = "cat /run/bough-fault-*/[0-9]* 2>/dev/null | wc -l"
+    with prey.cpu_pressure(2) as busy, prey.memory_pressure("60MiB") as used:
+        prey.reboot()
+        wait_until(lambda: prey.succeed(loops).strip() == "2", what="the processes are busy again")
+        wait_until(lambda: "60M" in prey.succeed("du -shc /run/bough-fault-*"), what="the memory is used")
+        assert busy.is_present()
+        assert used.is_present()
+    assert prey.succeed(loops).strip() == "0"
+    assert "bough-fault" not in prey.succeed("cat /proc/mounts")
+
+
 def test_services_are_killed(trio: Trio, prey: bough.Machine, cli: Cli) -> None:
     prey.succeed("systemd-run --unit victim sleep 1000")
     cli("fault", "kill", "prey", "victim", "--signal", "KILL")

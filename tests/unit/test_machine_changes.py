@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bough.hypervisor.projects.changes import _match_cards
+from bough.hypervisor.changed_settings import match_cards
 from bough.machines.record import Nic
 from bough.spec import MachineSpec, parse_spec
 
@@ -18,7 +18,7 @@ NICS = [Nic(mac=f"52:54:00:00:00:0{place}", place=place) for place in range(3)]
 
 
 def match(*nics: Any) -> list[tuple[str, int]]:
-    found = _match_cards(BEFORE.network_cards, NICS, spec(*nics).network_cards)
+    found = match_cards(BEFORE.network_cards, NICS, spec(*nics).network_cards)
     return [(nic.mac, nic.place) for nic in found]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bough.errors import AgentUnavailable, BoughError, Conflict, GuestRefused, InvalidInput, WrongState
+from bough.hypervisor import machine_faults
 from bough.hypervisor.faults import Faults
 from bough.hypervisor.machine_faults import MachineFaults
 from bough.machines.events import Events
@@ -268,6 +269,34 @@ async def test_pressure(house: House) -> None:
     for senseless in (*bad, {"memory_bytes": 0}):
         with pytest.raises(InvalidInput):
             await house.use.press(machine, **senseless)
+
+
+async def test_pressure_begins_again_after_a_reboot(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_faults, "_LOOK_S", 0.001)
+    machine, guest, tasks = house.machine, house.machine.guest, []
+    monkeypatch.setattr(machine, "own", lambda work, _: tasks.append(asyncio.create_task(work)))
+    fault = await house.use.press(machine, loops=2)
+    other = await house.use.press(machine, memory_bytes=MIB)
+
+    async def reboots(boot: str) -> list[list[str]]:
+        before = len(guest.ran)
+        machine.boot_id = None
+        await asyncio.sleep(0.02)
+        assert len(guest.ran) == before
+        guest.is_gone, machine.boot_id = True, boot
+        await asyncio.sleep(0.02)  # the agent does not answer yet
+        guest.is_gone = False
+        await asyncio.sleep(0.02)
+        return sorted(words for _, words in guest.ran[before:])
+
+    wanted = sorted([[f"/run/bough-fault-{fault.id}", "2"], [f"/run/bough-fault-{other.id}", str(MIB)]])
+    assert await reboots("second") == wanted
+    guest.answers["head -c"] = (b"the guest has only 0 MiB of memory\n", 1)
+    await reboots("third")
+    assert [one.id for one in house.faults] == [fault.id]
+    await house.faults.heal(fault)
+    await asyncio.wait_for(asyncio.gather(*tasks), 5)
+    assert machine.told == ["fault", "fault", "healed", "healed"]
 
 
 async def test_a_pause(house: House) -> None:

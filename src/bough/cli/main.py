@@ -22,6 +22,7 @@ COMMANDS = {
     "pause": ("lifecycle", "pause", "Pause a machine's vCPUs; its memory stays in RAM."),
     "suspend": ("lifecycle", "suspend", "Write a machine's memory to disk and end its process."),
     "resume": ("lifecycle", "resume", "Resume a paused or suspended machine."),
+    "set": ("setting", "set_settings", "Change settings of a machine: memory, vCPUs, limits."),
     "rename": ("lifecycle", "rename", "Rename a machine."),
     "delete": ("lifecycle", "delete", "Delete machines and their disks."),
     "list": ("observe", "list_machines", "List the machines."),

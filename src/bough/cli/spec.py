@@ -152,7 +152,7 @@ def _add_lists(data: dict[str, Any], given: dict[str, Any]) -> None:
             data[name] = [*data.get(name, []), *values]
     for name, flag in (("environment", "--env"), ("limits", "--limit")):
         if given[name]:
-            data[name] = {**data.get(name, {}), **dict(_pair(flag, text) for text in given[name])}
+            data[name] = {**data.get(name, {}), **dict(pair(flag, text) for text in given[name])}
 
 
 def _cards(data: dict[str, Any], given: dict[str, Any]) -> list[str]:
@@ -170,7 +170,7 @@ def _read_mount(text: str) -> Any:
     return resolve_mount(text)
 
 
-def _pair(flag: str, text: str) -> tuple[str, str]:
+def pair(flag: str, text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
         raise InvalidInput(f"{flag} expects NAME=VALUE, got {text!r}")

@@ -213,6 +213,23 @@ class Machine(AwaitedGuest):
         request = contract.RenameMachine(reference=self._reference, name=name)
         self._name = str(self._api.send(request)["name"])
 
+    def set(self, *, force: bool = False, progress: Report | None = None, **settings: Any) -> None:
+        """Change settings of the machine, as `bough set`: all of them, or none.
+
+        Args:
+            force: allow more memory or vCPUs than the host has.
+            settings: settings whose `change` in docs/spec.md is "stopped" or "running": memory="2GiB",
+                vcpus=4, autostart=True, limits={"cpu": "50%"}, ... A limit that is None is removed.
+
+        Raises:
+            InvalidSpec: a wrong value, or a setting that cannot change; with all problems.
+            BeyondHost, HostLacks: this host cannot run the machine with these settings.
+            WrongState: settings change only while the machine is stopped.
+            Conflict: a project's file has the machine's settings.
+        """
+        request = contract.SetMachine(reference=self._reference, settings=settings, force=force)
+        self._send_long(request, None, progress)
+
     def delete(self, *, force: bool = False) -> None:
         """Delete the machine with its disks. Raises WrongState while it runs, unless `force`
         cuts the power.

@@ -67,6 +67,20 @@ class RenameMachine(Request):
     name: str
 
 
+class SetMachine(Request):
+    """Change settings of a machine that is no project's: all of the given settings, or none.
+
+    `settings` has values as in a spec. A setting whose `change` is "stopped" needs a stopped machine. `force`
+    allows more than the host has.
+    """
+
+    route = Route("POST", "/machines/{reference}/settings", "long")
+    answer: ClassVar[MachineInfo]
+    reference: str
+    settings: dict[str, Any]
+    force: bool = False
+
+
 class KeepMachine(Request):
     """Keep an ephemeral machine: the machine is not deleted when its client disconnects."""
 

@@ -152,6 +152,12 @@ class Faults:
         self._tell("fault", fault, fault.summary)
         self._schedule(fault)
 
+    async def make_again(self, fault: FaultRecord, make: Callable[[], Awaitable[None]]) -> None:
+        """Make a present fault once more, after a reboot of the guest. Raises as `make`; the fault stays."""
+        async with self._turn(fault):
+            if fault.id in self._faults:
+                await make()
+
     async def heal(self, fault: FaultRecord, why: str = "healed") -> None:
         """Undo a fault. Does nothing if the fault has ended. Raises BoughError: the fault stays listed."""
         await finish(self._heal(fault, why))

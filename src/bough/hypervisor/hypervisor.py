@@ -25,6 +25,7 @@ from bough.hypervisor.lifecycle import Lifecycle
 from bough.hypervisor.lifetimes import Lifetimes
 from bough.hypervisor.link_faults import LinkFaults
 from bough.hypervisor.machine_faults import MachineFaults
+from bough.hypervisor.machine_settings import MachineSettings
 from bough.hypervisor.names import Names
 from bough.hypervisor.network_changes import NetworkChanges
 from bough.hypervisor.networks import Networks
@@ -129,6 +130,7 @@ class Hypervisor:
 
         waiting = WaitingMachines(standby, loaded, names, lifetimes, events)
         self.lifecycle = Lifecycle(home, names, half_made)
+        self.machine_settings = MachineSettings(home, machines, networks, projects)
         self.running = Running(
             store, self.creation, names, lifetimes, keeper, booted, states, maker, waiting, standby, loaded
         )

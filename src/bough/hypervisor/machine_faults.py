@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
-from bough.errors import BoughError, Conflict, InvalidInput
+from bough.errors import BoughError, Conflict, GuestRefused, InvalidInput
 from bough.hypervisor.faults import Faults
 from bough.hypervisor.inventory import Inventory
 from bough.machines.faults import cable, clock, disk, pressure, strikes
@@ -45,6 +45,7 @@ class MachineFaults:
             PRESSURE: self._relieve,
         }
         faults.go_on[CLOCK] = self._follow_clock
+        faults.go_on[PRESSURE] = self._follow_pressure
         for kind, action in undo.items():
             faults.undo[kind] = lambda fault, action=action: self._undo(fault, action)  # type: ignore[misc]
 
@@ -257,20 +258,17 @@ class MachineFaults:
             pressure.check_loops(count)
             fault.summary = f"{count} busy processes in {machine.name}"
             fault.settings = {"loops": count}
-            make = lambda: pressure.burn_processors(machine, fault.id, count)  # noqa: E731
         elif memory_bytes is not None:
             if memory_bytes < 1:
                 raise InvalidInput("the memory is 1 byte at least")
             fault.summary = f"{format_size(memory_bytes)} of the memory of {machine.name} used"
             fault.settings = {"memory": memory_bytes}
-            make = lambda: pressure.use_memory(machine, fault.id, memory_bytes)  # noqa: E731
         else:
             path = full or ""
             pressure.check_path(path)
             fault.summary = f"the file system of {path} of {machine.name} full"
             fault.settings = {"full": path}
-            make = lambda: pressure.fill_file_system(machine, fault.id, path)  # noqa: E731
-        return await self._faults.begin(fault, make, for_s=for_s)
+        return await self._faults.begin(fault, lambda: _press(machine, fault), for_s=for_s)
 
     # -- undo ---------------------------------------------------------------------------------------
 
@@ -328,6 +326,27 @@ class MachineFaults:
                 await clock.stop_synchronization(machine)
                 await _apply(machine)
 
+    def _follow_pressure(self, fault: FaultRecord) -> None:
+        for machine in map(self._inventory.get, fault.machines):
+            if machine is not None:
+                machine.own(self._keep_pressed(machine, fault), "keep it under pressure")
+
+    async def _keep_pressed(self, machine: Machine, fault: FaultRecord) -> None:
+        """Press again after each boot of the guest. A guest that refuses has the fault no longer."""
+        boot = machine.boot_id
+        while machine.pid == fault.pid and fault.id in machine.faults.found:
+            await asyncio.sleep(_LOOK_S)
+            now = machine.boot_id
+            if now in (boot, None) or fault.id not in machine.faults.found:
+                continue
+            try:
+                await self._faults.make_again(fault, lambda: _press(machine, fault))
+                boot = now
+            except GuestRefused as error:
+                await self._faults.heal(fault, f"the guest has rebooted: {error.message}")
+            except BoughError:
+                continue  # the agent does not answer yet
+
     async def _relieve(self, machine: Machine, fault: FaultRecord) -> None:
         own = fault.settings
         if "loops" in own:
@@ -356,6 +375,17 @@ class MachineFaults:
     def _check(machine: Machine, *states: State) -> None:
         if machine.state not in states:
             raise machine.wrong_state("a fault", *states)
+
+
+async def _press(machine: Machine, fault: FaultRecord) -> None:
+    """Put a guest under pressure. A repeated call changes nothing. Raises GuestRefused, AgentUnavailable."""
+    own = fault.settings
+    if "loops" in own:
+        await pressure.burn_processors(machine, fault.id, own["loops"])
+    elif "memory" in own:
+        await pressure.use_memory(machine, fault.id, own["memory"])
+    else:
+        await pressure.fill_file_system(machine, fault.id, own["full"])
 
 
 async def _apply(machine: Machine) -> None:

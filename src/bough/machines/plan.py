@@ -90,7 +90,7 @@ async def resolve_hardware(
         find_uefi(image.arch, machine_type, secure=spec.secure_boot)
     _check_host_files(spec)
     check_buses(spec, image)
-    _check_agent_port(spec, image)
+    _check_agent_port(spec, image.arch)
     _check_tpm(spec, image.arch)
     if spec.floppy is not None and not architecture(image.arch).is_pc:
         message = f"a machine of {image.arch} has no floppy drive"
@@ -134,9 +134,9 @@ def _choose_secure_firmware(spec: MachineSpec, image: ImageManifest) -> str:
     return "uefi"
 
 
-def _check_agent_port(spec: MachineSpec, image: ImageManifest) -> None:
-    if spec.agent_port == "serial" and not architecture(image.arch).is_pc:
-        message = f"a machine of {image.arch} has one serial port, its console"
+def _check_agent_port(spec: MachineSpec, arch: str) -> None:
+    if spec.agent_port == "serial" and not architecture(arch).is_pc:
+        message = f"a machine of {arch} has one serial port, its console"
         raise InvalidSpec(f"agent_port: {message}", problems=[_problem("agent_port", message)])
 
 
@@ -202,10 +202,11 @@ async def resolve_plan(record: MachineRecord, paths: MachinePaths, home: Home, n
 
     Raises:
         NotFound: no such network. HostLacks: the host lacks QEMU, firmware or a required part of the jail.
-        InvalidSpec: a bus has no room for the disks any more, after a change of the spec.
+        InvalidSpec: after a change of the spec: a bus has no room for the disks, or no port for the agent.
     """
     spec, hardware = record.spec, record.hardware
     check_room(record)
+    _check_agent_port(spec, hardware.arch)
     qemu = find_qemu(hardware.arch)
     jail = await probe_jail(qemu, home)
     check_jail(spec, jail, hardware.uid)

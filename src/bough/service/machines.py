@@ -26,6 +26,7 @@ def add_routes(routes: Routes) -> None:
     routes.long(contract.RunMachine, run_machine)
     routes.quick(contract.GetMachine, get_machine)
     routes.quick(contract.RenameMachine, rename_machine)
+    routes.long(contract.SetMachine, set_machine)
     routes.quick(contract.KeepMachine, keep_machine)
     routes.quick(contract.DeleteMachine, delete_machine)
     routes.long(contract.StartMachine, start_machine)
@@ -79,6 +80,12 @@ async def get_machine(hypervisor: Hypervisor, asked: contract.GetMachine) -> Des
 async def rename_machine(hypervisor: Hypervisor, asked: contract.RenameMachine) -> Description:
     machine = hypervisor.machines.find(asked.reference)
     hypervisor.lifecycle.rename(machine, asked.name)
+    return describe(machine)
+
+
+async def set_machine(hypervisor: Hypervisor, asked: contract.SetMachine, report: Report) -> Description:
+    machine = hypervisor.machines.find(asked.reference)
+    await hypervisor.machine_settings.change(machine, asked.settings, force=asked.force)
     return describe(machine)
 
 

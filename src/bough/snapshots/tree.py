@@ -23,6 +23,8 @@ from bough.machines.record import (
     MachineDisk,
     MachineRecord,
     PortForward,
+    agent_port_of,
+    disk_bus_of,
     new_uuid,
     now,
 )
@@ -350,6 +352,13 @@ class SnapshotTree:
                 f"machine '{machine.name}' had other network cards in snapshot {label}",
                 hint=f"attach and detach networks as then, or create a new machine: bough fork {label}",
             )
+        other = [] if manifest.memory is None else _other_settings(manifest, machine.record)
+        if other:
+            label = manifest.label or manifest.id
+            raise Conflict(
+                f"machine '{machine.name}' had other settings in snapshot {label}: {', '.join(other)}",
+                hint=f"set them as then (bough set --help), or create a new machine: bough fork {label}",
+            )
 
     async def put_back(self, machine: Machine, manifest: SnapshotManifest) -> None:
         """Restore the disks and settings of a stopped machine. The present disks are deleted.
@@ -476,6 +485,17 @@ def _changes(new: Template, new_extents: list[Extent], old: Template) -> list[Ex
     differing = different_extents(new, old, shared)
     alone = union(list(subtract(new_extents, old_extents)), list(subtract(old_extents, new_extents)))
     return union(differing, alone)
+
+
+def _other_settings(manifest: SnapshotManifest, record: MachineRecord) -> list[str]:
+    """Return the settings with another value than in the snapshot, on which its memory depends."""
+    names = ["vcpus", "memory", "hyperv"]
+    other = [name for name in names if getattr(manifest.spec, name) != getattr(record.spec, name)]
+    if disk_bus_of(manifest.spec, manifest.hardware) != record.disk_bus:
+        other.append("disk_bus")
+    if agent_port_of(manifest.spec, manifest.hardware) != record.agent_port:
+        other.append("agent_port")
+    return other
 
 
 def _cards(hardware: Hardware) -> list[tuple[int, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,13 +29,20 @@ class HostLimits:
     free_disk_bytes: int
 
 
-def check_against_host(spec: MachineSpec, host: Limits, *, force: bool = False) -> None:
+def check_against_host(
+    spec: MachineSpec, host: Limits, *, force: bool = False, only: Collection[str] | None = None
+) -> None:
     """Refuse a spec that exceeds the host. The default number of vCPUs is never refused.
+
+    Args:
+        only: names of the settings to check; None: all.
 
     Raises:
         BeyondHost: with `problems`, in the form of InvalidSpec's; never if `force`.
     """
     problems = [] if force else _beyond(spec, host)
+    if only is not None:
+        problems = [one for one in problems if one["place"] in only]
     if not problems:
         return
     first = problems[0]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from bough.spec.settings import SETTINGS, Setting
 
 _EXAMPLE_HEAD = """\
-# A machine, for `bough create --file machine.toml` or `bough run --file machine.toml debian:12`.
+# A machine, for `bough create --file machine.toml` or `bough run --file machine.toml -- COMMAND`.
 # Only `image` is required. Every other setting is shown with its default or an example.
 
 # The machine's name in `bough list`. Default: generated.
@@ -22,13 +22,14 @@ Generated from the code by `make docs`.
 
 A setting has one name everywhere. The name is a key of a [spec file](../examples/machine.toml), a keyword
 argument of `hv.create()` and `hv.run()`, and a field of the API. Most settings have an option of
-`bough create` and `bough run`.
+`bough create` and `bough run`. [`bough set`](tasks.md#change-a-machine-that-exists) changes an existing
+machine. [`bough up`](projects.md#what-up-does) changes a project's machine, and restarts it if needed.
 
 | column | value | meaning |
 |---|---|---|
 | change | `never` | fixed when the machine is created |
-| | `stopped` | [`bough up`](projects.md#what-up-does) stops a project's machine, changes and starts it |
-| | `running` | `bough up` changes the machine while it runs |
+| | `stopped` | `bough set` changes a stopped machine |
+| | `running` | `bough set`, or `bough port` and `bough mount`, change the machine at any time |
 | bundle | `kept` | [an imported machine](snapshots.md#hand-over-a-running-machine) has the same value |
 | | `dropped` | the imported machine has the default |
 | | `here` | the imported machine has the ports on 127.0.0.1 of its host |

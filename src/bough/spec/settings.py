@@ -4,7 +4,9 @@ Every setting of `MachineSpec` has one entry. The table answers all questions ab
 
     text, example   descriptions in the API, docs/spec.md and examples/machine.toml
     flag            the option of the command line
-    change          may the setting of an existing machine change? (`bough up` after a change of the file)
+    change          may the setting of an existing machine change? (`bough set`; `bough up` after a change of
+                    the file)
+    command         the command that changes the setting instead of `bough set`
     bundle          may a bundle bring it to another host?
     boot            does a booted image depend on it?
     process_image   may a machine that sets it be captured as a process image?
@@ -65,6 +67,7 @@ class Setting:
     example: str
     flags: tuple[Flag, ...] = ()
     change: Change = "never"
+    command: str = ""
     bundle: Bundle = "kept"
     boot: Boot = "hardware"
     process_image: bool = False
@@ -269,6 +272,7 @@ SETTINGS: Mapping[str, Setting] = {
             ),
         ),
         change="running",
+        command="bough port",
         bundle="here",
         boot="host",
         process_image=True,
@@ -285,6 +289,7 @@ SETTINGS: Mapping[str, Setting] = {
             ),
         ),
         change="running",
+        command="bough mount",
         bundle="dropped",
         boot="host",
     ),
@@ -385,6 +390,12 @@ SETTINGS: Mapping[str, Setting] = {
 def entry_of(name: str) -> Setting:
     """Return the entry of a setting; FORBIDDEN for a setting without an entry."""
     return SETTINGS.get(name, FORBIDDEN)
+
+
+def is_settable(name: str) -> bool:
+    """Return whether `bough set` changes the setting of an existing machine."""
+    entry = entry_of(name)
+    return entry.change != "never" and not entry.command
 
 
 def flags() -> Iterator[tuple[str, Flag]]:

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Collection
 
+from bough.hypervisor.changed_settings import AT_REST, DISKS, changed_fields, plain_settings
 from bough.hypervisor.lifecycle import Lifecycle
 from bough.machines.disks.growth import grow_disks, grown_disks
-from bough.machines.mac_address import choose_mac_addresses
 from bough.machines.machine import Machine
 from bough.machines.mounts import add_mount, remove_mount
-from bough.machines.record import Nic, PortForward
+from bough.machines.record import PortForward
 from bough.machines.state import LIVE, State
 from bough.mounts.source import resolve_mounts
 from bough.paths import Home
 from bough.progress import Progress, Report
-from bough.spec import MachineSpec, NicSpec
-from bough.spec.nic import MOST_NICS
-
-_AT_REST = (State.STOPPED, State.FAILED)
-#: These change by their own operations.
-_APART = frozenset({"ports", "mounts", "nics", "uplink", "disk", "disks"})
-#: These change by growth.
-DISKS = frozenset({"disk", "disks"})
+from bough.spec import MachineSpec
 
 
 class MachineChanges:
@@ -46,24 +38,8 @@ class MachineChanges:
         if machine.state in LIVE:
             report(Progress("stopping"))
             await self._lifecycle.stop(machine, report=report)
-        async with machine.operation("being changed", *_AT_REST):
-            spec = machine.record.spec
-            fields: dict[str, Any] = _plain(settings, wanted)
-            fields |= {name: getattr(wanted, name) for name in ("ports", "mounts") if name in settings}
-            if {"nics", "uplink"} & set(settings):
-                fields |= {"nics": wanted.nics, "uplink": wanted.uplink}
-                hardware = machine.record.hardware
-                nics = _match_cards(
-                    spec.network_cards, hardware.nics, wanted.network_cards, model=hardware.nic_model
-                )
-                machine.change(
-                    spec=spec.model_copy(update=fields),
-                    hardware=hardware.model_copy(update={"nics": nics}),
-                )
-            else:
-                machine.change(spec=spec.model_copy(update=fields))
-            if "ports" in settings:
-                machine.change(ports=[PortForward(**port.model_dump()) for port in wanted.ports])
+        async with machine.operation("being changed", *AT_REST):
+            machine.change(**changed_fields(machine.record, settings, wanted))
 
     async def change_running(self, machine: Machine, settings: Collection[str], wanted: MachineSpec) -> None:
         """Change settings of a machine while it runs, or is off."""
@@ -72,7 +48,7 @@ class MachineChanges:
             await _change_ports(machine, wanted)
         if "mounts" in settings:
             await _change_mounts(machine, wanted)
-        plain = _plain(settings, wanted)
+        plain = plain_settings(settings, wanted)
         if plain:
             machine.change(spec=machine.record.spec.model_copy(update=plain))
 
@@ -102,11 +78,6 @@ class MachineChanges:
             machine.change(spec=machine.record.spec.model_copy(update=sizes))
 
 
-def _plain(settings: Collection[str], wanted: MachineSpec) -> dict[str, Any]:
-    names = [name for name in settings if name in MachineSpec.model_fields and name not in _APART]
-    return {name: getattr(wanted, name) for name in names}
-
-
 async def _change_ports(machine: Machine, wanted: MachineSpec) -> None:
     before = machine.record.spec.ports
     for port in before:
@@ -132,34 +103,3 @@ async def _change_mounts(machine: Machine, wanted: MachineSpec) -> None:
     for mount in wanted.mounts:
         if mount not in machine.record.spec.mounts:
             await add_mount(machine, mount)
-
-
-def _match_cards(
-    before: Sequence[NicSpec], nics: Sequence[Nic], wanted: Sequence[NicSpec], *, model: str = "virtio"
-) -> list[Nic]:
-    """Return a card of the hardware for each wanted card. A card that stays keeps its place and addresses.
-
-    Args:
-        model: of cards for which the user named no model.
-    """
-    left = list(zip(before, nics, strict=True))
-    matched: list[Nic | None] = []
-    for card in wanted:
-        index = next(
-            (
-                number
-                for number, (old, nic) in enumerate(left)
-                if (old.network, nic.model) == (card.network, card.model_for(model))
-                and card.mac in (None, nic.mac)
-            ),
-            None,
-        )
-        matched.append(None if index is None else left.pop(index)[1])
-    places = iter(sorted(set(range(MOST_NICS)) - {nic.place for nic in matched if nic is not None}))
-    macs = choose_mac_addresses(
-        nic.mac if nic is not None else card.mac for nic, card in zip(matched, wanted, strict=True)
-    )
-    return [
-        nic or Nic(mac=mac, model=card.model_for(model), place=next(places))
-        for nic, card, mac in zip(matched, wanted, macs, strict=True)
-    ]

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from bough.errors import MachineFailed
+from bough.hypervisor.changed_settings import DISKS
 from bough.hypervisor.lifecycle import Lifecycle
 from bough.hypervisor.lifetimes import Lifetimes
-from bough.hypervisor.projects.changes import DISKS, MachineChanges
+from bough.hypervisor.projects.changes import MachineChanges
 from bough.hypervisor.projects.plan import Step, write_applied
 from bough.hypervisor.projects.registry import Projects
 from bough.hypervisor.projects.specs import machine_spec

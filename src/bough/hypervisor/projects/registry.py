@@ -94,6 +94,18 @@ class Projects:
                 project=record.name,
             )
 
+    def check_settable(self, machine: Machine) -> None:
+        """Raise Conflict if a project's file has the settings of the machine."""
+        record = self.store.get(machine.record.project)
+        if record is not None and machine.record.role is not None:
+            raise Conflict(
+                f"machine '{machine.name}' is the machine '{machine.record.role}' of project '{record.name}'"
+                ", whose file has its settings",
+                hint=f"change {record.file or 'bough.toml'} and run `bough up`",
+                machine=machine.name,
+                project=record.name,
+            )
+
     def describe(self, record: ProjectRecord) -> dict[str, Any]:
         """Return the API's description of a project."""
         machines = self.machines(record)

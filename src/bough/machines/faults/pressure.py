@@ -11,12 +11,14 @@ from bough.machines.machine import Machine
 MOST_LOOPS = 256
 _PATH = re.compile(r"/[^\0\n]{0,1000}")
 #: $1 is the directory of the fault below /run, $2 the number of loops. A loop has a session of its own, so it
-#: outlives the command that started it.
+#: outlives the command that started it. A repeated call starts only the loops that have ended.
 _LOOPS = """
 mkdir -p "$1" || exit 1
 count=0
 while [ "$count" -lt "$2" ]; do
-    setsid sh -c 'echo $$ >"$0"; while :; do :; done' "$1/$count" </dev/null >/dev/null 2>&1 &
+    if ! { [ -e "$1/$count" ] && kill -0 "$(cat "$1/$count")" 2>/dev/null; }; then
+        setsid sh -c 'echo $$ >"$0"; while :; do :; done' "$1/$count" </dev/null >/dev/null 2>&1 &
+    fi
     count=$((count + 1))
 done
 exit 0
@@ -29,13 +31,16 @@ _MEMORY = """
 total=$(awk '/^MemTotal:/ { print $2 }' /proc/meminfo)
 [ "$(($2 / 1024))" -le "$total" ] || {
     echo "the guest has only $((total / 1024)) MiB of memory" >&2; exit 1; }
-mkdir -p "$1" && mount -t tmpfs -o "size=$2,mode=0700" bough-fault "$1" || exit 1
+mkdir -p "$1" || exit 1
+grep -qF " $1 tmpfs " /proc/mounts || mount -t tmpfs -o "size=$2,mode=0700" bough-fault "$1" || exit 1
+[ "$(stat -c %s "$1/memory" 2>/dev/null)" = "$2" ] && exit 0
 head -c "$2" /dev/zero >"$1/memory" 2>/dev/null || { umount "$1"; echo "the memory runs out" >&2; exit 1; }
 """
 _END_MEMORY = 'umount "$1" 2>/dev/null || umount -l "$1" 2>/dev/null; rmdir "$1" 2>/dev/null; exit 0'
 _FULL = """
 [ -d "$1" ] || { echo "$1 is no directory" >&2; exit 1; }
 file=$1/$2
+[ -s "$file" ] && exit 0
 : >"$file" || exit 1
 set -- "$file" $(stat -f -c '%f %S' "$1")
 size=$(($2 * $3)) have=0
@@ -70,7 +75,7 @@ def check_path(path: str) -> None:
 
 
 async def burn_processors(machine: Machine, fault: str, count: int) -> None:
-    """Start loops that use a processor each."""
+    """Start loops that use a processor each. A repeated call starts only the loops that have ended."""
     await run_script(machine, _LOOPS, _place(fault), str(count))
 
 
@@ -79,7 +84,7 @@ async def end_loops(machine: Machine, fault: str) -> None:
 
 
 async def use_memory(machine: Machine, fault: str, size_bytes: int) -> None:
-    """Fill a RAM disk. Raises GuestRefused: the guest has less memory."""
+    """Fill a RAM disk, unless it is full. Raises GuestRefused: the guest has less memory."""
     await run_script(machine, _MEMORY, _place(fault), str(size_bytes))
 
 
@@ -88,7 +93,9 @@ async def free_memory(machine: Machine, fault: str) -> None:
 
 
 async def fill_file_system(machine: Machine, fault: str, path: str) -> None:
-    """Use all free space of the file system of a directory, also the part that root alone may use."""
+    """Use all free space of the file system of a directory, also the part that root alone may use. A repeated
+    call changes nothing.
+    """
     await run_script(machine, _FULL, path, _file(fault), timeout_s=600)
 
 
