@@ -390,6 +390,15 @@ def test_pressure(trio: Trio, prey: bough.Machine, cli: Cli) -> None:
     cli.error("fault", "full", "prey", "/nowhere", says="/nowhere is no directory")
 
 
+def test_a_disk_grows_after_its_fault(trio: Trio, cli: Cli) -> None:
+    size = "blockdev --getsize64 /dev/vdb"
+    with trio[2].disk_throttle(disk=1, iops=1000):
+        cli.error("set", "fc", "--extra-disk", "96MiB", says="has a fault", hint="bough fault heal")
+    cli("set", "fc", "--extra-disk", "96MiB")
+    assert trio[2].succeed(size).strip() == str(96 << 20)
+    assert trio[2].info().raw["spec"]["disks"][0]["size"] == 96 << 20
+
+
 @pytest.mark.long  # a boot
 def test_pressure_after_a_reboot(trio: Trio, prey: bough.Machine) -> None:
     loops = "cat /run/bough-fault-*/[0-9]* 2>/dev/null | wc -l"

@@ -72,7 +72,10 @@ def test_the_guest_sees_the_new_settings(cli: Cli, booted: bough.Snapshot, gone:
         says="vcpus, memory change only",
         hint="bough stop grows",
     )
-    cli("set", "grows", "--autostart")
+    cli("set", "grows", "--autostart", "--disk", "20GiB")
+    size = "df --output=size -BG / | tail -1"
+    assert int(cli.text("exec", "grows", "--", "sh", "-c", size).strip(" G")) > 17
+    cli.error("set", "grows", "--disk", "1GiB", says="a disk only grows")
     cli("snapshot", "create", "grows", "--now", "--name", "grows-before")
     try:
         cli("stop", "grows", "--force")

@@ -24,6 +24,7 @@ COMMANDS = {
     "pause": "db",
     "suspend": "db",
     "resume": "db",
+    "set": "db --vcpus 1",
     "rename": "db other",
     "snapshot create": "db",
     "snapshot list": "db",

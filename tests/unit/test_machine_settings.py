@@ -8,13 +8,15 @@ from typing import Any, cast
 import pytest
 
 from bough.errors import BeyondHost, Conflict, HostLacks, InvalidSpec, WrongState
+from bough.hypervisor import machine_settings
 from bough.hypervisor.inventory import Inventory
 from bough.hypervisor.machine_settings import MachineSettings
 from bough.machines.machine import Machine
 from bough.machines.nics import NoNetworks
-from bough.machines.record import MachineRecord, Nic, Restarts
+from bough.machines.record import MachineDisk, MachineRecord, Nic, Restarts
 from bough.machines.state import State
 from bough.paths import Home
+from bough.spec import parse_spec
 from bough.units import GIB, MIB
 from tests.unit.test_machine import Scene
 
@@ -136,7 +138,14 @@ async def test_the_memory_of_a_suspended_machine(home: Home) -> None:
 async def test_all_problems_at_once(home: Home) -> None:
     house = House(home)
     error = await house.refused(
-        InvalidSpec, memroy="1GiB", cpu="max", users=["ada"], ports=["80"], disk="9GiB", image="x:1", vcpus=0
+        InvalidSpec,
+        memroy="1GiB",
+        cpu="max",
+        users=["ada"],
+        ports=["80"],
+        disks=["9GiB"],
+        image="x:1",
+        vcpus=0,
     )
     told = {one["place"]: (one["message"], one["hint"]) for one in error.problems}
     assert told["memroy"][1] == "did you mean 'memory'?"
@@ -144,7 +153,7 @@ async def test_all_problems_at_once(home: Home) -> None:
     assert told["users"][1] == "change it inside the guest"
     assert told["ports"][1] == "bough port --help"
     assert "began as this image" in told["image"][0]
-    assert set(told) == {"memroy", "cpu", "users", "ports", "disk", "image", "vcpus"}
+    assert set(told) == {"memroy", "cpu", "users", "ports", "image", "vcpus"}
 
 
 async def test_a_limit_below_the_memory(home: Home) -> None:
@@ -190,3 +199,46 @@ async def test_a_planned_restart_is_given_up(home: Home) -> None:
     await house.set(restart="no")
     assert not house.machine.restarter.is_pending
     assert house.machine.record.restarts == Restarts(cause="a crash")
+
+
+async def grow(house: House, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Give the machine two disks, and note the sizes that they are asked to have."""
+    asked: list[list[int]] = []
+
+    async def grow_disks(_: Machine, disks: Any, __: object) -> None:
+        asked.append([disk.size_bytes for disk in disks])
+
+    monkeypatch.setattr(machine_settings, "grow_disks", grow_disks)
+    spec = parse_spec({"image": "test:1", "disks": ["1GiB,serial=data"]})
+    disks = [MachineDisk(file="a", size_bytes=2 * GIB), MachineDisk(file="b", size_bytes=GIB)]
+    house.machine.change(spec=spec, disks=disks)
+    return asked
+
+
+async def test_disks_grow_while_the_machine_runs(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(home, state=State.RUNNING)
+    asked = await grow(house, monkeypatch)
+    assert await house.set(disk="3GiB", autostart=True) == ["disk", "autostart"]
+    assert await house.set(disks=["2GiB,serial=data"]) == ["disks"]
+    assert asked == [[3 * GIB, GIB], [3 * GIB, 2 * GIB]]
+    assert (house.kept.disk, house.kept.disks[0].size) == (3 * GIB, 2 * GIB)
+
+
+async def test_disks_that_cannot_grow(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(home, state=State.RUNNING)
+    asked = await grow(house, monkeypatch)
+    assert "would shrink" in (await house.refused(InvalidSpec, disk="1GiB")).message
+    for disks in ([], ["1GiB,serial=other"], ["2GiB,serial=data", "1GiB"], ["512MiB,serial=data"]):
+        assert "only grows" in (await house.refused(InvalidSpec, disks=disks)).message
+    assert "disk: " in (await house.refused(BeyondHost, disk="60TiB")).message
+    error = await house.refused(WrongState, disk="3GiB", vcpus=1)
+    assert (
+        "vcpus changes only while the machine is stopped, and disk changes only while it runs"
+        in error.message
+    )
+    house.machine.change(state=State.STOPPED)
+    assert (await house.refused(WrongState, disk="3GiB")).hint == "bough start web"
+    house.machine.change(state=State.RUNNING)
+    house.machine.faults.found["a"] = "a slow disk"
+    await house.refused(Conflict, disk="3GiB")
+    assert asked == []

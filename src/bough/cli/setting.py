@@ -14,8 +14,11 @@ from bough.cli.service import NAME
 from bough.cli.spec import pair
 from bough.spec.settings import Flag, flags, is_settable
 
-#: Help of an option that has two sides here and one side in `create`.
-_HELP = {"--no-uplink": "An outbound network, or none."}
+#: Help of options that mean more, or something else, in `create`.
+_HELP = {
+    "--no-uplink": "An outbound network, or none.",
+    "--extra-disk": "A new size of an extra disk, for each in order, as SIZE[,bus=BUS][,serial=SERIAL].",
+}
 _NONE = "none"
 
 
@@ -63,13 +66,16 @@ def _how(flag: Flag) -> dict[str, Any]:
 @machine_options
 @click.argument("name", type=NAME)
 @_setting_options
-@click.option("--force", is_flag=True, help="Allow more memory or vCPUs than the host has.")
+@click.option("--force", is_flag=True, help="Allow more memory, disk or vCPUs than the host has.")
 def set_settings(name: str, force: bool, **given: Any) -> None:
     """Change settings of a machine: all of the given settings, or none.
 
-    --restart and --autostart change at any time, all other settings while the machine is stopped. --nic
-    replaces the network cards. `--limit cpu=none` removes a limit. A machine of a project is refused: change
-    bough.toml, and run `bough up`. Ports and directories change by `bough port` and `bough mount`.
+    --restart and --autostart change at any time. --disk and --extra-disk grow disks while the machine runs.
+    All other settings change while the machine is stopped. --nic replaces the network cards, and --extra-disk
+    names all extra disks. `--limit cpu=none` removes a limit.
+
+    A machine of a project is refused: change bough.toml, and run `bough up`. Ports and directories change by
+    `bough port` and `bough mount`.
     """
     settings = _settings(given)
     if not settings:

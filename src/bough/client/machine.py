@@ -217,15 +217,16 @@ class Machine(AwaitedGuest):
         """Change settings of the machine, as `bough set`: all of them, or none.
 
         Args:
-            force: allow more memory or vCPUs than the host has.
+            force: allow more memory, disk or vCPUs than the host has.
             settings: settings whose `change` in docs/spec.md is "stopped" or "running": memory="2GiB",
                 vcpus=4, autostart=True, limits={"cpu": "50%"}, ... A limit that is None is removed.
 
         Raises:
             InvalidSpec: a wrong value, or a setting that cannot change; with all problems.
             BeyondHost, HostLacks: this host cannot run the machine with these settings.
-            WrongState: settings change only while the machine is stopped.
+            WrongState: settings change only while the machine is stopped, or (disks) while it runs.
             Conflict: a project's file has the machine's settings.
+            GuestRefused: the disk has grown, and the guest could not grow its file system.
         """
         request = contract.SetMachine(reference=self._reference, settings=settings, force=force)
         self._send_long(request, None, progress)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from bough.errors import InvalidSpec, WrongState
-from bough.hypervisor.changed_settings import AT_REST, changed_fields
+from bough.errors import BeyondHost, InvalidSpec, WrongState
+from bough.hypervisor.changed_settings import AT_REST, DISKS, changed_fields
 from bough.hypervisor.inventory import Inventory
+from bough.machines.disks.growth import grow_disks, grown_disks
 from bough.machines.machine import Machine
 from bough.machines.nics import Networks, check_networks
-from bough.machines.record import Restarts
+from bough.machines.record import MachineRecord, Restarts
 from bough.machines.state import State
 from bough.paths import Home
+from bough.progress import Report, ignore_progress
 from bough.qemu.host import read_host_facts
 from bough.spec import MachineSpec, check_against_host, parse_spec
 from bough.spec.problems import NO_SUCH_SETTING, Problem, did_you_mean, raise_if_any
+from bough.spec.project.changes import disks_only_grow
 from bough.spec.settings import Setting, entry_of, is_settable
-
-_SETTABLE = (State.STOPPED, State.FAILED, State.RUNNING, State.PAUSED, State.SUSPENDED)
+from bough.units import format_size
 
 
 class Projects(Protocol):
@@ -36,29 +38,40 @@ class MachineSettings:
         self._networks = networks
         self._projects = projects
 
-    async def change(self, machine: Machine, given: Mapping[str, Any], *, force: bool = False) -> list[str]:
+    async def change(
+        self,
+        machine: Machine,
+        given: Mapping[str, Any],
+        *,
+        force: bool = False,
+        report: Report = ignore_progress,
+    ) -> list[str]:
         """Change settings of a machine. Return the names of the settings that have other values now.
 
         Args:
             given: setting -> value, as in a spec. `limits` adds to the present limits; a limit that is None
                 is removed.
-            force: allow more memory or vCPUs than the host has.
+            force: allow more memory, vCPUs or disk than the host has.
 
         Raises:
             InvalidSpec: no such setting, a setting that cannot change, or a wrong value; with all problems.
             BeyondHost, HostLacks: this host cannot run the machine with these settings.
-            WrongState: settings change only while the machine is stopped.
-            Conflict: the machine is a project's, or another operation is under way.
+            WrongState: settings change only while the machine is stopped, or while it runs.
+            Conflict: the machine is a project's, has a fault, or another operation is under way.
+            GuestRefused, QmpRefused, MachineFailed: a disk did not grow, see growth.grow_disks. A repeated
+                call completes the growth. All other settings have their old values.
         """
         self._projects.check_settable(machine)
-        async with machine.operation("being changed", *_SETTABLE):
+        with machine.claim("being changed"):
             before = machine.record.spec
-            wanted = _parse(before, given)
+            wanted = _parse(machine, given)
             changed = [
                 one for one in MachineSpec.model_fields if getattr(before, one) != getattr(wanted, one)
             ]
-            _check_rest(machine, changed)
+            _check_state(machine, changed)
             await self._check(machine, changed, wanted, force=force)
+            if DISKS & set(changed):
+                await grow_disks(machine, grown_disks(machine.record, wanted), report)
             if changed:
                 self._apply(machine, changed, wanted)
         return changed
@@ -69,9 +82,11 @@ class MachineSettings:
         """Check what needs the host. Raises InvalidSpec, BeyondHost, HostLacks."""
         if "nics" in changed:
             check_networks(wanted, self._networks)
-        if {"memory", "vcpus"} & set(changed):
+        if {"memory", "vcpus", *DISKS} & set(changed):
             facts = await read_host_facts(self._home)
-            check_against_host(wanted, facts, force=force, only=changed)
+            check_against_host(wanted, facts, force=force, only={"memory", "vcpus"} & set(changed))
+            if not force:
+                _check_room(machine.record, wanted, facts.free_disk_bytes)
         if any(entry_of(one).change == "stopped" for one in changed):
             record = machine.record.model_copy(update=changed_fields(machine.record, changed, wanted))
             await self._inventory.plan_of(record, machine.paths)
@@ -79,6 +94,8 @@ class MachineSettings:
     @staticmethod
     def _apply(machine: Machine, changed: Collection[str], wanted: MachineSpec) -> None:
         fields = changed_fields(machine.record, changed, wanted)
+        sizes = {name: getattr(wanted, name) for name in DISKS & set(changed)}
+        fields["spec"] = fields["spec"].model_copy(update=sizes)
         gives_up = "restart" in changed and wanted.restart == "no" and machine.record.restarts.next
         if gives_up:
             fields["restarts"] = Restarts(cause=machine.record.restarts.cause)
@@ -88,8 +105,9 @@ class MachineSettings:
         machine.tell("changed", ", ".join(changed))
 
 
-def _parse(before: MachineSpec, given: Mapping[str, Any]) -> MachineSpec:
+def _parse(machine: Machine, given: Mapping[str, Any]) -> MachineSpec:
     """Return the spec with the given settings. Raises InvalidSpec, with all problems."""
+    before = machine.record.spec
     problems = list(_find_fixed(given))
     fit = {name: value for name, value in given.items() if is_settable(name)}
     try:
@@ -97,6 +115,7 @@ def _parse(before: MachineSpec, given: Mapping[str, Any]) -> MachineSpec:
     except InvalidSpec as error:
         problems += [Problem(one["place"], one["message"], one["hint"]) for one in error.problems]
         wanted = before
+    problems += _find_other_disks(machine.record, wanted)
     raise_if_any(problems)
     return wanted
 
@@ -120,8 +139,6 @@ def _why_fixed(name: str, entry: Setting) -> tuple[str, str]:
         return "is set up at the first boot and cannot change afterwards", "change it inside the guest"
     if name in ("image", "arch"):
         return "cannot change: the machine's disk began as this image", again
-    if name in ("disk", "disks"):
-        return "cannot change: the disks have their sizes from the creation", again
     return "cannot change: the guest keeps the same computer for the machine's whole life", again
 
 
@@ -136,24 +153,65 @@ def _merged(before: MachineSpec, given: Mapping[str, Any]) -> dict[str, Any]:
     return {**data, **given}
 
 
-def _check_rest(machine: Machine, changed: Collection[str]) -> None:
-    """Raise WrongState if settings need a stopped machine. The error names all of them."""
-    names = [name for name in changed if entry_of(name).change == "stopped"]
-    if not names or machine.state in AT_REST:
-        return
-    which = f"{', '.join(names)} change{'s' if len(names) == 1 else ''} only while the machine is stopped"
-    if machine.state is State.SUSPENDED:
-        raise WrongState(
-            f"machine '{machine.name}' is suspended, and its saved memory continues on the present "
-            f"settings alone; {which}",
-            hint=f"bough resume {machine.name}, then bough stop {machine.name}; or discard the memory: "
-            f"bough stop --force {machine.name}",
-            machine=machine.name,
-            state=str(machine.state),
-        )
-    raise WrongState(
-        f"machine '{machine.name}' is {machine.state}; {which}",
-        hint=f"bough stop {machine.name}",
-        machine=machine.name,
-        state=str(machine.state),
+def _find_other_disks(record: MachineRecord, wanted: MachineSpec) -> Iterator[Problem]:
+    """Find disks that would be other disks, or smaller."""
+    place = "disk" if record.spec.disk != wanted.disk else "disks"
+    if place == "disk" and record.media.root == "none":
+        yield Problem("disk", "the machine has no disk of an image", "disks names its extra disks")
+    elif not disks_only_grow(record.spec, wanted):
+        yield Problem(place, "a disk only grows, and no extra disk is added, removed or moved")
+    else:
+        try:
+            grown_disks(record, wanted)
+        except InvalidSpec as error:  # the spec had no size before
+            yield Problem(place, error.message, error.hint)
+
+
+def _check_room(record: MachineRecord, wanted: MachineSpec, free_bytes: int) -> None:
+    """Raise BeyondHost if the disks grow by more than the host has free."""
+    growth = sum(
+        new.size_bytes - old.size_bytes
+        for old, new in zip(record.disks, grown_disks(record, wanted), strict=True)
     )
+    if growth > free_bytes:
+        message = f"{format_size(growth)} more requested, the host has {format_size(free_bytes)} free"
+        raise BeyondHost(
+            f"disk: {message}",
+            hint="request less, or override with --force",
+            problems=[{"place": "disk", "message": message, "hint": None}],
+        )
+
+
+def _check_state(machine: Machine, changed: Collection[str]) -> None:
+    """Check that the machine's state allows the changes. Raises WrongState, naming all settings; Conflict."""
+    stopped = [name for name in changed if entry_of(name).change == "stopped"]
+    disks = [name for name in changed if name in DISKS]
+    if stopped and disks:
+        raise _wrong_state(
+            machine,
+            f"{_told(stopped)} only while the machine is stopped, and {_told(disks)} only while it runs",
+            "change one after the other",
+        )
+    if stopped and machine.state not in AT_REST:
+        is_suspended = machine.state is State.SUSPENDED
+        saved = ", and its saved memory continues on the present settings alone" if is_suspended else ""
+        resume = f"bough resume {machine.name}, then " if is_suspended else ""
+        discard = f"; or discard the memory: bough stop --force {machine.name}" if is_suspended else ""
+        raise _wrong_state(
+            machine,
+            f"machine '{machine.name}' is {machine.state}{saved}; {_told(stopped)} only while the machine is "
+            "stopped",
+            f"{resume}bough stop {machine.name}{discard}",
+        )
+    if disks and machine.state is not State.RUNNING:
+        raise machine.wrong_state("a larger disk", State.RUNNING)
+    if disks:
+        machine.faults.check_none("a larger disk")
+
+
+def _told(names: Sequence[str]) -> str:
+    return f"{', '.join(names)} change{'s' if len(names) == 1 else ''}"
+
+
+def _wrong_state(machine: Machine, message: str, hint: str) -> WrongState:
+    return WrongState(message, hint=hint, machine=machine.name, state=str(machine.state))

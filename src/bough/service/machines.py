@@ -85,7 +85,7 @@ async def rename_machine(hypervisor: Hypervisor, asked: contract.RenameMachine) 
 
 async def set_machine(hypervisor: Hypervisor, asked: contract.SetMachine, report: Report) -> Description:
     machine = hypervisor.machines.find(asked.reference)
-    await hypervisor.machine_settings.change(machine, asked.settings, force=asked.force)
+    await hypervisor.machine_settings.change(machine, asked.settings, force=asked.force, report=report)
     return describe(machine)
 
 

@@ -79,7 +79,7 @@ def compare_machines(role: str, before: ProjectMachine, after: ProjectMachine) -
     """Return what differs between two versions of a machine, and what the difference needs."""
     names = [name for name in MachineSpec.model_fields if _differs(name, before.spec, after.spec)]
     kinds: list[Kind] = [_kind_of(name) for name in names]
-    if not _disks_only_grow(before.spec, after.spec):
+    if not disks_only_grow(before.spec, after.spec):
         kinds.append("new")
     for name in ("build", "lock"):
         if getattr(before, name) != getattr(after, name):
@@ -119,7 +119,7 @@ def _differs(name: str, before: MachineSpec, after: MachineSpec) -> bool:
     return bool(getattr(before, name) != getattr(after, name))
 
 
-def _disks_only_grow(before: MachineSpec, after: MachineSpec) -> bool:
+def disks_only_grow(before: MachineSpec, after: MachineSpec) -> bool:
     """Return whether the disks are the same disks, none smaller. A size that is left out stays."""
     if after.disk is not None and before.disk is not None and after.disk < before.disk:
         return False
