@@ -20,6 +20,7 @@ from bough.paths import Home
 from tests.acceptance.conftest import Cli, write
 from tests.conftest import MEMORY
 from tests.images_samples import convert, describe, make_disk, make_ova
+from tests.linux_disks import MIB, Linux, make_file_system, run
 from tests.publisher import serve_directory
 from tests.waiting import wait_until
 
@@ -230,6 +231,18 @@ def test_cp_with_options(cli: Cli, box: str, tmp_path: Path) -> None:
 @pytest.fixture
 def disk(tmp_path: Path) -> Path:
     return make_disk(tmp_path / "disk.raw")
+
+
+def test_an_import_of_one_of_two_linuxes(cli: Cli, images: list[str], tmp_path: Path) -> None:
+    two = tmp_path / "two.raw"
+    with two.open("wb") as stream:
+        stream.truncate(52 * MIB)
+    script = "label: gpt\nstart=2048, size=49152, type=linux\nstart=51200, size=49152, type=linux\n"
+    run("sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", two, text=script)
+    make_file_system(two, Linux().write(tmp_path / "one"), MIB)
+    make_file_system(two, Linux(release="ID=void\n").write(tmp_path / "other"), 25 * MIB)
+    images.append("of-two")
+    assert cli.json("image", "import", two, "--name", "of-two", "--root", "2")["os"] == "void"
 
 
 def test_image_import_with_options(cli: Cli, images: list[str], disk: Path, tmp_path: Path) -> None:
