@@ -25,7 +25,10 @@ for disk in /sys/block/*; do
     done
 done
 """
+#: Debian's cloud kernel has drivers for these, and none for AHCI and for the cards of Intel and Realtek.
 FILL = """
+modprobe -a virtio_scsi ata_piix sd_mod
+until [ "$(lsblk -dno SIZE | grep -c 64M)" = $1 ]; do sleep 0.1; done
 for disk in $(lsblk -dno NAME,SIZE | awk '$2 == "64M" { print $1 }'); do
     printf kept | dd of=/dev/$disk conv=notrunc,fsync status=none
 done
@@ -63,8 +66,8 @@ def rescue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "usr/lib/grub-rescue/grub-rescue-cdrom.iso"
 
 
-def in_guest(cli: Cli, name: str, script: str) -> str:
-    return cli.text("exec", name, "--", "sh", "-c", script)
+def in_guest(cli: Cli, name: str, script: str, *words: str) -> str:
+    return cli.text("exec", name, "--", "sh", "-c", script, "sh", *words)
 
 
 def test_disks_on_every_bus_and_a_tpm(cli: Cli, debian: str, gone: list[str]) -> None:
@@ -72,14 +75,14 @@ def test_disks_on_every_bus_and_a_tpm(cli: Cli, debian: str, gone: list[str]) ->
     cli(
         *("create", debian, "--name", "buses", *MEMORY, "--no-ssh-keys", "--hyperv", "--tpm"),
         *("--clock", "local", "--agent-port", "virtio", "--limit", "disk=200MiB/s"),
-        *("--nic", "uplink,model=e1000e", "--nic", "isolated,model=e1000"),
+        *("--nic", "uplink", "--nic", "isolated,model=e1000"),
         *("--extra-disk", "64MiB,bus=scsi,serial=on-scsi", "--extra-disk", "64MiB,bus=sata,serial=on-sata"),
         *("--extra-disk", "64MiB,bus=ide,serial=on-ide", "--extra-disk", "64MiB,serial=on-virtio"),
     )
     cli("start", "buses")
-    in_guest(cli, "buses", FILL)
+    in_guest(cli, "buses", FILL, "3")
     seen = in_guest(cli, "buses", LOOK)
-    for bus in ("scsi", "sata", "ide", "virtio"):
+    for bus in ("scsi", "ide", "virtio"):
         assert re.search(rf"^on-{bus} \w+ kept$", seen, re.MULTILINE), seen
     before = in_guest(cli, "buses", f"cat {PCR}")
     cli("exec", "buses", "--", "python3", "-c", EXTEND)
@@ -88,7 +91,6 @@ def test_disks_on_every_bus_and_a_tpm(cli: Cli, debian: str, gone: list[str]) ->
     for number in range(5):
         fault = cli.json("fault", "throttle", "buses", "--disk", str(number), "--iops", "100000")
         cli("fault", "heal", fault["id"])
-    in_guest(cli, "buses", "ip -br link")
     cli("fork", "buses", "branch")
     assert in_guest(cli, "branch", LOOK) == seen
     assert in_guest(cli, "branch", f"cat {PCR}") == extended, "a fork has the TPM of the snapshot"
@@ -99,11 +101,12 @@ def test_disks_on_every_bus_and_a_tpm(cli: Cli, debian: str, gone: list[str]) ->
     assert in_guest(cli, "branch", f"cat {PCR}") == extended
 
 
+@pytest.mark.long
 def test_the_state_of_nvme_is_not_saved(cli: Cli, debian: str, gone: list[str]) -> None:
     gone.append("express")
     cli("create", debian, "--name", "express", *MEMORY, "--extra-disk", "64MiB,bus=nvme,serial=on-nvme")
     cli("start", "express")
-    in_guest(cli, "express", FILL)
+    in_guest(cli, "express", FILL, "1")
     assert re.search(r"^on-nvme nvme0n1 kept$", in_guest(cli, "express", LOOK), re.MULTILINE)
     for words in (("snapshot", "create", "express"), ("fork", "express"), ("suspend", "express")):
         cli.error(*words, says="disk 1 of machine 'express' is on nvme", hint="--disks-only")
@@ -121,6 +124,7 @@ def test_a_guest_without_the_driver_says_so(cli: Cli, debian: str, gone: list[st
     cli.error("start", "lost", says="initramfs: Waiting for", hint="--disk-bus")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bus", ["scsi", "sata", "ide", "nvme"])
 def test_a_loader_boots_from_every_bus(
     cli: Cli, rescue: Path, gone: list[str], images: list[str], bus: str
@@ -137,6 +141,27 @@ def test_a_loader_boots_from_every_bus(
     assert [nic["model"] for nic in info["hardware"]["nics"]] == ["rtl8139"]
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("model", ["e1000", "e1000e", "rtl8139"])
+def test_a_card_of_every_model(
+    cli: Cli, gone: list[str], images: list[str], model: str, tmp_path: Path
+) -> None:
+    """iPXE, with drivers of its own, gets an address."""
+    gone.append("ipxe")
+    images.append("ipxe-cd")
+    iso = next(packages(tmp_path, "ipxe").rglob("ipxe.iso"))
+    cli("image", "import", iso, "--name", "ipxe-cd", "--firmware", "bios")
+    cli("create", "ipxe-cd", "--name", "ipxe", *SMALL, "--nic", f"uplink,model={model}")
+    cli("start", "ipxe", "--no-wait")
+
+    def has_address() -> bool:
+        shown = cli.text("screenshot", "ipxe", "--text")
+        return re.search(r"Configuring \(net0 [^)]*\)\.* ok", shown) is not None
+
+    wait_until(has_address, timeout_s=60)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("bus", ["ide", "sata"])
 def test_a_kernel_of_another_family(
     cli: Cli, rescue: Path, gone: list[str], images: list[str], bus: str, tmp_path: Path
@@ -176,6 +201,7 @@ def test_a_kernel_of_another_family(
     wait_until(lambda: "GNU Mach" in cli.text("screenshot", "mach", "--text"), timeout_s=40)
 
 
+@pytest.mark.long
 def test_secure_boot(cli: Cli, gone: list[str], images: list[str], tmp_path: Path) -> None:
     """The firmware starts shim and GRUB as Debian and Microsoft signed them, and nothing else."""
     place = packages(tmp_path, "shim-signed", "grub-efi-amd64-signed", "grub-efi-amd64-bin")
