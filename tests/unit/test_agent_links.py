@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from configparser import RawConfigParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +22,13 @@ LINK = {
     "domains": ["back", "~0.1.10.in-addr.arpa"],
     "default": False,
 }
+
+
+@pytest.fixture(autouse=True)
+def _own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep this host's name servers out of all tests."""
+    monkeypatch.setattr(agent_resolver, "RESOLV_CONF", str(tmp_path / "resolv.conf"))
+    monkeypatch.setattr(agent_resolver, "OWN_LINES", str(tmp_path / "own"))
 
 
 @pytest.fixture
@@ -120,8 +130,6 @@ def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A guest without networkd, after its boot. Return the path of its resolv.conf."""
     monkeypatch.setattr(agent_links, "_RUNS", str(tmp_path / "netif"))
     monkeypatch.setattr(agent_links, "_ENABLED", ())
-    monkeypatch.setattr(agent_resolver, "RESOLV_CONF", str(tmp_path / "resolv.conf"))
-    monkeypatch.setattr(agent_resolver, "OWN_LINES", str(tmp_path / "own"))
     monkeypatch.setattr(agent_resolver, "_OWNERS", (str(tmp_path / "owner"),))
     monkeypatch.setattr(agent_uplink, "is_boot_over", lambda: True)
     monkeypatch.setattr(agent_uplink, "_configures", lambda: False)
@@ -235,3 +243,26 @@ def test_addresses_of_the_loopback() -> None:
 def test_a_refused_address_is_an_error() -> None:
     with pytest.raises(OSError):
         agent_rtnetlink.add_address("lo", (b"\1", 8))
+
+
+def test_the_script_lies_where_programs_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    monkeypatch.setattr(agent_uplink, "_SCRIPT_PLACES", (str(first), str(second)))
+    flags = {str(first): 8, str(second): 0}
+    monkeypatch.setattr(os, "statvfs", lambda place: SimpleNamespace(f_flag=flags[place]))
+    assert agent_uplink._write_script() == f"{second}/dhcp.sh"
+    assert os.access(second / "dhcp.sh", os.X_OK)
+    flags[str(second)] = 8
+    with pytest.raises(OSError, match="no directory may contain programs"):
+        agent_uplink._write_script()
+
+
+def test_a_running_client_asks_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_uplink, "_PID_FILE", str(tmp_path / "dhcp-{}.pid"))
+    assert not agent_uplink._renews("eth0")
+    (tmp_path / "dhcp-eth0.pid").write_text(f"{os.getpid()}\n")
+    assert not agent_uplink._renews("eth0")  # another program with the pid of an ended client
+    with subprocess.Popen(["sh", "-c", "sleep 60; true", "udhcpc"]) as client:
+        (tmp_path / "dhcp-eth0.pid").write_text(f"{client.pid}\n")
+        assert agent_uplink._renews("eth0")
+        assert client.wait() == -signal.SIGUSR1

@@ -6,7 +6,7 @@ of the agent disk runs until the guest stops.
 """
 
 # pathlib and contextlib cost an emulated guest 20 ms each to load.
-# ruff: noqa: PTH123, PTH208
+# ruff: noqa: PTH103, PTH123, PTH208
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ import time
 from bough.guest import agent_init, agent_python, agent_resolver, agent_rtnetlink
 from bough.guest.agent_identity import write_file
 
-_SCRIPT = "/run/bough/dhcp.sh"
+#: Directories for the script of the DHCP client. Programs of /run may be forbidden (noexec).
+_SCRIPT_PLACES = ("/run/bough", "/var/lib/bough", "/tmp")
+_NO_PROGRAMS = 8  # ST_NOEXEC
 _PID_FILE = "/run/bough/dhcp-{}.pid"
 _LONGEST_BOOT_S = 180.0
 #: Uptime at which the boot counts as over if the init does not tell.
 _UNKNOWN_BOOT_S = 45.0
 _LOOK_AGAIN_S = 0.5
+_SIGUSR1 = 10
 _CONFIGURING = frozenset(
     (
         *("dhclient", "dhcpcd", "udhcpc", "NetworkManager", "systemd-network", "connmand", "wickedd"),
@@ -116,12 +119,44 @@ def start_dhcp(card: str) -> None:
         return
     from bough.guest.agent_calls import run
 
+    if _renews(card):
+        return
     agent_rtnetlink.bring_up(card)
-    write_file(_SCRIPT, render_script(agent_python.BUSYBOX).encode(), mode=0o700)
+    script = _write_script()
     if agent_resolver.is_owned():
         write_file(_OWNED, b"")
-    options = ["-i", card, "-s", _SCRIPT, "-p", _PID_FILE.format(card), "-b", "-t", "5", "-T", "2"]
+    options = ["-i", card, "-s", script, "-p", _PID_FILE.format(card), "-b", "-t", "5", "-T", "2"]
     run([agent_python.BUSYBOX, "udhcpc", *options])
+
+
+def _renews(card: str) -> bool:
+    """Have a client that runs already ask again, such as the parent's in a fork. Return whether one runs."""
+    try:
+        with open(_PID_FILE.format(card), "rb", buffering=0) as file:
+            pid = int(file.read(20))
+        with open(f"/proc/{pid}/cmdline", "rb", buffering=0) as file:
+            if b"udhcpc" not in file.read(4096):
+                return False
+        os.kill(pid, _SIGUSR1)
+    except (OSError, ValueError):
+        return False  # no client, or it has ended
+    return True
+
+
+def _write_script() -> str:
+    """Write the client's script where the kernel executes it. Return the path."""
+    content = render_script(agent_python.BUSYBOX).encode()
+    failure: OSError | None = None
+    for place in _SCRIPT_PLACES:
+        try:
+            os.makedirs(place, exist_ok=True)
+            if os.statvfs(place).f_flag & _NO_PROGRAMS:
+                continue
+            write_file(place + "/dhcp.sh", content, mode=0o700)
+            return place + "/dhcp.sh"
+        except OSError as error:
+            failure = error  # a read-only root
+    raise failure or OSError(13, "no directory may contain programs")
 
 
 def render_script(busybox: str) -> str:
