@@ -170,6 +170,7 @@ def _machine(hv: bough.Hypervisor, machines: ExitStack) -> bough.Machine:
 def _serve(receiver: bough.Machine, network: bough.Network) -> str:
     """Start the server. Return the receiver's address."""
     receiver.exec("systemd-run", "--unit=bench", "python3", "-c", _SERVER, check=True, timeout=_COMMAND_S)
+    receiver.wait_for_open_port(_PORT, timeout=_COMMAND_S)
     found = {one["machine"]: one["ipv4"] for one in network.info().machines}
     return str(found[receiver.info().name])
 

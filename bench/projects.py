@@ -14,6 +14,8 @@ import bough
 from bench.fork import private_mib
 from bench.harness import Bench
 from bench.machine import AT_EASE_S, IMAGE, wait_for_prewarm
+from bench.stream import CONTROL
+from bench.stream import PORT as STREAM_PORT
 from bough.errors import BoughError
 
 if TYPE_CHECKING:
@@ -129,9 +131,9 @@ def streams(bench: Bench, project: Project) -> None:
     for role in ROLES[:2]:
         project[role].copy_to(_STREAM, _IN_GUEST)
     _sh(project, "db", f"systemd-run --unit stream python3 {_IN_GUEST} serve")
-    time.sleep(2)
+    project["db"].wait_for_open_port(STREAM_PORT, timeout=60)
     _sh(project, "app", f"systemd-run --unit stream python3 {_IN_GUEST} send db")
-    time.sleep(2)
+    project["app"].wait_for_file(CONTROL, timeout=60)
     ends, troubles, taken = time.monotonic() + STREAM_S, [], []
     for number in range(1, STREAMED + 1):
         started = time.monotonic()
