@@ -26,7 +26,7 @@ ROLES = ("db", "app", "web")
 ALIVE = 10
 STREAMED = 50
 #: The part with the stream ends after this time, and the fork that is under way.
-STREAM_S = 300.0
+STREAM_S = 330.0
 _FORK_S, _LOOK_S = 30.0, 10
 _STREAM = Path(__file__).with_name("stream.py")
 _IN_GUEST = "/run/stream.py"
