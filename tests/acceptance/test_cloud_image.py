@@ -138,7 +138,7 @@ def test_a_foreign_disk_with_qemu_guest_agent(
     vmdk = tmp_path / "disk.vmdk"
     convert = ["qemu-img", "convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized"]
     subprocess.run([*convert, disk, vmdk], check=True)
-    cli("image", "import", vmdk, "--firmware", "uefi", "--name", "foreign")
+    cli("image", "import", vmdk, "--firmware", "uefi", "--name", "foreign", "--no-agent")
     cli("create", "foreign", "--name", "foreign", "--memory", "512MiB")
     assert cli.json("info", "foreign")["hardware"]["firmware"] == "uefi"
     cli("start", "foreign")
