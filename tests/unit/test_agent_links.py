@@ -139,7 +139,7 @@ def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_agent_sets_the_addresses_itself(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cards = Cards(monkeypatch, "10.1.0.9/24", "192.168.5.5/24")
     assert agent_links.set_links({"links": [LINK]}, tell) == {"changed": 1}
-    assert cards.up == [("eth1", 9000)]
+    assert cards.up == [("lo", None), ("eth1", 9000)]
     # The parent's address of the same subnet is gone, an address of the user stays.
     assert cards.have("10.1.0.2/24", "fd00::2/64", "192.168.5.5/24")
     assert agent_links.set_links({"links": [LINK]}, tell) == {"changed": 0}

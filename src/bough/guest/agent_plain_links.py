@@ -1,5 +1,8 @@
 """Set addresses of network cards in a guest without systemd-networkd, over rtnetlink."""
 
+# contextlib costs an emulated guest 20 ms to load.
+# ruff: noqa: SIM105
+
 from __future__ import annotations
 
 import os
@@ -16,6 +19,7 @@ def set_plain_links(links: list[dict[str, object]], uplinks: list[str]) -> int:
     Also removes a parent's addresses from a fork's card: other addresses of the same subnet, whose frames
     the switch drops.
     """
+    _bring_loopback_up()
     changed = sum(_set(link) for link in links[:_MOST_LINKS])
     resolvers = [str(link["resolver"]) for link in links if link.get("resolver")]
     domains = [name for link in links for name in list_of_text(link.get("domains")) if name[:1] != "~"]
@@ -27,6 +31,14 @@ def set_plain_links(links: list[dict[str, object]], uplinks: list[str]) -> int:
     if agent_uplink.cards_without_address(uplinks):
         _finish_later(uplinks)  # DHCP may take seconds
     return changed
+
+
+def _bring_loopback_up() -> None:
+    """Bring the loopback up: without ifupdown or the like, nothing else does, and ports of it hang."""
+    try:
+        agent_rtnetlink.bring_up("lo")
+    except OSError:
+        pass  # a kernel without it
 
 
 def _finish_later(uplinks: list[str]) -> None:
