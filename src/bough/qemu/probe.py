@@ -7,7 +7,6 @@ only after a probe guest has completed on it, in the jail, within a bounded time
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import json
 import os
@@ -464,16 +463,20 @@ async def _run(
     """Return the output; None if time ran out. After a timeout or a cancelled call no process of the program
     is left.
     """
-    # A separate session, to kill all processes: bubblewrap leaves the child alive.
-    process = await start_subprocess(
-        *argv,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        pass_fds=tuple(pass_fds),
-    )
+    questions = _filled_pipe(input_)
     try:
-        stdout, stderr = await watched.run(process.pid, _talk(process, input_, watched.heard))
+        # A separate session, to kill all processes: bubblewrap leaves the child alive.
+        process = await start_subprocess(
+            *argv,
+            stdin=questions,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            pass_fds=tuple(pass_fds),
+        )
+    finally:
+        os.close(questions)
+    try:
+        stdout, stderr = await watched.run(process.pid, _listen(process, watched.heard))
     except Stalled:
         return None
     finally:
@@ -481,10 +484,21 @@ async def _run(
     return Done(process.returncode or 0, stdout, stderr)
 
 
-async def _talk(
-    process: asyncio.subprocess.Process, input_: bytes, heard: asyncio.Event
-) -> tuple[bytes, bytes]:
-    """Write `input_`, and return standard output and standard error when the process has ended."""
+def _filled_pipe(content: bytes) -> int:
+    """Return the read end of a pipe with all questions. A QEMU of a service that was killed then ends by
+    itself at the last one, "quit": at the end of its input alone it would run on.
+    """
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    try:
+        os.set_blocking(write_end, False)  # the pipe holds 64 KiB; the questions have less than 1 KiB
+        os.write(write_end, content)
+    finally:
+        os.close(write_end)
+    return read_end
+
+
+async def _listen(process: asyncio.subprocess.Process, heard: asyncio.Event) -> tuple[bytes, bytes]:
+    """Return standard output and standard error when the process has ended."""
 
     async def read(stream: asyncio.StreamReader | None) -> bytes:
         data = bytearray()
@@ -494,14 +508,5 @@ async def _talk(
                 heard.set()
         return bytes(data)
 
-    async def write() -> None:
-        if process.stdin is not None:
-            with contextlib.suppress(ConnectionError):  # the program ended before reading all
-                process.stdin.write(input_)
-                await process.stdin.drain()
-            process.stdin.close()
-
-    stdout, stderr, _, _ = await asyncio.gather(
-        read(process.stdout), read(process.stderr), write(), process.wait()
-    )
+    stdout, stderr, _ = await asyncio.gather(read(process.stdout), read(process.stderr), process.wait())
     return stdout, stderr
