@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from bough.guest import agent_links, agent_plain_links, agent_resolver, agent_rtnetlink, agent_uplink
+from tests.waiting import wait_until
 
 LINK = {
     "name": "nic1",
@@ -264,5 +265,7 @@ def test_a_running_client_asks_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not agent_uplink._renews("eth0")  # another program with the pid of an ended client
     with subprocess.Popen(["sh", "-c", "sleep 60; true", "udhcpc"]) as client:
         (tmp_path / "dhcp-eth0.pid").write_text(f"{client.pid}\n")
+        arguments = Path(f"/proc/{client.pid}/cmdline")
+        wait_until(lambda: b"udhcpc" in arguments.read_bytes(), what="the kernel shows the new program")
         assert agent_uplink._renews("eth0")
         assert client.wait() == -signal.SIGUSR1

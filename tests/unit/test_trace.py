@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -35,6 +36,11 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process. `Popen.kill` in the tracing thread would take a stopped process for an ended one."""
+    os.kill(process.pid, signal.SIGKILL)
+
+
 def in_thread(work: threading.Thread) -> None:
     """Run a thread: its end releases what it traces. A thread that hangs is a failed test, not a hung one."""
     work.start()
@@ -48,7 +54,7 @@ def test_killed_in_the_middle_of_a_call(process: subprocess.Popen[bytes]) -> Non
     def trace() -> None:
         try:
             with stopped(process.pid) as held:
-                process.kill()
+                end(process)
                 held.signal_actions()
         except (MachineFailed, OSError) as error:
             raised.append(error)
@@ -67,7 +73,7 @@ def test_killed_while_it_is_being_stopped(
     def ask(request: int, number: int, address: int = 0, data: int = 0) -> None:
         _ptrace(request, number, address, data)
         if request == request_number:
-            process.kill()
+            end(process)
             time.sleep(0.05)
 
     def trace() -> None:

@@ -54,6 +54,7 @@ def first_boot(arguments: Arguments, tell: Tell) -> dict[str, object]:
     done: dict[str, object] = {"instance": instance, "outputs": outputs, "failures": failures}
     if os.path.exists(FIRST_BOOT_DONE) and _is_of(FIRST_BOOT_DONE, instance):
         return done
+    _wait_until_writable()
     _begin(instance)
     for mark, what, action in _steps(arguments):
         tell(f"setting up: {what}", None, "")
@@ -73,6 +74,19 @@ def _is_of(path: str, instance: str) -> bool:
         return True
     with open(path, "rb", buffering=0) as file:
         return file.read(200) in (b"", instance.encode()) or not instance
+
+
+def _wait_until_writable() -> None:
+    """Wait while the boot has not made the root file system writable yet. A root may stay read-only."""
+    from bough.guest import agent_uplink
+
+    if agent_init.find_init() == agent_init.SYSTEMD:
+        return  # bough-agent.service starts after the remount
+    deadline = time.monotonic() + _LONGEST_START_S
+    while os.statvfs("/").f_flag & os.ST_RDONLY and not agent_uplink.is_boot_over():
+        if time.monotonic() > deadline:
+            return
+        time.sleep(_LOOK_AGAIN_S)
 
 
 def _begin(instance: str) -> None:
