@@ -192,7 +192,7 @@ def test_what_is_typed_by_a_program_that_ends_at_once(fork: bough.Machine, cli: 
     """The service sends the end of the console first, perhaps to a client that has typed all and is gone."""
     # The kernel drops bytes for a serial port that no process has open.
     open_port = "systemctl stop serial-getty@ttyS0; exec 3</dev/ttyS0"
-    fork.shell(f"{open_port}; setsid cat <&3 > /root/typed 2>/dev/null &", check=True)
+    fork.shell(f"{open_port}; : > /root/typed; setsid cat <&3 >> /root/typed 2>/dev/null &", check=True)
     for number in range(8):
         cli("console", fork.name, stdin=f"line {number}\r".encode())
     wait_until(lambda: len(fork.read_text("/root/typed").splitlines()) == 8, what="all lines were typed")

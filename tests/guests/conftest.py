@@ -53,7 +53,8 @@ def first(
         give_agent_disks(bough_home, store.root)
     label = f"{guest}-guest"
     hv.import_image(disk, name=label)
-    machine = hv.create(label, name=f"{guest}-first", memory=MEMORY, **_setup(ssh_key))
+    # QEMU before 8.1 translates code wrongly that one vCPU runs while another vCPU patches it: kernels panic.
+    machine = hv.create(label, name=f"{guest}-first", memory=MEMORY, vcpus=1, **_setup(ssh_key))
     machine.start()
     with store.alone():
         keep_agent_disks(bough_home, store.root)

@@ -25,7 +25,7 @@ import pytest
 
 from bough.errors import BoughError, QmpRefused
 from bough.paths import Home, MachinePaths
-from bough.qemu.jail import Jail, render_jail
+from bough.qemu.jail import SYSTEM_FILES, Jail, render_jail
 from bough.qemu.plan import Plan
 from bough.qemu.process import QemuProcess, _sight, start_process
 from bough.qemu.qmp import Qmp
@@ -85,7 +85,7 @@ async def test_what_is_mounted(process: QemuProcess, plan: Plan, paths: MachineP
         fields = line.split(" ")
         mounts[fields[4]] = fields[5].split(",")
     image = plan.disks[0].backing[0].path
-    system = {"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache"}
+    system = {"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", *SYSTEM_FILES}
     own = {"/", "/tmp", "/dev", "/dev/pts"}
     devices = {f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty", "console")}
     devices |= GRANTED
