@@ -190,9 +190,13 @@ def test_ports_are_open_at_once_after_a_resume(fork: bough.Machine) -> None:
 
 def test_what_is_typed_by_a_program_that_ends_at_once(fork: bough.Machine, cli: Cli) -> None:
     """The service sends the end of the console first, perhaps to a client that has typed all and is gone."""
-    # The kernel drops bytes for a serial port that no process has open.
-    open_port = "systemctl stop serial-getty@ttyS0; exec 3</dev/ttyS0"
-    fork.shell(f"{open_port}; : > /root/typed; setsid cat <&3 >> /root/typed 2>/dev/null &", check=True)
+    fork.shell(
+        "systemctl stop serial-getty@ttyS0; setsid cat /dev/ttyS0 > /root/typed 2>/dev/null & "
+        # The kernel drops bytes for a serial port that no process has open.
+        "until ls -l /proc/$(pgrep -nx cat)/fd | grep -q ttyS0; do sleep 0.1; done",
+        check=True,
+        timeout=60,
+    )
     for number in range(8):
         cli("console", fork.name, stdin=f"line {number}\r".encode())
     wait_until(lambda: len(fork.read_text("/root/typed").splitlines()) == 8, what="all lines were typed")

@@ -199,6 +199,7 @@ def console(name: str) -> None:
                 if data is None:
                     break
                 write(1, data if isinstance(data, bytes) else data.encode())
+        socket.end()
     print(file=sys.stderr)
 
 

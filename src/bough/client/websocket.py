@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 MAX_MESSAGE_BYTES = 256 * 1024
 MAX_INCOMING_BYTES = 64 * 1024 * 1024
 OPEN_TIMEOUT_S = 60.0
+#: A service whose guest takes no input reads no more messages.
+END_TIMEOUT_S = 5.0
 _READ_BYTES = 256 * 1024
 _MAX_HEAD_BYTES = 64 * 1024
 _CLOSED_WITH_ERROR = 4000
@@ -47,6 +49,8 @@ class WebSocket:
         self._stream = stream
         self._sending = _thread.allocate_lock()
         self._closed = False
+        #: A close frame was sent: no other frame may follow (section 5.5.1).
+        self._ending = False
         self._parts: list[bytes] = []
         self._kind = 0
         try:
@@ -75,7 +79,7 @@ class WebSocket:
 
     def _send(self, kind: int, data: bytes) -> None:
         with self._sending:
-            if self._closed:
+            if self._closed or self._ending:
                 raise _broken(None)
             try:
                 self._stream.sendall(_frame(kind, data))
@@ -95,7 +99,8 @@ class WebSocket:
             while (frame := self._next_frame()) is not None:
                 kind, final, data = frame
                 if kind == _PING:
-                    self._send(_PONG, data)
+                    if not self._ending:
+                        self._send(_PONG, data)
                 elif kind == _CLOSE:
                     self._answer_close(data)
                     return None
@@ -175,7 +180,7 @@ class WebSocket:
         code = int.from_bytes(data[:2], "big")
         reason = data[2:].decode(errors="replace")
         with self._sending:
-            if not self._closed:
+            if not self._closed and not self._ending:
                 _try(self._stream.sendall, _frame(_CLOSE, data[:2]))
             self._closed = True
         self._stream.close()
@@ -186,6 +191,25 @@ class WebSocket:
         if code in (1011, 1012, 1006):
             raise _broken(reason)
 
+    def end(self, timeout_s: float = END_TIMEOUT_S) -> None:
+        """Close as soon as the service has read all messages; for the thread that receives.
+
+        `close` with unread data breaks the connection, and the service may lose the last messages. Output
+        that comes meanwhile is dropped. A service that reads too slowly gets the rest after a `close`.
+        """
+        with self._sending:
+            if self._closed:
+                return
+            _try(self._stream.sendall, _frame(_CLOSE, (1000).to_bytes(2, "big")))
+            self._ending = True
+        deadline = time.monotonic() + timeout_s
+        try:
+            while self.receive(deadline - time.monotonic()) is not None:
+                pass
+        except (TimeoutError, BoughError):
+            pass
+        self.close()
+
     def close(self) -> None:
         """Close, from any thread. A thread that waits in `receive` gets ServiceUnavailable."""
         if self._closed:
@@ -193,7 +217,8 @@ class WebSocket:
         self._closed = True
         if self._sending.acquire(timeout=0.1):  # the shutdown below ends a blocked sender
             self._stream.settimeout(0.1)
-            _try(self._stream.sendall, _frame(_CLOSE, (1000).to_bytes(2, "big")))
+            if not self._ending:
+                _try(self._stream.sendall, _frame(_CLOSE, (1000).to_bytes(2, "big")))
             self._sending.release()
         _try(self._stream.shutdown, _SHUT_RDWR)
         self._stream.close()
