@@ -158,6 +158,7 @@ def check_file(machine: bough.Machine, large: str) -> None:
     assert told.stdout == large
 
 
+@pytest.mark.long
 def test_the_service_is_killed(hv: bough.Hypervisor, bough_home: Home, machine: bough.Machine) -> None:
     large = begin_a_merge(machine, bough_home)
     os.kill(hv.version()["pid"], signal.SIGKILL)
@@ -176,6 +177,7 @@ def test_the_service_is_killed(hv: bough.Hypervisor, bough_home: Home, machine: 
     clean(fresh)
 
 
+@pytest.mark.long
 def test_qemu_is_killed(hv: bough.Hypervisor, bough_home: Home, machine: bough.Machine) -> None:
     large = begin_a_merge(machine, bough_home)
     machine.shell("sync", check=True)
