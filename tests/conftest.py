@@ -137,9 +137,9 @@ def agent_disk(hv: bough.Hypervisor, bough_home: Home, request: pytest.FixtureRe
     """Return the file of the agent disk for this host's architecture. The first worker builds it for all."""
     store, disks = request.config.stash[RUN].images, AgentDiskStore(bough_home)
     with store.alone():
-        store.give_agent_disks(bough_home)
+        store.share_agent_disks(bough_home)
         digest = asyncio.run(disks.provide(host_arch(), lambda _: None))
-        store.give_agent_disks(bough_home)
+        store.share_agent_disks(bough_home)
     return disks.path(host_arch(), digest)
 
 

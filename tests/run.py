@@ -64,8 +64,8 @@ class Images:
             (Path(fresh) / digest).rename(self.root / "images" / digest)
         (self.root / "labels.json").write_text(json.dumps({label: digest}))
 
-    def give_agent_disks(self, home: Home) -> None:
-        """Copy the kept agent disks into `home`, and keep those of `home`."""
+    def share_agent_disks(self, home: Home) -> None:
+        """Copy agent disks between the store and `home`, to whichever has none."""
         ours, kept = home.agent_disks, self.root / home.agent_disks.name
         for source, target in ((kept, ours), (ours, kept)):
             if source.is_dir() and not (target / home.agent_disk_keys.name).exists():

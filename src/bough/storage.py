@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bough.errors import NoSpace
+from bough.units import format_size
 
 #: Names made by tempfile.mkstemp from the prefix in `write_atomically`.
 _UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}")
@@ -35,6 +36,18 @@ def no_space_is_told(what: str, where: Path) -> Iterator[None]:
                 path=str(where),
             ) from error
         raise
+
+
+def check_space(where: Path, needed_bytes: int, what: str) -> None:
+    """Raise NoSpace if the file system has less space free than `what` needs: "a build"."""
+    info = os.statvfs(where)
+    free = info.f_bavail * info.f_frsize
+    if free < needed_bytes:
+        raise NoSpace(
+            f"{where} has {format_size(free)} free, {what} needs {format_size(needed_bytes)}",
+            hint=NO_SPACE_HINT,
+            path=str(where),
+        )
 
 
 def sync_directory(path: Path) -> None:

@@ -12,7 +12,7 @@ import bough
 from bough.paths import Home
 from tests.acceptance.conftest import cli
 from tests.conftest import RUN
-from tests.guests.disks import NAMES, give_agent_disks, guest_disk, keep_agent_disks
+from tests.guests.disks import NAMES, guest_disk
 
 __all__ = ["cli"]
 
@@ -50,14 +50,14 @@ def first(
     """Return a snapshot of the booted guest, whose disk was imported."""
     store = request.config.stash[RUN].images
     with store.alone():
-        give_agent_disks(bough_home, store.root)
+        store.share_agent_disks(bough_home)
     label = f"{guest}-guest"
     hv.import_image(disk, name=label)
     # QEMU before 8.1 translates code wrongly that one vCPU runs while another vCPU patches it: kernels panic.
     machine = hv.create(label, name=f"{guest}-first", memory=MEMORY, vcpus=1, **_setup(ssh_key))
     machine.start()
     with store.alone():
-        keep_agent_disks(bough_home, store.root)
+        store.share_agent_disks(bough_home)
     machine.wait("booted")
     snapshot = machine.snapshot(f"{guest}-booted")
     machine.delete(force=True)

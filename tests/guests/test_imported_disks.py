@@ -16,7 +16,6 @@ from bough.images.disk import ROOT_OFFSET
 from bough.paths import Home
 from tests.acceptance.conftest import Cli
 from tests.conftest import RUN
-from tests.guests.disks import give_agent_disks, keep_agent_disks
 from tests.linux_disks import MIB, Linux, run
 
 MEMORY = "512MiB"
@@ -78,7 +77,7 @@ def test_a_foreign_debian(
     """The agent comes from the agent disk, the root grows, and machine and fork get their own identity."""
     store = request.config.stash[RUN].images
     with store.alone():
-        give_agent_disks(bough_home, store.root)
+        store.share_agent_disks(bough_home)
     labels.append("foreign")
     before = foreign.stat().st_mtime_ns
     image = cli.json("image", "import", foreign, "--name", "foreign")
@@ -88,7 +87,7 @@ def test_a_foreign_debian(
     try:
         machine.start()
         with store.alone():
-            keep_agent_disks(bough_home, store.root)
+            store.share_agent_disks(bough_home)
         assert machine.exec("hostname").stdout.strip() == "foreign"
         assert "/.bough" in machine.exec("mount").stdout
         size_kib = machine.exec("df", "-k", "--output=size", "/").stdout.split()[-1]
@@ -141,7 +140,7 @@ def test_a_file_system_that_only_a_guest_writes(
         pytest.skip(f"no mkfs.{kind} on this host")
     store = request.config.stash[RUN].images
     with store.alone():
-        give_agent_disks(bough_home, store.root)
+        store.share_agent_disks(bough_home)
     volume, disk = tmp_path / "volume", tmp_path / "disk.raw"
     with volume.open("wb") as stream:
         stream.truncate(320 * MIB)
@@ -159,7 +158,7 @@ def test_a_file_system_that_only_a_guest_writes(
     labels.append(kind)
     image = cli.json("image", "import", disk, "--name", kind)
     with store.alone():
-        keep_agent_disks(bough_home, store.root)
+        store.share_agent_disks(bough_home)
     assert (image["agent"], image["notes"]) == ("disk", [])
     assert (image["linux"]["init"], image["linux"]["file_system"]) == ("openrc", kind)
     assert starter_file().content in bough_home.image(image["digest"]).disk.read_bytes()

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from bough.guest.install import GuestFile, GuestLink
 from bough.images.confined import Confinement
 from bough.images.linux_disk import installation
-from bough.images.linux_disk.changes import Change, NewDirectory, NewFile, NewLink
+from bough.images.linux_disk.changes import Change, NewDirectory
 from bough.images.linux_disk.ext import read_ext_state
 from bough.images.linux_disk.installation import Outcome, install_agent
 from bough.images.linux_disk.look import look_into
@@ -32,9 +33,9 @@ CONFINEMENT = Confinement(Jail(), uid=None)
 UNIT = "/usr/lib/systemd/system/bough-agent.service"
 WANTED = "/etc/systemd/system/sysinit.target.wants/bough-agent.service"
 CHANGES: Sequence[Change] = (
-    NewFile("/usr/lib/bough/start", b"#!/bin/sh\nexit 0\n", 0o755),
-    NewFile("/lib/systemd/system/bough-agent.service", b"[Service]\n" * 400),
-    NewLink(WANTED, UNIT),
+    GuestFile("/usr/lib/bough/start", b"#!/bin/sh\nexit 0\n", 0o755),
+    GuestFile("/lib/systemd/system/bough-agent.service", b"[Service]\n" * 400),
+    GuestLink(WANTED, UNIT),
     NewDirectory("/.bough"),
 )
 
@@ -42,7 +43,7 @@ CHANGES: Sequence[Change] = (
 def starter_of(init: str, inittab: bytes | None) -> Sequence[Change] | None:
     if init in ("unknown", "s6"):
         return None
-    return CHANGES if inittab is None else [*CHANGES, NewFile("/etc/inittab", inittab + b"x\n")]
+    return CHANGES if inittab is None else [*CHANGES, GuestFile("/etc/inittab", inittab + b"x\n")]
 
 
 async def install(disk: Path) -> Outcome:

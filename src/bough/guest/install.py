@@ -36,6 +36,14 @@ class GuestFile:
     mode: int = 0o644
 
 
+@dataclass(frozen=True)
+class GuestLink:
+    """A symbolic link to create in a guest, owned by root."""
+
+    path: str
+    target: str
+
+
 def agent_modules() -> dict[str, bytes]:
     """Return the content of the agent's modules, by the path below a directory of sys.path."""
     modules = [*sorted(_HERE.glob("agent*.py")), _HERE / "wire.py"]

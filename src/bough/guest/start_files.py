@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from bough.guest.install import ENABLED_AS, STARTER_PATH, GuestFile
+from bough.guest.install import ENABLED_AS, STARTER_PATH, GuestFile, GuestLink
 
 INITTAB = "/etc/inittab"
 _INIT = Path(__file__).parent / "init"
@@ -34,16 +34,8 @@ tty4::askfirst:-/bin/sh
 
 
 @dataclass(frozen=True)
-class GuestLink:
-    """A symbolic link to create in a guest, owned by root."""
-
-    path: str
-    target: str
-
-
-@dataclass(frozen=True)
 class StartFiles:
-    """What to put into a guest's root, in addition to the starter. Missing directories have mode 0755."""
+    """Files and links that start the starter at each boot. Missing directories get mode 0755."""
 
     files: tuple[GuestFile, ...] = ()
     links: tuple[GuestLink, ...] = ()
@@ -82,7 +74,7 @@ def _inittab(content: bytes) -> StartFiles:
 
 
 def _others(inittab: bytes) -> list[bytes]:
-    """Return the lines without those of an earlier installation."""
+    """Return the lines, except for entries that an earlier installation added."""
     return [line for line in inittab.split(b"\n") if not line.endswith(b":" + STARTER_PATH.encode())]
 
 

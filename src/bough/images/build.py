@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bough.errors import BuildFailed, NoSpace, NotFound
+from bough.errors import BuildFailed, NotFound
 from bough.images import disk
 from bough.images.apt import DEFAULT_MIRRORS, Mirrors
 from bough.images.bootstrap import bootstrap, check_programs, check_subordinate_ids, prepare, remove_build
@@ -22,9 +22,9 @@ from bough.images.recipes import Recipe, recipe_for
 from bough.images.store import ImageManifest, ImageStore
 from bough.progress import Progress, Report, ignore_progress
 from bough.spec import PackageLock
-from bough.storage import no_space_is_told
+from bough.storage import check_space, no_space_is_told
 from bough.tasks import finish
-from bough.units import GIB, format_size
+from bough.units import GIB
 
 #: Space for the build's root file system, the copy on the disk, and unpacked packages.
 _NEEDED_BYTES = 5 * GIB // 2
@@ -101,7 +101,7 @@ async def build_recipe(
             return known
         check_programs()
         check_subordinate_ids()
-        _check_space(store.home.incoming)
+        check_space(store.home.incoming, _NEEDED_BYTES, "a build")
         work = store.home.incoming / f"build-{secrets.token_hex(6)}"
         work.mkdir(mode=0o711)
         try:
@@ -205,16 +205,6 @@ def _known(store: ImageStore, label: str, arch: str) -> ImageManifest | None:
         return store.resolve(label, arch)
     except NotFound:
         return None
-
-
-def _check_space(where: Path) -> None:
-    stat = os.statvfs(where)
-    free = stat.f_bavail * stat.f_frsize
-    if free < _NEEDED_BYTES:
-        raise NoSpace(
-            f"{where} has {format_size(free)} free, a build needs {format_size(_NEEDED_BYTES)}",
-            hint="free some space, or set BOUGH_HOME elsewhere",
-        )
 
 
 def _now() -> str:

@@ -9,7 +9,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from bough.errors import BuildFailed, NoSpace
+from bough.errors import BuildFailed
 from bough.guest.agent import AGENT_VERSION
 from bough.guest.install import agent_modules
 from bough.images.agent_disk.recipe import INSIDE, MOST_BYTES, AgentDiskRecipe
@@ -20,7 +20,7 @@ from bough.images.namespace import start_inside
 from bough.images.platforms import PLATFORMS
 from bough.images.recipes import SCRIPTS
 from bough.progress import Progress, Report
-from bough.storage import no_space_is_told
+from bough.storage import check_space, no_space_is_told
 from bough.tasks import finish
 from bough.units import MIB, format_size
 
@@ -58,7 +58,7 @@ async def build_agent_disk(
     """
     check_programs(_PROGRAMS, "the agent disk")
     check_subordinate_ids()
-    _check_space(incoming)
+    check_space(incoming, _NEEDED_BYTES, "the agent disk")
     work = incoming / f"agent-disk-{secrets.token_hex(6)}"
     work.mkdir(mode=0o711)
     try:
@@ -124,13 +124,3 @@ def _read(out: Path) -> BuiltDisk:
         )
     pairs = (line.split() for line in (out / "packages").read_text().splitlines())
     return BuiltDisk(content, {line[0]: line[1] for line in pairs})
-
-
-def _check_space(where: Path) -> None:
-    stat = os.statvfs(where)
-    free = stat.f_bavail * stat.f_frsize
-    if free < _NEEDED_BYTES:
-        raise NoSpace(
-            f"{where} has {format_size(free)} free, the agent disk needs {format_size(_NEEDED_BYTES)}",
-            hint="free some space, or set BOUGH_HOME elsewhere",
-        )

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bough.guest.install import GuestFile, GuestLink
 from bough.images.linux_disk.debugfs import Debugfs
 from bough.images.linux_disk.disk_guest import DiskGuest, GuestTree, Mount
 from bough.images.linux_disk.tree import Entry, Tree, resolve
@@ -31,34 +32,14 @@ class ChangeFailed(Exception):
 
 
 @dataclass(frozen=True)
-class NewFile:
-    """A regular file, owned by root. An existing file at that place is replaced.
-
-    Attributes:
-        mode: permissions, such as 0o644.
-    """
-
-    path: str
-    content: bytes
-    mode: int = 0o644
-
-
-@dataclass(frozen=True)
-class NewLink:
-    """A symbolic link. An existing file or link at that place is replaced."""
-
-    path: str
-    target: str
-
-
-@dataclass(frozen=True)
 class NewDirectory:
     """A directory of mode 0755, owned by root, that may exist already."""
 
     path: str
 
 
-Change = NewFile | NewLink | NewDirectory
+#: An existing file or link at the place of a file or link is replaced.
+Change = GuestFile | GuestLink | NewDirectory
 Opener = Callable[[Path | None], AbstractAsyncContextManager[Debugfs]]
 
 
@@ -109,9 +90,9 @@ async def write_in_guest(guest: DiskGuest, mount: Mount, changes: Sequence[Chang
 
 
 def _render_change(change: Change) -> dict[str, Any]:
-    if isinstance(change, NewFile):
+    if isinstance(change, GuestFile):
         return {"content": base64.b64encode(change.content).decode(), "mode": change.mode}
-    return {"target": change.target} if isinstance(change, NewLink) else {}
+    return {"target": change.target} if isinstance(change, GuestLink) else {}
 
 
 @dataclass
@@ -138,12 +119,12 @@ class _Plan:
         yield from (f"mkdir {place}" for place in self.made)
         for number, change in enumerate(changes):
             directory, _, name = self.place(change.path).rpartition("/")
-            if isinstance(change, NewFile):
+            if isinstance(change, GuestFile):
                 yield f"cd {directory}/."
                 yield f'write "{sources / str(number)}" {name}'
                 yield f"sif {name} mode 0100{change.mode:03o}"
                 yield from (f"sif {name} {owner} 0" for owner in ("uid", "gid"))
-            elif isinstance(change, NewLink):
+            elif isinstance(change, GuestLink):
                 yield f"symlink {directory}/{name} {change.target}"
         yield from (f"ea_set {place} security.selinux {label}" for place, label in labels.items())
 
@@ -167,7 +148,7 @@ async def _plan(tree: Tree, changes: Sequence[Change]) -> _Plan:
             raise ChangeFailed(f"{change.path} is in the way: it is neither a file nor a link")
         if entry is not None:
             plan.removed.append(plan.place(change.path))
-        if isinstance(change, NewLink) and len(change.target) > _MOST_TARGET:
+        if isinstance(change, GuestLink) and len(change.target) > _MOST_TARGET:
             raise ValueError(f"the link {change.path} is too long")
     return plan
 
@@ -193,7 +174,7 @@ async def _read_labels(tree: Tree, changes: Sequence[Change], plan: _Plan) -> di
     labels = {}
     for place in (*plan.made, *places):
         change = places.get(place)
-        is_program = isinstance(change, NewFile) and change.mode & 0o111
+        is_program = isinstance(change, GuestFile) and change.mode & 0o111
         of = _PROGRAMS if is_program else f"{above[place.rpartition('/')[0]]}/."
         if of in known:
             labels[place] = known[of]
@@ -210,7 +191,7 @@ def _existing(place: str, plan: _Plan) -> str:
 def _write_sources(sources: Path, changes: Sequence[Change]) -> None:
     sources.mkdir(mode=0o711)
     for number, change in enumerate(changes):
-        if isinstance(change, NewFile):
+        if isinstance(change, GuestFile):
             path = sources / str(number)
             path.write_bytes(change.content)
             path.chmod(0o444)
@@ -224,7 +205,7 @@ async def _verify(tree: Tree, changes: Sequence[Change], plan: _Plan) -> None:
     """
     places = {change.path: plan.place(change.path) for change in changes}
     entries = await tree.look(list(places.values()))
-    files = [change for change in changes if isinstance(change, NewFile)]
+    files = [change for change in changes if isinstance(change, GuestFile)]
     content = await tree.read([places[file.path] for file in files], sum(len(file.content) for file in files))
     for change in changes:
         entry = entries.get(places[change.path])
@@ -233,8 +214,8 @@ async def _verify(tree: Tree, changes: Sequence[Change], plan: _Plan) -> None:
 
 
 def _is_as_wanted(change: Change, entry: Entry, content: bytes) -> bool:
-    if isinstance(change, NewFile):
+    if isinstance(change, GuestFile):
         return entry.kind == "regular" and entry.mode == change.mode and content == change.content
-    if isinstance(change, NewLink):
+    if isinstance(change, GuestLink):
         return entry.kind == "symlink" and entry.target == change.target
     return entry.kind == "directory"

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from bough.errors import HostLacks
+from bough.guest.install import GuestFile
 from bough.images.agent_disk.recipe import agent_disk_recipe
 from bough.images.confined import Confinement
-from bough.images.linux_disk.changes import Change, ChangeFailed, NewFile, write_changes
+from bough.images.linux_disk.changes import Change, ChangeFailed, write_changes
 from bough.images.linux_disk.debugfs import Debugfs, open_debugfs
 from bough.images.linux_disk.ext import ExtState, read_ext_state
 from bough.images.linux_disk.facts import Note
@@ -178,7 +179,7 @@ def _check_state(state: ExtState, changes: Sequence[Change]) -> ExtState:
 
 
 def _check_room(state: ExtState, changes: Sequence[Change]) -> None:
-    files = [change for change in changes if isinstance(change, NewFile)]
+    files = [change for change in changes if isinstance(change, GuestFile)]
     needed = _SPARE_BYTES + sum(len(file.content) + 2 * state.block_bytes for file in files)
     if state.free_bytes < needed:
         raise Refused(f"its {state.name} is full: {format_size(state.free_bytes)} are free")

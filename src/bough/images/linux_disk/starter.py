@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bough.guest.install import DISK_PLACE, starter_file
 from bough.guest.start_files import start_files
-from bough.images.linux_disk.changes import Change, NewDirectory, NewFile, NewLink
+from bough.images.linux_disk.changes import Change, NewDirectory
 
 
 def starter_changes(init: str, inittab: bytes | None) -> Sequence[Change] | None:
@@ -18,9 +18,4 @@ def starter_changes(init: str, inittab: bytes | None) -> Sequence[Change] | None
     found = start_files(init, inittab)
     if found is None:
         return None
-    files = (starter_file(), *found.files)
-    return [
-        *(NewFile(file.path, file.content, file.mode) for file in files),
-        *(NewLink(link.path, link.target) for link in found.links),
-        NewDirectory(DISK_PLACE),
-    ]
+    return [starter_file(), *found.files, *found.links, NewDirectory(DISK_PLACE)]
