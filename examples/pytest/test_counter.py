@@ -1,4 +1,4 @@
-"""Each test gets a machine of its own, whose counter is at zero."""
+"""Each test gets its own machine with a counter at zero."""
 
 from bough.client import Machine
 

@@ -95,7 +95,7 @@ def up(
 
 
 def _stay(project: Project) -> None:
-    """Keep an ephemeral project until Ctrl-C, or until somebody deletes it."""
+    """Keep an ephemeral project until Ctrl-C or the deletion of the project."""
     click.echo(f"{project.name} is up until Ctrl-C", err=True)
     with project, contextlib.suppress(KeyboardInterrupt, NotFound):
         while True:

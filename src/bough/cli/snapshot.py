@@ -78,7 +78,7 @@ def _show_project_snapshot(taken: ProjectSnapshotInfo, *, as_json: bool) -> None
 @click.argument("name", type=NAME, required=False)
 @json_option
 def list_snapshots(name: str | None, as_json: bool) -> None:
-    """List all snapshots, or the snapshots of machine NAME, or with --project those of a project."""
+    """List all snapshots, the snapshots of machine NAME, or with --project the snapshots of a project."""
     found = _snapshots(connect(), name)
     projects = _project_snapshots(connect(), name)
     if as_json:

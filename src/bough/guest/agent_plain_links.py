@@ -42,7 +42,7 @@ def _bring_loopback_up() -> None:
 
 
 def _finish_later(uplinks: list[str]) -> None:
-    """Finish in a process of its own: the host does not wait for the end of the boot."""
+    """Finish in a child process. The host does not wait for the end of the boot."""
     if os.fork() == 0:
         try:
             leave_agent()

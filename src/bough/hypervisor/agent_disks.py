@@ -1,4 +1,4 @@
-"""Which agent disk a machine gets, and for how long a disk is kept."""
+"""Choose the agent disk of a machine, and delete unused agent disks."""
 
 from __future__ import annotations
 
