@@ -211,6 +211,7 @@ _LASTING_TOO: dict[str, Any] = {"media": "disk", "cloud_init": False, "disks": [
     "disk_bus": "virtio",
     "nic_model": "virtio",
     "agent_port": "virtio",
+    "container": None,
 }
 
 

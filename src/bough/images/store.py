@@ -25,6 +25,7 @@ from bough.errors import Conflict, InvalidInput, NotFound
 from bough.images.esp import EfiLoader
 from bough.images.linux_disk.facts import LinuxFacts, Note
 from bough.paths import Home
+from bough.spec.container import Container
 from bough.spec.disk import Bus
 from bough.spec.nic import Model
 from bough.spec.values import parse_architecture
@@ -54,6 +55,7 @@ class ImageManifest(BaseModel):
         lived: the disk comes from a machine. Its guest has an identity, which a new machine must not keep.
         linux: the Linux on an imported disk, if bough found one.
         notes: what the import said about an imported disk without the agent.
+        container: the container image that the disk was made from.
         disk_bus, nic_model, agent_port: the hardware that the guest has drivers for, if a user chooses none.
     """
 
@@ -82,6 +84,7 @@ class ImageManifest(BaseModel):
     agent_port: Literal["virtio", "serial"] = "virtio"
     linux: LinuxFacts | None = None
     notes: tuple[Note, ...] = ()
+    container: Container | None = None
 
     @field_validator("agent", mode="before")
     @classmethod

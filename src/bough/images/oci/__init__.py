@@ -1,0 +1,1 @@
+"""Container images (OCI, Docker) as images of machines."""
