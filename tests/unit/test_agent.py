@@ -401,7 +401,11 @@ async def test_a_greeting_in_the_middle_of_a_frame() -> None:
     """The agent hears the next service after one was killed in the middle of a frame."""
     async with running_agent() as (channel, agent):
         session = await channel.exec(ExecRequest(["cat"]))
-        header = b"\x6b\xb0\x0d\x00" + channel._nonce.to_bytes(4, "little") + session.id.to_bytes(4, "little")
+        header = (
+            b"\x6b\xb0\x0d\x00"
+            + channel._handshake.nonce.to_bytes(4, "little")
+            + session.id.to_bytes(4, "little")
+        )
         agent.host_end.send(header + (30000).to_bytes(4, "little") + b"half")
         facts = await channel.hello(10)
         assert facts.kernel == os.uname().release

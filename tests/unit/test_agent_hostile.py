@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bough.errors import AgentTimeout, AgentUnavailable, BoughError, GuestRefused, ProtocolError
-from bough.guest import channel as channel_module
 from bough.guest import wire
 from bough.guest.channel import AgentChannel
+from bough.guest.frame_queue import MOST_QUEUED
 from bough.guest.session import OUTPUT_WINDOW, ExecRequest, ExecSession
 
 
@@ -154,7 +154,7 @@ async def test_a_guest_that_reads_nothing_is_sent_little() -> None:
         with contextlib.suppress(AgentUnavailable):
             for _ in range(500_000):
                 await session.resize(1, 1)
-        assert channel._queued_bytes <= channel_module._MAX_QUEUED + wire.MAX_FRAME
+        assert channel._frames.queued_bytes <= MOST_QUEUED + wire.MAX_FRAME
         with pytest.raises(AgentUnavailable):
             await channel.ping(timeout_s=0.01)
         await session.abort()

@@ -8,13 +8,8 @@ long queue.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
-import os
 import socket
 import struct
-import termios
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +19,8 @@ from bough.guest import wire
 from bough.guest.calls import Call
 from bough.guest.command_line import check_command, encode_command
 from bough.guest.facts import AgentFacts, clean_name, clean_text
+from bough.guest.frame_queue import FrameQueue
+from bough.guest.handshake import Handshake
 from bough.guest.session import OUTPUT_WINDOW, ExecRequest, ExecSession, PortWatch, Session, Tunnel
 from bough.guest.suspended import SuspendedCommands
 from bough.home import SocketAddress
@@ -33,21 +30,10 @@ from bough.progress_watch import Patience, Stalled, by_the_clock
 MAX_SESSIONS = 256
 MAX_ARGUMENTS = 16 * 1024 * 1024
 _MAX_PINGS = 1000
-_MAX_INPUT_WINDOW = 4 * 1024 * 1024
-# Senders of data wait while more bytes are queued ...
-_HIGH_WATER = 256 * 1024
-# ... and the queue for a guest that reads nothing has this limit for all other frames.
-_MAX_QUEUED = 4 * 1024 * 1024
-_BUFFERS_PER_WRITE = 96
 # Number of frames of a guest before the turn of the other guests.
 _FRAMES_PER_TURN = 64
 _MAX_CALLS = 256
 _READY = wire.SYNC + wire.pack(wire.READY, 0)
-_FIRST_RETRY_S = 0.1
-#: Retry interval for an agent that ran before its guest was snapshotted. A second hello would only delay the
-#: agent.
-_AWAKE_RETRY_S = 3.0
-_LAST_RETRY_S = 1.0
 
 
 class AgentChannel:
@@ -82,10 +68,6 @@ class AgentChannel:
         self._loop = asyncio.get_running_loop()
         self._established = False
         self._long_commands = False
-        self._nonce = 0
-        self._token = b""
-        self._welcome: asyncio.Future[AgentFacts] | None = None
-        self._again = asyncio.Event()
         self._reader = wire.FrameReader(wire.SYNC)
         self._next_id = 1
         self._sessions: dict[int, Session] = {}
@@ -93,12 +75,8 @@ class AgentChannel:
         self._calls: dict[int, Call] = {}
         self._pings: dict[bytes, asyncio.Future[None]] = {}
         self._first: Call | None = None
-        self._urgent: deque[bytes] = deque()
-        self._bulk: deque[bytes] = deque()
-        self._cut: memoryview | None = None
-        self._queued_bytes = 0
-        self._waits_for_room = False
-        self._drained = asyncio.Event()
+        self._frames = FrameQueue(sock, self._loop, self._socket_ended)
+        self._handshake = Handshake(self._loop, self._frames, machine)
         self._loop.add_reader(sock, self._readable)
 
     @classmethod
@@ -135,21 +113,17 @@ class AgentChannel:
         self._end_all(
             AgentUnavailable(f"a new session with machine {self.machine!r} began", machine=self.machine)
         )
-        self._nonce = struct.unpack("<I", os.urandom(4))[0] or 1
-        self._token = os.urandom(16)
-        header = wire.HEADER.pack(wire.MARK, wire.WELCOME, 0, self._nonce, 0, 0)
         self._reader.reset()
-        self._reader.pattern = wire.SYNC + header[:8]
-        self._welcome = self._loop.create_future()
+        self._reader.pattern = self._handshake.begin()
         call = None if first is None else self._ride_along(*first)
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._greet(self._welcome, call)
+                return (await self._handshake.greet(self._suspended.render, call)).facts
         except TimeoutError:
             text = f"the agent of machine {self.machine!r} did not answer in {timeout_s:g} s"
             raise AgentTimeout(text, machine=self.machine, timeout_s=timeout_s) from None
         finally:
-            self._welcome = None
+            self._handshake.end()
 
     async def first_answer(self, timeout_s: float) -> dict[str, Any] | None:
         """Return the answer of the operation sent with the last hello; None: the operation may not have
@@ -304,7 +278,7 @@ class AgentChannel:
         self._calls[call_id] = call
 
         async def ask() -> dict[str, Any]:
-            for part in wire.pack_parts(wire.CALL, self._nonce, call_id, payload):
+            for part in wire.pack_parts(wire.CALL, self._handshake.nonce, call_id, payload):
                 await self._queue_bulk(part)
             # Shielded: the caller may be cancelled. The call goes on, and the answer may still arrive.
             return await asyncio.shield(call.answer)
@@ -321,7 +295,7 @@ class AgentChannel:
     def guest_closed(self) -> None:
         """End all sessions: QEMU reports that the guest closed its side of the port."""
         text = f"the agent of machine {self.machine!r} disconnected"
-        if self._welcome is None:
+        if not self._handshake.is_open:
             self._reader.reset()
             self._reader.pattern = wire.SYNC
         self._suspended.take(self._sessions)
@@ -329,7 +303,7 @@ class AgentChannel:
 
     def send_part(self, kind: int, session: int, payload: bytes, stream: int) -> None:
         """Send as send_data does, without a wait. For bounded data."""
-        self._queue(self._bulk, wire.pack(kind, self._nonce, session, payload, stream))
+        self._frames.put_last(wire.pack(kind, self._handshake.nonce, session, payload, stream))
 
     async def close(self) -> None:
         """Close the channel and end all sessions. The guest ends the sessions, too, when it notices."""
@@ -344,85 +318,29 @@ class AgentChannel:
         if not self._established:
             return
         # ABORT and CREDIT are few: one ABORT for each session, and CREDIT only for data from the guest.
-        if self._queued_bytes > _MAX_QUEUED and kind not in (wire.ABORT, wire.CREDIT):
+        if self._frames.is_full and kind not in (wire.ABORT, wire.CREDIT):
             raise AgentUnavailable(
                 f"the agent of machine {self.machine!r} does not read its port", machine=self.machine
             )
-        self._queue(self._urgent, wire.pack(kind, self._nonce, session, payload, stream))
+        self._frames.put_first(wire.pack(kind, self._handshake.nonce, session, payload, stream))
 
     def send_behind(self, kind: int, session: int, stream: int) -> None:
         """Queue an empty frame behind all data, without waiting. Does nothing if the channel is not
         established.
         """
         if self._established:
-            self._queue(self._bulk, wire.pack(kind, self._nonce, session, b"", stream))
+            self._frames.put_last(wire.pack(kind, self._handshake.nonce, session, b"", stream))
 
     async def send_data(self, kind: int, session: int, payload: bytes | memoryview, stream: int) -> None:
         """Queue a frame behind all others. Waits while much is queued."""
-        header = wire.HEADER.pack(wire.MARK, kind, stream, self._nonce, session, len(payload))
-        await self._queue_bulk(b"".join((header, payload, wire.TRAILER.pack(self._nonce))))
+        header = wire.HEADER.pack(wire.MARK, kind, stream, self._handshake.nonce, session, len(payload))
+        await self._queue_bulk(b"".join((header, payload, wire.TRAILER.pack(self._handshake.nonce))))
 
     async def _queue_bulk(self, frame: bytes) -> None:
-        nonce = self._nonce
-        await self._wait_drained()
-        if nonce == self._nonce and self._established:
-            self._queue(self._bulk, frame)
-
-    def _queue(self, queue: deque[bytes], frame: bytes) -> None:
-        queue.append(frame)
-        self._queued_bytes += len(frame)
-        if not self._waits_for_room and not self.lost.is_set():
-            self._write_queued()
-
-    async def _wait_drained(self) -> None:
-        while self._queued_bytes > _HIGH_WATER and self._established:
-            self._drained.clear()
-            await self._drained.wait()
-
-    def _write_queued(self) -> None:
-        try:
-            while buffers := self._next_buffers():
-                sent = self._socket.sendmsg(buffers)
-                self._queued_bytes -= sent
-                self._forget_sent(sent)
-        except BlockingIOError:
-            if not self._waits_for_room:
-                self._waits_for_room = True
-                self._loop.add_writer(self._socket, self._write_queued)
-        except OSError as error:
-            self._socket_ended(error)
-            return
-        else:
-            if self._waits_for_room:
-                self._waits_for_room = False
-                self._loop.remove_writer(self._socket)
-        if self._queued_bytes <= _HIGH_WATER // 2:
-            self._drained.set()
-
-    def _next_buffers(self) -> list[bytes | memoryview]:
-        """Return the next buffers to write: the rest of a frame, then urgent frames, then data."""
-        buffers: list[bytes | memoryview] = [] if self._cut is None else [self._cut]
-        for queue in (self._urgent, self._bulk):
-            for frame in queue:
-                if len(buffers) == _BUFFERS_PER_WRITE:
-                    return buffers
-                buffers.append(frame)
-        return buffers
-
-    def _forget_sent(self, sent: int) -> None:
-        if self._cut is not None:
-            if sent < len(self._cut):
-                self._cut = self._cut[sent:]
-                return
-            sent -= len(self._cut)
-            self._cut = None
-        for queue in (self._urgent, self._bulk):
-            while queue and sent:
-                frame = queue.popleft()
-                if sent < len(frame):
-                    self._cut = memoryview(frame)[sent:]
-                    return
-                sent -= len(frame)
+        nonce = self._handshake.nonce
+        await self._frames.wait_for_room()
+        if nonce == self._handshake.nonce and self._established:
+            self._frames.put_last(frame)
 
     # The handshake
 
@@ -431,81 +349,19 @@ class AgentChannel:
         payload = wire.encode({"operation": operation, "arguments": dict(arguments)})
         call_id = self._new_id()
         self._first = self._calls[call_id] = Call(self._loop, ignore_progress)
-        return b"".join(wire.pack_parts(wire.CALL, self._nonce, call_id, payload))
-
-    async def _greet(self, welcome: asyncio.Future[AgentFacts], call: bytes | None) -> AgentFacts:
-        """Send hellos until an answer comes.
-
-        QEMU holds a hello while the guest has not opened its port, and delivers the hello at the agent's
-        start.
-        Further hellos would only be more to read. A delivered hello without an answer may have become part of
-        an
-        earlier unfinished frame. Padding ends such a frame.
-        """
-        delay = _FIRST_RETRY_S if call is None else _AWAKE_RETRY_S
-        self._send_hello(padded=False)
-        if call is not None:
-            self._queue(self._urgent, call)
-        while True:
-            self._again.clear()
-            again = self._loop.create_task(self._again.wait())
-            try:
-                await asyncio.wait((welcome, again), timeout=delay, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                again.cancel()
-            if welcome.done():
-                return welcome.result()
-            self._check_lost()
-            if self._again.is_set():
-                self._send_hello(padded=False)
-            elif self._is_taken():
-                self._send_hello(padded=True)
-                delay = min(2 * delay, _LAST_RETRY_S)
-
-    def _send_hello(self, *, padded: bool) -> None:
-        values = {"token": self._token, "version": wire.VERSION, **self._suspended.render()}
-        payload = wire.encode(values)
-        frame = wire.SYNC + wire.pack(wire.HELLO, self._nonce, 0, payload)
-        if padded:
-            frame = wire.PADDING + frame
-        self._queue(self._urgent, frame)
-
-    def _is_taken(self) -> bool:
-        """Return whether QEMU has read all bytes sent."""
-        if self._queued_bytes:
-            return False
-        with contextlib.suppress(OSError):
-            (unread,) = struct.unpack("i", fcntl.ioctl(self._socket, termios.TIOCOUTQ, b"\0" * 4))
-            return bool(unread == 0)
-        return True
+        return b"".join(wire.pack_parts(wire.CALL, self._handshake.nonce, call_id, payload))
 
     def _welcomed(self, nonce: int, payload: memoryview) -> None:
-        values = _decode(payload)
-        if nonce != self._nonce or values.get("token") != self._token:
-            raise ProtocolError("an answer to a hello that was not sent")
-        if self._welcome is None or self._welcome.done():
-            return  # more than one hello was sent
-        if values.get("version") != wire.VERSION:
-            version = clean_name(str(values.get("version")))
-            text = (
-                f"the agent of machine {self.machine!r} speaks protocol version {version}, not {wire.VERSION}"
-            )
-            self._welcome.set_exception(
-                AgentUnavailable(
-                    text, hint="build its image again: bough image build --rebuild", machine=self.machine
-                )
-            )
+        welcome = self._handshake.read_answer(nonce, payload)
+        if welcome is None:
             return
-        window = values.get("window")
-        if not isinstance(window, int) or not 0 < window <= _MAX_INPUT_WINDOW:
-            raise ProtocolError("an invalid window")
-        self.input_window = window
-        self.facts = AgentFacts.from_guest(values)
+        self.input_window = welcome.input_window
+        self.facts = welcome.facts
         self._established = True
-        self._long_commands = values.get("long_commands") is True
-        self.resumes = values.get("resumes") is True
-        self._resume(values.get("sessions"))
-        self._welcome.set_result(self.facts)
+        self._long_commands = welcome.long_commands
+        self.resumes = welcome.resumes
+        self._resume(welcome.sessions)
+        self._handshake.finish(welcome)
 
     def _resume(self, states: object) -> None:
         for session, state in self._suspended.match(states):
@@ -532,8 +388,8 @@ class AgentChannel:
             return
         self.heard += count
         self._reader.added(count)
-        if self._welcome is not None and self._reader.holds(_READY):
-            self._again.set()
+        if self._handshake.is_open and self._reader.holds(_READY):
+            self._handshake.repeat()
         if not self._handle_frames():
             self._loop.remove_reader(self._socket)
             self._loop.call_soon(self._go_on)
@@ -572,7 +428,7 @@ class AgentChannel:
                 self.on_restart()
         elif not self._established:
             return  # of the previous session
-        elif nonce != self._nonce:
+        elif nonce != self._handshake.nonce:
             raise ProtocolError("a frame of another session")
         elif kind == wire.PONG:
             self._pong(bytes(payload))
@@ -674,10 +530,7 @@ class AgentChannel:
     def _end_all(self, failure: BoughError) -> None:
         """End all sessions. The socket stays open."""
         self._established = False
-        self._urgent.clear()
-        self._bulk.clear()
-        # Send the rest of a partly sent frame, so the guest stays in step.
-        self._queued_bytes = 0 if self._cut is None else len(self._cut)
+        self._frames.clear()
         sessions, self._sessions = self._sessions, {}
         calls, self._calls = self._calls, {}
         pings, self._pings = self._pings, {}
@@ -689,8 +542,7 @@ class AgentChannel:
             if not answer.done():
                 answer.set_exception(failure)
                 answer.exception()
-        self._drained.set()
-        self._again.set()
+        self._handshake.repeat()
 
     def _socket_ended(self, error: OSError | None) -> None:
         detail = "" if error is None else f": {error.strerror}"
@@ -703,9 +555,9 @@ class AgentChannel:
         self.lost_reason = reason
         self.lost.set()
         self._loop.remove_reader(self._socket)
-        self._loop.remove_writer(self._socket)
+        self._frames.close()
         self._socket.close()
-        self._cut = None
+        self._handshake.fail(reason)
         self._end_all(reason)
         self._suspended.end(reason)
 
