@@ -20,7 +20,8 @@ from bough.qemu.choice import choose_machine_type
 from bough.qemu.jail import machine_uid
 from bough.qemu.plan import DiskPlan, Layer, Plan
 from bough.qemu.probe import find_qemu, inspect_qemu, probe_jail
-from bough.qemu.process import QemuProcess, find_process, start_process
+from bough.qemu.process import QemuProcess, find_process
+from bough.qemu.process_start import start_process
 
 IS_ROOT = os.geteuid() == 0
 #: tests/kvm runs the tests of the jail once more, with "kvm".

@@ -27,7 +27,8 @@ from bough.errors import BoughError, QmpRefused
 from bough.paths import Home, MachinePaths
 from bough.qemu.jail import SYSTEM_FILES, Jail, render_jail
 from bough.qemu.plan import Plan
-from bough.qemu.process import QemuProcess, _sight, start_process
+from bough.qemu.process import QemuProcess
+from bough.qemu.process_start import _sight, start_process
 from bough.qemu.qmp import Qmp
 from bough.qemu.syscalls import open_filter
 from tests.machines.conftest import ACCELERATOR, IS_ROOT
@@ -192,7 +193,7 @@ def foreign_files(home: Home, neighbour: MachinePaths, paths: MachinePaths) -> l
 async def test_a_program_in_its_place_gets_nothing(
     plan: Plan, paths: MachinePaths, home: Home, neighbour: MachinePaths, record_property: Any
 ) -> None:
-    from bough.qemu.process import _give_disks
+    from bough.qemu.process_start import _give_disks
 
     if plan.uid is not None:
         _give_disks(paths, plan.uid)

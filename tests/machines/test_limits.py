@@ -28,7 +28,8 @@ from bough.qemu.cgroup import (
     stand_back,
 )
 from bough.qemu.plan import Limits, Plan
-from bough.qemu.process import QemuProcess, start_process
+from bough.qemu.process import QemuProcess
+from bough.qemu.process_start import start_process
 from bough.qemu.qmp import Qmp
 from tests.conftest import MEMORY
 

@@ -27,8 +27,10 @@ from bough.qemu.jail import Jail
 from bough.qemu.pid import Pid
 from bough.qemu.plan import DiskPlan, NicPlan, Plan
 from bough.qemu.probe import find_qemu, probe_accelerators, probe_jail
-from bough.qemu.process import QemuProcess, find_process, is_held, read_exit, start_process
+from bough.qemu.process import QemuProcess, find_process
+from bough.qemu.process_start import start_process
 from bough.qemu.qmp import Qmp
+from bough.qemu.waiter_files import is_held, read_exit
 
 IS_ROOT = os.geteuid() == 0
 
@@ -258,7 +260,7 @@ async def test_it_outlives_who_started_it(plan: Plan, paths: MachinePaths, home:
     """Another Python starts the machine and is killed. This one finds the machine and learns how it ends."""
     program = (
         "import asyncio, os, pickle, sys\n"
-        "from bough.qemu.process import start_process\n"
+        "from bough.qemu.process_start import start_process\n"
         "plan, paths = pickle.load(sys.stdin.buffer)\n"
         "asyncio.run(start_process(plan, paths))\n"
         "os.kill(os.getpid(), 9)\n"

@@ -23,7 +23,8 @@ from bough.networks.switch_port import SwitchPort
 from bough.paths import Home, MachinePaths
 from bough.qemu.jail import machine_uid
 from bough.qemu.plan import NicPlan, Plan
-from bough.qemu.process import QemuProcess, find_process, start_process
+from bough.qemu.process import QemuProcess, find_process
+from bough.qemu.process_start import start_process
 from bough.qemu.qmp import Qmp
 from tests.machines.conftest import IS_ROOT
 from tests.machines.test_jail import status

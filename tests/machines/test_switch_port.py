@@ -17,7 +17,7 @@ from bough.networks.switch_port import SwitchPort
 from bough.paths import Home, MachinePaths
 from bough.qemu.jail import Jail
 from bough.qemu.plan import NicPlan, Plan
-from bough.qemu.process import start_process
+from bough.qemu.process_start import start_process
 from bough.qemu.qmp import Qmp
 
 FIRST, SECOND = "52:54:00:00:00:01", "52:54:00:00:00:02"

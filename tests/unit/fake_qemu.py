@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from bough.paths import MachinePaths
-from bough.qemu.process import ExitCause
+from bough.qemu.waiter_files import ExitCause
 
 GREETING = {
     "QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": ""}, "capabilities": []}

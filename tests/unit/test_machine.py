@@ -20,8 +20,9 @@ from bough.machines.saved_state import ProcessImage, SavedState
 from bough.machines.state import State
 from bough.paths import Home, MachinePaths
 from bough.qemu.plan import Plan
-from bough.qemu.process import ExitCause, QemuProcess
+from bough.qemu.process import QemuProcess
 from bough.qemu.ram import Template
+from bough.qemu.waiter_files import ExitCause
 from bough.spec import parse_spec
 from tests.unit.fake_qemu import CLEAN, KILLED, FakeQemu
 

@@ -13,7 +13,9 @@ from bough.qemu.cgroup import create_groups, remove_groups
 from bough.qemu.facts import cached_fact
 from bough.qemu.pid import Pid
 from bough.qemu.plan import Limits
-from bough.qemu.process import _WAITER, STDERR_BYTES, find_process, read_exit
+from bough.qemu.process import find_process
+from bough.qemu.process_start import _WAITER
+from bough.qemu.waiter_files import STDERR_BYTES, read_exit
 from tests.waiting import wait_until
 
 

@@ -13,7 +13,7 @@ from bough.machines.restart import Restarter
 from bough.machines.state import State
 from bough.machines.vm.ending import Ending
 from bough.paths import Home, MachinePaths
-from bough.qemu.process import ExitCause
+from bough.qemu.waiter_files import ExitCause
 
 CLEAN = ExitCause(0, None, "", "QEMU exited with 0")
 KILLED = ExitCause(None, "SIGKILL", "", "QEMU was killed by SIGKILL")

@@ -25,8 +25,8 @@ from bough.paths import Home, MachinePaths
 from bough.projects.record import ProjectRecord
 from bough.projects.snapshot import read_project_snapshot
 from bough.qemu.jail import Jail
-from bough.qemu.process import is_held
 from bough.qemu.tpm import TPM_STATE
+from bough.qemu.waiter_files import is_held
 from bough.snapshots.store import SnapshotManifest
 from bough.storage import is_unfinished_write
 

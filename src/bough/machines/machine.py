@@ -49,7 +49,7 @@ from bough.paths import MachinePaths
 from bough.progress import Report, ignore_progress
 from bough.progress_watch import ProgressWatch
 from bough.qemu.emulation import gives_way
-from bough.qemu.process import start_process
+from bough.qemu.process_start import start_process
 from bough.qemu.qmp import Qmp
 from bough.tasks import Tasks
 

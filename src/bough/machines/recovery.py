@@ -18,8 +18,9 @@ from bough.machines.state import LIVE, State
 from bough.machines.vm.ending import Ending
 from bough.machines.vm.running import RunningVm
 from bough.paths import MachinePaths
-from bough.qemu.process import QemuProcess, find_process, read_exit
+from bough.qemu.process import QemuProcess, find_process
 from bough.qemu.qmp import Qmp
+from bough.qemu.waiter_files import read_exit
 
 #: How long a QEMU may take to end after SIGKILL.
 _KILLED_S = 5.0

@@ -9,7 +9,7 @@ from typing import Protocol
 from bough.errors import MachineFailed
 from bough.machines.video import put_back, split_devices
 from bough.qemu.plan import Plan
-from bough.qemu.process import Loader
+from bough.qemu.process_start import Loader
 from bough.qemu.qmp import Qmp
 from bough.qemu.ram import Template, open_memory
 

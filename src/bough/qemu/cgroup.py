@@ -4,7 +4,7 @@
     <a delegated group>/bough/<machine id>/  version 2: below the nearest group that bough may write to
 
 The waiter moves QEMU into the groups before QEMU's start and removes the groups after QEMU's end (see
-process.py).
+waiter.sh).
 """
 
 from __future__ import annotations

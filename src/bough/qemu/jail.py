@@ -14,7 +14,7 @@ From outside in:
     --seccomp     a system call filter from the first instruction: no tracing, namespaces, mounts
                   (see syscalls.py)
     -sandbox on   QEMU's own system call filter: no new program, no other user, no obsolete call
-    rlimits       no core file, 1024 open files (set by the waiter, see process.py)
+    rlimits       no core file, 1024 open files (set by the waiter, see waiter.sh)
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 bough binds the sockets and passes them to QEMU as descriptors. A client can connect before QEMU runs, and
 QEMU needs no right to create sockets. A socket still listens after the removal of its name. Therefore the
-waiter (process.py) keeps a descriptor of each name's file, and a later service restores the names of a
+waiter (waiter.sh) keeps a descriptor of each name's file, and a later service restores the names of a
 running machine from these descriptors.
 """
 

@@ -21,7 +21,7 @@ from bough.forks.process_image.captured import IMAGE, Area, CapturedProcess, Des
 from bough.forks.process_image.identifiers import Identifiers
 from bough.forks.process_image.trace import Stopped, Thread, stopped
 from bough.qemu.nic import is_card_socket
-from bough.qemu.process import MEMORY
+from bough.qemu.process_start import MEMORY
 from bough.qemu.ram import PAGE_BYTES, Template, private_pages
 
 _PROT = {"r": 1, "w": 2, "x": 4}
@@ -36,7 +36,7 @@ _READ_BYTES = 4 << 20
 _MOST_IMAGE_BYTES = 512 << 20
 _MOST_THREADS = 320
 _SHORTEST_FORM_BYTES = 6
-#: The loader's own descriptors, up to END_SLOT: the most that a process of bough may have (process.py).
+#: The loader's own descriptors, up to END_SLOT: the most that a process of bough may have (waiter.sh).
 FIRST_SLOT, END_SLOT = 900, 1024
 #: Words of a line of /proc/PID/net/unix.
 _INODE_WORD, _PATH_WORD = 6, 7

@@ -42,7 +42,7 @@ class ProcessImage:
             self.on_distrust()
 
     def prepare(self, plan: Plan, given: Mapping[str, int], stack: ExitStack) -> tuple[list[str], list[int]]:
-        """Return the loader's command line and descriptors; see bough.qemu.process.Loader.
+        """Return the loader's command line and descriptors; see bough.qemu.process_start.Loader.
 
         The loader and the program are unnamed files, executable on every mount.
 

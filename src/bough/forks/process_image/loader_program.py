@@ -15,7 +15,7 @@ from bough.forks.process_image.capture import END_SLOT, FIRST_SLOT, look_at_file
 from bough.forks.process_image.captured import IMAGE, Area, CapturedProcess, Descriptor
 from bough.forks.process_image.identifiers import Identifiers
 from bough.forks.process_image.trace import REGISTERS, Thread
-from bough.qemu.process import MEMORY
+from bough.qemu.process_start import MEMORY
 from bough.qemu.syscalls import render_sandbox
 
 (

@@ -11,7 +11,7 @@ from bough.machines.restart import Restarter
 from bough.machines.state import State
 from bough.paths import MachinePaths
 from bough.qemu.pid import read_boot_id
-from bough.qemu.process import ExitCause
+from bough.qemu.waiter_files import ExitCause
 from bough.storage import read_tail
 
 #: QEMU's reasons for an expected shutdown (qapi/run-state.json, ShutdownCause).
