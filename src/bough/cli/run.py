@@ -24,7 +24,6 @@ from bough.contract.commands import Command, RunCommand, RunInMachine
     "-i", "--interactive", is_flag=True, help="Pass on standard input from a terminal, also without -t."
 )
 @no_input_option
-@click.option("-u", "--as-user", metavar="USER", help="Run as this user of the guest; default: root.")
 @click.option("--cold", is_flag=True, help="Boot the machine instead of forking the booted snapshot.")
 @click.option("--timeout", type=DURATION, help=TIMEOUT_HELP)
 @spec_options
@@ -38,7 +37,6 @@ def run(
     tty: bool,
     interactive: bool,
     no_input: bool,
-    as_user: str | None,
     cold: bool,
     timeout: float | None,
     force: bool,
@@ -60,13 +58,14 @@ def run(
     if no_input:
         close_input()
     hypervisor = connect()
-    spec = spec_of(image, given)
+    user, workdir = given["user"], given["workdir"]
+    spec = spec_of(image, {**given, "user": None, "workdir": None})  # the command has both
     data = dict(spec.data)
     if isinstance(data.get("name"), str):
         own = data.pop("name")  # a machine that is deleted needs no name
         name = own if keep and name is None else name
     tty = tty or (not command and os.isatty(0))
-    request = Command(argv=command or LOGIN_SHELL, user=as_user, **(on_terminal() if tty else {}))
+    request = Command(argv=command or LOGIN_SHELL, user=user, cwd=workdir, **(on_terminal() if tty else {}))
     interactive = interactive or not command
     if keep or name:
         with spec.located(), progress() as report:

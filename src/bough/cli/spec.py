@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bough.cli.docker_options import docker_options, mount_of_volume, percent_of, variables_of
 from bough.cli.help_sections import MachineOption
 from bough.client.user_data import read_user_data
 from bough.errors import InvalidInput
@@ -42,6 +43,7 @@ def spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option(*_names(setting, flag), cls=MachineOption, **_how(flag)) for setting, flag in flags()
     ]
+    options += docker_options()
     options += [
         click.option(
             "--network",
@@ -104,6 +106,8 @@ def spec_of(image: str | None, given: dict[str, Any]) -> GivenSpec:
                 data[setting] = flag.value
         elif not flag.many and setting != "user_data" and given[setting] is not None:
             data[setting] = given[setting]
+    if given["entrypoint"] is not None:  # one word, as for docker
+        data["entrypoint"] = [given["entrypoint"]] if given["entrypoint"] else []
     for name in ("kernel", "initrd"):
         if name in data:  # the service has another working directory
             data[name] = str(Path(data[name]).expanduser().absolute())
@@ -145,14 +149,24 @@ def _add_lists(data: dict[str, Any], given: dict[str, Any]) -> None:
         "files": [_read_file(text) for text in given["files"]],
         "commands": list(given["commands"]),
         "ports": list(given["ports"]),
-        "mounts": [_read_mount(text) for text in given["mounts"]],
+        "mounts": [
+            *(_read_mount(text) for text in given["mounts"]),
+            *(mount_of_volume(text) for text in given["volumes"]),
+        ],
     }
     for name, values in added.items():
         if values:
             data[name] = [*data.get(name, []), *values]
-    for name, flag in (("environment", "--env"), ("limits", "--limit")):
-        if given[name]:
-            data[name] = {**data.get(name, {}), **dict(pair(flag, text) for text in given[name])}
+    added_pairs = {
+        "environment": variables_of(given["env_files"], given["environment"]),
+        "limits": {
+            **({} if given["cpus"] is None else {"cpu": percent_of(given["cpus"])}),
+            **dict(pair("--limit", text) for text in given["limits"]),
+        },
+    }
+    for name, pairs in added_pairs.items():
+        if pairs:
+            data[name] = {**data.get(name, {}), **pairs}
 
 
 def _cards(data: dict[str, Any], given: dict[str, Any]) -> list[str]:

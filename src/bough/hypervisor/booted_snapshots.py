@@ -39,6 +39,7 @@ from bough.qemu.choice import choose_accelerator
 from bough.qemu.probe import find_qemu, probe_accelerators, probe_jail
 from bough.snapshots.store import SnapshotManifest
 from bough.spec import MachineSpec
+from bough.spec.program import check_settings
 from bough.tasks import finish
 
 log = logging.getLogger("bough.hypervisor")
@@ -76,10 +77,12 @@ class BootedSnapshots:
         None: a machine of the spec boots. If a failure costs the user a boot, `report` gets the reason.
 
         Raises:
+            InvalidSpec: a setting does not fit the image.
             AgentTimeout: the image did not boot within `timeout_s`, the user's bound.
         """
         check_arch(spec.arch or split_label(spec.image)[1] or host_arch())
         image = await self._source.find(spec.image, spec.arch, report)
+        check_settings(spec, image.container)
         if not can_fork_booted(spec, image):
             return None
         key = await self._key(spec, image, await self._agent_disks.for_image(image, report))

@@ -27,6 +27,7 @@ from bough.progress import Progress, Report, ignore_progress
 from bough.qemu.host import read_host_facts
 from bough.qemu.tpm import create_tpm_state
 from bough.spec import MachineSpec, check_against_host, parse_spec
+from bough.spec.program import check_settings, with_exposed_ports
 from bough.storage import remove_tree, sync_directory
 from bough.tasks import finish
 
@@ -119,7 +120,8 @@ class Creation:
                 f"{spec.image} lacks bough's agent, which shared directories need",
                 hint="copy files into its disk, or share them over its network",
             )
-        spec = with_image_disks(spec, image, self._store.resolve)
+        check_settings(spec, image.container)
+        spec = with_image_disks(with_exposed_ports(spec, image.container), image, self._store.resolve)
         report(Progress("creating the machine"))
         with self._half_made.working(), self._source.using(image.digest):
             disk = await self._agent_disks.for_image(image, report)

@@ -59,6 +59,17 @@ FileBase64 = Annotated[str, BeforeValidator(values.file_base64), _TEXT]
 VariableName = Annotated[str, BeforeValidator(values.variable_name), _TEXT]
 VariableValue = Annotated[str, BeforeValidator(values.variable_value), _TEXT]
 ShellCommand = Annotated[str, BeforeValidator(values.shell_command), _TEXT]
+Words = Annotated[
+    tuple[str, ...],
+    BeforeValidator(values.words),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+ProgramUser = Annotated[
+    str,
+    BeforeValidator(values.program_user),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}]}),
+]
+WorkingDirectory = Annotated[str, BeforeValidator(values.working_directory), _TEXT]
 Address = Annotated[str, BeforeValidator(values.port_host), _TEXT]
 HostPort = Annotated[
     int,
@@ -271,6 +282,12 @@ class MachineSpec(Table):
         "commands", ()
     )
     user_data: UserData | None = _setting("user_data", None)
+    entrypoint: Words | None = _setting("entrypoint", None)
+    command: Words | None = _setting("command", None)
+    user: ProgramUser | None = _setting("user", None)
+    workdir: WorkingDirectory | None = _setting("workdir", None)
+    init: Literal["auto", "image", "bough"] = _setting("init", "auto")
+    publish_exposed: bool = _setting("publish_exposed", False)
     accelerator: Literal["auto", "kvm", "tcg"] = _setting("accelerator", "auto")
     ports: Annotated[tuple[PortSpec, ...], Field(strict=False, max_length=64)] = _setting("ports", ())
     mounts: Annotated[tuple[MountSpec, ...], Field(strict=False, max_length=32)] = _setting("mounts", ())

@@ -326,6 +326,68 @@ SETTINGS: Mapping[str, Setting] = {
         boot="setup",
         process_image=True,
     ),
+    "entrypoint": Setting(
+        "ENTRYPOINT of the program instead of the container image's, whose CMD is then left out: a list of "
+        "words, or a text that is split as a shell does; []: none",
+        '["/usr/bin/redis-server"]',
+        (Flag("--entrypoint", "Program instead of the container image's ENTRYPOINT and CMD.", "PROGRAM"),),
+        change="stopped",
+        boot="host",  # for the program, which starts after the boot
+        process_image=True,
+    ),
+    "command": Setting(
+        "CMD of the program instead of the container image's: a list of words, or a text that is split as a "
+        "shell does; on the command line, the words after IMAGE",
+        '["--appendonly", "yes"]',
+        change="stopped",
+        boot="host",
+        process_image=True,
+    ),
+    "user": Setting(
+        "user of the program and of commands instead of the container image's: NAME, ID, NAME:GROUP or ID:ID",
+        '"www-data"',
+        (
+            Flag(
+                "--as-user",
+                "User of the program or command: NAME, ID, NAME:GROUP or ID:ID.",
+                "USER",
+                short="-u",
+            ),
+        ),
+        change="stopped",
+        boot="host",
+        process_image=True,
+    ),
+    "workdir": Setting(
+        "directory in which the program and commands start, instead of WORKDIR; made if missing",
+        '"/srv"',
+        (Flag("--workdir", "Directory in which the program or command starts.", "DIR", short="-w"),),
+        change="stopped",
+        boot="host",
+        process_image=True,
+    ),
+    "init": Setting(
+        "process 1 of a machine from a container image: 'image', the program of the image; 'bough', bough's "
+        "init, which starts the program; 'auto': the program if it is an init like systemd",
+        '"auto"',
+        (Flag("--init", "Process 1: the container image's program, or bough's init.", "auto|image|bough"),),
+        change="stopped",
+        process_image=True,
+    ),
+    "publish_exposed": Setting(
+        "forward a free port of the host to each TCP port that the container image exposes",
+        "true",
+        (
+            Flag(
+                "--publish-all",
+                "Forward free ports of this host to all ports that the container image exposes.",
+                kind="switch",
+                short="-P",
+            ),
+        ),
+        boot="host",
+        process_image=True,
+    ),
     "require_jail": Setting(
         "refuse to start if the host lacks a part of the jail (docs/security.md)",
         "true",
@@ -380,7 +442,15 @@ SETTINGS: Mapping[str, Setting] = {
     "environment": Setting(
         "environment of every command and login",
         'LANG = "C.UTF-8"',
-        (Flag("--env", "A variable for every command and login.", "NAME=VALUE", many=True),),
+        (
+            Flag(
+                "--env",
+                "A variable for every command and login; without =VALUE: this shell's, if set.",
+                "NAME[=VALUE]",
+                short="-e",
+                many=True,
+            ),
+        ),
         boot="setup",
         process_image=True,
     ),

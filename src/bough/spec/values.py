@@ -12,6 +12,7 @@ import binascii
 import ipaddress
 import posixpath
 import re
+import shlex
 from typing import Any
 
 from pydantic_core import PydanticCustomError
@@ -27,6 +28,8 @@ MOST_DISK = 64 * TIB
 MOST_VCPUS = 255
 MOST_HOSTNAME = 64
 MOST_FILE_BYTES = 16 * MIB
+MOST_WORDS = 4096
+MOST_WORDS_CHARS = 131_072
 ARCHITECTURES = ("x86_64", "aarch64", "riscv64", "i386")
 
 #: Names that other programs use.
@@ -42,6 +45,9 @@ _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _OWNER = re.compile(r"(?:[a-z_][a-z0-9_-]{0,31}|\d{1,9})(?::(?:[a-z_][a-z0-9_-]{0,31}|\d{1,9}))?")
 _QEMU_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VERSIONED = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*-\d+\.\d+")
+_PROGRAM_USER = re.compile(
+    r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,254}\$?(?::[A-Za-z0-9_][A-Za-z0-9_.@-]{0,254}\$?)?"
+)
 _SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,19}")
 _MODE = re.compile(r"0?[0-7]{3,4}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
@@ -377,6 +383,42 @@ def shell_command(value: Any) -> str:
     if "\0" in value or len(value) > 65536:
         raise told("expected a shell command of at most 65536 characters, without NUL")
     return value
+
+
+def words(value: Any) -> tuple[str, ...]:
+    """Return the words of a program, from a list or from a text that is split as a shell does."""
+    if isinstance(value, str):
+        try:
+            value = shlex.split(value)
+        except ValueError:
+            raise told(f"expected a text with closed quotes, got {quote(value)}") from None
+    if not isinstance(value, list | tuple) or not all(
+        isinstance(one, str) and "\0" not in one for one in value
+    ):
+        raise told(f"expected a list of words without NUL, or a text, got {quote(value)}")
+    given = [str(word) for word in value]
+    if len(given) > MOST_WORDS or sum(len(word) for word in given) > MOST_WORDS_CHARS:
+        raise told(f"expected at most {MOST_WORDS} words of {MOST_WORDS_CHARS} characters in all")
+    if given and not given[0].strip():
+        raise told("expected a program first, got an empty word", "[] stands for none")
+    return tuple(given)
+
+
+def program_user(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32:
+        value = str(value)
+    if not isinstance(value, str) or not _PROGRAM_USER.fullmatch(value):
+        raise told(f"expected a user like 'www-data', '1000' or '1000:1000', got {quote(value)}")
+    return value
+
+
+def working_directory(value: Any) -> str:
+    _printable(value, "an absolute path")
+    if not value.startswith("/"):
+        raise told(f"expected the absolute path of a directory like '/srv', got {quote(value)}")
+    if len(value.encode()) > 4095:
+        raise told("expected a path of at most 4095 bytes")
+    return posixpath.normpath(f"/{str(value).lstrip('/')}")
 
 
 def port(value: Any) -> dict[str, Any]:

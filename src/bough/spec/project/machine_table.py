@@ -85,7 +85,7 @@ class MachineReader:
         if not isinstance(table, Mapping):
             self._tell((), f"expected a table of settings, got {quote(table)}", f"write [machines.{key}]")
             return None
-        settings = self._known(table)
+        settings = self._with_workdir(self._known(table))
         build = self._build(settings.pop("build", None))
         if build is not None and settings.get("image") is None:
             settings["image"] = build.label or f"{self._project}-{key}"
@@ -117,6 +117,15 @@ class MachineReader:
                 hint = hint or (f"did you mean {near!r}?" if near else None)
                 self._tell((str(name),), NO_SUCH_SETTING, hint)
         return {name: value for name, value in table.items() if name in known and name != "extends"}
+
+    def _with_workdir(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Return the settings with `workdir` for Compose's `working_dir`."""
+        if "working_dir" not in settings:
+            return settings
+        if "workdir" in settings:
+            self._tell(("working_dir",), "is another word for workdir, which is given, too", "remove one")
+        found = {name: value for name, value in settings.items() if name != "working_dir"}
+        return {"workdir": settings["working_dir"], **found}
 
     def _spec(self, settings: Mapping[str, Any]) -> MachineSpec | None:
         return self._told_by(lambda: parse_spec(settings, self._place))

@@ -50,6 +50,7 @@ MACHINE_SETTINGS: Mapping[str, ProjectSetting] = {
         "the machine runs only if one of these profiles is requested: `--profile debug`", '["debug"]'
     ),
     "scale": ProjectSetting("number of equal machines: 2 gives web-1 and web-2", "2"),
+    "working_dir": ProjectSetting("Compose's word for `workdir`", '"/srv"'),
     "healthcheck": ProjectSetting(
         "when the machine counts as healthy: one of test, port, http, unit, file and log", "", is_table=True
     ),
@@ -121,6 +122,4 @@ INSTEAD = {
     "container_name": "the name of the table is the machine's name: [machines.NAME]",
     "env_file": "write the values into .env beside the file, and ${NAME} in environment",
     "volumes": "use disks for data of the machine, mounts for directories of the host",
-    "command": "use commands, which run once at the first boot",
-    "entrypoint": "use commands, which run once at the first boot",
 }
