@@ -175,9 +175,10 @@ class Hypervisor(ImageStore):
 
     def keep_standby_of(self, spec: dict[str, Any], count: int) -> None:
         """Keep standby machines as `keep_standby` does, of a whole spec."""
+        from bough.client.spec_files import resolve_sources
         from bough.contract.host import KeepStandby
 
-        self.api.send(KeepStandby(spec=spec, count=count))
+        self.api.send(KeepStandby(spec=resolve_sources(spec), count=count))
 
     def standby_machines(self) -> list[dict[str, Any]]:
         """Return the requested standby machines: "spec" or "snapshot" (its id), "count", and how many are

@@ -99,9 +99,10 @@ class ImageStore:
 
     def lock_image(self, reference: str) -> dict[str, Any]:
         """Return the versions of all packages in an image, for `lock` of a later build."""
+        from bough.client.spec_files import resolve_image
         from bough.contract.images import LockImage
 
-        return dict(self._api.send(LockImage(reference=reference)))
+        return dict(self._api.send(LockImage(reference=resolve_image(reference))))
 
     def import_image(
         self,
@@ -152,17 +153,19 @@ class ImageStore:
             NotFound: no such image; BadImage: the image is not the one that its publisher states;
                 DownloadFailed.
         """
+        from bough.client.spec_files import resolve_image
         from bough.contract.answers import ImageInfo
         from bough.contract.images import PullImage
 
-        request = PullImage(ref=name, arch=arch, name=label, signed=signed)
+        request = PullImage(ref=resolve_image(name), arch=arch, name=label, signed=signed)
         return ImageInfo.from_dict(self._api.send_long(request, timeout=timeout, progress=progress))
 
     def delete_image(self, reference: str) -> None:
         """Delete an image. Raises InUse while machines use it as a backing file."""
+        from bough.client.spec_files import resolve_image
         from bough.contract.images import DeleteImage
 
-        self._api.send(DeleteImage(reference=reference), timeout=_DELETE_TIMEOUT_S)
+        self._api.send(DeleteImage(reference=resolve_image(reference)), timeout=_DELETE_TIMEOUT_S)
 
     def prune_images(self) -> dict[str, Any]:
         """Delete the images that no machine uses and no label names: {"deleted": digests, "freed_bytes"}."""

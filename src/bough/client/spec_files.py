@@ -25,6 +25,8 @@ def resolve_sources(spec: Mapping[str, Any], base: Path | None = None) -> dict[s
     """
     base = base or Path.cwd()
     resolved = dict(spec)
+    if isinstance(resolved.get("image"), str):
+        resolved["image"] = resolve_image(resolved["image"], base)
     for name in ("kernel", "initrd"):
         value = resolved.get(name)
         if isinstance(value, str | Path) and str(value):
@@ -56,6 +58,8 @@ def resolve_recipe(recipe: Mapping[str, Any], base: Path | None = None) -> dict[
     """
     base = base or Path.cwd()
     resolved = dict(recipe)
+    if isinstance(recipe.get("base"), str):
+        resolved["base"] = resolve_image(recipe["base"], base)
     if "files" in recipe:
         resolved |= resolve_sources({"files": recipe["files"]}, base)
     if isinstance(recipe.get("sources"), list | tuple):
@@ -64,6 +68,22 @@ def resolve_recipe(recipe: Mapping[str, Any], base: Path | None = None) -> dict[
             for index, source in enumerate(recipe["sources"])
         ]
     return resolved
+
+
+def resolve_image(name: str, base: Path | None = None) -> str:
+    """Return the name of an image; the path of a layout or an archive of container images is absolute.
+
+    "oci:NAME" is a path if NAME looks like one (/, ./, ../, ~/), or if it is the directory of an OCI layout.
+    """
+    transport, colon, rest = name.partition(":")
+    path, inside, tag = rest.partition(":")
+    if not colon or not path or transport not in ("oci", "oci-archive", "docker-archive"):
+        return name
+    base = base or Path.cwd()
+    looks_like_path = transport != "oci" or path.startswith(("/", "./", "../", "~/"))
+    if not looks_like_path and not (base / path / "oci-layout").is_file():
+        return name
+    return f"{transport}:{base / Path(path).expanduser()}{inside}{tag}"
 
 
 def _resolve_key(source: Any, base: Path, place: str) -> Any:

@@ -9,6 +9,7 @@ from bough.errors import NameTaken
 from bough.hypervisor.inventory import Inventory
 from bough.machines.machine import Machine
 from bough.spec import check_name
+from bough.spec.container_name import short_name
 
 _STEM_LENGTH = 40
 
@@ -56,7 +57,7 @@ class Names:
 
     def free_name(self, image: str) -> str:
         """Return an unused name, made from the name of an image or a machine."""
-        plain = "".join(c if c.isalnum() else "-" for c in image.lower())
+        plain = "".join(c if c.isalnum() else "-" for c in short_name(image).lower())
         stem = plain[:_STEM_LENGTH].strip("-") or "machine"
         taken = self._reserved | {machine.name for machine in self._inventory}
         number = 1

@@ -26,6 +26,7 @@ from bough.images.esp import EfiLoader
 from bough.images.linux_disk.facts import LinuxFacts, Note
 from bough.paths import Home
 from bough.spec.container import Container
+from bough.spec.container_name import normalise_image
 from bough.spec.disk import Bus
 from bough.spec.nic import Model
 from bough.spec.values import parse_architecture
@@ -270,13 +271,20 @@ class ImageStore:
 def split_label(reference: str) -> tuple[str, str | None]:
     """Split a label: "debian:12@arm64" gives ("debian:12", "aarch64").
 
-    An "@" without an architecture after it is part of the label.
+    An "@" without an architecture after it is part of the label. The label of a container image is its full
+    name: "oci:nginx" gives "docker://docker.io/library/nginx:latest".
     """
     label, at, arch = reference.rpartition("@")
     if at and label:
         with contextlib.suppress(InvalidInput):
-            return label, parse_architecture(arch)
-    return reference, None
+            return _full(label), parse_architecture(arch)
+    return _full(reference), None
+
+
+def _full(label: str) -> str:
+    with contextlib.suppress(InvalidInput):
+        return normalise_image(label)
+    return label
 
 
 def _ambiguous(reference: str, found: Sequence[ImageManifest], by_label: bool) -> Conflict:

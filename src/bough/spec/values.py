@@ -18,6 +18,7 @@ from typing import Any
 from pydantic_core import PydanticCustomError
 
 from bough.errors import InvalidInput
+from bough.spec.container_name import is_container_name, parse_container_name
 from bough.spec.problems import nearest, quote, told
 from bough.units import MIB, TIB, format_size, parse_duration, parse_size
 
@@ -110,9 +111,24 @@ def label(value: Any) -> str:
 
 
 def image(value: Any) -> str:
+    """Check the name of an image, and fill in a container image's: docker.io, library/, :latest."""
+    if isinstance(value, str) and is_container_name(value):
+        return _container_image(value)
     if not isinstance(value, str) or not _IMAGE.fullmatch(value):
         raise told(f"expected the name of an image like 'debian:12', got {quote(value)}")
     return value
+
+
+def _container_image(value: str) -> str:
+    """Return the full name, and "@" with the architecture if the name ends in one."""
+    label, at, last = value.rpartition("@")
+    arch = _ARCHITECTURE_NAMES.get(last.lower(), last.lower()) if at else ""
+    try:
+        if arch in ARCHITECTURES:
+            return f"{parse_container_name(label)}@{arch}"
+        return str(parse_container_name(value))
+    except InvalidInput as error:
+        raise told(error.message, error.hint) from None
 
 
 def architecture(value: Any) -> str:
