@@ -42,16 +42,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "qemu": BOTTOM | {"networks"},  # a process starts together with the sockets of its NICs
     # A file server runs in the same jail as QEMU, at the other end of the agent's sessions.
     "mounts": BOTTOM | {"guest", "networks", "qemu"},
+    "artifacts": BOTTOM,
     # An image contains the agent. The conversion of an image runs in the same jail as QEMU.
-    "images": BOTTOM | {"guest", "networks", "qemu"},
+    "images": BOTTOM | {"artifacts", "guest", "networks", "qemu"},
     "machines": BOTTOM | {"guest", "networks", "qemu", "mounts", "images"},
-    "snapshots": BOTTOM | {"guest", "networks", "qemu", "mounts", "images", "machines"},
+    "snapshots": BOTTOM | {"artifacts", "guest", "networks", "qemu", "mounts", "images", "machines"},
     "projects": BOTTOM | {"guest", "networks", "qemu", "mounts", "images", "machines"},
     "forks": BOTTOM | {"guest", "networks", "qemu", "mounts", "images", "machines", "snapshots"},
     "audit": BOTTOM | {"guest", "networks", "qemu", "mounts", "images", "machines", "snapshots", "projects"},
     "hypervisor": BOTTOM
     | {"guest", "networks", "qemu", "mounts", "images", "machines", "snapshots", "projects", "forks"}
-    | {"audit"},
+    | {"artifacts", "audit"},
     "contract": {"errors"},
     "service": BOTTOM
     | {"contract"}
