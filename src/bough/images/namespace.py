@@ -22,7 +22,12 @@ _WAIT_FOR_IDS = 'echo @in; read -r _ && exec "$@"'
 
 
 async def start_inside(
-    work: Path, command: Sequence[str], environment: Mapping[str, str], *, binfmt: str = ""
+    work: Path,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    binfmt: str = "",
+    pass_fds: Sequence[int] = (),
 ) -> asyncio.subprocess.Process:
     """Start `command` in new namespaces. The working directory is `work`, mounted at /mnt.
 
@@ -31,6 +36,7 @@ async def start_inside(
 
     Args:
         binfmt: a rule for binfmt_misc(5), registered only inside the namespaces.
+        pass_fds: descriptors above 9 that `command` inherits.
     """
     own_users = bool(binfmt) and os.geteuid() == 0
     before = ("unshare", "--user", "sh", "-c", _WAIT_FOR_IDS, "sh") if own_users else ()
@@ -41,6 +47,7 @@ async def start_inside(
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
+        pass_fds=pass_fds,
     )
     if own_users:
         try:
