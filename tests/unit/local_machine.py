@@ -95,5 +95,5 @@ class LocalMachine:
 
     name = "local"
 
-    def spawn(self, *argv: str, env: Mapping[str, str] | None = None) -> LocalProcess:
+    def spawn(self, *argv: str, env: Mapping[str, str] | None = None, as_image: bool = True) -> LocalProcess:
         return LocalProcess(argv, env or {})

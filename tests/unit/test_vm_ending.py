@@ -8,7 +8,9 @@ from typing import Any, cast
 import pytest
 
 from bough.machines.condition import Condition, Kind
-from bough.machines.record import MachineRecord
+from bough.machines.program import ContainerProgram
+from bough.machines.program import Host as ProgramHost
+from bough.machines.record import MachineRecord, ProgramRun
 from bough.machines.restart import Restarter
 from bough.machines.state import State
 from bough.machines.vm.ending import Ending
@@ -24,6 +26,7 @@ class Record:
 
     suspended: object | None = None
     failure = None
+    program: ProgramRun | None = None
 
 
 class Host:
@@ -41,11 +44,18 @@ class Host:
     def record(self) -> MachineRecord:
         return cast(MachineRecord, self._record)
 
+    @property
+    def program(self) -> ContainerProgram:
+        return ContainerProgram(cast(ProgramHost, self))
+
+    def ran(self, run: ProgramRun) -> None:
+        self._record.program = run
+
     def suspend(self) -> None:
         self._record.suspended = object()
 
     def note(self, **fields: Any) -> bool:
-        self.noted = fields
+        self.noted |= fields
         return True
 
     def console_tail(self) -> str:
@@ -137,3 +147,38 @@ def test_a_suspended_machine_stays_suspended(tmp_path: Path) -> None:
     host.suspend()
     ending.settle(KILLED, seen=True)
     assert host.noted == {}
+
+
+@pytest.mark.parametrize(
+    ("run", "state"),
+    [
+        (ProgramRun(state="ended", code=0), State.STOPPED),
+        (ProgramRun(state="ended", code=3), State.FAILED),
+        (ProgramRun(state="ended", signal="SEGV"), State.FAILED),
+        (ProgramRun(state="ended"), State.STOPPED),
+        (ProgramRun(state="failed", code=127, error="/x: No such file or directory"), State.FAILED),
+    ],
+)
+def test_the_end_of_the_program_decides(tmp_path: Path, run: ProgramRun, state: State) -> None:
+    host, ending = make(tmp_path)
+    host.ran(run)
+    ending.shutdown_reason = "guest-shutdown"
+    ending.settle(CLEAN, seen=True)
+    assert host.noted["state"] is state
+    if state is State.FAILED:
+        assert host.noted["failure"].cause == f"its program {run.text}"
+        assert str(ending.error("meanwhile")).startswith("machine 'web' does not run: its program ")
+    host, ending = make(tmp_path)
+    host.ran(run)
+    ending.stop_asked = True
+    ending.settle(CLEAN, seen=True)
+    assert host.noted["state"] is State.STOPPED
+
+
+def test_the_unseen_end_of_a_program(tmp_path: Path) -> None:
+    host, ending = make(tmp_path)
+    host.ran(ProgramRun(state="runs", argv=["x"], pid=7))
+    ending.settle(KILLED, seen=False)
+    assert host.noted["state"] is State.FAILED
+    assert host.noted["program"].state == "ended"
+    assert host.noted["program"].text == "ended with exit status unknown"

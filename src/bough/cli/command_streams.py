@@ -49,8 +49,8 @@ def carry(socket: WebSocket, command: str, *, stdin: bool) -> int:
             write(2 if message[0] == _STDERR else 1, message[1:])
 
 
-def await_machine(socket: WebSocket) -> None:
-    """Wait until the machine of a run is up. A long wait shows progress on stderr.
+def await_machine(socket: WebSocket) -> str:
+    """Return the service's message when the machine of a run is up. A long wait shows progress on stderr.
 
     Raises:
         BoughError: the machine did not come up.
@@ -74,9 +74,9 @@ def await_machine(socket: WebSocket) -> None:
                 raise ServiceUnavailable("the service ended before the machine was up", hint="try again")
             if isinstance(message, bytes):
                 _read_status(message[1:], "")
-                return
+                return ""
             if message.startswith('{"machine"'):
-                return
+                return message
             if told is None and '"notice": true' in message:
                 notices.append(message)
                 continue
@@ -147,10 +147,12 @@ def _read_status(content: bytes, command: str) -> int:
         return read_status(content).shell_code
     except GuestRefused as error:
         # A shell's status, if the command is missing (and not the user or the directory).
+        status = error.details.get("shell_status")
         shown = os.fsencode(command).decode(errors="replace")
-        if not error.message.startswith(f"{shown[:200]}: ") or not error.details.get("errno"):
-            raise
-        status = 127 if error.details["errno"] == "ENOENT" else 126
+        if status is None:
+            if not error.message.startswith(f"{shown[:200]}: ") or not error.details.get("errno"):
+                raise
+            status = 127 if error.details["errno"] == "ENOENT" else 126
         from bough.cli.output import show_error
 
         show_error(error)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from bough.cli.help_sections import MachineOption
 from bough.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from bough.client.machine import Machine
 
 
 def docker_options() -> list[Callable[..., Any]]:
@@ -86,6 +89,13 @@ def mount_of_volume(text: str) -> Any:
     if mode not in ("", "ro", "rw"):
         raise InvalidInput(f"-v {text}: bough knows the modes ro and rw, not {mode!r}")
     return resolve_mount(f"{source}:{target}:{mode or 'rw'}")
+
+
+def show_exposed(machine: Machine) -> None:
+    """Print the ports of --publish-all on standard error. The names of machines go to standard output."""
+    info = machine.info()
+    for port in info.ports if info.spec.get("publish_exposed") else ():
+        click.echo(f"{port.host}:{port.host_port} is forwarded to port {port.guest_port}", err=True)
 
 
 def percent_of(cpus: float) -> str:

@@ -16,7 +16,7 @@ from bough.cli.command_streams import carry, write
 from bough.cli.command_words import CommandAfterName
 from bough.cli.machine_choice import machine_here, machine_named, machine_options
 from bough.cli.service import DURATION, NAME, connect
-from bough.contract.commands import RESIZE, Command, ExecInMachine
+from bough.contract.commands import LOGIN_SHELL, RESIZE, Command, ExecInMachine
 from bough.errors import ServiceUnavailable
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ no_input_option = click.option(
     "-n", "--no-input", is_flag=True, help="Read nothing from standard input, as ssh -n."
 )
 DETACH = b"\x1d"  # Ctrl-]
-LOGIN_SHELL = ("/bin/sh", "-c", 'cd; exec "${SHELL:-/bin/sh}" -l')
 
 
 @click.command("exec", cls=CommandAfterName, context_settings={"allow_interspersed_args": False})
@@ -44,7 +43,13 @@ LOGIN_SHELL = ("/bin/sh", "-c", 'cd; exec "${SHELL:-/bin/sh}" -l')
     help="Environment variable for the command; without VALUE: this shell's, if set.",
 )
 @click.option("-w", "--workdir", help="Working directory in the guest.")
-@click.option("-u", "--as-user", "user", metavar="USER", help="Run as this user of the guest; default: root.")
+@click.option(
+    "-u",
+    "--as-user",
+    "user",
+    metavar="USER",
+    help="Run as this user of the guest; default: the container image's user, or root.",
+)
 @click.option("--timeout", type=DURATION, help="Kill the command after this time; the exit status is 124.")
 @machine_options
 @click.argument("name", type=NAME)
@@ -65,6 +70,9 @@ def exec_command(
     COMMAND is killed when this client ends for any reason.
 
     COMMAND reads this command's standard input to the end: use -n in a loop that reads lines.
+
+    In a machine from a container image, COMMAND has the environment, the user and the directory of the image,
+    as for `docker exec`.
 
     With --as-user COMMAND gets the user's environment, without a login session. For a login session, with
     limits and a user manager: bough exec NAME -- su -l USER -c COMMAND
@@ -111,6 +119,7 @@ def shell(name: str, user: str | None) -> int:
         argv=LOGIN_SHELL,
         user=user,
         login=user is not None,
+        as_image=False,
         **(on_terminal() if os.isatty(0) else {}),
     )
     return run_in(connect().api, machine_here(name), request, interactive=True)

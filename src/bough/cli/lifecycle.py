@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from bough.cli.docker_options import show_exposed
 from bough.cli.help_sections import SectionedCommand
 from bough.cli.machine_choice import machine_here, machine_named, machine_options
 from bough.cli.output import progress, show_json
@@ -38,20 +39,32 @@ _deadline = click.option(
 
 @click.command(cls=SectionedCommand)
 @click.argument("image", type=IMAGE, required=False)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--name", help="Name of the machine.")
 @click.option("--start", is_flag=True, help="Start the machine, too.")
 @spec_options
 @json_option
 def create(
-    image: str | None, name: str | None, start: bool, force: bool, as_json: bool, **given: Any
+    image: str | None,
+    command: tuple[str, ...],
+    name: str | None,
+    start: bool,
+    force: bool,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Create a machine from IMAGE (debian:12), stopped. A missing image is built or pulled first.
 
     The public keys in ~/.ssh may log in as root, unless --ssh-key or the spec names keys. Every flag has a
     setting in a TOML spec.
+
+    For a container image (oci:nginx), COMMAND replaces CMD of its program, as for `docker create`. Words that
+    begin with a dash need `--` before COMMAND.
     """
     spec = spec_of(image, given)
     data = dict(spec.data)
+    if command:
+        data["command"] = list(command)
     if name is None and isinstance(data.get("name"), str):
         name = data.pop("name")
     hypervisor = connect()
@@ -59,6 +72,8 @@ def create(
         machine = hypervisor.create_from(data, name=name, force=force, progress=report)
         if start:
             machine.start(progress=report)
+    if start:
+        show_exposed(machine)
     show_json(machine.info().raw) if as_json else print(machine.name)
 
 

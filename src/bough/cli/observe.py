@@ -64,11 +64,18 @@ def _state(machine: dict[str, Any]) -> str:
         "unreachable": unreachable,
         kind: runs and kind,
         "silent": runs and not kind and machine["agent"] == "silent",
+        _exit_note(machine): machine["state"] == "stopped",
         "first boot failed": machine["first_boot"]["error"],
         "identity incomplete": machine.get("identity_error"),
     }
-    told = ", ".join(note for note, is_so in notes.items() if is_so)
+    told = ", ".join(note for note, is_so in notes.items() if note and is_so)
     return f"{machine['state']} ({told})" if told else str(machine["state"])
+
+
+def _exit_note(machine: dict[str, Any]) -> str:
+    """Return the exit status of a program that has ended, as `docker ps -a` shows it."""
+    run = machine.get("program") or {}
+    return f"exit status {run['code']}" if run.get("state") == "ended" and run.get("code") is not None else ""
 
 
 @click.command()
@@ -110,6 +117,7 @@ def _rows(machine: dict[str, Any]) -> list[tuple[str, str]]:
         *([("seen", _seen(machine["seen"]))] if machine.get("seen") else []),
         *([("guest", clean(machine["condition"]["text"]))] if machine.get("condition") else []),
         ("image", f"{machine['image']}  {machine['image_digest'][:12]}"),
+        *_program(machine),
         ("created", f"{ago(machine['created'])} ago"),
         ("up", ago(machine["started"])),
         ("hardware", f"{hardware['machine_type']}, {_cpu(hardware['cpu_model'])}, {hardware['firmware']}"),
@@ -128,6 +136,30 @@ def _rows(machine: dict[str, Any]) -> list[tuple[str, str]]:
     rows += [("nic", _nic(nic)) for nic in machine["nics"]]
     rows += _uplink(machine.get("uplink"))
     return rows
+
+
+def _program(machine: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the lines about the container image and its program."""
+    container, run = machine.get("container"), machine.get("program")
+    rows = (
+        [("container", clean(f"{container['reference']}  {container['digest'][:19]}"))] if container else []
+    )
+    if run:
+        import shlex
+
+        rows.append(("program", clean(f"{shlex.join(run['argv'])} {_how_it_runs(run)}".strip())))
+    return rows
+
+
+def _how_it_runs(run: dict[str, Any]) -> str:
+    if run["state"] == "runs":
+        return f"(pid {run['pid']})"
+    if run["state"] == "failed":
+        return f"(not started: {run['error']})"
+    if run["state"] == "waits":
+        return "(starts when the guest is set up)"
+    how = f"signal {run['signal']}" if run["signal"] else f"exit status {run['code']}"
+    return f"(ended: {how})" if run["signal"] or run["code"] is not None else "(ended: exit status unknown)"
 
 
 def _cpu(model: str) -> str:

@@ -131,7 +131,7 @@ def copy_in(
     meter = Meter(progress, os.fsdecode(paths[0]), sizes[0].st_size if only_file else None)
     program = render_program("receive", [os.fsencode(destination)], names, owner)
     sent = CopyReport()
-    with machine.spawn(*COMMAND, env=_ENV) as process:
+    with machine.spawn(*COMMAND, env=_ENV, as_image=False) as process:
         answer = Answer(process)
         sink = Sink(process)
         try:
@@ -198,7 +198,7 @@ def copy_out(
 
 def _receive(machine: Guest, receiver: Receiver, program: bytes, sources: list[str]) -> CopyReport:
     """Return the notes of the guest's end. The guest's error takes precedence over a truncated stream."""
-    with machine.spawn(*COMMAND, env=_ENV) as process:
+    with machine.spawn(*COMMAND, env=_ENV, as_image=False) as process:
         source = Source(process)
         with suppress(BrokenPipeError):  # the guest's report below has the reason
             process.write(program)
@@ -275,7 +275,7 @@ def _copy_stream_in(
     meter = Meter(progress, "standard input", None)
     argv = ("/bin/sh", "-c", _WRITE, "sh", _escape(destination), f".bough-{os.urandom(6).hex()}", mode)
     size = 0
-    with machine.spawn(*argv, env=_ENV) as process:
+    with machine.spawn(*argv, env=_ENV, as_image=False) as process:
         answer = Answer(process)
         try:
             read = getattr(source, "read1", source.read)
@@ -295,7 +295,7 @@ def _copy_stream_in(
 def _copy_stream_out(machine: Guest, source: str, target: BinaryIO, meter: Meter) -> CopyResult:
     size = 0
     said = b""
-    with machine.spawn("/bin/sh", "-c", _READ, "sh", _escape(source), env=_ENV) as process:
+    with machine.spawn("/bin/sh", "-c", _READ, "sh", _escape(source), env=_ENV, as_image=False) as process:
         process.close_stdin()
         for stream, data in process:
             if stream == "stderr":

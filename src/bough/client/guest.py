@@ -89,11 +89,14 @@ class RunningGuest:
         term: str = "xterm",
         timeout: float | None = None,
         patience: float | None = None,
+        as_image: bool = True,
     ) -> Process:
         """Start a command. The Process reads and writes the command's streams while the command runs.
 
         Args:
-            user: the user that runs the command; default: root.
+            user: the user that runs the command; default: the container image's, or root.
+            as_image: the environment, the user and the directory that are not given are the container
+                image's; False: those of root's login.
             tty: with a terminal: one stream of output, and Ctrl-C is a character.
             timeout: seconds; then the command is killed and reading raises DeadlineExceeded.
             patience: as `timeout`, but in seconds of the guest: while the guest works, only the processor
@@ -113,6 +116,7 @@ class RunningGuest:
             term=term,
             timeout_s=timeout,
             patience_s=patience,
+            as_image=as_image,
         )
         return Process(self._api.open(ExecInMachine(reference=self._reference)), command)
 
@@ -125,6 +129,7 @@ class RunningGuest:
         cwd: str | None = None,
         user: str | None = None,
         timeout: float | None = None,
+        as_image: bool = True,
         check: bool = False,
         text: Literal[True] = True,
     ) -> Completed[str]: ...
@@ -137,6 +142,7 @@ class RunningGuest:
         cwd: str | None = None,
         user: str | None = None,
         timeout: float | None = None,
+        as_image: bool = True,
         check: bool = False,
         text: Literal[False],
     ) -> Completed[bytes]: ...
@@ -148,6 +154,7 @@ class RunningGuest:
         cwd: str | None = None,
         user: str | None = None,
         timeout: float | None = None,
+        as_image: bool = True,
         check: bool = False,
         text: bool = True,
     ) -> Completed[str] | Completed[bytes]:
@@ -156,6 +163,7 @@ class RunningGuest:
         Args:
             input: standard input; default: empty.
             timeout: seconds; then the command is killed.
+            as_image: as in `spawn`.
             check: raise CommandFailed unless the command ends with 0.
             text: decode the output as UTF-8, with U+FFFD for invalid bytes; False gives bytes.
 
@@ -166,7 +174,8 @@ class RunningGuest:
         from bough.client.process import feed
 
         found: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
-        with self.spawn(*argv, env=env, cwd=cwd, user=user, timeout=timeout) as process:
+        options: dict[str, Any] = {"env": env, "cwd": cwd, "user": user, "as_image": as_image}
+        with self.spawn(*argv, timeout=timeout, **options) as process:
             feed(process, input.encode() if isinstance(input, str) else input or b"")
             for stream, data in process:
                 found[stream].append(data)

@@ -81,6 +81,7 @@ class Hypervisor(ImageStore):
         keep: bool = False,
         force: bool = False,
         cold: bool = False,
+        program: bool = True,
         timeout: float | None = None,
         progress: Report | None = None,
         **spec: Any,
@@ -96,6 +97,7 @@ class Hypervisor(ImageStore):
 
         Args:
             cold: boot the machine, even if there is a booted snapshot.
+            program: start the program of a container image (docs/containers.md).
             timeout: seconds for the machine's start, without the time to build a missing image; None: as long
                 as the guest makes progress.
             spec: settings of the machine (docs/spec.md): memory="512MiB", vcpus=2, ports=["8080:80"], ...
@@ -109,8 +111,10 @@ class Hypervisor(ImageStore):
 
         given = resolve_sources({"image": image, **spec})
         if not keep and name is None:
-            return self._run_held(given, force, cold, timeout, progress)
-        return self.run_from(given, name=name, force=force, cold=cold, timeout=timeout, progress=progress)
+            return self._run_held(given, force, cold, program, timeout, progress)
+        return self.run_from(
+            given, name=name, force=force, cold=cold, program=program, timeout=timeout, progress=progress
+        )
 
     def run_from(
         self,
@@ -119,11 +123,14 @@ class Hypervisor(ImageStore):
         name: str | None = None,
         force: bool = False,
         cold: bool = False,
+        program: bool = True,
         timeout: float | None = None,
         progress: Report | None = None,
     ) -> Machine:
         """Return a new machine whose agent has answered, from a whole spec. The machine is kept."""
-        request = contract.RunMachine(spec=spec, name=name, force=force, cold=cold, timeout_s=timeout)
+        request = contract.RunMachine(
+            spec=spec, name=name, force=force, cold=cold, program=program, timeout_s=timeout
+        )
         data = self.api.send_long(request, progress=progress)
         return self._machine(data["id"], name=data["name"])
 
@@ -132,6 +139,7 @@ class Hypervisor(ImageStore):
         spec: dict[str, Any],
         force: bool,
         cold: bool,
+        program: bool,
         timeout: float | None,
         progress: Report | None,
     ) -> Machine:
@@ -143,7 +151,8 @@ class Hypervisor(ImageStore):
 
         socket = self.api.open(RunInMachine())
         try:
-            socket.send_text(RunCommand(spec=spec, force=force, cold=cold, timeout_s=timeout).render())
+            asked = RunCommand(spec=spec, force=force, cold=cold, program=program, timeout_s=timeout)
+            socket.send_text(asked.render())
             while isinstance(message := socket.receive(), str):
                 told = json.loads(message)
                 if "machine" in told:

@@ -87,7 +87,7 @@ def authorize(machine: RunningGuest, user: str, public_key: str) -> None:
         BoughError, TimeoutError: the machine does not answer.
     """
     told = b""
-    with machine.spawn("/bin/sh", "-c", _SCRIPT, "sh", public_key, user=user) as process:
+    with machine.spawn("/bin/sh", "-c", _SCRIPT, "sh", public_key, user=user, as_image=False) as process:
         process.close_stdin()
         while (output := process.read(_TIMEOUT_S)) is not None:
             told += output[1] if len(told) < _MOST_TOLD_BYTES else b""

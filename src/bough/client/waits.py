@@ -80,13 +80,13 @@ class AwaitedGuest(BreakableGuest):
         """
         from bough.guest_checks import script_passes
 
-        return self._wait_inside(script_passes(script), timeout, user)
+        return self._wait_inside(script_passes(script), timeout, user, as_image=True)
 
     def wait_until_fails(self, script: str, *, user: str | None = None, timeout: float = PATIENCE_S) -> None:
         """Repeat a shell script in the guest until it fails."""
         from bough.guest_checks import script_fails
 
-        self._wait_inside(script_fails(script), timeout, user)
+        self._wait_inside(script_fails(script), timeout, user, as_image=True)
 
     # -- parts of the guest -----------------------------------------------------------------------
 
@@ -208,14 +208,17 @@ class AwaitedGuest(BreakableGuest):
 
     # -- how --------------------------------------------------------------------------------------
 
-    def _wait_inside(self, check: Check, timeout: float, user: str | None = None) -> str:
+    def _wait_inside(
+        self, check: Check, timeout: float, user: str | None = None, *, as_image: bool = False
+    ) -> str:
         """Wait in the guest until the check passes, for `timeout` seconds of its own. Return the output."""
         from bough.errors import DeadlineExceeded
         from bough.guest_checks import GAVE_UP, Attempts, render_wait
 
         out, attempts = bytearray(), Attempts()
         try:
-            with self.spawn(*render_wait(check), user=user, patience=timeout) as process:
+            argv = render_wait(check)
+            with self.spawn(*argv, user=user, patience=timeout, as_image=as_image) as process:
                 process.close_stdin()
                 for stream, data in process:
                     if stream == "stdout":

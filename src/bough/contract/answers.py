@@ -83,6 +83,9 @@ class MachineInfo(Answer):
         project: id of the machine's project. role: the machine's key in the project's file.
         identity_error: why a fork has a part of the parent's identity.
         snapshot: id of the snapshot that the disks continue from.
+        container: the container image of the machine: reference, digest, ports, volumes, labels; None: none.
+        program: the container program of the last boot: state ("waits", "runs", "ended" or "failed"), argv,
+            pid, code, signal, error, output (unsafe for a terminal), started, ended.
         vnc: path of the socket for a viewer.
     """
 
@@ -125,6 +128,8 @@ class MachineInfo(Answer):
     snapshot: str | None = None
     forked_from: str | None = None
     vnc: str | None = None
+    container: dict[str, Any] | None = None
+    program: dict[str, Any] | None = None
 
     @classmethod
     def from_dict(cls: type[M], data: dict[str, Any]) -> M:

@@ -14,19 +14,23 @@ from bough.contract.message import Message
 from bough.contract.request import Request, stream
 
 if TYPE_CHECKING:
-    from bough.contract.checks import COMMAND_S, TERMINAL_CELLS, WAIT_S, GuestWord, Length
+    from bough.contract.checks import COMMAND_S, TERMINAL_CELLS, WAIT_S, GuestWord
 
+LOGIN_SHELL = ("/bin/sh", "-c", 'cd; exec "${SHELL:-/bin/sh}" -l')
 STDIN, STDOUT, STDERR, STATUS, RESIZE, SIGNAL, CLOSE = 0, 1, 2, 3, 4, 5, 255
 
 
 class Command(Message):
     """A command and its environment. Words may have bytes that are not UTF-8, as os.fsdecode gives them.
 
+    `as_program`: in a machine from a container image, `argv` follows ENTRYPOINT, and replaces CMD unless it
+    is empty. `as_image`: unless other values are given, USER, WORKDIR and ENV of the container image apply;
+    false: root's login applies.
     `login`: in a login session of `user`. `timeout_s`: the command is killed after the time. `patience_s`:
     the command is killed when the guest has had the time for itself; a busy host delays the end.
     """
 
-    argv: Annotated[Sequence[Annotated[str, GuestWord()]], Length(least=1)]
+    argv: Sequence[Annotated[str, GuestWord()]]
     env: Mapping[str, Annotated[str, GuestWord()]] = {}
     cwd: Annotated[str, GuestWord()] | None = None
     user: Annotated[str, GuestWord()] | None = None
@@ -35,6 +39,8 @@ class Command(Message):
     columns: Annotated[int, TERMINAL_CELLS] = 80
     term: str = "xterm"
     login: bool = False
+    as_program: bool = False
+    as_image: bool = True
     timeout_s: Annotated[float | None, COMMAND_S] = None
     patience_s: Annotated[float | None, COMMAND_S] = None
 
@@ -61,10 +67,17 @@ class Command(Message):
 
 
 class RunCommand(Message):
-    """A machine and a command in it. Without a command, the machine exists until the client closes."""
+    """A machine and a command in it. Without a command, the machine exists until the client closes.
+
+    In a machine from a container image, the command is one `as_program`. `shell` runs instead of a command
+    without words, if the image has no program.
+    """
 
     spec: dict[str, Any]
     command: Command | None = None
+    shell: Command | None = None
+    name: str | None = None
+    program: bool = True
     force: bool = False
     cold: bool = False
     timeout_s: Annotated[float | None, WAIT_S] = None

@@ -34,7 +34,10 @@ class CreateMachine(Request):
 
 
 class RunMachine(Request):
-    """Create a machine, and wait until it answers. The machine forks a booted snapshot, unless `cold`."""
+    """Create a machine, and wait until it answers. The machine forks a booted snapshot, unless `cold`.
+
+    `program`: start the program of a container image.
+    """
 
     route = Route("POST", "/machines/run", "long")
     answer: ClassVar[MachineInfo]
@@ -43,6 +46,7 @@ class RunMachine(Request):
     force: bool = False
     ephemeral: bool = False
     cold: bool = False
+    program: bool = True
     timeout_s: Annotated[float | None, WAIT_S] = None
 
 

@@ -25,6 +25,7 @@ from bough.snapshots.store import SnapshotManifest, SnapshotStore
 from bough.spec import MachineSpec, NicSpec
 from bough.spec.model import settings_by_boot
 from bough.spec.nic import ISOLATED
+from bough.spec.program import has_image_init
 
 #: Increase this number when booted snapshots of this version differ from those of earlier versions.
 _GENERATION = 2
@@ -58,6 +59,9 @@ def neutral(spec: MachineSpec, image: ImageManifest) -> MachineSpec:
     """Return the spec of the machine that is booted for all specs with the same key."""
     plain = {name: _default(name) for name in settings_by_boot("setup", "name", "host")}
     own = {"image": image.digest, "accelerator": spec.accelerator, "nics": _neutral_nics(spec)}
+    if image.container is not None:
+        # The program of the run may be no init, though the image's is one.
+        own["init"] = "image" if has_image_init(image.container, spec) else "bough"
     return spec.model_copy(update={**plain, **own})
 
 
@@ -78,9 +82,13 @@ def _neutral_nics(spec: MachineSpec) -> tuple[NicSpec, ...]:
     )
 
 
-def _left_out() -> dict[str, Any]:
-    """Return the settings on which the key does not depend. Snapshots of earlier versions know no `ipv4`."""
+def _left_out(image: ImageManifest) -> dict[str, Any]:
+    """Return the settings on which the key does not depend. Snapshots of earlier versions know no `ipv4`, and
+    no `init`.
+    """
     names = dict.fromkeys(settings_by_boot("setup", "name", "host"), True)
+    if image.container is None:
+        names["init"] = True
     return {**names, "nics": {"__all__": {"ipv4"}}}
 
 
@@ -96,11 +104,11 @@ def booted_key(
     qemu_version: Iterable[int],
     agent_disk: str | None = None,
 ) -> str:
-    spec = spec.model_copy(update={"nics": _neutral_nics(spec)})
+    spec = neutral(spec, image)
     told = {
         "generation": _GENERATION,
         "image": image.digest,
-        "spec": spec.model_dump(mode="json", exclude=_left_out()),
+        "spec": spec.model_dump(mode="json", exclude=_left_out(image)),
         "hardware": hardware.model_dump(
             mode="json",
             exclude={"uuid": True, "vmgenid": True, "uid": True, "nics": {"__all__": {"mac", "link"}}},

@@ -188,6 +188,8 @@ class AgentChannel:
             values.update(tty=True, rows=request.rows, columns=request.columns, term=request.term)
         if request.login:
             values["login"] = True
+        if request.as_image:
+            values["as_image"] = True
         if self.same_addresses:
             values["same_addresses"] = True
         payload = encode_command(values, joined=self._long_commands)

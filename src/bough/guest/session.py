@@ -31,6 +31,8 @@ class ExecRequest:
         user: "name", "uid", either with ":group"; None for root.
         tty: give the command a terminal of `rows` and `columns`; stderr is then part of stdout.
         stdin: False: standard input is /dev/null.
+        as_image: as a container's command: `cwd` is made if missing, a user id without an entry has the group
+            0, and a user with ":group" is in no other group.
         login: instead of `argv`, the user's login shell in a login session, if the guest supports one.
     """
 
@@ -44,6 +46,7 @@ class ExecRequest:
     term: str = "xterm-256color"
     stdin: bool = True
     login: bool = False
+    as_image: bool = False
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,7 @@ class BootedSnapshots:
             machine = await self._creation.create_from(spec, name, image, ephemeral=True, report=report)
         try:
             with self._lifetimes.hold(machine):
+                machine.program.leave_out()
                 await machine.start(report)
                 with contextlib.suppress(DeadlineExceeded):  # forks start the services that are left
                     await wait_booted(machine, report=report)

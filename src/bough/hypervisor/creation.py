@@ -27,7 +27,7 @@ from bough.progress import Progress, Report, ignore_progress
 from bough.qemu.host import read_host_facts
 from bough.qemu.tpm import create_tpm_state
 from bough.spec import MachineSpec, check_against_host, parse_spec
-from bough.spec.program import check_settings, with_exposed_ports
+from bough.spec.program import check_program, check_settings, with_exposed_ports
 from bough.storage import remove_tree, sync_directory
 from bough.tasks import finish
 
@@ -67,19 +67,24 @@ class Creation:
         force: bool = False,
         ephemeral: bool = False,
         member: Membership | None = None,
+        program: bool = True,
         report: Report = ignore_progress,
     ) -> Machine:
         """Create a stopped machine. A missing image is built or pulled first.
 
         Args:
             member: the machine's place in a project.
+            program: refuse a container image without a program.
 
         Raises:
             InvalidSpec, BeyondHost, NameTaken, NotFound (the image), BuildFailed, NoSpace, HostLacks
+            InvalidInput: the container image has no program.
         """
         spec = await self.check(data, force=force, member=member)
         with self._names.reserve(name or self._names.free_name(spec.image)) as reserved:
             image = await self._source.find(spec.image, spec.arch, report)
+            if program:
+                check_program(spec, image.container)
             machine = await self.create_from(
                 spec, reserved, image, ephemeral=ephemeral, member=member, report=report
             )
@@ -157,6 +162,7 @@ class Creation:
             image_digest=image.digest,
             image_agent=bool(image.agent) or image.cloud_init,
             agent_disk=agent_disk,
+            container=image.container,
             hardware=hardware,
             created=now(),
             ephemeral=ephemeral,

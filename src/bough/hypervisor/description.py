@@ -13,6 +13,7 @@ from bough.machines.record import MachineRecord
 from bough.machines.state import LIVE
 from bough.networks.uplink_state import describe_uplink
 from bough.progress import Report, notice
+from bough.spec.program import describe_container
 
 
 def describe(machine: Machine) -> dict[str, Any]:
@@ -56,6 +57,8 @@ def describe(machine: Machine) -> dict[str, Any]:
         "booted": machine.booted if record.state in LIVE and record.image_agent else None,
         "pid": machine.pid,
         "vnc": str(machine.paths.vnc_socket) if machine.pid and record.media.display else None,
+        "container": describe_container(record.container),
+        "program": record.program.model_dump(mode="json") if record.program else None,
         "spec": record.spec.model_dump(mode="json"),
     }
 
@@ -65,6 +68,13 @@ def report_emulation(machines: Iterable[Machine], report: Report) -> None:
     for note in dict.fromkeys(machine.record.accelerator_note for machine in machines):
         if note is not None:
             report(notice(note))
+
+
+def report_exposed(machine: Machine, report: Report) -> None:
+    """Report the ports of the host that `publish_exposed` has chosen."""
+    if machine.record.spec.publish_exposed:
+        for port in machine.record.ports:
+            report(notice(f"{port.host}:{port.host_port} is forwarded to port {port.guest_port}"))
 
 
 def _describe_nics(record: MachineRecord) -> list[dict[str, Any]]:

@@ -12,9 +12,10 @@ from bough.forks.fork_kind import ForkKind
 from bough.forks.loaded import LoadedForks
 from bough.forks.saved_states import SavedStates
 from bough.forks.standby import StandbyMachines
+from bough.guest.channel import AgentChannel
 from bough.hypervisor.booted_snapshots import BootedSnapshots
 from bough.hypervisor.creation import Creation
-from bough.hypervisor.description import report_emulation
+from bough.hypervisor.description import report_emulation, report_exposed
 from bough.hypervisor.fork_maker import ForkMaker, ForkOrder
 from bough.hypervisor.lifetimes import EPHEMERAL_GRACE_S, Lifetimes
 from bough.hypervisor.names import Names
@@ -27,6 +28,7 @@ from bough.machines.state import State
 from bough.progress import Progress, Report, ignore_progress, notice, without_repeats
 from bough.snapshots.store import SnapshotManifest
 from bough.spec import MachineSpec, parse_spec
+from bough.spec.program import check_program, with_exposed_ports
 
 log = logging.getLogger("bough.hypervisor")
 
@@ -68,17 +70,19 @@ class Running:
         cold: bool = False,
         timeout_s: float | None = None,
         member: Membership | None = None,
+        program: bool = True,
         report: Report = ignore_progress,
     ) -> Machine:
         """Return a new machine that has answered.
 
         Args:
             member: the machine's place in a project.
+            program: start the container image's program. False: the caller runs a command.
             cold: boot it, also if a booted snapshot would serve.
 
         Raises:
             As `create`: nothing was made. MachineFailed, AgentTimeout, GuestRefused: the machine did not
-            become ready; it is kept unless it is ephemeral.
+            become ready, or its program ended at once; the machine is kept unless it is ephemeral.
         """
         report = without_repeats(report)
         spec = await self._creation.check(data, force=force, member=member)
@@ -93,21 +97,42 @@ class Running:
         try:
             with self._loaded.forking():
                 if manifest is not None:
+                    if program:
+                        check_program(spec, manifest.container)
                     machine = await self._fork_booted(manifest, spec, name, ephemeral, member, report)
                 if machine is None:
                     machine = await self._creation.create(
-                        data, name=name, force=force, ephemeral=ephemeral, member=member, report=report
+                        data,
+                        name=name,
+                        force=force,
+                        ephemeral=ephemeral,
+                        member=member,
+                        program=program,
+                        report=report,
                     )
+                    if not program:
+                        machine.program.leave_out()
                 with self._lifetimes.hold(machine, grace_s=EPHEMERAL_GRACE_S):
                     if machine.state is State.STOPPED:
                         await machine.start(report)
                     report_emulation([machine], report)
                     await machine.wait_ready(timeout_s=timeout_s, report=report)
+                    if program:
+                        await self._start_program(machine)
+                    report_exposed(machine, report)
             return machine
         except BaseException:
             if ephemeral and machine is not None:
                 self._lifetimes.expire_unless_held(machine.id, grace_s=0)
             raise
+
+    @staticmethod
+    async def _start_program(machine: Machine) -> None:
+        """Start the program of a machine that continues from a booted snapshot, which runs none."""
+        if machine.record.container is not None and machine.record.program is None:
+            channel = await machine.agent()
+            if isinstance(channel, AgentChannel):
+                await machine.program.start(channel)
 
     async def _fork_booted(
         self,
@@ -122,6 +147,7 @@ class Running:
         machine boots.
         """
         report(Progress("starting from the booted image"))
+        spec = with_exposed_ports(spec, manifest.container)
         tree = self._keeper.tree
         try:
             with tree.using(manifest):

@@ -153,6 +153,7 @@ async def flatten(
                 "cloud_init": base.cloud_init,
                 "disks": list(base.disks),
                 **{name: getattr(base, name) for name in ("disk_bus", "nic_model", "agent_port")},
+                **({"container": base.container.model_dump(mode="json")} if base.container else {}),
             }
             digest = await asyncio.to_thread(digest_image, disk, lasting)
             manifest = ImageManifest.model_validate(

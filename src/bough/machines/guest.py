@@ -25,6 +25,7 @@ from bough.machines.identity import (
 )
 from bough.machines.mounts import default_owner
 from bough.machines.nics import render_links, uplink_addresses
+from bough.machines.program import ContainerProgram
 from bough.machines.record import MachineRecord
 from bough.machines.state import State
 from bough.mounts.keeper import MountKeeper
@@ -54,6 +55,7 @@ class Host(Protocol):
     mounts: MountKeeper
     forwards: Forwards
     boot: Boot
+    program: ContainerProgram
 
     @property
     def name(self) -> str: ...
@@ -201,6 +203,8 @@ class Guest:
                         machine.tell("first-boot-failed", ", ".join(done.failed))
                 else:
                     await self._mount(channel)
+                if not await machine.program.follow(channel):
+                    return  # the guest powers off, or is powered off
             elif machine.record.identity != "known":
                 await self._tell_time(channel)
             self.ready.set()

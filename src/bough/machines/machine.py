@@ -29,6 +29,7 @@ from bough.machines.forwards import Forwards
 from bough.machines.guest import Guest
 from bough.machines.guest_watch import BOOT_QUIET_S
 from bough.machines.operations import Operations, wrong_state
+from bough.machines.program import ContainerProgram
 from bough.machines.reach import Reach
 from bough.machines.record import MachineRecord
 from bough.machines.record_file import RecordFile
@@ -87,6 +88,7 @@ class Machine:
         self.boot_sight = BootSight(self)
         self.clock = ClockKeeper(self)
         self.faults = PresentFaults(self)
+        self.program = ContainerProgram(self)
         self.condition = condition = Condition(self)
         self.reach = reach = Reach(self, self._join)
         self.guest = guest = Guest(self)
@@ -173,8 +175,8 @@ class Machine:
         hold: bool = False,
     ) -> None:
         """Start the machine. Return when its vCPUs run; `wait_ready` waits for the guest. See Start.run."""
-        starting = self._start.run(report, by_policy=by_policy, saved=saved, hold=hold)
-        await asyncio.shield(self.own(starting, "start"))
+        work = self._start.run(report, by_policy=by_policy, saved=saved, hold=hold)
+        await asyncio.shield(self.own(work, "start"))
 
     async def go_on(self, saved: SavedState, *, name: str, ephemeral: bool) -> None:
         """Complete a held start for a user."""
@@ -226,9 +228,7 @@ class Machine:
             self.vm.stand_back(back)
 
     async def let_go(self) -> None:
-        """Release the machine at the end of the service: close the service's connections and leave QEMU
-        running.
-        """
+        """Release the machine at the end of the service: close all connections and leave QEMU running."""
         await self._tasks.end()
         await self.vm.disconnect()
 

@@ -26,6 +26,7 @@ async def build_in_machine(
     Raises:
         BuildFailed: carries the output of the command that failed.
     """
+    machine.program.leave_out()
     await machine.start(report)
     try:
         await machine.wait_ready(timeout_s=_BOOT_S + COMMANDS_TIMEOUT_S, report=report)

@@ -15,6 +15,7 @@ from bough.machines.media import Media
 from bough.machines.state import State
 from bough.paths import MachinePaths
 from bough.spec import MachineSpec
+from bough.spec.container import Container
 from bough.spec.values import MOST_HOSTNAME
 from bough.storage import write_atomically
 
@@ -157,6 +158,48 @@ class FirstBoot(_Kept):
     instance: str | None = None
 
 
+class ProgramRun(_Kept):
+    """The container program of a machine in its last boot.
+
+    Attributes:
+        state: "waits": bough starts the program when the guest is set up. "failed": it could not be started.
+        boot: id of the guest's boot in which the program was started.
+        code, signal: how the program ended; both None: it runs, or its end was not seen. A program that could
+            not be started has the code of a shell: 127: not found, 126: any other reason.
+        error: why the program could not be started.
+        output: the end of its output, up to 4 KiB: untrusted.
+    """
+
+    state: Literal["waits", "runs", "ended", "failed"] = "waits"
+    argv: list[str] = Field(default_factory=list)
+    boot: str | None = None
+    pid: int | None = None
+    code: int | None = None
+    signal: str | None = None
+    error: str | None = None
+    output: str = ""
+    started: str | None = None
+    ended: str | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in ("ended", "failed")
+
+    @property
+    def has_failed(self) -> bool:
+        """Return whether the end is a failure for the restart policy: no start, a signal, or a status."""
+        return self.is_over and (self.state == "failed" or self.signal is not None or bool(self.code))
+
+    @property
+    def text(self) -> str:
+        """Return what became of the program, to follow "its program"."""
+        if self.state == "failed":
+            return f"could not be started: {self.error}"
+        if self.signal is not None:
+            return f"was ended by signal {self.signal}"
+        return f"ended with exit status {'unknown' if self.code is None else self.code}"
+
+
 class Suspended(_Kept):
     """The saved memory of a suspended machine, below suspended/. While the record has this field, memory and
     disks match, even if a QEMU is loading the memory or fails.
@@ -211,6 +254,11 @@ class MachineRecord(_Kept):
     role: str | None = None
     image_digest: str
     image_agent: bool
+    #: What the container image says about its program; None: the machine's image is none.
+    container: Container | None = None
+    #: The container program of the last boot. None: bough starts none, because the image has an init, or the
+    #: machine was booted for the command of a `run`.
+    program: ProgramRun | None = None
     #: Digest of the agent disk (images/agent_disk) at the machine's last boot. A boot attaches the newest
     #: agent disk; saved memory continues with this one. None: the machine has no agent disk.
     agent_disk: str | None = None

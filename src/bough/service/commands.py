@@ -31,15 +31,17 @@ from bough.contract.commands import (
     RunInMachine,
 )
 from bough.contract.message import Message
-from bough.errors import BoughError, Conflict, DeadlineExceeded, InvalidInput
-from bough.guest.qga import QgaExec
-from bough.guest.session import ExecRequest, ExecSession
+from bough.errors import BoughError, Conflict, DeadlineExceeded, GuestRefused, InvalidInput
+from bough.guest.channel import AgentChannel
+from bough.guest.qga import QgaChannel, QgaExec
+from bough.guest.session import ExecSession
 from bough.hypervisor import Hypervisor
 from bough.machines.guest_watch import watch_guest
 from bough.machines.machine import Machine
 from bough.progress import Progress
 from bough.progress_watch import Stalled
 from bough.service.answers import as_bough_error
+from bough.service.command_request import command_of_run, request_of, with_shell_status
 from bough.service.disconnect import departure
 from bough.service.models import message_model, to_message
 from bough.service.routes import Routes
@@ -51,9 +53,6 @@ FIRST_MESSAGE_TIMEOUT_S = 30.0
 #: Number of waiting messages while the command does not read. bough's client sends at most 256 KiB in a
 #: message.
 _INBOX_MESSAGES = 16
-
-#: The fields of a Command that limit the time.
-_BOUNDS = ("timeout_s", "patience_s")
 
 Session: TypeAlias = ExecSession | QgaExec
 T = TypeVar("T")
@@ -74,7 +73,7 @@ async def exec_in_machine(hypervisor: Hypervisor, asked: ExecInMachine, socket: 
         async with _inbox_of(socket) as inbox:
             try:
                 command = await _first_message(inbox, Command)
-                session: Session | None = await inbox.unless_gone(channel.exec(_request_of(command)))
+                session = await inbox.unless_gone(_begin(channel, command, machine))
                 if session is None:
                     return
                 status = await _carry(socket, session, machine, command, inbox)
@@ -97,9 +96,13 @@ async def run_in_machine(hypervisor: Hypervisor, asked: RunInMachine, socket: We
                 await _send_status(socket, status)
 
 
-def _request_of(command: Command) -> ExecRequest:
-    given = {name: getattr(command, name) for name in command.fields if name not in _BOUNDS}
-    return ExecRequest(**given)
+async def _begin(channel: AgentChannel | QgaChannel, command: Command, machine: Machine) -> Session:
+    """Start a command. Raises GuestRefused, with a shell's exit status for a container image's command."""
+    request = request_of(command, machine)
+    try:
+        return await channel.exec(request)
+    except GuestRefused as error:
+        raise with_shell_status(error, request) from None
 
 
 def _check_version(client: str | None) -> None:
@@ -169,8 +172,10 @@ async def _run(
     machine = await _make_machine(hypervisor, socket, message, inbox)
     if machine is None:
         return None
-    ready = json.dumps({"machine": {"id": machine.id, "name": machine.name}})
-    if message.command is None:
+    command = command_of_run(message, machine)
+    told = {"machine": {"id": machine.id, "name": machine.name}, "shell": command is message.shell}
+    ready = json.dumps(told)
+    if command is None:
         # After a restart of the service, the client returns to the machine.
         with hypervisor.lifetimes.hold(machine):
             await socket.send_text(ready)
@@ -179,7 +184,7 @@ async def _run(
     with hypervisor.lifetimes.hold(machine, grace_s=0):
         try:
             await socket.send_text(ready)
-            return await _run_in(machine, message.command, socket, inbox)
+            return await _run_in(machine, command, socket, inbox)
         finally:
             hypervisor.lifetimes.discard(machine)  # in the background: no client waits for the deletion
 
@@ -199,9 +204,11 @@ async def _make_machine(
         machine = await inbox.unless_gone(
             hypervisor.running.run(
                 message.spec,
+                name=message.name,
                 force=message.force,
                 ephemeral=True,
                 cold=message.cold,
+                program=message.program and message.command is None,
                 timeout_s=message.timeout_s,
                 report=steps.put_nowait,
             )
@@ -219,7 +226,7 @@ async def _run_in(
 ) -> dict[str, Any] | None:
     """Return the status of the command. None: the client disconnected before the command began."""
     channel = await machine.agent()
-    session: Session | None = await inbox.unless_gone(channel.exec(_request_of(command)))
+    session = await inbox.unless_gone(_begin(channel, command, machine))
     if session is None:
         return None
     return await _carry(socket, session, machine, command, inbox)

@@ -64,6 +64,7 @@ async def run_machine(hypervisor: Hypervisor, asked: contract.RunMachine, report
         force=asked.force,
         ephemeral=asked.ephemeral,
         cold=asked.cold,
+        program=asked.program,
         timeout_s=asked.timeout_s,
         report=report,
     )

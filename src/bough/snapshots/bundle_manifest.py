@@ -17,7 +17,7 @@ from bough.images.formats import MOST_BYTES
 from bough.machines.disks.buses import buses_of
 from bough.machines.media import Media
 from bough.machines.plan import FIRMWARE_VARIABLES
-from bough.machines.record import FirstBoot, Hardware, Nic, disk_bus_of
+from bough.machines.record import FirstBoot, Hardware, Nic, ProgramRun, disk_bus_of
 from bough.machines.seed import SEED
 from bough.qemu.arch import ARCHITECTURES
 from bough.qemu.choice import choose_machine_type
@@ -26,6 +26,7 @@ from bough.qemu.probe import Accelerator, QemuFacts
 from bough.qemu.tpm import TPM_STATE
 from bough.snapshots.memory_fit import accelerator_bar, cpu_bar, render_instead
 from bough.spec import MachineSpec
+from bough.spec.container import Container
 from bough.spec.disk import Bus
 from bough.spec.nic import MOST_NICS, Model
 from bough.spec.settings import SETTINGS, entry_of
@@ -76,6 +77,8 @@ class BundleManifest(_Told):
     image_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     image_agent: bool
     agent_disk: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    container: Container | None = None
+    program: ProgramRun | None = None
     domain: str | None = Field(default=None, max_length=63, pattern=r"^[a-z0-9.-]+$")
     first_boot: FirstBoot
     media: Media

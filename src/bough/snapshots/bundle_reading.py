@@ -177,6 +177,8 @@ async def make_snapshot(
         image_digest=manifest.image_digest,
         image_agent=manifest.image_agent,
         agent_disk=manifest.agent_disk,
+        container=manifest.container,
+        program=manifest.program,
         hardware=hardware,
         domain=manifest.domain,
         first_boot=manifest.first_boot,

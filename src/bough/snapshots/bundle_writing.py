@@ -119,6 +119,8 @@ def describe(subject: Subject, *, image: str | None, version: str) -> BundleMani
         image_digest=manifest.image_digest,
         image_agent=manifest.image_agent,
         agent_disk=manifest.agent_disk,
+        container=manifest.container,
+        program=manifest.program,
         domain=manifest.domain,
         first_boot=manifest.first_boot,
         media=manifest.media.model_copy(update={"disks": []}),  # a bundle holds whole disks

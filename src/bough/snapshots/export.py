@@ -73,6 +73,8 @@ async def suspended_subject(machine: Machine, home: Home, *, disks_only: bool) -
         image_digest=record.image_digest,
         image_agent=record.image_agent,
         agent_disk=record.agent_disk,
+        container=record.container,
+        program=record.program,
         hardware=record.hardware,
         domain=record.domain,
         first_boot=record.first_boot,

@@ -19,9 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bough.errors import Conflict, NameTaken, NotFound
 from bough.machines.media import Media
-from bough.machines.record import FirstBoot, Hardware, now
+from bough.machines.record import FirstBoot, Hardware, ProgramRun, now
 from bough.paths import Home, SnapshotPaths
 from bough.spec import MachineSpec
+from bough.spec.container import Container
 from bough.storage import sync_directory, write_json
 
 log = logging.getLogger("bough.snapshots")
@@ -77,6 +78,7 @@ class SnapshotManifest(_Kept):
             "crash": disks of a running machine whose file systems could not be quiesced.
         parent: the machine's previous snapshot: the last one taken of the machine, restored or forked.
         agent_disk: digest of the machine's agent disk, which forks with the memory need; None: it had none.
+        container, program: as in the machine's record.
         project: id of the machine's project, whose networks its forks see.
         pause_ms: time in which the vCPUs did not run.
         booted_key: set for a booted snapshot, which no user asked for (see forks/booted.py). Such a snapshot
@@ -98,6 +100,8 @@ class SnapshotManifest(_Kept):
     image_digest: str
     image_agent: bool
     agent_disk: str | None = None
+    container: Container | None = None
+    program: ProgramRun | None = None
     hardware: Hardware
     domain: str | None = None
     project: str | None = None

@@ -77,6 +77,12 @@ def resolve_program(
     return replace(command, stop_signal=container.stop_signal)
 
 
+def check_program(spec: MachineSpec, container: Container | None) -> None:
+    """Check that a machine that runs a program has one. Raises InvalidInput."""
+    if container is not None and has_program(container, spec):
+        resolve_program(container, spec)
+
+
 def program_words(container: Container, spec: MachineSpec, arguments: Sequence[str] = ()) -> tuple[str, ...]:
     """Return ENTRYPOINT and CMD after all replacements; empty: there is no program."""
     given = tuple(arguments) or spec.command

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from bough.errors import MachineFailed
 from bough.machines.condition import Condition, Kind
+from bough.machines.program import ContainerProgram
 from bough.machines.record import Failure, MachineRecord, Restarts
 from bough.machines.restart import Restarter
 from bough.machines.state import State
@@ -30,6 +31,8 @@ class Host(Protocol):
     def name(self) -> str: ...
     @property
     def state(self) -> State: ...
+    @property
+    def program(self) -> ContainerProgram: ...
     def note(self, **fields: Any) -> bool: ...
     def console_tail(self) -> str: ...
 
@@ -66,18 +69,25 @@ class Ending:
         if machine.record.suspended is not None:
             if machine.state is not State.SUSPENDED:
                 machine.note(state=State.SUSPENDED)
+        elif not self._is_asked and (program := machine.record.program) is not None and program.has_failed:
+            self.fail(f"its program {program.text}", cause)
         elif self._is_expected(cause):
             boot = read_boot_id() if seen or machine.state is State.STOPPING else None
             machine.note(state=State.STOPPED, failure=None, restarts=Restarts(), stopped_in_boot=boot)
         else:
             self.fail(self._explain(cause), cause)
+        machine.program.power_ended()
 
     @property
     def _is_broken(self) -> bool:
         return self.given_up is not None or self._condition.is_now(Kind.PANICKED)
 
+    @property
+    def _is_asked(self) -> bool:
+        return self.stop_asked or self._machine.state is State.STOPPING
+
     def _is_expected(self, cause: ExitCause | None) -> bool:
-        if self.stop_asked or self._machine.state is State.STOPPING:
+        if self._is_asked:
             return True
         is_clean = cause is not None and cause.exit_status == 0
         return not self._is_broken and (self.shutdown_reason in _WANTED_SHUTDOWNS or is_clean)
@@ -107,6 +117,8 @@ class Ending:
     def error(self, when: str) -> MachineFailed:
         """Return the error for a caller that needs the ended machine."""
         machine = self._machine
+        if (of_program := machine.program.error()) is not None:
+            return of_program
         failure, console = machine.record.failure, machine.console_tail()
         cause = failure.cause if failure else "the guest powered off"
         return MachineFailed(

@@ -13,6 +13,7 @@ from bough.machines.disks.merging import Chains
 from bough.machines.first_boot import tried_again
 from bough.machines.forwards import Forwards
 from bough.machines.guest import Guest
+from bough.machines.program import ContainerProgram
 from bough.machines.record import Failure, MachineRecord, Restarts, now
 from bough.machines.restart import Restarter
 from bough.machines.saved_state import SavedState, load_state
@@ -56,6 +57,8 @@ class Host(Protocol):
     def chains(self) -> Chains: ...
     @property
     def boot_sight(self) -> BootSight: ...
+    @property
+    def program(self) -> ContainerProgram: ...
     def operation(self, doing: str, *allowed: State) -> AbstractAsyncContextManager[None]: ...
     def change(self, *, event: bool = ..., **fields: Any) -> None: ...
     def note(self, **fields: Any) -> bool: ...
@@ -146,6 +149,8 @@ class Start:
         again = {} if saved is not None else tried_again(record)
         fields = {"failure": None, "restarts": restarts, "stopped_in_boot": None, **again}
         fields["clock_fault"] = None
+        if saved is None:
+            fields["program"] = self._machine.program.at_boot()
         self._machine.change(event=True, state=State.STARTING, started=now(), **fields)
 
     async def _renew_agent_disk(self, report: Report) -> None:
