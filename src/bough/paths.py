@@ -16,6 +16,7 @@ $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root
   downloads/<key>.{part,json}            downloads to resume; at most a week old
   images/<digest>/{image.json,disk.raw}
   agent-disks/<arch>-<digest>.squashfs   disks with the agent, for guests that start the agent from a disk
+  boot-kits/<arch>-<digest>.img          kernel and boot loader of the disks made from container images
   agent-disks/keys.json                  key of a recipe -> digest
   labels.json                            label -> digest
   ssh/{key,key.pub}                      bough's own key, which logs in to each machine; mode 0700
@@ -294,6 +295,17 @@ class Home(_Place):
         return self.agent_disks / f"{arch}-{digest}.squashfs"
 
     @property
+    def boot_kits(self) -> Path:
+        return self.root / "boot-kits"
+
+    @property
+    def boot_kit_keys(self) -> Path:
+        return self.boot_kits / "keys.json"
+
+    def boot_kit(self, arch: str, digest: str) -> Path:
+        return self.boot_kits / f"{arch}-{digest}.img"
+
+    @property
     def labels(self) -> Path:
         return self.root / "labels.json"
 
@@ -355,7 +367,7 @@ class Home(_Place):
             self.snapshots,
         ]
         rest = [
-            self.agent_disks,
+            self.boot_kits,
             self.project_snapshots,
             self.lock,
             ending_mark(self.lock),

@@ -37,6 +37,8 @@ _QUICK = {
     "thaw": "agent_freeze",
     "prepare": "agent_become",
     "become": "agent_become",
+    "start_program": "agent_program",
+    "await_program": "agent_program",
 }
 _SLOW = {
     "await_boot": "agent_boot",

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     Words = list[bytes]
 
 SYSTEMD, OPENRC_INIT, SYSVINIT, BUSYBOX, RUNIT = "systemd", "openrc-init", "sysvinit", "busybox", "runit"
+#: bough's own init (agent_init_process.py).
+BOUGH = "bough"
 UNKNOWN = "unknown"
 STARTING, RUNNING, STOPPING, MAINTENANCE = "starting", "running", "stopping", "maintenance"
 
@@ -53,12 +55,15 @@ _KERNEL_COMMANDS = {"poweroff": 0x4321FEDC, "reboot": 0x01234567}  # reboot(2)
 
 
 def find_init(root: str = "") -> str:
-    """Return the name of process 1: "systemd", "openrc-init", "sysvinit", "busybox", "runit", "s6", "dinit",
-    or "unknown".
+    """Return the name of process 1: "bough", "systemd", "openrc-init", "sysvinit", "busybox", "runit", "s6",
+    "dinit", or "unknown".
 
     Args:
         root: directory of a guest's files, for tests.
     """
+    # First: an image may contain directories of /run.
+    if b"agent_init_process import main" in _read(root + "/proc/1/cmdline"):
+        return BOUGH
     if os.path.isdir(root + "/run/systemd/system"):
         return SYSTEMD
     try:
@@ -78,6 +83,8 @@ def find_state(root: str = "") -> str:
     keeps services alive (busybox, runit). systemd is asked by its own tool, not here.
     """
     init = find_init(root)
+    if init == BOUGH:
+        return RUNNING  # the agent is its first service
     level = _openrc_level(root)
     if level is not None and init in (SYSVINIT, BUSYBOX, OPENRC_INIT):
         return level
@@ -197,7 +204,7 @@ def begin_end(what: str) -> None:
     The command of the init comes first. Without any working command the kernel ends the guest, after a sync.
     """
     init = find_init()
-    signals = {SYSTEMD: _SYSTEMD_SIGNALS, BUSYBOX: _BUSYBOX_SIGNALS}.get(init)
+    signals = {SYSTEMD: _SYSTEMD_SIGNALS, BUSYBOX: _BUSYBOX_SIGNALS, BOUGH: _BUSYBOX_SIGNALS}.get(init)
     if signals is not None:
         os.kill(1, signals[what])
         return

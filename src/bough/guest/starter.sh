@@ -84,6 +84,9 @@ leave() {
     while :; do sleep 86400 || exit "$1"; done
 }
 
+# The initrd of the boot kit uses the functions only.
+[ "${BOUGH_STARTER:-}" != functions ] || return 0
+
 stay=${1:-}
 for place in /.bough /run/bough/disk /dev/.bough; do
     [ -x "$place/bin/busybox" ] && exec "$place/bin/busybox" sh "$place/start" "$place"

@@ -35,10 +35,10 @@ ROOT_OFFSET = ESP_OFFSET + ESP_BYTES
 ROOT_BYTES = DISK_BYTES - ROOT_OFFSET - MIB
 ROOT_PARTITION = 3
 
-_BIOS_BOOT_TYPE = "21686148-6449-6E6F-744E-656564454649"
-_ESP_TYPE = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
+BIOS_BOOT_TYPE = "21686148-6449-6E6F-744E-656564454649"
+ESP_TYPE = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"
 # Types of root partitions in the Discoverable Partitions Specification.
-_ROOT_TYPE = {
+ROOT_TYPE = {
     "x86_64": "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709",
     "aarch64": "B921B045-1DF0-41C3-AF44-4C6F280D3FAE",
     "riscv64": "72EC70A6-CF74-40E6-BD49-4BDA08E8F224",
@@ -89,18 +89,16 @@ def render_partition_table(
         f"label-id: {identity.disk}",
         f"first-lba: {BIOS_BOOT_LBA}",
         "",
-        _render_partition(
-            BIOS_BOOT_LBA, ESP_OFFSET // SECTOR - BIOS_BOOT_LBA, _BIOS_BOOT_TYPE, identity.bios_boot, "bios"
+        render_partition(
+            BIOS_BOOT_LBA, ESP_OFFSET // SECTOR - BIOS_BOOT_LBA, BIOS_BOOT_TYPE, identity.bios_boot, "bios"
         ),
-        _render_partition(ESP_OFFSET // SECTOR, ESP_BYTES // SECTOR, _ESP_TYPE, identity.esp, "esp"),
-        _render_partition(
-            root_offset // SECTOR, root_bytes // SECTOR, _ROOT_TYPE[arch], identity.root, "root"
-        ),
+        render_partition(ESP_OFFSET // SECTOR, ESP_BYTES // SECTOR, ESP_TYPE, identity.esp, "esp"),
+        render_partition(root_offset // SECTOR, root_bytes // SECTOR, ROOT_TYPE[arch], identity.root, "root"),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _render_partition(start: int, size: int, kind: str, guid: uuid.UUID, name: str) -> str:
+def render_partition(start: int, size: int, kind: str, guid: uuid.UUID, name: str) -> str:
     return f'start={start}, size={size}, type={kind}, uuid={guid}, name="{name}"'
 
 
@@ -142,18 +140,33 @@ def write_partition_table(disk: Path, identity: DiskIdentity, arch: str) -> None
     Raises:
         CalledProcessError: sfdisk failed; the output has the reason.
     """
-    script = render_partition_table(identity, arch)
-    _run(["sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", str(disk)], script, 0)
+    apply_partition_table(disk, render_partition_table(identity, arch))
+
+
+def apply_partition_table(disk: Path, script: str) -> None:
+    """Write the partition table of a script for sfdisk(8).
+
+    Raises:
+        CalledProcessError: sfdisk failed; the output has the reason.
+    """
+    options = ["--quiet", "--no-reread", "--no-tell-kernel", "--wipe", "never", "--wipe-partitions", "never"]
+    _run(["sfdisk", *options, str(disk)], script, 0)
 
 
 def write_bios_loader(disk: Path, boot: bytes, core: bytes) -> None:
     """Write GRUB for BIOS to a disk that has a partition table."""
+    write_boot_sector(disk, boot)
+    with disk.open("r+b") as stream:
+        stream.seek(BIOS_BOOT_LBA * SECTOR)
+        stream.write(patch_core_image(core))
+
+
+def write_boot_sector(disk: Path, boot: bytes) -> None:
+    """Write GRUB's boot.img to a disk that has a partition table."""
     with disk.open("r+b") as stream:
         mbr = stream.read(SECTOR)
         stream.seek(0)
         stream.write(patch_boot_image(boot, mbr))
-        stream.seek(BIOS_BOOT_LBA * SECTOR)
-        stream.write(patch_core_image(core))
 
 
 def write_esp(disk: Path, loader: Path, name: str, serial: int, epoch_s: int) -> None:

@@ -5,6 +5,8 @@ the agent from the disk has it attached; the guest mounts it at /.bough. The gue
 every program of the disk is static, or starts through the disk's own loader.
 
     start            starts the agent; the guest's starter (guest/starter.sh) runs it
+    init             becomes bough's init; the initrd of the boot kit (images/oci/boot_kit) runs it
+    boot/            empty: the place for the boot partition of a container image's disk
     bin/             busybox (static), python3, sshfs, sftp-server, tar
     bin/run          starts one of these programs through the loader: run python3 -I -S ...
     tools/           links to busybox: what the agent uses and a guest may lack

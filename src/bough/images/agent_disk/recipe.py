@@ -10,6 +10,7 @@ from pathlib import Path
 from bough.errors import HostLacks
 from bough.guest.agent import AGENT_VERSION
 from bough.guest.install import agent_modules
+from bough.images.packages.scripts import SCRIPTS, read_scripts
 from bough.images.platforms import PLATFORMS
 
 INSIDE = Path(__file__).parent / "inside"
@@ -91,9 +92,7 @@ class AgentDiskRecipe:
     def key(self) -> str:
         """Return the digest of all ingredients, except for the versions of packages."""
         digest = hashlib.sha256(json.dumps([AGENT_VERSION, asdict(self)], sort_keys=True).encode())
-        for path in sorted(INSIDE.iterdir()):
-            if path.is_file():
-                digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+        digest.update(read_scripts(SCRIPTS, INSIDE))
         for name, content in sorted(agent_modules().items()):
             digest.update(name.encode() + b"\0" + content + b"\0")
         return digest.hexdigest()

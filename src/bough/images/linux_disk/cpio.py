@@ -1,4 +1,4 @@
-"""Names of the files in an initrd, as the kernel reads it.
+"""Initrds: the names of the files in one, as the kernel reads it, and the archive of a new one.
 
 An initrd is a row of cpio archives ("newc"), each plain or compressed. Zeros may stand between them. See
 Linux, Documentation/driver-api/early-userspace/buffer-format.rst.
@@ -6,8 +6,10 @@ Linux, Documentation/driver-api/early-userspace/buffer-format.rst.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+#: Modes of entries for `render_archive`.
+DIRECTORY, PROGRAM, FILE, LINK = 0o040755, 0o100755, 0o100644, 0o120777
 _HEADER_BYTES = 110
 _MAGICS = (b"070701", b"070702")
 _END = "TRAILER!!!"
@@ -115,3 +117,19 @@ class CpioNames:
         padded = end + -end % 4
         self._skip = padded - end + size + -size % 4
         return end
+
+
+def render_archive(entries: Sequence[tuple[str, int, bytes]]) -> bytes:
+    """Return an archive of the form "newc".
+
+    Args:
+        entries: name, mode and content; of a link, the content is its target.
+    """
+    ended = [*entries, (_END, 0, b"")]
+    return b"".join(_render_entry(number, *entry) for number, entry in enumerate(ended, 1))
+
+
+def _render_entry(number: int, name: str, mode: int, content: bytes) -> bytes:
+    fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name) + 1, 0)
+    header = _MAGICS[0] + b"".join(b"%08X" % value for value in fields) + name.encode() + b"\0"
+    return header + bytes(-len(header) % 4) + content + bytes(-len(content) % 4)

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from bough.errors import HostLacks
 from bough.images.confined import Confinement, find_program, run_confined
+from bough.images.linux_disk.cpio import DIRECTORY, FILE, PROGRAM, render_archive
 from bough.images.linux_disk.debugfs import Debugfs, open_debugfs
 from bough.images.linux_disk.initrd import module_name
 from bough.images.linux_disk.kernels import MODULES, by_version
@@ -28,7 +29,6 @@ _WANTED = ("virtio_pci", "virtio_blk", "virtio_console", "squashfs", "xfs", "btr
 _MOST_KERNEL = 128 * MIB
 _MOST_MODULE = 32 * MIB
 _MOST_BUSYBOX = 8 * MIB
-_DIRECTORY, _PROGRAM, _FILE = 0o040755, 0o100755, 0o100644
 
 
 @dataclass(frozen=True)
@@ -147,20 +147,12 @@ async def _read_busybox(agent_disk: Path, confinement: Confinement) -> bytes:
 
 def _render_initrd(busybox: bytes, modules: Sequence[tuple[str, bytes]]) -> bytes:
     files = [
-        ("bin", _DIRECTORY, b""),
-        ("modules", _DIRECTORY, b""),
-        ("bin/busybox", _PROGRAM, busybox),
-        ("init", _PROGRAM, (_INSIDE / "init").read_bytes()),
-        ("reader.py", _FILE, (_INSIDE / "reader.py").read_bytes()),
-        ("modules/order", _FILE, "".join(f"{name}\n" for name, _ in modules).encode()),
-        *((f"modules/{name}", _FILE, content) for name, content in modules),
-        ("TRAILER!!!", 0, b""),
+        ("bin", DIRECTORY, b""),
+        ("modules", DIRECTORY, b""),
+        ("bin/busybox", PROGRAM, busybox),
+        ("init", PROGRAM, (_INSIDE / "init").read_bytes()),
+        ("reader.py", FILE, (_INSIDE / "reader.py").read_bytes()),
+        ("modules/order", FILE, "".join(f"{name}\n" for name, _ in modules).encode()),
+        *((f"modules/{name}", FILE, content) for name, content in modules),
     ]
-    return b"".join(_render_file(number, *file) for number, file in enumerate(files, 1))
-
-
-def _render_file(number: int, name: str, mode: int, content: bytes) -> bytes:
-    """Return a file of a cpio archive of the form "newc" (see cpio.py)."""
-    fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name) + 1, 0)
-    header = b"070701" + b"".join(b"%08X" % value for value in fields) + name.encode() + b"\0"
-    return header + bytes(-len(header) % 4) + content + bytes(-len(content) % 4)
+    return render_archive(files)

@@ -44,7 +44,8 @@ DT_NEEDED, DT_STRTAB = 1, 5
 
 def main() -> None:
     root, native, agent, disk = map(Path, sys.argv[1:5])
-    for name in ("bin", "lib", "tools"):
+    # "boot" is a place to mount: the boot partition of an image that was made from a container image.
+    for name in ("bin", "boot", "lib", "tools"):
         (disk / name).mkdir(parents=True)
     place(find(root, "busybox", BINARIES), disk / "bin/busybox", 0o755)
     for tool in (agent / "tools").read_text().split():
