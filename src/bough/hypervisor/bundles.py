@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 
 from bough.bundle import Source
 from bough.hypervisor.description import report_emulation
@@ -21,7 +22,7 @@ from bough.paths import Home
 from bough.progress import Progress, Report
 from bough.snapshots.bundle_writing import Subject
 from bough.snapshots.export import Format, exported, snapshot_subject, suspended_subject
-from bough.snapshots.imports import taken_up
+from bough.snapshots.imports import open_bundle, taken_up
 from bough.snapshots.tree import Identity
 
 
@@ -105,7 +106,7 @@ class Bundles:
         with ExitStack() as used:
             with self._half_made.working():
                 async with taken_up(
-                    source,
+                    partial(open_bundle, source),
                     self._store,
                     self._agent_disks,
                     cold=cold,

@@ -10,12 +10,11 @@ import asyncio
 import mmap
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from bough.bundle import Piece, Source, read_pieces
+from bough.bundle import Piece
 from bough.errors import BadBundle, NotFound
 from bough.images.convert import check_space
 from bough.images.imports import copy_sparse
@@ -49,8 +48,7 @@ class Taken:
 
 
 def take_parts(
-    source: Source,
-    digest: Any,
+    pieces: Iterator[Piece],
     manifest: BundleManifest,
     work: Path,
     image: Path | None,
@@ -59,6 +57,7 @@ def take_parts(
     """Read all parts to `work`. Blocking. After an error, do not use the files.
 
     Args:
+        pieces: the content of all parts; raises an error if the content is not as promised.
         image: disk of the image that a disk of the bundle differs from; None if no disk needs an image.
         tell: called with the fraction that was read, 0 to 1.
 
@@ -71,7 +70,7 @@ def take_parts(
         try:
             sizes = [part.size_bytes for part in manifest.parts]
             total = sum(sizes) or 1
-            for piece in read_pieces(source, digest, sizes):
+            for piece in pieces:
                 taken.take(piece)
                 tell((sum(sizes[: piece.part]) + piece.offset) / total)
             return taken.finish()

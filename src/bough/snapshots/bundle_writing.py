@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bough.artifacts.content import read_data
 from bough.bundle import MOST_CHUNK_BYTES
 from bough.errors import BoughError, Conflict
 from bough.images.confined import Confinement, find_program, run_confined
@@ -159,11 +160,14 @@ def read_parts(
         tell(part.name)
         if part.name.startswith("disk"):
             path = disks[int(part.name[4:])]
-            yield number, read_difference(path, image) if part.image and image else _data_of(path)
+            if part.image and image:
+                yield number, read_difference(path, image)
+            else:
+                yield number, read_data(path, MOST_CHUNK_BYTES)
         elif part.name in COMPANIONS:
-            yield number, _data_of(subject.companions / COMPANIONS[part.name])
+            yield number, read_data(subject.companions / COMPANIONS[part.name], MOST_CHUNK_BYTES)
         elif part.name == "agent" and subject.agent_disk is not None:
-            yield number, _data_of(subject.agent_disk)
+            yield number, read_data(subject.agent_disk, MOST_CHUNK_BYTES)
         elif subject.saved is not None and part.name == "memory":
             yield number, _memory_of(subject.saved)
         elif subject.saved is not None:
@@ -181,26 +185,6 @@ def _memory_of(saved: SavedState) -> Iterator[tuple[int, bytes]]:
 def _cut(offset: int, data: bytes) -> Iterator[tuple[int, bytes]]:
     for at in range(0, len(data), MOST_CHUNK_BYTES):
         yield offset + at, data[at : at + MOST_CHUNK_BYTES]
-
-
-def _data_of(path: Path) -> Iterator[tuple[int, bytes]]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        size, offset = os.fstat(descriptor).st_size, 0
-        while offset < size:
-            try:
-                offset = os.lseek(descriptor, offset, os.SEEK_DATA)
-            except OSError:  # ENXIO: only a hole is left
-                return
-            end = os.lseek(descriptor, offset, os.SEEK_HOLE)
-            while offset < end:
-                data = os.pread(descriptor, min(MOST_CHUNK_BYTES, end - offset), offset)
-                if not data:
-                    return
-                yield offset, data
-                offset += len(data)
-    finally:
-        os.close(descriptor)
 
 
 def read_difference(path: Path, image: Path) -> Iterator[tuple[int, bytes]]:

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import os
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +26,7 @@ from bough.machines.saved_state import SavedState
 from bough.paths import Home
 from bough.progress import Progress, Report
 from bough.qemu.probe import find_qemu, probe_jail
+from bough.snapshots.bundle_manifest import BundleManifest
 from bough.snapshots.bundle_reading import remove_work
 from bough.snapshots.bundle_writing import Subject, describe, flatten_disks, read_parts
 from bough.snapshots.ovf import write_ova
@@ -91,18 +93,39 @@ async def suspended_subject(machine: Machine, home: Home, *, disks_only: bool) -
     return Subject(manifest, disks, machine.paths.disks, saved, accelerator, agent_disk, uid)
 
 
+@dataclass(frozen=True)
+class Flat:
+    """A machine to export, with its disks as raw files below `work`."""
+
+    subject: Subject
+    manifest: BundleManifest
+    disks: list[Path]
+    image: Path | None
+    work: Path
+    confinement: Confinement
+
+    def parts(self, report: Report) -> Iterator[tuple[int, Iterable[tuple[int, bytes]]]]:
+        """Yield number and content of each part, for a thread. The running loop hears the name of each."""
+        loop = asyncio.get_running_loop()
+
+        def tell(part: str) -> None:
+            loop.call_soon_threadsafe(report, Progress(f"writing {part}"))
+
+        return read_parts(self.subject, self.manifest, self.disks, self.image, tell)
+
+
 @asynccontextmanager
-async def exported(
-    subject: Subject, images: ImageStore, *, format: Format, thin: bool, report: Report
-) -> AsyncIterator[Iterator[bytes]]:
-    """Provide the export as an iterator of bytes. Each step does blocking work: take the pieces in a thread.
+async def flattened(
+    subject: Subject, images: ImageStore, *, thin: bool, report: Report
+) -> AsyncIterator[Flat]:
+    """Provide the machine for an export. The files are removed at the end of the block.
 
     Args:
         thin: leave out the content of the image; the other host must have the image.
 
     Raises:
-        Conflict, InvalidInput: the machine cannot be exported in this format.
-        NotFound: the image is not here.
+        Conflict: the machine cannot be exported.
+        NotFound: the image is not here. NoSpace, HostLacks
     """
     digest = subject.manifest.image_digest
     image = images.path(images.resolve(digest).digest) if thin else None
@@ -114,35 +137,54 @@ async def exported(
         confinement = Confinement(jail) if subject.uid is None else Confinement(jail, subject.uid)
         report(Progress("reading the disks"))
         disks = await flatten_disks(subject, work, confinement)
-        if format == "bough":
-            loop = asyncio.get_running_loop()
-
-            def tell(part: str) -> None:
-                loop.call_soon_threadsafe(report, Progress(f"writing {part}"))
-
-            data = manifest.model_dump(mode="json")
-            yield write_bundle(data, read_parts(subject, manifest, disks, image, tell))
-        elif format == "qcow2":
-            if len(disks) != 1:
-                raise InvalidInput(
-                    f"the machine has {len(disks)} disks, but a qcow2 file holds one",
-                    hint="export to an .ova file",
-                )
-            target = work / "disk.qcow2"
-            await _convert(disks[0], target, confinement, ["-c", "-O", "qcow2"])
-            await asyncio.to_thread(write_note, target, _note(subject.manifest, images))
-            yield _read_file(target)
-        else:
-            made = []
-            for number, disk in enumerate(disks):
-                report(Progress(f"converting disk {number}"))
-                target = work / f"{number}.vmdk"
-                await _convert(disk, target, confinement, ["-O", "vmdk", "-o", "subformat=streamOptimized"])
-                made.append(target)
-            report(Progress("writing the OVA"))
-            yield write_ova(subject.manifest, made, _note(subject.manifest, images))
+        yield Flat(subject, manifest, disks, image, work, confinement)
     finally:
         await remove_work(work)
+
+
+@asynccontextmanager
+async def exported(
+    subject: Subject, images: ImageStore, *, format: Format, thin: bool, report: Report
+) -> AsyncIterator[Iterator[bytes]]:
+    """Provide the export as an iterator of bytes. Each step does blocking work: take the pieces in a thread.
+
+    Args:
+        thin: see `flattened`.
+
+    Raises:
+        InvalidInput: the machine cannot be exported in this format; and as `flattened`.
+    """
+    async with flattened(subject, images, thin=thin, report=report) as flat:
+        if format == "bough":
+            yield write_bundle(flat.manifest.model_dump(mode="json"), flat.parts(report))
+        elif format == "qcow2":
+            yield await _as_qcow2(flat, images)
+        else:
+            yield await _as_ova(flat, images, report)
+
+
+async def _as_qcow2(flat: Flat, images: ImageStore) -> Iterator[bytes]:
+    if len(flat.disks) != 1:
+        raise InvalidInput(
+            f"the machine has {len(flat.disks)} disks, but a qcow2 file holds one",
+            hint="export to an .ova file",
+        )
+    target = flat.work / "disk.qcow2"
+    await _convert(flat.disks[0], target, flat.confinement, ["-c", "-O", "qcow2"])
+    await asyncio.to_thread(write_note, target, _note(flat.subject.manifest, images))
+    return _read_file(target)
+
+
+async def _as_ova(flat: Flat, images: ImageStore, report: Report) -> Iterator[bytes]:
+    made = []
+    for number, disk in enumerate(flat.disks):
+        report(Progress(f"converting disk {number}"))
+        target = flat.work / f"{number}.vmdk"
+        await _convert(disk, target, flat.confinement, ["-O", "vmdk", "-o", "subformat=streamOptimized"])
+        made.append(target)
+    report(Progress("writing the OVA"))
+    manifest = flat.subject.manifest
+    return write_ova(manifest, made, _note(manifest, images))
 
 
 def _note(manifest: SnapshotManifest, images: ImageStore) -> ExportNote:

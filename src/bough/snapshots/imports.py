@@ -1,18 +1,19 @@
-"""Import a bundle: check the manifest, read the parts to incoming/, and make a snapshot.
+"""Import a machine: check the manifest, read the parts to incoming/, and make a snapshot.
 
-The new machine continues from this snapshot.
+The machine comes from a bundle, or from a registry. The new machine continues from the snapshot.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from bough.bundle import Source, read_manifest
+from bough.bundle import Piece, Source, read_manifest, read_pieces
 from bough.errors import BadBundle, NotFound
 from bough.images.agent_disk.store import AgentDiskStore
 from bough.images.convert import check_space
@@ -27,6 +28,24 @@ from bough.snapshots.bundle_reading import Taken, make_snapshot, remove_work, ta
 from bough.snapshots.store import SnapshotManifest
 from bough.spec import check_against_host, check_name
 from bough.tasks import run_stoppable
+
+
+class Incoming(NamedTuple):
+    """A machine from elsewhere, of which the manifest has been read.
+
+    Attributes:
+        manifest: as in a bundle, unchecked.
+        read: yields the content of the parts, of the given sizes. Blocking.
+    """
+
+    manifest: dict[str, Any]
+    read: Callable[[Sequence[int]], Iterator[Piece]]
+
+
+def open_bundle(source: Source) -> Incoming:
+    """Read the manifest of a bundle. Blocking. Raises BadBundle."""
+    manifest, digest = read_manifest(source)
+    return Incoming(manifest, partial(read_pieces, source, digest))
 
 
 class Arrival:
@@ -45,14 +64,13 @@ class Arrival:
 
     def __init__(
         self,
-        source: Source,
-        digest: Any,
+        incoming: Incoming,
         bundle: BundleManifest,
         images: ImageStore,
         agent_disks: AgentDiskStore,
         work: Path,
     ) -> None:
-        self._source, self._digest, self._bundle = source, digest, bundle
+        self._incoming, self._bundle = incoming, bundle
         self._images, self._agent_disks, self._work = images, agent_disks, work
         self.cold = self.force = False
         self.accelerator = "auto"
@@ -117,7 +135,8 @@ class Arrival:
                 check()
                 tell(fraction)
 
-            return take_parts(self._source, self._digest, self._bundle, self._work, self._image, tell_on)
+            pieces = self._incoming.read([part.size_bytes for part in self._bundle.parts])
+            return take_parts(pieces, self._bundle, self._work, self._image, tell_on)
 
         def tell(fraction: float) -> None:
             if int(fraction * 100) != told[0]:
@@ -138,7 +157,7 @@ class Arrival:
 
 @asynccontextmanager
 async def taken_up(
-    source: Source,
+    open_it: Callable[[], Incoming],
     images: ImageStore,
     agent_disks: AgentDiskStore,
     *,
@@ -152,6 +171,7 @@ async def taken_up(
     Afterwards remove the bundle's files, except files that the block moved into the store.
 
     Args:
+        open_it: reads the manifest. Blocking.
         cold: leave out the memory; the machine boots.
         force: allow a machine that is too large for this host.
         accelerator: "auto", or the accelerator to continue on.
@@ -159,15 +179,15 @@ async def taken_up(
     Raises:
         BadBundle, NotFound, BeyondHost, HostLacks
     """
-    data, digest = await asyncio.to_thread(read_manifest, source)
+    incoming = await asyncio.to_thread(open_it)
     try:
-        bundle = parse_manifest(data)
+        bundle = parse_manifest(incoming.manifest)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadBundle(f"the manifest of the bundle is not valid: {str(error)[:200]}") from error
     work = images.home.incoming / f"bundle-{secrets.token_hex(6)}"
     work.mkdir(mode=0o711)
     try:
-        arrival = Arrival(source, digest, bundle, images, agent_disks, work)
+        arrival = Arrival(incoming, bundle, images, agent_disks, work)
         arrival.cold, arrival.force, arrival.report = cold, force, report
         arrival.accelerator = accelerator
         await arrival.check()

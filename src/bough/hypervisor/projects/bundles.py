@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncGenerator, Iterator
+from functools import partial
 from ipaddress import IPv6Network
 from typing import Any
 
@@ -28,7 +29,7 @@ from bough.project_bundle import Member, read_project_manifest, write_member, wr
 from bough.projects.record import ProjectRecord
 from bough.projects.snapshot import ProjectSnapshot, new_project_snapshot_id
 from bough.snapshots.export import exported, snapshot_subject
-from bough.snapshots.imports import taken_up
+from bough.snapshots.imports import open_bundle, taken_up
 from bough.spec import check_name
 from bough.spec.subnet import LEAST_MTU, MOST_MTU, check_subnet, parse_subnet
 from bough.version import __version__
@@ -169,7 +170,7 @@ class ProjectBundles:
             with self._half_made.working():
                 for role in manifest.machines:
                     async with taken_up(
-                        Member(source),
+                        partial(open_bundle, Member(source)),
                         self._images,
                         self._agent_disks,
                         cold=cold,
