@@ -96,6 +96,22 @@ def test_a_config_of_python_m_bough(cli: Cli, box: str, tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == (b"in\n", b"")
 
 
+def test_one_entry_for_every_machine(
+    cli: Cli, booted: bough.Snapshot, tmp_path: Path, gone: list[str]
+) -> None:
+    """A machine that is made after the entry is reached, by its name with the ending."""
+    config = write_config(cli, "ssh-config", "--wildcard", path=tmp_path / "config")
+    gone.append("later")
+    cli("fork", booted.id, "later")
+    done = ssh(config, "later.bough", "whoami; hostname", cli=cli)
+    assert (done.stdout, done.stderr) == (b"root\nlater\n", b"")
+    done = ssh(config, "never.bough", "true", cli=cli)
+    assert done.returncode == 255
+    assert "never" in done.stderr.decode()
+    banner = cli("proxy", "--suffix", ".bough", "later.bough", "22", stdin=b"")
+    assert banner.stdout.startswith(b"SSH-2.0-")
+
+
 def test_a_config_that_was_appended_twice_and_a_machine_made_anew(
     cli: Cli, booted: bough.Snapshot, tmp_path: Path, gone: list[str]
 ) -> None:

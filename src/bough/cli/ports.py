@@ -91,6 +91,7 @@ def _parse(text: str) -> dict[str, Any]:
     help="How long to wait until a program listens on the port.",
 )
 @click.option("--authorize", metavar="USER", help="Let bough's own ssh key log in as USER first.")
+@click.option("--suffix", metavar="TEXT", default="", help="Remove this ending of NAME, like .bough.")
 def proxy(
     name: str | None,
     guest_port: int | None,
@@ -99,6 +100,7 @@ def proxy(
     project: str | None,
     wait_s: float,
     authorize: str | None,
+    suffix: str,
 ) -> None:
     """Connect standard input and output to a TCP port of a machine, for ssh's ProxyCommand.
 
@@ -112,7 +114,7 @@ def proxy(
         return
     if name is None or guest_port is None:
         raise click.UsageError("expected NAME and GUEST_PORT, or --socks [ADDRESS:]PORT")
-    _connect_streams(machine_here(name), guest_port, wait_s, authorize)
+    _connect_streams(machine_here(name.removesuffix(suffix)), guest_port, wait_s, authorize)
 
 
 def _serve_socks(project: Project, where: str) -> None:

@@ -20,22 +20,41 @@ if TYPE_CHECKING:
     from bough.paths import Home
 
 
+#: A name that ends so leads to the machine whose name is before the ending, also to a machine of later.
+SUFFIX = ".bough"
+
+
 @click.command("ssh-config")
 @machine_options
 @click.argument("name", type=NAME, required=False)
-def ssh_config(name: str | None) -> None:
+@click.option(
+    "--wildcard",
+    is_flag=True,
+    help=f"Print one entry instead, for NAME{SUFFIX} of each machine, also of later ones.",
+)
+def ssh_config(name: str | None, wildcard: bool) -> None:
     """Print Host entries for all machines or one: bough ssh-config >> ~/.ssh/config
 
     With these entries ssh, scp, rsync and Ansible reach each machine by name, through the agent. No address,
     port of the host or network in the machine is needed. An entry also fits a new machine of the same name.
+
+    The entry of --wildcard logs in as root. With this entry, DOCKER_HOST=ssh://NAME.bough uses Docker in a
+    machine.
     """
     from bough.client.ssh import own_key
     from bough.paths import Home
 
-    home, machines = Home.from_environment(), _chosen(name)
+    if wildcard and name is not None:
+        raise click.UsageError("--wildcard is for all machines: use it without NAME")
+    home = Home.from_environment()
+    if wildcard:
+        home.create()  # no service may have run yet
+        entries = [render_entry(home, f"*{SUFFIX}", "root")]
+    else:
+        entries = [render_entry(home, machine.name, _user(machine)) for machine in _chosen(name)]
     own_key(home)
     # The blank line is for a file whose last line has no line end.
-    print("".join("\n" + render_entry(home, machine.name, _user(machine)) for machine in machines), end="")
+    print("".join(f"\n{entry}" for entry in entries), end="")
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -84,17 +103,18 @@ def _user(machine: MachineInfo) -> str:
 
 
 def render_entry(home: Home, host: str, user: str) -> str:
-    """Return an entry of ssh_config(5) for a machine, or for every machine if `host` is "*".
+    """Return an entry of ssh_config(5) for a machine, or for every machine if `host` is "*" or "*.bough".
 
     Host keys are not checked. The bytes go through the machine's own agent, so a key would prove no more. A
     new machine of the same name, a fork and a restored machine have other keys.
     """
-    name = "%n" if host == "*" else host
-    words = ["proxy", "--wait", "30s", "--authorize", "%r", name, "%p"]
+    is_pattern = host.startswith("*")
+    suffix = ["--suffix", SUFFIX] if host == f"*{SUFFIX}" else []
+    words = ["proxy", "--wait", "30s", "--authorize", "%r", *suffix, "%n" if is_pattern else host, "%p"]
     command = " ".join([*map(_quote_for_command, [*_environment(home), *_program()]), *words])
     lines = [
         f"Host {host}",
-        *([] if host == "*" else [f"    HostName {host}"]),
+        *([] if is_pattern else [f"    HostName {host}"]),
         f"    User {user}",
         f"    ProxyCommand {command}",
         # An agent with many keys would offer its own keys first, and sshd disconnects after six.
