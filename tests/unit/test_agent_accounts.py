@@ -74,6 +74,11 @@ def test_the_identity_of_a_command(etc: Path) -> None:
         Identity("nobody")
     with pytest.raises(OSError, match="no group 'none'"):
         Identity("web:none")
+    assert Identity("12345").gid == 12345
+    assert Identity("12345", as_image=True).groups == [0]
+    assert Identity("web", as_image=True).groups == [1001, 10]
+    assert Identity("web:wheel", as_image=True).groups == [10]
+    assert Identity("web:5", as_image=True).groups == [5]
     environment = agent_login.login_environment(identity)
     assert (environment["HOME"], environment["SHELL"], environment["USER"]) == ("/srv/web", "/bin/sh", "web")
 

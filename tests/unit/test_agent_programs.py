@@ -75,6 +75,14 @@ def test_tools_are_for_the_agent_alone(tmp_path: Path, monkeypatch: pytest.Monke
     assert str(tmp_path) not in command.environment["PATH"]
 
 
+def test_a_containers_command_makes_its_directory(tmp_path: Path) -> None:
+    place = tmp_path / "srv/app"
+    agent_spawn._Command({"argv": ["/bin/true"], "cwd": str(place)})
+    assert not place.exists()
+    agent_spawn._Command({"argv": ["/bin/true"], "cwd": str(place), "as_image": True})
+    assert place.is_dir()
+
+
 def test_the_keeper_leaves_the_group_of_its_service(tmp_path: Path) -> None:
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/self/cgroup").write_text(

@@ -142,6 +142,7 @@ async def test_a_boot_starts_the_program(scene: Scene) -> None:
             "cwd": "/srv",
             "user": "www",
             "stop_signal": "QUIT",
+            "as_image": True,
         }
     ]
     assert (scene.run.state, scene.run.pid, scene.run.boot) == ("runs", 41, "boot-1")

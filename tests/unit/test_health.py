@@ -21,6 +21,7 @@ import pytest
 from bough.errors import AgentUnavailable, CheckFailed, MachineFailed
 from bough.guest.session import ExecRequest, ExitStatus
 from bough.guest_checks import GAVE_UP, Attempts
+from bough.machines.record import MachineRecord
 from bough.machines.state import State
 from bough.progress import Progress
 from bough.projects.health import Health, HealthChecks
@@ -259,6 +260,7 @@ class LocalMachine:
 
     def __init__(self) -> None:
         self.state = State.RUNNING
+        self.record = MachineRecord.model_construct(container=None)
         self.sessions: list[LocalSession] = []
         self.has_agent = True
 

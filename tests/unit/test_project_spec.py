@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from bough.errors import InvalidInput, InvalidSpec
 from bough.networks.switch import settings as switch_settings
+from bough.spec.container import Container
 from bough.spec.project.changes import compare_projects
 from bough.spec.project.order import choose_roles, find_cycles, start_order, stop_order
 from bough.spec.project.parse import parse_project
@@ -553,3 +554,47 @@ def test_no_value_breaks_the_reader(value: Any, name: str) -> None:
     ):
         with contextlib.suppress(InvalidSpec):
             parse_project({"name": "shop", **data})
+
+
+# Container images
+
+
+NGINX = {"image": "docker://docker.io/library/nginx:latest"}
+CONTAINER = Container(
+    reference="docker://docker.io/library/nginx:latest",
+    digest="sha256:0",
+    healthcheck={"test": ["CMD", "curl", "localhost"], "interval": 30},
+)
+
+
+def test_compose_words_for_a_program() -> None:
+    words = {"entrypoint": "/entry -v", "command": ["serve"], "user": 1000, "working_dir": "/srv"}
+    spec = project(web={**NGINX, **words}).machines["web"].spec
+    assert (spec.entrypoint, spec.command) == (("/entry", "-v"), ("serve",))
+    assert (spec.user, spec.workdir) == ("1000", "/srv")
+    data = {"machines": {"web": {**NGINX, "working_dir": "/a", "workdir": "/b"}}}
+    assert "another word for workdir" in problems(data)["machines.web.working_dir"]
+
+
+def test_the_health_check_of_the_image() -> None:
+    plain = project(web=NGINX).machines["web"]
+    check = plain.check_of(CONTAINER)
+    assert check is not None
+    assert (check.test, check.interval, check.retries) == (("curl", "localhost"), 30.0, 3)
+    assert plain.check_of(None) is None
+    assert plain.check_of(CONTAINER.model_copy(update={"healthcheck": None})) is None
+    assert plain.check_of(CONTAINER.model_copy(update={"healthcheck": {"test": 5}})) is None
+    disabled = project(web={**NGINX, "healthcheck": {"disable": True}})
+    assert disabled.machines["web"].check_of(CONTAINER) is None
+    assert parse_project(to_data(disabled)) == disabled
+    own = project(web={**NGINX, "healthcheck": {"port": 80}}).machines["web"].check_of(CONTAINER)
+    assert own is not None
+    assert own.port == 80
+
+
+def test_a_container_image_may_have_the_check_that_another_machine_waits_for() -> None:
+    waits = {**IMAGE, "depends_on": {"web": "healthy"}}
+    assert project(web=NGINX, app=waits).machines["app"].depends_on == {"web": "healthy"}
+    disabled = {**NGINX, "healthcheck": {"disable": True}}
+    data = {"machines": {"web": disabled, "app": waits}}
+    assert problems(data) == {"machines.app.depends_on.web": "the machine 'web' has no health check"}

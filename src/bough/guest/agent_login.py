@@ -26,11 +26,13 @@ _files: dict[str, tuple[int, dict[str, str]]] = {}
 class Identity:
     """The user and groups of a command. `groups` None means the agent's own."""
 
-    def __init__(self, text: str | None) -> None:
+    def __init__(self, text: str | None, *, as_image: bool = False) -> None:
         """Look up a user.
 
         Args:
             text: None for the agent's own user, else a name or uid, optionally with ":" and a group or gid.
+            as_image: as Docker does: a uid without an entry has the group 0, and a user with a group is in no
+                other group.
         """
         self.uid = os.getuid()
         self.gid = os.getgid()
@@ -51,9 +53,9 @@ class Identity:
             if uid == self.uid and not group:
                 return
             self.uid = uid
-            self.gid = self._group(group)
+            self.gid = 0 if as_image and not group and self.entry is None else self._group(group)
             self.groups = [self.gid]
-            if self.entry is not None:
+            if self.entry is not None and not (as_image and group):
                 self.groups = agent_accounts.groups_of(self.entry.name, self.gid)
 
     def assume(self) -> None:

@@ -5,7 +5,7 @@ guest. Python 3.7 uses fork.
 """
 
 # pathlib and contextlib cost an emulated guest 20 ms each to load.
-# ruff: noqa: PTH110, PTH112, PTH113, PTH118
+# ruff: noqa: PTH103, PTH110, PTH112, PTH113, PTH118
 
 from __future__ import annotations
 
@@ -183,7 +183,8 @@ class _Command:
             login = render_login(user)
             if login is not None:
                 self.argv, user = login, None
-        self.identity = Identity(user)
+        as_image = request.get("as_image") is True
+        self.identity = Identity(user, as_image=as_image)
         self.environment = login_environment(self.identity)
         self.environment.update(_settings(request))
         if request.get("tty") and "TERM" not in self.environment:
@@ -192,6 +193,8 @@ class _Command:
             self.environment["TERM"] = choose_term(_text(request, "term"), self.environment.get("HOME", "/"))
         home = self.environment.get("HOME", "/")
         self.directory = _text(request, "cwd") or (home if os.path.isdir(home) else "/")
+        if as_image and not os.path.exists(self.directory):
+            os.makedirs(self.directory, 0o755)
         self.path = self._find(self.argv[0], TOOLS if request.get("tool") is True else "")
 
     def _find(self, name: bytes, own: str) -> bytes:

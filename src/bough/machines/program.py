@@ -206,6 +206,7 @@ def _render(program: Program) -> dict[str, Any]:
         "cwd": program.cwd,
         "user": program.user,
         "stop_signal": program.stop_signal,
+        "as_image": True,
     }
 
 

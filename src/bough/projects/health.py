@@ -10,14 +10,19 @@ from bough.errors import AgentUnavailable, BoughError, CheckFailed, MachineFaile
 from bough.guest.session import ExecRequest, ExitStatus
 from bough.guest_checks import GAVE_UP, Attempts
 from bough.machines.guest_watch import watch_guest
+from bough.machines.record import MachineRecord
 from bough.machines.state import LIVE, State
 from bough.progress import Progress, Report, ignore_progress
 from bough.progress_watch import Stalled
 from bough.projects.health_command import longest_s, render_look, render_start, render_wait
+from bough.spec.program import resolve_command
 from bough.spec.project.healthcheck import HealthCheckSpec
 
 #: starting: a wait is going on. unknown: the machine does not run, or its agent does not answer.
 HealthState = Literal["starting", "healthy", "unhealthy", "unknown"]
+
+#: The agent disk's tools in a guest (guest/agent_python.py).
+TOOLS = "/.bough/tools"
 
 #: Longest time of a look, in seconds.
 LOOK_S = 10.0
@@ -41,6 +46,8 @@ class CheckedMachine(Protocol):
     def pid(self) -> int | None: ...
     @property
     def state(self) -> State: ...
+    @property
+    def record(self) -> MachineRecord: ...
     def console_tail(self) -> str: ...
     def ended_error(self, when: str) -> MachineFailed: ...
     async def agent(self) -> Any: ...
@@ -178,7 +185,7 @@ async def _run(
 ) -> ExitStatus:
     """Run the command to its end. The agent's loss is the status's error, or raises AgentUnavailable."""
     channel = await machine.agent()
-    session = await channel.exec(ExecRequest(argv=argv, stdin=False, cwd="/"))
+    session = await channel.exec(_request(machine.record, argv))
     try:
         async for stream, data in session:
             if stream == "stderr":
@@ -188,6 +195,17 @@ async def _run(
         await session.abort()
     status: ExitStatus = session.exit
     return status
+
+
+def _request(record: MachineRecord, argv: list[str]) -> ExecRequest:
+    """Return the request for a check: as root, or as the container image says, as Docker does."""
+    if record.container is None:
+        return ExecRequest(argv=argv, stdin=False, cwd="/")
+    found = resolve_command(record.container, record.spec, argv, hostname=record.hostname)
+    # The repeating script needs a shell and tools, which an image may lack.
+    env = {**found.env, "PATH": f"{found.env['PATH']}:{TOOLS}"}
+    words = ["/bin/sh", *argv[1:]] if argv[0] == "sh" else argv
+    return ExecRequest(argv=words, env=env, user=found.user, cwd=found.cwd, stdin=False, as_image=True)
 
 
 async def _until_answering(machine: CheckedMachine) -> None:

@@ -113,9 +113,14 @@ def resolve_command(
     return Program(
         argv=tuple(argv),
         env=variables,
-        user=user or spec.user or container.user or None,
+        user=_whole_user(user or spec.user or container.user),
         cwd=posixpath.join(home, cwd) if cwd else home,
     )
+
+
+def _whole_user(text: str) -> str | None:
+    """Return the user, with root for ":group" alone."""
+    return f"0{text}" if text.startswith(":") else text or None
 
 
 def has_image_init(container: Container, spec: MachineSpec) -> bool:

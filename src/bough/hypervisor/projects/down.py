@@ -111,7 +111,7 @@ class ProjectDown:
             await self._lifecycle.restart(machine, deadline_s=deadline_s, report=told)
             await machine.wait_ready(report=told)
             wanted = spec.machines.get(role) if spec is not None else None
-            await self._machines.wait_healthy(record, role, wanted.healthcheck if wanted else None, told)
+            await self._machines.wait_healthy(record, role, wanted, told)
             told(Progress("up"))
 
         with self._operations.run(record.name, "being restarted"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from bough.errors import InvalidSpec
@@ -10,7 +11,7 @@ from bough.hypervisor.projects.registry import Projects
 from bough.machines.machine import Machine
 from bough.projects.health import HealthChecks
 from bough.projects.record import ProjectRecord
-from bough.spec.project.healthcheck import HealthCheckSpec
+from bough.spec.project.model import ProjectMachine
 from bough.spec.project.parse import parse_project
 
 
@@ -24,19 +25,21 @@ class ProjectHealth:
 
         A machine without a check is healthy if its agent answers.
         """
-        checks = _checks_of(record)
+        wanted_machines = _machines_of(record)
         machines = self._projects.machines(record)
 
         async def one(role: str, machine: Machine) -> tuple[str, dict[str, Any]]:
-            found = await self._checks.look(machine, checks.get(role))
+            wanted = wanted_machines.get(role)
+            check = wanted.check_of(machine.record.container) if wanted is not None else None
+            found = await self._checks.look(machine, check)
             return role, {"health": found.state, "health_error": found.output or None}
 
         return dict(await asyncio.gather(*(one(role, machine) for role, machine in machines.items())))
 
 
-def _checks_of(record: ProjectRecord) -> dict[str, HealthCheckSpec | None]:
+def _machines_of(record: ProjectRecord) -> Mapping[str, ProjectMachine]:
     try:
         spec = parse_project(record.spec, name=record.name)
     except InvalidSpec:  # another version of bough wrote the file's content
         return {}
-    return {role: machine.healthcheck for role, machine in spec.machines.items()}
+    return spec.machines

@@ -152,7 +152,7 @@ class ProjectMachines:
         self,
         record: ProjectRecord,
         role: str,
-        check: HealthCheckSpec | None,
+        wanted: ProjectMachine | None,
         report: Report,
         *,
         completes: bool = False,
@@ -160,6 +160,7 @@ class ProjectMachines:
         """Wait until the machine's check has passed.
 
         Args:
+            wanted: the machine in the project's file; None: it is not there any more.
             completes: the machine does one job and powers off, which is no failure.
 
         Raises:
@@ -168,6 +169,7 @@ class ProjectMachines:
         machine = self.find(record, role)
         if machine is None or (completes and has_completed(machine)):
             return
+        check = wanted.check_of(machine.record.container) if wanted is not None else None
         try:
             await self._health.wait_healthy(machine, check, report)
         except MachineFailed:
@@ -187,7 +189,8 @@ class ProjectMachines:
         while not await machine.vm.ended_within(_LOOK_S):
             pass
         if not has_completed(machine):
-            why = machine.record.first_boot.error or "the machine failed"
+            failure = machine.record.failure
+            why = machine.record.first_boot.error or (failure.cause if failure else "the machine failed")
             raise MachineFailed(
                 f"machine '{machine.name}' has not done its job: {why}",
                 machine=machine.name,

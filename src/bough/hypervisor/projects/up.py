@@ -186,8 +186,8 @@ class ProjectUp:
                 holds.enter_context(self._holds.keep(record, machine))
 
         async def wait_healthy(role: str) -> None:
-            check, told = wish.spec.machines[role].healthcheck, about(role, report)
-            await self._machines.wait_healthy(record, role, check, told, completes=role in completing)
+            wanted, told = wish.spec.machines[role], about(role, report)
+            await self._machines.wait_healthy(record, role, wanted, told, completes=role in completing)
             told(Progress("up"))
 
         async def wait_completed(role: str) -> None:

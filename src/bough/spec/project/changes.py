@@ -17,7 +17,7 @@ from bough.units import format_size
 Kind = Literal["same", "running", "stopped", "new", "added", "removed"]
 _ORDER: tuple[Kind, ...] = ("same", "running", "stopped", "new")
 #: What concerns the order and the waiting of `up` alone.
-_PROJECT_ONLY = ("depends_on", "healthcheck", "profiles")
+_PROJECT_ONLY = ("depends_on", "healthcheck", "unchecked", "profiles")
 
 
 @dataclass(frozen=True)

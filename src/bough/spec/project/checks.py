@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 
+from bough.spec.container_name import is_container_name
 from bough.spec.problems import Problem, render_place
 from bough.spec.project.machine_table import MachineTable
 from bough.spec.project.model import ProjectNetwork
@@ -35,13 +36,19 @@ def _find_cycles(tables: Sequence[MachineTable]) -> Iterator[Problem]:
 
 
 def _find_missing_checks(tables: Sequence[MachineTable]) -> Iterator[Problem]:
-    unchecked = {table.key for table in tables if table.healthcheck is None}
+    unchecked = {table.key for table in tables if table.healthcheck is None and not _may_have_check(table)}
     for table in tables:
         for name, condition in table.depends_on.items():
             if condition == "healthy" and name in unchecked:
                 place = render_place(("machines", table.key, "depends_on", name))
                 hint = f"write [machines.{name}.healthcheck], or the condition 'started'"
                 yield Problem(place, f"the machine {name!r} has no health check", hint)
+
+
+def _may_have_check(table: MachineTable) -> bool:
+    """Return whether the image may have a check: a container image, or one of a recipe."""
+    image = table.spec.image if table.spec is not None else ""
+    return not table.unchecked and (table.build is not None or is_container_name(image))
 
 
 def _find_inactive_dependencies(tables: Sequence[MachineTable]) -> Iterator[Problem]:

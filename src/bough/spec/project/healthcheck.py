@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, WithJsonSchema, model_validator
 
 from bough.spec import values
+from bough.spec.container import Container
 from bough.spec.model import GuestPath, GuestPort, Table
 from bough.spec.problems import quote, told
 from bough.spec.project.settings import HEALTH_SETTINGS
@@ -176,6 +177,16 @@ class HealthCheckSpec(Table):
                 return f"test {' '.join(value)[:80]!r}"
             case _:
                 return f"{self.kind} {value}"
+
+
+def image_check(container: Container) -> HealthCheckSpec | None:
+    """Return the HEALTHCHECK of a container image, or None."""
+    if container.healthcheck is None:
+        return None
+    try:
+        return HealthCheckSpec.model_validate(dict(container.healthcheck))
+    except ValidationError:
+        return None  # the image's record is of another version of bough
 
 
 def check_kinds(data: Any) -> list[tuple[tuple[str, ...], str, str | None]]:

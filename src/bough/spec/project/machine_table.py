@@ -54,6 +54,7 @@ class MachineTable:
     spec: MachineSpec | None
     depends_on: dict[str, Condition | None]
     healthcheck: HealthCheckSpec | None
+    unchecked: bool
     profiles: tuple[str, ...]
     scale: int
     build: RecipeSpec | None
@@ -94,6 +95,7 @@ class MachineReader:
         read = MachineTable(
             key=key,
             depends_on=self._depends_on(key, settings.pop("depends_on", None)),
+            unchecked=_is_disabled(settings.get("healthcheck")),
             healthcheck=self._healthcheck(settings.pop("healthcheck", None)),
             profiles=self._profiles(settings.pop("profiles", None)),
             scale=self._scale(settings.pop("scale", 1)),
@@ -205,9 +207,9 @@ class MachineReader:
     def _healthcheck(self, value: Any) -> HealthCheckSpec | None:
         if value is None:
             return None
+        if _is_disabled(value):
+            return None
         if isinstance(value, Mapping) and value.get("disable") is not None:
-            if value["disable"] is True:
-                return None
             if value["disable"] is not False:
                 message = f"expected true or false, got {quote(value['disable'])}"
                 self._tell(("healthcheck", "disable"), message)
@@ -332,6 +334,10 @@ class MachineReader:
 
     def _tell(self, at: tuple[str | int, ...], message: str, hint: str | None = None) -> None:
         self.problems.append(Problem(render_place(at, self._place), message, hint))
+
+
+def _is_disabled(healthcheck: Any) -> bool:
+    return isinstance(healthcheck, Mapping) and healthcheck.get("disable") is True
 
 
 def _find_unscalable(spec: MachineSpec, place: str, scale: int) -> Iterator[Problem]:

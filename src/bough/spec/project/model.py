@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from bough.spec.container import Container
 from bough.spec.lock import PackageLock
 from bough.spec.model import MachineSpec, PortSpec, Table
 from bough.spec.problems import quote, told
-from bough.spec.project.healthcheck import HealthCheckSpec
+from bough.spec.project.healthcheck import HealthCheckSpec, image_check
 from bough.spec.recipe import RecipeSpec
 from bough.spec.subnet import LEAST_MTU, MOST_MTU, check_subnet, parse_subnet
 
@@ -66,7 +67,9 @@ class ProjectMachine(Table):
         key: name of its table in the file. Machines of one table with `scale` share the key.
         spec: all settings of the machine itself; `nics` names the networks of the project.
         depends_on: role of each machine that starts earlier -> what is waited for.
-        healthcheck: None: the machine is healthy when it has answered.
+        healthcheck: None: the container image's, if it has one; otherwise the machine is healthy when it has
+            answered.
+        unchecked: the container image's health check does not count.
         profiles: the machine runs only if one of these is requested; empty: always.
         build: the recipe of the image; `spec.image` is the label of the built image.
         lock: the package versions for the build; None: the present ones.
@@ -76,9 +79,16 @@ class ProjectMachine(Table):
     spec: MachineSpec
     depends_on: dict[str, Condition] = Field(default_factory=dict)
     healthcheck: HealthCheckSpec | None = None
+    unchecked: bool = False
     profiles: tuple[str, ...] = ()
     build: RecipeSpec | None = None
     lock: PackageLock | None = None
+
+    def check_of(self, container: Container | None) -> HealthCheckSpec | None:
+        """Return the health check of the machine: the file's, or else the container image's."""
+        if self.healthcheck is not None or self.unchecked:
+            return self.healthcheck
+        return None if container is None else image_check(container)
 
     def published_on(self, loopback: str) -> MachineSpec:
         """Return the spec, whose ports without an address of their own are published on `loopback`."""

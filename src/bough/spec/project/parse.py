@@ -163,6 +163,7 @@ class _ProjectReader:
                     spec=_with_alias(table),
                     depends_on=dict(_role_conditions(table, roles, checked)),
                     healthcheck=table.healthcheck,
+                    unchecked=table.unchecked,
                     profiles=table.profiles,
                     build=table.build,
                     lock=table.lock,

@@ -56,7 +56,8 @@ _HEALTH = """\
 Exactly one of the first six settings names the check. The guest repeats the check. The first success makes
 the machine healthy. After the start period, `retries` failures in a row make the machine unhealthy. A failed
 unit makes the machine unhealthy at once. A machine without a health check is healthy when its agent has
-answered. `disable = true` removes the health check of a shared part.
+answered. A container image may have a health check of its own (HEALTHCHECK). `disable = true` removes the
+health check of a shared part and of the image.
 """
 _EXTENDS = """\
 ## Shared settings

@@ -51,6 +51,8 @@ def _machine(project: ProjectSpec, key: str) -> dict[str, Any]:
         data["depends_on"] = {other: {"condition": condition} for other, condition in others.items()}
     if machine.healthcheck is not None:
         data["healthcheck"] = _plain(machine.healthcheck.model_dump(mode="json", exclude_unset=True))
+    if machine.unchecked:
+        data["healthcheck"] = {"disable": True}
     if machine.build is not None:
         data["build"] = _plain(machine.build.model_dump(mode="json", exclude_unset=True))
     if machine.lock is not None:
