@@ -10,7 +10,6 @@ import os
 import platform
 from collections.abc import Collection
 from pathlib import Path
-from typing import Literal
 
 from bough.errors import HostLacks, InvalidSpec
 from bough.guest.qga import PORT as QGA_PORT
@@ -51,7 +50,6 @@ from bough.qemu.tpm import TPM_STATE, check_swtpm
 from bough.qemu.uefi_variables import BootFile, add_boot_entry
 from bough.spec import MachineSpec
 from bough.spec.nic import UPLINK
-from bough.spec.program import has_image_init
 from bough.storage import copy_holes
 from bough.units import GIB
 
@@ -240,7 +238,6 @@ async def resolve_plan(record: MachineRecord, paths: MachinePaths, home: Home, n
         agent_port=AGENT_PORT if record.image_agent else QGA_PORT,
         agent_on_serial=record.agent_port == "serial",
         hyperv=spec.hyperv,
-        init=_plan_init(record),
         tpm_state=str(paths.disks / TPM_STATE) if spec.tpm else None,
         media=plan_media(record.media, spec, home, disk_bus=record.disk_bus),
         display=record.media.display,
@@ -259,12 +256,6 @@ async def resolve_plan(record: MachineRecord, paths: MachinePaths, home: Home, n
         limits=resolve_limits(spec),
         jail=jail,
     )
-
-
-def _plan_init(record: MachineRecord) -> Literal["image", "bough"] | None:
-    if record.container is None:
-        return None
-    return "image" if has_image_init(record.container, record.spec) else "bough"
 
 
 def _plan_disks(record: MachineRecord, paths: MachinePaths, home: Home) -> tuple[DiskPlan, ...]:

@@ -97,12 +97,6 @@ def _identity(plan: Plan, arch: Architecture) -> list[str]:
         *("-name", option(f"guest={escape(plan.name)}", debug_threads="on")),
         *("-uuid", plan.uuid),
         *(("-smbios", smbios) if arch.has_smbios else ()),
-        # bough's init reads the string, in a machine from a container image.
-        *(
-            ("-smbios", option("type=11", value=f"bough.init={plan.init}"))
-            if plan.init and arch.has_smbios
-            else ()
-        ),
     ]
 
 

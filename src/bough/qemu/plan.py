@@ -132,7 +132,6 @@ class Plan:
     serial_ports, disk_queues: see Hardware.
     agent_port: name, in the guest, of the port opened by the agent.
     agent_on_serial: the agent's port is the second serial port.
-    init: process 1 of a machine from a container image; None: any other machine.
     hyperv: offer the interfaces of Hyper-V, under KVM.
     tpm_state: path of the TPM's state; None: the machine has no TPM.
     accelerator_note: warning for the user about the accelerator.
@@ -166,7 +165,6 @@ class Plan:
     agent_port: str = AGENT_PORT
     agent_on_serial: bool = False
     hyperv: bool = False
-    init: Literal["image", "bough"] | None = None
     tpm_state: str | None = None
     accelerator_note: str | None = None
     boot_cpu_model: str | None = None
