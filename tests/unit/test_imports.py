@@ -45,6 +45,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "artifacts": BOTTOM,
     # An image contains the agent. The conversion of an image runs in the same jail as QEMU.
     "images": BOTTOM | {"artifacts", "guest", "networks", "qemu"},
+    # Two disks are compared in a jail like that of an import.
+    "differences": BOTTOM | {"guest", "networks", "qemu", "images"},
     "machines": BOTTOM | {"guest", "networks", "qemu", "mounts", "images"},
     "snapshots": BOTTOM | {"artifacts", "guest", "networks", "qemu", "mounts", "images", "machines"},
     "projects": BOTTOM | {"guest", "networks", "qemu", "mounts", "images", "machines"},
@@ -52,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "audit": BOTTOM | {"guest", "networks", "qemu", "mounts", "images", "machines", "snapshots", "projects"},
     "hypervisor": BOTTOM
     | {"guest", "networks", "qemu", "mounts", "images", "machines", "snapshots", "projects", "forks"}
-    | {"artifacts", "audit"},
+    | {"artifacts", "audit", "differences"},
     "contract": {"errors"},
     "service": BOTTOM
     | {"contract"}

@@ -56,7 +56,7 @@ def read_volumes(stream: BinaryIO) -> list[Volume]:
 
     Volumes beyond the disk's end, and volumes that hold nothing known, are left out.
     """
-    disk_bytes = os.fstat(stream.fileno()).st_size
+    disk_bytes = stream.seek(0, os.SEEK_END)
     whole = recognize(stream, 0, disk_bytes)
     places = [] if whole is not None else _read_places(stream, disk_bytes)
     if not places:
