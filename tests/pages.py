@@ -68,6 +68,7 @@ NOT_RUN = {
         "bough type rescue": "as the line above",
         "bough screen rescue": "as the line above",
     },
+    "docs/diff.md": {"bough diff": "needs two machines and two images; test_differences.py compares its own"},
     "docs/examples.md": {
         "cd examples": "builds an image; test_examples.py runs the tests of each example",
         "pytest": "as the line above",

@@ -42,6 +42,7 @@ COMMANDS = {
     "snapshot": ("snapshot", "snapshot", "Take, list and delete snapshots."),
     "fork": ("snapshot", "fork", "Create machines or projects that continue from another or a snapshot."),
     "restore": ("snapshot", "restore", "Rewind a machine or a project to a snapshot."),
+    "diff": ("differences", "diff", "Show what differs between machines, snapshots, images."),
     "standby": ("standby", "standby", "Keep standby machines for the next run or fork."),
     "export": ("bundle", "export", "Write a machine to a file, for another host."),
     "import": ("bundle", "import_bundle", "Create a machine from an exported file."),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ProjectInfo,
         ProjectSnapshotInfo,
         SnapshotInfo,
+        SystemDifferences,
     )
     from bough.contract.snapshots import Identity
     from bough.progress import Report
@@ -345,6 +346,23 @@ class Hypervisor(ImageStore):
             timeout=timeout,
             progress=progress,
         )
+
+    def diff(
+        self,
+        before: Machine | Snapshot | str,
+        after: Machine | Snapshot | str,
+        *,
+        progress: Report | None = None,
+    ) -> SystemDifferences:
+        """Return what differs between two systems: machines, snapshots, or names of these or of images.
+
+        Raises:
+            NotFound, Conflict: a name means nothing, or several things ("snapshot:NAME" names the kind).
+            InvalidInput: a system has no file system that bough can compare.
+        """
+        from bough.client.differences import diff
+
+        return diff(self.api, after, before, progress=progress)
 
     def import_bundle(
         self,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from bough.client.hold import Hold
     from bough.client.websocket import WebSocket
-    from bough.contract.answers import MachineInfo
+    from bough.contract.answers import MachineInfo, SystemDifferences
     from bough.contract.request import Request
     from bough.contract.snapshots import Identity
     from bough.progress import Report
@@ -338,6 +338,22 @@ class Machine(AwaitedGuest):
         request = TakeSnapshot(machine=self._reference, label=label, message=message, memory=memory, now=now)
         data = self._api.send_long(request, timeout=timeout, progress=progress)
         return Snapshot(self._api, data["id"], label=data["label"])
+
+    def diff(
+        self, since: Machine | Snapshot | str | None = None, *, progress: Report | None = None
+    ) -> SystemDifferences:
+        """Return what changed in the machine: packages, configuration files, users, units, ports.
+
+        Args:
+            since: a machine, a snapshot, or the name of a machine, snapshot or image. None: the snapshot that
+                the machine was forked from, or else its image.
+
+        Raises:
+            InvalidInput: a system has no file system that bough can compare.
+        """
+        from bough.client.differences import diff
+
+        return diff(self._api, self, since, progress=progress)
 
     def restore(
         self, snapshot: Snapshot | str, *, keep: bool = False, progress: Report | None = None

@@ -332,6 +332,45 @@ class ProjectSnapshotInfo(Answer):
     disk_bytes: int = 0
 
 
+class SystemDifferences(Answer):
+    """The differences between two systems. Numbers of bytes are of space on the guest's disk.
+
+    Attributes:
+        before, after: the systems: "kind", "name", "id", "arch", "os", "version", "title"; machines also
+            have a "state".
+        packages: "manager", "added", "removed" (each "name", "version") and "changed" ("name", "before",
+            "after").
+        configuration: changed configuration files: "path", "change" ("added", "removed", "changed"),
+            "details" (mode, owner, kind), and "diff", or "why" there is none, or "withheld" with the reason.
+        withheld: paths of files whose diff leaves out secrets, or is left out.
+        files: all other files: numbers "added", "removed", "changed"; "of_packages": files of packages that
+            differ, which are not counted; "directories" with numbers each; "list" with at most 10,000 files,
+            "left_off".
+        units: services that start at boot: "name", "before", "after" ("enabled", "masked", "disabled").
+        users, groups: "name", "change", "details".
+        sysctls: kernel settings in files: "name", "before", "after". live_sysctls: the values in the kernels,
+            if both systems run.
+        ports: "before" and "after": listeners of a running machine: "protocol", "address", "port"; else None.
+        disk_use: "before_bytes", "after_bytes", and the "directories" that differ.
+        notes: what could not be compared, in sentences.
+    """
+
+    before: dict[str, Any]
+    after: dict[str, Any]
+    packages: dict[str, Any] = {}  # noqa: RUF012 (nothing changes an answer)
+    configuration: list[dict[str, Any]] = []  # noqa: RUF012
+    withheld: list[str] = []  # noqa: RUF012
+    files: dict[str, Any] = {}  # noqa: RUF012
+    units: list[dict[str, Any]] = []  # noqa: RUF012
+    users: list[dict[str, Any]] = []  # noqa: RUF012
+    groups: list[dict[str, Any]] = []  # noqa: RUF012
+    sysctls: list[dict[str, Any]] = []  # noqa: RUF012
+    live_sysctls: list[dict[str, Any]] | None = None
+    ports: dict[str, Any] = {}  # noqa: RUF012
+    disk_use: dict[str, Any] = {}  # noqa: RUF012
+    notes: list[str] = []  # noqa: RUF012
+
+
 class Event(Answer):
     """An event of a machine: `kind` names the event ("started"), `time` is ISO 8601."""
 

@@ -7,7 +7,8 @@ snapshot_keeper, snapshots                  take, delete, restore
 fork_maker, forking, waiting_machines       one fork; the call `fork`; machines that are ready already
 booted_snapshots, running                   `run` without a boot
 preparation                                 standby machines, forks in advance, pre-warms
-bundles, auditing, opening                  export, import; doctor --store; start and end of the service
+bundles, differences                        export, import; what differs between two systems
+auditing, opening                           doctor --store; start and end of the service
 """
 
 from bough.hypervisor.hypervisor import Hypervisor

@@ -13,6 +13,7 @@ from bough.hypervisor.auditing import Auditing
 from bough.hypervisor.booted_snapshots import BootedSnapshots
 from bough.hypervisor.bundles import Bundles
 from bough.hypervisor.creation import Creation
+from bough.hypervisor.differences import Differences
 from bough.hypervisor.faults import Faults
 from bough.hypervisor.fork_maker import ForkMaker
 from bough.hypervisor.forking import Forking
@@ -73,7 +74,8 @@ class Hypervisor:
 
     Attributes:
         machines: look machines up. lifetimes: delete, hold and discard machines.
-        creation, lifecycle, running, forking, snapshots, bundles, images, auditing: the use cases.
+        creation, lifecycle, running, forking, snapshots, bundles, images, differences, auditing: the use
+            cases.
         networks: the networks between machines. network_changes: connect machines, and disconnect them.
         projects: look projects up. project_up, project_down, project_health: their use cases.
         project_operations: one operation at a time for each project.
@@ -155,6 +157,7 @@ class Hypervisor:
             half_made,
             ImportGuests(store, source, agent_disks.store),
         )
+        self.differences = Differences(home, store, machines, keeper)
         self.auditing = Auditing(home, machines, lifetimes, half_made)
         self.project_operations = operations = ProjectOperations()
         self.project_removal = ProjectRemoval(self.projects, operations, machines, lifetimes, self.networks)

@@ -13,6 +13,7 @@ from bough.hypervisor import Hypervisor
 from bough.service import (
     bundles,
     commands,
+    differences,
     faults,
     images,
     machines,
@@ -63,6 +64,7 @@ def create_routes(hypervisor: Hypervisor, service: ServiceCalls) -> Routes:
         screen,
         snapshots,
         project_branches,
+        differences,
         bundles,
         standby,
         commands,
