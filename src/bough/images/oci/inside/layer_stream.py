@@ -287,20 +287,24 @@ def _unzstd(parts: Iterator[bytes]) -> Iterator[bytes]:
     except FileNotFoundError:
         raise Failure(HOST_LACKS, "zstd") from None
     failures: list[BaseException] = []
-    feeder = threading.Thread(target=_feed, args=(process, parts, failures), daemon=True)
+    stop = threading.Event()
+    feeder = threading.Thread(target=_feed, args=(process, parts, failures, stop), daemon=True)
     feeder.start()
+    assert process.stdout is not None
+    assert process.stderr is not None
     try:
-        assert process.stdout is not None
-        assert process.stderr is not None
         while chunk := os.read(process.stdout.fileno(), _CHUNK_BYTES):
             yield chunk
         feeder.join()
         said = process.stderr.read(2000)
         status = process.wait()
     finally:
+        stop.set()
         process.kill()
         feeder.join()
-        process.communicate()
+        process.wait()
+        for pipe in (process.stdout, process.stderr):
+            pipe.close()
     if failures:
         raise failures[0]
     if status != 0:
@@ -308,10 +312,17 @@ def _unzstd(parts: Iterator[bytes]) -> Iterator[bytes]:
         raise Failure(BAD_LAYER, f"the zstd stream is damaged or truncated ({why})")
 
 
-def _feed(process: subprocess.Popen[bytes], parts: Iterator[bytes], failures: list[BaseException]) -> None:
+def _feed(
+    process: subprocess.Popen[bytes],
+    parts: Iterator[bytes],
+    failures: list[BaseException],
+    stop: threading.Event,
+) -> None:
     assert process.stdin is not None
     try:
         for part in parts:
+            if stop.is_set():
+                return
             # The rest of the blob is still read and checked if zstd has ended early.
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(part)

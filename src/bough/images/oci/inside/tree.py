@@ -15,7 +15,7 @@ import errno
 import os
 import stat
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from bough.images.oci.inside.failure import BAD_LAYER, TOO_MUCH, Failure
 
@@ -24,7 +24,7 @@ _MOST_LINKS = 255
 _MOST_PATH_BYTES = 4095
 _MOST_NAME_BYTES = 255
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_IS_NO_DIRECTORY = (errno.ENOTDIR, errno.ELOOP)
+_IS_NO_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
 
 
 def split_path(path: bytes) -> list[bytes]:
@@ -164,13 +164,11 @@ class Tree:
         assert self._upper is not None
         if hash(path) not in self._upper:
             _remove(name, directory)
-            return
-        try:
-            descriptor = os.open(name, _DIRECTORY, dir_fd=directory)
-        except OSError as error:
-            if error.errno in _IS_NO_DIRECTORY or error.errno == errno.ENXIO:
-                return  # a file of this layer
-            raise
+        elif (descriptor := _open_directory(name, directory)) is not None:
+            self._white_out_kept(path, descriptor)
+
+    def _white_out_kept(self, path: bytes, descriptor: int) -> None:
+        """White out the content of a directory of this layer, which stays. Close `descriptor`."""
         try:
             time = os.fstat(descriptor).st_mtime_ns
             self._white_out_content(path, descriptor)
@@ -179,22 +177,19 @@ class Tree:
             os.close(descriptor)
 
     def _white_out_content(self, path: bytes, directory: int) -> None:
+        assert self._upper is not None
         # A directory that is read while it changes may skip a name, so what is left is read again.
         removed = True
         while removed:
             removed = False
-            with os.scandir(directory) as found:
-                for item in found:
-                    name = os.fsencode(item.name)
-                    below = path + b"/" + name
-                    assert self._upper is not None
-                    if hash(below) not in self._upper:
-                        _remove(name, directory)
-                        removed = True
-        with os.scandir(directory) as found:
-            left = [os.fsencode(item.name) for item in found if item.is_dir(follow_symlinks=False)]
-        for name in left:
-            self._white_out(path + b"/" + name, name, directory)
+            for name in _list(directory):
+                if hash(path + b"/" + name) not in self._upper:
+                    _remove(name, directory)
+                    removed = True
+        for name in list(_list(directory)):
+            below = _open_directory(name, directory)
+            if below is not None:
+                self._white_out_kept(path + b"/" + name, below)
 
     def _walk(self, left: deque[bytes]) -> list[bytes]:
         """Open the path component by component. Return the end of the path that does not exist."""
@@ -229,14 +224,9 @@ class Tree:
         """Open a directory in `here`. Return False if there is none of that name."""
         if len(self._names) >= MOST_DEPTH:
             raise Failure(TOO_MUCH, f"a path is deeper than {MOST_DEPTH} directories", name)
-        try:
-            descriptor = os.open(name, _DIRECTORY, dir_fd=self._open[-1])
-        except FileNotFoundError:
+        descriptor = _open_directory(name, self._open[-1])
+        if descriptor is None:
             return False
-        except OSError as error:
-            if error.errno in _IS_NO_DIRECTORY or error.errno == errno.ENXIO:
-                return False
-            raise
         self._names.append(name)
         self._open.append(descriptor)
         self._times.append(None)
@@ -277,26 +267,46 @@ class Tree:
             self._times[-1] = None
 
 
+def _open_directory(name: bytes, directory: int) -> int | None:
+    """Open a directory in `directory`; None if there is none of that name, or a link or a file."""
+    try:
+        return os.open(name, _DIRECTORY, dir_fd=directory)
+    except OSError as error:
+        if error.errno in _IS_NO_DIRECTORY:
+            return None
+        raise
+
+
+def _list(directory: int) -> Iterator[bytes]:
+    with os.scandir(directory) as found:
+        for item in found:
+            yield os.fsencode(item.name)
+
+
 def _remove(name: bytes, directory: int) -> None:
     """Remove a file, or a directory with its content. Links are not followed."""
+    if _unlink(name, directory):
+        return
+    # One descriptor a level, and no recursion: the depth is the image's.
+    chain, opened = [name], [directory, os.open(name, _DIRECTORY, dir_fd=directory)]
+    try:
+        while chain:
+            below = next((each for each in _list(opened[-1]) if not _unlink(each, opened[-1])), None)
+            if below is not None:
+                opened.append(os.open(below, _DIRECTORY, dir_fd=opened[-1]))
+                chain.append(below)
+            elif next(_list(opened[-1]), None) is None:
+                os.close(opened.pop())
+                os.rmdir(chain.pop(), dir_fd=opened[-1])
+    finally:
+        for descriptor in opened[1:]:
+            os.close(descriptor)
+
+
+def _unlink(name: bytes, directory: int) -> bool:
+    """Remove a file. Return False for a directory."""
     try:
         os.unlink(name, dir_fd=directory)
-        return
     except (IsADirectoryError, PermissionError):
-        pass
-    descriptor = os.open(name, _DIRECTORY, dir_fd=directory)
-    try:
-        _empty(descriptor)
-    finally:
-        os.close(descriptor)
-    os.rmdir(name, dir_fd=directory)
-
-
-def _empty(directory: int) -> None:
-    found = True
-    while found:
-        found = False
-        with os.scandir(directory) as items:
-            for item in items:
-                _remove(os.fsencode(item.name), directory)
-                found = True
+        return False
+    return True
