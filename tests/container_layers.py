@@ -10,7 +10,7 @@ import os
 import stat
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +90,16 @@ def compress_zstd(content: bytes) -> bytes:
 
 
 def write_layout(
-    place: Path, archives: Sequence[bytes], compress: Callable[[bytes], bytes] = compress_gzip
+    place: Path,
+    archives: Sequence[bytes],
+    compress: Callable[[bytes], bytes] = compress_gzip,
+    program: Mapping[str, Any] | None = None,
 ) -> list[LayerBlob]:
-    """Write an OCI layout with one image, tag "latest". Return its layers."""
+    """Write an OCI layout with one image, tag "latest". Return its layers.
+
+    Args:
+        program: the object `config` of the image's configuration: Entrypoint, Env, User...
+    """
     blobs = place / "blobs/sha256"
     blobs.mkdir(parents=True)
 
@@ -106,7 +113,7 @@ def write_layout(
     config = {
         "architecture": "amd64",
         "os": "linux",
-        "config": {},
+        "config": dict(program or {}),
         "rootfs": {"type": "layers", "diff_ids": [digest(archive) for archive in archives]},
         "history": [{"created_by": "a test"} for _ in archives],
     }

@@ -69,6 +69,10 @@ NOT_RUN = {
         "bough screen rescue": "as the line above",
     },
     "docs/diff.md": {"bough diff": "needs two machines and two images; test_differences.py compares its own"},
+    "docs/containers.md": {
+        "bough ": "names images of registries; test_containers.py runs each kind with images made there",
+        "curl": "as the lines above",
+    },
     "docs/examples.md": {
         "cd examples": "builds an image; test_examples.py runs the tests of each example",
         "pytest": "as the line above",
@@ -87,6 +91,7 @@ FRAGMENTS = {
     'with network.partition([["db"], ["app"]]):': "test_faults.py has each method of this page",
     'network = hv.create_network("back")': "test_networks.py has each method of this page",
     'snapshot = vm.snapshot("ready")': "upgrades packages from the network; test_python.py forks",
+    'with hv.run("oci:nginx") as web': "names images of registries; test_containers.py has each call",
     'with hv.run("debian:12", mounts=': "runs make on a source that is not here; test_mounts.py mounts",
     "def install(machine):": "of an app that is not here; test_pytest_plugin.py runs examples/pytest",
     "def test_survives_a_power_cut": "as above",
