@@ -49,7 +49,7 @@ _OOM_SCORE = b"-900"
 
 def main() -> NoReturn:
     """Be process 1. The image's own init takes over if the machine is to have that."""
-    words = setup.find_image_init(sys.argv[1:])
+    words = setup.find_image_init()
     if words:
         _hand_over(words)
     setup.prepare_guest()

@@ -40,15 +40,9 @@ _HOSTS = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
 _NEEDED_CLASSES = ("0x01", "0x02")
 _MODPROBE = "/proc/sys/kernel/modprobe"
 _MOST_DEVICES = 500
-#: Programs that the kernel would start (Linux, init/main.c), and an init that images have.
-_INITS = (
-    "/sbin/init",
-    "/usr/sbin/init",
-    "/usr/lib/systemd/systemd",
-    "/lib/systemd/systemd",
-    "/init",
-    "/etc/init",
-)
+#: A structure of the SMBIOS, and the OEM string with a word of the image's init.
+_OEM_STRINGS, _INIT_WORD = 11, b"bough.init="
+_MOST_TABLE = 1 << 20
 
 
 def say(text: str) -> None:
@@ -168,27 +162,31 @@ def catch_ctrl_alt_del() -> None:
 # -- the image's own init -----------------------------------------------------------------------------
 
 
-def find_image_init(arguments: list[str], table: str = "/sys/firmware/dmi/tables/DMI") -> list[str]:
-    """Return the words of the image's init if the machine is to have that; none for bough's init.
+def find_image_init(table: str = "/sys/firmware/dmi/tables/DMI") -> list[str]:
+    """Return the words of the image's init, if the host wants it as process 1; none for bough's init.
 
-    The host says "bough" or "image" in an SMBIOS string: bough.init=image. Otherwise the disk decides.
+    The host passes each word as an OEM string of the SMBIOS: bough.init=/sbin/init.
 
     Args:
-        arguments: the words of the image's init, as the disk names them; none if its program is no init.
-        table: the SMBIOS table, for tests.
+        table: the SMBIOS structures, for tests.
     """
-    wanted = _read_wish(table)
-    if wanted == "bough":
-        return []
-    if wanted == "image" and not arguments:
-        return next(([path] for path in _INITS if os.access(path, os.X_OK)), [])
-    return arguments if arguments and os.access(arguments[0], os.X_OK) else []
-
-
-def _read_wish(table: str) -> str:
     try:
         with open(table, "rb", buffering=0) as file:
-            content = file.read(1 << 16)
+            strings = oem_strings(file.read(_MOST_TABLE))
     except OSError:
-        return ""
-    return content.partition(b"bough.init=")[2].partition(b"\0")[0][:16].decode("ascii", "replace")
+        return []  # firmware without SMBIOS
+    return [os.fsdecode(one[len(_INIT_WORD) :]) for one in strings if one.startswith(_INIT_WORD)]
+
+
+def oem_strings(table: bytes) -> list[bytes]:
+    """Return the OEM strings (SMBIOS specification 7.12) of a table of structures."""
+    found: list[bytes] = []
+    at = 0
+    while at + 4 <= len(table) and table[at + 1] >= 4:
+        end = table.find(b"\0\0", at + table[at + 1])
+        if end < 0:
+            break
+        if table[at] == _OEM_STRINGS:
+            found += table[at + table[at + 1] : end].split(b"\0")
+        at = end + 2
+    return found

@@ -50,6 +50,7 @@ from bough.qemu.tpm import TPM_STATE, check_swtpm
 from bough.qemu.uefi_variables import BootFile, add_boot_entry
 from bough.spec import MachineSpec
 from bough.spec.nic import UPLINK
+from bough.spec.program import image_init
 from bough.storage import copy_holes
 from bough.units import GIB
 
@@ -251,6 +252,7 @@ async def resolve_plan(record: MachineRecord, paths: MachinePaths, home: Home, n
         ),
         firmware=_plan_firmware(hardware, paths, qemu.path, secure=spec.secure_boot),
         direct_boot=DirectBoot(spec.kernel, spec.initrd, spec.cmdline or "") if spec.kernel else None,
+        image_init=image_init(record.container, spec),
         clock=resolve_clock(spec.clock, spec.clock_offset_s),
         uid=hardware.uid,
         limits=resolve_limits(spec),

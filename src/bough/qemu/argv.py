@@ -93,10 +93,13 @@ def _sandbox(plan: Plan) -> list[str]:
 
 def _identity(plan: Plan, arch: Architecture) -> list[str]:
     smbios = option("type=1", manufacturer="bough", product="virtual machine", serial=plan.machine_id)
+    # OEM strings, which guest/agent_init_setup.py reads.
+    words = ["type=11", *(f"value=bough.init={escape(word)}" for word in plan.image_init)]
     return [
         *("-name", option(f"guest={escape(plan.name)}", debug_threads="on")),
         *("-uuid", plan.uuid),
         *(("-smbios", smbios) if arch.has_smbios else ()),
+        *(("-smbios", ",".join(words)) if arch.has_smbios and plan.image_init else ()),
     ]
 
 

@@ -137,6 +137,7 @@ class Plan:
     accelerator_note: warning for the user about the accelerator.
     boot_cpu_model: CPU model for a boot, if that of the record belongs to the other accelerator.
     vmgenid: changes only when the machine is cloned or restored.
+    image_init: words of the container image's init that is process 1, for the initrd of the boot kit.
     """
 
     machine_id: str
@@ -168,6 +169,7 @@ class Plan:
     tpm_state: str | None = None
     accelerator_note: str | None = None
     boot_cpu_model: str | None = None
+    image_init: tuple[str, ...] = ()
     from_template: bool = False
     prewarm: bool = False
     jail: Jail = field(default_factory=Jail)

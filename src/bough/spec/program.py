@@ -131,6 +131,13 @@ def has_image_init(container: Container, spec: MachineSpec) -> bool:
     return bool(words) and words[0] in INITS
 
 
+def image_init(container: Container | None, spec: MachineSpec) -> tuple[str, ...]:
+    """Return the words of the image's init; empty: process 1 is bough's init, or the machine's own."""
+    if container is None or not has_image_init(container, spec):
+        return ()
+    return program_words(container, spec)
+
+
 def has_program(container: Container | None, spec: MachineSpec) -> bool:
     """Return whether bough's init starts a program after the machine's boot."""
     return container is not None and not has_image_init(container, spec)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
 from pathlib import Path
 
 from bough.images import disk
@@ -29,14 +28,8 @@ ROOT_SCRIPT = Path(__file__).parent / "inside" / "root.sh"
 _LINUX_DATA = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
 
 
-def prepare_root(work: Path, init: Sequence[str] = ()) -> None:
-    """Put the script and an empty disk.raw into the directory of a build. The build has a directory out/.
-
-    Args:
-        init: words of the container program if the program is an init, which is then process 1 of the guest.
-    """
-    (work / "image-init").write_bytes(b"".join(os.fsencode(word) + b"\n" for word in init))
-    (work / "image-init").chmod(0o644)
+def prepare_root(work: Path) -> None:
+    """Put the script and an empty disk.raw into the directory of a build. The build has a directory out/."""
     shutil.copyfile(ROOT_SCRIPT, work / ROOT_SCRIPT.name)
     (work / ROOT_SCRIPT.name).chmod(0o644)
     path = work / "disk.raw"

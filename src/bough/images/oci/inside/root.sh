@@ -5,9 +5,6 @@ set -eu
 root=$1
 # The place for the agent disk. A container could not have used it.
 if [ -L "$root/.bough" ] || [ ! -d "$root/.bough" ]; then rm -rf "$root/.bough" && mkdir -m 0755 "$root/.bough"; fi
-# The initrd reads this file before it mounts the agent disk over it.
-rm -f "$root/.bough/init"
-if [ -s image-init ]; then cp image-init "$root/.bough/init"; fi
 export E2FSPROGS_FAKE_TIME="$BOUGH_EPOCH" SOURCE_DATE_EPOCH="$BOUGH_EPOCH"
 find "$root/.bough" "$root" -maxdepth 0 -exec touch -d "@$BOUGH_EPOCH" {} +
 find "$root" -exec touch -h -a -d "@$BOUGH_EPOCH" {} +
