@@ -51,6 +51,17 @@ class Guest:
         return agent_init.find_state(str(self.root))
 
 
+def test_boughs_own_init_goes_before_directories_of_the_image(tmp_path: Path) -> None:
+    guest = Guest(tmp_path, "/.bough/lib/ld.so")
+    guest.write("/run/systemd/system/x")
+    guest.write("/run/openrc/softlevel", "boot")
+    assert guest.init == agent_init.SYSTEMD
+    code = "from bough.guest.agent_init_process import main; main()"
+    guest.write("/proc/1/cmdline", f"/.bough/lib/ld.so\0python3\0-c\0import sys; {code}\0")
+    assert guest.init == agent_init.BOUGH
+    assert guest.state == agent_init.RUNNING
+
+
 @pytest.mark.parametrize(
     ("program", "name"),
     [

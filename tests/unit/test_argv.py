@@ -365,3 +365,11 @@ def test_golden_i386() -> None:
         "/usr/bin/qemu-system-i386 pc-i440fx-7.2,vmport=off,smbus=off,sata=off,usb=off,hpet=off,graphics=off,"
         "memory-backend=ram,dump-guest-core=off,mem-merge=off,suppress-vmdesc=on athlon"
     )
+
+
+def test_the_words_of_an_image_init_are_oem_strings() -> None:
+    argv = render_argv(replace(PLAN, image_init=("/sbin/init", "a,b")))
+    assert argv.count("-smbios") == 2
+    assert "type=11,value=bough.init=/sbin/init,value=bough.init=a,,b" in argv
+    arm = replace(PLAN, arch="riscv64", machine_type="virt", image_init=("/sbin/init",))
+    assert "-smbios" not in render_argv(arm)

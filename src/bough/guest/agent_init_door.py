@@ -100,6 +100,8 @@ class Door:
         self._visitors.append(Visitor(sock))
 
     def _read(self, visitor: Visitor) -> None:
+        if visitor not in self._visitors:
+            return  # closed since the poll
         try:
             data = visitor.sock.recv(65536)
             visitor.held += data
