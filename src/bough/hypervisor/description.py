@@ -10,7 +10,7 @@ from bough.machines.disks.creation import read_disk_usage
 from bough.machines.machine import Machine
 from bough.machines.mounts import describe_mounts
 from bough.machines.record import MachineRecord
-from bough.machines.state import LIVE
+from bough.machines.state import LIVE, State
 from bough.networks.uplink_state import describe_uplink
 from bough.progress import Report, notice
 from bough.spec.program import describe_container
@@ -58,7 +58,7 @@ def describe(machine: Machine) -> dict[str, Any]:
         "pid": machine.pid,
         "vnc": str(machine.paths.vnc_socket) if machine.pid and record.media.display else None,
         "container": describe_container(record.container),
-        "program": record.program.model_dump(mode="json") if record.program else None,
+        "program": _describe_program(record),
         "spec": record.spec.model_dump(mode="json"),
     }
 
@@ -75,6 +75,14 @@ def report_exposed(machine: Machine, report: Report) -> None:
     if machine.record.spec.publish_exposed:
         for port in machine.record.ports:
             report(notice(f"{port.host}:{port.host_port} is forwarded to port {port.guest_port}"))
+
+
+def _describe_program(record: MachineRecord) -> dict[str, Any] | None:
+    """Return what is known of the program. Only a live or suspended machine has one that waits or runs."""
+    run = record.program
+    if run is None or not (run.is_over or record.state in LIVE or record.state is State.SUSPENDED):
+        return None
+    return run.model_dump(mode="json")
 
 
 def _describe_nics(record: MachineRecord) -> list[dict[str, Any]]:

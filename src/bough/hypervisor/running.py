@@ -32,6 +32,9 @@ from bough.spec.program import check_program, with_exposed_ports
 
 log = logging.getLogger("bough.hypervisor")
 
+#: How long a guest whose program has ended may take to power off.
+_POWER_OFF_S = 30.0
+
 
 class Running:
     def __init__(
@@ -131,8 +134,12 @@ class Running:
         """Start the program of a machine that continues from a booted snapshot, which runs none."""
         if machine.record.container is not None and machine.record.program is None:
             channel = await machine.agent()
-            if isinstance(channel, AgentChannel):
+            assert isinstance(channel, AgentChannel)  # the image has ours
+            try:
                 await machine.program.start(channel)
+            except MachineFailed:
+                await machine.vm.ended_within(_POWER_OFF_S)  # the caller may look at the state
+                raise
 
     async def _fork_booted(
         self,
