@@ -70,6 +70,7 @@ missing_packages() {
     needs mcopy mtools
     needs mkfs.vfat dosfstools
     needs mksquashfs squashfs-tools
+    needs skopeo skopeo
     needs bwrap bubblewrap
     needs passt passt
     needs swtpm swtpm
@@ -94,6 +95,9 @@ missing_packages() {
         needs xz xz-utils
         needs zstd zstd
         needs bzip2 bzip2
+        needs docker-registry docker-registry
+        needs umoci umoci
+        needs buildah buildah
     fi
 }
 

@@ -14,6 +14,7 @@ $BOUGH_HOME/                             default: $XDG_DATA_HOME/bough, for root
   token                                  for the API over TCP, mode 0600; made by `bough serve --listen`
   incoming/                              half-made files; removed when the service starts
   downloads/<key>.{part,json}            downloads to resume; at most a week old
+  downloads/container-<digest>/          layers of a container image to resume; at most a week old
   images/<digest>/{image.json,disk.raw}
   agent-disks/<arch>-<digest>.squashfs   disks with the agent, for guests that start the agent from a disk
   boot-kits/<arch>-<digest>.img          kernel and boot loader of the disks made from container images

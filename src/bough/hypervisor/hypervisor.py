@@ -55,6 +55,8 @@ from bough.hypervisor.snapshots import Snapshots
 from bough.hypervisor.waiting_machines import WaitingMachines
 from bough.images.agent_disk.store import AgentDiskStore
 from bough.images.catalogue import Catalogues
+from bough.images.oci.boot_kit.store import BootKitStore
+from bough.images.oci.pull import ContainerPull
 from bough.images.store import ImageStore
 from bough.machines.demand import DEMAND
 from bough.machines.events import Events
@@ -111,7 +113,8 @@ class Hypervisor:
         self.lifetimes = lifetimes = Lifetimes(machines, half_made)
         names = Names(machines, self._give_way)
         keeper = SnapshotKeeper(tree, machines, store)
-        source = ImageSource(home, store, catalogues, half_made)
+        containers = ContainerPull(store, BootKitStore(home))
+        source = ImageSource(home, store, catalogues, half_made, containers)
         self.creation = Creation(
             home, events, store, source, machines, names, lifetimes, half_made, networks, agent_disks
         )

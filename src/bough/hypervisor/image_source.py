@@ -10,6 +10,7 @@ from bough.hypervisor.half_made import HalfMade
 from bough.images.build import build
 from bough.images.catalogue import Catalogues
 from bough.images.confined import Confinement
+from bough.images.oci.pull import ContainerPull
 from bough.images.pull import pull_image
 from bough.images.recipes import LABELS
 from bough.images.store import ImageManifest, ImageStore, split_label
@@ -18,6 +19,7 @@ from bough.paths import Home
 from bough.progress import Report
 from bough.qemu.probe import find_qemu, probe_jail
 from bough.spec import parse_architecture
+from bough.spec.container_name import ContainerName, is_container_name, parse_container_name
 
 
 class ImageSource:
@@ -27,8 +29,16 @@ class ImageSource:
         in_creation: digest -> number of machines in creation from the image.
     """
 
-    def __init__(self, home: Home, store: ImageStore, catalogues: Catalogues, half_made: HalfMade) -> None:
+    def __init__(
+        self,
+        home: Home,
+        store: ImageStore,
+        catalogues: Catalogues,
+        half_made: HalfMade,
+        containers: ContainerPull,
+    ) -> None:
         self.in_creation: dict[str, int] = {}
+        self._containers = containers
         self._home = home
         self._store = store
         self._catalogues = catalogues
@@ -40,9 +50,12 @@ class ImageSource:
 
         Raises:
             NotFound, BuildFailed, NoSpace, HostLacks
+            InvalidInput, BadImage, DownloadFailed: about a container image; see bough.images.oci.pull.
         """
         label, own = split_label(reference)
         arch = arch or own
+        if is_container_name(label):
+            return await self._find_container(label, arch, report)
         if arch is None and label in LABELS:
             arch = host_arch()
         try:
@@ -55,6 +68,22 @@ class ImageSource:
             with self._half_made.working():
                 return await build(self._store, label, arch=arch or host_arch(), progress=report)
 
+    async def _find_container(self, label: str, arch: str | None, report: Report) -> ImageManifest:
+        name = parse_container_name(label)
+        try:
+            found = self._store.resolve(label, arch)
+        except NotFound:
+            return await self._pull_container(name, arch, None, report)
+        if self._containers.is_current(name, found):
+            return found
+        return await self._pull_container(name, arch, None, report)
+
+    async def _pull_container(
+        self, name: ContainerName, arch: str | None, label: str | None, report: Report
+    ) -> ImageManifest:
+        with self._half_made.working():
+            return await self._containers.pull(name, arch=arch or host_arch(), label=label, report=report)
+
     async def pull(
         self,
         reference: str,
@@ -64,7 +93,11 @@ class ImageSource:
         signed: bool = True,
         report: Report,
     ) -> ImageManifest:
-        """Download an image of the catalogue; see bough.images.pull."""
+        """Download an image of the catalogue, or a container image; see bough.images.pull and .oci.pull."""
+        name, own = split_label(reference)
+        if is_container_name(name):
+            wanted = parse_architecture(arch) if arch else own
+            return await self._pull_container(parse_container_name(name), wanted, label, report)
         jail = await probe_jail(find_qemu(host_arch()), self._home)
         with self._half_made.working():
             return await pull_image(
@@ -77,6 +110,10 @@ class ImageSource:
                 label=label,
                 signed=signed,
             )
+
+    def sweep_containers(self) -> None:
+        """Remove what broken pulls of container images left, except for running pulls."""
+        self._containers.kept.sweep(older_than_s=0)
 
     @contextmanager
     def using(self, digest: str) -> Iterator[None]:

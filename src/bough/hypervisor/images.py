@@ -228,6 +228,7 @@ class Images:
         await self._lifetimes.wait_departed()
         await self._loaded.clear()
         sweep_downloads(self._home.downloads, older_than_s=0)
+        self._source.sweep_containers()
         labelled = {entry.manifest.digest for entry in self.store.entries() if entry.labels}
         self._keeper.drop_all(m for m in self._keeper.tree.store.booted() if m.image_digest not in labelled)
         deleted, freed_bytes = self.store.prune(used=set(self.users()))

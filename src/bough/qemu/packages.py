@@ -30,6 +30,7 @@ _PACKAGES: dict[str, tuple[str | None, str | None, str | None, str | None]] = {
     "sfdisk": ("fdisk", "util-linux", "util-linux", "util-linux"),
     "mtools": ("mtools",) * 4,
     "mksquashfs": ("squashfs-tools", "squashfs-tools", "squashfs-tools", "squashfs"),
+    "skopeo": ("skopeo",) * 4,
     "bubblewrap": ("bubblewrap",) * 4,
     "passt": ("passt",) * 4,
     "swtpm": ("swtpm",) * 4,

@@ -6,12 +6,14 @@ problems are told at once. No value is a path or a command of the host.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import posixpath
 import re
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
@@ -39,6 +41,7 @@ _MOST_ID = 2**32 - 2
 _SIGNAL_RANGE = re.compile(r"RTMIN(?:\+(\d{1,2}))?|RTMAX(?:-(\d{1,2}))?")
 _SIGNALS = {one.name.removeprefix("SIG") for one in signal.Signals} | {"CLD", "POLL", "IO", "PWR", "STKFLT"}
 _LAST_SIGNAL = 64
+_LAST_TIME_S = 2**31 - 1
 #: GOARCH -> architecture of a machine.
 ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64", "386": "i386", "riscv64": "riscv64"}
 
@@ -51,12 +54,14 @@ class ImageConfig:
         container: what the image says about its program.
         arch: architecture of a machine; "": the image names none.
         layers: sha256 of each unpacked layer, the lowest first: "sha256:...".
+        created_s: when the image was made, in seconds since 1970; 0: the image does not say.
         notes: sentences for the user about parts that a machine does not have.
     """
 
     container: Container
     arch: str
     layers: tuple[str, ...]
+    created_s: int = 0
     notes: tuple[str, ...] = ()
 
 
@@ -124,7 +129,7 @@ class _Reader:
             healthcheck=self._healthcheck(),
             labels=self._labels(),
         )
-        return ImageConfig(container, self._arch(), self._layers(), tuple(self._notes))
+        return ImageConfig(container, self._arch(), self._layers(), self._created_s(), tuple(self._notes))
 
     def _tell(self, place: str, expected: str, value: Any) -> None:
         self.problems.append(f"{place}: expected {expected}, got {quote(value)}")
@@ -189,6 +194,13 @@ class _Reader:
             if not _DIGEST.fullmatch(digest):
                 self._tell(f"rootfs.diff_ids[{number}]", "sha256: and 64 hexadecimal digits", digest)
         return tuple(digests)
+
+    def _created_s(self) -> int:
+        """Return the time of the image. A time that no clock can show counts as none."""
+        with contextlib.suppress(ValueError, OverflowError):
+            made = datetime.fromisoformat(self._text("created", self._data.get("created"), 100))
+            return max(0, min(int(made.timestamp()), _LAST_TIME_S))
+        return 0
 
     # The program
 
