@@ -61,6 +61,8 @@ NOT_RUN = {
         "bough image import": "names files and addresses that are not here; test_options.py imports",
         "bough image search": "test_cloud_image.py and test_options.py search a publisher of their own",
         "bough image pull": "downloads from a publisher; the tests pull from one of their own",
+        "bough run oci:nginx": "of a public registry; test_container_pull.py has a registry of its own",
+        "bough image info oci:nginx": "as the line above",
         "bough image catalogue": "names an address that is not there; test_options.py has one",
         "bough create cloud": "of an image that was downloaded; test_cloud_image.py does this",
         "bough exec web -- cloud-init": "as the line above",

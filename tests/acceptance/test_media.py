@@ -169,6 +169,8 @@ def test_a_disk_with_its_vendors_loader_is_booted_by_uefi(
     cli("image", "import", disk, "--name", "vendor")
     (image,) = [one for one in cli.json("image", "list") if "vendor" in one["labels"]]
     assert image["firmware"] == ["uefi"]
+    assert cli.json("image", "info", "vendor", "--arch", "x86_64") == image
+    assert image["digest"] in cli.text("image", "info", "vendor")
     cli("create", "vendor", "--name", "vendor", *SMALL)
     assert cli.json("info", "vendor")["hardware"]["firmware"] == "uefi"
     assert "vendor shows the prompt of its boot loader: 'grub>'" in cli("start", "vendor").stderr.decode()

@@ -61,7 +61,8 @@ def routes() -> set[tuple[str, str]]:
     found = set()
     for route in create_routes(cast(Any, None), ServiceCalls(cast(Any, None), print)).router.routes:
         if isinstance(route, APIRoute):
-            found |= {(method, route.path) for method in route.methods or ()}
+            path = route.path.replace(":path}", "}")  # a label may contain slashes
+            found |= {(method, path) for method in route.methods or ()}
         elif isinstance(route, APIWebSocketRoute):
             found.add(("stream", route.path))
     return found

@@ -1,4 +1,4 @@
-"""The commands image list, build, lock, import, search, pull, catalogue, delete and prune."""
+"""The commands image list, info, build, lock, import, search, pull, catalogue, delete and prune."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 
-from bough.cli.output import ago, progress, show_json, show_table
+from bough.cli.output import ago, clean, progress, show_json, show_table
 from bough.cli.service import IMAGE, connect, json_option
 from bough.units import format_size
 
 
 @click.group()
 def image() -> None:
-    """Build, list and delete images."""
+    """Build, pull, list and delete images."""
 
 
 @image.command("list")
@@ -37,6 +37,62 @@ def list_images(as_json: bool) -> None:
         for i in images
     ]
     show_table(rows, ["LABELS", "DIGEST", "ARCH", "SIZE", "ON DISK", "MADE", "USED BY"])
+
+
+@image.command()
+@click.argument("reference", type=IMAGE, metavar="IMAGE")
+@click.option("--arch", help="Processor architecture, if the image exists for several.")
+@json_option
+def info(reference: str, arch: str | None, as_json: bool) -> None:
+    """Show an image: its disk, its origin, and what a container image says about its program."""
+    found = connect().image(reference, arch=arch)
+    if as_json:
+        show_json(found.raw)
+        return
+    facts = [*_disk_facts(found.raw), *_container_facts(found.raw.get("container") or {})]
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        print(clean(f"{name + ':':<{width + 1}} {value}").replace("\n", "\\n"))
+
+
+def _disk_facts(image: dict[str, Any]) -> list[tuple[str, str]]:
+    origin = image.get("origin") or {}
+    found = [
+        ("labels", ", ".join(image["labels"]) or "-"),
+        ("digest", image["digest"]),
+        ("system", f"{image['os']} {image['version']}".strip()),
+        ("architecture", image["arch"]),
+        ("firmware", ", ".join(image["firmware"])),
+        ("size", f"{format_size(image['size_bytes'])}, {format_size(image['disk_bytes'])} on disk"),
+        ("agent", image["agent"] or "none"),
+        ("made", f"{ago(image['created'])} ago"),
+        ("origin", origin.get("source") or origin.get("base") or ""),
+        ("used by", ", ".join(image["used_by"]) or "-"),
+    ]
+    return [(name, value) for name, value in found if value]
+
+
+def _container_facts(container: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what a container image says, in the words of a Dockerfile."""
+    import shlex
+
+    if not container:
+        return []
+    check = container["healthcheck"] or {}
+    found = [
+        ("container", f"{container['reference']}, {container['digest']}"),
+        ("entrypoint", shlex.join(container["entrypoint"])),
+        ("cmd", shlex.join(container["cmd"])),
+        *(("env", f"{name}={value}") for name, value in container["env"].items()),
+        ("user", container["user"] or "root"),
+        ("workdir", container["workdir"] or "/"),
+        ("stop signal", container["stop_signal"]),
+        ("expose", ", ".join(container["ports"])),
+        ("volume", ", ".join(container["volumes"])),
+        ("healthcheck", shlex.join(check.get("test", ())[1:])),
+        *(("label", f"{name}={value}") for name, value in container["labels"].items()),
+    ]
+    return [(name, value) for name, value in found if value]
 
 
 @image.command()
@@ -231,15 +287,23 @@ def _checked(files: list[dict[str, Any]]) -> str:
 @click.argument("name", metavar="NAME")
 @click.option("--arch", help="Processor architecture; default: the host's.")
 @click.option(
-    "--name", "label", metavar="LABEL", help="Label of the image; default: its name in the catalogue."
+    "--name",
+    "label",
+    metavar="LABEL",
+    help="Label of the image; default: its name in the catalogue or registry.",
 )
 @click.option("--no-signature", is_flag=True, help="Check the checksum only, not its signature.")
 @json_option
 def pull(name: str, arch: str | None, label: str | None, no_signature: bool, as_json: bool) -> None:
-    """Download an image of the catalogue, like fedora:44; `bough image search` lists them.
+    """Download an image of the catalogue, like fedora:44, or a container image, like docker://nginx.
 
-    bough verifies the checksum, and the publisher's signature, if any. `bough run` and `create` pull a
-    missing image.
+    `bough image search` lists the catalogue. bough verifies the checksum, and the publisher's signature, if
+    any.
+
+    A container image is docker://[HOST[:PORT]/]NAME[:TAG], oci:DIRECTORY, oci-archive:FILE or
+    docker-archive:FILE. skopeo uses your auth files, mirrors and policy for signatures.
+
+    `bough run` and `create` pull a missing image. `pull` asks the registry again.
     """
     hypervisor = connect()
     with progress() as report:

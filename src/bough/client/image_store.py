@@ -25,6 +25,15 @@ class ImageStore:
 
         return [ImageInfo.from_dict(data) for data in self._api.send(ListImages())]
 
+    def image(self, reference: str, *, arch: str | None = None) -> ImageInfo:
+        """Return one image: by label, or by the beginning of its digest. Raises NotFound, Conflict."""
+        from bough.client.spec_files import resolve_image
+        from bough.contract.answers import ImageInfo
+        from bough.contract.images import GetImage
+
+        request = GetImage(reference=resolve_image(reference), arch=arch)
+        return ImageInfo.from_dict(self._api.send(request))
+
     def build_image(
         self,
         reference: str,
@@ -144,7 +153,8 @@ class ImageStore:
         timeout: float | None = None,
         progress: Report | None = None,
     ) -> ImageInfo:
-        """Fetch and check an image of the catalogue, like "fedora:44", unless the store has the image.
+        """Fetch and check an image of the catalogue, like "fedora:44", unless the store has the image. Or
+        fetch a container image, like "docker://nginx" or "oci:./layout"; the registry is asked in any case.
 
         Args:
             signed: check the publisher's signature, too, if there is one.

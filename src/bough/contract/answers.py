@@ -167,6 +167,7 @@ class ImageInfo(Answer):
         size_bytes: size of the disk, as a machine sees it.
         disk_bytes: space that the image uses on the host.
         used_by: names of the machines that use the image as a backing file.
+        container: what a container image says about its program; None: another image.
     """
 
     digest: str
@@ -178,6 +179,7 @@ class ImageInfo(Answer):
     disk_bytes: int = 0
     created: str = ""
     used_by: tuple[str, ...] = ()
+    container: dict[str, Any] | None = None
 
 
 class SnapshotInfo(Answer):

@@ -75,9 +75,10 @@ class ImportImage(Request):
 
 
 class PullImage(Request):
-    """Fetch an image of the catalogue, unless the image exists.
+    """Fetch an image of the catalogue, unless the image exists, or a container image ("docker://nginx").
 
-    The catalogue says how to verify the download. `signed`: also check the signature of the checksum.
+    The catalogue says how to verify the download. `signed`: also check the signature of the checksum. For a
+    container image, the policy of the host decides about signatures.
     """
 
     route = Route("POST", "/images/pull", "long")
@@ -91,14 +92,23 @@ class PullImage(Request):
 class LockImage(Request):
     """Return the versions of the packages in an image, for a later build with the same versions."""
 
-    route = Route("GET", "/images/{reference}/lock")
+    route = Route("GET", "/images/{reference}/lock", slashes=True)
     reference: str
+
+
+class GetImage(Request):
+    """Describe an image: manifest, labels, users, and what a container image says about its program."""
+
+    route = Route("GET", "/images/{reference}", slashes=True)
+    answer: ClassVar[ImageInfo]
+    reference: str
+    arch: str | None = None
 
 
 class DeleteImage(Request):
     """Delete an image. Refused while a machine needs the image."""
 
-    route = Route("DELETE", "/images/{reference}")
+    route = Route("DELETE", "/images/{reference}", slashes=True)
     reference: str
 
 

@@ -25,6 +25,7 @@ class Route(NamedTuple):
             field that is not in the path. The fields of other requests are in the query.
         body_optional: a request without a body has the defaults.
         first_message: class of the client's first message on the WebSocket.
+        slashes: a field in the path may contain slashes, quoted as %2F.
     """
 
     method: str
@@ -33,6 +34,7 @@ class Route(NamedTuple):
     body: str = ""
     body_optional: bool = False
     first_message: type[Message] | None = None
+    slashes: bool = False
 
     @property
     def in_path(self) -> list[str]:

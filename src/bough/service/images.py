@@ -13,7 +13,7 @@ from bough.images.catalogue import describe_catalogue
 from bough.images.download import is_address
 from bough.progress import Report
 from bough.service.routes import Routes
-from bough.spec import parse_lock
+from bough.spec import parse_architecture, parse_lock
 
 Description = dict[str, Any]
 
@@ -28,6 +28,7 @@ def add_routes(routes: Routes) -> None:
     routes.long(contract.UpdateCatalogue, update_catalogue)
     routes.quick(contract.ResetCatalogue, reset_catalogue)
     routes.quick(contract.LockImage, lock_image)
+    routes.quick(contract.GetImage, get_image)
     routes.quick(contract.DeleteImage, delete_image)
     routes.quick(contract.PruneImages, prune_images)
 
@@ -87,6 +88,11 @@ async def reset_catalogue(hypervisor: Hypervisor, _: contract.ResetCatalogue) ->
 
 async def lock_image(hypervisor: Hypervisor, asked: contract.LockImage) -> dict[str, Any]:
     return hypervisor.images.lock(asked.reference)
+
+
+async def get_image(hypervisor: Hypervisor, asked: contract.GetImage) -> Description:
+    arch = parse_architecture(asked.arch) if asked.arch else None
+    return _describe(hypervisor, hypervisor.images.store.resolve(asked.reference, arch).digest)
 
 
 async def delete_image(hypervisor: Hypervisor, asked: contract.DeleteImage) -> dict[str, bool]:

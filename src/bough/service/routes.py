@@ -82,8 +82,9 @@ class Routes:
         self.requests.append(kind)
         if (told := answer_type(kind)) is not None:
             described["responses"] = {200: {"model": told}}
+        path = kind.route.path
         self.router.add_api_route(
-            kind.route.path,
+            path.replace("}", ":path}") if kind.route.slashes else path,
             answer,
             methods=[kind.route.method],
             operation_id=kind.__name__,
