@@ -27,7 +27,8 @@ from bough.errors import BadBundle, BoughError
 from bough.guest import wire
 from bough.machines.memory import MOST_VIDEO_BYTES
 from bough.machines.video import split_devices
-from bough.networks.uplink_filter import MAX_FRAME_BYTES, Sieve, is_allowed
+from bough.networks.frame_stream import MAX_FRAME_BYTES
+from bough.networks.uplink_filter import Sieve, is_allowed
 from bough.qemu.ram import PAGE_BYTES
 from bough.snapshots.bundle_manifest import parse_manifest
 from tests.fuzz.images import fuzz_disk, fuzz_linux_disk, fuzz_lists, fuzz_ova

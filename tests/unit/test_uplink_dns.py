@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bough.networks import uplink_dns
-from bough.networks.uplink_dns import Forwarder, parse_query, read_resolvers
+from bough.networks.uplink_dns import RESOLVER, Forwarder, parse_query, read_resolvers
 
 MESSAGE = bytes.fromhex("beef01000001000000000000") + b"\x05bough\x04test\0\0\x01\0\x01"
+ADDRESS = socket.inet_aton(RESOLVER)
 
 
 def frame(
@@ -27,7 +28,7 @@ def frame(
 
 
 def is_query(data: bytes) -> bool:
-    return parse_query(memoryview(data)) is not None
+    return parse_query(memoryview(data), ADDRESS) is not None
 
 
 def test_what_is_a_query() -> None:
@@ -51,7 +52,7 @@ def test_what_is_a_query() -> None:
 
 @given(st.binary(max_size=120), st.integers(0, 60))
 def test_garbage(data: bytes, kept: int) -> None:
-    parse_query(memoryview(frame()[:kept] + data))
+    parse_query(memoryview(frame()[:kept] + data), ADDRESS)
 
 
 def test_resolvers(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bough.networks import uplink_filter
-from bough.networks.uplink_filter import MAX_FRAME_BYTES, Sieve, Uplink, has_default_route, is_allowed
+from bough.networks.frame_stream import MAX_FRAME_BYTES
+from bough.networks.uplink_filter import Sieve, Uplink, has_default_route, is_allowed
 
 ADDRESSES = bytes(12)
 

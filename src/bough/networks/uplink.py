@@ -15,6 +15,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from bough.errors import HostLacks
@@ -23,6 +24,8 @@ from bough.networks import uplink_filter
 _MAX_ANSWER_BYTES = 4096
 #: Start of the process name (proc(5), comm). Label and machine id are at most 15 characters.
 LABEL = "up-"
+#: The same for an uplink through a network.
+NETWORK_LABEL = "nu-"
 
 
 class Uplink:
@@ -48,24 +51,30 @@ class Uplink:
         return int(answer)
 
 
-def begin_uplink(*, machine_id: str, uid: int | None, groups: list[str]) -> Uplink:
+def begin_uplink(
+    *,
+    machine_id: str,
+    uid: int | None,
+    groups: list[str],
+    label: str = LABEL,
+    addresses: Sequence[str] = uplink_filter.CARD,
+) -> Uplink:
     """Request the uplink of a machine.
 
     The guest gets addresses by DHCP, and a resolver. The guest cannot reach the host's loopback. The uplink
     forwards no ports to the guest: published ports go through the agent.
 
     Args:
-        machine_id: shown in the name of the process.
+        machine_id: end of the name of the process.
         uid: user of the processes if the service is root, otherwise None.
         groups: the machine's control groups, which the processes join.
+        label: start of the name of the process.
+        addresses: see uplink_filter.CARD.
 
     Raises:
         HostLacks: passt is missing, or no process can be started.
     """
-    passt = shutil.which("passt")
-    if passt is None:
-        raise HostLacks("passt is not installed", hint="bough doctor shows the command that installs it")
-    words = ["-" if uid is None else str(uid), f"{LABEL}{machine_id}", passt, *groups]
+    words = ["-" if uid is None else str(uid), f"{label}{machine_id}", find_passt(), *addresses, *groups]
     request = os.fsencode("\0".join(words))
     ours, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with inside:
@@ -74,6 +83,14 @@ def begin_uplink(*, machine_id: str, uid: int | None, groups: list[str]) -> Upli
         except OSError as error:
             ours.close()
             raise HostLacks(f"the uplink cannot be started: {error}") from error
+
+
+def find_passt() -> str:
+    """Return the program that carries frames to the outside. Raises HostLacks."""
+    passt = shutil.which("passt")
+    if passt is None:
+        raise HostLacks("passt is not installed", hint="bough doctor shows the command that installs it")
+    return passt
 
 
 class _Beginner:

@@ -1,9 +1,9 @@
 """Forward a guest's DNS queries to the host's resolvers.
 
-DHCP gives the guest one resolver, `RESOLVER`. The filter forwards each query to this address from a socket of
-the host. The filter asks the current resolvers of the host's /etc/resolv.conf. A resolver may be on the
-host's loopback (127.0.0.53), or in a newly joined network. The guest has no other access to the loopback:
-only DNS queries are forwarded, and only to port 53.
+DHCP gives the guest one resolver: `RESOLVER`, or the switch's address on a network with an uplink. The filter
+forwards each query to this address from a socket of the host. The filter asks the current resolvers of the
+host's /etc/resolv.conf. A resolver may be on the host's loopback (127.0.0.53), or in a newly joined network.
+The guest has no other access to the loopback: only DNS queries are forwarded, and only to port 53.
 
 This module runs in the uplink's filter: standard library only.
 """
@@ -35,7 +35,6 @@ _UDP = 17
 _FRAGMENT_BYTES = 1480
 _MORE_FRAGMENTS = 0x2000
 _SERVFAIL = 2
-_ADDRESS = _socket.inet_aton(RESOLVER)
 
 
 class Query:
@@ -44,14 +43,17 @@ class Query:
     Attributes:
         socket: connected to the current resolver.
         deadline: time of the switch to the next resolver.
+
+    Args:
+        ends: the sender's address, and the address that the query went to.
     """
 
-    def __init__(self, frame: bytes, source: bytes, port: bytes, message: bytes) -> None:
+    def __init__(self, frame: bytes, ends: bytes, port: bytes, message: bytes) -> None:
         self.socket: _socket.socket | None = None
         self.deadline = 0.0
         self.message = message
         self._macs = frame[6:12] + frame[:6]
-        self._source = source
+        self._ends = ends[4:] + ends[:4]
         self._port = port
         self._resolvers = iter(read_resolvers())
 
@@ -112,7 +114,7 @@ class Query:
 
     def _header(self, length: int, flags: int) -> bytes:
         start = b"\x45\0" + (20 + length).to_bytes(2, "big") + self.message[:2] + flags.to_bytes(2, "big")
-        end = _ADDRESS + self._source
+        end = self._ends
         total = sum(int.from_bytes((start + b"\x40\x11" + end)[at : at + 2], "big") for at in range(0, 18, 2))
         while total >> 16:
             total = (total & 0xFFFF) + (total >> 16)
@@ -120,15 +122,20 @@ class Query:
 
 
 class Forwarder:
-    """The pending queries of one guest."""
+    """The pending queries of one guest.
 
-    def __init__(self) -> None:
+    Args:
+        resolver: the address that queries go to.
+    """
+
+    def __init__(self, resolver: str = RESOLVER) -> None:
+        self._address = _socket.inet_aton(resolver)
         self._pending: list[Query] = []
         self._failed: list[bytes] = []
 
     def take(self, frame: memoryview) -> bool:
         """Forward a frame with a query. Return whether the frame has a query."""
-        query = parse_query(frame)
+        query = parse_query(frame, self._address)
         if query is None:
             return False
         # above the limit a query is dropped; the guest repeats lost queries
@@ -181,9 +188,9 @@ class Forwarder:
             self._failed.append(query.frames(query.failure()))
 
 
-def parse_query(frame: memoryview) -> Query | None:
-    """Return the DNS query in an unfragmented UDP packet to RESOLVER, port 53; None for other frames."""
-    if len(frame) < 42 or frame[12:14] != _IPV4 or frame[14] >> 4 != 4 or frame[30:34] != _ADDRESS:
+def parse_query(frame: memoryview, address: bytes) -> Query | None:
+    """Return the DNS query in an unfragmented UDP packet to `address`, port 53; None for other frames."""
+    if len(frame) < 42 or frame[12:14] != _IPV4 or frame[14] >> 4 != 4 or frame[30:34] != address:
         return None
     udp = 14 + (frame[14] & 15) * 4
     in_parts = int.from_bytes(frame[20:22], "big") & 0x3FFF
@@ -195,7 +202,7 @@ def parse_query(frame: memoryview) -> Query | None:
     message = bytes(frame[udp + 8 : end])
     if not _HEADER_BYTES <= len(message) <= _MAX_QUERY_BYTES or message[2] & 0x80:
         return None
-    return Query(bytes(frame[:12]), bytes(frame[26:30]), bytes(frame[udp : udp + 2]), message)
+    return Query(bytes(frame[:12]), bytes(frame[26:34]), bytes(frame[udp : udp + 2]), message)
 
 
 def resolver_names(path: str = _RESOLV_CONF) -> list[bytes]:

@@ -7,9 +7,12 @@ passt opens a socket of the host to the destination in a frame. A well-behaved g
 --no-map-gw. So only ARP, IPv4 and IPv6 pass the filter, without packets to loopback or unspecified addresses.
 Incoming frames all pass. The filter answers DNS queries itself (uplink_dns.py).
 
-The guest's address is the same on every host and in every network (see _ADDRESSES). So the guest keeps its
+The guest's address is the same on every host and in every network (see CARD). So the guest keeps its
 settings when the host joins another network, or was offline when the machine started. If passt ends, the
 filter restarts passt. The filter ends when the guest's socket is closed.
+
+A machine without a card on the uplink may reach the outside through a network. Then the switch of the network
+is in QEMU's place, and passt gets the machine's address on the network and the switch's address as gateway.
 
 The service runs this program once, and requests a process for each machine. The process is a fork of this
 program, which takes 1 ms; a new interpreter takes 15 ms. passt starts when the guest sends its first frame.
@@ -29,8 +32,10 @@ import time
 
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+    from frame_stream import Frames  # type: ignore[import-not-found]
     from uplink_dns import RESOLVER, Forwarder  # type: ignore[import-not-found]
 else:
+    from bough.networks.frame_stream import Frames
     from bough.networks.uplink_dns import RESOLVER, Forwarder
 
 TYPE_CHECKING = False
@@ -41,16 +46,16 @@ _ARP = b"\x08\x06"
 _IPV4 = b"\x08\x00"
 _IPV6 = b"\x86\xdd"
 
-#: Somewhat more than 64 KiB, QEMU's largest frame. A greater length is an error.
-MAX_FRAME_BYTES = 0x10000 + 256
 _CHUNK_BYTES = 1 << 18
 #: Limit of queued data for one direction while the other side does not read.
 _MAX_QUEUED_BYTES = 1 << 20
 
 _MAX_REQUEST_BYTES = 1 << 14
 _FORWARD_NOTHING = ("--no-map-gw", "-t", "none", "-u", "none")
-#: IPv4 addresses of QEMU's user network, which replaces passt if passt is missing. IPv6 uses the host's.
-_ADDRESSES = ("-a", "10.0.2.15", "-n", "24", "-g", "10.0.2.2", "-D", RESOLVER, "-M", "52:55:0a:00:02:02")
+#: Address of the guest, prefix length, gateway, resolver, and MAC address of the gateway, as in QEMU's user
+#: network, which replaces passt if passt is missing. IPv6 uses the host's.
+CARD = ("10.0.2.15", "24", "10.0.2.2", RESOLVER, "52:55:0a:00:02:02")
+_OPTIONS = ("-a", "-n", "-g", "-D", "-M")
 #: passt needs an interface as a model even if the host has no route.
 _OFFLINE = ("-i", "lo")
 #: Flag of a route in use (linux/route.h).
@@ -73,35 +78,7 @@ def is_allowed(frame: memoryview) -> bool:
     return kind == _ARP
 
 
-class Frames:
-    """Splitter of a stream into complete frames, each after its length."""
-
-    def __init__(self) -> None:
-        self._rest = bytearray()
-
-    def feed(self, data: bytes) -> bytes:
-        """Add `data`. Return the frames that are now complete.
-
-        Raises:
-            ValueError: the data is no stream of frames.
-        """
-        rest = self._rest
-        rest += data
-        end = 0
-        while len(rest) - end >= 4:
-            length = int.from_bytes(rest[end : end + 4], "big")
-            if length > MAX_FRAME_BYTES:
-                raise ValueError(f"a frame of {length} bytes")
-            if end + 4 + length > len(rest):
-                break
-            end += 4 + length
-        with memoryview(rest) as view:
-            whole = bytes(view[:end])
-        del rest[:end]
-        return whole
-
-
-class Sieve(Frames):
+class Sieve(Frames):  # type: ignore[misc]
     """Splitter for allowed frames only, without the DNS queries taken by `forwarder`."""
 
     def __init__(self, forwarder: Forwarder | None = None) -> None:
@@ -133,12 +110,15 @@ class Uplink:
 
     Args:
         start: starts passt, and returns our end of its socket.
+        resolver: the address at which the filter answers DNS.
     """
 
-    def __init__(self, guest: _socket.socket, start: Callable[[], _socket.socket]) -> None:
+    def __init__(
+        self, guest: _socket.socket, start: Callable[[], _socket.socket], resolver: str = RESOLVER
+    ) -> None:
         self._guest = guest
         self._start = start
-        self._forwarder = Forwarder()
+        self._forwarder = Forwarder(resolver)
         self._sieve = Sieve(self._forwarder)
         self._for_guest = bytearray()
         guest.setblocking(False)
@@ -231,10 +211,15 @@ def _give_up_root(uid: int) -> None:
 
 
 class Passt:
-    """The passt of one machine, started again after each end."""
+    """The passt of one machine, started again after each end.
 
-    def __init__(self, program: str) -> None:
+    Args:
+        addresses: see CARD.
+    """
+
+    def __init__(self, program: str, addresses: tuple[str, ...]) -> None:
         self._program = program
+        self._addresses = [word for pair in zip(_OPTIONS, addresses) for word in pair]  # noqa: B905 - as given
         self._pidfd: int | None = None
 
     def start(self) -> _socket.socket:
@@ -246,7 +231,7 @@ class Passt:
         os.set_inheritable(theirs.fileno(), True)
         options = ["--foreground", "--quiet", "--fd", str(theirs.fileno()), *_FORWARD_NOTHING]
         ignored_here = (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGCHLD)
-        words = [self._program, *options, *_find_addresses()]
+        words = [self._program, *options, *self._choose_addresses()]
         pid = os.posix_spawn(self._program, words, os.environ, setsigdef=ignored_here)
         try:  # noqa: SIM105 - contextlib is slow to load
             self._pidfd = os.pidfd_open(pid)
@@ -266,16 +251,15 @@ class Passt:
         os.close(self._pidfd)
         self._pidfd = None
 
+    def _choose_addresses(self) -> list[str]:
+        """Return the address options of passt.
 
-def _find_addresses() -> tuple[str, ...]:
-    """Return the address options of passt.
-
-    On a host with only IPv6 the list is empty, because passt accepts no IPv4 address there. The guest then
-    gets the host's addresses and resolvers.
-    """
-    if has_default_route("/proc/net/route"):
-        return _ADDRESSES
-    return () if has_default_route("/proc/net/ipv6_route") else _ADDRESSES + _OFFLINE
+        On a host with only IPv6 the list is empty, because passt accepts no IPv4 address there. The guest
+        then gets the host's addresses and resolvers.
+        """
+        if has_default_route("/proc/net/route"):
+            return self._addresses
+        return [] if has_default_route("/proc/net/ipv6_route") else [*self._addresses, *_OFFLINE]
 
 
 def has_default_route(path: str) -> bool:
@@ -300,16 +284,21 @@ def _write(path: str, text: str) -> None:
         pass
 
 
-def carry(guest: _socket.socket, uid: str, label: str, passt: str, *groups: str) -> None:
-    """Run one machine's uplink until the end. uplink.py describes the arguments."""
+def carry(guest: _socket.socket, uid: str, label: str, passt: str, *more: str) -> None:
+    """Run one machine's uplink until the end.
+
+    Args:
+        more: the words of CARD, then the machine's control groups. uplink.py describes the others.
+    """
+    addresses, groups = more[: len(CARD)], more[len(CARD) :]
     for group in groups:
         _write(f"{group}/cgroup.procs", "0")
     _write("/proc/self/comm", label)
     if uid != "-":
         _give_up_root(int(uid))
-    outside = Passt(passt)
+    outside = Passt(passt, addresses)
     try:
-        Uplink(guest, outside.start).run()
+        Uplink(guest, outside.start, addresses[CARD.index(RESOLVER)]).run()
     finally:
         outside.kill()
 
