@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,29 @@ class SwitchControl:
             self._closed.set()
             with contextlib.suppress(asyncio.QueueFull):
                 self._lines.put_nowait(b"{}")  # wakes the request that waits
+
+
+def hand_over(path: Path, port: str, pid: int, end: socket.socket) -> None:
+    """Connect an uplink process to a port of the switch at `path`. Blocks.
+
+    Args:
+        end: our end of the stream of frames to the process; the switch gets a copy.
+
+    Raises:
+        SwitchLost: no switch answers. Conflict: the switch refused the request.
+    """
+    request = {"do": "connect", "port": port, "pid": pid}
+    try:
+        with SocketAddress(path) as address, socket.socket(socket.AF_UNIX) as control:
+            control.settimeout(_ANSWER_S)
+            control.connect(address)
+            socket.send_fds(control, [json.dumps(request).encode() + b"\n"], [end.fileno()])
+            with control.makefile("rb") as answers:
+                answer = json.loads(answers.readline(_CHUNK_BYTES))
+    except (OSError, ValueError) as error:
+        raise SwitchLost(f"no switch answers at {path}: {error}") from error
+    if "error" in answer:
+        raise Conflict(f"the switch refused a request: {answer['error']}")
 
 
 async def read_capture(path: Path, ports: Sequence[str]) -> AsyncIterator[bytes]:

@@ -14,9 +14,11 @@ the switch: a new switch binds the same names, and frames in between are lost.
     table.py      MAC address -> port
     faults.py     frames that are lost, late, doubled, damaged or held back; link_fault.py has the data
     guard.py      the frames that a machine may not send: addresses and answers of others
+    gateway.py    frames that leave and enter a network with an uplink
     services.py   the switch's own address: ARP, DHCP, DNS
     control.py    the service's requests, one JSON object a line
     capture.py    frames in the form of pcapng
 
-The modules import no other part of bough than switch_port.py: the process runs in a jail with few files.
+The modules import no other part of bough than switch_port.py and frame_stream.py: the process runs in a jail
+with few files.
 """

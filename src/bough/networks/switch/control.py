@@ -3,6 +3,7 @@
     {"do": "hello"}                    {"ok": {"protocol": 1, "pid": ..., "network": ...}}
     {"do": "attach", "member": {...}}  {"ok": {}}
     {"do": "detach", "port": "..."}    {"ok": {"detached": true}}
+    {"do": "connect", "port": "...", "pid": 1}   {"ok": {}}; an uplink process; its socket comes with the line
     {"do": "faults", "set": [{...}]}   {"ok": {"faults": [...]}}; without "set", only tells their counts
     {"do": "counters"}                 {"ok": {"ports": [...]}}
     {"do": "capture", "ports": []}     {"ok": {}}, then pcapng until the connection closes
@@ -37,6 +38,8 @@ _MOST_LINE_BYTES = 1 << 20
 #: Frames that wait for the reader of a capture; more are left out.
 _MOST_WAITING_BYTES = 8 << 20
 _CHUNK_BYTES = 1 << 16
+#: Descriptors that come with one read.
+_MOST_DESCRIPTORS = 4
 
 
 class Ended(Exception):
@@ -95,6 +98,7 @@ class Connection:
         self._capture: Capture | None = None
         self._ports: frozenset[str] = frozenset()
         self._holds = False
+        self._received: list[int] = []
         self._events = select.EPOLLIN
         self.number = sock.fileno()
         poll.register(sock, self._events)
@@ -108,7 +112,8 @@ class Connection:
         if events & select.EPOLLOUT:
             self._flush()
         if events & ~select.EPOLLOUT:
-            data = self._sock.recv(_CHUNK_BYTES)
+            data, received, _, _ = socket.recv_fds(self._sock, _CHUNK_BYTES, _MOST_DESCRIPTORS)
+            self._received += received
             if not data:
                 raise ConnectionResetError
             self._in += data
@@ -125,6 +130,8 @@ class Connection:
             self._capture = None
         if self._holds:  # the service has ended
             self._fabric.release()
+        for descriptor in self._received:
+            os.close(descriptor)
         self._poll.unregister(self._sock)
         self._sock.close()
 
@@ -159,7 +166,9 @@ class Connection:
             if "set" in request:
                 fabric.set_faults([LinkFault.from_dict(one) for one in request["set"]])
             return {"faults": fabric.describe_faults()}
-        if what == "attach":
+        if what == "connect":
+            fabric.connect(parse_port(request["port"]), int(request["pid"]), self._take_socket())
+        elif what == "attach":
             fabric.attach(Member.from_dict(request["member"]))
         elif what == "capture":
             self._ports = frozenset(map(parse_port, request.get("ports", ())))
@@ -173,6 +182,12 @@ class Connection:
         elif what != "end":
             raise ValueError(f"unknown request {str(what)[:40]!r}")
         return {}
+
+    def _take_socket(self) -> socket.socket:
+        """Return the socket that came with the request. Raises ValueError: none came."""
+        if not self._received:
+            raise ValueError("a socket is missing")
+        return socket.socket(fileno=self._received.pop(0))
 
     def saw(self, port: Port | None, frame: bytes) -> None:
         """Write a frame of the network to the capture."""

@@ -1,7 +1,8 @@
 """DHCP for guests without bough's agent (RFC 2131).
 
 The address of a machine is fixed before the machine asks. So an answer never ends, and the switch keeps no
-leases. A renewal would remove the address for a moment and break TCP connections. No answer names a router.
+leases. A renewal would remove the address for a moment and break TCP connections. If the machine reaches the
+outside through this network, the answer names the switch as router.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ _FOREVER = b"\xff\xff\xff\xff"
 _BROADCAST_FLAG = 0x8000
 _ANYBODY = b"\xff\xff\xff\xff"
 _SERVER, _CLIENT = 67, 68
-_NETMASK, _RESOLVERS, _HOSTNAME, _DOMAIN, _MTU, _BROADCAST = 1, 6, 12, 15, 26, 28
+_NETMASK, _ROUTER, _RESOLVERS, _HOSTNAME, _DOMAIN, _MTU, _BROADCAST = 1, 3, 6, 12, 15, 26, 28
 _REQUESTED, _LEASE, _KIND, _SERVER_ID = 50, 51, 53, 54
 _DISCOVER, _OFFER, _REQUEST, _ACK, _NAK, _INFORM = 1, 2, 3, 5, 6, 8
 #: Clients of BOOTP drop shorter messages (RFC 951).
@@ -80,6 +81,7 @@ class Dhcp:
         options += [
             (_NETMASK, network.netmask.packed),
             (_BROADCAST, network.broadcast_address.packed),
+            *([(_ROUTER, self._address)] if member.gateway else ()),
             (_RESOLVERS, self._address),
             (_MTU, self._settings.mtu.to_bytes(2, "big")),
             *((_HOSTNAME, name.encode()[:63]) for name in member.names[:1]),

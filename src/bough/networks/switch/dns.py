@@ -2,7 +2,8 @@
 
 Each network has a resolver, limited to the machines on the network. An unknown name of the network gets a
 negative answer at once. For any other name, a machine with an uplink gets REFUSED, and then asks the next
-resolver: the uplink's. A machine without an uplink gets a negative answer at once.
+resolver: the uplink's. For a machine whose way outside is this network, the query goes to the resolver of the
+outside. A machine without an uplink gets a negative answer at once.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ _REVERSE = ("in-addr.arpa", "ip6.arpa")
 _PLAIN_BYTES = 512
 _MOST_BYTES = 1232
 _QUERY = 0
+#: As the outside's resolver accepts (uplink_dns.py).
+_MOST_QUERY_BYTES = 4096
+#: Instead of an answer: the resolver of the outside answers.
+PASS_ON = b""
 
 
 class Zone:
@@ -55,7 +60,7 @@ class Zone:
         return own[0] if own else member.names[0]
 
     def answer(self, payload: bytes, member: Member) -> bytes | None:
-        """Return the answer to a machine's query; None: the payload is no query."""
+        """Return the answer to a machine's query, or PASS_ON; None: the payload is no query."""
         from dnslib import QTYPE, RCODE, RR, DNSRecord
 
         try:
@@ -71,6 +76,8 @@ class Zone:
         if records is not None:
             for record in records:
                 reply.add_answer(RR(query.q.qname, _number(record), rdata=record, ttl=_TTL_S))
+        elif not self._is_ours(name) and member.gateway and len(payload) <= _MOST_QUERY_BYTES:
+            return PASS_ON
         elif not self._is_ours(name) and member.uplink:
             reply.header.aa, reply.header.rcode = 0, RCODE.REFUSED
         else:

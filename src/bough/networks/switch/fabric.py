@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import select
+import socket
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from bough.networks.switch.faults import Faults
+from bough.networks.switch.faults import End, Faults
+from bough.networks.switch.gateway import NO_UPLINK, Gateway, Outside
 from bough.networks.switch.guard import HEADER_BYTES, TAG_BYTES, TAGS, Guard, skip_tags
 from bough.networks.switch.link_fault import LinkFault
 from bough.networks.switch.packets import link_local
@@ -62,10 +64,13 @@ class Fabric:
         self._faults: Faults | None = None
         self._ports: dict[str, Port] = {}
         self._receivers: dict[int, Callable[[], None]] = {}
+        #: Port -> the uplink process of the machine there.
+        self._outsides: dict[Port, Outside] = {}
         self._table: Table[Port] = Table()
         self._owners: dict[bytes, str] = {}
         self._guard = Guard(self._owners)
-        self._services = Services(settings, self._guard.used)
+        self._services = Services(settings, self._guard.used, self._pass_on)
+        self._gateway = Gateway(settings)
         self._receive_bytes = settings.mtu + _OVERHEAD_BYTES + 1
         self._held_until: float | None = None
         self._own_addresses()
@@ -87,6 +92,8 @@ class Fabric:
         self._table.forget(port)
         self._table.set(member.mac, port)
         port.member, port.mac = member, member.mac
+        if not member.gateway:
+            self._disconnect(port)
         self._own_addresses()
 
     def detach(self, name: str) -> bool:
@@ -94,6 +101,7 @@ class Fabric:
         port = self._ports.pop(name, None)
         if port is None:
             return False
+        self._disconnect(port)
         self._poll.unregister(port.receiver)
         del self._receivers[port.receiver.fileno()]
         self._table.forget(port)
@@ -102,6 +110,30 @@ class Fabric:
         port.close()
         self._own_addresses()
         return True
+
+    def connect(self, name: str, pid: int, end: socket.socket) -> None:
+        """Connect the uplink process of a machine, in place of an earlier one.
+
+        Args:
+            end: a stream of frames to the process.
+
+        Raises:
+            ValueError: the port is missing, or its machine does not reach the outside through this network.
+        """
+        port = self._ports.get(name)
+        if port is None or not port.member.gateway:
+            raise ValueError(f"port {name} does not lead to the outside")
+        self._disconnect(port)
+        self._outsides[port] = Outside(port, pid, end, self._poll, self.settings.queue_bytes)
+        port.drained = partial(self._follow_port, port)
+        self._follow_port(port)
+
+    def _disconnect(self, port: Port) -> None:
+        outside = self._outsides.pop(port, None)
+        if outside is not None:
+            if self._faults is not None:
+                self._faults.forget(outside)
+            outside.close()
 
     def hold(self, most_s: float) -> None:
         """Carry no frame until `release`, at most for `most_s`. Frames wait in the sockets of the machines.
@@ -134,7 +166,12 @@ class Fabric:
         return list(self._ports.values())
 
     def describe(self) -> list[dict[str, Any]]:
-        return [port.describe() for port in self._ports.values()]
+        return [{**port.describe(), "uplink": self._uplink_of(port)} for port in self._ports.values()]
+
+    def _uplink_of(self, port: Port) -> int | None:
+        """Return the process id of a connected uplink."""
+        outside = self._outsides.get(port)
+        return None if outside is None else outside.pid
 
     def set_faults(self, faults: Sequence[LinkFault]) -> None:
         """Replace the faults of the links. Frames that an ended fault kept are delivered now."""
@@ -157,11 +194,14 @@ class Fabric:
         if self._faults is not None and self._held_until is None:
             self._faults.deliver()
 
-    def owner_of(self, number: int) -> Callable[[], None] | None:
+    def owner_of(self, number: int, events: int = select.EPOLLIN) -> Callable[[], None] | None:
         """Return the handler of a ready descriptor; None: the descriptor belongs to no port."""
         receive = self._receivers.get(number)
         if receive is not None:
             return receive
+        for port, outside in self._outsides.items():
+            if outside.fileno() == number:
+                return partial(self._serve_outside, port, outside, events)
         return next((p.drain for p in self._ports.values() if p.sender_number == number), None)
 
     def close(self) -> None:
@@ -175,6 +215,13 @@ class Fabric:
     def _follow_hold(self) -> None:
         for port in self._ports.values():
             self._poll.modify(port.receiver, self._receive_events)
+            self._follow_port(port)
+
+    def _follow_port(self, port: Port) -> None:
+        """Receive frames from the outside while the machine reads them, except during a hold."""
+        outside = self._outsides.get(port)
+        if outside is not None:
+            outside.read(self._held_until is None and not port.is_busy)
 
     def receive(self, port: Port) -> None:
         """Carry frames from a port until no more wait, or its turn is over."""
@@ -199,10 +246,10 @@ class Fabric:
         target = self._table.find(frame[:6])
         if target is not None:
             if target is not port:
-                if self._faults is None:
-                    target.send(frame)
-                else:
-                    self._faults.send(frame, port, target)
+                self._carry(frame, port, target)
+            return 1
+        if port.member.gateway and self._gateway.leaves(frame, port.member):
+            self._leave(frame, port)
             return 1
         answers = self._services.answer(frame, port.member)
         if answers is None:
@@ -228,14 +275,48 @@ class Fabric:
 
     def _flood(self, frame: bytes, source: Port) -> int:
         """Send a frame to all other ports. Return their number."""
-        faults = self._faults
         for port in self._ports.values():
             if port is not source:
-                if faults is None:
-                    port.send(frame)
-                else:
-                    faults.send(frame, source, port)
+                self._carry(frame, source, port)
         return len(self._ports) - 1
+
+    def _carry(self, frame: bytes, source: End, target: End) -> None:
+        """Send a frame over a link, as its faults have it."""
+        if self._faults is None:
+            target.send(frame)
+        else:
+            self._faults.send(frame, source, target)
+
+    # -- the outside ------------------------------------------------------------------------------
+
+    def _leave(self, frame: bytes, port: Port) -> None:
+        """Send a machine's frame to the outside."""
+        outside = self._outsides.get(port)
+        if outside is None:
+            port.dropped[NO_UPLINK] += 1
+        else:
+            self._carry(frame, port, outside)
+
+    def _pass_on(self, frame: bytes, member: Member) -> None:
+        """Send a machine's DNS query to the resolver of the outside."""
+        self._leave(frame, self._ports[member.port])
+
+    def _serve_outside(self, port: Port, outside: Outside, events: int) -> None:
+        """Send what waits for the outside, and carry the frames that come from there."""
+        try:
+            if events & select.EPOLLOUT:
+                outside.flush()
+            frames = outside.receive() if events & ~select.EPOLLOUT else []
+        except (OSError, ValueError):  # the process has ended: the service starts another one
+            self._disconnect(port)
+            return
+        for frame in frames:
+            entering = self._gateway.enter(frame, port.member)
+            if entering is not None:
+                for watcher in self.watchers:
+                    watcher.saw(None, entering)
+                self._carry(entering, outside, port)
+        self._follow_port(port)
 
     def _check_free(self, member: Member) -> None:
         for port in self._ports.values():

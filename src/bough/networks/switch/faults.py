@@ -1,6 +1,7 @@
 """Faults of links: frames that are lost, late, doubled, damaged, or held back.
 
-A fault affects frames between machines. The switch's own answers (ARP, DHCP, DNS) are not affected.
+A fault affects frames between machines, and between a machine and the outside if the fault is about a machine
+and all others. The switch's own answers (ARP, DHCP, DNS) are not affected.
 
 All times are of the monotonic clock. The loop of the process wakes for a late frame with the precision of
 epoll: 1 ms. Random decisions come from generators of their own: one for each fault, link, direction and word,
@@ -13,13 +14,13 @@ from __future__ import annotations
 import heapq
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 from bough.networks.switch.guard import HEADER_BYTES
 from bough.networks.switch.link_fault import DROP, HOLD, LinkFault, Words
-from bough.networks.switch.port import FRAME_COST_BYTES, Port
+from bough.networks.switch.port import FRAME_COST_BYTES
 
 #: Bounds of the frames that wait: from one machine, and in all. A flood fills the share of its sender alone.
 MOST_BYTES = 8 << 20
@@ -28,6 +29,24 @@ _BITS_NS = 8 * 10**9
 #: Reasons for dropped frames, counted at the sender's port.
 LOST = "fault"
 FULL = "fault_queue_full"
+
+
+class End(Protocol):
+    """An end of a link: the port of a machine, or the machine's way to the outside.
+
+    Attributes:
+        label: equal in each run, unlike the name of a port.
+    """
+
+    name: str
+    dropped: Counter[str]
+
+    @property
+    def label(self) -> str: ...
+
+    def send(self, frame: bytes) -> None: ...
+
+    def send_all(self, frames: Iterable[bytes]) -> None: ...
 
 
 class Faults:
@@ -40,7 +59,7 @@ class Faults:
     def __init__(self, now_ns: Callable[[], int] = time.monotonic_ns) -> None:
         self._now_ns = now_ns
         self._faults: tuple[LinkFault, ...] = ()
-        self._links: dict[tuple[Port, Port], Link] = {}
+        self._links: dict[tuple[End, End], Link] = {}
         self._chances: dict[tuple[str, str, str, str], Chance] = {}
         #: Late frames: when due, number, link, frame.
         self._late: list[tuple[int, int, Link, bytes]] = []
@@ -71,7 +90,7 @@ class Faults:
             if link in changed:
                 self._pass_on(link, self._link(*ends))
 
-    def send(self, frame: bytes, source: Port, target: Port) -> None:
+    def send(self, frame: bytes, source: End, target: End) -> None:
         """Carry a frame between two machines, as the faults have it. Never waits."""
         link = self._links.get((source, target)) or self._link(source, target)
         if not link.faults:
@@ -96,7 +115,7 @@ class Faults:
             self._room.leave(link.source, frame)
             link.target.send(frame)
 
-    def forget(self, port: Port) -> None:
+    def forget(self, port: End) -> None:
         """Drop the frames for a detached port. Frames that it had sent are delivered now."""
         ended = {link for ends, link in self._links.items() if port in ends}
         self._links = {ends: link for ends, link in self._links.items() if link not in ended}
@@ -123,21 +142,21 @@ class Faults:
         count["waiting"] = sum(len(link.held) + link.waiting for link in links)
         return dict(count)
 
-    def _link(self, source: Port, target: Port) -> Link:
+    def _link(self, source: End, target: End) -> Link:
         link = self._links.get((source, target))
         if link is None:
             link = Link(source, target, self._faults_of(source, target), self._chance)
             self._links[source, target] = link
         return link
 
-    def _faults_of(self, source: Port, target: Port) -> tuple[LinkFault, ...]:
+    def _faults_of(self, source: End, target: End) -> tuple[LinkFault, ...]:
         return tuple(fault for fault in self._faults if fault.has(source.name, target.name))
 
-    def _chance(self, fault: LinkFault, word: str, percent: float, source: Port, target: Port) -> Chance:
+    def _chance(self, fault: LinkFault, word: str, percent: float, source: End, target: End) -> Chance:
         key = (fault.id, word, source.name, target.name)
         chance = self._chances.get(key)
         if chance is None:
-            seed = f"{fault.seed}/{_name(source)}/{_name(target)}/{word}"
+            seed = f"{fault.seed}/{source.label}/{target.label}/{word}"
             chance = self._chances[key] = Chance(percent, fault.words.correlation, seed)
         return chance
 
@@ -158,14 +177,14 @@ class Faults:
         link.waiting += 1
         heapq.heappush(self._late, (due, self._numbers, link, frame))
 
-    def _deliver_of(self, links: set[Link], *, but_not_to: Port | None = None) -> None:
+    def _deliver_of(self, links: set[Link], *, but_not_to: End | None = None) -> None:
         """Send the late frames of these links now, in order."""
         if not links:
             return
         theirs = sorted(one for one in self._late if one[2] in links)
         self._late = [one for one in self._late if one[2] not in links]
         heapq.heapify(self._late)
-        frames: dict[Port, list[bytes]] = {}
+        frames: dict[End, list[bytes]] = {}
         for _, _, link, frame in theirs:
             link.waiting -= 1
             self._room.leave(link.source, frame)
@@ -195,10 +214,10 @@ class Link:
 
     def __init__(
         self,
-        source: Port,
-        target: Port,
+        source: End,
+        target: End,
         faults: tuple[LinkFault, ...],
-        chance: Callable[[LinkFault, str, float, Port, Port], Chance],
+        chance: Callable[[LinkFault, str, float, End, End], Chance],
     ) -> None:
         self.source, self.target, self.faults = source, target, faults
         self.held: list[bytes] = []
@@ -295,9 +314,9 @@ class Room:
 
     def __init__(self) -> None:
         self._total = 0
-        self._of: Counter[Port] = Counter()
+        self._of: Counter[End] = Counter()
 
-    def enter(self, source: Port, frame: bytes) -> bool:
+    def enter(self, source: End, frame: bytes) -> bool:
         """Count a frame. Return False if there is no room."""
         cost = len(frame) + FRAME_COST_BYTES
         if self._of[source] + cost > MOST_BYTES or self._total + cost > MOST_TOTAL_BYTES:
@@ -306,16 +325,11 @@ class Room:
         self._total += cost
         return True
 
-    def leave(self, source: Port, frame: bytes) -> None:
+    def leave(self, source: End, frame: bytes) -> None:
         cost = len(frame) + FRAME_COST_BYTES
         self._of[source] -= cost
         self._total -= cost
 
-    def forget(self, port: Port) -> None:
+    def forget(self, port: End) -> None:
         if not self._of[port]:
             del self._of[port]
-
-
-def _name(port: Port) -> str:
-    """Return the name of the port's machine: equal in each run, unlike the name of the port."""
-    return port.member.names[0] if port.member.names else port.name

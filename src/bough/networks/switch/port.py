@@ -10,7 +10,7 @@ import stat
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Port:
     Attributes:
         receiver: the socket to which QEMU sends.
         dropped: reason -> number of frames.
+        drained: called when no frame waits any more.
     """
 
     def __init__(self, member: Member, poll: select.epoll, queue_bytes: int) -> None:
@@ -46,6 +47,7 @@ class Port:
         self.mac = member.mac
         self.received_frames = self.received_bytes = self.sent_frames = self.sent_bytes = 0
         self.dropped: Counter[str] = Counter()
+        self.drained: Callable[[], None] = lambda: None
         self._poll = poll
         self._most_bytes = queue_bytes
         self._queue: deque[bytes] = deque()
@@ -53,6 +55,16 @@ class Port:
         self._sender: socket.socket | None = None
         self._looked = 0.0
         self.receiver = _bind(Path(member.port, SWITCH_SOCKET))
+
+    @property
+    def label(self) -> str:
+        """Return the name of the port's machine: equal in each run, unlike the name of the port."""
+        return self.member.names[0] if self.member.names else self.name
+
+    @property
+    def is_busy(self) -> bool:
+        """Return whether so many frames wait that a sender that can wait has to."""
+        return self._queued_bytes > self._most_bytes // 4
 
     @property
     def sender_number(self) -> int | None:
@@ -102,6 +114,7 @@ class Port:
             self.sent_bytes += len(frame)
         if sender is not None:
             self._poll.modify(sender, 0)
+        self.drained()
 
     def disconnect(self) -> None:
         """Drop the frames for an ended QEMU. The next frame looks for another QEMU."""
@@ -112,6 +125,7 @@ class Port:
         self.dropped[NO_MACHINE] += len(self._queue)
         self._queue.clear()
         self._queued_bytes = 0
+        self.drained()
 
     def close(self) -> None:
         self.disconnect()

@@ -41,7 +41,7 @@ def run(fabric: Fabric, control: Control, poll: select.epoll) -> None:
         while True:
             for number, events in poll.poll(fabric.wait_s()):
                 # An earlier event may have closed the descriptor: then no part owns the descriptor.
-                act = fabric.owner_of(number) or control.owner_of(number, events)
+                act = fabric.owner_of(number, events) or control.owner_of(number, events)
                 if act is not None:
                     act()
             fabric.deliver()

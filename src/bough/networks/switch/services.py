@@ -1,16 +1,16 @@
 """Services on the switch's own address: ARP, DHCP, DNS and IPv6 router advertisements.
 
-A machine reaches nothing else of the switch. dpkt and dnslib parse a machine's packets; a malformed packet is
-dropped.
+Frames for the outside are the gateway's (gateway.py). A machine reaches nothing else of the switch. dpkt and
+dnslib parse a machine's packets; a malformed packet is dropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from bough.networks.switch.advertisement import ALL_ROUTERS, Advertisements
 from bough.networks.switch.dhcp import Dhcp
-from bough.networks.switch.dns import Zone
+from bough.networks.switch.dns import PASS_ON, Zone
 from bough.networks.switch.guard import ARP, HEADER_BYTES, IPV4, UDP
 from bough.networks.switch.packets import checksum
 from bough.networks.switch.settings import Member, Settings
@@ -27,14 +27,21 @@ class Services:
 
     Args:
         used: see Guard.
+        pass_on: sends the frame with a machine's DNS query to the outside.
     """
 
-    def __init__(self, settings: Settings, used: Collection[bytes]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        used: Collection[bytes],
+        pass_on: Callable[[bytes, Member], None] = lambda *_: None,
+    ) -> None:
         self._mac = settings.mac
         self._address = settings.address.ip.packed
         self._dhcp = Dhcp(settings)
         self._zone = Zone(settings, used)
         self._advertisements = Advertisements(settings)
+        self._pass_on = pass_on
 
     def know(self, members: Sequence[Member]) -> None:
         """Replace the members, whose names DNS answers."""
@@ -72,6 +79,9 @@ class Services:
             return [] if answer is None else [self._frame(frame[6:12], *answer)]
         if to == _DNS and frame[30:34] == self._address:
             message = self._zone.answer(payload, member)
+            if message == PASS_ON:
+                self._pass_on(frame, member)
+                return []
             answer_to = (source, port, _DNS)
             return [] if message is None else [self._frame(frame[6:12], message, *answer_to)]
         return None

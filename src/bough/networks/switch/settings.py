@@ -63,6 +63,7 @@ class Member:
         addresses: IPv4 (4 bytes) and IPv6 (16 bytes) addresses that no other machine may use.
         names: names that DNS answers with these addresses. The first is the machine's own name.
         uplink: another resolver answers what this network does not know.
+        gateway: the machine reaches the outside through this network: the switch is its default gateway.
         advertised: the machine gets router advertisements. The agent configures all other machines, and both
             ways at once would contradict each other.
         learns: number of further MAC addresses behind the port, for a machine that is a bridge itself.
@@ -73,6 +74,7 @@ class Member:
     addresses: tuple[bytes, ...] = ()
     names: tuple[str, ...] = ()
     uplink: bool = False
+    gateway: bool = False
     advertised: bool = False
     learns: int = 0
 
@@ -88,6 +90,7 @@ class Member:
             addresses=tuple(ip_address(text).packed for text in data.get("addresses", ())),
             names=_names(data.get("names", ())),
             uplink=bool(data.get("uplink", False)),
+            gateway=bool(data.get("gateway", False)),
             advertised=bool(data.get("advertised", False)),
             learns=learns,
         )
