@@ -16,6 +16,7 @@ class EthernetGuest:
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
+        self.mac = MAC
         self.address = "0.0.0.0"
         self.gateway = ""
         self.resolvers: list[str] = []
@@ -34,7 +35,7 @@ class EthernetGuest:
     def get_address(self) -> None:
         """Get an address by DHCP; sets `address`, `gateway` and `resolvers`."""
         options = bytes.fromhex("63825363") + bytes([53, 1, 1, 55, 3, 1, 3, 6, 255])
-        head = struct.pack("!BBBBIHH16s16s192s", 1, 1, 6, 0, 77, 0, 0x8000, b"", MAC, b"")
+        head = struct.pack("!BBBBIHH16s16s192s", 1, 1, 6, 0, 77, 0, 0x8000, b"", self.mac, b"")
         self._send_udp("255.255.255.255", 68, 67, head + options)
         while True:
             frame = self._receive(5)
@@ -105,13 +106,36 @@ class EthernetGuest:
             kind = b"\x08\x00"
         pseudo = source + target + struct.pack("!HH", len(payload), protocol)
         payload = _with_checksum(payload, pseudo + payload, checksum_at)
-        frame = self._gateway_mac + MAC + kind + header + payload
+        self.send_frame(self._gateway_mac + self.mac + kind + header + payload)
+
+    def send_frame(self, frame: bytes) -> None:
         self._end.sendall(struct.pack("!I", len(frame)) + frame)
 
     def _receive(self, timeout_s: float) -> bytes:
         self._end.settimeout(timeout_s)
         (length,) = struct.unpack("!I", self._end.recv(4, socket.MSG_WAITALL))
         return self._end.recv(length, socket.MSG_WAITALL)
+
+
+class NetworkGuest(EthernetGuest):
+    """A guest at the port of a network's switch.
+
+    Args:
+        end: bound to the card's socket.
+        switch: path of the switch's socket.
+    """
+
+    def __init__(self, end: socket.socket, mac: bytes, switch: str) -> None:
+        super().__init__(end)
+        self.mac = mac
+        self._switch = switch
+
+    def send_frame(self, frame: bytes) -> None:
+        self._end.sendto(frame, self._switch)
+
+    def _receive(self, timeout_s: float) -> bytes:
+        self._end.settimeout(timeout_s)
+        return self._end.recv(1 << 17)
 
 
 def _tcp_flags(frame: bytes, port: int) -> int | None:

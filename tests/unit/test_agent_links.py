@@ -65,6 +65,13 @@ def test_networkd_gets_a_file_for_each_card(tmp_path: Path, commands: list[list[
     assert parser["Network"]["DNSDefaultRoute"] == "no"
 
 
+def test_networkd_gets_the_default_route(tmp_path: Path, commands: list[list[str]]) -> None:
+    agent_links.set_links({"links": [{**LINK, "gateways": ["10.1.0.1"]}]}, tell)
+    text = (tmp_path / "network" / "70-bough-nic1.network").read_text()
+    assert text.count("Gateway=") == 1
+    assert "\nGateway=10.1.0.1\nDNS=" in text
+
+
 def test_nothing_happens_without_a_change(commands: list[list[str]]) -> None:
     agent_links.set_links({"links": [LINK]}, tell)
     assert agent_links.set_links({"links": [LINK]}, tell) == {"changed": 0}
@@ -144,6 +151,18 @@ def test_the_agent_sets_the_addresses_itself(plain: Path, monkeypatch: pytest.Mo
     # The parent's address of the same subnet is gone, an address of the user stays.
     assert cards.have("10.1.0.2/24", "fd00::2/64", "192.168.5.5/24")
     assert agent_links.set_links({"links": [LINK]}, tell) == {"changed": 0}
+
+
+def test_the_agent_sets_the_default_route_itself(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Cards(monkeypatch)
+    routes: list[tuple[str, bytes]] = []
+    monkeypatch.setattr(agent_rtnetlink, "set_default_route", lambda *route: routes.append(route))
+    way = {**LINK, "gateways": ["10.1.0.1"]}
+    other = {**LINK, "mac": "52:54:00:00:00:99", "resolver": "10.2.0.1"}
+    agent_links.set_links({"links": [way, other]}, tell)
+    assert routes == [("eth1", bytes((10, 1, 0, 1)))]
+    # The resolver of the way outside denies names of the other network.
+    assert plain.read_text().splitlines()[1:] == ["nameserver 10.2.0.1", "nameserver 10.1.0.1"]
 
 
 def test_a_card_that_is_not_there_is_left_out(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,16 +9,18 @@ from typing import Any
 
 import pytest
 
-from bough.errors import Conflict, InUse, InvalidInput, NotFound
-from bough.hypervisor.network_cards import cards_on
+from bough.errors import Conflict, HostLacks, InUse, InvalidInput, NotFound
+from bough.hypervisor.network_cards import cards_on, way_out
 from bough.hypervisor.networks import Networks
 from bough.machines.events import Events
 from bough.machines.nics import render_links, renew_mac_addresses, resolve_nics
 from bough.machines.record import Hardware, MachineRecord
 from bough.machines.state import State
+from bough.networks.record import NetworkRecord
 from bough.networks.store import NetworkStore
 from bough.paths import Home
 from bough.projects.store import ProjectStore
+from bough.qemu.jail import Jail
 from bough.spec import parse_spec
 
 
@@ -198,3 +200,57 @@ def test_the_agent_gets_the_settings_of_the_cards(house: House) -> None:
     # The record keeps the addresses.
     again = MachineRecord.model_validate_json(web.record.model_dump_json())
     assert render_links(again) == [link]
+
+
+def test_records_of_earlier_networks_are_internal(house: House) -> None:
+    record = house.networks.create("back")
+    data = record.model_dump(mode="json")
+    del data["internal"]
+    assert NetworkRecord.model_validate(data) == record
+    assert record.internal
+
+
+async def test_the_way_out_is_the_uplink_or_the_first_network_with_one(house: House) -> None:
+    house.networks.create("inner", subnet="10.1.0.0/24")
+    house.networks.create("dmz", subnet="10.2.0.0/24", internal=False)
+    house.networks.create("wan", subnet="10.3.0.0/24", internal=False)
+    cases = {
+        ("uplink", "inner", "dmz"): None,
+        ("inner", "dmz", "wan"): "dmz",
+        ("wan", "dmz"): "wan",
+        ("inner",): None,
+        ("isolated", "dmz"): "dmz",
+    }
+    for number, (nics, way) in enumerate(cases.items()):
+        machine = house.machine(f"m{number}", *nics, state=State.RUNNING)
+        networks = {name: house.store.find(name) for name in machine.record.spec.networks}
+        for record in networks.values():
+            house.networks._choose_addresses(machine.record, record, way_out(machine.record, networks))
+        members = [
+            (record.name, member)
+            for record in networks.values()
+            for member in house.networks._members(record).values()
+            if member["port"].startswith(machine.id)
+        ]
+        assert [name for name, member in members if member["gateway"]] == ([way] if way else [])
+        leads = way is not None or "uplink" in nics
+        # Where names lead outside, the other resolvers leave them alone.
+        assert all(member["uplink"] == (leads and not member["gateway"]) for _, member in members)
+        links = dict(zip(networks, render_links(machine.record), strict=True))
+        assert {name for name, link in links.items() if link["gateways"]} == ({way} if way else set())
+        assert {name for name, link in links.items() if link["default"]} == (
+            {way} if way else set() if leads else set(networks)
+        )
+    dmz = house.networks._ways_out(house.store.find("dmz"), Jail(bwrap=None, groups=("/g",)))
+    ways = {one.machine_id: one for one in dmz.values()}
+    assert set(ways) == {house.machines[1].id, house.machines[4].id}
+    one = ways[house.machines[1].id]
+    assert one.groups == (f"/g/{one.machine_id}",)
+    assert one.addresses[1:4] == ("24", "10.2.0.1", "10.2.0.1")
+
+
+async def test_a_machine_that_needs_passt_says_so(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.networks.create("dmz", internal=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(HostLacks, match="passt is not installed"):
+        await house.networks.join(house.machine("web", "dmz").record)

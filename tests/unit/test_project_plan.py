@@ -172,7 +172,7 @@ async def test_all_that_is_taken_is_told_at_once(shop: Shop) -> None:
 async def test_a_network_changes_only_while_no_machine_runs_on_it(shop: Shop) -> None:
     await shop.up(SHOP)
     moved = {**SHOP, "networks": {"back": {"subnet": "10.77.0.0/16"}}}
-    with pytest.raises(Conflict, match="the network 'back' has another subnet, and shop-db runs on it"):
+    with pytest.raises(Conflict, match="the file changes subnet of network 'back', and shop-db runs on it"):
         shop.plan(moved)
     for machine in shop.machines:
         machine.state = State.STOPPED

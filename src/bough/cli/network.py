@@ -23,7 +23,7 @@ def network() -> None:
     """Connect machines by private networks.
 
     A network is an Ethernet segment between machines of one BOUGH_HOME. A switch gives each machine an
-    address (DHCP) and a name (DNS). No frame leaves the network.
+    address (DHCP) and a name (DNS). No frame leaves the network, unless the network has an uplink.
     """
 
 
@@ -31,10 +31,15 @@ def network() -> None:
 @click.argument("name")
 @click.option("--subnet", metavar="SUBNET", help="IPv4 addresses, like 10.1.0.0/24. Default: from the name.")
 @click.option("--mtu", type=int, help="Bytes of a frame's payload, 576 to 65520. Default: 1500.")
+@click.option(
+    "--uplink",
+    is_flag=True,
+    help="Machines without a card on the uplink reach the outside through this network.",
+)
 @json_option
-def create_network(name: str, subnet: str | None, mtu: int | None, as_json: bool) -> None:
+def create_network(name: str, subnet: str | None, mtu: int | None, uplink: bool, as_json: bool) -> None:
     """Create a network. `bough create --network NAME` connects a machine to the network."""
-    made = connect().create_network(name, subnet=subnet, mtu=mtu)
+    made = connect().create_network(name, subnet=subnet, mtu=mtu, internal=not uplink)
     show_json(made.info().raw) if as_json else print(made.name)
 
 
@@ -51,12 +56,13 @@ def list_networks(as_json: bool) -> None:
             one.name,
             one.subnet,
             str(one.mtu),
+            "no" if one.internal else "yes",
             one.switch,
             " ".join(machine["machine"] for machine in one.machines) or "-",
         ]
         for one in found
     ]
-    show_table(rows, ["NAME", "SUBNET", "MTU", "SWITCH", "MACHINES"])
+    show_table(rows, ["NAME", "SUBNET", "MTU", "UPLINK", "SWITCH", "MACHINES"])
 
 
 @network.command("info")
@@ -74,6 +80,7 @@ def network_info(name: str, as_json: bool) -> None:
         ("subnet", f"{found.subnet}  {found.prefix6}"),
         ("resolver", found.resolver),
         ("mtu", str(found.mtu)),
+        ("uplink", "no" if found.internal else "yes"),
         ("switch", found.switch),
     ):
         print(f"{label:<10}{value}")

@@ -427,12 +427,16 @@ class Hypervisor(ImageStore):
         data = self.api.send(GetNetwork(reference=reference))
         return Network(self.api, data["id"], name=data["name"])
 
-    def create_network(self, name: str, *, subnet: str | None = None, mtu: int | None = None) -> Network:
+    def create_network(
+        self, name: str, *, subnet: str | None = None, mtu: int | None = None, internal: bool = True
+    ) -> Network:
         """Create a private Ethernet segment between machines: nics=["uplink", name] puts a machine on it.
 
         Args:
             subnet: an IPv4 network like "10.1.0.0/24"; None: derived from the name.
             mtu: bytes of a frame's payload, up to 65,520; None: 1500.
+            internal: no frame leaves the network; False: machines without a card on the uplink reach the
+                outside through this network.
 
         Raises:
             NameTaken, InvalidInput
@@ -441,7 +445,7 @@ class Hypervisor(ImageStore):
         from bough.client.network import Network
         from bough.contract.networks import CreateNetwork
 
-        data = self.api.send(CreateNetwork(name=name, subnet=subnet, mtu=mtu))
+        data = self.api.send(CreateNetwork(name=name, subnet=subnet, mtu=mtu, internal=internal))
         return Network(self.api, data["id"], name=data["name"])
 
     # -- projects ---------------------------------------------------------------------------------

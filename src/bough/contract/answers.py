@@ -226,6 +226,7 @@ class NetworkInfo(Answer):
         subnet, prefix6: the addresses of its machines.
         resolver: address of the switch, which answers DHCP and DNS.
         mtu: bytes of a frame's payload.
+        internal: false: the network has an uplink.
         switch: "running" while a machine on the network runs, else "stopped".
         machines: for each card on the network, "machine", "state", "mac", "ipv4", "ipv6" and "names". While
             the machine runs, also the "counters" of its port.
@@ -239,6 +240,7 @@ class NetworkInfo(Answer):
     prefix6: str
     resolver: str
     mtu: int
+    internal: bool = True
     created: str
     switch: str = "stopped"
     machines: list[dict[str, Any]] = []  # noqa: RUF012 (nothing changes an answer)

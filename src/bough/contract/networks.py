@@ -22,7 +22,8 @@ class CreateNetwork(Request):
     """Create a network: a private Ethernet segment, with addresses and names for its machines.
 
     `subnet`: an IPv4 network like "10.1.0.0/24"; by default bough chooses. `mtu`: bytes of a frame's payload;
-    default: 1500.
+    default: 1500. `internal`: no frame leaves the network; false: machines without a card on the uplink reach
+    the outside through this network.
     """
 
     route = Route("POST", "/networks")
@@ -30,6 +31,7 @@ class CreateNetwork(Request):
     name: str
     subnet: str | None = None
     mtu: int | None = None
+    internal: bool = True
 
 
 class GetNetwork(Request):

@@ -36,8 +36,9 @@ _LOOK_AGAIN_S = 0.02
 def set_links(arguments: Arguments, tell: Tell) -> dict[str, object]:
     """Set the cards.
 
-    {"links": [{"name", "mac", "addresses": [with prefix length], "mtu", "resolver", "domains", "default"}],
-    "uplinks": [MAC address]} -> {"changed": number of cards}. "default": the resolver answers for all names.
+    {"links": [{"name", "mac", "addresses": [with prefix length], "mtu", "resolver", "domains", "default",
+    "gateways"}], "uplinks": [MAC address]} -> {"changed": number of cards}. "default": the resolver answers
+    for all names. "gateways": the routers of the default routes.
     The answer comes when a running networkd has set the IPv4 addresses, or after 3 s. A card of `uplinks`
     gets an address by DHCP if the guest has no networkd and sets none itself.
     """
@@ -100,11 +101,12 @@ def _is_set(address: str) -> bool:
 def _render(link: dict[str, object]) -> str:
     # With duplicate address detection: the probe shows the guest's IPv6 address to the switch.
     addresses = "".join(f"Address={address}\n" for address in list_of_text(link.get("addresses")))
+    gateways = "".join(f"Gateway={address}\n" for address in list_of_text(link.get("gateways")))
     return (
         # Kind: not a bridge or VLAN above the card, with the card's MAC address.
         f"[Match]\nMACAddress={link['mac']}\nKind=!*\n"
         f"[Link]\nMTUBytes={link['mtu']}\n"
-        f"[Network]\n{addresses}DNS={link['resolver']}\n"
+        f"[Network]\n{addresses}{gateways}DNS={link['resolver']}\n"
         f"Domains={' '.join(list_of_text(link.get('domains')))}\n"
         f"DNSDefaultRoute={'yes' if link.get('default') else 'no'}\n"
         "LinkLocalAddressing=ipv6\nIPv6AcceptRA=no\nLLMNR=no\nMulticastDNS=no\n"

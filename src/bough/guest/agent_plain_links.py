@@ -21,7 +21,9 @@ def set_plain_links(links: list[dict[str, object]], uplinks: list[str]) -> int:
     """
     _bring_loopback_up()
     changed = sum(_set(link) for link in links[:_MOST_LINKS])
-    resolvers = [str(link["resolver"]) for link in links if link.get("resolver")]
+    # The resolver of the way outside denies the names of other networks, so it comes last.
+    ordered = sorted(links, key=lambda link: bool(link.get("gateways")))
+    resolvers = [str(link["resolver"]) for link in ordered if link.get("resolver")]
     domains = [name for link in links for name in list_of_text(link.get("domains")) if name[:1] != "~"]
     agent_resolver.keep_lines(resolvers, domains)
     if not agent_uplink.is_boot_over():
@@ -70,4 +72,6 @@ def _set(link: dict[str, object]) -> bool:
         agent_rtnetlink.remove_address(card, address)
     for address in missing:
         agent_rtnetlink.add_address(card, address)
+    for gateway in list_of_text(link.get("gateways")):
+        agent_rtnetlink.set_default_route(card, agent_rtnetlink.parse_address(gateway)[0])
     return bool(stale or missing)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import _socket
 import fcntl
 import os
+import sys
 from struct import Struct, pack
 
 TYPE_CHECKING = False
@@ -20,14 +21,17 @@ _CARDS = "/sys/class/net"
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFMTU = 0x8913, 0x8914, 0x8922
 _IFF_UP = 1
 _NETLINK_ROUTE = 0
-_RTM_NEWADDR, _RTM_DELADDR, _RTM_GETADDR = 20, 21, 22
+_RTM_NEWADDR, _RTM_DELADDR, _RTM_GETADDR, _RTM_NEWROUTE = 20, 21, 22, 24
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _REQUEST, _ACK, _DUMP, _REPLACE, _CREATE = 0x1, 0x4, 0x300, 0x100, 0x400
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
 _LINK_SCOPE = 253
+_RTA_OIF, _RTA_GATEWAY = 4, 5
+_MAIN_TABLE, _STATIC, _UNICAST = 254, 4, 1
 _EADDRNOTAVAIL = 99
 _HEADER = Struct("=IHHII")  # length, type, flags, sequence, port
 _ADDRESS = Struct("=BBBBI")  # family, prefix length, flags, scope, index of the card
+_ROUTE = Struct("=BBBBBBBBI")  # family, lengths of both prefixes, TOS, table, origin, scope, type, flags
 _ATTRIBUTE = Struct("=HH")
 _BUFFER = 65536
 
@@ -98,6 +102,15 @@ def remove_address(card: str, address: Address) -> None:
             raise
 
 
+def set_default_route(card: str, gateway: bytes) -> None:
+    """Lead to the outside through the gateway, instead of an earlier route of the same kind."""
+    family = _socket.AF_INET if len(gateway) == 4 else _socket.AF_INET6
+    body = _ROUTE.pack(family, 0, 0, 0, _MAIN_TABLE, _STATIC, 0, _UNICAST, 0)
+    body += _pack_attribute(_RTA_GATEWAY, gateway)
+    body += _pack_attribute(_RTA_OIF, int(_read(card, "ifindex")).to_bytes(4, sys.byteorder))
+    _tell(_RTM_NEWROUTE, _CREATE | _REPLACE, body, card)
+
+
 def _read(card: str, name: str) -> str:
     try:
         with open(f"{_CARDS}/{card}/{name}", "rb", buffering=0) as file:
@@ -114,6 +127,11 @@ def _change(card: str, address: Address, kind: int, flags: int) -> None:
     if len(packed) == 4 and length < 31:
         every = int.from_bytes(packed, "big") | (1 << 32 - length) - 1
         body += _pack_attribute(_IFA_BROADCAST, every.to_bytes(4, "big"))
+    _tell(kind, flags, body, card)
+
+
+def _tell(kind: int, flags: int, body: bytes, card: str) -> None:
+    """Change something. Raises OSError: the kernel refuses the change."""
     for answer, content in _ask(kind, flags | _ACK, body):
         code = int.from_bytes(content[:4], "little", signed=True) if answer == _NLMSG_ERROR else 0
         if code:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 from typing import Any
@@ -24,7 +24,7 @@ class Card:
         names: DNS names on the network, the machine's own name first.
         nic: the card in the machine's record.
         wanted: the address that a user wants, or None.
-        has_uplink: another card of the machine is on the uplink.
+        has_uplink: another card of the machine leads outside.
         has_agent: bough's agent configures the card.
     """
 
@@ -42,6 +42,18 @@ class Card:
         return None if self.nic.link is None else self.nic.link.ipv4.ip
 
     @property
+    def is_way_out(self) -> bool:
+        """Return whether the machine reaches the outside through this card, since its last start."""
+        return self.nic.link is not None and self.nic.link.gateway is not None
+
+    @property
+    def uplink_addresses(self) -> tuple[str, ...]:
+        """Return the addresses for the machine's uplink process; see uplink_filter.CARD."""
+        own = self.network.addresses
+        prefix, switch = str(own.subnet.prefixlen), str(own.switch_ipv4)
+        return (str(self.ipv4), prefix, switch, switch, own.switch_mac)
+
+    @property
     def reserved(self) -> set[IPv4Address]:
         """Return the addresses that no other machine gets: the chosen one, and the wanted one."""
         return {address for address in (self.ipv4, self.wanted) if address is not None}
@@ -50,12 +62,13 @@ class Card:
     def ipv6(self) -> str:
         return str(ipv6_of(self.network.prefix6, self.nic.mac))
 
-    def link(self, machine: str, taken: Collection[IPv4Address]) -> None:
+    def link(self, machine: str, taken: Collection[IPv4Address], *, is_way_out: bool = False) -> None:
         """Set the addresses of the card. An IPv4 address of the network that was chosen before stays.
 
         Args:
             machine: its name on the network, from which the address derives.
             taken: addresses of the network's other machines.
+            is_way_out: the machine reaches the outside through this card.
 
         Raises:
             Conflict: the subnet is full, or another machine has the wanted address.
@@ -72,6 +85,7 @@ class Card:
             mtu=network.mtu,
             resolver=network.addresses.switch_ipv4,
             domains=list(domains_of(network.name, domain=network.domain)),
+            gateway=network.addresses.switch_ipv4 if is_way_out else None,
         )
 
     def member(self) -> dict[str, Any]:
@@ -82,6 +96,7 @@ class Card:
             "addresses": [str(self.ipv4), self.ipv6],
             "names": list(self.names),
             "uplink": self.has_uplink,
+            "gateway": self.is_way_out,
             "advertised": not self.has_agent,
         }
 
@@ -98,17 +113,35 @@ class Card:
 def cards_on(network: NetworkRecord, machine: MachineRecord) -> list[Card]:
     """Return the cards of a machine on the network."""
     wanted = machine.spec.network_cards
-    has_uplink = any(card.network == UPLINK for card in wanted)
+    pairs = list(zip(wanted, machine.hardware.nics, strict=True))
+    leading = [nic for card, nic in pairs if card.network == UPLINK or (nic.link and nic.link.gateway)]
     return [
         Card(
             network,
             port_name(machine.id, f"nic{nic.place}"),
             names_of(machine.network_name, network.name, domain=network.domain, aliases=card.aliases),
             nic,
-            has_uplink,
+            any(one is not nic for one in leading),
             machine.image_agent,
             IPv4Address(card.ipv4) if card.ipv4 is not None else None,
         )
-        for card, nic in zip(wanted, machine.hardware.nics, strict=True)
+        for card, nic in pairs
         if card.network == network.name
     ]
+
+
+def way_out(machine: MachineRecord, networks: Mapping[str, NetworkRecord]) -> int | None:
+    """Return the place of the card through which the machine reaches the outside; None: no card.
+
+    The card on the uplink comes before cards on networks with an uplink, and the first of these before the
+    others.
+
+    Args:
+        networks: those of the machine's cards, by name.
+    """
+    pairs = list(zip(machine.spec.network_cards, machine.hardware.nics, strict=True))
+    on_uplink = [nic.place for card, nic in pairs if card.network == UPLINK]
+    through = [
+        nic.place for card, nic in pairs if card.network in networks and not networks[card.network].internal
+    ]
+    return next(iter((*on_uplink, *through)), None)

@@ -12,7 +12,8 @@ from typing import Any
 
 from bough.errors import BoughError, Conflict, InUse, InvalidInput, NameTaken, NotFound
 from bough.hypervisor.inventory import Inventory
-from bough.hypervisor.network_cards import Card, cards_on
+from bough.hypervisor.network_cards import Card, cards_on, way_out
+from bough.hypervisor.network_uplinks import WayOut
 from bough.hypervisor.references import network_by_name
 from bough.hypervisor.switches import Switch
 from bough.machines.events import Events
@@ -25,10 +26,11 @@ from bough.networks.record import DEFAULT_MTU, NetworkRecord, new_network_id
 from bough.networks.store import NetworkStore
 from bough.networks.switch.settings import LEAST_MTU, MOST_MTU
 from bough.networks.switch_control import read_capture
+from bough.networks.uplink import find_passt
 from bough.paths import Home
 from bough.projects.record import ProjectRecord
 from bough.projects.store import ProjectStore
-from bough.qemu.jail import machine_uid
+from bough.qemu.jail import Jail, machine_uid
 from bough.qemu.probe import find_qemu, probe_jail
 from bough.spec import check_name
 from bough.spec.nic import ISOLATED, UPLINK
@@ -110,6 +112,7 @@ class Networks:
         *,
         subnet: str | None = None,
         mtu: int | None = None,
+        internal: bool = True,
         project: ProjectRecord | None = None,
     ) -> NetworkRecord:
         """Create a network.
@@ -117,6 +120,7 @@ class Networks:
         Args:
             subnet: an IPv4 network like "10.1.0.0/24"; None: derived from the names of project and network.
             mtu: bytes of a frame's payload; None: 1500.
+            internal: False: the network has an uplink.
             project: the network's project. Networks of other projects may have the name and the subnet.
 
         Raises:
@@ -147,16 +151,20 @@ class Networks:
             prefix6=chosen.prefix6,
             switch_mac=chosen.switch_mac,
             mtu=mtu or DEFAULT_MTU,
+            internal=internal,
             created=now(),
         )
         self.store.add(record)
         return record
 
-    async def change(self, record: NetworkRecord, *, subnet: str | None, mtu: int | None) -> NetworkRecord:
+    async def change(
+        self, record: NetworkRecord, *, subnet: str | None, mtu: int | None, internal: bool
+    ) -> NetworkRecord:
         """Change a network that no running machine uses. Its machines' next start chooses fitting addresses.
 
         Args:
             subnet, mtu: None: as before.
+            internal: see NetworkRecord.
 
         Raises:
             InvalidInput, NoSpace. Conflict: a machine runs, or the subnet overlaps with another one.
@@ -168,7 +176,7 @@ class Networks:
         if wanted != record.subnet:
             check_subnet(wanted, self._peers(record.project, other_than=record))
         await self._end_switch(record)
-        changed = record.model_copy(update={"subnet": wanted, "mtu": mtu or record.mtu})
+        changed = record.model_copy(update={"subnet": wanted, "mtu": mtu or record.mtu, "internal": internal})
         self.store.add(changed)
         return changed
 
@@ -222,6 +230,7 @@ class Networks:
             "prefix6": str(record.prefix6),
             "resolver": str(record.addresses.switch_ipv4),
             "mtu": record.mtu,
+            "internal": record.internal,
             "created": record.created,
             "switch": "running" if switch is not None and switch.runs else "stopped",
             "machines": [
@@ -287,9 +296,11 @@ class Networks:
         """
         if machine.throw_away:
             return
-        for name in dict.fromkeys(machine.spec.networks):
-            record = self.store.find(name, machine.project)
-            self._choose_addresses(machine, record)
+        networks = {name: self.store.find(name, machine.project) for name in machine.spec.networks}
+        way = way_out(machine, networks)
+        for record in networks.values():
+            self._choose_addresses(machine, record, way)
+        for record in networks.values():
             switch = await self._switch_of(record)
             for card in cards_on(record, machine):
                 self.store.make_port(record, card.port, switch.uid)
@@ -318,12 +329,16 @@ class Networks:
             except (BoughError, OSError) as error:
                 log.error("the switch of network %s is not in step: %s", record.name, error)
 
-    def _choose_addresses(self, machine: MachineRecord, record: NetworkRecord) -> None:
+    def _choose_addresses(
+        self, machine: MachineRecord, record: NetworkRecord, way: int | None = None
+    ) -> None:
         others = [one for one in self.users(record) if one.id != machine.id]
         taken = {one for other in others for card in cards_on(record, other.record) for one in card.reserved}
         for card in cards_on(record, machine):
             self._check_free(card, [other for other in others if other.state in LIVE])
-            card.link(machine.network_name, taken)
+            card.link(machine.network_name, taken, is_way_out=card.nic.place == way)
+            if card.is_way_out:
+                find_passt()
             taken |= card.reserved
 
     def _check_free(self, card: Card, others: Sequence[Machine]) -> None:
@@ -349,6 +364,21 @@ class Networks:
             if card.ipv4 is not None
         }
 
+    def _ways_out(self, record: NetworkRecord, jail: Jail) -> dict[str, WayOut]:
+        """Return port -> settings of the uplink, for running machines that reach the outside through it."""
+        return {
+            card.port: WayOut(
+                machine.id,
+                machine.record.hardware.uid,
+                tuple(f"{base}/{machine.id}" for base in jail.groups),
+                card.uplink_addresses,
+            )
+            for machine in self.users(record)
+            if machine.state in LIVE
+            for card in cards_on(record, machine.record)
+            if card.is_way_out
+        }
+
     def _remove_ports(self, record: NetworkRecord) -> None:
         """Remove the ports of machines that do not run."""
         live = [machine for machine in self.users(record) if machine.state in LIVE]
@@ -368,7 +398,8 @@ class Networks:
             uid = machine_uid(record.id, self._inventory.taken_uids()) if os.geteuid() == 0 else None
             paths = self._home.network(record.id)
             members, faults = partial(self._members, record), partial(self.faults_of, record)
-            switch = Switch(record, paths, jail, uid, members, faults)
+            ways = partial(self._ways_out, record, jail)
+            switch = Switch(record, paths, jail, uid, members, faults, ways)
             switch = self._switches.setdefault(record.id, switch)
         return switch
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bough.errors import Conflict, HostLacks, SwitchLost
+from bough.hypervisor.network_uplinks import NetworkUplinks, WayOut
 from bough.networks.names import domains_of
 from bough.networks.record import NetworkRecord
 from bough.networks.store import make_switch_directory
@@ -57,6 +58,7 @@ class Switch:
     Args:
         members: returns the machines that belong on it now.
         faults: returns the present faults of its links (see switch/link_fault.py).
+        ways: returns the ports whose machines reach the outside through the network, with their uplinks.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Switch:
         uid: int | None,
         members: Callable[[], Members],
         faults: Callable[[], list[dict[str, Any]]] = list,
+        ways: Callable[[], Mapping[str, WayOut]] = dict,
     ) -> None:
         self._record = record
         self._paths = paths
@@ -80,6 +83,7 @@ class Switch:
         self._process: subprocess.Popen[bytes] | None = None
         #: The settings sent to the switch for each port; None: sent by an earlier service.
         self._told: dict[str, dict[str, Any] | None] = {}
+        self._uplinks = NetworkUplinks(paths.control_socket, ways)
         self._changing = asyncio.Lock()
         self._tasks = Tasks()
 
@@ -137,6 +141,7 @@ class Switch:
     async def let_go(self) -> None:
         """Leave the switch to the next service."""
         await self._tasks.end()
+        await self._uplinks.let_go()
         if self._control is not None:
             await self._control.close()
             self._control = None
@@ -154,6 +159,7 @@ class Switch:
             present = (await control.ask("counters"))["ports"]
             self._told = {one["port"]: None for one in present}
             self._told_faults = None
+            self._uplinks.adopt({one["port"]: one["uplink"] for one in present if one.get("uplink")})
             await self._tell(control)
         except BaseException:
             await control.close()
@@ -174,6 +180,7 @@ class Switch:
                 await control.ask("attach", member=member)
                 told[port] = member
         await self._tell_faults(control)
+        await self._uplinks.follow()
 
     async def _tell_faults(self, control: SwitchControl) -> None:
         faults = self._faults()
@@ -255,6 +262,7 @@ class Switch:
     async def _end(self) -> None:
         control, self._control = self._control, None
         await self._tasks.end()
+        await self._uplinks.let_go()
         if control is not None:
             with contextlib.suppress(SwitchLost):
                 await control.ask("end")

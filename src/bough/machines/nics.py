@@ -151,8 +151,11 @@ def uplink_backend() -> Literal["passt", "user"]:
 
 def render_links(record: MachineRecord) -> list[dict[str, Any]]:
     """Return the settings of the cards on networks between machines, for the agent's `set_links`."""
-    # The resolver of the uplink knows all names except names of the networks.
-    is_default = UPLINK not in (card.network for card in record.spec.network_cards)
+    # The resolver of the way outside knows all names except names of the other networks.
+    links = [nic.link for nic in record.hardware.nics if nic.link is not None]
+    leads = any(link.gateway for link in links) or UPLINK in (
+        one.network for one in record.spec.network_cards
+    )
     return [
         {
             "name": f"nic{nic.place}",
@@ -161,7 +164,8 @@ def render_links(record: MachineRecord) -> list[dict[str, Any]]:
             "mtu": nic.link.mtu,
             "resolver": str(nic.link.resolver),
             "domains": [*nic.link.domains, f"~{_reverse_domain(nic.link.ipv4.network)}"],
-            "default": is_default,
+            "default": nic.link.gateway is not None or not leads,
+            "gateways": [str(nic.link.gateway)] if nic.link.gateway is not None else [],
         }
         for nic in record.hardware.nics
         if nic.link is not None

@@ -33,6 +33,7 @@ class NicLink(_Kept):
             start and kept.
         resolver: address that answers DNS.
         domains: names that the resolver alone knows end so.
+        gateway: the switch, if the machine reaches the outside through this network.
     """
 
     ipv4: IPv4Interface
@@ -40,6 +41,7 @@ class NicLink(_Kept):
     mtu: int
     resolver: IPv4Address
     domains: list[str]
+    gateway: IPv4Address | None = None
 
 
 class Nic(_Kept):

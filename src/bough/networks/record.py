@@ -21,6 +21,7 @@ class NetworkRecord(BaseModel):
     domain: name that DNS names end with, beside the network's name: the project's name in its file.
     switch_mac: MAC address of the switch's own services.
     mtu: bytes of a frame's payload.
+    internal: no frame leaves the network; otherwise the network has an uplink.
     """
 
     # A record of a newer bough may have more fields; a rewrite keeps them.
@@ -35,6 +36,7 @@ class NetworkRecord(BaseModel):
     prefix6: IPv6Network
     switch_mac: str
     mtu: int = DEFAULT_MTU
+    internal: bool = True
     created: str
 
     @property

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from bough.errors import HostLacks
@@ -62,6 +63,13 @@ def create_groups(bases: tuple[str, ...], machine_id: str, limits: Limits) -> li
             hint="leave limits.cpu out, or run the service as root or as a systemd unit with Delegate=yes",
         )
     return made
+
+
+def join_groups(pid: int, groups: Sequence[str]) -> None:
+    """Move a process into a machine's groups, as far as they exist."""
+    for group in groups:
+        with contextlib.suppress(OSError):  # the process or the machine has ended
+            Path(group, "cgroup.procs").write_text(str(pid))
 
 
 def stand_back(pid: int, back: bool) -> bool:

@@ -29,7 +29,8 @@ async def list_networks(hypervisor: Hypervisor, _: contract.ListNetworks) -> lis
 
 async def create_network(hypervisor: Hypervisor, asked: contract.CreateNetwork) -> dict[str, Any]:
     networks = hypervisor.networks
-    return await networks.describe(networks.create(asked.name, subnet=asked.subnet, mtu=asked.mtu))
+    made = networks.create(asked.name, subnet=asked.subnet, mtu=asked.mtu, internal=asked.internal)
+    return await networks.describe(made)
 
 
 async def get_network(hypervisor: Hypervisor, asked: contract.GetNetwork) -> dict[str, Any]:

@@ -51,6 +51,7 @@ class BundleNetwork(_Told):
     prefix6: IPv6Network
     switch_mac: str = Field(pattern=_MAC.pattern)
     mtu: int = Field(ge=LEAST_MTU, le=MOST_MTU)
+    internal: bool = True
 
 
 class ProjectBundleManifest(_Told):
@@ -225,6 +226,7 @@ def _told(network: NetworkRecord) -> BundleNetwork:
         prefix6=network.prefix6,
         switch_mac=network.switch_mac,
         mtu=network.mtu,
+        internal=network.internal,
     )
 
 
@@ -248,6 +250,7 @@ def _snapshot_of(manifest: ProjectBundleManifest, parts: Parts) -> ProjectSnapsh
             prefix6=network.prefix6,
             switch_mac=network.switch_mac,
             mtu=network.mtu,
+            internal=network.internal,
             created=manifest.created,
         )
         for network in manifest.networks

@@ -31,8 +31,9 @@ class ProjectNetworks:
             network = self.of(record)[name]
             running = [one.name for one in self._networks.users(network) if one.state in LIVE]
             if running:
+                what = f"{' and '.join(settings)} of network '{name}'"
                 raise Conflict(
-                    f"the network '{name}' has another {' and '.join(settings)}, and {running[0]} runs on it",
+                    f"the file changes {what}, and {running[0]} runs on it",
                     hint="stop the project first, then start it again: bough down, bough up",
                     machines=running,
                 )
@@ -46,11 +47,15 @@ class ProjectNetworks:
         self.check_changes(record, spec)
         for name in self.changed(record, spec):
             wanted = spec.networks[name]
-            await self._networks.change(self.of(record)[name], subnet=wanted.subnet, mtu=wanted.mtu)
+            await self._networks.change(
+                self.of(record)[name], subnet=wanted.subnet, mtu=wanted.mtu, internal=wanted.internal
+            )
         known = self.of(record)
         for name, wanted in spec.networks.items():
             if name not in known:
-                self._networks.create(name, subnet=wanted.subnet, mtu=wanted.mtu, project=record)
+                self._networks.create(
+                    name, subnet=wanted.subnet, mtu=wanted.mtu, internal=wanted.internal, project=record
+                )
         self._projects.settle(record)
 
     async def delete_unused(self, record: ProjectRecord, kept: ProjectSpec | None) -> None:
@@ -66,7 +71,9 @@ class ProjectNetworks:
 
 
 def _changes(network: NetworkRecord, wanted: ProjectNetwork) -> list[str]:
-    """Return the settings that the file gives and the network has not. A setting left out stays."""
+    """Return the settings that the file gives and the network has not. A subnet or an MTU left out stays."""
     subnet = wanted.subnet is not None and wanted.subnet != str(network.subnet)
     mtu = wanted.mtu is not None and wanted.mtu != network.mtu
-    return [name for name, differs in (("subnet", subnet), ("mtu", mtu)) if differs]
+    internal = wanted.internal != network.internal
+    found = (("subnet", subnet), ("mtu", mtu), ("internal", internal))
+    return [name for name, differs in found if differs]

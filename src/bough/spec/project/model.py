@@ -39,12 +39,19 @@ def _mtu(value: Any) -> int:
     return value
 
 
+def _internal(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise told(f"expected true or false, got {quote(value)}")
+    return value
+
+
 class ProjectNetwork(Table):
     """A network of a project.
 
     Attributes:
         subnet: an IPv4 network; None: bough chooses.
         mtu: bytes of a frame's payload; None: 1500.
+        internal: no frame leaves the network; otherwise the network has an uplink.
     """
 
     subnet: Annotated[str, BeforeValidator(_subnet), WithJsonSchema({"type": "string"})] | None = Field(
@@ -58,6 +65,10 @@ class ProjectNetwork(Table):
         ]
         | None
     ) = Field(default=None, description="bytes of a frame's payload; default: 1500")
+    internal: Annotated[bool, BeforeValidator(_internal), WithJsonSchema({"type": "boolean"})] = Field(
+        default=True,
+        description="false: machines without a card on the uplink reach the outside through this network",
+    )
 
 
 class ProjectMachine(Table):

@@ -51,6 +51,9 @@ The first network card of a machine is on the uplink, unless `uplink = false`. T
 networks of the machine, in order. If the project has several machines, a machine without `networks` is on
 the network `default`. `networks = []` connects a machine to no network. Machines with `scale` share the
 name of their table as an alias.
+
+A network with `internal = false` has an uplink of its own: machines with `uplink = false` reach the outside
+through the first of their networks with an uplink. A machine with a card on the uplink uses this card.
 """
 _HEALTH = """\
 Exactly one of the first six settings names the check. The guest repeats the check. The first success makes

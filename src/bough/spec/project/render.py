@@ -22,7 +22,7 @@ def to_data(project: ProjectSpec) -> dict[str, Any]:
         "name": project.name,
         "machines": {key: _machine(project, key) for key in project.keys},
         "networks": {
-            name: network.model_dump(mode="json", exclude_none=True)
+            name: network.model_dump(mode="json", exclude_defaults=True)
             for name, network in project.networks.items()
         },
     }

@@ -88,6 +88,10 @@ HEALTH_SETTINGS: Mapping[str, ProjectSetting] = {
 NETWORK_SETTINGS: Mapping[str, ProjectSetting] = {
     "subnet": ProjectSetting("an IPv4 network; default: a /24 that derives from the names", '"10.1.0.0/24"'),
     "mtu": ProjectSetting("bytes of a frame's payload, 576 to 65520; default: 1500", "1500"),
+    "internal": ProjectSetting(
+        "false: machines without a card on the uplink reach the outside through this network; default: true",
+        "false",
+    ),
 }
 
 #: Tables and settings at the top of the file.

@@ -24,7 +24,7 @@ NUMBERS = frozenset(
 SWITCHES = frozenset(
     (
         *("display", "uplink", "autostart", "require_jail", "sudo", "writable", "disable"),
-        *("recommends", "agent", "cloud_init", "hyperv", "publish_exposed", "secure_boot", "tpm"),
+        *("recommends", "agent", "cloud_init", "hyperv", "publish_exposed", "secure_boot", "tpm", "internal"),
     )
 )
 _START = re.compile(r"\$(?:\$|\{)")
