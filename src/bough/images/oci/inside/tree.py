@@ -138,15 +138,15 @@ class Tree:
         with contextlib.suppress(FileNotFoundError):
             _remove(name, self.change())
 
-    def make_directory(self, name: bytes) -> bool:
+    def make_directory(self, name: bytes, mode: int = 0o700) -> bool:
         """Make a directory in `here`, in the place of anything else. Return False if there was one before."""
         try:
-            os.mkdir(name, 0o700, dir_fd=self.change())
+            os.mkdir(name, mode, dir_fd=self.change())
         except FileExistsError:
             if self._is_directory(name):
                 return False
             self.remove(name)
-            os.mkdir(name, 0o700, dir_fd=self.here)
+            os.mkdir(name, mode, dir_fd=self.here)
         return True
 
     def white_out(self, name: bytes) -> None:
@@ -243,10 +243,8 @@ class Tree:
 
     def _make_way(self, name: bytes) -> None:
         """Make a directory that no entry describes, and enter it."""
-        self.make_directory(name)
+        self.make_directory(name, 0o755)  # a directory above may give it a group
         self.enter_child(name)
-        os.fchown(self.here, 0, 0)
-        os.fchmod(self.here, 0o755)
         self._times[-1] = 0
 
     def _is_directory(self, name: bytes) -> bool:
