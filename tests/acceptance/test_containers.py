@@ -227,7 +227,19 @@ def test_a_machine_boots_stops_and_changes_its_program(cli: Cli, image: str, gon
     assert cli.json("info", "slow")["program"]["argv"] == ["/entry", "sleep", "1000"]
     assert cli.text("exec", "slow", "--", "id", "-un") == "web"
     cli("stop", "slow")
-    cli("set", "slow", "--entrypoint", "/bin/true", "--as-user", "root", "--workdir", "/", "--init", "auto")
+    cli(
+        "set",
+        "slow",
+        "--entrypoint",
+        "/bin/true",
+        "--as-user",
+        "root",
+        "--workdir",
+        "/",
+        "--init",
+        "auto",
+        "-P",
+    )
     told = cli.error("start", "slow", says="its program ended with exit status 0", hint="sleep infinity")
     assert "slow" in told
     assert "slow      stopped (exit status 0)" in cli.text("list") or "exit status 0" in cli.text("list")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from bough.hypervisor.changed_settings import match_cards
-from bough.machines.record import Nic
+from bough.hypervisor.changed_settings import changed_fields, match_cards
+from bough.machines.record import MachineRecord, Nic, PortForward
 from bough.spec import MachineSpec, parse_spec
+from bough.spec.container import Container
 
 
 def spec(*nics: Any) -> MachineSpec:
@@ -39,3 +40,16 @@ def test_a_card_with_another_model_or_address_is_another_card() -> None:
     assert card[1] == 0
     (card,) = match("back,mac=52:54:00:aa:bb:cc")
     assert card == ("52:54:00:aa:bb:cc", 0)
+
+
+def test_the_exposed_ports_of_a_container_image_are_added() -> None:
+    container = Container(reference="x", digest="sha256:0", ports=("80/tcp", "443/tcp"))
+    forwarded = PortForward(host_port=8443, guest_port=443)
+    record = MachineRecord.model_construct(
+        spec=parse_spec({"image": "x"}), container=container, ports=[forwarded]
+    )
+    wanted = parse_spec({"image": "x", "publish_exposed": True})
+    fields = changed_fields(record, ["publish_exposed"], wanted)
+    assert fields["ports"] == [forwarded, PortForward(host_port=0, guest_port=80)]
+    assert fields["spec"].publish_exposed
+    assert "ports" not in changed_fields(record, ["publish_exposed"], parse_spec({"image": "x"}))

@@ -10,6 +10,7 @@ from bough.machines.record import MachineRecord, Nic, PortForward
 from bough.machines.state import State
 from bough.spec import MachineSpec, NicSpec
 from bough.spec.nic import MOST_NICS
+from bough.spec.program import exposed_ports
 
 AT_REST = (State.STOPPED, State.FAILED)
 #: These need more than another value in the spec of a running machine.
@@ -38,7 +39,16 @@ def changed_fields(record: MachineRecord, settings: Collection[str], wanted: Mac
         fields["hardware"] = hardware.model_copy(update={"nics": nics})
     if "ports" in settings:
         fields["ports"] = [PortForward(**port.model_dump()) for port in wanted.ports]
+    if "publish_exposed" in settings and wanted.publish_exposed:
+        ports = fields.get("ports", record.ports)
+        fields["ports"] = [*ports, *_exposed(record, {port.guest_port for port in ports})]
     return {**fields, "spec": record.spec.model_copy(update=values)}
+
+
+def _exposed(record: MachineRecord, forwarded: set[int]) -> list[PortForward]:
+    """Return a forward for each exposed port that has none yet."""
+    exposed = exposed_ports(record.container) if record.container is not None else []
+    return [PortForward(host_port=0, guest_port=port) for port in exposed if port not in forwarded]
 
 
 def match_cards(

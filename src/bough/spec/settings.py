@@ -137,7 +137,8 @@ SETTINGS: Mapping[str, Setting] = {
         process_image=True,
     ),
     "restart": Setting(
-        "'on-failure' starts the machine again when QEMU has ended unexpectedly; default: 'no'",
+        "'on-failure' starts the machine again when QEMU has ended unexpectedly, or the container program has "
+        "failed; default: 'no'",
         '"on-failure"',
         (Flag("--restart", "Start the machine again after a failure.", "no|on-failure"),),
         change="running",
@@ -385,6 +386,7 @@ SETTINGS: Mapping[str, Setting] = {
                 short="-P",
             ),
         ),
+        change="stopped",
         boot="host",
         process_image=True,
     ),
