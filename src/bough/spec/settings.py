@@ -137,8 +137,8 @@ SETTINGS: Mapping[str, Setting] = {
         process_image=True,
     ),
     "restart": Setting(
-        "'on-failure' starts the machine again when QEMU has ended unexpectedly, or the container program has "
-        "failed; default: 'no'",
+        "'on-failure' starts the machine again when QEMU has ended unexpectedly, or the container program "
+        "has failed; default: 'no'",
         '"on-failure"',
         (Flag("--restart", "Start the machine again after a failure.", "no|on-failure"),),
         change="running",
