@@ -132,6 +132,14 @@ class Registry:
                 ):
                     pass
 
+    @property
+    def root(self) -> Path:
+        return self._place / "docker/registry/v2"
+
+    def blobs(self) -> dict[str, Path]:
+        """Return the files of all blobs, manifests included, by their digits."""
+        return {path.parent.name: path for path in self.root.glob("blobs/sha256/*/*/data")}
+
     def blob(self, name: str) -> Path:
         """Return the file of a blob, to damage it."""
         digits = name.partition(":")[2]

@@ -45,6 +45,8 @@ NOT_RUN = {
     "docs/snapshots.md": {
         "bough fork web --count 20": "the next line forks three; bench/fork.py forks twenty",
         "bough export web - | ssh": "needs another host; test_bundles.py uses a pipe",
+        "bough export web docker:": "names a registry that is not there; test_registries.py has one",
+        "bough import docker:": "as the line above",
     },
     "docs/guests.md": {
         "bough image import win11": "no Windows is here; test_hardware.py has the settings",
@@ -60,6 +62,7 @@ NOT_RUN = {
         "bough image build ./web.toml": "as the line above",
         "bough image import": "names files and addresses that are not here; test_options.py imports",
         "bough image search": "test_cloud_image.py and test_options.py search a publisher of their own",
+        "bough image push": "names a registry that is not there; test_registries.py has one",
         "bough image pull": "downloads from a publisher; the tests pull from one of their own",
         "bough run oci:nginx": "of a public registry; test_container_pull.py has a registry of its own",
         "bough image info oci:nginx": "as the line above",

@@ -37,6 +37,8 @@ LEAST_CHUNK_BYTES = 4 << 20
 MOST_PARTS = 32
 _MOST_PART_BYTES = 2 * TIB
 _MOST_CHUNK_BYTES = 1 << 32
+#: Beginning of the media types of bough's descriptions, of all versions.
+OWN_TYPES = "application/vnd.bough."
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _TYPE = re.compile(r"application/vnd\.bough\.([a-z-]{1,40})\.v([0-9]{1,6})\+json")
 
@@ -102,7 +104,7 @@ class Description(BaseModel):
 
 
 def config_type(kind: Kind) -> str:
-    return f"application/vnd.bough.{kind}.v{VERSION}+json"
+    return f"{OWN_TYPES}{kind}.v{VERSION}+json"
 
 
 def choose_chunk_bytes(sizes: Sequence[int]) -> int:
@@ -147,7 +149,7 @@ def find_kind(manifest: Any) -> Kind | None:
     """
     config = manifest.get("config") if isinstance(manifest, dict) else None
     media_type = config.get("mediaType") if isinstance(config, dict) else None
-    if not isinstance(media_type, str) or not media_type.startswith("application/vnd.bough."):
+    if not isinstance(media_type, str) or not media_type.startswith(OWN_TYPES):
         return None
     match = _TYPE.fullmatch(media_type)
     for kind in get_args(Kind):

@@ -1,10 +1,10 @@
-"""The commands export, import and bundle: machines in files."""
+"""The commands export, import and bundle: machines in files and registries."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -32,11 +32,14 @@ if TYPE_CHECKING:
 def export(source: str, file: str, disks_only: bool, without_image: bool) -> None:
     """Write a machine, a project or a snapshot to FILE; `-` is standard output.
 
+    FILE may be a place in a registry, docker://HOST/REPOSITORY:TAG, for a machine or a snapshot. Only chunks
+    that the registry lacks are sent.
+
     FILE.bough is a bundle: `bough import` continues the machine on another host. A running machine is
     exported with its memory, and runs on. FILE.qcow2 and FILE.ova hold the disks for other hypervisors.
     A project becomes one bundle with all its machines.
     """
-    from bough.client.bundle import export_file, export_stream
+    from bough.client.bundle import export_file, export_stream, export_to_registry, is_in_registry
 
     if file == "-" and sys.stdout.isatty():
         raise InvalidInput(
@@ -54,6 +57,11 @@ def export(source: str, file: str, disks_only: bool, without_image: bool) -> Non
                 progress=report,
             )
             sys.stdout.buffer.flush()
+        elif is_in_registry(file):
+            pushed = export_to_registry(
+                api, source, file, disks_only=disks_only, without_image=without_image, progress=report
+            )
+            print(f"{pushed.reference}@{pushed.digest}")
         else:
             export_file(
                 api, source, file, disks_only=disks_only, without_image=without_image, progress=report
@@ -91,22 +99,19 @@ def import_bundle(
 ) -> None:
     """Create a machine or a project from FILE, a bundle; `-` is standard input. A machine exported with
     memory continues where it was.
-    """
-    from bough.client.bundle import import_stream
 
-    stream = sys.stdin.buffer if file == "-" else _open(file)
+    FILE may be a machine in a registry: docker://HOST/REPOSITORY:TAG, or @sha256:DIGITS.
+    """
+    from bough.client.bundle import import_from_registry, import_stream, is_in_registry
+
+    options: dict[str, Any] = {"name": name, "identity": identity, "cold": cold, "force": force}
+    options |= {"accelerator": accelerator, "timeout": timeout}
     with progress() as report:
-        made = import_stream(
-            connect().api,
-            stream,
-            name=name,
-            identity=identity,
-            cold=cold,
-            force=force,
-            accelerator=accelerator,
-            timeout=timeout,
-            progress=report,
-        )
+        if is_in_registry(file):
+            made = import_from_registry(connect().api, file, progress=report, **options)
+        else:
+            stream = sys.stdin.buffer if file == "-" else _open(file)
+            made = import_stream(connect().api, stream, progress=report, **options)
     show_json(made) if as_json else print(made["name"])
 
 

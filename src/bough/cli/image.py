@@ -1,4 +1,4 @@
-"""The commands image list, info, build, lock, import, search, pull, catalogue, delete and prune."""
+"""The commands image list, info, build, lock, import, search, pull, push, catalogue, delete and prune."""
 
 from __future__ import annotations
 
@@ -309,6 +309,23 @@ def pull(name: str, arch: str | None, label: str | None, no_signature: bool, as_
     with progress() as report:
         made = hypervisor.pull_image(name, arch=arch, label=label, signed=not no_signature, progress=report)
     show_json(made.raw) if as_json else print(made.digest[:12])
+
+
+@image.command()
+@click.argument("reference", type=IMAGE, metavar="IMAGE")
+@click.argument("target", metavar="docker://HOST/REPOSITORY:TAG")
+@json_option
+def push(reference: str, target: str, as_json: bool) -> None:
+    """Write an image to a registry. `bough image pull` with the same name takes the image back.
+
+    The image becomes an OCI artifact of chunks. Only chunks that the repository lacks are sent, so a broken
+    push resumes, and a changed image costs only its changes. skopeo uses your auth files: skopeo login HOST.
+    The output is the name with the digest. `bough export` writes a machine or a snapshot to a registry.
+    """
+    hypervisor = connect()
+    with progress() as report:
+        pushed = hypervisor.push_image(reference, target, progress=report)
+    show_json(pushed.raw) if as_json else print(f"{pushed.reference}@{pushed.digest}")
 
 
 @image.group()

@@ -1,4 +1,4 @@
-"""Export a machine to a file and import it again: the streams of /v1/export and /v1/import."""
+"""Export a machine to a file or a registry, and import the machine again."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from bough.client.connection import Connection, report_progress
 from bough.client.websocket import WebSocket
-from bough.contract.bundles import ExportMachine, ImportMachine
+from bough.contract.bundles import ExportMachine, ImportMachine, PullMachine, PushMachine
 from bough.errors import BoughError, InvalidInput, ServiceUnavailable, error_from_dict
 
 if TYPE_CHECKING:
+    from bough.contract.answers import Pushed
     from bough.progress import Report
 
 Format = Literal["bough", "qcow2", "ova"]
@@ -29,7 +30,8 @@ def format_of(name: str) -> Format:
             return format
     raise InvalidInput(
         f"{name!r} ends in none of .bough, .qcow2, .ova",
-        hint="name the file *.bough for a machine to import, *.qcow2 or *.ova for other hypervisors",
+        hint="name the file *.bough for a machine to import, *.qcow2 or *.ova for other hypervisors; "
+        "docker://HOST/REPOSITORY:TAG is a place in a registry",
     )
 
 
@@ -111,6 +113,69 @@ def import_stream(
         feeding = threading.Thread(target=_feed, args=(socket, stream), daemon=True)
         feeding.start()
         return dict(_until_result(socket, None, progress))
+
+
+def is_in_registry(place: str | os.PathLike[str]) -> bool:
+    """Return whether a machine's place is in a registry: "docker://HOST/REPOSITORY:TAG"."""
+    return os.fspath(place).startswith(("docker://", "oci:"))
+
+
+def export_to_registry(
+    api: Connection,
+    source: str,
+    target: str | os.PathLike[str],
+    *,
+    disks_only: bool = False,
+    without_image: bool = False,
+    progress: Report | None = None,
+) -> Pushed:
+    """Write a machine or a snapshot to a registry.
+
+    Raises:
+        InvalidInput: `without_image` is for files.
+    """
+    from bough.contract.answers import Pushed
+
+    if without_image:
+        raise InvalidInput(
+            "an export to a registry cannot leave the image out",
+            hint="push the image to the same repository first: its chunks are then not sent again",
+        )
+    request = PushMachine(source=source, target=os.fspath(target), disks_only=disks_only)
+    return Pushed.from_dict(api.send_long(request, progress=progress))
+
+
+def import_from(api: Connection, path: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
+    """Create the machine of a file or of an artifact in a registry. Return the machine's description."""
+    if is_in_registry(path):
+        return import_from_registry(api, path, **options)
+    with open(path, "rb") as stream:  # noqa: PTH123 (a str stays one)
+        return import_stream(api, stream, **options)
+
+
+def import_from_registry(
+    api: Connection,
+    origin: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    identity: Literal["keep", "new"] = "keep",
+    cold: bool = False,
+    force: bool = False,
+    accelerator: Literal["auto", "kvm", "tcg"] = "auto",
+    timeout: float | None = None,
+    progress: Report | None = None,
+) -> dict[str, Any]:
+    """Create the machine of an artifact in a registry. Return the machine's description."""
+    request = PullMachine(
+        origin=os.fspath(origin),
+        name=name,
+        identity=identity,
+        cold=cold,
+        force=force,
+        accelerator=accelerator,
+        timeout_s=timeout,
+    )
+    return dict(api.send_long(request, progress=progress))
 
 
 def _feed(socket: WebSocket, stream: IO[bytes]) -> None:

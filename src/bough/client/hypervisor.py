@@ -379,6 +379,7 @@ class Hypervisor(ImageStore):
         """Create the machine of a bundle. The machine continues if the bundle has its memory.
 
         Args:
+            path: a file, or a place in a registry: "docker://registry.example/team/web:1".
             identity: "keep": the machine keeps the identity of the exported one; "new": a new identity.
             cold: import the disks alone.
             force: allow more memory, disk or vCPUs than the host has.
@@ -388,20 +389,19 @@ class Hypervisor(ImageStore):
             BadBundle: the bundle is cut off or altered, or cannot continue here; nothing was made.
             BeyondHost, NoSpace, NameTaken: likewise.
         """
-        from bough.client.bundle import import_stream
+        from bough.client.bundle import import_from
 
-        with open(path, "rb") as stream:  # noqa: PTH123 (a str stays one)
-            data = import_stream(
-                self.api,
-                stream,
-                name=name,
-                identity=identity,
-                cold=cold,
-                force=force,
-                accelerator=accelerator,
-                timeout=timeout,
-                progress=progress,
-            )
+        data = import_from(
+            self.api,
+            path,
+            name=name,
+            identity=identity,
+            cold=cold,
+            force=force,
+            accelerator=accelerator,
+            timeout=timeout,
+            progress=progress,
+        )
         return self._machine(data["id"], name=data["name"])
 
     # -- networks ---------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bough.client.connection import Connection
-    from bough.contract.answers import ImageInfo
+    from bough.contract.answers import ImageInfo, Pushed
     from bough.progress import Report
 
 _DELETE_TIMEOUT_S = 120.0
@@ -169,6 +169,22 @@ class ImageStore:
 
         request = PullImage(ref=resolve_image(name), arch=arch, name=label, signed=signed)
         return ImageInfo.from_dict(self._api.send_long(request, timeout=timeout, progress=progress))
+
+    def push_image(self, reference: str, target: str, *, progress: Report | None = None) -> Pushed:
+        """Write an image to a registry. `pull_image` with the same name takes the image back.
+
+        Args:
+            target: a place in a registry: "docker://registry.example/team/web:1".
+
+        Raises:
+            NotFound: no such image; InvalidInput: no such place; DownloadFailed: the registry refuses the
+                push, or cannot be reached; NoSpace, HostLacks.
+        """
+        from bough.contract.answers import Pushed
+        from bough.contract.images import PushImage
+
+        request = PushImage(ref=reference, target=target)
+        return Pushed.from_dict(self._api.send_long(request, progress=progress))
 
     def delete_image(self, reference: str) -> None:
         """Delete an image. Raises InUse while machines use it as a backing file."""

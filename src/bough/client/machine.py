@@ -193,12 +193,25 @@ class Machine(AwaitedGuest):
           bundle of a running machine has the memory.
         - .qcow2, .ova: the disks, for other hypervisors.
 
+        A path like "docker://registry.example/team/web:1" is a place in a registry. Only chunks that the
+        registry lacks are sent. `Hypervisor.import_bundle` takes the machine back.
+
         Args:
             disks_only: omit the memory of a running machine.
             without_image: omit the content of the image. The importing host must have the image.
         """
-        from bough.client.bundle import export_file
+        from bough.client.bundle import export_file, export_to_registry, is_in_registry
 
+        if is_in_registry(path):
+            export_to_registry(
+                self._api,
+                self.id,
+                path,
+                disks_only=disks_only,
+                without_image=without_image,
+                progress=progress,
+            )
+            return
         export_file(
             self._api,
             self.id,

@@ -182,6 +182,21 @@ class ImageInfo(Answer):
     container: dict[str, Any] | None = None
 
 
+class Pushed(Answer):
+    """An artifact that was written to a registry.
+
+    Attributes:
+        reference: the name with tag: "docker://registry.example/web:1".
+        digest: "sha256:..." of the manifest.
+        stored_bytes: size of all blobs in the registry, with those that were there before.
+    """
+
+    reference: str
+    digest: str
+    chunks: int = 0
+    stored_bytes: int = 0
+
+
 class SnapshotInfo(Answer):
     """A snapshot of a machine.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from bough.contract.request import Request, Route
 
 if TYPE_CHECKING:
-    from bough.contract.answers import ImageInfo
+    from bough.contract.answers import ImageInfo, Pushed
     from bough.contract.checks import Pattern
 
 
@@ -87,6 +87,15 @@ class PullImage(Request):
     name: Annotated[str | None, Pattern(r"^[A-Za-z0-9][A-Za-z0-9._+/:@-]{0,127}$")] = None
     arch: str | None = None
     signed: bool = True
+
+
+class PushImage(Request):
+    """Write an image to a registry as an artifact of bough. `target` is a name like docker://HOST/REPO:TAG."""
+
+    route = Route("POST", "/images/push", "long")
+    answer: ClassVar[Pushed]
+    ref: str
+    target: str
 
 
 class LockImage(Request):

@@ -1,10 +1,11 @@
-"""`export` and `import`: a machine or a snapshot as one file."""
+"""`export` and `import`: a machine or a snapshot as one file, or as the parts for a registry."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 from bough.bundle import Source
 from bough.hypervisor.description import report_emulation
@@ -21,8 +22,15 @@ from bough.machines.state import State
 from bough.paths import Home
 from bough.progress import Progress, Report
 from bough.snapshots.bundle_writing import Subject
-from bough.snapshots.export import Format, exported, snapshot_subject, suspended_subject
-from bough.snapshots.imports import open_bundle, taken_up
+from bough.snapshots.export import (
+    Flat,
+    Format,
+    exported,
+    flattened,
+    snapshot_subject,
+    suspended_subject,
+)
+from bough.snapshots.imports import Incoming, open_bundle, taken_up
 from bough.snapshots.tree import Identity
 
 
@@ -82,9 +90,24 @@ class Bundles:
                 accelerator = manifest.memory.accelerator
             yield snapshot_subject(manifest, tree.store, saved, accelerator)
 
-    async def import_bundle(
+    @asynccontextmanager
+    async def flattened(self, reference: str, *, disks_only: bool, report: Report) -> AsyncIterator[Flat]:
+        """Provide a machine or a snapshot with its disks as raw files. See snapshots/export.py."""
+        with self._half_made.working():
+            async with (
+                self._subject(reference, disks_only=disks_only, report=report) as subject,
+                flattened(subject, self._store, thin=False, report=report) as flat,
+            ):
+                yield flat
+
+    async def import_bundle(self, source: Source, **options: Any) -> Machine:
+        """Create the machine of a bundle; see `import_from`."""
+        return await self.import_from(partial(open_bundle, source), nullcontext(), **options)
+
+    async def import_from(
         self,
-        source: Source,
+        open_it: Callable[[], Incoming],
+        ready: AbstractAsyncContextManager[None],
         *,
         name: str | None,
         identity: Identity,
@@ -93,9 +116,11 @@ class Bundles:
         accelerator: str = "auto",
         report: Report,
     ) -> Machine:
-        """Create the machine of a bundle. The machine runs if the bundle has its memory.
+        """Create the machine of a bundle or an artifact. The machine runs if its memory is there.
 
         Args:
+            open_it: reads the manifest. Blocking.
+            ready: entered after the checks, before the parts are read.
             force: also if the machine asks for more than the host has.
             accelerator: of the memory. "auto": refuse memory that would continue more slowly than KVM.
 
@@ -106,7 +131,7 @@ class Bundles:
         with ExitStack() as used:
             with self._half_made.working():
                 async with taken_up(
-                    partial(open_bundle, source),
+                    open_it,
                     self._store,
                     self._agent_disks,
                     cold=cold,
@@ -118,7 +143,8 @@ class Bundles:
                     self._names.check_free(name)  # before the rest is read
                     if arrival.agent_disk is not None:
                         used.enter_context(self._agent_disks.using(*arrival.agent_disk))
-                    made = await arrival.read()
+                    async with ready:
+                        made = await arrival.read()
                     # Before the snapshot is added: until the machine is made no other file needs it, and the
                     # end of any other operation removes unneeded snapshots.
                     used.enter_context(self._keeper.used_in_background(arrival.manifest))

@@ -9,6 +9,7 @@ from bough.forks.process_image.availability import Availability
 from bough.forks.saved_states import SavedStates
 from bough.forks.standby import StandbyMachines
 from bough.hypervisor.agent_disks import AgentDisks
+from bough.hypervisor.artifacts import Artifacts
 from bough.hypervisor.auditing import Auditing
 from bough.hypervisor.booted_snapshots import BootedSnapshots
 from bough.hypervisor.bundles import Bundles
@@ -54,8 +55,10 @@ from bough.hypervisor.snapshot_keeper import SnapshotKeeper
 from bough.hypervisor.snapshots import Snapshots
 from bough.hypervisor.waiting_machines import WaitingMachines
 from bough.images.agent_disk.store import AgentDiskStore
+from bough.images.artifact_pull import ImageArtifacts
 from bough.images.catalogue import Catalogues
 from bough.images.oci.boot_kit.store import BootKitStore
+from bough.images.oci.kept_layouts import KeptLayouts
 from bough.images.oci.pull import ContainerPull
 from bough.images.store import ImageStore
 from bough.machines.demand import DEMAND
@@ -76,8 +79,8 @@ class Hypervisor:
 
     Attributes:
         machines: look machines up. lifetimes: delete, hold and discard machines.
-        creation, lifecycle, running, forking, snapshots, bundles, images, differences, auditing: the use
-            cases.
+        creation, lifecycle, running, forking, snapshots, bundles, artifacts, images, differences, auditing:
+            the use cases.
         networks: the networks between machines. network_changes: connect machines, and disconnect them.
         projects: look projects up. project_up, project_down, project_health: their use cases.
         project_operations: one operation at a time for each project.
@@ -113,7 +116,8 @@ class Hypervisor:
         self.lifetimes = lifetimes = Lifetimes(machines, half_made)
         names = Names(machines, self._give_way)
         keeper = SnapshotKeeper(tree, machines, store)
-        containers = ContainerPull(store, BootKitStore(home))
+        kept = KeptLayouts(home.downloads)
+        containers = ContainerPull(store, BootKitStore(home), [ImageArtifacts(store, kept)], kept=kept)
         source = ImageSource(home, store, catalogues, half_made, containers)
         self.creation = Creation(
             home, events, store, source, machines, names, lifetimes, half_made, networks, agent_disks
@@ -147,6 +151,7 @@ class Hypervisor:
         self.bundles = Bundles(
             home, events, store, agent_disks.store, machines, names, keeper, maker, half_made
         )
+        self.artifacts = Artifacts(home, store, source, self.bundles, kept, half_made)
         self.images = Images(
             home,
             source,

@@ -32,7 +32,7 @@ from bough.spec.disk import Bus
 from bough.spec.lock import PackageLock
 from bough.spec.nic import Model
 from bough.storage import no_space_is_told, sync_file
-from bough.tasks import run_stoppable
+from bough.tasks import finish, run_stoppable
 from bough.units import MIB
 
 _BLOCK = 64 * 1024
@@ -153,6 +153,8 @@ async def add_images(
 ) -> None:
     """Make the disks of the images from chunks, check each against its image's digest, and store them.
 
+    The first image gets the label in its manifest.
+
     Args:
         blobs: the directory of all blobs. work: a directory below incoming/, which the caller removes.
 
@@ -174,9 +176,10 @@ async def add_images(
 
     await run_stoppable(unpack)
     report(Progress("checking the digest"))
-    for image, disk in reversed(list(zip(images, disks, strict=True))):
-        checked = await _check_disk(image, disk, confinement)
-        await asyncio.to_thread(store.add, disk.parent, checked, None)
+    for number in reversed(range(len(images))):  # the further images first
+        checked = await _check_disk(images[number], disks[number], confinement)
+        label = None if number else checked.label or None
+        await finish(asyncio.to_thread(store.add, made[number], checked, label))
 
 
 def _write_disks(

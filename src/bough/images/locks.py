@@ -30,7 +30,7 @@ def lock_image(store: ImageStore, image: ImageManifest) -> PackageLock:
             )
         return PackageLock(
             arch=image.arch,
-            recipe=image.recipe,
+            recipe=image.recipe or None,  # an image of a registry has none
             digest=image.digest,
             packages=image.packages,
             boot_loader=image.boot_loader,
@@ -42,7 +42,7 @@ def lock_image(store: ImageStore, image: ImageManifest) -> PackageLock:
         packages = base.packages | image.packages
         return PackageLock(
             arch=image.arch,
-            recipe=base.recipe,
+            recipe=base.recipe or None,
             # If the recipe's commands upgraded a package, a build by this lock gives another base image.
             digest=base.digest if base.packages.items() <= packages.items() else None,
             packages=packages,

@@ -1,4 +1,5 @@
-"""/v1/export and /v1/import: a machine as a stream of bytes over WebSocket, with progress messages.
+"""/v1/export and /v1/import: a machine as a stream of bytes over WebSocket, with progress messages; and as an
+artifact of a registry.
 
 Binary messages are the bytes. Text messages of the service are {"progress": ...}, and at the end {"result":
 ...} or {"error": ...}. An importing client ends the stream with an empty binary message.
@@ -15,7 +16,7 @@ from typing import Any
 
 from fastapi import WebSocket, WebSocketDisconnect
 
-from bough.contract.bundles import ExportMachine, ImportMachine
+from bough.contract.bundles import ExportMachine, ImportMachine, PullMachine, PushMachine
 from bough.errors import InvalidInput, NotFound
 from bough.hypervisor import Hypervisor
 from bough.hypervisor.description import describe
@@ -33,6 +34,8 @@ _STEPS_HELD = 1000
 def add_routes(routes: Routes) -> None:
     routes.stream(ExportMachine, export_machine)
     routes.stream(ImportMachine, import_machine)
+    routes.long(PushMachine, push_machine)
+    routes.long(PullMachine, pull_machine)
 
 
 async def export_machine(hypervisor: Hypervisor, asked: ExportMachine, socket: WebSocket) -> None:
@@ -133,6 +136,32 @@ async def _import_project(
         report=report,
     )
     return hypervisor.projects.describe(record)
+
+
+async def push_machine(hypervisor: Hypervisor, asked: PushMachine, report: Report) -> dict[str, Any]:
+    if _is_project(hypervisor, asked.source):
+        raise InvalidInput(
+            f"{asked.source} is a project, and a registry takes one machine at a time",
+            hint=f"export the project to a file: bough export {asked.source} {asked.source}.bough",
+        )
+    return await hypervisor.artifacts.push_machine(
+        asked.source, asked.target, disks_only=asked.disks_only, report=report
+    )
+
+
+async def pull_machine(hypervisor: Hypervisor, asked: PullMachine, report: Report) -> dict[str, Any]:
+    machine = await hypervisor.artifacts.pull_machine(
+        asked.origin,
+        name=asked.name,
+        identity=asked.identity,
+        cold=asked.cold,
+        force=asked.force,
+        accelerator=asked.accelerator,
+        report=report,
+    )
+    if asked.wait and machine.state == "running":
+        await machine.wait_ready(timeout_s=asked.timeout_s, report=report)
+    return describe(machine)
 
 
 async def _feed(socket: WebSocket, inflow: _Inflow) -> None:

@@ -24,6 +24,7 @@ def add_routes(routes: Routes) -> None:
     routes.long(contract.BuildRecipe, build_recipe)
     routes.long(contract.ImportImage, import_image)
     routes.long(contract.PullImage, pull_image)
+    routes.long(contract.PushImage, push_image)
     routes.quick(contract.SearchCatalogue, search_catalogue)
     routes.long(contract.UpdateCatalogue, update_catalogue)
     routes.quick(contract.ResetCatalogue, reset_catalogue)
@@ -66,6 +67,10 @@ async def pull_image(hypervisor: Hypervisor, asked: contract.PullImage, report: 
         asked.ref, arch=asked.arch, label=asked.name, signed=asked.signed, report=report
     )
     return _describe(hypervisor, manifest.digest)
+
+
+async def push_image(hypervisor: Hypervisor, asked: contract.PushImage, report: Report) -> Description:
+    return await hypervisor.artifacts.push_image(asked.ref, asked.target, report=report)
 
 
 async def search_catalogue(hypervisor: Hypervisor, asked: contract.SearchCatalogue) -> Description:

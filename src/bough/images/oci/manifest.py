@@ -35,6 +35,7 @@ _LAYERS = re.compile(
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+/-]{0,250}")
 _MOST_MANIFESTS = 1000
+_MOST_ARTIFACT_BLOBS = 20_000
 _MOST_BLOB_BYTES = 1 << 50
 
 
@@ -157,7 +158,8 @@ def _read_image(data: Mapping[str, Any], digest: str, name: str) -> ContainerMan
     config = data.get("config")
     if not isinstance(config, Mapping):
         raise BadImage(f"{what} names no configuration")
-    layers = tuple(_read_blob(one, what) for one in _entries(data.get("layers"), MOST_LAYERS, what))
+    most = MOST_LAYERS if config.get("mediaType") in IMAGE_CONFIGS else _MOST_ARTIFACT_BLOBS
+    layers = tuple(_read_blob(one, what) for one in _entries(data.get("layers"), most, what))
     annotations = data.get("annotations")
     kept = annotations if isinstance(annotations, Mapping) else {}
     artifact_type = data.get("artifactType")

@@ -50,7 +50,7 @@ class ArtifactReader(Protocol):
     def reads(self, manifest: ContainerManifest) -> bool: ...
 
     async def pull(
-        self, name: ContainerName, manifest: ContainerManifest, label: str, report: Report
+        self, name: ContainerName, manifest: ContainerManifest, arch: str, label: str, report: Report
     ) -> ImageManifest: ...
 
 
@@ -83,6 +83,7 @@ class ContainerPull:
 
     Args:
         artifacts: readers of artifacts that are no container images.
+        kept: what broken pulls have received; default: below the home's downloads/.
         stall_s: the longest wait for a registry that sends nothing.
     """
 
@@ -92,9 +93,10 @@ class ContainerPull:
         kits: Kits,
         artifacts: Sequence[ArtifactReader] = (),
         *,
+        kept: KeptLayouts | None = None,
         stall_s: float = STALL_S,
     ) -> None:
-        self.kept = KeptLayouts(store.home.downloads)
+        self.kept = kept or KeptLayouts(store.home.downloads)
         self._store = store
         self._kits = kits
         self._artifacts = artifacts
@@ -143,7 +145,7 @@ class ContainerPull:
         manifest = await source.read_manifest()
         for reader in self._artifacts:
             if reader.reads(manifest):
-                return await reader.pull(name, manifest, label, report)
+                return await reader.pull(name, manifest, arch, label, report)
         check_image(manifest, str(name))
         check_programs(_PROGRAMS, "container images")
         check_subordinate_ids()

@@ -106,6 +106,24 @@ class Skopeo:
                     raise self._failed(str(error)) from error
                 await asyncio.sleep(min(2.0**failures / 4, 4.0))
 
+    async def push(self, layout: Path) -> None:
+        """Copy the only image of a layout to the registry. Blobs that the registry has are not sent again.
+
+        Raises:
+            DownloadFailed: the registry refuses the push, or cannot be reached. NotFound
+        """
+        words = ["copy", *self._tls("--dest-tls-verify=false"), "--preserve-digests", f"oci:{layout}"]
+        for attempt in range(_MOST_ATTEMPTS):
+            try:
+                await self._run([*words, self._name.argument])
+                return
+            except Interrupted as error:
+                if attempt == _MOST_ATTEMPTS - 1:
+                    raise _of_push(self._failed(str(error))) from error
+                await asyncio.sleep(2.0**attempt / 4)
+            except DownloadFailed as error:
+                raise _of_push(error) from error
+
     def _argument(self, digest: str) -> str:
         return self._name.at(digest) if digest and not self._name.is_local else self._name.argument
 
@@ -137,6 +155,7 @@ class Skopeo:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
+        signs = (*signs, _watch_traffic(process.pid))
         watch = ProgressWatch(self._stall_s, signs=signs, work=Pid.of(process.pid), most_s=_NEVER_S)
         try:
             text, told = await watch.run(_outputs(process))
@@ -162,6 +181,25 @@ class Skopeo:
             hint="run the same command again to resume",
             url=str(self._name),
         )
+
+
+def _of_push(error: DownloadFailed) -> DownloadFailed:
+    """Return the error of a pull in the words of a push."""
+    message = error.message.replace(" pulled:", " pushed:", 1)
+    return DownloadFailed(message, hint=error.hint, **error.details)
+
+
+def _watch_traffic(pid: int) -> Sign:
+    """Return the numbers of bytes that a process has read and written, sockets included."""
+    path = Path(f"/proc/{pid}/io")
+
+    def read() -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError:
+            return b""
+
+    return read
 
 
 def unescape(text: str) -> str:
