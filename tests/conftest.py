@@ -24,6 +24,7 @@ import pytest
 
 from bough.errors import BoughError
 from bough.images.agent_disk.store import AgentDiskStore
+from bough.images.oci.boot_kit.store import BootKitStore
 from bough.machines.plan import host_arch
 from bough.paths import Home
 from tests.durations import UNKNOWN_S, DurationRecorder, file_of, read_durations
@@ -141,6 +142,17 @@ def agent_disk(hv: bough.Hypervisor, bough_home: Home, request: pytest.FixtureRe
         digest = asyncio.run(disks.provide(host_arch(), lambda _: None))
         store.share_agent_disks(bough_home)
     return disks.path(host_arch(), digest)
+
+
+@pytest.fixture(scope="session")
+def boot_kit(hv: bough.Hypervisor, bough_home: Home, request: pytest.FixtureRequest) -> Path:
+    """Return the boot kit for container images. The first worker builds it for all."""
+    store, kits = request.config.stash[RUN].images, BootKitStore(bough_home)
+    with store.alone():
+        store.share_boot_kits(bough_home)
+        kit = asyncio.run(kits.provide(host_arch(), lambda _: None))
+        store.share_boot_kits(bough_home)
+    return kit.path
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 /var/tmp/bough-test-<random>/<worker>/home    not below pytest's own tmp_path: that is closed to other
                                               users, and a jailed QEMU is one
-$BOUGH_TEST_CACHE, or .../store               images/<digest>/, labels.json, agent-disks/, lock
+$BOUGH_TEST_CACHE, or .../store               images/<digest>/, labels.json, agent-disks/, boot-kits/, lock
 """
 
 from __future__ import annotations
@@ -66,9 +66,16 @@ class Images:
 
     def share_agent_disks(self, home: Home) -> None:
         """Copy agent disks between the store and `home`, to whichever has none."""
-        ours, kept = home.agent_disks, self.root / home.agent_disks.name
+        self._share(home.agent_disk_keys)
+
+    def share_boot_kits(self, home: Home) -> None:
+        """Copy boot kits between the store and `home`, to whichever has none."""
+        self._share(home.boot_kit_keys)
+
+    def _share(self, keys: Path) -> None:
+        ours, kept = keys.parent, self.root / keys.parent.name
         for source, target in ((kept, ours), (ours, kept)):
-            if source.is_dir() and not (target / home.agent_disk_keys.name).exists():
+            if source.is_dir() and not (target / keys.name).exists():
                 shutil.copytree(source, target, dirs_exist_ok=True)
 
     def _kept(self) -> list[Path]:

@@ -95,7 +95,9 @@ def busybox(agent_disk: Path) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def image(cli: Cli, busybox: bytes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def image(
+    cli: Cli, busybox: bytes, boot_kit: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """Yield the name of the image, which is in the store and has been booted once."""
     name = make_image(tmp_path_factory.mktemp("image") / "layout", busybox)
     cli("run", "-m", MEMORY, name, "true", timeout_s=600)
@@ -276,14 +278,19 @@ def test_a_restart_of_the_service_and_of_the_program(cli: Cli, image: str, gone:
 
 
 def test_images_that_name_no_program(
-    cli: Cli, debian: str, busybox: bytes, image: str, tmp_path: Path
+    cli: Cli, busybox: bytes, image: str, images: list[str], tmp_path: Path
 ) -> None:
     bare = make_image(tmp_path / "bare", busybox, Entrypoint=None, Cmd=None)
     cli.error("create", bare, says="no entrypoint and no cmd", hint="--entrypoint")
     cli("image", "delete", bare, check=False)
     cli.error("run", "-d", "--rm", image, says="--rm deletes")
     cli.error("run", "-d", "-t", image, says="on this terminal")
-    cli.error("create", debian, "--workdir", "/srv", says="needs a container image")
+    images.append("plain")
+    disk = tmp_path / "disk.raw"
+    with disk.open("wb") as stream:
+        stream.truncate(1 << 20)
+    cli("image", "import", disk, "--name", "plain")
+    cli.error("create", "plain", "--workdir", "/srv", says="needs a container image")
 
 
 # -- Python and projects ----------------------------------------------------------------------------------

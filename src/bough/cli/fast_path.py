@@ -32,7 +32,7 @@ def attempt(words: list[str]) -> int | None:
         del command[0]
     elif command[0].startswith("-"):
         return None
-    if not command or not all(map(_is_plain, command)) or not _is_plain(of):
+    if not command or not all(map(_is_plain, command)) or not _is_plain(of) or _is_relative(of):
         return None
     told = f'{{"argv": [{", ".join(map(_quote, command))}]}}'
     if verb == "run":
@@ -60,6 +60,15 @@ def _open(target: str) -> WebSocket | None:
     except (OSError, BoughError):
         stream.close()
         return None
+
+
+def _is_relative(image: str) -> bool:
+    """Return whether an image's name has a path that starts here; client/spec_files.py makes it absolute."""
+    transport, _, path = image.partition(":")
+    if transport == "oci":
+        layout = f"{path.partition(':')[0]}/oci-layout"
+        return path[:1] in (".", "~") or os.path.exists(layout)  # noqa: PTH110 (pathlib loads slowly)
+    return transport in ("oci-archive", "docker-archive")
 
 
 def _is_plain(word: str) -> bool:

@@ -12,6 +12,7 @@ import click
 
 from bough.cli.docker_options import docker_options, mount_of_volume, percent_of, variables_of
 from bough.cli.help_sections import MachineOption
+from bough.client.spec_files import resolve_image
 from bough.client.user_data import read_user_data
 from bough.errors import InvalidInput
 from bough.spec.settings import Flag, flags
@@ -112,7 +113,7 @@ def spec_of(image: str | None, given: dict[str, Any]) -> GivenSpec:
         if name in data:  # the service has another working directory
             data[name] = str(Path(data[name]).expanduser().absolute())
     if image is not None:
-        data["image"] = image
+        data["image"] = resolve_image(image)
     _add_media(data, given)
     _add_lists(data, given)
     return GivenSpec(data, file)
