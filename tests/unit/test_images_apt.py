@@ -24,12 +24,13 @@ from bough.images.apt import (
     source_files,
 )
 from bough.images.disk import DISK_BYTES, DiskIdentity
-from bough.images.layers import layer_spec, packages_recipe
+from bough.images.layers import NEEDS_APT, layer_container, layer_spec, packages_recipe
 from bough.images.locks import check_lock, check_same
 from bough.images.moves import check_room, render_move_script
 from bough.images.recipes import SCRIPTS, recipe_for
 from bough.images.store import ImageManifest
 from bough.spec import SourceSpec, load_toml, parse_lock, parse_recipe, render_lock
+from bough.spec.container import Container
 from bough.units import GIB
 
 KEY = "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nmDMEZ\n-----END PGP PUBLIC KEY BLOCK-----\n"
@@ -111,12 +112,22 @@ def test_a_layer_on_something_else_gets_the_sources_first() -> None:
     paths = [file["path"] for file in spec["files"]]
     asked = "/etc/apt/sources.list.d/v.sources.asked"
     assert paths == [asked, FILTER_PATH, "/etc/apt/preferences.d/00-bough-lock"]
-    assert spec["commands"][0] == ADD_SOURCES
-    assert spec["commands"][1] == "apt-get -q update"
-    assert "--install-recommends xz-utils" in spec["commands"][2]
+    assert spec["commands"][:3] == [NEEDS_APT, ADD_SOURCES, "apt-get -q update"]
+    assert "--install-recommends xz-utils" in spec["commands"][3]
     assert spec["commands"][-1].startswith("rm ")
     without = layer_spec(parse_recipe({**data, "recommends": False}), manifest(), None)
-    assert "--no-install-recommends xz-utils" in without["commands"][2]
+    assert "--no-install-recommends xz-utils" in without["commands"][3]
+
+
+def test_a_layer_on_a_container_image_keeps_its_program() -> None:
+    container = Container(
+        reference="docker://x/y:z", digest="sha256:1", cmd=("serve",), env={"A": "1", "B": "2"}
+    )
+    base = manifest().model_copy(update={"container": container})
+    recipe = parse_recipe({"base": "docker://x/y:z", "environment": {"B": "3", "C": "4"}})
+    made = layer_container(recipe, base)
+    assert made == container.model_copy(update={"env": {"A": "1", "B": "3", "C": "4"}})
+    assert layer_container(parse_recipe({"base": "web", "environment": {"B": "3"}}), manifest()) is None
 
 
 def test_packages_of_a_recipe_come_with_what_they_recommend() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -96,7 +97,17 @@ def _container_facts(container: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 @image.command()
-@click.argument("label", metavar="LABEL|RECIPE.toml")
+@click.argument("what", metavar="[LABEL|RECIPE.toml|DIRECTORY]", required=False)
+@click.option(
+    "-f", "--file", metavar="DOCKERFILE", help="Build a Dockerfile with buildah; '-': from standard input."
+)
+@click.option(
+    "-t", "--name", "label", metavar="LABEL", help="Label of a Dockerfile's image; default: DIRECTORY's name."
+)
+@click.option(
+    "--build-arg", "build_args", metavar="NAME=VALUE", multiple=True, help="Value of an ARG of a Dockerfile."
+)
+@click.option("--target", metavar="STAGE", help="Last stage of a Dockerfile to build.")
 @click.option("--arch", help="Processor architecture; default: the recipe's, or else the host's.")
 @click.option("--rebuild", is_flag=True, help="Build the image again, from today's packages.")
 @click.option("--mirror", metavar="URL", help="Mirror of Debian's packages.")
@@ -112,21 +123,64 @@ def _container_facts(container: dict[str, Any]) -> list[tuple[str, str]]:
     help="Use the package versions that `bough image lock` wrote.",
 )
 @json_option
-def build(label: str, arch: str | None, lock: str | None, as_json: bool, **options: Any) -> None:
+def build(
+    what: str | None, file: str | None, arch: str | None, rebuild: bool, as_json: bool, **options: Any
+) -> None:
     """Build an image from packages: debian:11, debian:12, debian:13, debian:testing, debian:sid.
 
-    A recipe, a file like ./web.toml, names a base image and additions.
+    A recipe, a file like ./web.toml, names a base image and additions. A directory, or -f, builds a
+    Dockerfile with the files of the directory.
     """
-    if lock is not None:
-        options["lock"] = _load_lock(lock)
-    recipe = _recipe(label) if label.endswith(".toml") else None
+    of_file = {name: options.pop(name) for name in ("label", "build_args", "target")}
+    is_dockerfile = file is not None or (what is not None and _is_directory(what))
+    _check_build(what, is_dockerfile, of_file, options)
+    how: dict[str, Any] = {"arch": arch, "rebuild": rebuild}
+    if options["lock"] is not None:
+        options["lock"] = _load_lock(options["lock"])
+    recipe = _recipe(what) if what and what.endswith(".toml") and not is_dockerfile else None
+    of_file["build_args"] = _build_args(of_file["build_args"])
     hypervisor = connect()
     with progress() as report:
-        if recipe is not None:
-            built = hypervisor.build_recipe(**recipe, arch=arch, progress=report, **options)
+        if is_dockerfile:
+            built = hypervisor.build_dockerfile(what or ".", file=file, **of_file, **how, progress=report)
+        elif recipe is not None:
+            built = hypervisor.build_recipe(**recipe, **how, **options, progress=report)
         else:
-            built = hypervisor.build_image(label, arch=arch, progress=report, **options)
+            built = hypervisor.build_image(str(what), **how, **options, progress=report)
     show_json(built.raw) if as_json else print(built.digest[:12])
+
+
+def _is_directory(what: str) -> bool:
+    """Return whether the word means a directory. A label, like "web", never does."""
+    from pathlib import Path
+
+    return (what in (".", "..") or "/" in what) and Path(what).expanduser().is_dir()
+
+
+def _check_build(
+    what: str | None, is_dockerfile: bool, of_file: dict[str, Any], of_packages: dict[str, Any]
+) -> None:
+    """Check that the options fit what is built."""
+    if not is_dockerfile and what is None:
+        raise click.UsageError("name what to build: a LABEL, a RECIPE.toml, or a Dockerfile by -f")
+    wrong = of_packages if is_dockerfile else of_file
+    names = {"label": "-t", "build_args": "--build-arg"}
+    given = [names.get(name, f"--{name.replace('_', '-')}") for name, value in wrong.items() if value]
+    if given:
+        other = "packages and recipes" if is_dockerfile else "a Dockerfile: -f DOCKERFILE"
+        raise click.UsageError(f"{', '.join(given)}: only for {other}")
+
+
+def _build_args(words: Iterable[str]) -> dict[str, str]:
+    """Return NAME=VALUE as a mapping. NAME alone takes a value of the environment, as with Docker."""
+    import os
+
+    pairs = ((name, value if equals else os.environ.get(name)) for name, equals, value in map(_split, words))
+    return {name: value for name, value in pairs if value is not None}
+
+
+def _split(word: str) -> tuple[str, str, str]:
+    return word.partition("=")
 
 
 @image.command()

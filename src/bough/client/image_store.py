@@ -6,6 +6,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from bough.client.connection import Connection
     from bough.contract.answers import ImageInfo, Pushed
     from bough.progress import Report
@@ -105,6 +107,51 @@ class ImageStore:
             lock=lock,
         )
         return ImageInfo.from_dict(self._api.send_long(request, timeout=timeout, progress=progress))
+
+    def build_dockerfile(
+        self,
+        context: str | os.PathLike[str] = ".",
+        *,
+        file: str | os.PathLike[str] | None = None,
+        label: str | None = None,
+        build_args: Mapping[str, str] | None = None,
+        target: str | None = None,
+        arch: str | None = None,
+        rebuild: bool = False,
+        timeout: float | None = None,
+        progress: Report | None = None,
+    ) -> ImageInfo:
+        """Build a Dockerfile with the caller's buildah, and make the result an image of machines.
+
+        Args:
+            context: the directory whose files the Dockerfile copies.
+            file: default: Containerfile or Dockerfile of the context.
+            label: default: made from the directory's name.
+            rebuild: run steps again that are in buildah's cache.
+            timeout: seconds for the part after buildah.
+
+        Raises:
+            InvalidInput, HostLacks: buildah is not installed; BuildFailed: with the end of its output; and as
+            `pull_image`.
+        """
+        from pathlib import Path
+
+        from bough.client.dockerfile import Dockerfile, built_archive
+        from bough.spec import parse_architecture
+
+        dockerfile = Dockerfile(
+            Path(context).expanduser(),
+            os.fspath(file) if file is not None else None,
+            build_args or {},
+            target,
+            parse_architecture(arch) if arch else None,
+            rebuild,
+        )
+        label = label or dockerfile.default_label()
+        with built_archive(dockerfile, label, progress) as archive:
+            return self.pull_image(
+                f"docker-archive:{archive}", arch=arch, label=label, timeout=timeout, progress=progress
+            )
 
     def lock_image(self, reference: str) -> dict[str, Any]:
         """Return the versions of all packages in an image, for `lock` of a later build."""

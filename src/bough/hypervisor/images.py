@@ -20,7 +20,14 @@ from bough.images.confined import Confinement
 from bough.images.download import sweep as sweep_downloads
 from bough.images.import_request import ImportRequest
 from bough.images.imports import import_image
-from bough.images.layers import flatten, layer_key, layer_spec, packages_recipe, parse_packages
+from bough.images.layers import (
+    flatten,
+    layer_container,
+    layer_key,
+    layer_spec,
+    packages_recipe,
+    parse_packages,
+)
 from bough.images.locks import has_versions, lock_image
 from bough.images.pull import fetch_catalogue
 from bough.images.recipes import LABELS
@@ -168,6 +175,7 @@ class Images:
                 base,
                 disk_chain(machine.record.disks[disk], machine.paths, self._home),
                 recipe.size or base.size_bytes,
+                container=layer_container(recipe, base),
                 key=key,
                 label=label,
                 packages=parse_packages(output),

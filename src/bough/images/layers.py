@@ -28,6 +28,7 @@ from bough.images.recipes import SCRIPTS, Recipe, recipe_for
 from bough.images.store import ImageManifest, ImageStore, split_label
 from bough.progress import Progress, Report
 from bough.spec import PackageLock, RecipeSpec
+from bough.spec.container import Container
 from bough.storage import no_space_is_told
 from bough.tasks import finish
 
@@ -77,6 +78,20 @@ def packages_recipe(recipe: RecipeSpec, label: str, arch: str) -> Recipe:
     )
 
 
+#: Packages come from the guest's own apt. An image of another distribution is refused with words.
+NEEDS_APT = (
+    "command -v apt-get >/dev/null || { echo 'packages and sources of a recipe need apt-get, which this "
+    "image lacks: install by commands' >&2; exit 1; }"
+)
+
+
+def layer_container(recipe: RecipeSpec, base: ImageManifest) -> Container | None:
+    """Return what the new image says about its program: as its base, with the recipe's environment."""
+    if base.container is None or not recipe.environment:
+        return base.container
+    return base.container.model_copy(update={"env": {**base.container.env, **recipe.environment}})
+
+
 def layer_spec(recipe: RecipeSpec, base: ImageManifest, lock: PackageLock | None) -> dict[str, Any]:
     """Return the spec of the temporary machine."""
     size = recipe.size or base.size_bytes
@@ -98,7 +113,7 @@ def layer_spec(recipe: RecipeSpec, base: ImageManifest, lock: PackageLock | None
         how = "--install-recommends" if recipe.recommends else "--no-install-recommends"
         install = f"apt-get -q install -y {how} {' '.join(recipe.packages)}"
         added = [ADD_SOURCES] if recipe.sources else []
-        commands = [*added, "apt-get -q update", f"DEBIAN_FRONTEND=noninteractive {install}"]
+        commands = [NEEDS_APT, *added, "apt-get -q update", f"DEBIAN_FRONTEND=noninteractive {install}"]
     after = [f"rm {PINS_PATH}"] if lock is not None else []
     spec["commands"] = [*commands, *spec["commands"], *after]
     return spec
@@ -110,6 +125,7 @@ async def flatten(
     chain: Sequence[Path],
     size_bytes: int,
     *,
+    container: Container | None,
     key: str,
     label: str,
     packages: dict[str, str],
@@ -117,6 +133,9 @@ async def flatten(
     report: Report,
 ) -> ImageManifest:
     """Flatten `chain` to an image. The machine's own overlay is the first file. The machine's QEMU has ended.
+
+    Args:
+        container: what the image says about its program, if the base is of a container image.
 
     Raises:
         BuildFailed, NoSpace
@@ -153,7 +172,7 @@ async def flatten(
                 "cloud_init": base.cloud_init,
                 "disks": list(base.disks),
                 **{name: getattr(base, name) for name in ("disk_bus", "nic_model", "agent_port")},
-                **({"container": base.container.model_dump(mode="json")} if base.container else {}),
+                **({"container": container.model_dump(mode="json")} if container else {}),
             }
             digest = await asyncio.to_thread(digest_image, disk, lasting)
             manifest = ImageManifest.model_validate(

@@ -31,6 +31,7 @@ _PACKAGES: dict[str, tuple[str | None, str | None, str | None, str | None]] = {
     "mtools": ("mtools",) * 4,
     "mksquashfs": ("squashfs-tools", "squashfs-tools", "squashfs-tools", "squashfs"),
     "skopeo": ("skopeo",) * 4,
+    "buildah": ("buildah",) * 4,
     "bubblewrap": ("bubblewrap",) * 4,
     "passt": ("passt",) * 4,
     "swtpm": ("swtpm",) * 4,
