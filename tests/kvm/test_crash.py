@@ -15,6 +15,7 @@ import bough
 from bough.errors import BoughError, NotFound
 from bough.paths import Home
 from bough.qemu.probe import Accelerator
+from tests.kvm.autopsy import describe_guests
 from tests.kvm.patience import connect
 from tests.torture.processes import kill, qemus, service_pid
 from tests.waiting import wait_until
@@ -58,12 +59,23 @@ class Scene:
         return kill(qemus(self.home).get(self.machine.id, 0))
 
     def check(self, died: bool) -> None:
+        try:
+            self._check(died)
+        except (BoughError, AssertionError):
+            print(describe_guests(self.home), flush=True)
+            raise
+
+    def _check(self, died: bool) -> None:
         hv = connect()
         self.machine = hv.machine(self.machine.id)
         state = "failed" if died else "running"
         wait_until(lambda: self.machine.state == state, timeout_s=300, what=f"it is {state}")
+        began = time.monotonic()
         if died:
             self.machine.start(timeout=_BOOT_S)
+        else:
+            self.machine.wait(timeout=600)
+        print(f"answers after {time.monotonic() - began:.1f} s", flush=True)
         assert int(self.machine.read_text("/disk/word")) >= self.written
         for name in (f"child-{self.written}", None):
             self._check_fork(hv, name)
