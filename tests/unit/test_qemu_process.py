@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,19 @@ async def test_a_pid_is_not_a_later_process_of_that_number() -> None:
     assert not pid.is_alive()
     await pid.wait()
     pid.kill()
+
+
+async def test_a_number_that_a_thread_has_got_is_an_ended_process() -> None:
+    """Also what Linux before 6.16 says of a process that is being reaped: EINVAL."""
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    assert thread.native_id is not None
+    gone = Pid(thread.native_id, 1)
+    await asyncio.wait_for(gone.wait(), 10)
+    gone.kill()
+    done.set()
+    thread.join()
 
 
 def test_whether_it_wants_the_processor() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import threading
@@ -103,9 +104,8 @@ class Pid:
     @contextlib.contextmanager
     def _descriptor(self) -> Iterator[int | None]:
         """Return a pidfd, or None if the process is gone."""
-        try:
-            descriptor = os.pidfd_open(self.number)
-        except ProcessLookupError:
+        descriptor = _open_pidfd(self.number)
+        if descriptor is None:
             yield None
             return
         try:
@@ -113,6 +113,20 @@ class Pid:
             yield descriptor if self.is_alive() else None
         finally:
             os.close(descriptor)
+
+
+def _open_pidfd(number: int) -> int | None:
+    """Return a pidfd, or None if the process is gone.
+
+    Linux before 6.16 says EINVAL instead of ESRCH while the process is being reaped. Linux says EINVAL or
+    ENOENT if a thread of another process has got the number.
+    """
+    try:
+        return os.pidfd_open(number)
+    except OSError as error:
+        if error.errno in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
+            return None
+        raise
 
 
 class Wrapped:
