@@ -14,6 +14,9 @@ from bough.home import find_home
 from bough.paths import Home
 
 TRIES = 6
+#: For a boot that prints nothing. An outer machine that waits for processors counts this time as the guest's
+#: work, so the service would see work without a sign of progress.
+BOOT_S = 900.0
 #: A client waits a minute for a service to start. A service inside the outer machine may need several.
 _START_S = 1200.0
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import bough
 from bough.images.store import ImageStore
 from bough.paths import Home
-from tests.kvm.patience import connect
+from tests.kvm.patience import BOOT_S, connect
 from tests.kvm.small_guest import SmallGuest
 
 SMALL = "small"
@@ -35,7 +35,7 @@ def boot_small(hv: bough.Hypervisor) -> bough.Snapshot:
     """Boot the small guest on KVM and keep a snapshot of it."""
     machine = hv.create(SMALL, name="small-first", vcpus=1, memory=MEMORY, accelerator="kvm")
     try:
-        machine.start()
+        machine.start(timeout=BOOT_S)
         return machine.snapshot(BOOTED)
     finally:
         machine.delete(force=True)

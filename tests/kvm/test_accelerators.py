@@ -18,7 +18,7 @@ from bough.client.bundle import import_stream
 from bough.errors import BadBundle, HostLacks
 from bough.paths import Home
 from tests.kvm.conftest import IS_INSIDE
-from tests.kvm.patience import connect
+from tests.kvm.patience import BOOT_S, connect
 from tests.kvm.prepare import MEMORY
 
 KVM = Path("/dev/kvm")
@@ -136,7 +136,7 @@ def test_a_machine_made_without_kvm_boots_on_kvm(
         machine = hv.create(small, name="later", vcpus=1, memory=MEMORY)
         gone.append(machine)
         assert "emulated" in machine.info().hardware["cpu_model"]
-    machine.start()
+    machine.start(timeout=BOOT_S)
     info = machine.info()
     assert (info.accelerator, info.accelerator_note) == ("kvm", None)
     assert "emulated" not in info.hardware["cpu_model"]
@@ -160,7 +160,7 @@ def test_memory_of_a_cpu_with_more_features_is_refused(
         pytest.skip(f"this host's processor has all features of {_TOO_NEW}")
     machine = hv.create(small, name="newer", **hardware, cpu=_TOO_NEW)
     gone.append(machine)
-    machine.start()
+    machine.start(timeout=BOOT_S)
     machine.export(tmp_path / "newer.bough")
     machine.delete(force=True)
     gone.clear()

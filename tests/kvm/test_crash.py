@@ -15,14 +15,13 @@ import bough
 from bough.errors import BoughError, NotFound
 from bough.paths import Home
 from bough.qemu.probe import Accelerator
-from tests.kvm.autopsy import describe_guests
-from tests.kvm.patience import connect
+from tests.kvm.autopsy import describe_guests, is_fault_of_the_emulation
+from tests.kvm.conftest import IS_INSIDE
+from tests.kvm.patience import BOOT_S, connect
 from tests.torture.processes import kill, qemus, service_pid
 from tests.waiting import wait_until
 
 _MOMENTS = 5
-#: A busy host takes minutes for each step of a boot that is emulated twice.
-_BOOT_S = 1200.0
 _SEEDS = (1, 2, 3, 4)  # 4 x 5 moments
 #: Longest time until the kill: an operation takes a few seconds where KVM is emulated.
 _LATEST_S = {True: 8.0, False: 0.5}
@@ -62,7 +61,10 @@ class Scene:
         try:
             self._check(died)
         except (BoughError, AssertionError):
-            print(describe_guests(self.home), flush=True)
+            report = describe_guests(self.home)
+            print(report, flush=True)
+            if IS_INSIDE and is_fault_of_the_emulation(report):
+                pytest.xfail("the emulated processor has mixed the guest's registers with its own")
             raise
 
     def _check(self, died: bool) -> None:
@@ -72,7 +74,7 @@ class Scene:
         wait_until(lambda: self.machine.state == state, timeout_s=300, what=f"it is {state}")
         began = time.monotonic()
         if died:
-            self.machine.start(timeout=_BOOT_S)
+            self.machine.start(timeout=BOOT_S)
         else:
             self.machine.wait(timeout=600)
         print(f"answers after {time.monotonic() - began:.1f} s", flush=True)

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import bough
+from tests.kvm.patience import BOOT_S
 from tests.kvm.test_state import wait_right
 
 _WHO_AM_I = "cat /etc/machine-id; hostname; head -c 16 /dev/urandom | od -An -tx1"
@@ -15,13 +16,13 @@ _SERVICES = ("bough-agent.service", "systemd-journald.service")
 def test_debian(hv: bough.Hypervisor, debian: str, hardware: dict[str, Any]) -> None:
     spec = hardware | {"memory": "512MiB"}
     began = time.monotonic()
-    with hv.run(debian, **spec) as machine:
+    with hv.run(debian, timeout=BOOT_S, **spec) as machine:
         print(f"first run: {time.monotonic() - began:.0f} s", flush=True)
         _check(machine)
         assert "inet " in machine.shell("ip -4 addr show scope global").stdout
         _check_forks(machine)
     began = time.monotonic()
-    with hv.run(debian, **spec) as machine:
+    with hv.run(debian, timeout=BOOT_S, **spec) as machine:
         print(f"second run: {time.monotonic() - began:.0f} s", flush=True)
         _check(machine)
 

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pytest
 
 import bough
 from bough.paths import Home
+from tests.kvm.patience import BOOT_S
 from tests.kvm.plain_qemu import PlainQemu
 from tests.kvm.small_guest import SmallGuest
 from tests.torture.processes import qemus, service_pid
@@ -59,7 +61,7 @@ def test_boot_beside_plain_qemu(
     for number in range(_ROUNDS):
         machine = hv.create(small, name=f"boot-{number}", **hardware)
         gone.append(machine)
-        ours.append(seconds(machine.start))
+        ours.append(seconds(partial(machine.start, timeout=BOOT_S)))
         model = machine.info().hardware["cpu_model"]
         machine.delete(force=True)
         gone.clear()
@@ -81,7 +83,7 @@ def test_fork_beside_loadvm_and_a_cold_boot(
     """A fork and a run until they answer; plain QEMU's loadvm and its boot by kernel and initrd, until the
     guest prints.
     """
-    first_s = seconds(lambda: hv.run(small, **hardware).discard())
+    first_s = seconds(lambda: hv.run(small, timeout=BOOT_S, **hardware).discard())
     print(f"first run, with a boot and a snapshot: {first_s:.1f} s")
     child = booted.fork()
     model = child.info().hardware["cpu_model"]
@@ -99,7 +101,7 @@ def test_fork_beside_loadvm_and_a_cold_boot(
         machine = booted.fork()
         forks.append(time.monotonic() - began)
         machine.discard()
-        runs.append(seconds(lambda: hv.run(small, **hardware).discard()))
+        runs.append(seconds(lambda: hv.run(small, timeout=BOOT_S, **hardware).discard()))
     ours, peer, boot = told("fork", forks), told("loadvm", loaded), told("cold boot, plain QEMU", cold)
     run_s = told("later run, with its deletion", runs)
     print(f"fork {ours / peer:.2f} of loadvm, {ours / boot:.2f} of a cold boot; run {run_s / boot:.2f}")
@@ -198,7 +200,7 @@ def test_huge_pages_of_a_first_boot(
     with _huge_pages(mode):
         machine = hv.create(small, name=f"huge-{mode}", **hardware)
         gone.append(machine)
-        boot_s = seconds(machine.start)
+        boot_s = seconds(partial(machine.start, timeout=BOOT_S))
         pages = _memory(qemus(bough_home)[machine.id], machine.info().memory_bytes)
         snapshot = machine.snapshot()
         info = snapshot.info()

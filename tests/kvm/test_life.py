@@ -18,7 +18,7 @@ import pytest
 import bough
 from bough.errors import BoughError
 from tests.kvm.conftest import IS_INSIDE
-from tests.kvm.patience import TRIES, connect
+from tests.kvm.patience import BOOT_S, TRIES, connect
 from tests.kvm.small_guest import CMDLINE, SmallGuest
 from tests.waiting import wait_until
 
@@ -83,7 +83,7 @@ def test_cold_boot(
     """The disk's own boot loader and kernel, on KVM, with a named CPU model."""
     machine = hv.create(small, name="cold", **hardware)
     gone.append(machine)
-    machine.start()
+    machine.start(timeout=BOOT_S)
     assert machine.info().accelerator == "kvm"
     assert "small guest is up" in machine.logs()
     argv = machine.plan()["argv"]
@@ -111,7 +111,7 @@ def test_direct_boot(
     boot = {"kernel": str(files.kernel), "initrd": str(files.initrd), "cmdline": f"{CMDLINE} from.the.host"}
     machine = hv.create(small, name="direct", **hardware, **boot)
     gone.append(machine)
-    machine.start()
+    machine.start(timeout=BOOT_S)
     assert "from.the.host" in machine.read_text("/proc/cmdline")
 
 
@@ -197,7 +197,7 @@ def test_host_on_request(
     """`cpu = "host"` has the host's own features. Its memory is not exported to another CPU."""
     machine = hv.create(small, name="own", **hardware, cpu="host")
     gone.append(machine)
-    machine.start()
+    machine.start(timeout=BOOT_S)
     host = Path("/proc/cpuinfo").read_text()
     model = next(line for line in host.splitlines() if line.startswith("model name")).partition(": ")[2]
     assert _cpu(machine)["model name"] == model.strip()

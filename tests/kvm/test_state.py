@@ -9,6 +9,7 @@ from typing import Any
 
 import bough
 from tests.acceptance.test_clock import HELD_S, is_right
+from tests.kvm.patience import BOOT_S
 from tests.waiting import wait_until
 
 #: Two clocks that a program of the guest has read: an error is a step back.
@@ -151,7 +152,7 @@ def test_two_vcpus(
     """Both vCPUs, their timers and their clock go on in a fork and after a restore."""
     machine = hv.create(small, name="two", **hardware | {"vcpus": 2})
     gone.append(machine)
-    machine.start()
+    machine.start(timeout=BOOT_S)
     begin_to_count(machine)
     snapshot = machine.snapshot()
     child = snapshot.fork("two-child")
@@ -195,7 +196,7 @@ def test_a_bundle_there_and_back(
 def test_run_and_standby_machines(hv: bough.Hypervisor, small: str, hardware: dict[str, Any]) -> None:
     """`run` boots once, and later runs fork the booted snapshot or take a standby machine."""
     for _ in range(2):
-        with hv.run(small, **hardware) as machine:
+        with hv.run(small, timeout=BOOT_S, **hardware) as machine:
             assert machine.info().accelerator == "kvm"
             assert machine.exec("true").ok
     assert _running(hv) == []
@@ -203,7 +204,7 @@ def test_run_and_standby_machines(hv: bough.Hypervisor, small: str, hardware: di
     wait_until(
         lambda: hv.standby_machines()[0]["ready"] == 1, timeout_s=600, what="a machine stands by", every_s=2
     )
-    with hv.run(small, **hardware) as machine:
+    with hv.run(small, timeout=BOOT_S, **hardware) as machine:
         assert machine.exec("true").ok
         wait_right(machine)
     hv.keep_standby(small, 0, **hardware)
