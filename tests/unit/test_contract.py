@@ -172,6 +172,11 @@ def test_the_fast_path_sends_what_the_contract_says(monkeypatch: pytest.MonkeyPa
     assert json.loads(sent[1]) == command.to_dict()
     assert sent[2] == PREFIX + run_request.render_target()
     assert json.loads(sent[3]) == RunCommand(spec={"image": "debian:12"}, command=command).to_dict()
+    # The ordinary code makes the path of a container image absolute.
+    for image in ("oci:./layout", "oci:~/layout", "oci-archive:a.tar", "docker-archive:a.tar"):
+        assert fast_path.attempt(["run", image, "true"]) is None
+    for image in ("oci:nginx", "docker://nginx"):
+        assert fast_path.attempt(["run", image, "true"]) == 0
 
 
 def test_a_message_arrives_as_it_was_sent() -> None:
