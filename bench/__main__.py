@@ -12,7 +12,7 @@ from bough.errors import ServiceUnavailable
 
 ALL = (
     *("cli", "exec", "copy", "ssh", "mounts", "boot", "image", "imports", "many"),
-    *("pause", "fork", "prewarm", "suspend", "run", "chains", "networks", "projects", "foreign"),
+    *("pause", "fork", "prewarm", "suspend", "run", "chains", "networks", "projects", "oci", "foreign"),
 )
 
 
