@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -238,6 +239,20 @@ async def test_ports_are_bound_while_the_machine_runs(scene: Scene) -> None:
     assert machine.record.ports == [added]
     await machine.forwards.remove(added.host_port)
     assert MachineRecord.read(scene.paths).ports == []
+
+
+async def test_a_free_port_keeps_its_number(scene: Scene) -> None:
+    scene.machine = machine = scene.make(_record(ports=[PortForward(host_port=0, guest_port=80)]))
+    await machine.start()
+    (chosen,) = machine.record.ports
+    assert (chosen.host_port > 0, chosen.free, chosen.guest_port) == (True, True, 80)
+    await machine.stop(force=True)
+    await machine.start()
+    assert machine.record.ports == [chosen]
+    await machine.stop(force=True)
+    with socket.create_server(("127.0.0.1", chosen.host_port)):
+        await machine.start()
+    assert machine.record.ports[0].host_port not in (0, chosen.host_port)
 
 
 async def test_a_fork_loaded_in_advance_is_taken_by_a_user(scene: Scene) -> None:

@@ -38,11 +38,17 @@ class Forwards:
         self._server: PortServer | None = None
 
     async def bind(self) -> None:
-        """Bind all ports of the record, before a start. Raises Conflict: a port is in use; none is bound."""
+        """Bind all ports of the record, before a start. The record gets the numbers of free ports.
+
+        Raises:
+            Conflict: a port is in use; none is bound.
+        """
+        known = self._machine.record.ports
         server = PortServer(self._machine.name, self._dial)
         try:
-            for forward in self._machine.record.ports:
-                await server.listen(forward)
+            bound = [await _listen(server, forward) for forward in known]
+            if bound != known:
+                self._machine.change(ports=bound)
         except BaseException:
             await server.close()
             raise
@@ -108,3 +114,14 @@ class Forwards:
             with contextlib.suppress(BoughError):
                 await self._server.unlisten(host_port)
         machine.change(ports=left)
+
+
+async def _listen(server: PortServer, forward: PortForward) -> PortForward:
+    """Bind a port. A free port keeps its number from start to start, unless another program has it now."""
+    if forward.host_port and not forward.free:
+        return await server.listen(forward)
+    free = forward.model_copy(update={"free": True})
+    if forward.host_port:
+        with contextlib.suppress(Conflict):
+            return await server.listen(free)
+    return await server.listen(free.model_copy(update={"host_port": 0}))

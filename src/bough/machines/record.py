@@ -126,9 +126,12 @@ class Restarts(_Kept):
 
 
 class PortForward(_Kept):
+    """A forwarded port. `free`: bough has chosen the host's port, and may choose another one."""
+
     host: str = "127.0.0.1"
     host_port: int
     guest_port: int
+    free: bool = False
 
 
 class MachineDisk(_Kept):
