@@ -48,7 +48,7 @@ def find_leftovers(home: Home, *, service_may_run: bool = True) -> Leftovers:
         if "/passt " in text and uplinks > 0:
             uplinks -= 1  # passt's arguments name no machine; each running machine has at most one passt
             continue
-        begins_uplinks = "uplink_filter.py" in text and " up-" not in text
+        begins_uplinks = "uplink_filter.py" in text and " up-" not in text and " nu-" not in text
         if service_may_run and ("bough.service" in text or begins_uplinks):
             continue
         found.processes.append(f"{pid} {text[:300]}")

@@ -18,6 +18,7 @@ class EthernetGuest:
         self._end = end
         self.mac = MAC
         self.address = "0.0.0.0"
+        self.address6 = "fd00::2"
         self.gateway = ""
         self.resolvers: list[str] = []
         self._gateway_mac = BROADCAST
@@ -94,7 +95,7 @@ class EthernetGuest:
 
     def _send_ip(self, destination: str, protocol: int, payload: bytes, *, checksum_at: int) -> None:
         if ":" in destination:
-            source, target = (socket.inet_pton(socket.AF_INET6, a) for a in ("fd00::2", destination))
+            source, target = (socket.inet_pton(socket.AF_INET6, a) for a in (self.address6, destination))
             header = struct.pack("!IHBB", 6 << 28, len(payload), protocol, 64) + source + target
             kind = b"\x86\xdd"
         else:

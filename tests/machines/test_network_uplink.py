@@ -29,7 +29,7 @@ from bough.qemu.pid import Pid
 from bough.qemu.probe import find_qemu, probe_jail
 from tests.machines.ethernet import NetworkGuest
 from tests.machines.test_switch import UID, Lan, process_of
-from tests.machines.test_uplink import listener, own_address
+from tests.machines.test_uplink import listener, own_address, own_address6
 from tests.unit.switch_peers import ipv4, udp
 
 pytestmark = [
@@ -61,7 +61,7 @@ class OpenLan(Lan):
     def machine(self, number: int, name: str) -> NetworkGuest:
         peer = self.peer(number, name)
         if number < 10:
-            self.members[peer.port]["gateway"] = True
+            self.members[peer.port] |= {"gateway": True, "gateway6": True}
             mac = self.record.switch_mac
             addresses = (socket.inet_ntoa(peer.ipv4), "24", SWITCH, SWITCH, mac)
             self.ways[peer.port] = WayOut(f"{number:012x}", OTHER_UID, (), addresses)
@@ -103,6 +103,21 @@ async def get_address(guest: NetworkGuest) -> None:
 
 async def connects(guest: NetworkGuest, destination: str, port: int, *, timeout_s: float = 5.0) -> bool:
     return await asyncio.to_thread(guest.connects, destination, port, timeout_s=timeout_s)
+
+
+async def test_the_outside_is_reached_by_ipv6(lan: OpenLan) -> None:
+    own = own_address6()
+    if own is None:
+        pytest.skip("this host has no IPv6")
+    web = lan.machine(2, "web")
+    await lan.switch.sync()
+    await get_address(web)
+    web.address6 = "fd00:9::2"
+    with listener("::") as port:
+        assert await connects(web, own, port)
+    with listener("::1") as port:
+        for address in ("::1", "::", "::ffff:127.0.0.1"):
+            assert not await connects(web, address, port, timeout_s=0.3)
 
 
 async def reaches_outside(guest: NetworkGuest, *, timeout_s: float = 5.0) -> bool:

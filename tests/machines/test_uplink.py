@@ -63,6 +63,16 @@ def own_address() -> str | None:
         return str(probe.getsockname()[0])
 
 
+def own_address6() -> str | None:
+    """Return the host's IPv6 address of its route to the outside; None without a route."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("2001:db8::9", 9))
+        except OSError:
+            return None
+        return str(probe.getsockname()[0])
+
+
 needs_route = pytest.mark.skipif(own_address() is None, reason="this host has no route to anywhere")
 
 

@@ -6,6 +6,7 @@ import select
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from bough.networks import uplink_dns
 from bough.networks.frame_stream import Frames, split_frames
 from bough.networks.switch.gateway import Gateway
 from bough.networks.switch.link_fault import DROP, Arc, LinkFault, Words
+from bough.networks.switch.packets import link_local
+from bough.networks.switch.settings import Member
 from bough.networks.uplink_filter import Uplink
 from tests.unit.switch_peers import (
     ARP,
@@ -138,10 +141,61 @@ def test_what_may_not_enter(lan: Lan) -> None:
 
 @given(st.binary(max_size=80))
 def test_any_bytes_from_outside(data: bytes) -> None:
-    member = Gateway(SETTINGS)
-    web = type("Web", (), {"ipv4": b"\x0a\x09\0\2", "mac": b"\x52" * 6})
-    entering = member.enter(data, web)  # type: ignore[arg-type]
+    addresses = (b"\x0a\x09\0\2", bytes(16))
+    entering = Gateway(SETTINGS).enter(
+        data, Member("web", b"\x52" * 6, addresses, gateway=True, gateway6=True)
+    )
     assert entering is None or entering[12:] == data[12:]
+
+
+def test_ipv6_leaves_and_enters_if_the_host_has_it(lan: Lan) -> None:
+    web, outside = lan.web, socket.inet_pton(socket.AF_INET6, "2001:db8::9")
+    there = web.frame(SWITCH_MAC, IPV6, ipv6(web.ipv6, outside, 17, udp(7, 7)))
+    back = bytes(12) + IPV6 + ipv6(outside, web.ipv6, 17, udp(7, 7))
+    assert lan.leaving(there) == []
+    assert lan.entering(back) == []
+    lan.segment.fabric.attach(replace(web.member, gateway6=True))
+    assert lan.leaving(there) == [there]
+    assert lan.entering(back) == [web.mac + SWITCH_MAC + back[12:]]
+    for to in (
+        "::",
+        "::1",
+        "::127.0.0.1",
+        "::ffff:127.0.0.1",
+        "fe80::1",
+        "ff02::1",
+        "fd00:9::3",
+        "fd00:9::77",
+    ):
+        packet = ipv6(web.ipv6, socket.inet_pton(socket.AF_INET6, to), 17, udp(7, 7))
+        assert lan.leaving(web.frame(SWITCH_MAC, IPV6, packet)) == []
+    other = ipv6(socket.inet_pton(socket.AF_INET6, "fd00:9::77"), outside, 17, udp(7, 7))
+    assert lan.leaving(web.frame(SWITCH_MAC, IPV6, other)) == []
+    ends = ((web.ipv6, lan.db.ipv6), (lan.db.ipv6, web.ipv6), (link_local(b"\2" * 6), web.ipv6))
+    for source, target in ends:
+        assert lan.entering(bytes(12) + IPV6 + ipv6(source, target, 58, b"\x86" + bytes(20))) == []
+    assert lan.db.received() == []
+
+
+def test_a_guest_finds_the_gateway_by_ipv6(lan: Lan) -> None:
+    web = lan.web
+    gateway = link_local(SWITCH_MAC)
+    group = b"\x33\x33\xff" + gateway[13:]
+    question = b"\x87" + bytes(7) + gateway + b"\1\1" + web.mac
+    asks = web.frame(group, IPV6, ipv6(web.ipv6, gateway, 58, question))
+    web.send(asks)
+    lan.segment.step()
+    assert web.received() == []  # the question is for the other machines
+    lan.db.received()
+    for advertised, count in ((False, 1), (True, 2)):
+        lan.segment.fabric.attach(replace(web.member, gateway6=True, advertised=advertised))
+        web.send(asks)
+        lan.segment.step()
+        answers = [frame[54:] for frame in web.received()]
+        assert [answer[0] for answer in answers] == [136, 134][:count]
+        assert answers[0][4:24] == b"\xe0\0\0\0" + gateway
+        assert lan.db.received() == []
+    assert answers[1][6:8] == b"\xff\xff"  # the lifetime as a router
 
 
 def test_an_uplink_that_ends_leaves_the_machine_alone(lan: Lan) -> None:

@@ -184,7 +184,13 @@ def _uplink(uplink: dict[str, Any] | None) -> list[tuple[str, str]]:
     if not uplink:
         return []
     detail = f" ({uplink['detail']})" if uplink["detail"] else ""
-    return [("uplink", f"{uplink['state']}{detail}, DNS from {', '.join(map(clean, uplink['resolvers']))}")]
+    through = f" through {uplink['network']}" if uplink.get("network") else ""
+    return [
+        (
+            "uplink",
+            f"{uplink['state']}{through}{detail}, DNS from {', '.join(map(clean, uplink['resolvers']))}",
+        )
+    ]
 
 
 def _limits(limits: dict[str, Any]) -> str:

@@ -79,7 +79,7 @@ class MachineInfo(Answer):
         boot_id: changes with each boot of the guest's kernel; the value in the agent's last report.
         nics: the network cards, in order.
         uplink: of a running machine that has one: state ("connected", "offline", "broken"), detail,
-            resolvers.
+            resolvers, and the network through which the machine reaches the outside, if any.
         project: id of the machine's project. role: the machine's key in the project's file.
         identity_error: why a fork has a part of the parent's identity.
         snapshot: id of the snapshot that the disks continue from.

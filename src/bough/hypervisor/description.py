@@ -101,7 +101,13 @@ def _describe_nics(record: MachineRecord) -> list[dict[str, Any]]:
 
 async def describe_fully(machine: Machine) -> dict[str, Any]:
     """Return `describe` and the results of a look at the host: too slow for each machine of a list."""
-    uplink = None
-    if machine.pid is not None and machine.record.spec.uplink is True:
-        uplink = await asyncio.to_thread(describe_uplink, machine.id)
+    uplink, network = None, _network_outside(machine.record)
+    if machine.pid is not None and (network is not None or machine.record.spec.uplink is True):
+        uplink = await asyncio.to_thread(describe_uplink, machine.id, network)
     return {**describe(machine), "uplink": uplink}
+
+
+def _network_outside(record: MachineRecord) -> str | None:
+    """Return the network through which the machine has reached the outside since its last start."""
+    cards = zip(record.spec.network_cards, record.hardware.nics, strict=True)
+    return next((card.network for card, nic in cards if nic.link is not None and nic.link.gateway), None)

@@ -12,7 +12,21 @@ from bough.networks.addresses import check_ipv4, choose_ipv4, ipv6_of
 from bough.networks.names import domains_of, names_of
 from bough.networks.record import NetworkRecord
 from bough.networks.store import port_name
+from bough.networks.uplink_filter import has_default_route
 from bough.spec.nic import UPLINK
+
+
+@dataclass(frozen=True)
+class Way:
+    """A machine's way to the outside through a network.
+
+    Attributes:
+        place: of the card.
+        has_ipv6: the host reaches the outside by IPv6.
+    """
+
+    place: int
+    has_ipv6: bool
 
 
 @dataclass(frozen=True)
@@ -62,13 +76,13 @@ class Card:
     def ipv6(self) -> str:
         return str(ipv6_of(self.network.prefix6, self.nic.mac))
 
-    def link(self, machine: str, taken: Collection[IPv4Address], *, is_way_out: bool = False) -> None:
+    def link(self, machine: str, taken: Collection[IPv4Address], *, way: Way | None = None) -> None:
         """Set the addresses of the card. An IPv4 address of the network that was chosen before stays.
 
         Args:
             machine: its name on the network, from which the address derives.
             taken: addresses of the network's other machines.
-            is_way_out: the machine reaches the outside through this card.
+            way: set if the machine reaches the outside through this card.
 
         Raises:
             Conflict: the subnet is full, or another machine has the wanted address.
@@ -85,7 +99,8 @@ class Card:
             mtu=network.mtu,
             resolver=network.addresses.switch_ipv4,
             domains=list(domains_of(network.name, domain=network.domain)),
-            gateway=network.addresses.switch_ipv4 if is_way_out else None,
+            gateway=network.addresses.switch_ipv4 if way is not None else None,
+            gateway6=network.addresses.router6 if way is not None and way.has_ipv6 else None,
         )
 
     def member(self) -> dict[str, Any]:
@@ -97,6 +112,7 @@ class Card:
             "names": list(self.names),
             "uplink": self.has_uplink,
             "gateway": self.is_way_out,
+            "gateway6": self.nic.link is not None and self.nic.link.gateway6 is not None,
             "advertised": not self.has_agent,
         }
 
@@ -130,18 +146,17 @@ def cards_on(network: NetworkRecord, machine: MachineRecord) -> list[Card]:
     ]
 
 
-def way_out(machine: MachineRecord, networks: Mapping[str, NetworkRecord]) -> int | None:
-    """Return the place of the card through which the machine reaches the outside; None: no card.
+def way_out(machine: MachineRecord, networks: Mapping[str, NetworkRecord]) -> Way | None:
+    """Return the machine's way to the outside through a network: its first card on a network with an uplink.
 
-    The card on the uplink comes before cards on networks with an uplink, and the first of these before the
-    others.
+    A machine with a card on the uplink has no such way: None.
 
     Args:
         networks: those of the machine's cards, by name.
     """
-    pairs = list(zip(machine.spec.network_cards, machine.hardware.nics, strict=True))
-    on_uplink = [nic.place for card, nic in pairs if card.network == UPLINK]
-    through = [
-        nic.place for card, nic in pairs if card.network in networks and not networks[card.network].internal
-    ]
-    return next(iter((*on_uplink, *through)), None)
+    pairs = zip(machine.spec.network_cards, machine.hardware.nics, strict=True)
+    names = {nic.place: card.network for card, nic in pairs}
+    if UPLINK in names.values():
+        return None
+    places = [place for place, name in names.items() if name in networks and not networks[name].internal]
+    return Way(places[0], has_default_route("/proc/net/ipv6_route")) if places else None

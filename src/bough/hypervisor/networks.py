@@ -12,7 +12,7 @@ from typing import Any
 
 from bough.errors import BoughError, Conflict, InUse, InvalidInput, NameTaken, NotFound
 from bough.hypervisor.inventory import Inventory
-from bough.hypervisor.network_cards import Card, cards_on, way_out
+from bough.hypervisor.network_cards import Card, Way, cards_on, way_out
 from bough.hypervisor.network_uplinks import WayOut
 from bough.hypervisor.references import network_by_name
 from bough.hypervisor.switches import Switch
@@ -330,13 +330,13 @@ class Networks:
                 log.error("the switch of network %s is not in step: %s", record.name, error)
 
     def _choose_addresses(
-        self, machine: MachineRecord, record: NetworkRecord, way: int | None = None
+        self, machine: MachineRecord, record: NetworkRecord, way: Way | None = None
     ) -> None:
         others = [one for one in self.users(record) if one.id != machine.id]
         taken = {one for other in others for card in cards_on(record, other.record) for one in card.reserved}
         for card in cards_on(record, machine):
             self._check_free(card, [other for other in others if other.state in LIVE])
-            card.link(machine.network_name, taken, is_way_out=card.nic.place == way)
+            card.link(machine.network_name, taken, way=way if way and way.place == card.nic.place else None)
             if card.is_way_out:
                 find_passt()
             taken |= card.reserved

@@ -165,7 +165,7 @@ def render_links(record: MachineRecord) -> list[dict[str, Any]]:
             "resolver": str(nic.link.resolver),
             "domains": [*nic.link.domains, f"~{_reverse_domain(nic.link.ipv4.network)}"],
             "default": nic.link.gateway is not None or not leads,
-            "gateways": [str(nic.link.gateway)] if nic.link.gateway is not None else [],
+            "gateways": [str(one) for one in (nic.link.gateway, nic.link.gateway6) if one is not None],
         }
         for nic in record.hardware.nics
         if nic.link is not None

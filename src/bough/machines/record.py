@@ -6,7 +6,7 @@ import secrets
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -33,7 +33,8 @@ class NicLink(_Kept):
             start and kept.
         resolver: address that answers DNS.
         domains: names that the resolver alone knows end so.
-        gateway: the switch, if the machine reaches the outside through this network.
+        gateway: the switch, if the machine reaches the outside through this network. gateway6: also for IPv6,
+            if the host has IPv6.
     """
 
     ipv4: IPv4Interface
@@ -42,6 +43,7 @@ class NicLink(_Kept):
     resolver: IPv4Address
     domains: list[str]
     gateway: IPv4Address | None = None
+    gateway6: IPv6Address | None = None
 
 
 class Nic(_Kept):

@@ -22,6 +22,7 @@ from bough.spec.subnet import check_subnet, unusable_address
 
 _POOL = IPv4Network("10.160.0.0/11")
 _SUBNET_BITS = 24
+_LINK_LOCAL = IPv6Network("fe80::/64")
 _MAC_PREFIX = bytes.fromhex("5254")
 _SEPARATOR = "\0"
 
@@ -37,6 +38,11 @@ class NetworkAddresses:
     @property
     def switch_ipv4(self) -> IPv4Address:
         return self.subnet[1]
+
+    @property
+    def router6(self) -> IPv6Address:
+        """Return the switch's address as a router: a link-local one (RFC 4861)."""
+        return ipv6_of(_LINK_LOCAL, self.switch_mac)
 
     @property
     def switch_ipv6(self) -> IPv6Address:

@@ -144,7 +144,11 @@ def _check_installed(home: Home, arch: str) -> list[Check]:
         _check_program("skopeo", "skopeo", "container images (oci:NAME) cannot be pulled without it"),
         _check_program("buildah", "buildah", "Dockerfiles cannot be built without it"),
         _check_program("bwrap", "bubblewrap", "QEMU sees the host's files and processes without it"),
-        _check_program("passt", "passt", "uplinks are slower without it, and reach the host's loopback"),
+        _check_program(
+            "passt",
+            "passt",
+            "uplinks are slower without it, and reach the host's loopback; networks have no uplink",
+        ),
         _check_program("swtpm", "swtpm", "machines have no TPM without it"),
         _check_sftp_server(),
         _check_uefi(arch),

@@ -15,7 +15,7 @@ the switch: a new switch binds the same names, and frames in between are lost.
     faults.py     frames that are lost, late, doubled, damaged or held back; link_fault.py has the data
     guard.py      the frames that a machine may not send: addresses and answers of others
     gateway.py    frames that leave and enter a network with an uplink
-    services.py   the switch's own address: ARP, DHCP, DNS
+    services.py   the switch's own address: ARP, DHCP, DNS; advertisement.py and neighbor.py for IPv6
     control.py    the service's requests, one JSON object a line
     capture.py    frames in the form of pcapng
 

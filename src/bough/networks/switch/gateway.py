@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from bough.networks.frame_stream import LENGTH_BYTES, Frames, split_frames
-from bough.networks.switch.guard import IPV4
+from bough.networks.switch.guard import IPV4, IPV6
 from bough.networks.switch.port import QUEUE_FULL, Port
 from bough.networks.switch.settings import Member, Settings
 
@@ -28,10 +28,13 @@ NO_UPLINK = "no_uplink"
 _CHUNK_BYTES = 1 << 16
 #: The largest packet of IPv4, and its Ethernet header.
 _MOST_BYTES = 14 + 65535
-_IPV4_BYTES = 34
+_IPV4_BYTES, _IPV6_BYTES = 34, 54
 #: First bytes of addresses that a gateway does not forward: "this" network, the loopback, groups and above.
 _THIS, _LOOPBACK, _GROUPS = 0, 127, 224
 _LINK_LOCAL = b"\xa9\xfe"
+#: The same of IPv6: groups, fe80::/10, and ::/80 with the loopback and IPv4's addresses.
+_GROUPS6, _LINK_LOCAL6, _NO_NETWORK = 0xFF, b"\xfe\x80", 10
+_PREFIX_BYTES = 8
 
 
 class Gateway:
@@ -42,27 +45,42 @@ class Gateway:
         self._mac = settings.mac
         self._own = settings.address.ip.packed
         self._mask, self._network = int(network.netmask), int(network.network_address)
+        self._prefix6 = settings.address6.network.network_address.packed[:_PREFIX_BYTES]
 
     def leaves(self, frame: bytes, member: Member) -> bool:
         """Return whether a frame of the machine is for the outside. The guard has checked the headers."""
-        if frame[:6] != self._mac or frame[12:14] != IPV4 or frame[26:30] != member.ipv4:
+        if frame[:6] != self._mac:
             return False
-        to = frame[30:34]
-        if to[0] in (_THIS, _LOOPBACK) or to[0] >= _GROUPS or to[:2] == _LINK_LOCAL:
-            return False
-        return not self._is_inside(to)
+        if frame[12:14] == IPV4:
+            return frame[26:30] == member.ipv4 and self._is_outside(frame[30:34])
+        if frame[12:14] == IPV6 and member.gateway6:
+            return frame[22:38] == member.ipv6 and self._is_outside6(frame[38:54])
+        return False
 
     def enter(self, frame: bytes, member: Member) -> bytes | None:
         """Return a frame of the outside as the machine gets it; None: the frame is not for the machine."""
-        if frame[12:14] != IPV4 or not _IPV4_BYTES <= len(frame) <= _MOST_BYTES:
+        if len(frame) > _MOST_BYTES:
             return None
-        source = frame[26:30]
-        if frame[30:34] != member.ipv4 or (self._is_inside(source) and source != self._own):
+        if frame[12:14] == IPV4 and len(frame) >= _IPV4_BYTES:
+            source = frame[26:30]
+            enters = frame[30:34] == member.ipv4 and (self._is_outside(source) or source == self._own)
+        elif frame[12:14] == IPV6 and len(frame) >= _IPV6_BYTES and member.gateway6:
+            enters = frame[38:54] == member.ipv6 and self._is_outside6(frame[22:38])
+        else:
             return None
-        return member.mac + self._mac + frame[12:]
+        return member.mac + self._mac + frame[12:] if enters else None
 
-    def _is_inside(self, address: bytes) -> bool:
-        return int.from_bytes(address, "big") & self._mask == self._network
+    def _is_outside(self, address: bytes) -> bool:
+        """Return whether a gateway forwards to the IPv4 address, and the address is not of the network."""
+        if address[0] in (_THIS, _LOOPBACK) or address[0] >= _GROUPS or address[:2] == _LINK_LOCAL:
+            return False
+        return int.from_bytes(address, "big") & self._mask != self._network
+
+    def _is_outside6(self, address: bytes) -> bool:
+        """Return the same of an IPv6 address. The uplink's filter drops addresses that hide IPv4's."""
+        first = address[0]
+        is_on_link = first == _GROUPS6 or (first == _LINK_LOCAL6[0] and address[1] & 0xC0 == _LINK_LOCAL6[1])
+        return not is_on_link and any(address[:_NO_NETWORK]) and address[:_PREFIX_BYTES] != self._prefix6
 
 
 class Outside:

@@ -1,4 +1,4 @@
-"""Services on the switch's own address: ARP, DHCP, DNS and IPv6 router advertisements.
+"""Services on the switch's own address: ARP, neighbor discovery, DHCP, DNS and IPv6 router advertisements.
 
 Frames for the outside are the gateway's (gateway.py). A machine reaches nothing else of the switch. dpkt and
 dnslib parse a machine's packets; a malformed packet is dropped.
@@ -12,6 +12,7 @@ from bough.networks.switch.advertisement import ALL_ROUTERS, Advertisements
 from bough.networks.switch.dhcp import Dhcp
 from bough.networks.switch.dns import PASS_ON, Zone
 from bough.networks.switch.guard import ARP, HEADER_BYTES, IPV4, UDP
+from bough.networks.switch.neighbor import Neighbor
 from bough.networks.switch.packets import checksum
 from bough.networks.switch.settings import Member, Settings
 
@@ -41,6 +42,7 @@ class Services:
         self._dhcp = Dhcp(settings)
         self._zone = Zone(settings, used)
         self._advertisements = Advertisements(settings)
+        self._neighbor = Neighbor(settings)
         self._pass_on = pass_on
 
     def know(self, members: Sequence[Member]) -> None:
@@ -50,7 +52,9 @@ class Services:
     def answer(self, frame: bytes, member: Member) -> list[bytes] | None:
         """Return the answers to a frame for the switch; None: the frame is for other machines."""
         if frame[:6] == ALL_ROUTERS and member.advertised:
-            return self._advertisements.answer(frame)
+            return self._advertisements.answer(frame, is_router=member.gateway6)
+        if member.gateway6 and (answers := self._answer_neighbor(frame, member)) is not None:
+            return answers
         to_switch = frame[:6] == self._mac
         if not to_switch and frame[:6] != BROADCAST:
             return None
@@ -61,6 +65,12 @@ class Services:
         elif kind == IPV4:
             answers = self._answer_udp(frame, member)
         return [] if answers is None and to_switch else answers
+
+    def _answer_neighbor(self, frame: bytes, member: Member) -> list[bytes] | None:
+        answers = self._neighbor.answer(frame)
+        if answers is not None and member.advertised:  # the guest goes on to use the router
+            answers.append(self._advertisements.render(frame[6:12], frame[22:38], is_router=True))
+        return answers
 
     def _answer_arp(self, frame: bytes) -> list[bytes] | None:
         """The guard has checked the sender's addresses and the length."""

@@ -64,6 +64,7 @@ class Member:
         names: names that DNS answers with these addresses. The first is the machine's own name.
         uplink: another resolver answers what this network does not know.
         gateway: the machine reaches the outside through this network: the switch is its default gateway.
+        gateway6: also for IPv6.
         advertised: the machine gets router advertisements. The agent configures all other machines, and both
             ways at once would contradict each other.
         learns: number of further MAC addresses behind the port, for a machine that is a bridge itself.
@@ -75,6 +76,7 @@ class Member:
     names: tuple[str, ...] = ()
     uplink: bool = False
     gateway: bool = False
+    gateway6: bool = False
     advertised: bool = False
     learns: int = 0
 
@@ -91,9 +93,14 @@ class Member:
             names=_names(data.get("names", ())),
             uplink=bool(data.get("uplink", False)),
             gateway=bool(data.get("gateway", False)),
+            gateway6=bool(data.get("gateway6", False)),
             advertised=bool(data.get("advertised", False)),
             learns=learns,
         )
+
+    @property
+    def ipv6(self) -> bytes | None:
+        return next((address for address in self.addresses if len(address) == 16), None)
 
     @property
     def ipv4(self) -> bytes | None:
