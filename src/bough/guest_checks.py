@@ -28,11 +28,28 @@ UNIT_GRACE_ATTEMPTS = 20
 _WAIT_NAME = "bough: wait until "
 _REPEAT = r"""
 every=$1 most=$2 wanted=$3; shift 3
-attempt=0
+attempt=0 kept=''
+# A file without a name: a pipe would end only with the last program that an attempt leaves behind.
+for place in /dev/shm /run /tmp /var/tmp; do
+  [ -e /proc/self/fd/2 ] && file=$(mktemp "$place/bough.XXXXXX" 2>/dev/null) || continue
+  exec 3<>"$file"
+  rm -f "$file"
+  kept=/proc/self/fd/3
+  break
+done
+try() {
+  export BOUGH_ATTEMPT=$attempt
+  if [ -z "$kept" ]; then out=$("$@"); return; fi
+  : >$kept
+  "$@" >>$kept 3>&-
+  set -- $?
+  out=$(cat $kept)
+  return $1
+}
 while :; do
   attempt=$((attempt + 1))
   printf '\036' >&2
-  out=$(BOUGH_ATTEMPT=$attempt "$@"); status=$?
+  try "$@"; status=$?
   case $wanted:$status in
     pass:0 | settle:0) printf %s "$out"; exit 0 ;;
     fail:0) ;;

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bough import guest_checks
 from bough.client.waits import AwaitedGuest
 from bough.errors import CheckFailed, CommandFailed, DeadlineExceeded
 from bough.guest_checks import (
@@ -39,6 +41,27 @@ def test_a_script_is_repeated_until_it_succeeds(tmp_path: Path) -> None:
     script = f"echo x >>{tmp_path}/n; [ $(wc -l <{tmp_path}/n) = 3 ] && echo 'all  done'"
     status, out, attempts = wait(script_passes(script), most=0)
     assert (status, out, attempts.count) == (0, "all  done", 3)
+
+
+@pytest.mark.parametrize("places", [None, "/nowhere"])
+def test_a_program_that_an_attempt_leaves_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, places: str | None
+) -> None:
+    """The wait ends although the program still holds the output. A guest may have no writable directory."""
+    if places is not None:
+        script = guest_checks._REPEAT.replace("/dev/shm /run /tmp /var/tmp", places)
+        monkeypatch.setattr(guest_checks, "_REPEAT", script)
+    held = "" if places is None else ">/dev/null 2>&1"
+    began = time.monotonic()
+    status, out, attempts = wait(script_passes(f"echo one; sleep 9 {held or '2>/dev/null'} & echo two"))
+    assert (status, out.split(), attempts.count) == (0, ["one", "two"], 1)
+    assert time.monotonic() - began < 8
+    assert not list(Path("/dev/shm").glob("bough.??????"))
+
+
+def test_a_large_output_is_whole() -> None:
+    status, out, _ = wait(script_passes("yes | head -c 300000"))
+    assert (status, len(out)) == (0, 299_999)
 
 
 def test_a_script_that_never_succeeds_tells_its_last_output(tmp_path: Path) -> None:
