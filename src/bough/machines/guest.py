@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Coroutine
 from typing import Any, Protocol, TypeVar
@@ -34,6 +35,8 @@ from bough.progress_watch import ProgressWatch
 from bough.qemu.emulation import gives_way
 
 T = TypeVar("T")
+
+log = logging.getLogger("bough.machines")
 
 #: A booting guest may be silent for minutes.
 _HELLO_S = 3600.0
@@ -151,6 +154,8 @@ class Guest:
         if self.channel is None:
             return
         if not is_open:
+            if self.answers:
+                log.info("machine %s: its agent, or the guest, closed the port", self._machine.name)
             self.answers = False
             if self._machine.record.image_agent:
                 self.ready.clear()
@@ -162,6 +167,7 @@ class Guest:
         """Greet a new agent whose start QEMU has not reported: QEMU reports the port at most
         once a second.
         """
+        log.info("machine %s: another agent has started", self._machine.name)
         self.answers = False
         self.ready.clear()
         self.greet()
