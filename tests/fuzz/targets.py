@@ -31,6 +31,7 @@ from bough.networks.frame_stream import MAX_FRAME_BYTES
 from bough.networks.uplink_filter import Sieve, is_allowed
 from bough.qemu.ram import PAGE_BYTES
 from bough.snapshots.bundle_manifest import parse_manifest
+from tests.fuzz.containers import fuzz_container
 from tests.fuzz.images import fuzz_disk, fuzz_linux_disk, fuzz_lists, fuzz_ova
 
 Frame = tuple[int, int, int, int, bytes]
@@ -302,4 +303,5 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "linux_disk": fuzz_linux_disk,
     "lists": fuzz_lists,
     "bundle": fuzz_bundle,
+    "container": fuzz_container,
 }
