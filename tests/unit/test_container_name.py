@@ -10,7 +10,13 @@ from bough.client.spec_files import resolve_image, resolve_recipe, resolve_sourc
 from bough.errors import InvalidInput, InvalidSpec
 from bough.images.store import split_label
 from bough.spec import parse_spec
-from bough.spec.container_name import is_container_name, normalise_image, parse_container_name, short_name
+from bough.spec.container_name import (
+    is_container_name,
+    normalise_image,
+    parse_container_name,
+    short_name,
+    suggest_container,
+)
 
 DIGEST = "sha256:" + "ab" * 32
 
@@ -108,6 +114,13 @@ def test_other_names_are_no_container_images() -> None:
     for name in ("debian:12", "web", "oci", "docker", "ocix:a", "fedora:44"):
         assert not is_container_name(name)
         assert normalise_image(name) == short_name(name) == name
+
+
+def test_a_hint_for_names_that_no_image_has() -> None:
+    assert suggest_container("nginx:1") == "; a container image: oci:nginx:1"
+    assert suggest_container("docker:nginx") == "; a container image: oci:nginx"
+    assert suggest_container("r.example:5000/team/app") == "; a container image: oci:r.example:5000/team/app"
+    assert suggest_container("No Name") == suggest_container("./x") == ""
 
 
 def test_short_names() -> None:

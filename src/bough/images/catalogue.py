@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from bough.errors import Conflict, InvalidInput, NotFound
 from bough.images.recipes import LABELS
 from bough.paths import Home
+from bough.spec.container_name import suggest_container
 from bough.storage import write_json
 
 BUILT_IN = Path(__file__).parent / "catalogue.toml"
@@ -140,7 +141,8 @@ class Catalogue(_Data):
         image = named.get(reference)
         if image is None:
             close = get_close_matches(reference, named, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else "list the images: bough image search"
+            other = f"list the images: bough image search{suggest_container(reference)}"
+            hint = f"did you mean '{close[0]}'?" if close else other
             raise NotFound(f"the catalogue has no image {reference[:80]!r}", hint=hint, kind="image")
         file = next((file for file in image.files if file.arch == arch), None)
         if file is None:

@@ -12,6 +12,7 @@ from bough.errors import NotFound
 from bough.guest.install import agent_files
 from bough.images.platforms import platform_of
 from bough.spec import SourceSpec
+from bough.spec.container_name import suggest_container
 
 SCRIPTS = Path(__file__).parent / "debian"
 
@@ -124,6 +125,7 @@ def recipe_for(reference: str, arch: str) -> Recipe:
             f"did you mean '{close[0]}'?"
             if close
             else f"bough can build {', '.join(LABELS)}; for others: bough image search"
+            + suggest_container(reference)
         )
         raise NotFound(f"no image or recipe is called {reference[:80]!r}", hint=hint, kind="image")
     platform = platform_of(reference, arch)

@@ -123,6 +123,17 @@ def normalise_image(text: str) -> str:
     return str(parse_container_name(text)) if is_container_name(text) else text
 
 
+def suggest_container(text: str) -> str:
+    """Return an end of a hint for a name that no image has: "; a container image: oci:nginx". "" if the text
+    could not be one.
+    """
+    with contextlib.suppress(InvalidInput):
+        name = f"oci:{text.removeprefix('docker:')}"
+        parse_container_name(name)
+        return f"; a container image: {name}"
+    return ""
+
+
 def short_name(text: str) -> str:
     """Return the last part of a container image's name without tag: "nginx". Other names stay as they are."""
     for name in (text, text.rpartition("@")[0]):  # an architecture may follow the name
