@@ -12,7 +12,19 @@ from bough.errors import ServiceUnavailable
 
 ALL = (
     *("cli", "exec", "copy", "ssh", "mounts", "boot", "image", "imports", "many"),
-    *("pause", "fork", "prewarm", "suspend", "run", "chains", "networks", "projects", "oci", "foreign"),
+    *(
+        "pause",
+        "fork",
+        "prewarm",
+        "suspend",
+        "run",
+        "chains",
+        "differences",
+        "networks",
+        "projects",
+        "oci",
+        "foreign",
+    ),
 )
 
 

@@ -154,6 +154,35 @@ def test_an_overlay_and_what_differs(systems: Systems) -> None:
     assert systems.compare(systems.tree(overlay, base), systems.tree(changed))["configuration"] == []
 
 
+def test_extended_attributes(systems: Systems) -> None:
+    """In the inode, and in a block of their own. The value is not told."""
+    base = systems.make("base", {"srv/a": "x", "srv/b": "x", "srv/c": "x"})
+    changed = systems.place / "changed.raw"
+    changed.write_bytes(base.read_bytes())
+    value = systems.place / "value"
+    value.write_bytes(b"secret" * 100)
+    change(
+        changed,
+        *("ea_set /srv/a user.small secret", f"ea_set -f {value} /srv/b user.large"),
+        *("ea_set /srv/c user.same 1",),
+    )
+    found = systems.compare(systems.tree(base), systems.tree(changed))
+    listed = {one["path"]: one["details"] for one in found["files"]["list"]}
+    assert listed == {
+        "/srv/a": ["attribute user.small"],
+        "/srv/b": ["attribute user.large"],
+        "/srv/c": ["attribute user.same"],
+    }
+    assert "secret" not in repr(found)
+    again = systems.place / "again.raw"
+    again.write_bytes(changed.read_bytes())
+    change(again, "ea_set /srv/a user.small other", "ea_rm /srv/c user.same", "ea_set /srv/c user.same 1")
+    found = systems.compare(systems.tree(changed), systems.tree(again))
+    assert {one["path"]: one["details"] for one in found["files"]["list"]} == {
+        "/srv/a": ["attribute user.small"]
+    }
+
+
 def test_unwritten_files_are_not_read(systems: Systems) -> None:
     """Only what a guest has written since both disks were one is read."""
     base = systems.make("base", {"srv/large": os.urandom(2_000_000)})
@@ -387,6 +416,13 @@ def test_texts_that_are_made_to_take_long(systems: Systems) -> None:
     assert "diff" in entry or entry["why"] == "the versions are too different for a diff"
 
 
+def test_a_line_that_is_made_to_take_long(systems: Systems) -> None:
+    before = systems.make("before", {})
+    after = systems.make("after", {"etc/x": "password" * 30_000, "etc/y": "a" * 200_000 + "://"})
+    entries = systems.compare(systems.tree(before), systems.tree(after))["configuration"]
+    assert all(one["diff"].split("\n")[-1].endswith("... (cut)") for one in entries)
+
+
 def test_file_systems_are_mounted_as_in_fstab(systems: Systems) -> None:
     fstab = "UUID=00000000-0000-4000-8000-000000000001 /home ext4 defaults 0 2\n/dev/sda9 /x ext4\n"
     root = Linux(files={"etc/fstab": fstab}).write(systems.place / "tree")
@@ -434,7 +470,7 @@ def test_damage_is_told_and_bounded(systems: Systems) -> None:
     content = bytearray(disk.read_bytes())
     damaged = systems.place / "damaged.raw"
     used = [at for at in range(MIB, MIB + 2 * MIB, 1024) if any(content[at : at + 1024])]
-    for step, at in enumerate(used[:: max(1, len(used) // 60)]):
+    for step, at in enumerate(used[:: max(1, len(used) // 24)]):
         wrong = bytearray(content)
         wrong[at : at + 1024] = os.urandom(1024) if step % 2 else b"\xff" * 1024
         damaged.write_bytes(wrong)

@@ -15,7 +15,7 @@ from types import FrameType
 
 from bough.differences.content import Contents, read_text
 from bough.differences.disk import DiskUnreadable
-from bough.differences.secrets import mask, why_withheld
+from bough.differences.secrets import MASK, mask, why_withheld
 from bough.differences.tree import Node
 from bough.differences.walk import Pair
 
@@ -26,8 +26,11 @@ _PLACES = re.compile(
 )
 _MOST_TEXT = 256 << 10
 _MOST_LINES_EACH = 400
+_MOST_LINE = 2000
+_CUT = "... (cut)"
 _MOST_BYTES_TOGETHER = 2 << 20
 _MOST_ENTRIES = 20_000
+_MOST_PATH_BYTES = 4 << 20
 _EACH_S, _TOGETHER_S = 2.0, 20.0
 #: /etc/passwd and /etc/group: the accounts are listed by themselves.
 _ELSEWHERE = {b"/etc/passwd": "see the users", b"/etc/group": "see the groups"}
@@ -58,11 +61,13 @@ class Configuration:
         self._contents = contents
         self._pristine = pristine
         self._left_bytes = _MOST_BYTES_TOGETHER
+        self._left_path_bytes = _MOST_PATH_BYTES
         self._left_s = _TOGETHER_S
 
     def add(self, pair: Pair, details: list[str]) -> None:
         """Add a file that differs, with sentences about everything except its text."""
-        if len(self.entries) >= _MOST_ENTRIES:
+        self._left_path_bytes -= len(pair.path)
+        if len(self.entries) >= _MOST_ENTRIES or self._left_path_bytes <= 0:
             self.left_off += 1
             return
         nodes = [node for node in pair[1:] if node is not None]
@@ -120,8 +125,8 @@ class Configuration:
         if len(lines) > _MOST_LINES_EACH:
             more = len(lines) - _MOST_LINES_EACH
             lines = [*lines[:_MOST_LINES_EACH], f"... {more} more lines"]
-        masked = [mask(line) for line in lines]
-        if masked != lines:
+        masked = [_mask(line) for line in lines]
+        if any(MASK in one and MASK not in line for one, line in zip(masked, lines, strict=True)):
             entry["masked"] = True
         entry["diff"] = "\n".join(masked)
         self._left_bytes -= sum(map(len, masked))
@@ -138,6 +143,11 @@ class Configuration:
         finally:
             left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
             self._left_s -= each - left
+
+
+def _mask(line: str) -> str:
+    """Return a line without secrets. A bound of the line bounds the work of the patterns."""
+    return mask(line) if len(line) <= _MOST_LINE else mask(line[:_MOST_LINE]) + _CUT
 
 
 def _lines(content: bytes) -> list[str]:

@@ -80,8 +80,8 @@ async def compare(before: Side, after: Side, confinement: Confinement, report: R
         ]
         answer = await _run(request, descriptors, confinement, report)
     if "error" in answer:
-        side = before if answer.get("side") == "before" else after
-        raise _unreadable(side, str(answer["error"]))
+        name = {"before": before.name, "after": after.name}.get(answer.get("side", ""))
+        raise _unreadable(name or f"{before.name} and {after.name}", str(answer["error"]))
     result = answer.get("result")
     if not isinstance(result, dict):
         raise BoughError("the comparison failed: its answer is broken")
@@ -117,7 +117,7 @@ def _describe(side: Side, disks: Sequence[Sequence[tuple[int, str]]]) -> dict[st
             stream = io.BufferedReader(DiskStream(Disk(descriptors, formats)))
             volumes = read_volumes(stream)
         except DiskUnreadable as error:
-            raise _unreadable(side, str(error)) from None
+            raise _unreadable(side.name, str(error)) from None
         described["volumes"] += [
             {
                 "disk": number,
@@ -131,9 +131,9 @@ def _describe(side: Side, disks: Sequence[Sequence[tuple[int, str]]]) -> dict[st
     return described
 
 
-def _unreadable(side: Side, why: str) -> InvalidInput:
+def _unreadable(name: str, why: str) -> InvalidInput:
     hint = next((hint for word, hint in _HINTS.items() if word in why), None)
-    return InvalidInput(f"{side.name} cannot be compared: {_clean_text(why)}", hint=hint)
+    return InvalidInput(f"{name} cannot be compared: {_clean_text(why)}", hint=hint)
 
 
 async def _run(

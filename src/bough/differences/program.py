@@ -36,6 +36,7 @@ from bough.differences.walk import Pair, Walk
 RUN = "import sys; sys.path.insert(0, sys.argv.pop(1)); from bough.differences.program import main; main()"
 _BETWEEN_REPORTS = 20_000
 _RELEASES = (b"/etc/os-release", b"/usr/lib/os-release")
+_MOST_ATTRIBUTES = 5
 _SIDES = ("before", "after")
 
 
@@ -48,8 +49,12 @@ def main() -> None:
         except DiskUnreadable as error:
             _say(error=str(error), side=name)
             return
-    comparison = Comparison(sides[0], sides[1], request["most_bytes"])
-    _say(result=comparison.run())
+    try:
+        _say(result=Comparison(sides[0], sides[1], request["most_bytes"]).run())
+    except DiskUnreadable as error:
+        _say(error=str(error))
+    except MemoryError:
+        _say(error="its directories are larger than expected")
 
 
 def _open(side: dict[str, Any]) -> Tree:
@@ -119,7 +124,7 @@ class Comparison:
             found.append(f"mode {old.mode & 0o7777:04o} -> {new.mode & 0o7777:04o}")
         if (old.uid, old.gid) != (new.uid, new.gid):
             found.append(f"owner {old.uid}:{old.gid} -> {new.uid}:{new.gid}")
-        return found
+        return found + _attributes(before, after)
 
     def _is_same(self, path: bytes, before: Node, after: Node) -> bool:
         try:
@@ -214,6 +219,19 @@ class Comparison:
             if not equal:
                 notes.append(f"the files of {one} cannot be read: {why}; {told}")
         return notes + [f"before: {one} is not there after" for one in others.values()]
+
+
+def _attributes(before: Node, after: Node) -> list[str]:
+    """Return a sentence for each extended attribute that differs. A value may be a secret."""
+    old, new = before.inode, after.inode
+    if old.attributes == new.attributes and not old.attribute_block and not new.attribute_block:
+        return []
+    try:
+        one, other = before.files.attributes(old), after.files.attributes(new)
+    except DiskUnreadable:
+        return ["attributes (damaged)"]
+    names = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+    return [f"attribute {printable(name)}" for name in names[:_MOST_ATTRIBUTES]]
 
 
 def _system(tree: Tree) -> dict[str, object]:

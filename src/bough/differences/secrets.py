@@ -27,7 +27,7 @@ _MASKS = (
     re.compile(r"([a-z][a-z0-9+.-]*://[^/\s:@]*:)([^@\s/]+)(?=@)"),
     re.compile(r"()(\$(?:1|2[abxy]?|5|6|7|y|gy|sha1|md5|apr1|argon2\w*)\$[^\s:'\"]{4,})"),
 )
-_MASK = "[withheld]"
+MASK = "[withheld]"
 
 
 def why_withheld(path: bytes, modes: list[int], contents: list[bytes]) -> str | None:
@@ -49,5 +49,5 @@ def why_withheld(path: bytes, modes: list[int], contents: list[bytes]) -> str | 
 def mask(line: str) -> str:
     """Return a line of a diff without the secrets that are recognized."""
     for pattern in _MASKS:
-        line = pattern.sub(lambda match: match[1] + _MASK, line)
+        line = pattern.sub(lambda match: match[1] + MASK, line)
     return line

@@ -10,6 +10,7 @@ _DEPTH = 4
 _MOST_KEPT = 20_000
 _MOST_TOLD = 200
 _MOST_LISTED = 10_000
+_MOST_PATH_BYTES = 4 << 20
 _USE_DEPTH = 2
 
 
@@ -24,6 +25,7 @@ class ChangedFiles:
         self._counts: dict[tuple[bytes, ...], list[int]] = {}
         self._list: list[dict[str, object]] = []
         self._total = [0, 0, 0]
+        self._left_path_bytes = _MOST_PATH_BYTES
         self.of_packages = 0
 
     def add(self, pair: Pair, details: list[str]) -> None:
@@ -33,7 +35,8 @@ class ChangedFiles:
         if key not in self._counts and len(self._counts) >= _MOST_KEPT:
             key = key[:1]
         self._counts.setdefault(key, [0, 0, 0])[column] += 1
-        if len(self._list) < _MOST_LISTED:
+        self._left_path_bytes -= len(pair.path)
+        if len(self._list) < _MOST_LISTED and self._left_path_bytes > 0:
             change = ("added", "removed", "changed")[column]
             self._list.append({"path": text_of(pair.path), "change": change, "details": details})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from bough.differences.sysctls import compare_values
 from bough.errors import BoughError, Conflict, InvalidInput, NotFound
 from bough.hypervisor.inventory import Inventory
 from bough.hypervisor.live_values import LiveValues, read_live_values
+from bough.hypervisor.snapshot_disks import SnapshotDisks
 from bough.hypervisor.snapshot_keeper import SnapshotKeeper
 from bough.images.confined import Confinement
 from bough.images.store import ImageManifest, ImageStore
@@ -97,11 +99,19 @@ class View:
 class Differences:
     """Compares systems. The guests are not changed."""
 
-    def __init__(self, home: Home, store: ImageStore, inventory: Inventory, keeper: SnapshotKeeper) -> None:
+    def __init__(
+        self,
+        home: Home,
+        store: ImageStore,
+        inventory: Inventory,
+        keeper: SnapshotKeeper,
+        snapshot_disks: SnapshotDisks,
+    ) -> None:
         self._home = home
         self._store = store
         self._inventory = inventory
         self._keeper = keeper
+        self._snapshot_disks = snapshot_disks
 
     async def compare(self, after: str, before: str | None, report: Report) -> dict[str, Any]:
         """Return the differences from `before` to `after`.
@@ -192,8 +202,8 @@ class Differences:
             digests = (found.digest, *found.disks)
             yield View(subject, [(self._store.path(digest),) for digest in digests])
         elif isinstance(found, SnapshotManifest):
-            with self._keeper.used_in_background(found):
-                yield View(subject, self._layers(found), notes=_notes_of(found))
+            async with self._snapshot_view(subject, found, report) as view:
+                yield view
         elif found.state in LIVE:
             async with self._live_view(subject, found, report) as view:
                 yield view
@@ -202,6 +212,18 @@ class Differences:
                 disks = [disk_chain(disk, found.paths, self._home) for disk in found.record.disks]
                 suspended = found.state is State.SUSPENDED
                 yield View(subject, disks, notes=(_NOT_WRITTEN,) if suspended else ())
+
+    @asynccontextmanager
+    async def _snapshot_view(
+        self, subject: Subject, manifest: SnapshotManifest, report: Report
+    ) -> AsyncIterator[View]:
+        async with contextlib.AsyncExitStack() as used:
+            used.enter_context(self._keeper.used_in_background(manifest))
+            taken = manifest
+            if manifest.memory is not None:
+                with contextlib.suppress(BoughError):
+                    taken = await used.enter_async_context(self._snapshot_disks.complete(manifest, report))
+            yield View(subject, self._layers(taken), notes=_notes_of(taken))
 
     @asynccontextmanager
     async def _live_view(self, subject: Subject, machine: Machine, report: Report) -> AsyncIterator[View]:

@@ -51,6 +51,7 @@ from bough.hypervisor.projects.removal import ProjectRemoval
 from bough.hypervisor.projects.snapshots import ProjectSnapshots
 from bough.hypervisor.projects.up import ProjectUp
 from bough.hypervisor.running import Running
+from bough.hypervisor.snapshot_disks import SnapshotDisks
 from bough.hypervisor.snapshot_keeper import SnapshotKeeper
 from bough.hypervisor.snapshots import Snapshots
 from bough.hypervisor.waiting_machines import WaitingMachines
@@ -165,7 +166,8 @@ class Hypervisor:
             half_made,
             ImportGuests(store, source, agent_disks.store),
         )
-        self.differences = Differences(home, store, machines, keeper)
+        snapshot_disks = SnapshotDisks(keeper, states, maker, lifetimes)
+        self.differences = Differences(home, store, machines, keeper, snapshot_disks)
         self.auditing = Auditing(home, machines, lifetimes, half_made)
         self.project_operations = operations = ProjectOperations()
         self.project_removal = ProjectRemoval(self.projects, operations, machines, lifetimes, self.networks)

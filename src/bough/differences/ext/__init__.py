@@ -4,6 +4,7 @@
     journal.py     which blocks the kernel would replace at a mount
     geometry.py    superblock and group descriptors
     inode.py       inodes, their extents or block lists, their inline data
+    attributes.py  extended attributes
     files.py       directories, links and contents
 
 The form is the kernel's Documentation/filesystems/ext4. Checksums are not verified: a reader of bough is

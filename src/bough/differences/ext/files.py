@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 from bough.differences.disk import Disk, DiskUnreadable
+from bough.differences.ext.attributes import parse_block, parse_in_inode
 from bough.differences.ext.geometry import read_geometry
 from bough.differences.ext.inode import Inode, Run, parse_inode, read_runs
 from bough.differences.ext.journal import find_replaced
@@ -133,6 +134,15 @@ class ExtFiles:
         if inode.inline is None and inode.size < 60 and not inode.flags & _EXTENTS:
             return inode.block[: inode.size]
         return self.read(inode, _MOST_LINK)
+
+    def attributes(self, inode: Inode) -> dict[str, bytes]:
+        """Return the extended attributes, without the file's own content."""
+        found = parse_in_inode(inode.attributes)
+        if inode.attribute_block:
+            size = self.geometry.block_bytes
+            found |= parse_block(self.volume.read(inode.attribute_block * size, size))
+        found.pop("system.data", None)
+        return found
 
     def runs(self, inode: Inode) -> Iterator[Run]:
         return read_runs(self.volume, inode)

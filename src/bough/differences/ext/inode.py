@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from bough.differences.disk import DiskUnreadable
+from bough.differences.ext.attributes import parse_in_inode
 from bough.differences.ext.volume import Volume
 
 _FIXED = struct.Struct("<HHIIIIIHHIII60sIIII4HI")
@@ -17,8 +18,6 @@ _MOST_DEPTH = 5
 #: An inode of a damaged file system may name blocks without end.
 _MOST_RUNS = 1 << 20
 _UNWRITTEN = 32768
-_ATTRIBUTES = 0xEA020000
-_SYSTEM = 7
 
 
 class Inode(NamedTuple):
@@ -30,6 +29,8 @@ class Inode(NamedTuple):
         used_bytes: space on the disk.
         block: the 60 bytes with extents, blocks, a short link, or a device.
         inline: content that is in the inode itself; None: in blocks.
+        attributes: the part of the inode after its fields, which may have extended attributes.
+        attribute_block: the block with further ones; 0: none.
     """
 
     number: int
@@ -45,6 +46,8 @@ class Inode(NamedTuple):
     used_bytes: int
     block: bytes
     inline: bytes | None
+    attributes: bytes
+    attribute_block: int
 
     @property
     def is_directory(self) -> bool:
@@ -73,11 +76,11 @@ class Run(NamedTuple):
 
 def parse_inode(number: int, data: bytes, block_bytes: int) -> Inode:
     """Return the inode in `data`, which has at least 128 bytes."""
-    # Left out: atime, dtime, file ACL, fragment address, and the rest of the part of the operating system.
+    # Left out: atime, dtime, fragment address, and the rest of the part of the operating system.
     fields = _FIXED.unpack_from(data)
     mode, uid, size, _, ctime, mtime, _, gid, links, blocks, flags = fields[:11]
-    block, generation, _, size_high, _ = fields[12:17]
-    blocks_high, _, uid_high, gid_high = fields[17:21]
+    block, generation, attribute_block, size_high, _ = fields[12:17]
+    blocks_high, attribute_block_high, uid_high, gid_high = fields[17:21]
     extra = int.from_bytes(data[0x80:0x82], "little") if len(data) > 0x90 else 0
     ctime_extra, mtime_extra = struct.unpack_from("<II", data, 0x84) if extra >= 12 else (0, 0)
     # The high half of the size is of regular files and directories; older Linux used it otherwise.
@@ -97,6 +100,8 @@ def parse_inode(number: int, data: bytes, block_bytes: int) -> Inode:
         used_bytes=(blocks | blocks_high << 32) * unit,
         block=block,
         inline=_inline(data, block, whole, extra) if flags & _INLINE else None,
+        attributes=data[128 + extra :],
+        attribute_block=attribute_block | attribute_block_high << 32,
     )
 
 
@@ -110,17 +115,8 @@ def _inline(data: bytes, block: bytes, size: int, extra: int) -> bytes:
     """Return content in the inode: in the 60 bytes, then in the attribute "system.data"."""
     if size <= len(block):
         return block[:size]
-    at = 128 + extra
-    if len(data) < at + 4 or int.from_bytes(data[at : at + 4], "little") != _ATTRIBUTES:
-        return block[:size]
-    at += 4
-    first = at
-    while at + 16 <= len(data) and data[at : at + 4] != bytes(4):
-        name_bytes, kind, place, _, value_bytes = struct.unpack_from("<BBHII", data, at)
-        if kind == _SYSTEM and data[at + 16 : at + 16 + name_bytes] == b"data":
-            return (block + data[first + place : first + place + value_bytes])[:size]
-        at += 16 + (name_bytes + 3 & ~3)
-    return block[:size]
+    rest = parse_in_inode(data[128 + extra :]).get("system.data", b"")
+    return (block + rest)[:size]
 
 
 def read_runs(volume: Volume, inode: Inode) -> Iterator[Run]:
