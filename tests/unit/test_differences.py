@@ -452,9 +452,21 @@ def test_file_systems_are_mounted_as_in_fstab(systems: Systems) -> None:
     }
 
 
+def test_one_program_without_a_linux(systems: Systems) -> None:
+    """A container image may have no /etc."""
+    before, after = systems.place / "before.raw", systems.place / "after.raw"
+    (systems.place / "tree").mkdir()
+    (systems.place / "tree/program").write_bytes(b"x")
+    make_file_system(before, None, 0, 4 * MIB)
+    make_file_system(after, systems.place / "tree", 0, 4 * MIB)
+    found = systems.compare(systems.tree(before), systems.tree(after))
+    assert [one["path"] for one in found["files"]["list"]] == ["/program"]
+    assert found["notes"] == []
+
+
 def test_a_disk_without_a_linux(systems: Systems) -> None:
     disk = systems.place / "disk.raw"
-    make_file_system(disk, None, 0, 4 * MIB)
+    disk.write_bytes(bytes(MIB))
     with pytest.raises(DiskUnreadable, match="no file system was found"):
         systems.tree(disk)
     for magic, word in ((b"LUKS\xba\xbe", "LUKS"), (b"XFSB", "xfs"), (b"\xeb\x52\x90NTFS    ", "ntfs")):

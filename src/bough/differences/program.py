@@ -184,7 +184,9 @@ class Comparison:
             for files in dict.fromkeys(tree.mounts.values()):
                 for damage, number in files.damages.items():
                     self._damages[damage] = self._damages.get(damage, 0) + number
-            self._notes += [f"{name}: {note}" for note in tree.notes]
+            both = set(self._before.notes) & set(self._after.notes)
+            self._notes += [f"{name}: {note}" for note in tree.notes if note not in both]
+        self._notes += [note for note in self._before.notes if note in self._after.notes]
         self._notes += [
             f"the file system is damaged: {text} ({n} times)" for text, n in self._damages.items()
         ]

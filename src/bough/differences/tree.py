@@ -17,6 +17,8 @@ _MOST_NAMES = 64
 _FSTAB_LINE = re.compile(rb"^[ \t]*([^#\s]\S*)[ \t]+(/\S+)[ \t]+\S+", re.MULTILINE)
 _DEVICE = re.compile(rb"/dev/(?:[a-z]+?([a-z])|[a-z]+\d+(?:n\d+)?)p?(\d+)")
 _MOST_TEXT = 1 << 20
+#: Volumes that never hold the root of a Linux.
+_WITHOUT_ROOT = ("vfat", "swap")
 
 
 @dataclass(frozen=True)
@@ -154,12 +156,14 @@ def open_tree(disks: Sequence[Disk], found: Sequence[Found]) -> Tree:
         except DiskUnreadable as error:
             tree.unread.append((one, str(error)))
     roots = [files for _, files in opened if _is_linux(files)]
+    if not roots and all(one.kind in _WITHOUT_ROOT for one, _ in tree.unread):
+        roots = [files for _, files in opened]  # such as a container image that is one program
     if not roots:
         raise DiskUnreadable(_describe(tree.unread))
     # Of two Linuxes, the larger one: a rescue system is small.
     root = max(roots, key=lambda files: files.volume.size_bytes)
     tree.mounts[b""] = root
-    if len(roots) > 1:
+    if sum(map(_is_linux, roots)) > 1:
         tree.notes.append(f"the disk has {len(roots)} Linuxes; bough compares the one in {root.name}")
     _mount(tree, [(one, files) for one, files in opened if files is not root])
     return tree
