@@ -10,7 +10,7 @@ import click
 
 from bough.cli.machine_choice import machine_here, machine_options
 from bough.cli.output import clean, progress, show_json
-from bough.cli.service import connect, json_option
+from bough.cli.service import NAME, connect, json_option
 from bough.errors import NotFound
 from bough.units import format_size
 
@@ -28,7 +28,7 @@ _LEAST_USE_BYTES = 1 << 20
 
 @click.command()
 @machine_options
-@click.argument("systems", nargs=-1, required=True, metavar="[BEFORE] AFTER")
+@click.argument("systems", nargs=-1, required=True, type=NAME, metavar="[BEFORE] AFTER")
 @click.option("--brief", is_flag=True, help="Name the changed configuration files, without their diffs.")
 @json_option
 def diff(systems: tuple[str, ...], brief: bool, as_json: bool) -> int:
