@@ -60,6 +60,10 @@ class Subject:
         hardware = self.found.record.hardware if isinstance(self.found, Machine) else self.found.hardware
         return hardware.arch
 
+    @property
+    def runs(self) -> bool:
+        return isinstance(self.found, Machine) and self.found.state is State.RUNNING
+
     def __str__(self) -> str:
         return f"{self.kind} {self.name!r}"
 
@@ -127,11 +131,15 @@ class Differences:
         older = self._base_of(newer) if before is None else self._resolve(before)
         if (older.kind, older.id) == (newer.kind, newer.id):
             raise InvalidInput(f"{newer} cannot be compared with itself", hint="bough diff BEFORE AFTER")
-        async with self._view(older, report) as first, self._view(newer, report) as second:
+        both_run = older.runs and newer.runs
+        async with (
+            self._view(older, both_run, report) as first,
+            self._view(newer, both_run, report) as second,
+        ):
             report(Progress("comparing files"))
             confinement = Confinement(await probe_jail(find_qemu(host_arch()), self._home))
             result = await compare(first.side, second.side, confinement, report)
-        return _complete(result, first, second)
+        return complete(result, first, second)
 
     def _resolve(self, reference: str) -> Subject:
         """Find what a reference means: "web", or "machine:web" if other things have the same name."""
@@ -192,7 +200,7 @@ class Differences:
             ) from None
 
     @asynccontextmanager
-    async def _view(self, subject: Subject, report: Report) -> AsyncIterator[View]:
+    async def _view(self, subject: Subject, both_run: bool, report: Report) -> AsyncIterator[View]:
         """Provide disks that do not change in the block.
 
         A running machine is seen through a snapshot of its disks, which is deleted afterwards.
@@ -205,7 +213,7 @@ class Differences:
             async with self._snapshot_view(subject, found, report) as view:
                 yield view
         elif found.state in LIVE:
-            async with self._live_view(subject, found, report) as view:
+            async with self._live_view(subject, found, both_run, report) as view:
                 yield view
         else:
             async with found.operation("being compared", *_AT_REST):
@@ -226,11 +234,13 @@ class Differences:
             yield View(subject, self._layers(taken), notes=_notes_of(taken))
 
     @asynccontextmanager
-    async def _live_view(self, subject: Subject, machine: Machine, report: Report) -> AsyncIterator[View]:
+    async def _live_view(
+        self, subject: Subject, machine: Machine, both_run: bool, report: Report
+    ) -> AsyncIterator[View]:
         live, notes = None, []
-        if machine.state is State.RUNNING:
+        if subject.runs:
             try:
-                live = await read_live_values(machine)
+                live = await read_live_values(machine, settings=both_run)
             except BoughError as error:
                 notes.append(f"no live values: {error.message}")
         manifest = await self._keeper.take(machine, memory=False, keep=False, report=report)
@@ -250,7 +260,7 @@ def _notes_of(manifest: SnapshotManifest) -> tuple[str, ...]:
     return (_NOT_WRITTEN,) if manifest.consistency in ("memory", "crash") else ()
 
 
-def _complete(result: dict[str, Any], before: View, after: View) -> dict[str, Any]:
+def complete(result: dict[str, Any], before: View, after: View) -> dict[str, Any]:
     """Add what the program does not know: the names of both sides, and the values of running guests."""
     systems = result.pop("systems", {})
     one, other = before.live, after.live

@@ -15,7 +15,8 @@ from bough.machines.machine import Machine
 _SCRIPT = """
 uname -r
 for table in tcp tcp6 udp udp6; do echo "= $table"; cat /proc/net/$table 2>/dev/null; done
-echo = sysctl; sysctl -a 2>/dev/null
+[ "$1" = no ] || { echo = sysctl; sysctl -a 2>/dev/null; }
+exit 0
 """
 _MOST_BYTES = 2 << 20
 _TIMEOUT_S = 60.0
@@ -43,14 +44,18 @@ class LiveValues:
     sysctls: dict[str, str]
 
 
-async def read_live_values(machine: Machine) -> LiveValues:
+async def read_live_values(machine: Machine, *, settings: bool) -> LiveValues:
     """Ask the agent of a running machine.
+
+    Args:
+        settings: also read the kernel settings, which takes an emulated guest a second.
 
     Raises:
         BoughError: the agent does not answer, or the guest has no shell.
     """
     channel = await machine.agent()
-    session = await channel.exec(ExecRequest(argv=["/bin/sh", "-c", _SCRIPT], cwd="/", stdin=False))
+    argv = ["/bin/sh", "-c", _SCRIPT, "sh", "yes" if settings else "no"]
+    session = await channel.exec(ExecRequest(argv=argv, cwd="/", stdin=False))
     output = bytearray()
     try:
         async with asyncio.timeout(_TIMEOUT_S):
