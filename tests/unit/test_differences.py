@@ -387,7 +387,10 @@ def test_withheld_files(path: str, mode: int, content: str, withheld: bool) -> N
         ("+user:$6$salt$hash:1", "+user:[withheld]:1"),
         ("+# the password file is /etc/x of the server", "+# the password file is /etc/x of the server"),
         ("+listen 80;", "+listen 80;"),
-        ("+PasswordAuthentication no", "+PasswordAuthentication [withheld]"),
+        ("+PasswordAuthentication no", "+PasswordAuthentication no"),
+        ("+PermitEmptyPasswords: 'yes'", "+PermitEmptyPasswords: 'yes'"),
+        ("+password = no1", "+password = [withheld]"),
+        ("+password =", "+password ="),
     ],
 )
 def test_masked_lines(line: str, shown: str) -> None:

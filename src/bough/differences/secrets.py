@@ -18,12 +18,16 @@ _ALWAYS = re.compile(
 _READABLE_BY_ROOT = re.compile(rb"/etc/sudoers(?:\.d/.*)?|/var/spool/cron/.*", re.DOTALL)
 _KEY = re.compile(rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY|PuTTY-User-Key-File|AGE-SECRET-KEY-1")
 _OTHERS_READ = 0o004
-#: name = value, where the name sounds secret; the user and password of an address; a hash of crypt(5).
+_NAME = (
+    r"(?:passw(?:or)?d|passphrase|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|psk|credentials?)"
+)
+#: After the name: "= value", ": value", or one word.
+_BETWEEN = r"[\w.-]*[\"']?\s*(?:[=:]\s*|\s+(?=[^\s=:]\S*\s*$))"
+_SWITCH = r"[\"']?(?:yes|no|true|false|on|off|none|null|[01])?[\"']?[;,]?\s*$"
+#: name = value, where the name sounds secret and the value is no switch; the password of an address; a hash
+#: of crypt(5).
 _MASKS = (
-    re.compile(
-        r"(?i)((?:passw(?:or)?d|passphrase|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|psk|credentials?)"
-        r"[\w.-]*[\"']?\s*(?:[=:]\s*|\s+(?=\S+\s*$)))(?!\s*$)(\S.*)"
-    ),
+    re.compile(rf"(?i)({_NAME}{_BETWEEN})(?!{_SWITCH})(\S.*)"),
     re.compile(r"([a-z][a-z0-9+.-]*://[^/\s:@]*:)([^@\s/]+)(?=@)"),
     re.compile(r"()(\$(?:1|2[abxy]?|5|6|7|y|gy|sha1|md5|apr1|argon2\w*)\$[^\s:'\"]{4,})"),
 )
