@@ -289,7 +289,7 @@ def test_images_that_name_no_program(
     disk = tmp_path / "disk.raw"
     with disk.open("wb") as stream:
         stream.truncate(1 << 20)
-    cli("image", "import", disk, "--name", "plain")
+    cli("image", "import", disk, "--format", "raw", "--name", "plain")
     cli.error("create", "plain", "--workdir", "/srv", says="needs a container image")
 
 
