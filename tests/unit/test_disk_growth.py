@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from bough.errors import InvalidSpec, QmpRefused
+from bough.errors import BeyondHost, InvalidSpec, QmpRefused
+from bough.hypervisor.projects.changes import MachineChanges
 from bough.machines.disks import growth
 from bough.machines.disks.growth import grow_disks, grown_disks
 from bough.machines.record import MachineDisk, MachineRecord
+from bough.paths import Home
 from bough.progress import ignore_progress
 from bough.spec import parse_spec
 from tests.unit.project_house import ProjectHouse
@@ -102,6 +104,16 @@ def test_the_sizes_of_a_spec(record: MachineRecord) -> None:
     assert sizes() == [2, 10]
     with pytest.raises(InvalidSpec, match="disk 0 would shrink from 2 GiB to 1 GiB"):
         sizes(disk="1GiB")
+
+
+async def test_a_project_grows_no_disk_beyond_the_host(record: MachineRecord, tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.machines.mkdir(parents=True, exist_ok=True)
+    changes = MachineChanges(home, None)  # type: ignore[arg-type]
+    machine: Any = Machine(record, Qmp({}), None)
+    await changes.check_room(machine, wanted())
+    with pytest.raises(BeyondHost, match="^disk: 60.0 TiB more requested, the host has .* free$"):
+        await changes.check_room(machine, wanted(disk="60TiB"))
 
 
 async def test_disks_grow_in_qemu_and_in_the_guest(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from bough.errors import BeyondHost, InvalidSpec, WrongState
+from bough.errors import InvalidSpec, WrongState
 from bough.hypervisor.changed_settings import AT_REST, DISKS, changed_fields
 from bough.hypervisor.inventory import Inventory
-from bough.machines.disks.growth import grow_disks, grown_disks
+from bough.machines.disks.growth import check_room, grow_disks, grown_disks
 from bough.machines.machine import Machine
 from bough.machines.nics import Networks, check_networks
 from bough.machines.record import MachineRecord, Restarts
@@ -20,7 +20,6 @@ from bough.spec import MachineSpec, check_against_host, parse_spec
 from bough.spec.problems import NO_SUCH_SETTING, Problem, did_you_mean, raise_if_any
 from bough.spec.project.changes import disks_only_grow
 from bough.spec.settings import Setting, entry_of, is_settable
-from bough.units import format_size
 
 
 class Projects(Protocol):
@@ -86,7 +85,7 @@ class MachineSettings:
             facts = await read_host_facts(self._home)
             check_against_host(wanted, facts, force=force, only={"memory", "vcpus"} & set(changed))
             if not force:
-                _check_room(machine.record, wanted, facts.free_disk_bytes)
+                check_room(machine.record, wanted, facts.free_disk_bytes)
         if any(entry_of(one).change == "stopped" for one in changed):
             record = machine.record.model_copy(update=changed_fields(machine.record, changed, wanted))
             await self._inventory.plan_of(record, machine.paths)
@@ -165,21 +164,6 @@ def _find_other_disks(record: MachineRecord, wanted: MachineSpec) -> Iterator[Pr
             grown_disks(record, wanted)
         except InvalidSpec as error:  # the spec had no size before
             yield Problem(place, error.message, error.hint)
-
-
-def _check_room(record: MachineRecord, wanted: MachineSpec, free_bytes: int) -> None:
-    """Raise BeyondHost if the disks grow by more than the host has free."""
-    growth = sum(
-        new.size_bytes - old.size_bytes
-        for old, new in zip(record.disks, grown_disks(record, wanted), strict=True)
-    )
-    if growth > free_bytes:
-        message = f"{format_size(growth)} more requested, the host has {format_size(free_bytes)} free"
-        raise BeyondHost(
-            f"disk: {message}",
-            hint="request less, or override with --force",
-            problems=[{"place": "disk", "message": message, "hint": None}],
-        )
 
 
 def _check_state(machine: Machine, changed: Collection[str]) -> None:

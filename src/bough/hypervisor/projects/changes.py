@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from bough.hypervisor.changed_settings import AT_REST, DISKS, changed_fields, plain_settings
 from bough.hypervisor.lifecycle import Lifecycle
-from bough.machines.disks.growth import grow_disks, grown_disks
+from bough.machines.disks.growth import check_room, grow_disks, grown_disks
 from bough.machines.machine import Machine
 from bough.machines.mounts import add_mount, remove_mount
 from bough.machines.record import PortForward
@@ -14,6 +14,7 @@ from bough.machines.state import LIVE, State
 from bough.mounts.source import resolve_mounts
 from bough.paths import Home
 from bough.progress import Progress, Report
+from bough.qemu.host import read_host_facts
 from bough.spec import MachineSpec
 
 
@@ -51,6 +52,12 @@ class MachineChanges:
         plain = plain_settings(settings, wanted)
         if plain:
             machine.change(spec=machine.record.spec.model_copy(update=plain))
+
+    async def check_room(self, machine: Machine, wanted: MachineSpec) -> None:
+        """Raise BeyondHost if the machine's disks would grow by more than the host has free."""
+        if grown_disks(machine.record, wanted) != machine.record.disks:
+            facts = await read_host_facts(self._home)
+            check_room(machine.record, wanted, facts.free_disk_bytes)
 
     async def grow_disks(
         self, machine: Machine, settings: Collection[str], wanted: MachineSpec, report: Report

@@ -96,6 +96,8 @@ class ProjectMachines:
             if machine is None:
                 await self._create(record, step.name, wanted, how, report)
                 return
+            if not how.force:
+                await self._changes.check_room(machine, machine_spec(record, step.name, wanted))
             await self._change(record, machine, step, wanted, report)
             if not (completes and has_completed(machine)):
                 await self._start(machine, report)

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from bough.errors import InvalidSpec, MachineFailed
+from bough.errors import BeyondHost, InvalidSpec, MachineFailed
 from bough.guest.channel import AgentChannel
 from bough.machines.disks.nodes import read_tops
 from bough.machines.first_boot import GROW_TIMEOUT_S
@@ -60,6 +60,21 @@ def grown_disks(record: MachineRecord, wanted: MachineSpec) -> list[MachineDisk]
             )
         found.append(disk.model_copy(update={"size_bytes": size}))
     return found
+
+
+def check_room(record: MachineRecord, wanted: MachineSpec, free_bytes: int) -> None:
+    """Raise BeyondHost if the disks grow by more than the host has free. Raises InvalidSpec, too."""
+    growth = sum(
+        new.size_bytes - old.size_bytes
+        for old, new in zip(record.disks, grown_disks(record, wanted), strict=True)
+    )
+    if growth > free_bytes:
+        message = f"{format_size(growth)} more requested, the host has {format_size(free_bytes)} free"
+        raise BeyondHost(
+            f"disk: {message}",
+            hint="request less, or override with --force",
+            problems=[{"place": "disk", "message": message, "hint": None}],
+        )
 
 
 async def grow_disks(machine: Host, disks: Sequence[MachineDisk], report: Report) -> None:
