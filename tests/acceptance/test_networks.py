@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Iterator
 from functools import partial
@@ -15,11 +16,15 @@ import bough
 from bough.errors import Conflict, InUse, InvalidInput, NameTaken, NotFound
 from tests.acceptance.conftest import Cli
 from tests.conftest import MEMORY
+from tests.machines.test_uplink import listener, own_address
 from tests.waiting import wait_until
 
 NAME = "back"
 LISTEN = "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 4000)); print(s.recv(99))"
 SEND = "import socket, sys; socket.socket(type=socket.SOCK_DGRAM).sendto(b'honest', (sys.argv[1], 4000))"
+needs_outside = pytest.mark.skipif(
+    own_address() is None or not shutil.which("passt"), reason="needs passt, and a route to anywhere"
+)
 HOSTILE = Path(__file__).with_name("hostile_frames.py")
 
 
@@ -123,8 +128,8 @@ Pair = tuple[bough.Machine, bough.Machine]
 
 @pytest.fixture(scope="module")
 def pair(cli: Cli, hv: bough.Hypervisor, debian: str) -> Iterator[Pair]:
-    """Yield two machines on a network: `web` has an uplink, too; `db` has the network alone."""
-    cli("network", "create", NAME)
+    """Yield two machines on a network with an uplink. `web` has a card on the uplink, too."""
+    cli("network", "create", NAME, "--uplink")
     cli("create", debian, "--name", "web", "--memory", MEMORY, "--network", NAME)
     web = hv.machine("web")
     assert [card["network"] for card in web.info().raw["nics"]] == ["uplink", NAME]
@@ -151,6 +156,34 @@ def test_they_find_each_other_by_name(cli: Cli, pair: Pair) -> None:
     for machine, other in zip(pair, ("db", "web"), strict=True):
         wait_until(partial(resolves, machine, f"{other}.{NAME}", known[other]), timeout_s=60)
         machine.exec("ping", "-c", "2", "-W", "5", f"{other}.{NAME}", check=True)
+
+
+def reaches_outside(machine: bough.Machine) -> bool:
+    """Return whether the machine reaches the host's own address, which stands for the internet."""
+    with listener("0.0.0.0") as port:
+        client = f"import socket; socket.create_connection(({own_address()!r}, {port}), 20)"
+        return machine.exec("python3", "-c", client).exit_code == 0
+
+
+@needs_outside
+def test_a_machine_reaches_the_outside_through_its_network(
+    cli: Cli, hv: bough.Hypervisor, pair: Pair
+) -> None:
+    web, db = pair
+    resolver = hv.network(NAME).info().resolver
+    assert f"via {resolver} " in db.exec("ip", "-4", "route", "show", "default").stdout
+    assert reaches_outside(db)
+    with listener("127.0.0.1") as port:
+        client = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 3)"
+        for address in ("127.0.0.1", resolver):
+            assert db.exec("python3", "-c", client, address, str(port)).exit_code != 0
+    uplink = db.info().raw["uplink"]
+    assert (uplink["state"], uplink["network"]) == ("connected", NAME)
+    assert f"connected through {NAME}" in cli.text("info", "db")
+    # A card on the uplink comes first.
+    assert resolver not in web.exec("ip", "-4", "route", "show", "default").stdout
+    assert web.info().raw["uplink"]["network"] is None
+    assert reaches_outside(web)
 
 
 def test_services_that_need_the_network_start_at_once(pair: Pair) -> None:
@@ -258,6 +291,7 @@ def test_a_fork_is_a_neighbor_with_addresses_of_its_own(cli: Cli, pair: Pair) ->
         wait_until(partial(resolves, web, f"db-2.{NAME}", known["db-2"]), timeout_s=60)
         for one, other in ((web, "db-2"), (fork, "web"), (fork, "db")):
             one.exec("ping", "-c", "2", "-W", "5", f"{other}.{NAME}", check=True)
+        assert own_address() is None or reaches_outside(fork)
     finally:
         fork.delete(force=True)
     web.exec("ping", "-c", "2", "-W", "5", f"db.{NAME}", check=True)
