@@ -21,6 +21,7 @@ ALL = (
         "chains",
         "differences",
         "networks",
+        "network_uplink",
         "projects",
         "oci",
         "foreign",
