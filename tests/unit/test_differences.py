@@ -472,9 +472,9 @@ def test_a_disk_without_a_linux(systems: Systems) -> None:
     disk.write_bytes(bytes(MIB))
     with pytest.raises(DiskUnreadable, match="no file system was found"):
         systems.tree(disk)
-    for magic, word in ((b"LUKS\xba\xbe", "LUKS"), (b"XFSB", "xfs"), (b"\xeb\x52\x90NTFS    ", "ntfs")):
+    for magic, word in ((b"LUKS\xba\xbe", "it is encrypted"), (b"XFSB", "it has the file system xfs")):
         disk.write_bytes(magic.ljust(8 * MIB, b"\0"))
-        with pytest.raises(DiskUnreadable, match=f"the whole disk: it has {word}"):
+        with pytest.raises(DiskUnreadable, match=f"the whole disk: {word}"):
             systems.tree(disk)
 
 

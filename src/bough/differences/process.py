@@ -40,7 +40,7 @@ _MOST_TEXT = 256 << 10
 _HINTS = {
     "LUKS": "bough reads no encrypted disk; compare it from inside, by bough exec",
     "BitLocker": "bough reads no encrypted disk",
-    "ntfs": "bough compares the files of Linux; the disk seems to be of Windows",
+    "NTFS": "bough compares the files of Linux; the disk seems to be of Windows",
     "xfs": "bough compares ext2, ext3 and ext4; compare other file systems from inside, by bough exec",
     "btrfs": "bough compares ext2, ext3 and ext4; compare other file systems from inside, by bough exec",
 }

@@ -17,6 +17,17 @@ _MOST_NAMES = 64
 _FSTAB_LINE = re.compile(rb"^[ \t]*([^#\s]\S*)[ \t]+(/\S+)[ \t]+\S+", re.MULTILINE)
 _DEVICE = re.compile(rb"/dev/(?:[a-z]+?([a-z])|[a-z]+\d+(?:n\d+)?)p?(\d+)")
 _MOST_TEXT = 1 << 20
+#: Content of a volume, by its magic bytes -> why bough does not read its files.
+_REASONS = {
+    "LUKS": "it is encrypted (LUKS)",
+    "BitLocker": "it is encrypted (BitLocker)",
+    "ntfs": "it has a file system of Windows (NTFS)",
+    "LVM volume": "it is not in one piece on one disk",
+    "Linux RAID": "it is a part of a RAID",
+    "bcache": "it is a part of a bcache",
+    "swap": "it has swap",
+    "swap with a hibernated system": "it has swap with a hibernated system",
+}
 #: Volumes that never hold the root of a Linux.
 _WITHOUT_ROOT = ("vfat", "swap")
 
@@ -146,7 +157,7 @@ def open_tree(disks: Sequence[Disk], found: Sequence[Found]) -> Tree:
     opened: list[tuple[Found, ExtFiles]] = []
     for one in found:
         if one.kind != "ext":
-            tree.unread.append((one, f"it has {one.kind}"))
+            tree.unread.append((one, _REASONS.get(one.kind, f"it has the file system {one.kind}")))
             continue
         try:
             files = ExtFiles(disks[one.disk], one.offset_bytes, one.size_bytes, str(one))
