@@ -73,6 +73,28 @@ def test_many_links_are_one_line() -> None:
     assert shown(configuration=links)[4:] == ["  + 20 files in /etc/ssl/certs"]
 
 
+def test_the_identity_is_one_line() -> None:
+    entries = [
+        {
+            "path": "/etc/hostname",
+            "change": "changed",
+            "details": ["content"],
+            "diff": "--- a\n+++ a\n-a\n+b",
+        },
+        {
+            "path": "/etc/ssh/ssh_host_rsa_key",
+            "change": "added",
+            "details": [],
+            "withheld": "it holds secrets",
+        },
+        {"path": "/etc/ssh/ssh_host_rsa_key.pub", "change": "added", "details": []},
+    ]
+    assert shown(configuration=entries)[3:] == [
+        "identity, which each machine has for itself:",
+        "  ~ /etc/hostname, ssh host keys",
+    ]
+
+
 def test_names_of_a_guest_are_harmless() -> None:
     files = {"directories": [{"path": "/srv/\x1b[2J\u202e", "added": 1, "removed": 0, "changed": 0}]}
     assert shown(files=files)[4:] == ["  /srv/: 1 added"]

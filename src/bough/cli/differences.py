@@ -22,6 +22,8 @@ _SIGNS = {"added": "+", "removed": "-", "changed": "~"}
 _MANY = 8
 _MOST_DIRECTORIES = 30
 _MOST_PACKAGES = 200
+_IDENTITY = ("/etc/hostname", "/etc/machine-id")
+_HOST_KEYS = "/etc/ssh/ssh_host_"
 #: Changes of a directory's use below this size are noise.
 _LEAST_USE_BYTES = 1 << 20
 
@@ -69,6 +71,7 @@ def render(found: SystemDifferences, *, brief: bool = False) -> Iterator[str]:
     yield f"+++ {_title(found.after)}"
     parts = [
         ("packages", _packages(found.packages)),
+        ("identity, which each machine has for itself", _identity(found.configuration)),
         ("configuration", _configuration(found.configuration, brief=brief)),
         ("services at boot", _changes(found.units)),
         ("users", _accounts(found.users)),
@@ -108,7 +111,20 @@ def _packages(found: dict[str, Any]) -> Iterator[str]:
         yield f"  ... {len(lines) - _MOST_PACKAGES} more; --json has all"
 
 
+def _is_identity(one: dict[str, Any]) -> bool:
+    return one["path"] in _IDENTITY or one["path"].startswith(_HOST_KEYS)
+
+
+def _identity(found: Sequence[dict[str, Any]]) -> list[str]:
+    """Name the files of the identity in one line: their content is different in any two machines."""
+    names = [one["path"] for one in found if _is_identity(one) and not one["path"].startswith(_HOST_KEYS)]
+    if any(one["path"].startswith(_HOST_KEYS) for one in found):
+        names.append("ssh host keys")
+    return [f"  ~ {', '.join(names)}"] if names else []
+
+
 def _configuration(found: Sequence[dict[str, Any]], *, brief: bool) -> Iterator[str]:
+    found = [one for one in found if not _is_identity(one)]
     plain = [one for one in found if not one.get("diff") or brief]
     many = Counter((_directory(one), one["change"]) for one in plain if not one.get("withheld"))
     told = set()
