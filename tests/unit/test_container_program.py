@@ -168,10 +168,13 @@ async def test_a_new_service_and_a_fork_start_no_second_program(scene: Scene) ->
 async def test_a_reboot_of_the_guest_starts_the_program_again(scene: Scene) -> None:
     scene.boot()
     assert await scene.follow()
+    scene.agent.end.set_result({"code": 5})  # by its stop signal
+    await scene.ended()
+    scene.agent = Agent()
     scene.agent.facts = type("Later", (), {"boot_id": "boot-2"})()
     assert await scene.follow()
-    assert len(scene.agent.started) == 2
-    assert scene.run.boot == "boot-2"
+    assert len(scene.agent.started) == 1
+    assert (scene.run.boot, scene.run.state, scene.run.code) == ("boot-2", "runs", None)
 
 
 async def test_a_program_that_ends_at_once(scene: Scene) -> None:

@@ -69,7 +69,6 @@ class ContainerProgram:
         """Return the record's entry at the beginning of a boot."""
         record, is_left_out = self._machine.record, self._is_left_out
         self._is_left_out = False
-        self._over.clear()
         return None if is_left_out or not has_program(record.container, record.spec) else ProgramRun()
 
     async def follow(self, channel: AgentChannel) -> bool:
@@ -101,7 +100,6 @@ class ContainerProgram:
         record = self._machine.record
         if record.program is not None or not has_program(record.container, record.spec):
             return
-        self._over.clear()
         self._machine.change(program=ProgramRun())
         if not await self.follow(channel) and (error := self.error()) is not None:
             raise error
@@ -132,6 +130,7 @@ class ContainerProgram:
 
     async def _start(self, channel: AgentChannel, boot: str) -> bool:
         record = self._machine.record
+        self._over.clear()  # the end in an earlier boot: the guest has rebooted
         run = ProgramRun(state="runs", boot=boot, started=now())
         try:
             program = resolve_program(record.container, record.spec, hostname=record.hostname)  # type: ignore[arg-type]
