@@ -89,7 +89,7 @@ class Ports:
     def begin(self) -> None:
         pass
 
-    async def bind_again(self, forwards: object) -> None:
+    async def bind_again(self) -> None:
         self.bound = True
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
 from typing import Any, Protocol
 
 from bough.errors import BoughError, Conflict, WrongState
@@ -58,12 +57,19 @@ class Forwards:
         """Begin without ports, for an adopted machine; `bind_again` binds them."""
         self._server = PortServer(self._machine.name, self._dial)
 
-    async def bind_again(self, forwards: Iterable[PortForward]) -> None:
+    async def bind_again(self) -> None:
         """Bind the ports of an adopted machine, except ports that other programs use meanwhile."""
-        for forward in forwards:
-            with contextlib.suppress(Conflict):
-                if self._server is not None:
-                    await self._server.listen(forward)
+        if (server := self._server) is None:
+            return
+        known = self._machine.record.ports
+        bound: list[PortForward] = []
+        for forward in known:
+            try:
+                bound.append(await _listen(server, forward))
+            except Conflict:
+                bound.append(forward)
+        if bound != known:
+            self._machine.change(ports=bound)
 
     async def close(self) -> None:
         server, self._server = self._server, None

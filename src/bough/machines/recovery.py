@@ -130,7 +130,7 @@ class Recovery:
         machine.chains.adopt()
         if stops:  # the service died during this stop: complete the stop
             machine.own(machine.stop(), "stop")
-        await self._forwards.bind_again(machine.record.ports)
+        await self._forwards.bind_again()
 
     async def _connect(self, process: QemuProcess) -> bool | None:
         """Connect to QEMU. Return whether the vCPUs run, or None after the end of a useless QEMU.
