@@ -88,6 +88,8 @@ def test_root_needs_no_entry(etc: Path) -> None:
     root = Identity("0")
     assert root.entry is not None
     assert (root.entry.name, root.entry.home, root.entry.shell) == ("root", "/root", "/bin/sh")
+    (etc / "group").unlink()
+    assert (Identity("root:root").uid, Identity("root:root").gid) == (0, 0)
 
 
 def test_a_new_user_in_the_files(etc: Path) -> None:

@@ -46,9 +46,9 @@ class Identity:
 
             self.entry = agent_accounts.find_user(user)
             if self.entry is None:
-                if not user.isdigit():
+                if user != "root" and not user.isdigit():
                     raise OSError(2, f"the guest has no user {user!r}")
-                self.entry = _entry_of(int(user))
+                self.entry = _entry_of(0 if user == "root" else int(user))  # perhaps without /etc/passwd
             uid = int(user) if self.entry is None else self.entry.uid
             if uid == self.uid and not group:
                 return
@@ -103,7 +103,7 @@ class Identity:
             return int(group)
         from bough.guest.agent_accounts import find_gid
 
-        gid = find_gid(group)
+        gid = 0 if group == "root" else find_gid(group)  # perhaps without /etc/group
         if gid is None:
             raise OSError(2, f"the guest has no group {group!r}")
         return gid
