@@ -42,8 +42,12 @@ def app(
         subprocess.run(["unsquashfs", "-cat", agent_disk, "bin/busybox"], check=True, stdout=stream)
     (context / "busybox").chmod(0o755)
     write(context / "Dockerfile", _DOCKERFILE)
+    storage = tmp_path_factory.mktemp("storage")
+    places = f'graphroot = "{storage}/images"\nrunroot = "{storage}/run"\n'
+    write(storage / "storage.conf", f'[storage]\ndriver = "vfs"\n{places}')
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BUILDAH_ISOLATION", "chroot")
+        patch.setenv("CONTAINERS_STORAGE_CONF", str(storage / "storage.conf"))
         cli("image", "build", context, "-t", "app:1", "--build-arg", "WHO=tests", timeout_s=300)
     yield "app:1"
     cli("image", "delete", "app:1", check=False)

@@ -51,7 +51,7 @@ def install_buildah(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail: str =
 def test_words_for_buildah(tmp_path: Path) -> None:
     full = Dockerfile(Path("ctx"), "df", {"A": "b c"}, "stage", "aarch64", fresh=True)
     assert render_build(full, tmp_path)[2:] == [
-        *("--layers", "--format", "docker", "--iidfile", str(tmp_path), "--build-arg", "A=b c"),
+        *("--layers", "--force-rm", "--format", "docker", "--iidfile", str(tmp_path), "--build-arg", "A=b c"),
         *("--target", "stage", "--arch", "arm64", "--no-cache", "--file", "df", "--", "ctx"),
     ]
     assert render_build(Dockerfile(Path("-ctx")), tmp_path)[-2:] == ["--", "-ctx"]

@@ -97,7 +97,7 @@ def built_archive(dockerfile: Dockerfile, label: str, report: Report | None = No
 
 def render_build(dockerfile: Dockerfile, identifier: Path) -> list[str]:
     """Return buildah's command, which writes the image's id to `identifier`."""
-    words = ["buildah", "bud", "--layers", "--format", "docker", "--iidfile", str(identifier)]
+    words = ["buildah", "bud", "--layers", "--force-rm", "--format", "docker", "--iidfile", str(identifier)]
     words += [
         word for name, value in dockerfile.build_args.items() for word in ("--build-arg", f"{name}={value}")
     ]
