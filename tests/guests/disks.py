@@ -81,6 +81,11 @@ def guest_disk(name: str, store: Path) -> Path:
     return disk
 
 
+def alpine_root(store: Path) -> Path:
+    """Return an ext4 with an Alpine without a kernel."""
+    return _parts("alpine", store) / "root.ext4"
+
+
 def _parts(name: str, store: Path) -> Path:
     """Return the directory of a guest's root file system, kernel and initrd."""
     place = store / f"guest-{name}-{_key()}"
