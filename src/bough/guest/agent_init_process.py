@@ -75,7 +75,7 @@ def _hand_over(words: list[str]) -> None:
         finally:
             os._exit(1)
     try:
-        os.execv(words[0], words)
+        os.execve(words[0], words, setup.INIT_ENVIRONMENT)
     except OSError as error:
         setup.say(f"the image's init {words[0]} cannot be started: {error.strerror}")
         os.kill(pid, _signal.SIGKILL)

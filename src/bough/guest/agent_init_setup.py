@@ -4,7 +4,7 @@ Docker mounts the same, except for control groups, which are writable here. /run
 """
 
 # pathlib and contextlib cost an emulated guest 20 ms each to load.
-# ruff: noqa: PTH103, PTH110, PTH112, PTH123, PTH208, PTH211
+# ruff: noqa: PTH103, PTH108, PTH110, PTH112, PTH114, PTH123, PTH208, PTH211
 
 from __future__ import annotations
 
@@ -35,6 +35,20 @@ _LINKS = {
     "/dev/stdout": "/proc/self/fd/1",
     "/dev/stderr": "/proc/self/fd/2",
 }
+#: What an init gets from the kernel.
+INIT_ENVIRONMENT = {
+    "HOME": "/",
+    "TERM": "linux",
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+}
+#: As in a container of Docker: any user may open low ports, and ping.
+_SETTINGS = {
+    "/proc/sys/net/ipv4/ip_unprivileged_port_start": "0",
+    "/proc/sys/net/ipv4/ping_group_range": "0 2147483647",
+}
+#: Soft and hard limit of open files, as systemd sets them. The kernel's own hard limit is 4096.
+_OPEN_FILES = (1024, 524288)
+_RESOLV_CONF = "/etc/resolv.conf"
 _HOSTS = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
 #: Classes of PCI devices that the agent needs a driver for: storage and network.
 _NEEDED_CLASSES = ("0x01", "0x02")
@@ -70,6 +84,10 @@ def prepare_guest() -> None:
     attempt("the modules", show_modules)
     attempt("the host name", _set_hostname)
     attempt("/etc/hosts", _write_hosts)
+    attempt(_RESOLV_CONF, _free_resolver)
+    for path, value in _SETTINGS.items():
+        attempt(path, _write, path, value)
+    attempt("the limit of open files", _raise_limits)
 
 
 def _mount(source: str, target: str, kind: str, flags: int, data: str) -> None:
@@ -102,8 +120,7 @@ def show_modules() -> None:
         os.makedirs(target, exist_ok=True)
         system.mount(source, target, "", system.BIND)
     if TOOLS and not os.path.exists("/sbin/modprobe"):
-        with open(_MODPROBE, "wb", buffering=0) as file:
-            file.write(f"{TOOLS}/modprobe".encode())
+        _write(_MODPROBE, f"{TOOLS}/modprobe")
 
 
 def load_drivers() -> None:
@@ -144,6 +161,23 @@ def _write_hosts() -> None:
         from bough.guest.agent_identity import write_file
 
         write_file("/etc/hosts", _HOSTS.encode())
+
+
+def _free_resolver() -> None:
+    """Remove a link to the file of a resolver that does not run: name servers are written here."""
+    if os.path.islink(_RESOLV_CONF) and not os.path.exists(_RESOLV_CONF):
+        os.unlink(_RESOLV_CONF)
+
+
+def _raise_limits() -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, _OPEN_FILES)
+
+
+def _write(path: str, value: str) -> None:
+    with open(path, "wb", buffering=0) as file:
+        file.write(value.encode())
 
 
 def _read(path: str) -> str:
