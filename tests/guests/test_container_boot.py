@@ -62,7 +62,7 @@ def _nothing_left(nothing_left: None) -> None:
 
 def processes(machine: bough.Machine) -> list[str]:
     lines = machine.exec("/.bough/bin/busybox", "ps", "-o", "pid,args").stdout.splitlines()
-    return [line for line in lines if "[" not in line]
+    return [line for line in lines[1:] if not line.split()[1].startswith("[")]
 
 
 def is_boughs_init(machine: bough.Machine) -> bool:

@@ -52,7 +52,7 @@ while True:
 class Guest:
     """A guest of bough's init. `end` tells how it ended."""
 
-    def __init__(self, place: Path, seconds: float = 0.5) -> None:
+    def __init__(self, place: Path, seconds: float = 20) -> None:
         self.place = place
         (place / "console").touch()
         self.host_end, self._guest_end = socket.socketpair()
@@ -160,10 +160,16 @@ async def test_a_child_that_holds_the_output_open_does_not_delay_the_end(
     os.kill(int(answer["output"]), signal.SIGKILL)
 
 
-async def test_an_end_that_nobody_takes_powers_off_all_the_same(guest: tuple[AgentChannel, Guest]) -> None:
-    channel, machine = guest
-    await start(channel, "exit 0")
-    assert await machine.until_ended() == "power off"
+async def test_an_end_that_nobody_takes_powers_off_all_the_same(tmp_path: Path) -> None:
+    machine = Guest(tmp_path, seconds=0.2)
+    channel = AgentChannel(machine.host_end, machine="test")
+    try:
+        await channel.hello(20)
+        await start(channel, "exit 0")
+        assert await machine.until_ended() == "power off"
+    finally:
+        await channel.close()
+        machine.close()
 
 
 @pytest.mark.parametrize(
@@ -253,6 +259,7 @@ async def test_nonsense_at_the_door_harms_nothing(guest: tuple[AgentChannel, Gue
     for visitor in many:
         visitor.close()
     os.kill(pid, signal.SIGTERM)
+    assert (await channel.call("await_program", {}, timeout_s=20))["signal"] == "TERM"
     assert await machine.until_ended() == "power off"
 
 

@@ -16,7 +16,7 @@ from bough.images.apt import Mirrors
 from bough.images.disk import DiskIdentity
 from bough.images.linux_disk.cpio import FILE, LINK, CpioNames, render_archive
 from bough.images.oci.boot_kit import store as store_module
-from bough.images.oci.boot_kit.build import BuiltKit
+from bough.images.oci.boot_kit.build import BuiltKit, render_dependencies
 from bough.images.oci.boot_kit.recipe import BootKitRecipe, boot_kit_recipe
 from bough.images.oci.boot_kit.store import BootKit, BootKitStore
 from bough.images.oci.disk import finish_disk, prepare_root, render_table, root_environment
@@ -120,6 +120,15 @@ async def test_a_failed_build_leaves_nothing(home: Home, builds: Builds) -> None
     assert BootKitStore(home).newest(ARCH) is None
     builds.error = None
     assert (await provide(home)).path.is_file()
+
+
+def test_the_dependencies_of_the_initrds_modules() -> None:
+    whole = "kernel/a/virtio-ring.ko:\nkernel/b/other.ko: kernel/a/virtio-ring.ko\n"
+    whole += "kernel/c/virtio_blk.ko.xz: kernel/b/virtio.ko kernel/a/virtio-ring.ko\nkernel/b/virtio.ko:\n"
+    paths = ["kernel/a/virtio-ring.ko", "kernel/b/virtio.ko", "kernel/c/virtio_blk.ko.xz"]
+    assert render_dependencies(whole, paths).decode().splitlines() == [
+        "virtio_ring.ko:", "virtio.ko:", "virtio_blk.ko: virtio.ko virtio_ring.ko",
+    ]  # fmt: skip
 
 
 # -- the disk -------------------------------------------------------------------------------------------

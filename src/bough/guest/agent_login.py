@@ -44,7 +44,7 @@ class Identity:
         else:
             from bough.guest import agent_accounts
 
-            self.entry = agent_accounts.find_user(user)
+            self.entry = agent_accounts.find_user(user) or (_entry_of(0) if user == "root" else None)
             if self.entry is None:
                 if user != "root" and not user.isdigit():
                     raise OSError(2, f"the guest has no user {user!r}")

@@ -27,7 +27,7 @@ _NEEDED_BYTES = 512 * MIB
 BOOT_OFFSET = disk.ROOT_OFFSET
 #: Applets of busybox that the initrd's scripts use.
 _APPLETS = (
-    *("sh", "mount", "umount", "insmod", "cat", "tr", "dd", "head", "readlink", "findfs", "mkdir", "rm"),
+    *("sh", "mount", "umount", "modprobe", "cat", "tr", "dd", "head", "readlink", "findfs", "mkdir", "rm"),
     *("mknod", "usleep", "switch_root", "ls", "dmesg", "poweroff", "reboot"),
 )
 
@@ -133,17 +133,38 @@ def _render_initrd(work: Path, recipe: BootKitRecipe) -> bytes:
     version = (work / "out/version").read_text().strip()
     tree = work / "boot/lib/modules" / version
     dependencies = (tree / "modules.dep").read_text()
-    first = order_modules(dependencies, recipe.first)
-    more = [path for path in order_modules(dependencies, recipe.more) if path not in first]
-    names = {path: f"{module_name(path)}.ko" for path in (*first, *more)}
+    paths = order_modules(dependencies, (*recipe.first, *recipe.more))
+    present = {module_name(path) for path in paths}
+    place = f"lib/modules/{version}"
+    names = ("bin", "dev", "lib", "lib/modules", place, "modules", "proc", "root", "sys")
+
+    def wanted(modules: tuple[str, ...]) -> bytes:
+        # A driver may be part of the kernel.
+        return " ".join(name for name in modules if name in present).encode() + b"\n"
+
     entries = [
-        *((name, DIRECTORY, b"") for name in ("bin", "dev", "modules", "proc", "root", "sys")),
+        *((name, DIRECTORY, b"") for name in names),
         ("bin/busybox", PROGRAM, (work / "out/busybox").read_bytes()),
         *((f"bin/{name}", LINK, b"busybox") for name in _APPLETS),
         ("init", PROGRAM, (INSIDE / "init").read_bytes()),
         ("starter", FILE, starter_file().content),
-        ("modules/first", FILE, "".join(f"{names[path]}\n" for path in first).encode()),
-        ("modules/more", FILE, "".join(f"{names[path]}\n" for path in more).encode()),
-        *((f"modules/{names[path]}", FILE, (tree / path).read_bytes()) for path in (*first, *more)),
+        ("modules/first", FILE, wanted(recipe.first)),
+        ("modules/more", FILE, wanted(recipe.more)),
+        (f"{place}/modules.dep", FILE, render_dependencies(dependencies, paths)),
+        *((f"{place}/{module_name(path)}.ko", FILE, (tree / path).read_bytes()) for path in paths),
     ]
     return render_archive(entries)
+
+
+def render_dependencies(dependencies: str, paths: list[str]) -> bytes:
+    """Return the modules.dep(5) of these modules, all in one directory.
+
+    Args:
+        dependencies: the modules.dep of all modules.
+    """
+    needed = dict(line.split(":", 1) for line in dependencies.splitlines())
+    lines = (
+        f"{module_name(path)}.ko:" + "".join(f" {module_name(other)}.ko" for other in needed[path].split())
+        for path in paths
+    )
+    return "".join(line + "\n" for line in lines).encode()
