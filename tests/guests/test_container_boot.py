@@ -5,6 +5,7 @@ All tests of an image fork one booted machine. Whatever concerns Docker's rules 
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ def busybox(agent_disk: Path) -> bytes:
 
 @pytest.fixture(scope="module")
 def scratch(
-    hv: bough.Hypervisor, busybox: bytes, boot_kit: None, tmp_path_factory: pytest.TempPathFactory
+    hv: bough.Hypervisor, busybox: bytes, boot_kit: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[bough.Snapshot]:
     """Yield a snapshot of a machine whose image has one file, /busybox, and that runs its program."""
     layout = tmp_path_factory.mktemp("scratch") / "layout"
@@ -116,6 +117,9 @@ def test_files_and_ports(fork: bough.Machine, tmp_path: Path) -> None:
     assert (tmp_path / "back/deep/file").read_bytes() == bytes(range(256)) * 400
     with fork.spawn("/busybox", "sh", "-c", "echo served | /busybox nc -l -p 8080"):
         fork.wait_for_open_port(8080)
+        port = fork.forward(8080)
+        with socket.create_connection(("127.0.0.1", port.host_port), timeout=30) as connection:
+            assert connection.recv(100) == b"served\n"
     (tmp_path / "hello").write_text("from the host\n")
     tmp_path.chmod(0o755)
     fork.mount(tmp_path, "/mnt/shared")
@@ -230,7 +234,7 @@ def alpine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.parametrize("name", ["systemd", "alpine"])
 def test_an_image_whose_program_is_an_init(
     hv: bough.Hypervisor,
-    boot_kit: None,
+    boot_kit: Path,
     name: str,
     request: pytest.FixtureRequest,
     tmp_path: Path,
@@ -260,7 +264,7 @@ def test_an_image_whose_program_is_an_init(
 
 @pytest.mark.long
 def test_boughs_init_instead_of_the_images(
-    hv: bough.Hypervisor, boot_kit: None, alpine: bytes, tmp_path: Path
+    hv: bough.Hypervisor, boot_kit: Path, alpine: bytes, tmp_path: Path
 ) -> None:
     write_layout(tmp_path / "layout", [alpine], program={"Cmd": ["/sbin/init"]})
     machine = hv.create(
