@@ -95,8 +95,8 @@ class Segment:
     def step(self) -> None:
         """Carry frames until none is ready."""
         while ready := self.poll.poll(0):
-            for number, _ in ready:
-                act = self.fabric.owner_of(number)
+            for number, events in ready:
+                act = self.fabric.owner_of(number, events)
                 if act is not None:
                     act()
 

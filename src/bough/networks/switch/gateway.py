@@ -122,11 +122,9 @@ class Outside:
         if len(self._queue) + len(frame) > self._most_bytes:
             self.dropped[QUEUE_FULL] += 1
             return
-        waits = bool(self._queue)
         self._queue += len(frame).to_bytes(LENGTH_BYTES, "big") + frame
-        if not waits:
-            with contextlib.suppress(OSError):
-                self.flush()
+        # The process reads as soon as the machine's turn is over: all frames of a turn leave by one call.
+        self._follow()
 
     def send_all(self, frames: Iterable[bytes]) -> None:
         for frame in frames:
