@@ -63,7 +63,7 @@ class House:
         self.store = ImageStore(self.home)
         self.kept = KeptLayouts(self.home.downloads)
         source: Any = SimpleNamespace(using=lambda _: nullcontext())
-        bundles: Any = None
+        bundles: Any = SimpleNamespace(knows=lambda reference: reference == "machine")
         self.artifacts = Artifacts(self.home, self.store, source, bundles, self.kept, HalfMade())
 
     async def push(self, reference: str, target: str) -> str:
@@ -184,6 +184,9 @@ async def test_what_is_wrong_with_a_name(registry: Registry, ours: House, theirs
             await ours.push("web", target)
     with pytest.raises(NotFound, match="nothing"):
         await ours.push("nothing", f"docker://{registry.host}/web:1")
+    with pytest.raises(NotFound, match="no image is called 'machine'") as caught:
+        await ours.push("machine", f"docker://{registry.host}/web:1")
+    assert f"bough export machine docker://{registry.host}/web:1" in str(caught.value.hint)
     with pytest.raises(NotFound, match="has no image"):
         await theirs.pull(f"docker://{registry.host}/never/pushed:1")
     ours.check_clean()

@@ -355,7 +355,8 @@ def pull(name: str, arch: str | None, label: str | None, no_signature: bool, as_
     any.
 
     A container image is docker://[HOST[:PORT]/]NAME[:TAG], oci:DIRECTORY, oci-archive:FILE or
-    docker-archive:FILE. skopeo uses your auth files, mirrors and policy for signatures.
+    docker-archive:FILE. skopeo uses your auth files, mirrors and policy for signatures. docker:// may also
+    name an image that `bough image push` wrote.
 
     `bough run` and `create` pull a missing image. `pull` asks the registry again.
     """

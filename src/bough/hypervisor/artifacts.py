@@ -13,6 +13,7 @@ from typing import Any
 
 from bough.artifacts.document import Kind
 from bough.artifacts.writing import WholePart, Written, write_layout
+from bough.errors import NotFound
 from bough.hypervisor.bundles import Bundles
 from bough.hypervisor.half_made import HalfMade
 from bough.hypervisor.image_source import ImageSource
@@ -20,7 +21,7 @@ from bough.images.artifact import describe_images, parts_of, related_images
 from bough.images.oci.artifacts import check_kind, find_artifact, parse_place, push_layout
 from bough.images.oci.kept_layouts import KeptLayouts
 from bough.images.oci.skopeo import Skopeo
-from bough.images.store import ImageStore
+from bough.images.store import ImageManifest, ImageStore
 from bough.machines.machine import Machine
 from bough.machines.plan import host_arch
 from bough.paths import Home
@@ -74,13 +75,22 @@ class Artifacts:
             DownloadFailed: the registry refuses the push, or cannot be reached. NoSpace, HostLacks
         """
         name = parse_place(target)
-        images = related_images(self._store, self._store.resolve(reference))
+        images = related_images(self._store, self._find_image(reference, name))
         with ExitStack() as used:
             for image in images:
                 used.enter_context(self._source.using(image.digest))
             data_bytes = sum(self._store.path(image.digest).stat().st_blocks * 512 for image in images)
             parts = parts_of(self._store, images)
             return await self._push(name, "image", describe_images(images), parts, data_bytes, report)
+
+    def _find_image(self, reference: str, name: ContainerName) -> ImageManifest:
+        try:
+            return self._store.resolve(reference)
+        except NotFound as error:
+            if not self._bundles.knows(reference):
+                raise
+            hint = f"push the machine or the snapshot: bough export {reference} {name}"
+            raise NotFound(error.message, hint=hint, kind="image") from error
 
     async def push_machine(
         self, reference: str, target: str, *, disks_only: bool, report: Report

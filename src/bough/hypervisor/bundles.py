@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from bough.bundle import Source
+from bough.errors import BoughError
 from bough.hypervisor.description import report_emulation
 from bough.hypervisor.fork_maker import ForkMaker, ForkOrder
 from bough.hypervisor.half_made import HalfMade
@@ -89,6 +90,14 @@ class Bundles:
             if manifest.memory is not None:
                 accelerator = manifest.memory.accelerator
             yield snapshot_subject(manifest, tree.store, saved, accelerator)
+
+    def knows(self, reference: str) -> bool:
+        """Return whether a machine or a snapshot has this name."""
+        try:
+            self._inventory.find_source(reference)
+        except BoughError:
+            return False
+        return True
 
     @asynccontextmanager
     async def flattened(self, reference: str, *, disks_only: bool, report: Report) -> AsyncIterator[Flat]:
