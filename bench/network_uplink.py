@@ -96,20 +96,24 @@ def _server() -> Iterator[tuple[str, int]]:
 
 
 def _serve(server: socket.socket) -> None:
-    data = bytearray(1 << 20)
     with suppress(OSError):  # closed at the end
         while True:
             connection, _ = server.accept()
-            with connection, suppress(OSError):
-                connection.settimeout(_COMMAND_S)
-                if connection.recv(1) == b"i":
-                    for _ in range(_SIZE >> 20):
-                        connection.sendall(data)
-                    continue
-                left = _SIZE
-                while left > 0 and (got := connection.recv_into(data)):
-                    left -= got
-                connection.sendall(b"x")
+            # An own thread for each: a connection that hangs holds up no other.
+            threading.Thread(target=_serve_one, args=(connection,), daemon=True).start()
+
+
+def _serve_one(connection: socket.socket) -> None:
+    data, left = bytearray(1 << 20), _SIZE
+    with connection, suppress(OSError):
+        connection.settimeout(_COMMAND_S)
+        if connection.recv(1) == b"i":
+            for _ in range(_SIZE >> 20):
+                connection.sendall(data)
+            return
+        while left > 0 and (got := connection.recv_into(data)):
+            left -= got
+        connection.sendall(b"x")
 
 
 def _stream_s(machine: bough.Machine, address: str, port: int, direction: str) -> float:
