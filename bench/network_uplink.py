@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import bough
 from bench.harness import Bench
@@ -78,10 +78,16 @@ def _machines() -> Iterator[tuple[bough.Machine, bough.Machine]]:
         hv.network(NAME).delete()  # a run that was killed may have left it
     network = hv.create_network(NAME, internal=False)
     try:
-        with hv.run(IMAGE, memory=_MEMORY, nics=[NAME]) as through, hv.run(IMAGE, memory=_MEMORY) as own:
-            yield through, own
+        with ExitStack() as machines:
+            yield _machine(hv, machines, NAME), _machine(hv, machines, "uplink")
     finally:
         network.delete()
+
+
+def _machine(hv: bough.Hypervisor, machines: ExitStack, network: str) -> bough.Machine:
+    machine = hv.run(IMAGE, memory=_MEMORY, nics=[network])
+    machines.callback(machine.delete, force=True)  # waits for the end: the network is deleted next
+    return machine
 
 
 @contextmanager
