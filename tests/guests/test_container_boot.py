@@ -127,10 +127,11 @@ def test_files_and_ports(fork: bough.Machine, tmp_path: Path) -> None:
 
 
 def test_the_agent_is_started_again(fork: bough.Machine) -> None:
-    for line in processes(fork):
-        number = line.split()[0]
-        if "agent_init_process" in line and number != "1":
-            fork.exec("/busybox", "sh", "-c", f"(sleep 0.2; kill -KILL {number}) &")
+    pids = [line.split()[0] for line in processes(fork) if "agent_init_process" in line]
+    kill = (
+        f"(sleep 0.5; kill -KILL {' '.join(pid for pid in pids if pid != '1')}) </dev/null >/dev/null 2>&1 &"
+    )
+    fork.exec("/busybox", "setsid", "sh", "-c", kill)
 
     def is_new() -> bool:
         try:
