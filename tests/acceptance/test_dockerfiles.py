@@ -24,11 +24,13 @@ ARG WHO=nobody
 COPY busybox /bin/busybox
 RUN ["/bin/busybox", "ln", "-s", "busybox", "/bin/sh"]
 RUN /bin/busybox mkdir -p /etc && /bin/busybox echo "made for $WHO" > /etc/who
-FROM base
+FROM base AS app
 ENV LEVEL=image
 HEALTHCHECK CMD ["/bin/busybox", "true"]
 ENTRYPOINT ["/bin/busybox"]
 CMD ["cat", "/etc/who"]
+FROM app AS unused
+ENV LEVEL=unused
 """
 
 
@@ -41,14 +43,15 @@ def app(
     with (context / "busybox").open("wb") as stream:
         subprocess.run(["unsquashfs", "-cat", agent_disk, "bin/busybox"], check=True, stdout=stream)
     (context / "busybox").chmod(0o755)
-    write(context / "Dockerfile", _DOCKERFILE)
+    write(context / "Containerfile", _DOCKERFILE)
     storage = tmp_path_factory.mktemp("storage")
     places = f'graphroot = "{storage}/images"\nrunroot = "{storage}/run"\n'
     write(storage / "storage.conf", f'[storage]\ndriver = "vfs"\n{places}')
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BUILDAH_ISOLATION", "chroot")
         patch.setenv("CONTAINERS_STORAGE_CONF", str(storage / "storage.conf"))
-        cli("image", "build", context, "-t", "app:1", "--build-arg", "WHO=tests", timeout_s=300)
+        chosen = ("--file", context / "Containerfile", "--target", "app", "--build-arg", "WHO=tests")
+        cli("image", "build", context, "-t", "app:1", *chosen, timeout_s=300)
     yield "app:1"
     cli("image", "delete", "app:1", check=False)
 
