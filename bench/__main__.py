@@ -24,6 +24,7 @@ ALL = (
         "network_uplink",
         "projects",
         "oci",
+        "containers",
         "foreign",
     ),
 )

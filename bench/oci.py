@@ -23,7 +23,7 @@ def run(bench: Bench) -> None:
     if not has_registry() or shutil.which("podman") is None:
         bench.note("oci: skopeo, docker-registry or podman is not installed")
         return
-    debian = _debian()
+    debian = debian_tar()
     with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="bough-bench-") as place:
         with serve_registry(Path(place) / "registry") as registry:
             images = Images()
@@ -64,7 +64,7 @@ def _by_podman(place: Path, name: str) -> float:
     return taken
 
 
-def _debian() -> Path:
+def debian_tar() -> Path:
     """Return a Debian as a tar file, built once and kept until `make clean`."""
     path = RESULTS / "peer" / "debian-minbase.tar"
     if not path.exists():
