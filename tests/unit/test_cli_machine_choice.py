@@ -26,6 +26,7 @@ COMMANDS = {
     "resume": "db",
     "set": "db --vcpus 1",
     "rename": "db other",
+    "diff": "db",
     "snapshot create": "db",
     "snapshot list": "db",
     "snapshot tree": "db",

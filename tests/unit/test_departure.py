@@ -79,6 +79,7 @@ class Machine:
     def __init__(self, channel: AgentChannel, root: Path) -> None:
         self.name = "here"
         self.paths = type("Paths", (), {"console_log": root / "log"})
+        self.record = type("Record", (), {"container": None, "spec": None})
         self._channel = channel
         self.screen = Console(root / "console.sock", root / "log")
 

@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bough.images.oci.inside.failure import BAD_LAYER, TOO_MUCH, Failure, show
-from bough.images.oci.inside.layer_changes import LayerChanges, Notes
+from bough.images.oci.inside.layer_changes import Notes
 from bough.images.oci.inside.layer_stream import Allowance, Blob, LayerStream
 from bough.images.oci.inside.tar_entries import Entry
-from bough.images.oci.inside.tree import MOST_DEPTH, Tree, split_path
+from bough.images.oci.inside.tree import MOST_DEPTH, split_path
 from bough.images.oci.inside.unpack import Reporter, apply_all
 from tests.container_layers import (
     MTIME,
@@ -462,4 +462,3 @@ def test_entries_are_counted(root: Path) -> None:
     done = unpack(root, [directory("d"), file("d/x", b"1" * 5000)])
     assert (done["entries"], done["content_bytes"]) == (2, 8192)
     assert (root / "d/x").stat().st_mtime == MTIME
-    assert isinstance(LayerChanges(Tree(os.dup(0)), 1, Notes()).entries, int)

@@ -84,8 +84,9 @@ class Tree:
         self._give_time_back()
 
     def close(self) -> None:
-        self._leave(0)
-        os.close(self._open[0])
+        """Close all descriptors, also in the middle of a layer. The tree cannot be used afterwards."""
+        while self._open:
+            os.close(self._open.pop())
 
     def enter(self, names: Sequence[bytes], *, create: bool) -> bool:
         """Make `here` the directory of this path. Return False if the path does not exist.

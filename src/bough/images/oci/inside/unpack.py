@@ -66,20 +66,25 @@ def apply_all(request: dict[str, Any], root: int, reporter: Reporter) -> dict[st
     os.utime(root, ns=(0, 0))  # otherwise an image without an entry for it would differ each time
     allowance, notes, tree = Allowance(request["most_bytes"]), Notes(), Tree(root)
     changes = LayerChanges(tree, request["most_entries"], notes)
-    for number, layer in enumerate(request["layers"], 1):
-        reporter.begin_layer(number)
-        blob = Blob(layer["descriptor"], layer["digest"], layer["size_bytes"], layer["diff_id"])
-        stream = LayerStream(blob, allowance, reporter.add)
-        try:
+    try:
+        for number, layer in enumerate(request["layers"], 1):
+            reporter.begin_layer(number)
+            blob = Blob(layer["descriptor"], layer["digest"], layer["size_bytes"], layer["diff_id"])
             tree.begin_layer(first=number == 1)
-            for entry in read_entries(stream):
-                changes.apply(entry, stream)
-            tree.end_layer()
-            stream.finish()
-        finally:
-            stream.close()
-    tree.close()
+            _apply(LayerStream(blob, allowance, reporter.add), changes, tree)
+    finally:
+        tree.close()
     return {"entries": changes.entries, "content_bytes": changes.content_bytes, "notes": notes.render()}
+
+
+def _apply(stream: LayerStream, changes: LayerChanges, tree: Tree) -> None:
+    try:
+        for entry in read_entries(stream):
+            changes.apply(entry, stream)
+        tree.end_layer()
+        stream.finish()
+    finally:
+        stream.close()
 
 
 def main() -> int:
