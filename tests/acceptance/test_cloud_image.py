@@ -68,6 +68,7 @@ def disk(built: dict[str, Any], bough_home: Home) -> Path:
     return bough_home.image(built["digest"]).disk
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_a_cloud_image_end_to_end(
     cli: Cli, built: dict[str, Any], disk: Path, images: list[str], gone: list[str], tmp_path: Path

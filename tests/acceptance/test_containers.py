@@ -222,6 +222,7 @@ def test_a_fork_continues_the_program(cli: Cli, web: str, gone: list[str]) -> No
     assert cli.json("info", web)["program"]["state"] == "runs"
 
 
+@pytest.mark.long
 def test_a_machine_boots_stops_and_changes_its_program(cli: Cli, image: str, gone: list[str]) -> None:
     gone.append("slow")
     cli("create", image, "--name", "slow", "-m", MEMORY, "--init", "bough", "sleep", "1000")
