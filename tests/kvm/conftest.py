@@ -22,7 +22,9 @@ import pytest
 import bough
 from bough.errors import BoughError, NotFound
 from bough.paths import Home
-from bough.qemu.probe import Accelerator, find_qemu, probe_accelerators, probe_jail
+from bough.qemu.accelerators import Accelerator, probe_accelerators
+from bough.qemu.binary import find_qemu
+from bough.qemu.jail_probe import probe_jail
 from tests.conftest import RUN
 from tests.kvm.nested import OUTER, NestedTest, nested
 from tests.kvm.outer import IMAGE, Outer, is_possible, outer_home

@@ -14,7 +14,7 @@ import pytest
 import bough
 from bough.errors import BoughError, NotFound
 from bough.paths import Home
-from bough.qemu.probe import Accelerator
+from bough.qemu.accelerators import Accelerator
 from tests.kvm.autopsy import describe_guests, is_fault_of_the_emulation
 from tests.kvm.conftest import IS_INSIDE
 from tests.kvm.patience import BOOT_S, connect

@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 
 from bough.paths import Home, MachinePaths
+from bough.qemu.binary import find_qemu
 from bough.qemu.choice import choose_machine_type
 from bough.qemu.jail import machine_uid
+from bough.qemu.jail_probe import probe_jail
 from bough.qemu.plan import DiskPlan, Layer, Plan
-from bough.qemu.probe import find_qemu, inspect_qemu, probe_jail
 from bough.qemu.process import QemuProcess, find_process
 from bough.qemu.process_start import start_process
+from bough.qemu.questions import inspect_qemu
 
 IS_ROOT = os.geteuid() == 0
 #: tests/kvm runs the tests of the jail once more, with "kvm".

@@ -16,7 +16,8 @@ from bough.images.confined import Confinement
 from bough.machines.plan import host_arch
 from bough.paths import Home
 from bough.progress import Progress
-from bough.qemu.probe import find_qemu, probe_jail
+from bough.qemu.binary import find_qemu
+from bough.qemu.jail_probe import probe_jail
 from tests.linux_disks import MIB, Linux, make_disk, run
 
 

@@ -30,7 +30,8 @@ from bough.images.store import ImageManifest, ImageStore
 from bough.machines.plan import host_arch
 from bough.paths import Home
 from bough.progress import Progress
-from bough.qemu.probe import find_qemu, probe_jail
+from bough.qemu.binary import find_qemu
+from bough.qemu.jail_probe import probe_jail
 from tests.images_samples import FORMATS, MIB, PACKERS, convert, describe, make_disk, make_ova, pack, serve
 
 

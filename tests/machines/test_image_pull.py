@@ -19,7 +19,8 @@ from bough.images.store import ImageStore
 from bough.machines.plan import host_arch
 from bough.paths import Home
 from bough.progress import ignore_progress
-from bough.qemu.probe import find_qemu, probe_jail
+from bough.qemu.binary import find_qemu
+from bough.qemu.jail_probe import probe_jail
 from tests.images_samples import convert, make_disk
 from tests.publisher import Signer, serve_directory
 

@@ -24,7 +24,8 @@ from bough.images.store import ImageManifest, ImageStore
 from bough.machines.plan import host_arch
 from bough.paths import Home
 from bough.progress import Progress
-from bough.qemu.probe import find_qemu, probe_jail
+from bough.qemu.binary import find_qemu
+from bough.qemu.jail_probe import probe_jail
 from tests.linux_disks import MIB, Linux, check, make_disk, make_file_system, read_file, run
 
 ALPINE = 'ID=alpine\nVERSION_ID=3.23.0\nPRETTY_NAME="Alpine Linux v3.23"\n'

@@ -18,7 +18,8 @@ from bough.machines.plan import host_arch
 from bough.networks.addresses import choose_ipv4, choose_mac, ipv6_of
 from bough.networks.names import names_of
 from bough.paths import Home
-from bough.qemu.probe import find_qemu, probe_jail
+from bough.qemu.binary import find_qemu
+from bough.qemu.jail_probe import probe_jail
 from tests.machines.linux_stack import CARD, NETWORKD
 from tests.machines.test_switch import UID, Lan, process_of
 

@@ -24,9 +24,10 @@ from bough.networks.addresses import choose_network
 from bough.networks.record import NetworkRecord
 from bough.networks.switch.link_fault import DROP, Arc, LinkFault, Words
 from bough.paths import Home
+from bough.qemu.binary import find_qemu
 from bough.qemu.jail import machine_uid
+from bough.qemu.jail_probe import probe_jail
 from bough.qemu.pid import Pid
-from bough.qemu.probe import find_qemu, probe_jail
 from tests.machines.ethernet import NetworkGuest
 from tests.machines.test_switch import UID, Lan, process_of
 from tests.machines.test_uplink import listener, own_address, own_address6

@@ -7,19 +7,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bough.qemu.probe import find_qemu
+from bough.qemu.binary import find_qemu
 from tests.waiting import wait_until
 
 #: Ask, and be killed as soon as QEMU has started.
 ASK = """
 import asyncio, os, signal, sys
-from bough.qemu import probe
-start = probe.start_subprocess
+from bough.qemu.binary import QemuBinary
+from bough.qemu import questions
+start = questions.start_subprocess
 async def start_and_be_killed(*argv, **options):
     await start(*argv, **options)
     os.kill(os.getpid(), signal.SIGKILL)
-probe.start_subprocess = start_and_be_killed
-asyncio.run(probe._ask(probe.QemuBinary(sys.argv[1], (7, 2), "x86_64"), "tcg", "query-version"))
+questions.start_subprocess = start_and_be_killed
+asyncio.run(questions.ask(QemuBinary(sys.argv[1], (7, 2), "x86_64"), "tcg", "query-version"))
 """
 
 

@@ -22,11 +22,13 @@ import pytest
 
 from bough.errors import MachineFailed, QmpLost, QmpRefused, WrongState
 from bough.paths import Home, MachinePaths
+from bough.qemu.accelerators import probe_accelerators
+from bough.qemu.binary import find_qemu
 from bough.qemu.choice import choose_accelerator
 from bough.qemu.jail import Jail
+from bough.qemu.jail_probe import probe_jail
 from bough.qemu.pid import Pid
 from bough.qemu.plan import DiskPlan, NicPlan, Plan
-from bough.qemu.probe import find_qemu, probe_accelerators, probe_jail
 from bough.qemu.process import QemuProcess, find_process
 from bough.qemu.process_start import start_process
 from bough.qemu.qmp import Qmp

@@ -19,7 +19,7 @@ from bough.forks.process_image.builds import SelfTest, SelfTests, read_build
 from bough.hypervisor import Hypervisor
 from bough.machines.machine import Machine
 from bough.paths import Home
-from bough.qemu.probe import find_qemu
+from bough.qemu.binary import find_qemu
 from bough.snapshots.store import SnapshotManifest
 
 pytestmark = [

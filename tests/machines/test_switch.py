@@ -21,9 +21,10 @@ from bough.networks.addresses import choose_network
 from bough.networks.record import NetworkRecord
 from bough.networks.store import NetworkStore
 from bough.paths import Home
+from bough.qemu.binary import find_qemu
 from bough.qemu.jail import machine_uid
+from bough.qemu.jail_probe import probe_jail
 from bough.qemu.pid import Pid
-from bough.qemu.probe import find_qemu, probe_jail
 from tests.unit.switch_peers import Peer
 
 KIND = b"\x88\xb5"

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from bough.qemu.probe import Accelerator
+from bough.qemu.accelerators import Accelerator
 from bough.snapshots.memory_fit import accelerator_bar, cpu_bar, render_instead
 
 TCG = Accelerator("tcg", True, "ran", "EPYC,vendor=GenuineIntel")

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from bough.paths import Home
+from bough.qemu.accelerators import try_guest
 from bough.qemu.facts import cached_fact
-from bough.qemu.probe import Done, Watched, _run, try_guest
 from bough.qemu.probe_guest import TOKEN
+from bough.qemu.questions import Done, Watched, run_program
 
 
 @pytest.fixture
@@ -82,12 +83,12 @@ async def test_a_finding_lasts_as_long_as_it_says(home: Home) -> None:
 )
 async def test_start_and_run_have_bounds_of_their_own(script: str, start_s: float, quiet_s: float) -> None:
     watch = Watched(quiet_s, most_s=60.0, start_s=start_s)
-    assert await _run(["sh", "-c", script], watch) is None
+    assert await run_program(["sh", "-c", script], watch) is None
     assert watch.had_its_time
     assert watch.took_s < 30
 
 
 async def test_a_slow_start_leaves_the_run_all_its_time() -> None:
     script = "i=0; while [ $i -lt 200000 ]; do i=$((i + 1)); done; echo ok"
-    done = await _run(["sh", "-c", script], Watched(0.05, most_s=60.0, start_s=60.0))
+    done = await run_program(["sh", "-c", script], Watched(0.05, most_s=60.0, start_s=60.0))
     assert done == Done(0, b"ok\n", b"")

@@ -15,7 +15,7 @@ from bough.forks.process_image.availability import Availability
 from bough.forks.process_image.builds import Build, SelfTest, SelfTests, read_build
 from bough.forks.process_image.switch import VARIABLE, why_off
 from bough.paths import Home
-from bough.qemu.probe import QemuBinary
+from bough.qemu.binary import QemuBinary
 
 pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="process images exist on x86_64 alone")
 

@@ -13,7 +13,9 @@ import pytest
 
 from bough.errors import HostLacks, InvalidInput, InvalidSpec
 from bough.qemu import probe_guest
+from bough.qemu.accelerators import Accelerator, complete_cpus, newest_complete_cpu
 from bough.qemu.arch import ARCHITECTURES, architecture, version_key
+from bough.qemu.binary import QemuFacts, parse_version
 from bough.qemu.choice import (
     accelerator_note,
     choose_accelerator,
@@ -25,7 +27,6 @@ from bough.qemu.choice import (
 from bough.qemu.host import user_name
 from bough.qemu.packages import render_fix, render_fixes
 from bough.qemu.plan import resolve_clock
-from bough.qemu.probe import Accelerator, QemuFacts, complete_cpus, newest_complete_cpu, parse_version
 
 FACTS = QemuFacts(
     machine_types=(

@@ -15,8 +15,9 @@ from bough.machines.plan import host_arch
 from bough.machines.state import LIVE, State
 from bough.paths import Home
 from bough.progress import Report
+from bough.qemu.binary import find_qemu
 from bough.qemu.cgroup import find_groups
-from bough.qemu.probe import find_qemu, probe_jail
+from bough.qemu.jail_probe import probe_jail
 
 
 class Auditing:

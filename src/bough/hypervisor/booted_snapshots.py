@@ -35,8 +35,10 @@ from bough.machines.first_boot import run_script
 from bough.machines.plan import check_arch, host_arch, resolve_hardware
 from bough.paths import Home
 from bough.progress import Progress, Report, notice
+from bough.qemu.accelerators import probe_accelerators
+from bough.qemu.binary import find_qemu
 from bough.qemu.choice import choose_accelerator
-from bough.qemu.probe import find_qemu, probe_accelerators, probe_jail
+from bough.qemu.jail_probe import probe_jail
 from bough.snapshots.store import SnapshotManifest
 from bough.spec import MachineSpec
 from bough.spec.program import check_settings

@@ -24,7 +24,8 @@ from bough.machines.plan import host_arch
 from bough.machines.state import LIVE, State
 from bough.paths import Home
 from bough.progress import Progress, Report
-from bough.qemu.probe import find_qemu, probe_jail
+from bough.qemu.binary import find_qemu
+from bough.qemu.jail_probe import probe_jail
 from bough.snapshots.store import SnapshotManifest
 
 Kind = Literal["machine", "snapshot", "image"]

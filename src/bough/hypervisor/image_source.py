@@ -17,7 +17,8 @@ from bough.images.store import ImageManifest, ImageStore, split_label
 from bough.machines.plan import host_arch
 from bough.paths import Home
 from bough.progress import Report
-from bough.qemu.probe import find_qemu, probe_jail
+from bough.qemu.binary import find_qemu
+from bough.qemu.jail_probe import probe_jail
 from bough.spec import parse_architecture
 from bough.spec.container_name import ContainerName, is_container_name, parse_container_name
 

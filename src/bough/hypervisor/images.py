@@ -37,7 +37,8 @@ from bough.machines.plan import check_arch, host_arch
 from bough.machines.recipe_build import build_in_machine
 from bough.paths import Home
 from bough.progress import Report
-from bough.qemu.probe import find_qemu, probe_jail
+from bough.qemu.binary import find_qemu
+from bough.qemu.jail_probe import probe_jail
 from bough.spec import PackageLock, RecipeSpec, parse_architecture, parse_recipe
 from bough.tasks import finish
 

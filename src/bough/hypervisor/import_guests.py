@@ -9,7 +9,7 @@ from bough.images.linux_disk.guest_parts import ARCHITECTURES, GuestParts
 from bough.images.store import ImageManifest, ImageStore
 from bough.machines.plan import host_arch
 from bough.progress import Report
-from bough.qemu.probe import find_qemu
+from bough.qemu.binary import find_qemu
 
 #: Built if the home has no Debian image.
 _LABEL = "debian:12"

@@ -30,8 +30,9 @@ from bough.networks.uplink import find_passt
 from bough.paths import Home
 from bough.projects.record import ProjectRecord
 from bough.projects.store import ProjectStore
+from bough.qemu.binary import find_qemu
 from bough.qemu.jail import Jail, machine_uid
-from bough.qemu.probe import find_qemu, probe_jail
+from bough.qemu.jail_probe import probe_jail
 from bough.spec import check_name
 from bough.spec.nic import ISOLATED, UPLINK
 from bough.spec.subnet import check_subnet, parse_subnet

@@ -33,7 +33,8 @@ from bough.machines.plan import host_arch
 from bough.machines.record import MachineDisk
 from bough.machines.state import State
 from bough.paths import Home
-from bough.qemu.probe import find_qemu, probe_jail
+from bough.qemu.binary import find_qemu
+from bough.qemu.jail_probe import probe_jail
 from bough.snapshots.store import SnapshotManifest
 from bough.storage import sync_directory, sync_file
 from bough.tasks import finish

@@ -17,7 +17,8 @@ from bough.images.oci.manifest import ContainerManifest
 from bough.images.oci.skopeo import Skopeo
 from bough.images.store import ImageManifest, ImageStore
 from bough.progress import Report
-from bough.qemu.probe import find_qemu, probe_jail
+from bough.qemu.binary import find_qemu
+from bough.qemu.jail_probe import probe_jail
 from bough.spec.container_name import ContainerName
 from bough.tasks import finish
 

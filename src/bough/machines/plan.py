@@ -23,7 +23,9 @@ from bough.machines.nics import Networks, NowhereNetworks, plan_nics, resolve_ni
 from bough.machines.record import Hardware, MachineRecord, new_uuid
 from bough.machines.seed import plan_seed
 from bough.paths import Home, MachinePaths
+from bough.qemu.accelerators import probe_accelerators
 from bough.qemu.arch import architecture
+from bough.qemu.binary import OLDEST, find_qemu
 from bough.qemu.choice import (
     accelerator_note,
     choose_accelerator,
@@ -34,6 +36,7 @@ from bough.qemu.choice import (
     find_uefi,
 )
 from bough.qemu.jail import Jail, machine_uid, report_jail
+from bough.qemu.jail_probe import probe_jail
 from bough.qemu.plan import (
     AGENT_PORT,
     SERIAL_PORTS,
@@ -45,7 +48,7 @@ from bough.qemu.plan import (
     Plan,
     resolve_clock,
 )
-from bough.qemu.probe import OLDEST, find_qemu, inspect_qemu, probe_accelerators, probe_jail
+from bough.qemu.questions import inspect_qemu
 from bough.qemu.tpm import TPM_STATE, check_swtpm
 from bough.qemu.uefi_variables import BootFile, add_boot_entry
 from bough.spec import MachineSpec

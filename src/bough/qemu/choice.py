@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from bough.errors import HostLacks, InvalidSpec
+from bough.qemu.accelerators import Accelerator
 from bough.qemu.arch import Architecture, architecture, version_key
+from bough.qemu.binary import QemuFacts
 from bough.qemu.packages import render_fix
-from bough.qemu.probe import Accelerator, QemuFacts
 
 #: Part of each emulated CPU of a PC, also in records of earlier versions of bough.
 _EMULATED_MARK = "model-id=emulated"

@@ -16,19 +16,13 @@ from typing import Any
 from bough.errors import BoughError, HostLacks
 from bough.paths import Home
 from bough.progress import Progress, Report, ignore_progress
+from bough.qemu.accelerators import Accelerator, kvm_module, probe_accelerators
 from bough.qemu.arch import architecture
+from bough.qemu.binary import OLDEST, QemuBinary, find_qemu
 from bough.qemu.choice import find_uefi
 from bough.qemu.jail import Jail, machine_uid, report_jail
+from bough.qemu.jail_probe import probe_jail
 from bough.qemu.packages import find_sftp_server, render_fixes
-from bough.qemu.probe import (
-    OLDEST,
-    Accelerator,
-    QemuBinary,
-    find_qemu,
-    kvm_module,
-    probe_accelerators,
-    probe_jail,
-)
 from bough.units import GIB, format_size
 
 

@@ -19,10 +19,11 @@ from bough.machines.media import Media
 from bough.machines.plan import FIRMWARE_VARIABLES
 from bough.machines.record import FirstBoot, Hardware, Nic, ProgramRun, disk_bus_of
 from bough.machines.seed import SEED
+from bough.qemu.accelerators import Accelerator
 from bough.qemu.arch import ARCHITECTURES
+from bough.qemu.binary import QemuFacts
 from bough.qemu.choice import choose_machine_type
 from bough.qemu.disk_bus import UNSAVED, find_crowded
-from bough.qemu.probe import Accelerator, QemuFacts
 from bough.qemu.tpm import TPM_STATE
 from bough.snapshots.memory_fit import accelerator_bar, cpu_bar, render_instead
 from bough.spec import MachineSpec

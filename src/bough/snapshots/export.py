@@ -25,7 +25,8 @@ from bough.machines.record import agent_port_of, disk_bus_of
 from bough.machines.saved_state import SavedState
 from bough.paths import Home
 from bough.progress import Progress, Report
-from bough.qemu.probe import find_qemu, probe_jail
+from bough.qemu.binary import find_qemu
+from bough.qemu.jail_probe import probe_jail
 from bough.snapshots.bundle_manifest import BundleManifest
 from bough.snapshots.bundle_reading import remove_work
 from bough.snapshots.bundle_writing import Subject, describe, flatten_disks, read_parts

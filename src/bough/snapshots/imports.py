@@ -21,8 +21,11 @@ from bough.images.store import ImageStore
 from bough.machines.saved_state import SavedState
 from bough.paths import SnapshotPaths
 from bough.progress import Progress, Report
+from bough.qemu.accelerators import probe_accelerators
+from bough.qemu.binary import find_qemu
 from bough.qemu.host import read_host_facts
-from bough.qemu.probe import find_qemu, inspect_qemu, probe_accelerators, probe_jail
+from bough.qemu.jail_probe import probe_jail
+from bough.qemu.questions import inspect_qemu
 from bough.snapshots.bundle_manifest import BundleManifest, check_here, parse_manifest
 from bough.snapshots.bundle_reading import Taken, make_snapshot, remove_work, take_parts
 from bough.snapshots.store import SnapshotManifest

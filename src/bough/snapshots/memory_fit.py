@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bough.qemu.probe import Accelerator
+from bough.qemu.accelerators import Accelerator
 
 #: What the CPUs of "auto" change in their model; see qemu/arch.py.
 _OWN_CHANGES = ("", "svm=off")

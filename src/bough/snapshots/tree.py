@@ -33,8 +33,9 @@ from bough.machines.seed import renew_seed
 from bough.machines.state import LIVE, State
 from bough.paths import Home, MachinePaths
 from bough.progress import Progress, Report
+from bough.qemu.binary import find_qemu
 from bough.qemu.jail import machine_uid
-from bough.qemu.probe import find_qemu, probe_jail
+from bough.qemu.jail_probe import probe_jail
 from bough.qemu.ram import Extent, Template, different_extents, intersect, size_of, subtract, union
 from bough.snapshots.capture import (
     Captured,

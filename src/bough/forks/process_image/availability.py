@@ -13,8 +13,8 @@ from bough.forks.process_image.builds import TESTED, Build, SelfTest, SelfTests,
 from bough.forks.process_image.captured import HOST
 from bough.forks.process_image.switch import why_off
 from bough.paths import Home
+from bough.qemu.binary import find_qemu
 from bough.qemu.host import Check
-from bough.qemu.probe import find_qemu
 
 log = logging.getLogger("bough.forks")
 
