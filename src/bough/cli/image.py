@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from bough.cli.image_capture import capture, refresh
 from bough.cli.output import ago, clean, progress, show_json, show_table
 from bough.cli.service import IMAGE, connect, json_option
 from bough.units import format_size
@@ -15,6 +16,10 @@ from bough.units import format_size
 @click.group()
 def image() -> None:
     """Build, pull, list and delete images."""
+
+
+image.add_command(capture)
+image.add_command(refresh)
 
 
 @image.command("list")

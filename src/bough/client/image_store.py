@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -232,6 +233,71 @@ class ImageStore:
 
         request = PushImage(ref=reference, target=target)
         return Pushed.from_dict(self._api.send_long(request, progress=progress))
+
+    def plan_capture(
+        self, address: str, *, exclude: Sequence[str] = (), size: int | None = None
+    ) -> dict[str, Any]:
+        """Return what `capture_image` would copy from a live host. Changes nothing there or here."""
+        from bough.client.capture import ssh_connection
+        from bough.contract.images import LookAtHost
+
+        with ssh_connection(address) as control:
+            request = LookAtHost(address=address, control=str(control), exclude=tuple(exclude), size=size)
+            return dict(self._api.send_long(request))
+
+    def capture_image(
+        self,
+        address: str,
+        *,
+        name: str,
+        exclude: Sequence[str] = (),
+        timeout: float | None = None,
+        progress: Report | None = None,
+        **more: Any,
+    ) -> ImageInfo:
+        """Make an image of a live Linux host, over ssh, as root or by sudo; see `bough image capture --help`.
+
+        Args:
+            address: ssh://[user@]host[:port].
+            exclude: patterns of rsync(1).
+            more: size (bytes of the disk), bandwidth (bytes per second), before, after, quiet, scrub.
+
+        Raises:
+            InvalidInput: the host cannot be captured. DownloadFailed: the connection broke; the same call
+                continues. Conflict: another capture has the name.
+        """
+        from bough.client.capture import ssh_connection
+        from bough.contract.answers import ImageInfo
+        from bough.contract.images import CaptureImage
+
+        with ssh_connection(address) as control:
+            request = CaptureImage(
+                address=address, control=str(control), name=name, exclude=tuple(exclude), **more
+            )
+            return ImageInfo.from_dict(self._api.send_long(request, timeout=timeout, progress=progress))
+
+    def refresh_image(
+        self,
+        reference: str,
+        *,
+        address: str | None = None,
+        bandwidth: int | None = None,
+        timeout: float | None = None,
+        progress: Report | None = None,
+    ) -> ImageInfo:
+        """Make a newer image of the host that an image was made of: only what changed there is read.
+
+        Args:
+            address: where the host is now; None: where it was.
+        """
+        from bough.client.capture import ssh_connection
+        from bough.contract.answers import ImageInfo
+        from bough.contract.images import OriginOfCapture, RefreshImage
+
+        known = self._api.send(OriginOfCapture(reference=reference))["address"]
+        with ssh_connection(address or known) as control:
+            request = RefreshImage(ref=reference, control=str(control), address=address, bandwidth=bandwidth)
+            return ImageInfo.from_dict(self._api.send_long(request, timeout=timeout, progress=progress))
 
     def delete_image(self, reference: str) -> None:
         """Delete an image. Raises InUse while machines use it as a backing file."""

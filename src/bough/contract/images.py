@@ -74,6 +74,54 @@ class ImportImage(Request):
     root: str | None = None
 
 
+class LookAtHost(Request):
+    """Return what a capture of a live host would copy. `control` is the socket of the client's ssh."""
+
+    route = Route("POST", "/images/capture/plan", "long")
+    address: str
+    control: str
+    exclude: tuple[str, ...] = ()
+    size: int | None = None
+
+
+class CaptureImage(Request):
+    """Make an image of a live Linux host. `control` is the socket of the client's ssh connection to it.
+
+    `before` and `after` are commands for that host, as root, around the last pass of the copy.
+    """
+
+    route = Route("POST", "/images/capture", "long")
+    answer: ClassVar[ImageInfo]
+    address: str
+    control: str
+    name: str
+    exclude: tuple[str, ...] = ()
+    size: int | None = None
+    bandwidth: int | None = None
+    before: str | None = None
+    after: str | None = None
+    quiet: bool = True
+    scrub: bool = False
+
+
+class OriginOfCapture(Request):
+    """Return the address of the host that an image was made of: {"address"}."""
+
+    route = Route("GET", "/images/{reference}/host")
+    reference: str
+
+
+class RefreshImage(Request):
+    """Copy what changed on the host since its image was made. `address`: where the host is now."""
+
+    route = Route("POST", "/images/refresh", "long")
+    answer: ClassVar[ImageInfo]
+    ref: str
+    control: str
+    address: str | None = None
+    bandwidth: int | None = None
+
+
 class PullImage(Request):
     """Fetch an image of the catalogue, unless the image exists, or a container image ("docker://nginx").
 

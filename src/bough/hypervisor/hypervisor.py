@@ -13,6 +13,7 @@ from bough.hypervisor.artifacts import Artifacts
 from bough.hypervisor.auditing import Auditing
 from bough.hypervisor.booted_snapshots import BootedSnapshots
 from bough.hypervisor.bundles import Bundles
+from bough.hypervisor.captures import Captures
 from bough.hypervisor.creation import Creation
 from bough.hypervisor.differences import Differences
 from bough.hypervisor.faults import Faults
@@ -168,6 +169,16 @@ class Hypervisor:
         )
         snapshot_disks = SnapshotDisks(keeper, states, maker, lifetimes)
         self.differences = Differences(home, store, machines, keeper, snapshot_disks)
+        self.captures = Captures(
+            home,
+            store,
+            source,
+            self.creation,
+            machines,
+            lifetimes,
+            half_made,
+            ImportGuests(store, source, agent_disks.store),
+        )
         self.auditing = Auditing(home, machines, lifetimes, half_made)
         self.project_operations = operations = ProjectOperations()
         self.project_removal = ProjectRemoval(self.projects, operations, machines, lifetimes, self.networks)

@@ -101,6 +101,8 @@ def _choose_hardware(linux: LinuxFacts | None) -> dict[str, str]:
 
 
 def describe_origin(request: ImportRequest, header: Header, checksum: str | None) -> dict[str, Any]:
+    if request.origin is not None:
+        return dict(request.origin)
     origin = {"source": request.source, "format": header.format}
     if checksum is not None:
         origin["sha256"] = checksum

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 from urllib.parse import unquote, urlsplit
 
 from bough.errors import InvalidInput
@@ -34,6 +35,7 @@ class ImportRequest:
         agent: the guest has bough's agent. False: leave the disk alone. None: find out by the disk and the
             note of `bough export`, and install the agent's starter into a foreign Linux.
         root: the volume with the root of the Linux, like "2" or "group/volume", if a disk has several.
+        origin: the origin for the manifest, if `source` is a file of bough's own: a capture.
     """
 
     source: str
@@ -53,6 +55,7 @@ class ImportRequest:
     nic_model: str = "auto"
     agent_port: str = "auto"
     root: str | None = None
+    origin: Mapping[str, Any] | None = None
 
 
 def check_request(request: ImportRequest) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from bough.contract import images as contract
 from bough.errors import BoughError, InvalidInput
 from bough.hypervisor import Hypervisor
+from bough.hypervisor.captures import CaptureRequest, Refresh
 from bough.images.apt import parse_mirrors
 from bough.images.build import BuildOptions
 from bough.images.catalogue import describe_catalogue
@@ -23,6 +24,10 @@ def add_routes(routes: Routes) -> None:
     routes.long(contract.BuildImage, build_image)
     routes.long(contract.BuildRecipe, build_recipe)
     routes.long(contract.ImportImage, import_image)
+    routes.long(contract.LookAtHost, look_at_host)
+    routes.long(contract.CaptureImage, capture_image)
+    routes.quick(contract.OriginOfCapture, origin_of_capture)
+    routes.long(contract.RefreshImage, refresh_image)
     routes.long(contract.PullImage, pull_image)
     routes.long(contract.PushImage, push_image)
     routes.quick(contract.SearchCatalogue, search_catalogue)
@@ -60,6 +65,39 @@ async def import_image(hypervisor: Hypervisor, asked: contract.ImportImage, repo
     given = {name: getattr(asked, name) for name in asked.fields}
     manifest = await hypervisor.images.import_file(given, report=report)
     return _describe(hypervisor, manifest.digest)
+
+
+async def look_at_host(hypervisor: Hypervisor, asked: contract.LookAtHost, report: Report) -> Description:
+    request = CaptureRequest(
+        asked.address, asked.control, "plan", exclude=asked.exclude, disk_bytes=asked.size
+    )
+    return (await hypervisor.captures.look(request, report)).to_dict()
+
+
+async def capture_image(hypervisor: Hypervisor, asked: contract.CaptureImage, report: Report) -> Description:
+    request = CaptureRequest(
+        asked.address,
+        asked.control,
+        asked.name,
+        exclude=asked.exclude,
+        disk_bytes=asked.size,
+        bandwidth=asked.bandwidth,
+        before=asked.before,
+        after=asked.after,
+        quiet=asked.quiet,
+        scrub=asked.scrub,
+    )
+    manifest = await hypervisor.captures.capture(request, report)
+    return _describe(hypervisor, manifest.digest)
+
+
+async def origin_of_capture(hypervisor: Hypervisor, asked: contract.OriginOfCapture) -> dict[str, Any]:
+    return {"address": hypervisor.captures.address_of(asked.reference)}
+
+
+async def refresh_image(hypervisor: Hypervisor, asked: contract.RefreshImage, report: Report) -> Description:
+    refresh = Refresh(asked.ref, asked.control, asked.address, asked.bandwidth)
+    return _describe(hypervisor, (await hypervisor.captures.refresh(refresh, report)).digest)
 
 
 async def pull_image(hypervisor: Hypervisor, asked: contract.PullImage, report: Report) -> Description:
