@@ -1,4 +1,4 @@
-"""What differs between two running machines, seen from outside."""
+"""The time of `bough diff` for two running machines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of a machine that `docker run` has with the same meaning, beside those of the table of settings."""
+"""Options that mean the same as in `docker run`, and that the table of settings does not have."""
 
 from __future__ import annotations
 
