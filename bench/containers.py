@@ -10,8 +10,8 @@ from statistics import median
 from tests.container_registry import Images, has_registry, serve_registry
 
 import bough
-from bench.fork import private_mib
 from bench.harness import Bench
+from bench.idle_forks import measure_forks
 from bench.machine import AT_EASE_S, run_bough, wait_for_prewarm
 from bench.oci import debian_tar
 from bench.run import container, settle
@@ -19,9 +19,7 @@ from bench.run import container, settle
 ABOUT = "machines from a container image of a Debian, against podman run"
 #: Of the machines that are forked.
 MEMORY = "256MiB"
-_BOOTS, _ROUNDS, _FORKS = 3, 8, 5
-#: An idle guest needs so long until its memory no longer grows.
-_IDLE_S = 60
+_BOOTS, _ROUNDS = 3, 8
 
 
 def run(bench: Bench) -> None:
@@ -64,7 +62,7 @@ def _measure(bench: Bench, hypervisor: bough.Hypervisor, label: str) -> None:
         machine.delete(force=True)
     try:
         wait_for_prewarm(hypervisor)
-        _measure_forks(bench, snapshot)
+        measure_forks(bench, snapshot)
     finally:
         snapshot.delete()
 
@@ -81,23 +79,3 @@ def _boot_s(hypervisor: bough.Hypervisor, label: str) -> float:
     finally:
         machine.delete(force=True)
         time.sleep(AT_EASE_S)
-
-
-def _measure_forks(bench: Bench, snapshot: bough.Snapshot) -> None:
-    taken = []
-    for _ in range(_ROUNDS):
-        time.sleep(AT_EASE_S)
-        began = time.perf_counter()
-        with snapshot.fork(ephemeral=True) as fork:
-            fork.exec("true", check=True)
-            taken.append((time.perf_counter() - began) * 1000)
-    bench.note(f"fork with its first command: {median(taken):.0f} ms ({min(taken):.0f} to {max(taken):.0f})")
-    forks = snapshot.fork(count=_FORKS, ephemeral=True)
-    time.sleep(_IDLE_S)
-    used = [private_mib(fork.info().pid) for fork in forks]
-    bench.note(
-        f"{_FORKS} idle forks: {sum(used) / len(used):.0f} MiB of own memory each, "
-        f"the largest {max(used):.0f} (at most 25 MiB)"
-    )
-    for fork in forks:
-        fork.delete(force=True)

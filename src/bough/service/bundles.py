@@ -20,6 +20,7 @@ from bough.contract.bundles import ExportMachine, ImportMachine, PullMachine, Pu
 from bough.errors import InvalidInput, NotFound
 from bough.hypervisor import Hypervisor
 from bough.hypervisor.description import describe
+from bough.machines.machine import Machine
 from bough.progress import Progress, Report
 from bough.project_bundle import MAGIC, Peeked, read_magic
 from bough.service.answers import as_bough_error
@@ -113,9 +114,7 @@ async def _import(
         accelerator=asked.accelerator,
         report=report,
     )
-    if asked.wait and machine.state == "running":
-        await machine.wait_ready(timeout_s=asked.timeout_s, report=report)
-    return describe(machine)
+    return await _described(machine, asked, report)
 
 
 async def _import_project(
@@ -149,6 +148,13 @@ async def push_machine(hypervisor: Hypervisor, asked: PushMachine, report: Repor
     )
 
 
+async def _described(machine: Machine, asked: ImportMachine | PullMachine, report: Report) -> dict[str, Any]:
+    """Describe an imported machine, once it answers if the client waits for that."""
+    if asked.wait and machine.state == "running":
+        await machine.wait_ready(timeout_s=asked.timeout_s, report=report)
+    return describe(machine)
+
+
 async def pull_machine(hypervisor: Hypervisor, asked: PullMachine, report: Report) -> dict[str, Any]:
     machine = await hypervisor.artifacts.pull_machine(
         asked.origin,
@@ -159,9 +165,7 @@ async def pull_machine(hypervisor: Hypervisor, asked: PullMachine, report: Repor
         accelerator=asked.accelerator,
         report=report,
     )
-    if asked.wait and machine.state == "running":
-        await machine.wait_ready(timeout_s=asked.timeout_s, report=report)
-    return describe(machine)
+    return await _described(machine, asked, report)
 
 
 async def _feed(socket: WebSocket, inflow: _Inflow) -> None:
