@@ -94,6 +94,18 @@ def change(disk: Path, *commands: str, offset: int = MIB) -> None:
     run("debugfs", "-w", "-f", "-", f"{disk}?offset={offset}", text="".join(f"{one}\n" for one in commands))
 
 
+def test_a_container_image_that_is_one_program(systems: Systems) -> None:
+    """Its disk also has a boot partition, whose squashfs bough does not read."""
+    tree = systems.place / "tree"
+    (tree / ".bough").mkdir(parents=True)
+    (tree / "program").write_text("x")
+    make_disk(systems.place / "disk.raw", tree)
+    volume = Found(0, "4", "ext", MIB, 24 * MIB)
+    found = open_tree([systems.disk(systems.place / "disk.raw")], [Found(0, "3", "squashfs", 0, 512), volume])
+    assert found.read(b"/program") == b"x"
+    assert [one.name for one, _ in found.unread] == ["3"]
+
+
 @pytest.mark.parametrize("kind", ["ext2", "ext3", "ext4"])
 def test_every_file_is_read(systems: Systems, kind: str) -> None:
     """Small and large files, long links, a directory of many blocks."""

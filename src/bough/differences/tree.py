@@ -10,6 +10,7 @@ from typing import NamedTuple
 from bough.differences.disk import Disk, DiskUnreadable
 from bough.differences.ext.files import ROOT, ExtFiles
 from bough.differences.ext.inode import Inode
+from bough.guest.install import DISK_PLACE
 
 #: Links that are followed one after the other, as in Linux.
 _MOST_LINKS = 16
@@ -185,7 +186,9 @@ def _is_linux(files: ExtFiles) -> bool:
         names = files.entries(root_of(files).inode)
     except DiskUnreadable:
         return False
-    return b"etc" in names and bool({b"usr", b"bin"} & set(names))
+    # The disk of each container image has the place of the agent disk; the image may have one program only.
+    agent_place = DISK_PLACE.strip("/").encode()
+    return agent_place in names or (b"etc" in names and bool({b"usr", b"bin"} & set(names)))
 
 
 def _describe(unread: list[tuple[Found, str]]) -> str:
